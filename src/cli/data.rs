@@ -1,5 +1,5 @@
 //! `mapl data build` and `mapl data show`; `mapl data check` is in `data_check`, `mapl data
-//! export` in `data_export`.
+//! export` in `data_export`, `mapl data language` in `data_language`.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::data_check::{CheckCommand, check};
 use super::data_export::{ExportCommand, export};
+use super::data_language::{LanguageCommand, language};
 use super::inputs::Inputs;
 use super::model_folder::{BaseArgs, warn_of_tokenizer};
 use super::output::{check_output, remark, same_file, warn};
@@ -38,6 +39,8 @@ pub enum DataCommand {
     Check(CheckCommand),
     /// Write the pairs of preference rows of any format as rows of TRL
     Export(ExportCommand),
+    /// Write pairs of the quick start's artificial language
+    Language(LanguageCommand),
 }
 
 /// Arguments of `data build`.
@@ -110,6 +113,7 @@ impl DataCommand {
             DataCommand::Show(args) => vec![&mut args.input],
             DataCommand::Check(args) => args.data_files(),
             DataCommand::Export(args) => vec![&mut args.input],
+            DataCommand::Language(_) => Vec::new(),
         }
     }
 }
@@ -121,6 +125,7 @@ pub fn run(command: DataCommand) -> Result<()> {
         DataCommand::Show(args) => emit_exactly(&shown(&args)?),
         DataCommand::Check(args) => check(&args),
         DataCommand::Export(args) => export(&args),
+        DataCommand::Language(args) => language(&args),
     }
 }
 

@@ -15,7 +15,7 @@ use super::device::DeviceArgs;
 use super::inputs::Inputs;
 use super::invocation::program;
 use super::{Cli, Command, args, data, evaluate, make, train};
-use crate::data::synth::{Split, SynthOptions, generate, write_jsonl};
+use crate::data::synth::{Split, SynthOptions, generate, to_jsonl};
 use crate::eval::Evaluation;
 use crate::files::{write_json, write_text};
 use crate::loss::objective::Method;
@@ -232,7 +232,7 @@ impl Quickstart<'_> {
         let [train_rows, test_rows] = [TRAIN_ROWS, TEST_ROWS].map(|rows| self.rows(rows));
         for (split, rows) in [(Split::Train, train_rows), (Split::Test, test_rows)] {
             let pairs = generate(&SynthOptions { rows, seed, split });
-            write_jsonl(&pairs, &self.path(&format!("{}.jsonl", split.name())))?;
+            write_text(&self.path(&format!("{}.jsonl", split.name())), &to_jsonl(&pairs)?)?;
         }
         say(&format!("wrote {train_rows} training and {test_rows} held-out pairs of an artificial language"));
         for split in ["train", "test"] {

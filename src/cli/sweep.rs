@@ -3,21 +3,25 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use clap::Args;
+use clap::{Args, Parser as _};
 use serde_json::{Value, json};
 
+use super::Cli;
+use super::args::quoted;
 use super::inputs::Inputs;
 use crate::files::{check_folder_writable, input, json_text, write_atomic};
 use crate::study::sweep::grid::{Grid, Point};
-use crate::study::sweep::outcome::{Outcome, csv, finished_study};
+use crate::study::sweep::outcome::{Outcome, commands, csv, finished_study};
 use crate::study::sweep::page;
+use crate::study::sweep::summary::summary;
 use crate::terminal::say;
 use crate::{Error, Result};
 
 /// Arguments of `study sweep`.
 #[derive(Args, Clone, Debug)]
 pub struct SweepArgs {
-    /// TOML file with the method, [flags] of every run, and lists of values in [vary]
+    /// TOML file with the method, [flags] of every run, and lists of values in [vary] or sets of
+    /// flags in [[variants]]; docs/commands.md has every key
     file: PathBuf,
     /// Folder for sweep.csv, sweep.json, report.html and a folder per point; finished points are
     /// not repeated
@@ -31,11 +35,14 @@ pub struct SweepArgs {
 /// Files of a sweep.
 const TOP_FILES: [&str; 3] = ["sweep.csv", "sweep.json", "report.html"];
 /// Files of a point, and the folder of its run.
-const POINT_FILES: [&str; 5] = ["study.json", "command.json", "hw.jsonl", "report.html", "run"];
+const POINT_FILES: [&str; 6] = ["study.json", "command.json", "hw.jsonl", "report.html", "run", "eval.json"];
+/// Commands of `prepare` that have finished.
+const PREPARED: &str = "prepared.json";
 
 /// Runs the unfinished points. A point that fails is a row with its error.
 pub fn run(args: &SweepArgs) -> Result<()> {
-    let grid = Grid::read(&args.file)?;
+    let grid = Grid::read(&args.file, &args.output_dir)?;
+    check_commands(&grid)?;
     args.spare_inputs(&grid)?;
     check_folder_writable(&args.output_dir)?;
     std::fs::create_dir_all(&args.output_dir).map_err(Error::io("create", &args.output_dir))?;
@@ -46,12 +53,13 @@ pub fn run(args: &SweepArgs) -> Result<()> {
         let named: Vec<String> =
             grid.axes.iter().zip(&point.values).map(|(axis, value)| format!("{axis}={value}")).collect();
         let label = format!("{}/{} {}", at + 1, grid.points.len(), named.join(" "));
-        let outcome = match finished_study(&folder, &words) {
-            Some(study) => {
+        let outcome = match finished_study(&folder, &commands(point, &words), point.measure.is_some()) {
+            Some([study, evaluation]) => {
                 say(&format!("{label}: finished earlier"));
-                Outcome::of(point, &study)
+                Outcome::of(point, &study, &evaluation)
             }
             None => {
+                args.prepare(&point.prepare)?;
                 let outcome = args.point(point, &folder, &words)?;
                 say(&match (&outcome.error[..], outcome.step_ms, outcome.tokens_per_s) {
                     ("", Some(step), Some(tokens)) => format!("{label}: {step:.1} ms per step, {tokens:.0} tokens/s"),
@@ -63,6 +71,11 @@ pub fn run(args: &SweepArgs) -> Result<()> {
         outcomes.push(outcome);
         // An interrupted sweep keeps its rows so far.
         args.write(&grid, &outcomes)?;
+    }
+    if let Some(summary) = summary(&grid, &outcomes) {
+        for table in summary.tables().iter().filter(|table| !table.rows.is_empty()) {
+            say(&format!("\n{}", table.to_text()));
+        }
     }
     say(&format!("sweep in {}", args.output_dir.join("report.html").display()));
     match outcomes.iter().all(|outcome| !outcome.error.is_empty()) {
@@ -79,7 +92,8 @@ impl SweepArgs {
         let mut written: Vec<PathBuf> = TOP_FILES.iter().map(|name| self.output_dir.join(name)).collect();
         for point in &grid.points {
             let mut flag = "";
-            for word in &point.words {
+            let measured = point.measure.iter().flatten();
+            for word in point.words.iter().chain(point.prepare.iter().flatten()).chain(measured) {
                 let word = word.as_str();
                 let (name, value) = word.split_once('=').unwrap_or((word, ""));
                 let named = word.starts_with("--");
@@ -101,39 +115,105 @@ impl SweepArgs {
         own.into_iter().chain(point.words.iter().cloned()).chain(places).chain(rest).collect()
     }
 
-    fn point(&self, point: &Point, folder: &Path, words: &[String]) -> Result<Outcome> {
-        let program = std::env::current_exe().map_err(|e| Error::Runtime(format!("cannot find this program: {e}")))?;
-        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        let study = folder.join("study.json");
-        // An earlier study with other flags must not pass for this one.
-        if study.exists() {
-            std::fs::remove_file(&study).map_err(Error::io("remove", &study))?;
-        }
-        write_atomic(&folder.join("command.json"), json_text(&json!(words)).as_bytes())?;
-        let output = Command::new(program).args(words).stdin(Stdio::null()).output();
-        let output = output.map_err(|e| Error::Runtime(format!("cannot start a run: {e}")))?;
-        if !self.keep_runs {
-            let run = folder.join("run");
-            if run.exists() {
-                std::fs::remove_dir_all(&run).map_err(Error::io("remove", &run))?;
+    /// Runs the commands that no earlier point has run. A command that fails ends the sweep.
+    fn prepare(&self, commands: &[Vec<String>]) -> Result<()> {
+        let record = self.output_dir.join(PREPARED);
+        let mut done: Vec<Vec<String>> = match record.exists() {
+            true => read_json(&record)?,
+            false => Vec::new(),
+        };
+        for command in commands {
+            if done.contains(command) {
+                continue;
             }
+            say(&format!("$ mapl {}", command.iter().map(|word| quoted(word.as_ref())).collect::<Vec<_>>().join(" ")));
+            if let Some(why) = call(command)? {
+                return Err(Error::Runtime(format!("prepare, mapl {}: {why}", command.join(" "))));
+            }
+            done.push(command.clone());
+            write_atomic(&record, json_text(&json!(done)).as_bytes())?;
         }
-        if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stderr);
-            let line = text.lines().find(|line| line.starts_with("error:")).or(text.lines().last());
-            let why = line.map_or_else(|| output.status.to_string(), |line| line.trim_start_matches("error: ").into());
+        Ok(())
+    }
+
+    fn point(&self, point: &Point, folder: &Path, words: &[String]) -> Result<Outcome> {
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        let [study, evaluation] = ["study.json", "eval.json"].map(|name| folder.join(name));
+        // An earlier result of other commands must not pass for this one.
+        for earlier in [&study, &evaluation].into_iter().filter(|path| path.exists()) {
+            std::fs::remove_file(earlier).map_err(Error::io("remove", earlier))?;
+        }
+        write_atomic(&folder.join("command.json"), json_text(&commands(point, words)).as_bytes())?;
+        let run = folder.join("run");
+        let mut failure = call(words)?;
+        if let (None, Some(flags)) = (&failure, &point.measure) {
+            let text = |path: &Path| path.to_string_lossy().into_owned();
+            let own = ["eval".into(), "--model".into(), text(&run), "--output".into(), text(&evaluation)];
+            let words: Vec<String> = own.into_iter().chain(flags.iter().cloned()).collect();
+            failure = call(&words)?.map(|why| format!("evaluation: {why}"));
+        }
+        if !self.keep_runs && run.exists() {
+            std::fs::remove_dir_all(&run).map_err(Error::io("remove", &run))?;
+        }
+        if let Some(why) = failure {
             return Ok(Outcome::failed(point, why));
         }
-        let bytes = input::read(&study, input::MAX_RECORD).map_err(input::data_error(&study))?;
-        let value: Value = serde_json::from_slice(&bytes)
-            .map_err(|e| Error::Runtime(format!("{} is damaged: {e}", study.display())))?;
-        Ok(Outcome::of(point, &value))
+        let evaluation = if point.measure.is_some() { read_json(&evaluation)? } else { Value::Null };
+        Ok(Outcome::of(point, &read_json(&study)?, &evaluation))
     }
 
     fn write(&self, grid: &Grid, outcomes: &[Outcome]) -> Result<()> {
         write_atomic(&self.output_dir.join("sweep.csv"), &csv(grid, outcomes)?)?;
-        let value = json!({ "schema": 1, "method": grid.method, "axes": grid.axes, "points": outcomes });
+        let mut value = json!({ "schema": 1, "method": grid.method, "axes": grid.axes, "points": outcomes });
+        if let Some(summary) = summary(grid, outcomes) {
+            value["summary"] = json!(summary);
+        }
         write_atomic(&self.output_dir.join("sweep.json"), json_text(&value).as_bytes())?;
         write_atomic(&self.output_dir.join("report.html"), page::html(grid, outcomes).as_bytes())
     }
+}
+
+/// Refuses commands of `prepare` and `[measure]` that this program would refuse, before any of them
+/// runs.
+fn check_commands(grid: &Grid) -> Result<()> {
+    let check = |what: &str, words: &mut dyn Iterator<Item = &str>| match Cli::try_parse_from(
+        ["mapl"].into_iter().chain(words),
+    ) {
+        Ok(_) => Ok(()),
+        Err(why) => {
+            let text = why.to_string();
+            let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            Err(Error::Usage(format!("{what}: {line}")))
+        }
+    };
+    for point in &grid.points {
+        for command in &point.prepare {
+            check(&format!("prepare, mapl {}", command.join(" ")), &mut command.iter().map(String::as_str))?;
+        }
+        if let Some(flags) = &point.measure {
+            let words = ["eval", "--model", "run", "--output", "eval.json"].into_iter();
+            check("[measure]", &mut words.chain(flags.iter().map(String::as_str)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs this program in a process of its own; returns why it failed, if it did.
+fn call(words: &[String]) -> Result<Option<String>> {
+    let program = std::env::current_exe().map_err(|e| Error::Runtime(format!("cannot find this program: {e}")))?;
+    let output = Command::new(program).args(words).stdin(Stdio::null()).output();
+    let output = output.map_err(|e| Error::Runtime(format!("cannot start a run: {e}")))?;
+    if output.status.success() {
+        return Ok(None);
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let line = text.lines().find(|line| line.starts_with("error:")).or(text.lines().last());
+    let why = line.map_or_else(|| output.status.to_string(), |line| line.trim_start_matches("error: ").into());
+    Ok(Some(why))
+}
+
+/// Reads a file that a sweep has written.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = input::read(path, input::MAX_RECORD).map_err(input::data_error(path))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::Runtime(format!("{} is damaged: {e}", path.display())))
 }

@@ -17,11 +17,7 @@ mod words;
 #[cfg(test)]
 mod tests;
 
-use std::io::Write as _;
-use std::path::Path;
-
 use super::group::{PreferenceGroup, Prompt, Response};
-use crate::files::{Unfinished, sync_parent};
 use crate::rng::Rng;
 use crate::{Error, Result};
 use words::{AUDIENCES, DAYS, OPENERS, REQUESTS, TOPICS};
@@ -41,7 +37,7 @@ const STRAY: f64 = 0.2;
 const TEST_ONE_IN: usize = 5;
 
 /// Set of prompts that the rows are drawn from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
     Train,
     Test,
@@ -72,20 +68,18 @@ pub fn generate(options: &SynthOptions) -> Vec<PreferenceGroup> {
     (0..options.rows).map(|row| pair(options, row)).collect()
 }
 
-/// Writes one group per line. The file appears complete or not at all.
+/// Groups as JSON lines.
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be written.
-pub fn write_jsonl(groups: &[PreferenceGroup], path: &Path) -> Result<()> {
-    let file = Unfinished::write(path, |out| {
-        for group in groups {
-            serde_json::to_writer(&mut *out, group).map_err(|e| Error::io("write", path)(e.into()))?;
-            out.write_all(b"\n").map_err(Error::io("write", path))?;
-        }
-        Ok(())
-    })?;
-    file.rename()?;
-    sync_parent(path)
+/// [`Error::Runtime`] if a group has no JSON form; generated ones have.
+pub fn to_jsonl(groups: &[PreferenceGroup]) -> Result<String> {
+    let mut text = String::new();
+    for group in groups {
+        let line = serde_json::to_string(group).map_err(|e| Error::Runtime(format!("cannot write a pair: {e}")))?;
+        text.push_str(&line);
+        text.push('\n');
+    }
+    Ok(text)
 }
 
 fn pair(options: &SynthOptions, row: usize) -> PreferenceGroup {

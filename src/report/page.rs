@@ -96,6 +96,12 @@ impl Table {
         self
     }
 
+    /// Caption and aligned columns, as Markdown.
+    pub fn to_text(&self) -> String {
+        let rows: Vec<Vec<String>> = [&self.header].into_iter().chain(&self.rows).cloned().collect();
+        format!("{}:\n\n{}", self.caption, plain_table(&rows, |column| self.numeric.contains(&column)))
+    }
+
     /// Table as HTML, in a frame that scrolls sideways on narrow screens.
     pub fn to_html(&self) -> String {
         self.to_html_with(&[])
@@ -214,3 +220,29 @@ impl Page {
 /// Style sheet. In both themes, series colours have a contrast of at least 3 to 1 with the
 /// background.
 const STYLE: &str = concat!(include_str!("theme.css"), include_str!("page.css"), include_str!("chart.css"));
+
+/// Rows as a Markdown table with aligned columns; the first row is the header. `right` says which
+/// columns are aligned to the right.
+pub(super) fn plain_table(rows: &[Vec<String>], right: impl Fn(usize) -> bool) -> String {
+    let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
+    let mut out = String::new();
+    for (i, row) in rows.iter().enumerate() {
+        for (c, (cell, &width)) in row.iter().zip(&widths).enumerate() {
+            let cell = cell.replace('|', "/");
+            let _ = if right(c) { write!(out, "| {cell:>width$} ") } else { write!(out, "| {cell:<width$} ") };
+        }
+        out.push_str("|\n");
+        if i == 0 {
+            for (c, &width) in widths.iter().enumerate() {
+                let _ = if right(c) {
+                    write!(out, "|{}:", "-".repeat(width + 1))
+                } else {
+                    write!(out, "|{}", "-".repeat(width + 2))
+                };
+            }
+            out.push_str("|\n");
+        }
+    }
+    out
+}

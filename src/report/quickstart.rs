@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::axis::Axis;
 use super::distribution::smoothed;
-use super::page::{Block, Page, Section, Table};
+use super::page::{Block, Page, Section, Table, plain_table};
 use super::scores::{BASE_EQUAL, Gain, MAPL, MEASURES, RunScores, Score, method_of};
 use super::summary::{AccuracyPoint, Count, NamedText, QuickstartSummary, RunSummary};
 use super::svg::{Bar, BarChart, BarSeries, LineChart, ReferenceLine, Series, Shade, method_style};
@@ -53,35 +53,15 @@ pub fn quickstart_table(summary: &QuickstartSummary) -> String {
         let header = header.iter().map(|text| (*text).to_owned()).collect();
         std::iter::once(header).chain(rows).collect::<Vec<Vec<String>>>()
     };
-    let mut out = plain_table(&with_header(&COLUMNS, scores.iter().map(result_row).collect()));
+    let mut out = plain_table(&with_header(&COLUMNS, scores.iter().map(result_row).collect()), |c| c > 0);
     if summary.seeds() > 1 {
         let rows = scores.iter().map(interval_row).collect();
-        let _ = write!(out, "\n{}:\n{}", interval_caption(summary), plain_table(&with_header(&COLUMNS[..4], rows)));
-    }
-    out
-}
-
-/// Aligned rows, the first of which is the header.
-fn plain_table(rows: &[Vec<String>]) -> String {
-    let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
-    let mut out = String::new();
-    for (i, row) in rows.iter().enumerate() {
-        for (c, (cell, &width)) in row.iter().zip(&widths).enumerate() {
-            let cell = cell.replace('|', "/");
-            let _ = if c == 0 { write!(out, "| {cell:<width$} ") } else { write!(out, "| {cell:>width$} ") };
-        }
-        out.push_str("|\n");
-        if i == 0 {
-            for (c, &width) in widths.iter().enumerate() {
-                let _ = if c == 0 {
-                    write!(out, "|{}", "-".repeat(width + 2))
-                } else {
-                    write!(out, "|{}:", "-".repeat(width + 1))
-                };
-            }
-            out.push_str("|\n");
-        }
+        let _ = write!(
+            out,
+            "\n{}:\n{}",
+            interval_caption(summary),
+            plain_table(&with_header(&COLUMNS[..4], rows), |c| c > 0)
+        );
     }
     out
 }

@@ -49,6 +49,7 @@ mod resume;
 mod run_report;
 mod signals;
 mod study;
+mod sweep;
 mod tensorboard;
 mod trl_commands;
 mod watch;

@@ -17,7 +17,7 @@ use crate::html::{has_no_broken_number, well_formed};
 use crate::workbench::Bench;
 
 /// Text of a page, after checks that it is well formed and self-contained.
-fn text_of(html: &str) -> String {
+pub(crate) fn text_of(html: &str) -> String {
     let text = well_formed(html);
     has_no_broken_number(html);
     for outside in ["http", "<script", "<link", "@import", "url(", "src="] {
@@ -248,50 +248,6 @@ fn ops_are_benchmarked_and_compared() {
     ] {
         bench.run(words).fails(code, &[what]);
     }
-}
-
-#[test]
-fn a_sweep_compares_its_points_and_continues_after_a_failure() {
-    let bench = Bench::new();
-    bench.write(
-        "sweep.toml",
-        "method = \"reward\"\n[flags]\nmodel = \"model\"\ntrain-file = \"groups.jsonl\"\nmax-steps = 4\ndevice = \"cpu\"\n\
-         [vary]\nper-device-train-batch-size = [1, 2]\nprefix-sharing = [\"on\", \"off\", \"maybe\"]\n",
-    );
-    let out = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
-    assert!(out.contains("3/6 per-device-train-batch-size=1 prefix-sharing=maybe: failed: invalid value"), "{out}");
-    let rows = bench.json("grid/sweep.json");
-    let points = rows["points"].as_array().unwrap();
-    assert_eq!(points.len(), 6);
-    let number = |at: usize, name: &str| points[at][name].as_f64().unwrap_or_else(|| panic!("{at} {name}: {rows}"));
-    for at in [0, 1, 3, 4] {
-        assert_eq!(points[at]["error"], "", "{rows}");
-        assert_eq!(number(at, "steps"), 2.0);
-        assert!(number(at, "tokens_per_s") > 0.0 && number(at, "share_of_product") > 0.0);
-    }
-    assert!(points[2]["error"].as_str().unwrap().contains("maybe") && points[2]["step_ms"].is_null());
-    // Without prefix sharing every sequence repeats its prompt.
-    let tokens = |point: &str| {
-        let study = bench.json(&format!("grid/{point}/study.json"));
-        study["steps"].as_array().unwrap().iter().map(|step| step["tokens"].as_u64().unwrap()).sum::<u64>()
-    };
-    assert!(tokens("p002") > tokens("p001"), "{} {}", tokens("p002"), tokens("p001"));
-    assert!(!bench.at("grid/p001/run").exists());
-    let csv = String::from_utf8(bench.bytes("grid/sweep.csv")).unwrap();
-    assert_eq!(csv.lines().count(), 7);
-    assert!(csv.starts_with("point,per-device-train-batch-size,prefix-sharing,error,steps,step_ms"), "{csv}");
-    let text = text_of(&String::from_utf8(bench.bytes("grid/report.html")).unwrap());
-    for part in
-        ["Over per-device-train-batch-size", "prefix-sharing=off", "Tokens per second (1/s)", "p003: invalid value"]
-    {
-        assert!(text.contains(part), "{part} is missing");
-    }
-    // Finished points are not repeated, failed points are.
-    let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
-    assert_eq!(again.matches("finished earlier").count(), 4, "{again}");
-    bench.run("study sweep nowhere.toml --output-dir grid").fails(1, &["nowhere.toml"]);
-    bench.write("bad.toml", "method = 3");
-    bench.run("study sweep bad.toml --output-dir grid").fails(3, &["bad.toml:1", "[vary]"]);
 }
 
 /// Verifies the emulated kernels at the benchmark's sizes, if the build has the emulator.

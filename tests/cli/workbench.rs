@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use mapl::data::synth::{Split, SynthOptions, generate, write_jsonl};
 use serde_json::{Value, json};
 
 /// Exit code and output of a command.
@@ -192,9 +191,8 @@ fn start() -> &'static Path {
             std::fs::remove_dir_all(&dir).unwrap();
         }
         std::fs::create_dir_all(&dir).unwrap();
-        let pairs = generate(&SynthOptions { rows: 24, seed: 5, split: Split::Train });
-        write_jsonl(&pairs, &dir.join("pairs.jsonl")).unwrap();
         let run = |words: &str| finish(command(&dir, words), words).ok();
+        run("data language --split train --rows 24 --seed 5 --output pairs.jsonl");
         run("tokenizer --input pairs.jsonl --vocab-size 320 --output-dir tok");
         for (family, folder) in [("llama", "model"), ("qwen2", "qwen")] {
             let text = std::fs::read(golden(family).join("config.json")).unwrap();

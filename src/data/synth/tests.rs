@@ -153,16 +153,10 @@ fn equal_options_give_equal_rows_and_a_longer_set_begins_with_the_shorter() {
     assert_eq!(long, rows(300, 4, Split::Test));
     assert_eq!(long[..50], rows(50, 4, Split::Test));
     assert_ne!(long[..50], rows(50, 5, Split::Test));
-    let bytes = |groups: &[PreferenceGroup]| {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("rows.jsonl");
-        write_jsonl(groups, &path).unwrap();
-        std::fs::read_to_string(path).unwrap()
-    };
-    let text = bytes(&long);
+    let text = to_jsonl(&long).unwrap();
     let read: Vec<PreferenceGroup> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(read, long);
-    assert_eq!(text, bytes(&rows(300, 4, Split::Test)));
+    assert_eq!(text, to_jsonl(&rows(300, 4, Split::Test)).unwrap());
 }
 
 #[test]
@@ -202,13 +196,6 @@ fn most_pairs_admit_each_instruction_function_in_both_directions() {
     // A keyword that occurs at least twice lets the frequency function use numbers above one.
     let repeats = groups.iter().filter(|g| keywords(both(g).0).len() + 2 <= topics_of(both(g).0).len()).count();
     assert!(repeats * 5 > groups.len() * 2, "{repeats}");
-}
-
-#[test]
-fn a_file_in_a_folder_that_does_not_exist_is_an_error_with_its_path() {
-    let error = write_jsonl(&[], Path::new("/no/such/folder/rows.jsonl")).unwrap_err();
-    assert!(error.to_string().contains("rows.jsonl"), "{error}");
-    assert_eq!(error.exit_code(), 1);
 }
 
 /// With a small byte-level vocabulary almost every word is one token, so word counts are token

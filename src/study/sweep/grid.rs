@@ -1,16 +1,28 @@
 //! File format of a sweep. `[flags]` holds the training flags of every run, `[vary]` lists of
-//! values:
+//! values, `[[variants]]` named sets of flags:
 //!
 //! ```toml
-//! method = "dpo"
+//! method = "reward"
+//! prepare = [["data", "language", "--seed", "{seed}", "--output", "{out}/train-{seed}.jsonl"]]
 //! [flags]
 //! model = "model"
-//! train-file = "groups.jsonl"
+//! train-file = "{out}/train-{seed}.jsonl"
 //! max-steps = 12
 //! [vary]
-//! per-device-train-batch-size = [1, 2, 4]
-//! prefix-sharing = ["on", "off"]
+//! seed = [1, 2, 3]
+//! [[variants]]
+//! name = "base"
+//! flags = { objective = "base" }
+//! [[variants]]
+//! name = "MAPL"
+//! flags = { objective = "mapl" }
+//! [measure]
+//! input = "test.jsonl"
 //! ```
+//!
+//! `prepare` holds commands of this program that run once before the runs that need them, and
+//! `[measure]` the flags of `mapl eval` after every run. In all words `{out}` stands for the output
+//! folder and `{flag}` for the value of a varied flag.
 
 use std::path::Path;
 
@@ -25,8 +37,23 @@ use crate::{Error, Result};
 #[serde(deny_unknown_fields)]
 struct SweepFile {
     method: String,
+    #[serde(default)]
+    prepare: Vec<Vec<String>>,
     flags: Table,
+    #[serde(default)]
     vary: Table,
+    #[serde(default)]
+    variants: Vec<Variant>,
+    measure: Option<Table>,
+}
+
+/// A named set of flags. Its flags replace those of `[flags]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Variant {
+    name: String,
+    #[serde(default)]
+    flags: Table,
 }
 
 /// The runs of a sweep.
@@ -34,7 +61,7 @@ struct SweepFile {
 pub struct Grid {
     /// `sft`, `reward` or `dpo`.
     pub method: String,
-    /// Varied flags, in alphabetical order.
+    /// Varied flags: [`VARIANT`] if the file has variants, then the flags in alphabetical order.
     pub axes: Vec<String>,
     pub points: Vec<Point>,
 }
@@ -48,76 +75,173 @@ pub struct Point {
     pub values: Vec<String>,
     /// Command line arguments after the method.
     pub words: Vec<String>,
+    /// Commands to run once before the points that share them, without the program's name.
+    pub prepare: Vec<Vec<String>>,
+    /// Arguments of `eval` after the run, except the model.
+    pub measure: Option<Vec<String>>,
 }
+
+/// Name of the axis over variants.
+pub const VARIANT: &str = "variant";
+/// Flag with values that are averaged over.
+pub const SEED: &str = "seed";
 
 /// Flags that the sweep sets itself.
 const RESERVED_FLAGS: [&str; 6] =
     ["output-dir", "overwrite-output-dir", "resume-from-checkpoint", "quiet", "study-dir", "profile"];
+/// Flags of `[measure]` that the sweep sets itself.
+const RESERVED_MEASURE: [&str; 4] = ["model", "output", "json", "compare"];
 
 /// Maximum number of runs of a sweep.
 const MAX_POINTS: usize = 1000;
 
 impl Grid {
-    /// Reads a file. [`Error::Data`] names the line of an error.
-    pub fn read(path: &Path) -> Result<Self> {
+    /// Reads a file, with `out` as the output folder. [`Error::Data`] names the line of an error.
+    pub fn read(path: &Path, out: &Path) -> Result<Self> {
         let bytes = input::read_once(path, input::MAX_CONFIG).map_err(input::data_error(path))?;
         let wrong = |line: usize, why: String| Error::Data { file: path.to_owned(), line, id: None, why };
         let text = String::from_utf8(bytes).map_err(|_| wrong(0, "is not UTF-8 text".into()))?;
         let file: SweepFile = toml::from_str(&text).map_err(|e| {
             let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-            wrong(line, format!("{}; a sweep needs method, [flags] and [vary]", e.message().trim()))
+            let needs = "a sweep needs method, [flags], and [vary] or [[variants]]";
+            wrong(line, format!("{}; {needs}", e.message().trim()))
         })?;
-        Self::of(&file).map_err(|why| wrong(0, why))
+        Self::of(&file, &out.to_string_lossy()).map_err(|why| wrong(0, why))
     }
 
-    fn of(file: &SweepFile) -> Result<Self, String> {
-        if !["sft", "reward", "dpo"].contains(&file.method.as_str()) {
-            return Err(format!("method {:?} is not one of sft, reward, dpo", file.method));
-        }
-        for name in file.flags.keys().chain(file.vary.keys()) {
-            let name = name.replace('_', "-");
-            if RESERVED_FLAGS.contains(&name.as_str()) {
-                return Err(format!("{name}: the sweep sets this flag itself; leave it out"));
-            }
-        }
-        if let Some(name) = file.vary.keys().find(|name| file.flags.contains_key(*name)) {
-            return Err(format!("{name} is both in [flags] and in [vary]; remove it from one of them"));
-        }
-        let mut shared = Vec::new();
-        for (name, value) in &file.flags {
-            shared.extend(words(name, value)?);
-        }
-        let mut axes = Vec::new();
+    fn of(file: &SweepFile, out: &str) -> Result<Self, String> {
+        file.check()?;
+        let mut axes: Vec<(&str, &[Value])> = Vec::new();
         for (name, values) in &file.vary {
             let Some(values) = values.as_array().filter(|values| !values.is_empty()) else {
                 return Err(format!("{name}: a list with at least one value is needed in [vary]"));
             };
-            axes.push((name.clone(), values));
+            axes.push((name, values));
         }
-        if axes.is_empty() {
-            return Err("[vary] is empty; list at least one flag with its values".into());
-        }
-        let count = axes.iter().try_fold(1usize, |count, (_, values)| count.checked_mul(values.len()));
+        let variants = file.variants.len().max(1);
+        let count = axes.iter().try_fold(variants, |count, (_, values)| count.checked_mul(values.len()));
         let Some(count) = count.filter(|&count| count <= MAX_POINTS) else {
-            return Err(format!("the lists of [vary] make more than {MAX_POINTS} runs; shorten them"));
+            return Err(format!("the lists make more than {MAX_POINTS} runs; shorten them"));
         };
-        let point = |index: usize| -> Result<Point, String> {
-            // The last axis changes fastest.
-            let (mut rest, mut values, mut varied) = (index, Vec::new(), Vec::new());
-            for (name, list) in axes.iter().rev() {
-                let value = &list[rest % list.len()];
-                rest /= list.len();
-                values.push(value_text(value)?);
-                varied.push(words(name, value)?);
-            }
-            values.reverse();
-            let varied = varied.into_iter().rev().flatten();
-            let name = format!("p{:03}", index + 1);
-            Ok(Point { name, values, words: shared.iter().cloned().chain(varied).collect() })
-        };
-        let points = (0..count).map(point).collect::<Result<_, _>>()?;
-        Ok(Self { method: file.method.clone(), axes: axes.into_iter().map(|axis| axis.0).collect(), points })
+        let points = (0..count).map(|index| file.point(&axes, index, out)).collect::<Result<_, _>>()?;
+        let variant = (!file.variants.is_empty()).then(|| VARIANT.to_owned());
+        let axes = variant.into_iter().chain(axes.iter().map(|axis| axis.0.to_owned())).collect();
+        Ok(Self { method: file.method.clone(), axes, points })
     }
+}
+
+impl SweepFile {
+    /// Refuses what no run could do.
+    fn check(&self) -> Result<(), String> {
+        if !["sft", "reward", "dpo"].contains(&self.method.as_str()) {
+            return Err(format!("method {:?} is not one of sft, reward, dpo", self.method));
+        }
+        if self.vary.is_empty() && self.variants.is_empty() {
+            return Err("[vary] is empty; list at least one flag with its values, or add [[variants]]".into());
+        }
+        let of_variants = || self.variants.iter().flat_map(|variant| variant.flags.keys());
+        for name in self.flags.keys().chain(self.vary.keys()).chain(of_variants()) {
+            if RESERVED_FLAGS.contains(&name.replace('_', "-").as_str()) {
+                return Err(format!("{name}: the sweep sets this flag itself; leave it out"));
+            }
+        }
+        for name in self.measure.iter().flat_map(Table::keys) {
+            if RESERVED_MEASURE.contains(&name.replace('_', "-").as_str()) {
+                return Err(format!("[measure] {name}: the sweep sets this flag itself; leave it out"));
+            }
+        }
+        if let Some(name) = self.vary.keys().find(|name| self.flags.contains_key(*name)) {
+            return Err(format!("{name} is both in [flags] and in [vary]; remove it from one of them"));
+        }
+        if self.vary.contains_key(VARIANT) {
+            return Err(format!("[vary] {VARIANT} names no flag; use [[variants]]"));
+        }
+        for (at, variant) in self.variants.iter().enumerate() {
+            let name = &variant.name;
+            if name.is_empty() || self.variants[..at].iter().any(|other| other.name == *name) {
+                return Err(format!("variant {name:?}: every variant needs a name of its own"));
+            }
+            if let Some(flag) = variant.flags.keys().find(|flag| self.vary.contains_key(*flag)) {
+                return Err(format!("{flag} is both in [vary] and in variant {name:?}; remove it from one of them"));
+            }
+        }
+        match self.prepare.iter().find(|command| command.is_empty() || command[0] == "study") {
+            Some(command) => Err(format!("prepare: {command:?} is not a command of this program that can run here")),
+            None => Ok(()),
+        }
+    }
+
+    /// Point `index` of the grid. The last axis changes fastest.
+    fn point(&self, axes: &[(&str, &[Value])], index: usize, out: &str) -> Result<Point, String> {
+        let mut rest = index;
+        let mut chosen: Vec<(&str, &Value)> = Vec::new();
+        for (name, list) in axes.iter().rev() {
+            chosen.push((name, &list[rest % list.len()]));
+            rest /= list.len();
+        }
+        chosen.reverse();
+        let variant = self.variants.get(rest);
+        let mut places = vec![("out".to_owned(), out.to_owned())];
+        places.extend(variant.map(|variant| (VARIANT.to_owned(), variant.name.clone())));
+        for (name, value) in &chosen {
+            places.push(((*name).to_owned(), value_text(value)?));
+        }
+        let of_variant = variant.map(|variant| &variant.flags);
+        let shared = self.flags.iter().filter(|(name, _)| of_variant.is_none_or(|flags| !flags.contains_key(*name)));
+        let mut arguments = Vec::new();
+        for (name, value) in shared.chain(of_variant.into_iter().flatten()) {
+            arguments.extend(words(name, value)?);
+        }
+        for (name, value) in &chosen {
+            arguments.extend(words(name, value)?);
+        }
+        let measure = match &self.measure {
+            None => None,
+            Some(flags) => {
+                let mut arguments = Vec::new();
+                for (name, value) in flags {
+                    arguments.extend(words(name, value)?);
+                }
+                Some(filled(&arguments, &places)?)
+            }
+        };
+        Ok(Point {
+            name: format!("p{:03}", index + 1),
+            values: places[1..].iter().map(|(_, value)| value.clone()).collect(),
+            words: filled(&arguments, &places)?,
+            prepare: self.prepare.iter().map(|command| filled(command, &places)).collect::<Result<_, _>>()?,
+            measure,
+        })
+    }
+}
+
+/// Replaces `{name}` by the value of a place. Braces around other text, as in JSON, stay.
+fn filled(words: &[String], places: &[(String, String)]) -> Result<Vec<String>, String> {
+    let is_name = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || "-_".contains(c));
+    let one = |word: &String| {
+        let mut out = String::new();
+        let mut rest = word.as_str();
+        while let Some((before, after)) = rest.split_once('{') {
+            out.push_str(before);
+            match after.split_once('}').filter(|(name, _)| is_name(name)) {
+                Some((name, after)) => {
+                    let Some((_, value)) = places.iter().find(|(known, _)| known == name) else {
+                        let known: Vec<&str> = places.iter().map(|place| place.0.as_str()).collect();
+                        return Err(format!("{word}: {{{name}}} is not one of {}", known.join(", ")));
+                    };
+                    out.push_str(value);
+                    rest = after;
+                }
+                None => {
+                    out.push('{');
+                    rest = after;
+                }
+            }
+        }
+        out.push_str(rest);
+        Ok(out)
+    };
+    words.iter().map(one).collect()
 }
 
 /// A value as a command line argument.
@@ -154,7 +278,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sweep.toml");
         std::fs::write(&path, text).unwrap();
-        Grid::read(&path).map_err(|e| e.to_string())
+        Grid::read(&path, Path::new("grid")).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -171,6 +295,21 @@ mod tests {
     }
 
     #[test]
+    fn variants_come_first_and_places_are_filled() {
+        let text = "method = \"reward\"\nprepare = [[\"data\", \"language\", \"--output={out}/{seed}\"]]\n[flags]\nk = 1\n\
+                    kwargs = '{\"a\": {\"seed\": 1}}'\nmax-steps = 5\n[vary]\nseed = [7, 8]\n[[variants]]\nname = \"b\"\n\
+                    [[variants]]\nname = \"a\"\nflags = { max-steps = 9 }\n[measure]\ninput = \"{out}/{seed}-{variant}\"\n";
+        let grid = grid(text).unwrap();
+        assert_eq!(grid.axes, ["variant", "seed"]);
+        let values: Vec<String> = grid.points.iter().map(|point| point.values.join(" ")).collect();
+        assert_eq!(values, ["b 7", "b 8", "a 7", "a 8"]);
+        assert_eq!(grid.points[1].words, ["--k=1", "--kwargs={\"a\": {\"seed\": 1}}", "--max-steps=5", "--seed=8"]);
+        assert_eq!(grid.points[3].words[2..], ["--max-steps=9", "--seed=8"]);
+        assert_eq!(grid.points[2].prepare, [["data", "language", "--output=grid/7"]]);
+        assert_eq!(grid.points[2].measure.as_deref(), Some(&["--input=grid/7-a".to_owned()][..]));
+    }
+
+    #[test]
     fn errors_name_their_line() {
         for (text, part) in [
             ("method = \"ppo\"\n[flags]\n[vary]\na = [1]", "one of sft, reward, dpo"),
@@ -181,7 +320,16 @@ mod tests {
             ("method = \"dpo\"\n[flags]\noutput_dir = \"x\"\n[vary]\na = [1]", "output-dir: the sweep sets"),
             ("method = \"dpo\"\n[flags]\n[vary]\na = [1979-05-27]", "must not be a date"),
             ("method = \"dpo\"\n[flags\n[vary]\na = [1]", "sweep.toml:2"),
-            ("method = \"dpo\"\n[flags]\n[varies]\na = [1]", "a sweep needs method, [flags] and [vary]"),
+            ("method = \"dpo\"\n[flags]\n[varies]\na = [1]", "a sweep needs method, [flags], and [vary]"),
+            ("method = \"dpo\"\n[flags]\n[vary]\nvariant = [1]", "use [[variants]]"),
+            ("method = \"dpo\"\n[flags]\n[[variants]]\nname = \"a\"\n[[variants]]\nname = \"a\"", "a name of its own"),
+            (
+                "method = \"dpo\"\n[flags]\n[vary]\na = [1]\n[[variants]]\nname = \"x\"\nflags = { a = 1 }",
+                "in [vary] and in",
+            ),
+            ("method = \"dpo\"\n[flags]\nb = \"{c}\"\n[vary]\na = [1]", "{c} is not one of out, a"),
+            ("method = \"dpo\"\nprepare = [[]]\n[flags]\n[vary]\na = [1]", "prepare: []"),
+            ("method = \"dpo\"\n[flags]\n[vary]\na = [1]\n[measure]\nmodel = \"m\"", "[measure] model: the sweep sets"),
             (&format!("method = \"dpo\"\n[flags]\n[vary]\na = [{0}]\nb = [{0}]", "1, ".repeat(40)), "more than 1000"),
         ] {
             let error = grid(text).unwrap_err();

@@ -3,8 +3,10 @@
 //!
 //! - [`grid`]: the file and its points
 //! - [`outcome`]: results of a point, from its study
+//! - [`summary`]: accuracies over seeds, with intervals
 //! - [`page`]: tables and scaling plots
 
 pub mod grid;
 pub mod outcome;
 pub mod page;
+pub mod summary;

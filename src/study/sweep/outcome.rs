@@ -1,12 +1,14 @@
 //! Results of a point of a sweep: some values of its `study.json`, or the reason why there are
 //! none.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::grid::{Grid, Point};
+use crate::eval::measure::{By, Quantity};
 use crate::files::input;
 use crate::{Error, Result};
 
@@ -32,13 +34,18 @@ pub struct Outcome {
     /// Memory used on a device with its own memory.
     pub taken_mib: Option<f64>,
     pub peak_resident_mib: Option<f64>,
+    /// FLOPs of the run at the mean of its measured steps, in units of 10^12.
+    pub tflop: Option<f64>,
+    /// Accuracies of the evaluation after the run, by measure.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub accuracy: BTreeMap<String, f64>,
 }
 
 /// Reads one metric of an outcome.
 pub type Metric = fn(&Outcome) -> Option<f64>;
 
 /// Metrics by name, in table order.
-pub const METRICS: [(&str, Metric); 11] = [
+pub const METRICS: [(&str, Metric); 12] = [
     ("steps", |o| o.steps),
     ("step_ms", |o| o.step_ms),
     ("tokens_per_s", |o| o.tokens_per_s),
@@ -50,6 +57,7 @@ pub const METRICS: [(&str, Metric); 11] = [
     ("planned_mib", |o| o.planned_mib),
     ("taken_mib", |o| o.taken_mib),
     ("peak_resident_mib", |o| o.peak_resident_mib),
+    ("tflop", |o| o.tflop),
 ];
 
 impl Outcome {
@@ -58,11 +66,12 @@ impl Outcome {
         Self { point: point.name.clone(), values: point.values.clone(), error, ..Self::default() }
     }
 
-    /// Outcome of a run, read from its study.
-    pub fn of(point: &Point, study: &Value) -> Self {
+    /// Outcome of a run, read from its study and from its evaluation (null without one).
+    pub fn of(point: &Point, study: &Value, evaluation: &Value) -> Self {
         let number = |path: &str| study.pointer(path).and_then(Value::as_f64);
         let mib = |path: &str| number(path).map(|bytes| bytes / f64::from(1 << 20));
         let tflop_per_s = number("/summary/tflop_per_s");
+        let all_steps = study["steps"].as_array().map_or(0, Vec::len) as f64;
         let outcome = study["outcome"].as_str().unwrap_or("no outcome");
         let error = match (outcome, study["summary"].is_null()) {
             ("finished", false) => String::new(),
@@ -82,9 +91,40 @@ impl Outcome {
             planned_mib: mib("/memory/planned_total"),
             taken_mib: mib("/memory/taken"),
             peak_resident_mib: mib("/memory/peak_resident"),
+            tflop: number("/summary/flops_per_step").map(|flops| all_steps * flops / 1e12),
+            accuracy: accuracies(evaluation),
             ..Self::failed(point, String::new())
         }
     }
+}
+
+/// Accuracies of an evaluation: every measure, and its parts by functions held out of training.
+fn accuracies(evaluation: &Value) -> BTreeMap<String, f64> {
+    let mut found = BTreeMap::new();
+    for quantity in Quantity::ALL {
+        let name = quantity.name();
+        if let Some(value) = evaluation[name]["accuracy"].as_f64() {
+            found.insert(name.to_owned(), value);
+        }
+        let parts = evaluation[By::Holdout.name()][name].as_object();
+        for (label, part) in parts.into_iter().flatten() {
+            if let Some(value) = part["accuracy"].as_f64() {
+                found.insert(format!("{name}, {}", By::Holdout.title(label)), value);
+            }
+        }
+    }
+    found
+}
+
+/// Names of the accuracies that outcomes have, in the order of the measures.
+pub fn accuracy_names(outcomes: &[Outcome]) -> Vec<String> {
+    let all: std::collections::BTreeSet<&String> = outcomes.iter().flat_map(|o| o.accuracy.keys()).collect();
+    let of = |quantity: &Quantity| {
+        let name = quantity.name();
+        let part = format!("{name}, ");
+        all.iter().filter(|found| ***found == name || found.starts_with(&part)).map(|found| (*found).clone()).collect()
+    };
+    Quantity::ALL.iter().flat_map(|quantity| -> Vec<String> { of(quantity) }).collect()
 }
 
 /// Rows as CSV: point, varied flags, error, values.
@@ -92,19 +132,33 @@ pub fn csv(grid: &Grid, outcomes: &[Outcome]) -> Result<Vec<u8>> {
     let failed = |e: &dyn std::fmt::Display| Error::Runtime(format!("cannot write the rows of a sweep: {e}"));
     let mut writer = csv::Writer::from_writer(Vec::new());
     let header = ["point"].into_iter().chain(grid.axes.iter().map(String::as_str)).chain(["error"]);
-    writer.write_record(header.chain(METRICS.iter().map(|n| n.0))).map_err(|e| failed(&e))?;
+    let names = accuracy_names(outcomes);
+    let columns = METRICS.iter().map(|n| n.0).chain(names.iter().map(String::as_str));
+    writer.write_record(header.chain(columns)).map_err(|e| failed(&e))?;
     for o in outcomes {
-        let numbers = METRICS.iter().map(|(_, of)| of(o).map_or(String::new(), |x| x.to_string()));
+        let metrics = METRICS.iter().map(|(_, of)| of(o));
+        let accuracies = names.iter().map(|name| o.accuracy.get(name).copied());
+        let numbers = metrics.chain(accuracies).map(|value| value.map_or(String::new(), |x| x.to_string()));
         let start = [o.point.clone()].into_iter().chain(o.values.iter().cloned()).chain([o.error.clone()]);
         writer.write_record(start.chain(numbers)).map_err(|e| failed(&e))?;
     }
     writer.into_inner().map_err(|e| failed(&e))
 }
 
-/// Finished study of an earlier sweep in `folder`, if it was made by the same command.
-pub fn finished_study(folder: &Path, words: &[String]) -> Option<Value> {
-    let read = |name: &str| input::read(&folder.join(name), input::MAX_RECORD).ok();
-    let before: Vec<String> = serde_json::from_slice(&read("command.json")?).ok()?;
-    let study: Value = serde_json::from_slice(&read("study.json")?).ok()?;
-    (before == words && study["outcome"] == "finished").then_some(study)
+/// All commands of a point, as they are recorded in its folder.
+pub fn commands(point: &Point, words: &[String]) -> Value {
+    match (point.prepare.is_empty(), &point.measure) {
+        (true, None) => json!(words),
+        (_, measure) => json!({ "prepare": point.prepare, "train": words, "measure": measure }),
+    }
+}
+
+/// Finished study and evaluation of an earlier sweep in `folder`, if the same commands made them.
+pub fn finished_study(folder: &Path, commands: &Value, is_measured: bool) -> Option<[Value; 2]> {
+    let read = |name: &str| -> Option<Value> {
+        serde_json::from_slice(&input::read(&folder.join(name), input::MAX_RECORD).ok()?).ok()
+    };
+    let study = read("study.json").filter(|study| study["outcome"] == "finished")?;
+    let evaluation = if is_measured { read("eval.json")? } else { Value::Null };
+    (read("command.json")? == *commands).then_some([study, evaluation])
 }

@@ -2,6 +2,7 @@
 
 use super::grid::Grid;
 use super::outcome::{METRICS, Metric, Outcome};
+use super::summary::summary;
 use crate::report::page::Figure;
 use crate::report::svg::Series;
 use crate::report::{Axis, Block, LineChart, Page, Section, Table, significant};
@@ -21,7 +22,12 @@ const PLOTS: [(&str, &str, Metric); 6] = [
 
 /// Report page as HTML.
 pub fn html(grid: &Grid, outcomes: &[Outcome]) -> String {
-    let mut sections = vec![points(grid, outcomes)];
+    let mut sections = Vec::new();
+    if let Some(summary) = summary(grid, outcomes) {
+        let tables = summary.tables().into_iter().filter(|table| !table.rows.is_empty());
+        sections.push(Section { heading: "Accuracy".into(), blocks: tables.map(Block::Table).collect() });
+    }
+    sections.push(points(grid, outcomes));
     for axis in 0..grid.axes.len() {
         sections.extend(scaling(grid, outcomes, axis));
     }

@@ -1,0 +1,129 @@
+//! `mapl study sweep`: points of a grid, preparation, evaluation, and means over seeds.
+
+use serde_json::json;
+
+use crate::study::text_of;
+use crate::workbench::Bench;
+
+#[test]
+fn a_sweep_compares_its_points_and_continues_after_a_failure() {
+    let bench = Bench::new();
+    bench.write(
+        "sweep.toml",
+        "method = \"reward\"\n[flags]\nmodel = \"model\"\ntrain-file = \"groups.jsonl\"\nmax-steps = 4\ndevice = \"cpu\"\n\
+         [vary]\nper-device-train-batch-size = [1, 2]\nprefix-sharing = [\"on\", \"off\", \"maybe\"]\n",
+    );
+    let out = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
+    assert!(out.contains("3/6 per-device-train-batch-size=1 prefix-sharing=maybe: failed: invalid value"), "{out}");
+    let rows = bench.json("grid/sweep.json");
+    let points = rows["points"].as_array().unwrap();
+    assert_eq!(points.len(), 6);
+    let number = |at: usize, name: &str| points[at][name].as_f64().unwrap_or_else(|| panic!("{at} {name}: {rows}"));
+    for at in [0, 1, 3, 4] {
+        assert_eq!(points[at]["error"], "", "{rows}");
+        assert_eq!(number(at, "steps"), 2.0);
+        assert!(number(at, "tokens_per_s") > 0.0 && number(at, "share_of_product") > 0.0);
+    }
+    assert!(points[2]["error"].as_str().unwrap().contains("maybe") && points[2]["step_ms"].is_null());
+    // Without prefix sharing every sequence repeats its prompt.
+    let tokens = |point: &str| {
+        let study = bench.json(&format!("grid/{point}/study.json"));
+        study["steps"].as_array().unwrap().iter().map(|step| step["tokens"].as_u64().unwrap()).sum::<u64>()
+    };
+    assert!(tokens("p002") > tokens("p001"), "{} {}", tokens("p002"), tokens("p001"));
+    assert!(!bench.at("grid/p001/run").exists());
+    let csv = String::from_utf8(bench.bytes("grid/sweep.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 7);
+    assert!(csv.starts_with("point,per-device-train-batch-size,prefix-sharing,error,steps,step_ms"), "{csv}");
+    let text = text_of(&String::from_utf8(bench.bytes("grid/report.html")).unwrap());
+    for part in
+        ["Over per-device-train-batch-size", "prefix-sharing=off", "Tokens per second (1/s)", "p003: invalid value"]
+    {
+        assert!(text.contains(part), "{part} is missing");
+    }
+    // Finished points are not repeated, failed points are.
+    let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
+    assert_eq!(again.matches("finished earlier").count(), 4, "{again}");
+    bench.run("study sweep nowhere.toml --output-dir grid").fails(1, &["nowhere.toml"]);
+    bench.write("bad.toml", "method = 3");
+    bench.run("study sweep bad.toml --output-dir grid").fails(3, &["bad.toml:1", "[vary]"]);
+}
+
+/// A sweep with commands before the runs, variants, seeds and evaluations: the summary has means over
+/// seeds with intervals, and differences to the first variant.
+#[test]
+fn a_sweep_prepares_evaluates_and_averages_over_seeds() {
+    let bench = Bench::new();
+    let text = r#"
+method = "reward"
+prepare = [
+    ["data", "language", "--split", "train", "--rows", "24", "--seed", "{seed}", "--output", "{out}/train-{seed}.jsonl"],
+    ["data", "language", "--split", "test", "--rows", "10", "--output", "{out}/test.jsonl"],
+    ["data", "build", "--input", "{out}/test.jsonl", "--output", "{out}/test-mapl.jsonl", "--k-max", "2"],
+]
+[flags]
+model = "model"
+train-file = "{out}/train-{seed}.jsonl"
+max-steps = 3
+per-device-train-batch-size = 2
+device = "cpu"
+[vary]
+seed = [3, 4]
+[[variants]]
+name = "base"
+flags = { objective = "base" }
+[[variants]]
+name = "MAPL, two instructions"
+flags = { objective = "mapl", k-max = 2, max-steps = 4 }
+[measure]
+input = "{out}/test-mapl.jsonl"
+bootstrap = 0
+device = "cpu"
+"#;
+    bench.write("sweep.toml", text);
+    let out = bench.run("study sweep sweep.toml --output-dir grid --keep-runs").ok().out;
+    // One language of each seed, one test set.
+    assert_eq!(out.matches("$ mapl data").count(), 4, "{out}");
+    assert!(
+        out.contains("Held-out accuracy: mean over seeds") && out.contains("Difference to base, seed by seed"),
+        "{out}"
+    );
+    let rows = bench.json("grid/sweep.json");
+    assert_eq!(rows["axes"], json!(["variant", "seed"]));
+    let points = rows["points"].as_array().unwrap();
+    let semantic: Vec<f64> = points.iter().map(|point| point["accuracy"]["semantic"].as_f64().unwrap()).collect();
+    for (point, value) in ["p001", "p002", "p003", "p004"].iter().zip(&semantic) {
+        let eval = bench.json(&format!("grid/{point}/eval.json"));
+        assert_eq!(eval["semantic"]["accuracy"].as_f64(), Some(*value));
+        let run = bench.json(&format!("grid/{point}/run/run.json"));
+        assert_eq!(run["status"], "finished", "{run}");
+    }
+    let settings = rows["summary"]["settings"].as_array().unwrap();
+    let mean = settings[1]["accuracy"]["semantic"]["value"].as_f64().unwrap();
+    assert!((mean - (semantic[2] + semantic[3]) / 2.0).abs() < 1e-12);
+    let difference = settings[1]["difference"]["semantic"]["value"].as_f64().unwrap();
+    assert!((difference - (semantic[2] + semantic[3] - semantic[0] - semantic[1]) / 2.0).abs() < 1e-12);
+    assert_eq!(settings[1]["difference"]["semantic"]["seeds"], 2);
+    assert!(settings[0]["difference"].as_object().unwrap().is_empty());
+    let flops = |at: usize| settings[at]["tflop"].as_f64().unwrap();
+    assert!(flops(1) > flops(0), "{settings:?}");
+    let csv = String::from_utf8(bench.bytes("grid/sweep.csv")).unwrap();
+    assert!(csv.lines().next().unwrap().contains(",tflop,semantic,length_only,intra,inter,"), "{csv}");
+    let page = text_of(&String::from_utf8(bench.bytes("grid/report.html")).unwrap());
+    assert!(page.contains("Difference to base"), "{page}");
+    // Nothing is repeated, but for the points of a changed evaluation.
+    let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
+    assert_eq!((again.matches("finished earlier").count(), again.matches("$ mapl").count()), (4, 0), "{again}");
+    bench.write("sweep.toml", &text.replace("bootstrap = 0", "bootstrap = 10"));
+    let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
+    assert_eq!((again.matches("finished earlier").count(), again.matches("$ mapl").count()), (0, 0), "{again}");
+    assert!(!bench.at("grid/p001/run").exists());
+    // Commands that this program refuses are found before any runs, and one that fails ends the sweep.
+    bench.write("sweep.toml", &text.replace("\"--rows\", \"24\"", "\"--lines\", \"24\""));
+    bench.run("study sweep sweep.toml --output-dir new").fails(2, &["prepare, mapl data language", "'--lines'"]);
+    bench.write("sweep.toml", &text.replace("bootstrap = 0", "bootstraps = 0"));
+    bench.run("study sweep sweep.toml --output-dir new").fails(2, &["[measure]: unexpected argument '--bootstraps'"]);
+    assert!(!bench.at("new").exists());
+    bench.write("sweep.toml", &text.replace("\"--input\", \"{out}/test.jsonl\"", "\"--input\", \"{out}/none.jsonl\""));
+    bench.run("study sweep sweep.toml --output-dir new").fails(1, &["prepare, mapl data build", "none.jsonl"]);
+}
