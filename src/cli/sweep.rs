@@ -217,3 +217,28 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = input::read(path, input::MAX_RECORD).map_err(input::data_error(path))?;
     serde_json::from_slice(&bytes).map_err(|e| Error::Runtime(format!("{} is damaged: {e}", path.display())))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_of_committed_experiments_are_accepted() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/experiments");
+        let mut files = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|end| end != "toml") {
+                continue;
+            }
+            let grid = Grid::read(&path, Path::new("out")).unwrap();
+            check_commands(&grid).unwrap();
+            for point in &grid.points {
+                let words = ["mapl", "study", &grid.method].into_iter().chain(point.words.iter().map(String::as_str));
+                Cli::try_parse_from(words.chain(["--output-dir", "run"])).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+            }
+            files += 1;
+        }
+        assert!(files >= 2, "{files}");
+    }
+}

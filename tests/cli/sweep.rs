@@ -127,3 +127,36 @@ device = "cpu"
     bench.write("sweep.toml", &text.replace("\"--input\", \"{out}/test.jsonl\"", "\"--input\", \"{out}/none.jsonl\""));
     bench.run("study sweep sweep.toml --output-dir new").fails(1, &["prepare, mapl data build", "none.jsonl"]);
 }
+
+/// The smallest committed experiment with few rows and steps: every variant trains and is evaluated.
+#[test]
+fn the_smallest_experiment_runs() {
+    let bench = Bench::new();
+    let committed = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/experiments/language-dpo.toml");
+    let mut text = std::fs::read_to_string(committed).unwrap();
+    for (whole, short) in [
+        ("\"12000\"", "\"60\""),
+        ("\"400\"", "\"10\""),
+        ("\"1024\"", "\"320\""),
+        ("\"--max-steps\", \"300\"", "\"--max-steps\", \"3\""),
+        ("\"--warmup-steps\", \"20\"", "\"--warmup-steps\", \"1\""),
+        ("\"--per-device-train-batch-size\", \"32\"", "\"--per-device-train-batch-size\", \"4\""),
+        ("warmup-steps = 30", "warmup-steps = 1"),
+        ("per-device-train-batch-size = 8", "per-device-train-batch-size = 1"),
+        ("max-steps = 600", "max-steps = 3"),
+        ("max-steps = 2800", "max-steps = 5"),
+        ("[42, 43, 44, 45, 46]", "[42]"),
+    ] {
+        assert!(text.contains(whole), "{whole}");
+        text = text.replace(whole, short);
+    }
+    bench.write("small.toml", &text);
+    bench.run("study sweep small.toml --output-dir small").ok();
+    let rows = bench.json("small/sweep.json");
+    let settings = rows["summary"]["settings"].as_array().unwrap();
+    assert_eq!(settings.len(), text.matches("[[variants]]").count());
+    for setting in settings {
+        assert!(setting["accuracy"]["semantic"]["value"].is_number(), "{setting}");
+        assert!(setting["accuracy"]["intra, functions held out"]["value"].is_number(), "{setting}");
+    }
+}
