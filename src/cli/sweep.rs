@@ -46,8 +46,9 @@ pub fn run(args: &SweepArgs) -> Result<()> {
     args.spare_inputs(&grid)?;
     check_folder_writable(&args.output_dir)?;
     std::fs::create_dir_all(&args.output_dir).map_err(Error::io("create", &args.output_dir))?;
-    let mut outcomes = Vec::new();
-    for (at, point) in grid.points.iter().enumerate() {
+    let mut outcomes: Vec<(usize, Outcome)> = Vec::new();
+    for (at, index) in grid.order().into_iter().enumerate() {
+        let point = &grid.points[index];
         let folder = args.output_dir.join(&point.name);
         let words = args.words(&grid, point, &folder);
         let named: Vec<String> =
@@ -68,10 +69,13 @@ pub fn run(args: &SweepArgs) -> Result<()> {
                 outcome
             }
         };
-        outcomes.push(outcome);
+        outcomes.push((index, outcome));
+        outcomes.sort_by_key(|(index, _)| *index);
         // An interrupted sweep keeps its rows so far.
-        args.write(&grid, &outcomes)?;
+        let rows: Vec<Outcome> = outcomes.iter().map(|(_, outcome)| outcome.clone()).collect();
+        args.write(&grid, &rows)?;
     }
+    let outcomes: Vec<Outcome> = outcomes.into_iter().map(|(_, outcome)| outcome).collect();
     if let Some(summary) = summary(&grid, &outcomes) {
         for table in summary.tables().iter().filter(|table| !table.rows.is_empty()) {
             say(&format!("\n{}", table.to_text()));

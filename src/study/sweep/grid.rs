@@ -128,6 +128,20 @@ impl Grid {
         let axes = variant.into_iter().chain(axes.iter().map(|axis| axis.0.to_owned())).collect();
         Ok(Self { method: file.method.clone(), axes, points })
     }
+
+    /// Indices of the points in the order of their runs: all settings with the first seed, then all
+    /// with the next. A sweep that is stopped early can compare settings.
+    pub fn order(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.points.len()).collect();
+        if let Some(axis) = self.axes.iter().position(|axis| axis == SEED) {
+            let first = |index: &usize| {
+                let seed = &self.points[*index].values[axis];
+                self.points.iter().position(|point| point.values[axis] == *seed)
+            };
+            order.sort_by_key(first);
+        }
+        order
+    }
 }
 
 impl SweepFile {
@@ -303,6 +317,7 @@ mod tests {
         assert_eq!(grid.axes, ["variant", "seed"]);
         let values: Vec<String> = grid.points.iter().map(|point| point.values.join(" ")).collect();
         assert_eq!(values, ["b 7", "b 8", "a 7", "a 8"]);
+        assert_eq!(grid.order(), [0, 2, 1, 3]);
         assert_eq!(grid.points[1].words, ["--k=1", "--kwargs={\"a\": {\"seed\": 1}}", "--max-steps=5", "--seed=8"]);
         assert_eq!(grid.points[3].words[2..], ["--max-steps=9", "--seed=8"]);
         assert_eq!(grid.points[2].prepare, [["data", "language", "--output=grid/7"]]);
