@@ -114,7 +114,7 @@ device = "cpu"
     // Nothing is repeated, but for the points of a changed evaluation.
     let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
     assert_eq!((again.matches("finished earlier").count(), again.matches("$ mapl").count()), (4, 0), "{again}");
-    bench.write("sweep.toml", &text.replace("bootstrap = 0", "bootstrap = 10"));
+    bench.write("sweep.toml", &text.replace("bootstrap = 0", "bootstrap = 100"));
     let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
     assert_eq!((again.matches("finished earlier").count(), again.matches("$ mapl").count()), (0, 0), "{again}");
     assert!(!bench.at("grid/p001/run").exists());
