@@ -155,12 +155,14 @@ impl SweepFile {
         }
         let of_variants = || self.variants.iter().flat_map(|variant| variant.flags.keys());
         for name in self.flags.keys().chain(self.vary.keys()).chain(of_variants()) {
-            if RESERVED_FLAGS.contains(&name.replace('_', "-").as_str()) {
+            let name = name.replace('_', "-");
+            if RESERVED_FLAGS.contains(&name.as_str()) {
                 return Err(format!("{name}: the sweep sets this flag itself; leave it out"));
             }
         }
         for name in self.measure.iter().flat_map(Table::keys) {
-            if RESERVED_MEASURE.contains(&name.replace('_', "-").as_str()) {
+            let name = name.replace('_', "-");
+            if RESERVED_MEASURE.contains(&name.as_str()) {
                 return Err(format!("[measure] {name}: the sweep sets this flag itself; leave it out"));
             }
         }
