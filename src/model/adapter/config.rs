@@ -198,7 +198,7 @@ impl AdapterConfig {
         let mut notes = Vec::new();
         if keys.flag_or("fan_in_fan_out", false)? {
             notes.push(
-                "\"fan_in_fan_out\" of adapter_config.json is true; linear layers ignore it, here as in PEFT"
+                "\"fan_in_fan_out\" of adapter_config.json is true; the kind of each layer decides, here as in PEFT"
                     .to_owned(),
             );
         }
