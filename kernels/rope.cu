@@ -2,7 +2,8 @@
 //
 //   (a, b) = (a cos - b sin, b cos + a sin); the backward negates sin
 //
-// A warp takes tokens by stride; every element depends only on its own inputs. head_dim is even.
+// A warp takes tokens by stride; every element depends only on its own inputs. The first
+// `rotated` elements of a head rotate, an even number; the others stay.
 // Cost: every operand is moved once; the cos and sin tables come from cache.
 #include "common.cuh"
 #include "primitives/warp.cuh"
@@ -12,9 +13,9 @@
 /// a s) with s = direction sin.
 template <bool VECTORISED, class T>
 DEVICE void rope_rows(const int* positions, const float* cos, const float* sin, T* qkv, int tokens, int heads,
-                      int head_dim, int width, float direction) {
+                      int head_dim, int rotated, int width, float direction) {
     constexpr int N = VEC_ELEMENTS<T>;
-    int half = head_dim / 2;
+    int half = rotated / 2;
     int chunks = ceil_div(half, N);
     for (long long token = global_warp(); token < tokens; token += global_warps()) {
         long long angles = (long long)positions[token] * half;
@@ -42,14 +43,15 @@ DEVICE void rope_rows(const int* positions, const float* cos, const float* sin, 
 
 template <class T>
 KERNELS(128, rope, FOR(T: f32 bf16))(const int* positions,  // (tokens), below the rows of the tables
-                                     const float* cos,      // (positions, head_dim / 2)
-                                     const float* sin,      // (positions, head_dim / 2)
+                                     const float* cos,      // (positions, rotated / 2)
+                                     const float* sin,      // (positions, rotated / 2)
                                      T* qkv,                // (tokens, width), in place
-                                     int tokens, int heads, int head_dim, int width, float direction) {
-    int half = head_dim / 2;
-    if (vec_aligned(qkv, half) && vec_aligned(cos, half) && vec_aligned(sin, half)) {
-        rope_rows<true>(positions, cos, sin, qkv, tokens, heads, head_dim, width, direction);
+                                     int tokens, int heads, int head_dim, int rotated, int width,
+                                     float direction) {
+    int half = rotated / 2;
+    if (vec_aligned(qkv, half) && vec_aligned(qkv, head_dim) && vec_aligned(cos, half) && vec_aligned(sin, half)) {
+        rope_rows<true>(positions, cos, sin, qkv, tokens, heads, head_dim, rotated, width, direction);
     } else {
-        rope_rows<false>(positions, cos, sin, qkv, tokens, heads, head_dim, width, direction);
+        rope_rows<false>(positions, cos, sin, qkv, tokens, heads, head_dim, rotated, width, direction);
     }
 }

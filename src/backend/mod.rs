@@ -231,10 +231,16 @@ backend! {
     embedding_fwd, embedding_fwd_impl: EmbeddingFwd;
     /// Gradient of the table: `dtable[v] (+)= sum of dx[t] over t with id v`, in ascending t.
     embedding_bwd, embedding_bwd_impl: EmbeddingBwd;
+    /// `x = factor * x + addend`, in place; its own gradient, without the addend.
+    scale, scale_impl: Scale;
     /// RMSNorm (arXiv 1910.07467) of a sum: `sum = x + residual; y = sum / rms(sum) * weight`.
     norm_fwd, norm_fwd_impl: NormFwd;
     /// Gradient of [`Backend::norm_fwd`] with respect to the sum and the weight.
     norm_bwd, norm_bwd_impl: NormBwd;
+    /// LayerNorm (arXiv 1607.06450): `y = (x - mean) / deviation * weight + bias`.
+    layer_norm_fwd, layer_norm_fwd_impl: LayerNormFwd;
+    /// Gradient of [`Backend::layer_norm_fwd`] with respect to x, the weight and the bias.
+    layer_norm_bwd, layer_norm_bwd_impl: LayerNormBwd;
     /// RMSNorm of every query and key head, in place; values stay unchanged.
     qk_norm_fwd, qk_norm_fwd_impl: QkNormFwd;
     /// Gradient of [`Backend::qk_norm_fwd`] with respect to its input, in place, and the weights.
@@ -255,6 +261,10 @@ backend! {
     glu_fwd, glu_fwd_impl: GluFwd;
     /// Gradient of [`Backend::glu_fwd`] with respect to gate and up.
     glu_bwd, glu_bwd_impl: GluBwd;
+    /// GELU (arXiv 1606.08415): `act = gelu(x)`.
+    gelu_fwd, gelu_fwd_impl: GeluFwd;
+    /// Gradient of [`Backend::gelu_fwd`], in place.
+    gelu_bwd, gelu_bwd_impl: GeluBwd;
     /// Linear layer to gate and up (NT) with SwiGLU as epilogue; stores gate and up on request.
     linear_glu_fwd, linear_glu_fwd_impl: LinearGluFwd;
     /// Input gradient of the down projection (NN) with the gradient of SwiGLU as epilogue: from

@@ -3,6 +3,7 @@
 
 use super::work::attention::{Attention, Shape};
 use super::work::attention_cached::AttentionCached;
+use super::work::elementwise::{LayerNorm, PlainActivation, ScaleAdd};
 use super::work::embedding::Embedding;
 use super::work::glu::{Glu, LinearGlu};
 use super::work::head::{Head, StoredLogits};
@@ -256,6 +257,7 @@ fn body(m: &ModelSizes, tokens: usize, add: &mut impl FnMut(&'static str, Work))
                 heads,
                 unrotated_heads: m.kv_heads,
                 head_dim: m.head_dim,
+                rotated: m.head_dim,
                 positions: tokens.min(1024),
             };
             add("rotation", RotaryEmbedding::new(backward, dims).into());
@@ -264,10 +266,19 @@ fn body(m: &ModelSizes, tokens: usize, add: &mut impl FnMut(&'static str, Work))
             // Of the models here none has this norm; it is timed at their sizes.
             add("head norm", QkNorm { backward, dims }.into());
             add("activation", Glu { backward, dims: glu }.into());
+            // As above: timed at the sizes of these models.
+            let dims = GeluDims { tokens, intermediate: m.intermediate, form: Gelu::Erf };
+            add("plain activation", PlainActivation { backward, dims }.into());
+            let dims = LayerNormDims { tokens, hidden: m.hidden, eps: 1e-5 };
+            add("layer norm", LayerNorm { backward, dims }.into());
         }
         let dims = RewardDims { tokens, hidden: m.hidden, seqs };
         add("reward head", RewardHead { backward, dims }.into());
         add("sequences", SegmentSum { backward, rows: tokens, seqs }.into());
+    }
+    if m.gated {
+        let dims = ScaleDims { tokens, hidden: m.hidden, factor: 0.5 };
+        add("scale", ScaleAdd { dims }.into());
     }
     if m.bias {
         add("qkv", BiasGrad { dims: LinearDims { tokens, inputs: m.hidden, outputs: fused } }.into());

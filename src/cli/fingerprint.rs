@@ -127,9 +127,13 @@ fn short(hash: &blake3::Hasher) -> String {
 
 /// Sizes and constants that the forward pass depends on, as text.
 fn config_line(c: &ModelConfig) -> String {
+    let mut traits = c.traits.text();
+    if c.rotated != c.head_dim {
+        traits = format!("{traits} {} elements rotate", c.rotated);
+    }
     format!(
         "{}, {} layers of width {} and {}, {} heads of {} ({} for keys), vocabulary {}{}, norm eps {}, {:?}{}, at most \
-         {} positions",
+         {} positions{}{}",
         c.architecture(),
         c.layers,
         c.hidden,
@@ -145,7 +149,9 @@ fn config_line(c: &ModelConfig) -> String {
             [] => String::new(),
             layers => format!(" except in layers {layers:?}"),
         },
-        c.max_positions
+        c.max_positions,
+        if traits.is_empty() { "" } else { ", " },
+        traits.trim()
     )
 }
 

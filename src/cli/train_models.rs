@@ -16,7 +16,7 @@ use crate::model::weights::LoadAs;
 use crate::terminal::{complain, shown};
 use crate::train::frozen::FrozenCache;
 use crate::train::memory::{MemoryInputs, MemoryPlan, PlannedReference};
-use crate::train::pack_options;
+use crate::train::pack_for;
 use crate::{Error, Result};
 
 /// Models that a run trains with.
@@ -56,7 +56,7 @@ impl TrainSetup<'_> {
             kernels: backend.kernel_properties(),
         };
         let loss = ComparisonOptions { scale: self.loss.scale, margin_add: self.loss.margin };
-        let sizes = GroupSizes::measure(groups, &pack_options(&self.loss, config.vocab, config.pad), &loss)?;
+        let sizes = GroupSizes::measure(groups, &pack_for(&self.loss, config), &loss)?;
         MemoryPlan::new(&subject, &sizes, self.settings.micro_batch, backend.memory_free())
     }
 

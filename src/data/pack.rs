@@ -66,6 +66,8 @@ pub struct PackOptions {
     pub vocab: usize,
     /// Pad token of a reward model. transformers reads the rightmost token with another id.
     pub pad: Option<u32>,
+    /// Whether token rows are grouped by position too, for the gradient of learned positions.
+    pub position_runs: bool,
 }
 
 /// Values of the comparison table that come from the run settings, not from the data.
@@ -90,7 +92,10 @@ pub fn pack_into(
         batch.clear();
         return packed;
     }
-    let Batch { ids, id_runs, source, head_runs, counters, .. } = batch;
+    let Batch { ids, id_runs, positions, position_runs, source, head_runs, counters, longest_path, .. } = batch;
+    if options.position_runs {
+        group_by_key(positions, *longest_path, counters, position_runs);
+    }
     group_by_key(ids, options.vocab, counters, id_runs);
     group_by_key(source, ids.len(), counters, head_runs);
     batch.comparisons.index_uses(batch.sequences.len(), &mut batch.counters);

@@ -37,7 +37,7 @@ impl Mode {
 pub struct LayerActivations<B: Backend> {
     /// (tokens, hidden) input of the attention block, normalised
     pub attention_input: B::Act,
-    /// (tokens)
+    /// (tokens), or (tokens, 2) of a LayerNorm: mean, then the reciprocal deviation
     pub input_rstd: B::Acc,
     /// (tokens, heads + kv_heads, head_dim) queries and keys before their norm; present in training if
     /// the family has one
@@ -50,9 +50,10 @@ pub struct LayerActivations<B: Backend> {
     pub lse: B::Acc,
     /// (tokens, hidden) input of the MLP, normalised
     pub mlp_input: B::Act,
-    /// (tokens)
+    /// As `input_rstd`
     pub post_rstd: B::Acc,
-    /// (tokens, 2 intermediate); present in training, and if gate or up have an adapter
+    /// (tokens, 2 intermediate), or (tokens, intermediate) without a gate; present in training, and if
+    /// gate or up have an adapter or a bias
     pub gate_up: Option<B::Act>,
     /// (tokens, intermediate)
     pub act: B::Act,
@@ -68,9 +69,9 @@ pub struct Gradients<B: Backend> {
     pub dattention: B::Act,
     /// (tokens, heads + 2 kv_heads, head_dim)
     pub dqkv: B::Act,
-    /// (tokens, 2 intermediate)
+    /// (tokens, 2 intermediate), or (tokens, intermediate) without a gate
     pub dgate_up: B::Act,
-    /// (tokens, intermediate); present if the down projection has an adapter
+    /// (tokens, intermediate); present if the down projection has an adapter and there is a gate
     pub dact: Option<B::Act>,
 }
 
@@ -92,7 +93,7 @@ pub struct Activations<B: Backend> {
     pub(super) layers: Vec<LayerActivations<B>>,
     /// (tokens, hidden) after the final norm
     pub hidden: B::Act,
-    /// (tokens)
+    /// As `input_rstd` of a layer
     pub(super) final_rstd: B::Acc,
     /// Present in training.
     pub gradients: Option<Gradients<B>>,
@@ -124,11 +125,13 @@ impl<B: Backend> Activations<B> {
             Mode::Infer => (1, 2),
         };
         let has = |group: Group| adapters.as_ref().is_some_and(|adapters| adapters.has(group));
-        let keeps_gate_up = mode.trains() || has(Group::GateUp);
+        let gated = config.family.gated;
+        let keeps_gate_up = mode.trains() || has(Group::GateUp) || config.mlp_bias || !gated;
+        let stats = || backend.zeros_acc(tokens * config.norm_stats());
         let layer = |_| -> Result<LayerActivations<B>> {
             Ok(LayerActivations {
                 attention_input: act(hidden)?,
-                input_rstd: backend.zeros_acc(tokens)?,
+                input_rstd: stats()?,
                 qk_input: (mode.trains() && config.family.qk_norm)
                     .then(|| act(query + config.kv_width()))
                     .transpose()?,
@@ -136,8 +139,8 @@ impl<B: Backend> Activations<B> {
                 attention: act(query)?,
                 lse: backend.zeros_acc(tokens * config.heads)?,
                 mlp_input: act(hidden)?,
-                post_rstd: backend.zeros_acc(tokens)?,
-                gate_up: keeps_gate_up.then(|| act(2 * inner)).transpose()?,
+                post_rstd: stats()?,
+                gate_up: keeps_gate_up.then(|| act(config.mlp_width())).transpose()?,
                 act: act(inner)?,
             })
         };
@@ -148,8 +151,8 @@ impl<B: Backend> Activations<B> {
                 dnormed: act(hidden)?,
                 dattention: act(query)?,
                 dqkv: act(fused)?,
-                dgate_up: act(2 * inner)?,
-                dact: has(Group::Down).then(|| act(inner)).transpose()?,
+                dgate_up: act(config.mlp_width())?,
+                dact: (gated && has(Group::Down)).then(|| act(inner)).transpose()?,
             }),
         };
         Ok(Self {
@@ -158,7 +161,7 @@ impl<B: Backend> Activations<B> {
             streams: (0..streams).map(|_| act(hidden)).collect::<Result<_>>()?,
             layers: (0..layers).map(layer).collect::<Result<_>>()?,
             hidden: act(hidden)?,
-            final_rstd: backend.zeros_acc(tokens)?,
+            final_rstd: stats()?,
             gradients,
             lora: adapters
                 .map(|layout| LoraWorkspace::new(backend, config, layout, (mode, layers, tokens)))

@@ -9,8 +9,8 @@
 //! Read as transformers reads them, with a note: end ids beyond the vocabulary, which no text
 //! contains, and llama3 scaling without its original length.
 //!
-//! Refused by name: other model types and architectures, activations other than SiLU, sliding
-//! windows shorter than the longest sequence, biases on the MLP, unknown RoPE scalings, quantised
+//! Refused by name: other model types and architectures, other activations, sliding windows
+//! shorter than the longest sequence, unknown RoPE scalings, quantised
 //! weights, and every size that is missing, not positive, not divisible where required, or
 //! implausible.
 
@@ -25,7 +25,8 @@ use super::config_json::{Keys, read_object};
 use super::config_support::{no_config, read_bias, read_dtype, read_family, refuse_unsupported};
 use super::family::Family;
 use super::reward_heads::{RewardNorm, has_value_head, read_head};
-use super::rope::{self, RopeConfig};
+use super::rope::{self, RopeConfig, read_partial};
+use super::traits::Traits;
 use super::window::{layers_without_rope, refuse_sliding_window};
 use crate::files::input::is_named;
 use crate::{Error, Result};
@@ -49,9 +50,10 @@ pub enum Head {
 }
 
 impl Head {
-    pub(super) fn class(self) -> &'static str {
+    /// End of the class name in transformers, after the prefix of the family.
+    pub(super) fn class(self, family: &Family) -> &'static str {
         match self {
-            Head::LanguageModel => "ForCausalLM",
+            Head::LanguageModel => family.language_model,
             Head::Reward => "ForSequenceClassification",
         }
     }
@@ -97,7 +99,7 @@ pub struct ModelConfig {
     pub vocab: usize,
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Intermediate width of the SwiGLU MLP.
+    /// Intermediate width of the MLP.
     pub intermediate: usize,
     pub layers: usize,
     /// Query heads; a multiple of `kv_heads`.
@@ -106,14 +108,22 @@ pub struct ModelConfig {
     pub kv_heads: usize,
     /// Width of one head; even. Not necessarily `hidden / heads`.
     pub head_dim: usize,
+    /// Eps of the norms, RMSNorm or LayerNorm.
     pub rms_norm_eps: f64,
     /// Biases on the query, key and value projections.
     pub qkv_bias: bool,
     /// Bias on the attention output.
     pub output_bias: bool,
+    /// Biases on the projections of the MLP.
+    pub mlp_bias: bool,
+    pub traits: Traits,
     /// The vocabulary projection is the embedding table.
     pub tied: bool,
     pub rope: RopeConfig,
+    /// Part of a head that rotates, as in the file.
+    pub partial_rotary_factor: f64,
+    /// Elements at the start of a head that rotate; even.
+    pub rotated: usize,
     /// Layers that do not rotate queries and keys, ascending.
     pub layers_without_rope: Vec<usize>,
     /// Maximum length of a sequence: `declared_positions`, or less if RoPE beyond depends on
@@ -174,7 +184,7 @@ impl ModelConfig {
         let path = folder.join("generation_config.json");
         if is_named(&path) {
             let map = read_object(&path)?;
-            let keys = Keys { map: &map, path: &path, prefix: "" };
+            let keys = Keys { map: &map, path: &path, prefix: "", names: &[] };
             for id in keys.ids_in_vocabulary("eos_token_id", config.vocab, &mut config.notes)? {
                 if !config.eos.contains(&id) {
                     config.eos.push(id);
@@ -192,8 +202,9 @@ impl ModelConfig {
 
     /// [`Self::from_json`]; the weights in `folder` explain some errors.
     fn parse(map: Map<String, Value>, path: &Path, folder: Option<&Path>) -> Result<Self> {
-        let keys = Keys { map: &map, path, prefix: "" };
+        let keys = Keys { map: &map, path, prefix: "", names: &[] };
         let family = read_family(keys)?;
+        let keys = Keys { names: family.keys, ..keys };
         let found_head = read_head(keys, family, folder)?;
         let head = found_head.head;
         refuse_unsupported(keys, family)?;
@@ -206,7 +217,10 @@ impl ModelConfig {
             let why = format!("{} has no default that fits; use null for one per head", family.class);
             return Err(keys.missing("num_key_value_heads", &why));
         }
-        let kv_heads = keys.size_or("num_key_value_heads", heads, MAX_HEADS)?;
+        let kv_heads = match family.grouped {
+            true => keys.size_or("num_key_value_heads", heads, MAX_HEADS)?,
+            false => heads,
+        };
         if !heads.is_multiple_of(kv_heads) {
             let why = format!(
                 "\"num_attention_heads\" is {heads} and \"num_key_value_heads\" is {kv_heads}; the first must be a \
@@ -218,12 +232,22 @@ impl ModelConfig {
         let explicit = keys.optional_size("head_dim", MAX_HEAD_DIM)?.or(default);
         if (explicit.is_none() || family.whole_heads) && !hidden.is_multiple_of(heads) {
             let why = format!(
-                "\"hidden_size\" is {hidden} and \"num_attention_heads\" is {heads}; the first must be a multiple of \
-                 the second"
+                "\"{}\" is {hidden} and \"{}\" is {heads}; the first must be a multiple of the second",
+                keys.name("hidden_size"),
+                keys.name("num_attention_heads")
             );
             return Err(Error::model(path, why));
         }
         let head_dim = explicit.unwrap_or(hidden / heads);
+        if !family.wide_heads && head_dim * heads != hidden {
+            let why = format!(
+                "\"head_dim\" is {head_dim}, but heads of {} models have hidden_size / num_attention_heads elements, here \
+                 {}; delete the key",
+                family.class,
+                hidden / heads
+            );
+            return Err(Error::model(path, why));
+        }
         if !head_dim.is_multiple_of(2) || head_dim > MAX_HEAD_DIM {
             let why = format!(
                 "the head width (\"head_dim\", or hidden_size / num_attention_heads) is {head_dim}; rotary embedding \
@@ -234,7 +258,12 @@ impl ModelConfig {
         let layers_without_rope = layers_without_rope(keys, family, layers)?;
         let declared_positions = rope::read_positions(keys, family.positions)?;
         let mut notes: Vec<String> = found_head.note.into_iter().collect();
-        let rope = RopeConfig::read(keys, family.rope, (declared_positions, head_dim), &mut notes)?;
+        notes.extend(family.classifier_note().filter(|_| head == Head::Reward));
+        let (partial_rotary_factor, rotated) = read_partial(keys, family.rope, head_dim)?;
+        let rope = match family.learned_positions {
+            true => RopeConfig { theta: family.rope.theta, scaling: rope::RopeScaling::Default },
+            false => RopeConfig::read(keys, family.rope, (declared_positions, rotated), &mut notes)?,
+        };
         let max_positions = rope.longest(declared_positions, &mut notes);
         let follows = rope.follows(declared_positions);
         refuse_sliding_window(keys, family, layers, (max_positions, follows), &layers_without_rope)?;
@@ -252,7 +281,10 @@ impl ModelConfig {
             head,
             vocab,
             hidden,
-            intermediate: keys.size("intermediate_size", MAX_WIDTH)?,
+            intermediate: match family.default_inner {
+                Some(times) => keys.size_or("intermediate_size", times * hidden, MAX_WIDTH)?,
+                None => keys.size("intermediate_size", MAX_WIDTH)?,
+            },
             layers,
             heads,
             kv_heads,
@@ -266,8 +298,12 @@ impl ModelConfig {
             )?,
             qkv_bias: read_bias(keys, family.qkv_bias)?,
             output_bias: read_bias(keys, family.output_bias)?,
+            mlp_bias: read_bias(keys, family.mlp_bias)?,
+            traits: Traits::read(keys, family)?,
             tied: keys.flag_or("tie_word_embeddings", family.tied)?,
             rope,
+            partial_rotary_factor,
+            rotated,
             layers_without_rope,
             max_positions,
             declared_positions,
@@ -306,6 +342,9 @@ impl ModelConfig {
         if pad as usize >= self.vocab {
             let why = format!("the pad token id {pad} is outside the vocabulary of {} ids", self.vocab);
             return Err(Error::model(Path::new("config.json"), why));
+        }
+        if self.head == Head::LanguageModel {
+            self.notes.extend(self.family.classifier_note());
         }
         self.head = Head::Reward;
         self.pad = Some(pad);
@@ -350,11 +389,18 @@ impl ModelConfig {
         let product = |a: usize, b: usize| a.checked_mul(b);
         let kv = product(self.kv_heads, self.head_dim)?;
         let query = product(self.heads, self.head_dim)?;
-        let rows =
-            query.checked_mul(2)?.checked_add(kv.checked_mul(2)?)?.checked_add(product(3, self.intermediate)?)?;
+        let projections = if self.family.gated { 3 } else { 2 };
+        let rows = query
+            .checked_mul(2)?
+            .checked_add(kv.checked_mul(2)?)?
+            .checked_add(product(projections, self.intermediate)?)?;
         let bias = if self.qkv_bias { query.checked_add(kv.checked_mul(2)?)? } else { 0 };
         let norms = if self.family.qk_norm { 2 * self.head_dim } else { 0 };
-        let wide = product(if self.output_bias { 3 } else { 2 }, self.hidden)?;
+        let norm = self.norm_width();
+        let of_layer = if self.shares_norm() { 1 } else { 2 };
+        let output = usize::from(self.output_bias) * self.hidden;
+        let mlp = usize::from(self.mlp_bias) * self.mlp_width().checked_add(self.hidden)?;
+        let wide = product(of_layer, norm)?.checked_add(output)?.checked_add(mlp)?;
         let layer = product(rows, self.hidden)?.checked_add(bias)?.checked_add(wide)?.checked_add(norms)?;
         let table = product(self.vocab, self.hidden)?;
         let head = match (self.head, self.tied) {
@@ -362,17 +408,22 @@ impl ModelConfig {
             (Head::LanguageModel, true) => 0,
             (Head::LanguageModel, false) => table,
         };
-        product(layer, self.layers)?.checked_add(table)?.checked_add(head)?.checked_add(self.hidden)
+        let learned = usize::from(self.family.learned_positions);
+        let positions = product(learned * self.declared_positions, self.hidden)?;
+        product(layer, self.layers)?.checked_add(table)?.checked_add(positions)?.checked_add(head)?.checked_add(norm)
     }
 
-    /// Inverse RoPE frequencies, `head_dim / 2` of them; see [`RopeConfig::inv_freq`].
+    /// Inverse RoPE frequencies, `rotated / 2` of them, none with learned positions; see [`RopeConfig::inv_freq`].
     pub fn inv_freq(&self) -> Vec<f32> {
-        self.rope.inv_freq(self.head_dim)
+        match self.family.learned_positions {
+            true => Vec::new(),
+            false => self.rope.inv_freq(self.rotated),
+        }
     }
 
     /// Name of the transformers class that loads this model.
     pub fn architecture(&self) -> String {
-        format!("{}{}", self.family.class, self.head.class())
+        self.family.class_of(self.head)
     }
 
     /// Value of a key of `generation_config.json`; `None` without the file, and for `null`.

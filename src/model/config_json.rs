@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::family_names::KeyNames;
 use crate::files::{input, lfs_pointer};
 use crate::{Error, Result};
 
@@ -50,22 +51,31 @@ pub(super) struct Keys<'a> {
     pub map: &'a Map<String, Value>,
     pub path: &'a Path,
     pub prefix: &'a str,
+    /// Names of keys that a family calls otherwise.
+    pub names: KeyNames,
 }
 
 impl<'a> Keys<'a> {
     /// Returns the value of `key`, unless it is missing or null.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
-        self.map.get(key).filter(|v| !v.is_null())
+        let value = self.map.get(self.name(key)).filter(|v| !v.is_null());
+        let both = self.names.iter().any(|(generic, _, both)| *generic == key && *both);
+        value.or_else(|| self.map.get(key).filter(|v| both && !v.is_null()))
+    }
+
+    /// Name of `key` in this file.
+    pub fn name<'k>(&self, key: &'k str) -> &'k str {
+        self.names.iter().find(|(generic, ..)| *generic == key).map_or(key, |(_, own, _)| own)
     }
 
     /// Returns the error "key is value; allowed".
     pub fn refuse(&self, key: &str, value: &Value, allowed: &str) -> Error {
-        Error::model(self.path, format!("\"{}{key}\" is {}; {allowed}", self.prefix, shown(value)))
+        Error::model(self.path, format!("\"{}{}\" is {}; {allowed}", self.prefix, self.name(key), shown(value)))
     }
 
     /// Returns the error for a missing required key.
     pub fn missing(&self, key: &str, allowed: &str) -> Error {
-        Error::model(self.path, format!("\"{}{key}\" is missing; {allowed}", self.prefix))
+        Error::model(self.path, format!("\"{}{}\" is missing; {allowed}", self.prefix, self.name(key)))
     }
 
     /// Returns an integer in `1..=max`, or the default if the key is missing.

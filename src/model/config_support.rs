@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::config::{Head, StoredDtype};
 use super::config_json::{Keys, shown};
-use super::family::{self, Bias, FAMILIES, Family};
+use super::family::{self, Bias, FAMILIES, Family, LLAMA};
 use crate::files::hub::hub_model;
 use crate::{Error, Result};
 
@@ -40,8 +40,10 @@ pub(super) fn no_config(folder: &Path) -> String {
 /// Returns the names of all supported architectures, for messages.
 pub(super) fn supported() -> String {
     let classes: Vec<&str> = FAMILIES.iter().map(|family| family.class).collect();
-    let heads = [Head::LanguageModel, Head::Reward].map(Head::class).join(" and ");
-    format!("{heads} of {}", classes.join(", "))
+    let heads = [Head::LanguageModel, Head::Reward].map(|head| head.class(&LLAMA)).join(" and ");
+    let others = FAMILIES.iter().filter(|family| family.language_model != LLAMA.language_model);
+    let others: String = others.map(|family| format!(", {}{}", family.class, family.language_model)).collect();
+    format!("{heads} of {}{others}", classes.join(", "))
 }
 
 pub(super) fn read_family(keys: Keys) -> Result<&'static Family> {
@@ -67,15 +69,9 @@ pub(super) fn read_bias(keys: Keys, bias: Bias) -> Result<bool> {
 
 /// Refuses settings that change the computation in a way that is not implemented.
 pub(super) fn refuse_unsupported(keys: Keys, family: &Family) -> Result<()> {
-    if let Some(act) = keys.text("hidden_act")?
-        && !["silu", "swish"].contains(&act)
-    {
-        let why =
-            format!("\"hidden_act\" is {act:?}; {} models need \"silu\" (or \"swish\", its other name)", family.class);
+    if matches!(family.mlp_bias, Bias::Never) && keys.flag_or("mlp_bias", false)? {
+        let why = format!("\"mlp_bias\" is true; {} models have no biases on the MLP projections", family.class);
         return Err(Error::model(keys.path, why));
-    }
-    if keys.flag_or("mlp_bias", false)? {
-        return Err(Error::model(keys.path, "\"mlp_bias\" is true; biases on the MLP projections are not supported"));
     }
     if let Some(quantisation) = keys.get("quantization_config") {
         let allowed = "quantised weights are not supported; use the float32, bfloat16 or float16 release";

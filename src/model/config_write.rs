@@ -6,9 +6,14 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::config::{Head, ModelConfig, StoredDtype};
-use super::family::Bias;
+use super::family::{Bias, Family};
 use crate::files::{json_text, write_atomic};
 use crate::{Error, Result};
+
+/// Name of a key in the files of a family.
+fn name(family: &Family, key: &'static str) -> &'static str {
+    family.keys.iter().find(|(generic, ..)| *generic == key).map_or(key, |(_, own, _)| own)
+}
 
 impl ModelConfig {
     /// Returns the contents of `config.json` for weights stored as `dtype`. Unknown keys keep their
@@ -25,9 +30,15 @@ impl ModelConfig {
         set("intermediate_size", json!(self.intermediate));
         set("num_hidden_layers", json!(self.layers));
         set("num_attention_heads", json!(self.heads));
-        set("num_key_value_heads", json!(self.kv_heads));
-        set("head_dim", json!(self.head_dim));
-        set("hidden_act", json!("silu"));
+        if self.family.grouped {
+            set("num_key_value_heads", json!(self.kv_heads));
+        }
+        if self.family.wide_heads {
+            set("head_dim", json!(self.head_dim));
+        }
+        if self.family.gated || !self.original.contains_key(name(self.family, "hidden_act")) {
+            set("hidden_act", json!(self.family.activation));
+        }
         set("max_position_embeddings", json!(self.declared_positions));
         set("rms_norm_eps", json!(self.rms_norm_eps));
         set("initializer_range", json!(self.initializer_range));
@@ -44,14 +55,27 @@ impl ModelConfig {
         if !self.original.contains_key("use_cache") {
             set("use_cache", json!(true));
         }
-        for (bias, value) in [(self.family.qkv_bias, self.qkv_bias), (self.family.output_bias, self.output_bias)] {
+        let biases = [
+            (self.family.qkv_bias, self.qkv_bias),
+            (self.family.output_bias, self.output_bias),
+            (self.family.mlp_bias, self.mlp_bias),
+        ];
+        for (bias, value) in biases {
             if let Bias::Key(key, default) = bias
                 && value != default
             {
                 map.insert(key.into(), json!(value));
             }
         }
-        self.rope.write(self.family.rope, &mut map);
+        if !self.family.learned_positions {
+            self.rope.write(self.family.rope, self.partial_rotary_factor, &mut map);
+        }
+        // Keys get the family's own names, and keep their places.
+        for (generic, own, _) in self.family.keys {
+            if let Some(value) = map.shift_remove(*generic) {
+                map.insert((*own).into(), value);
+            }
+        }
         map
     }
 

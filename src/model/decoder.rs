@@ -1,13 +1,16 @@
 //! The decoder's forward as a list of op calls; `decoder_grad.rs` is the list reversed.
 //!
 //! ```text
-//! stream[0] = embedding[ids]
+//! stream[0] = embedding[ids] (times a factor, plus a position's row)
 //! for each layer i:
 //!     qkv = rope(qk_norm(norm(stream[2i]) W_qkv + b_qkv))
 //!     stream[2i + 1] = stream[2i] + attention(qkv) W_output + b_output
 //!     stream[2i + 2] = stream[2i + 1] + swiglu(norm(stream[2i + 1]) W_gate_up) W_down
 //! hidden = norm(stream[2 layers])
 //! ```
+//!
+//! With attention and MLP in parallel, the MLP's norm reads stream[2i]. Norms are RMSNorm or LayerNorm;
+//! without a gate the MLP is gelu(norm(stream) W_up + b_up) W_down + b_down.
 //!
 //! The op of a block's last GEMM also adds the residual stream and writes the next stream. The op
 //! of the gate and up GEMM also applies SwiGLU. RoPE rotates only queries and keys.
@@ -20,6 +23,7 @@
 
 use super::activations::{Activations, Advance};
 use super::config::ModelConfig;
+use super::decoder_grad::not_for_training;
 use super::inputs::Inputs;
 use super::layout::Layout;
 use super::lora::{Group, Lora, LoraWorkspace, Place};
@@ -41,9 +45,9 @@ pub struct Model<B: Backend> {
 /// Cosines and sines by position.
 pub(super) struct RopeTables<B: Backend> {
     positions: usize,
-    /// (positions, head_dim / 2)
+    /// (positions, rotated / 2)
     pub cos: B::Acc,
-    /// (positions, head_dim / 2)
+    /// (positions, rotated / 2)
     pub sin: B::Acc,
 }
 
@@ -100,10 +104,6 @@ impl<B: Backend> Model<B> {
         View::new(&self.weights, range.start, range.len())
     }
 
-    pub(super) fn norm_dims(&self, tokens: usize) -> NormDims {
-        NormDims { tokens, hidden: self.config.hidden, eps: self.config.rms_norm_eps }
-    }
-
     pub(super) fn qk_norm_dims(&self, tokens: usize) -> QkNormDims {
         let ModelConfig { heads, kv_heads, head_dim, rms_norm_eps: eps, .. } = self.config;
         QkNormDims { tokens, heads, kv_heads, head_dim, eps }
@@ -112,13 +112,14 @@ impl<B: Backend> Model<B> {
     /// Arguments of RoPE on the queries and keys of a fused buffer, for tokens at `positions`.
     pub(super) fn rope<'a>(&'a self, positions: View<'a, B::Idx>, qkv_in_place: ViewMut<'a, B::Act>) -> Rope<'a, B> {
         let config = &self.config;
-        let table = self.rope_tables.positions * config.head_dim / 2;
+        let table = self.rope_tables.positions * config.rotated / 2;
         Rope {
             dims: RopeDims {
                 tokens: positions.len,
                 heads: config.heads + config.kv_heads,
                 unrotated_heads: config.kv_heads,
                 head_dim: config.head_dim,
+                rotated: config.rotated,
                 positions: self.rope_tables.positions,
             },
             positions,
@@ -131,7 +132,7 @@ impl<B: Backend> Model<B> {
     /// Runs the model. The result is `acts.hidden` (tokens, hidden), after the final norm.
     pub fn forward(&self, backend: &B, inputs: &Inputs<'_, B>, acts: &mut Activations<B>) -> Result<()> {
         let (config, tokens) = (&self.config, inputs.tokens);
-        self.embed(backend, inputs.ids, acts)?;
+        self.embed(backend, inputs.ids, inputs.positions, acts)?;
         for i in 0..config.layers {
             self.run_layer(backend, inputs, acts, i)?;
             self.close_layer(backend, tokens, acts, i)?;
@@ -140,7 +141,13 @@ impl<B: Backend> Model<B> {
     }
 
     /// Makes room for a batch and writes its first stream.
-    pub(super) fn embed(&self, backend: &B, ids: View<'_, B::Idx>, acts: &mut Activations<B>) -> Result<()> {
+    pub(super) fn embed(
+        &self,
+        backend: &B,
+        ids: View<'_, B::Idx>,
+        positions: View<'_, B::Idx>,
+        acts: &mut Activations<B>,
+    ) -> Result<()> {
         let (config, tokens) = (&self.config, ids.len);
         acts.grow(backend, config, tokens)?;
         if let (Some(lora), Some(work)) = (&self.lora, &mut acts.lora) {
@@ -151,12 +158,30 @@ impl<B: Backend> Model<B> {
             ids,
             table: self.weight(&self.layout.embedding),
             x: ViewMut::first(&mut acts.streams[0], tokens * config.hidden),
-        })
+        })?;
+        let wide = tokens * config.hidden;
+        let Activations { streams, hidden, .. } = acts;
+        let addend = match &self.layout.positions {
+            None => None,
+            Some(table) => {
+                // The final hidden states are written much later.
+                backend.embedding_fwd(EmbeddingFwd {
+                    dims: EmbeddingDims { tokens, vocab: config.declared_positions, hidden: config.hidden },
+                    ids: positions,
+                    table: self.weight(table),
+                    x: ViewMut::first(hidden, wide),
+                })?;
+                Some(View::first(hidden, wide))
+            }
+        };
+        self.scale(backend, config.embedding_factor(), addend, ViewMut::first(&mut streams[0], wide))
     }
 
     /// Writes `acts.hidden` from the last stream.
     pub(super) fn normalise_last(&self, backend: &B, tokens: usize, acts: &mut Activations<B>) -> Result<()> {
-        self.normalise(backend, acts, tokens, 2 * self.config.layers, &self.layout.final_norm, Norm::Final)
+        self.normalise(backend, acts, tokens, 2 * self.config.layers, &self.layout.final_norm, Norm::Final)?;
+        let hidden = ViewMut::first(&mut acts.hidden, tokens * self.config.hidden);
+        self.scale(backend, self.config.hidden_factor(), None, hidden)
     }
 
     /// Runs layer i from its input stream to the activations of its MLP: everything that its
@@ -175,7 +200,7 @@ impl<B: Backend> Model<B> {
         let layer = acts.layer_index(i);
         let saved = &mut acts.layers[layer];
         backend.attention_fwd(AttentionFwd {
-            dims: inputs.attention_dims(config),
+            dims: inputs.attention_dims(config, i),
             qkv: View::first(&saved.qkv, tokens * fused),
             tree: inputs.tree,
             o: ViewMut::first(&mut saved.attention, tokens * query),
@@ -227,7 +252,8 @@ impl<B: Backend> Model<B> {
     /// Runs layer i from the output of its attention to the activations of its MLP.
     pub(super) fn run_mlp(&self, backend: &B, tokens: usize, acts: &mut Activations<B>, i: usize) -> Result<()> {
         let (config, at) = (&self.config, &self.layout.layers[i]);
-        let (hidden, inner, query) = (config.hidden, config.intermediate, config.query_width());
+        let (hidden, inner, query, width) =
+            (config.hidden, config.intermediate, config.query_width(), config.mlp_width());
         let linear = |inputs, outputs| LinearDims { tokens, inputs, outputs };
         let wide = tokens * hidden;
         let layer = acts.layer_index(i);
@@ -243,27 +269,30 @@ impl<B: Backend> Model<B> {
             residual: self.low_rank(backend, lora, place(Group::Output), x, stream)?,
             y: ViewMut::first(to, wide),
         })?;
-        self.normalise(backend, acts, tokens, 2 * i + 1, &at.post_norm, Norm::Post(layer))?;
+        let stream = if config.traits.parallel { 2 * i } else { 2 * i + 1 };
+        self.normalise(backend, acts, tokens, stream, &at.post_norm, Norm::Post(layer))?;
         let Activations { layers, lora, .. } = &mut *acts;
         let saved = &mut layers[layer];
         let x = View::first(&saved.mlp_input, wide);
         let low = self.low_rank(backend, lora.as_mut(), place(Group::GateUp), x, None)?;
         let act = ViewMut::first(&mut saved.act, tokens * inner);
-        match (low, &mut saved.gate_up) {
-            (Some(low), Some(gate_up)) => {
-                let mut gate_up = ViewMut::first(gate_up, tokens * 2 * inner);
+        let bias = at.gate_up_bias.as_ref().map(|range| self.weight(range));
+        let fuses = low.is_none() && bias.is_none() && config.family.gated;
+        match (fuses, &mut saved.gate_up) {
+            (false, Some(gate_up)) => {
+                let mut gate_up = ViewMut::first(gate_up, tokens * width);
                 backend.linear_fwd(LinearFwd {
-                    dims: linear(hidden, 2 * inner),
+                    dims: linear(hidden, width),
                     x,
                     weight: self.weight(&at.gate_up),
-                    bias: None,
-                    residual: Some(low),
+                    bias,
+                    residual: low,
                     y: gate_up.reborrow(),
                 })?;
-                let dims = GluDims { tokens, intermediate: inner };
-                backend.glu_fwd(GluFwd { dims, gate_up: gate_up.as_view(), act })?;
+                self.activate(backend, tokens, gate_up.as_view(), act)?;
             }
-            (_, gate_up) => backend.linear_glu_fwd(LinearGluFwd {
+            (false, None) => return Err(not_for_training()),
+            (true, gate_up) => backend.linear_glu_fwd(LinearGluFwd {
                 dims: LinearGluDims { tokens, hidden, intermediate: inner },
                 x,
                 weight: self.weight(&at.gate_up),
@@ -292,7 +321,7 @@ impl<B: Backend> Model<B> {
             dims: LinearDims { tokens, inputs: inner, outputs: hidden },
             x,
             weight: self.weight(&self.layout.layers[i].down),
-            bias: None,
+            bias: self.layout.layers[i].down_bias.as_ref().map(|range| self.weight(range)),
             residual: self.expand(backend, lora, place, stream)?,
             y: ViewMut::first(to, tokens * hidden),
         })
@@ -350,15 +379,7 @@ impl<B: Backend> Model<B> {
             }
             Norm::Final => (hidden, final_rstd),
         };
-        backend.norm_fwd(NormFwd {
-            dims: self.norm_dims(tokens),
-            x: View::first(&streams[stream], wide),
-            residual: None,
-            weight: self.weight(weight),
-            sum: None,
-            y: ViewMut::first(y, wide),
-            rstd: ViewMut::first(rstd, tokens),
-        })
+        self.norm(backend, View::first(&streams[stream], wide), weight, ViewMut::first(y, wide), rstd)
     }
 }
 

@@ -118,15 +118,15 @@ impl<B: Backend> Model<B> {
             pairs: inputs.pairs,
             keys: inputs.keys,
             longest_path: inputs.longest_path,
-            scale: 1.0 / (config.head_dim as f64).sqrt(),
+            scale: config.attention_scale(0),
         };
-        self.embed(backend, inputs.ids, acts)?;
+        self.embed(backend, inputs.ids, inputs.positions, acts)?;
         for i in 0..config.layers {
             self.project(backend, inputs.positions, acts, i)?;
             let layer = acts.layer_index(i);
             let saved = &mut acts.layers[layer];
             backend.attention_cached_fwd(AttentionCachedFwd {
-                dims,
+                dims: AttentionCachedDims { scale: config.attention_scale(i), ..dims },
                 qkv: View::first(&saved.qkv, tokens * fused),
                 paths: inputs.paths,
                 cache: ViewMut::first(&mut cache.layers[i], dims.slots * dims.cache_width()),

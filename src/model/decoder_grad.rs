@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::activations::Activations;
 use super::decoder::Model;
+use super::decoder_norm::NormGradient;
 use super::inputs::Inputs;
 use super::layout::LayerRanges;
 use super::lora::{Group, LoraWorkspace, Place};
@@ -49,25 +50,28 @@ impl<B: Backend> Model<B> {
         mut out: GradientsOut<'_, B>,
     ) -> Result<()> {
         let (config, tokens) = (&self.config, inputs.tokens);
-        let (hidden, inner) = (config.hidden, config.intermediate);
+        let (hidden, inner, width) = (config.hidden, config.intermediate, config.mlp_width());
         let query = config.query_width();
         let fused = query + 2 * config.kv_width();
         let wide = tokens * hidden;
         let last = acts.stream_index(2 * config.layers);
         let Activations { streams, final_rstd, gradients, lora, .. } = &mut *acts;
         let Some(g) = gradients else { return Err(not_for_training()) };
+        self.scale(backend, config.hidden_factor(), None, ViewMut::first(&mut g.dnormed, wide))?;
         let (dweight, dweight_write) = self.norm_gradient(&mut out, lora, &self.layout.final_norm)?;
-        backend.norm_bwd(NormBwd {
-            dims: self.norm_dims(tokens),
-            dy: View::first(&g.dnormed, wide),
-            sum: View::first(&streams[last], wide),
-            rstd: View::first(final_rstd, tokens),
-            weight: self.weight(&self.layout.final_norm),
-            dsum: ViewMut::first(&mut g.dstream, wide),
-            dsum_write: Write::Overwrite,
-            dweight,
-            dweight_write,
-        })?;
+        self.norm_bwd(
+            backend,
+            NormGradient {
+                dy: View::first(&g.dnormed, wide),
+                x: View::first(&streams[last], wide),
+                stats: final_rstd,
+                weight: &self.layout.final_norm,
+                dx: ViewMut::first(&mut g.dstream, wide),
+                dx_write: Write::Overwrite,
+                dweight,
+                dweight_write,
+            },
+        )?;
         for (i, at) in self.layout.layers.iter().enumerate().rev() {
             if acts.needs_recompute(i) {
                 self.run_layer(backend, inputs, acts, i)?;
@@ -83,17 +87,24 @@ impl<B: Backend> Model<B> {
                 place: place(Group::Down),
                 dy,
                 x: View::first(&saved.act, tokens * inner),
-                dx: g.dact.as_mut().map(|dact| ViewMut::first(dact, tokens * inner)),
+                dx: match config.traits.gelu {
+                    None => g.dact.as_mut().map(|dact| ViewMut::first(dact, tokens * inner)),
+                    Some(_) => Some(ViewMut::first(&mut g.dgate_up, tokens * inner)),
+                },
             };
             self.projection_bwd(backend, down, lora, &mut out)?;
-            let gate_up = View::first(saved_gate_up, tokens * 2 * inner);
-            let dgate_up = ViewMut::first(&mut g.dgate_up, tokens * 2 * inner);
-            match &g.dact {
-                Some(dact) => {
+            let gate_up = View::first(saved_gate_up, tokens * width);
+            let dgate_up = ViewMut::first(&mut g.dgate_up, tokens * width);
+            match (&g.dact, config.traits.gelu) {
+                (_, Some(form)) => {
+                    let dims = GeluDims { tokens, intermediate: inner, form };
+                    backend.gelu_bwd(GeluBwd { dims, x: gate_up, dact_in_place: dgate_up })?;
+                }
+                (Some(dact), None) => {
                     let dims = GluDims { tokens, intermediate: inner };
                     backend.glu_bwd(GluBwd { dims, dact: View::first(dact, tokens * inner), gate_up, dgate_up })?;
                 }
-                None => {
+                (None, None) => {
                     let dims = LinearGluDims { tokens, hidden, intermediate: inner };
                     let weight = self.weight(&at.down);
                     backend.linear_glu_bwd(LinearGluBwd { dims, dy, weight, gate_up, dgate_up })?;
@@ -101,32 +112,41 @@ impl<B: Backend> Model<B> {
             }
             let gate_up = Projection {
                 place: place(Group::GateUp),
-                dy: View::first(&g.dgate_up, tokens * 2 * inner),
+                dy: View::first(&g.dgate_up, tokens * width),
                 x: View::first(&saved.mlp_input, wide),
                 dx: Some(ViewMut::first(&mut g.dnormed, wide)),
             };
             self.projection_bwd(backend, gate_up, lora, &mut out)?;
-            let (dweight, dweight_write) = self.norm_gradient(&mut out, lora, &at.post_norm)?;
-            backend.norm_bwd(NormBwd {
-                dims: self.norm_dims(tokens),
-                dy: View::first(&g.dnormed, wide),
-                sum: View::first(&streams[middle], wide),
-                rstd: View::first(&saved.post_rstd, tokens),
-                weight: self.weight(&at.post_norm),
-                dsum: ViewMut::first(&mut g.dstream, wide),
-                dsum_write: Write::Add,
-                dweight,
-                dweight_write,
-            })?;
-            let output = Projection {
-                place: place(Group::Output),
-                dy: View::first(&g.dstream, wide),
-                x: View::first(&saved.attention, tokens * query),
-                dx: Some(ViewMut::first(&mut g.dattention, tokens * query)),
-            };
-            self.projection_bwd(backend, output, lora, &mut out)?;
+            // In parallel, the MLP's input does not depend on attention's output.
+            let norm_first = !config.traits.parallel;
+            for is_norm in [norm_first, !norm_first] {
+                if is_norm {
+                    let (dweight, dweight_write) = self.norm_gradient(&mut out, lora, &at.post_norm)?;
+                    self.norm_bwd(
+                        backend,
+                        NormGradient {
+                            dy: View::first(&g.dnormed, wide),
+                            x: View::first(&streams[if norm_first { middle } else { entry }], wide),
+                            stats: &saved.post_rstd,
+                            weight: &at.post_norm,
+                            dx: ViewMut::first(&mut g.dstream, wide),
+                            dx_write: Write::Add,
+                            dweight,
+                            dweight_write,
+                        },
+                    )?;
+                } else {
+                    let output = Projection {
+                        place: place(Group::Output),
+                        dy: View::first(&g.dstream, wide),
+                        x: View::first(&saved.attention, tokens * query),
+                        dx: Some(ViewMut::first(&mut g.dattention, tokens * query)),
+                    };
+                    self.projection_bwd(backend, output, lora, &mut out)?;
+                }
+            }
             backend.attention_bwd(AttentionBwd {
-                dims: inputs.attention_dims(config),
+                dims: inputs.attention_dims(config, i),
                 do_: View::first(&g.dattention, tokens * query),
                 qkv: View::first(&saved.qkv, tokens * fused),
                 o: View::first(&saved.attention, tokens * query),
@@ -162,23 +182,39 @@ impl<B: Backend> Model<B> {
             if ends {
                 return Ok(());
             }
-            let (dweight, dweight_write) = self.norm_gradient(&mut out, lora, &at.input_norm)?;
-            backend.norm_bwd(NormBwd {
-                dims: self.norm_dims(tokens),
-                dy: View::first(&g.dnormed, wide),
-                sum: View::first(&streams[entry], wide),
-                rstd: View::first(&saved.input_rstd, tokens),
-                weight: self.weight(&at.input_norm),
-                dsum: ViewMut::first(&mut g.dstream, wide),
-                dsum_write: Write::Add,
-                dweight,
-                dweight_write,
-            })?;
+            let (dweight, mut dweight_write) = self.norm_gradient(&mut out, lora, &at.input_norm)?;
+            if config.shares_norm() && self.lora.is_none() {
+                // The MLP's part is already there.
+                dweight_write = Write::Add;
+            }
+            self.norm_bwd(
+                backend,
+                NormGradient {
+                    dy: View::first(&g.dnormed, wide),
+                    x: View::first(&streams[entry], wide),
+                    stats: &saved.input_rstd,
+                    weight: &at.input_norm,
+                    dx: ViewMut::first(&mut g.dstream, wide),
+                    dx_write: Write::Add,
+                    dweight,
+                    dweight_write,
+                },
+            )?;
         }
         if self.lora.is_some() {
             return Ok(());
         }
-        let Some(g) = &acts.gradients else { return Err(not_for_training()) };
+        let Some(g) = &mut acts.gradients else { return Err(not_for_training()) };
+        if let Some(table) = &self.layout.positions {
+            backend.embedding_bwd(EmbeddingBwd {
+                dims: EmbeddingDims { tokens, vocab: config.declared_positions, hidden },
+                dx: View::first(&g.dstream, wide),
+                runs: inputs.position_runs,
+                dtable: slot(out.grads, table),
+                write: out.write,
+            })?;
+        }
+        self.scale(backend, config.embedding_factor(), None, ViewMut::first(&mut g.dstream, wide))?;
         backend.embedding_bwd(EmbeddingBwd {
             dims: EmbeddingDims { tokens, vocab: config.vocab, hidden },
             dx: View::first(&g.dstream, wide),
@@ -248,8 +284,8 @@ fn parts(at: &LayerRanges, group: Group) -> (&Range<usize>, Option<&Range<usize>
     match group {
         Group::Qkv => (&at.qkv, at.qkv_bias.as_ref(), &at.norms.qkv),
         Group::Output => (&at.output, at.output_bias.as_ref(), &at.norms.output),
-        Group::GateUp => (&at.gate_up, None, &at.norms.gate_up),
-        Group::Down => (&at.down, None, &at.norms.down),
+        Group::GateUp => (&at.gate_up, at.gate_up_bias.as_ref(), &at.norms.gate_up),
+        Group::Down => (&at.down, at.down_bias.as_ref(), &at.norms.down),
     }
 }
 

@@ -2,11 +2,14 @@
 //! tensors and its forward differ from the others. Reader, writer and decoder ask the row and never
 //! the name.
 //!
-//! All families share the pre-norm decoder of `decoder.rs`: RMSNorm, rotary positions, grouped-query
-//! attention, SwiGLU, residual streams without scaling. A second table says what other well-known
+//! All families share the pre-norm decoder of `decoder.rs`: RMSNorm or LayerNorm, rotary or learned
+//! positions, grouped-query attention, SwiGLU or GELU. A second table says what other well-known
 //! families would need.
 
-use super::config::ModelConfig;
+use super::config::{Head, ModelConfig};
+use super::family_names::TensorNames;
+use super::family_names::{GPT2_KEYS, GPT2_NAMES, KeyNames, LAYER_NORM_KEYS, LLAMA_NAMES, NEOX_KEYS, NEOX_NAMES};
+use super::tensors::Order;
 
 /// What a family has. Defaults are those of transformers for a key that a file lacks.
 #[derive(Debug)]
@@ -39,6 +42,51 @@ pub struct Family {
     pub(super) rope: RopeRule,
     /// Query, key and value projections are one tensor in the files, and so are gate and up.
     pub(super) fused: bool,
+    /// LayerNorm with weight and bias instead of RMSNorm.
+    pub(super) layer_norm: bool,
+    /// Two projections with a product of their results (SwiGLU) instead of one.
+    pub(super) gated: bool,
+    /// Default of `hidden_act`.
+    pub(super) activation: &'static str,
+    /// Biases of the projections of the MLP.
+    pub(super) mlp_bias: Bias,
+    /// Default of `intermediate_size`, as a multiple of `hidden_size`.
+    pub(super) default_inner: Option<usize>,
+    pub(super) parallel: Parallel,
+    /// Factors on embeddings, residuals, attention scores and logits.
+    pub(super) multipliers: bool,
+    /// Whether `scale_attn_weights` and `scale_attn_by_inverse_layer_idx` are read.
+    pub(super) attention_scale_keys: bool,
+    /// A table of positions, added to the embeddings, instead of RoPE.
+    pub(super) learned_positions: bool,
+    /// Whether the file has `num_key_value_heads`; otherwise there is one per query head.
+    pub(super) grouped: bool,
+    /// Whether the file has `head_dim`; otherwise it is hidden_size / num_attention_heads.
+    pub(super) wide_heads: bool,
+    /// Random weights of the projections back to the stream are smaller by sqrt(2 layers).
+    pub(super) small_outputs: bool,
+    /// Keys that must not be true, and what they need.
+    pub(super) unsupported: &'static [(&'static str, &'static str)],
+    /// Order of the elements of a layer's matrices in the files. Rows by head: of query, key and value
+    /// only.
+    pub(super) order: Order,
+    pub(super) names: &'static TensorNames,
+    pub(super) keys: KeyNames,
+    /// Whether transformers has the class of reward models.
+    pub(super) has_classifier: bool,
+    /// Class of the language model, after the prefix.
+    pub(super) language_model: &'static str,
+}
+
+/// Whether attention and MLP of a layer have the same input, and both are added to the stream.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Parallel {
+    Never,
+    /// As `use_parallel_residual` says; `shared_norm` if the two then share one norm.
+    Key {
+        default: bool,
+        shared_norm: bool,
+    },
 }
 
 /// Whether a projection has a bias.
@@ -76,7 +124,11 @@ pub(super) struct RopeRule {
     pub original: Option<usize>,
     /// Whether `no_rope_layers` and `no_rope_layer_interval` name layers without RoPE.
     pub skips_layers: bool,
+    /// Default of `partial_rotary_factor`; `None` for a family whose heads rotate whole.
+    pub partial: Option<f64>,
 }
+
+const ROPE: RopeRule = RopeRule { theta: 10_000.0, original: None, skips_layers: false, partial: None };
 
 /// Common values of the rows.
 const COMMON: Family = Family {
@@ -92,12 +144,30 @@ const COMMON: Family = Family {
     output_bias: Bias::Key("attention_bias", false),
     qk_norm: false,
     window: Window::None,
-    rope: RopeRule { theta: 10_000.0, original: None, skips_layers: false },
+    rope: ROPE,
     fused: false,
+    layer_norm: false,
+    gated: true,
+    activation: "silu",
+    mlp_bias: Bias::Never,
+    default_inner: None,
+    parallel: Parallel::Never,
+    multipliers: false,
+    attention_scale_keys: false,
+    learned_positions: false,
+    grouped: true,
+    wide_heads: true,
+    small_outputs: false,
+    unsupported: &[],
+    order: Order::Rows,
+    names: &LLAMA_NAMES,
+    keys: &[],
+    has_classifier: true,
+    language_model: "ForCausalLM",
 };
 
 /// The family of most models.
-pub(super) static LLAMA: Family = COMMON;
+pub(super) static LLAMA: Family = Family { mlp_bias: Bias::Key("mlp_bias", false), ..COMMON };
 
 /// Qwen2 and Qwen2.5.
 pub(super) static QWEN2: Family = Family {
@@ -113,7 +183,7 @@ pub(super) static QWEN2: Family = Family {
 };
 
 /// Every supported family.
-pub static FAMILIES: [&Family; 8] = [
+pub static FAMILIES: [&Family; 12] = [
     &LLAMA,
     &QWEN2,
     &Family {
@@ -158,6 +228,7 @@ pub static FAMILIES: [&Family; 8] = [
         whole_heads: false,
         qkv_bias: Bias::Key("attention_bias", true),
         output_bias: Bias::Key("attention_out_bias", false),
+        mlp_bias: Bias::Key("mlp_bias", false),
         ..COMMON
     },
     &Family {
@@ -168,7 +239,8 @@ pub static FAMILIES: [&Family; 8] = [
         whole_heads: false,
         tied: true,
         window: Window::LayersWithoutRope,
-        rope: RopeRule { theta: 2_000_000.0, original: None, skips_layers: true },
+        mlp_bias: Bias::Key("mlp_bias", false),
+        rope: RopeRule { theta: 2_000_000.0, skips_layers: true, ..ROPE },
         ..COMMON
     },
     &Family {
@@ -180,8 +252,78 @@ pub static FAMILIES: [&Family; 8] = [
         qkv_bias: Bias::Never,
         output_bias: Bias::Never,
         window: Window::All(None),
-        rope: RopeRule { theta: 10_000.0, original: Some(4096), skips_layers: false },
+        rope: RopeRule { original: Some(4096), ..ROPE },
         fused: true,
+        ..COMMON
+    },
+    &Family {
+        model_type: "granite",
+        class: "Granite",
+        mlp_bias: Bias::Key("mlp_bias", false),
+        multipliers: true,
+        has_classifier: false,
+        ..COMMON
+    },
+    &Family {
+        model_type: "stablelm",
+        class: "StableLm",
+        positions: 4096,
+        needs_kv_heads: true,
+        eps: 1e-5,
+        qkv_bias: Bias::Key("use_qkv_bias", false),
+        output_bias: Bias::Never,
+        rope: RopeRule { partial: Some(0.25), ..ROPE },
+        layer_norm: true,
+        parallel: Parallel::Key { default: false, shared_norm: true },
+        wide_heads: false,
+        unsupported: &[("qk_layernorm", "LayerNorms of query and key heads are")],
+        keys: LAYER_NORM_KEYS,
+        ..COMMON
+    },
+    &Family {
+        model_type: "gpt_neox",
+        class: "GPTNeoX",
+        eps: 1e-5,
+        qkv_bias: Bias::Key("attention_bias", true),
+        output_bias: Bias::Key("attention_bias", true),
+        rope: RopeRule { partial: Some(0.25), ..ROPE },
+        fused: true,
+        layer_norm: true,
+        gated: false,
+        activation: "gelu",
+        mlp_bias: Bias::Always,
+        parallel: Parallel::Key { default: true, shared_norm: false },
+        grouped: false,
+        wide_heads: false,
+        order: Order::RowsByHead,
+        names: &NEOX_NAMES,
+        keys: NEOX_KEYS,
+        ..COMMON
+    },
+    &Family {
+        model_type: "gpt2",
+        class: "GPT2",
+        positions: 1024,
+        eps: 1e-5,
+        tied: true,
+        qkv_bias: Bias::Always,
+        output_bias: Bias::Always,
+        fused: true,
+        layer_norm: true,
+        gated: false,
+        activation: "gelu_new",
+        mlp_bias: Bias::Always,
+        default_inner: Some(4),
+        attention_scale_keys: true,
+        learned_positions: true,
+        grouped: false,
+        wide_heads: false,
+        small_outputs: true,
+        unsupported: &[("add_cross_attention", "attention to an encoder is")],
+        order: Order::Columns,
+        names: &GPT2_NAMES,
+        keys: GPT2_KEYS,
+        language_model: "LMHeadModel",
         ..COMMON
     },
 ];
@@ -198,6 +340,18 @@ impl Family {
         FAMILIES.into_iter().find(|family| family.model_type == model_type)
     }
 
+    /// Name of a class in transformers, for messages and tests.
+    pub fn class_of(&self, head: Head) -> String {
+        format!("{}{}", self.class, head.class(self))
+    }
+
+    /// Note on reward models that transformers cannot load.
+    pub(super) fn classifier_note(&self) -> Option<String> {
+        let class = self.class_of(Head::Reward);
+        (!self.has_classifier)
+            .then(|| format!("transformers has no class {class}; only this program reads such a model"))
+    }
+
     /// Whether the projection with this rule has a bias if the file lacks the key.
     pub(super) fn default_bias(bias: Bias) -> bool {
         matches!(bias, Bias::Always | Bias::Key(_, true))
@@ -207,7 +361,7 @@ impl Family {
 impl ModelConfig {
     /// Whether layer `i` rotates its queries and keys.
     pub(super) fn rotates(&self, i: usize) -> bool {
-        !self.layers_without_rope.contains(&i)
+        !self.family.learned_positions && !self.layers_without_rope.contains(&i)
     }
 }
 
@@ -259,31 +413,17 @@ const MISSING: &[(&[&str], &str)] = &[
         ],
         "recurrent or convolution layers",
     ),
-    (&["phi"], "LayerNorm, attention and MLP in parallel, and RoPE on a part of each head"),
-    (&["granite"], "multipliers on embeddings, residuals, attention scores and logits"),
-    (&["cohere", "cohere2"], "LayerNorm, attention and MLP in parallel, interleaved RoPE and scaled logits"),
+    (&["phi"], "a bias on the vocabulary projection"),
+    (&["cohere", "cohere2"], "LayerNorm without a bias, interleaved RoPE and factors on logits"),
     (&["olmo"], "LayerNorm without weights"),
     (&["olmo2", "olmo3"], "norms after attention and MLP, and norms across all query and key heads"),
     (&["glm", "glm4"], "interleaved RoPE on a part of each head"),
     (&["ernie4_5", "helium"], "interleaved RoPE"),
-    (&["stablelm", "persimmon", "nemotron"], "LayerNorm and RoPE on a part of each head"),
-    (&["starcoder2"], "LayerNorm, and an MLP without a gate and with biases"),
+    (&["persimmon", "nemotron"], "an MLP without a gate with a squared ReLU"),
+    (&["starcoder2"], "sliding windows with LayerNorm"),
     (
-        &[
-            "gpt2",
-            "gpt_neo",
-            "gptj",
-            "gpt_neox",
-            "gpt_bigcode",
-            "opt",
-            "bloom",
-            "falcon",
-            "mpt",
-            "codegen",
-            "biogpt",
-            "xglm",
-        ],
-        "LayerNorm, and an MLP without a gate and with biases",
+        &["gpt_neo", "gptj", "gpt_bigcode", "opt", "bloom", "falcon", "mpt", "codegen", "biogpt", "xglm"],
+        "another kind of positions, windows, activations or biases",
     ),
     (&["smollm2"], "the model type llama, which SmolLM2 has"),
     (&["exaone4"], "norms after attention and MLP, and sliding windows"),

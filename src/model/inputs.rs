@@ -21,12 +21,14 @@ pub struct Inputs<'a, B: Backend> {
     pub positions: View<'a, B::Idx>,
     /// token rows grouped by id
     pub id_runs: Runs<'a, B::Idx>,
+    /// token rows grouped by position; empty unless the model has a table of positions
+    pub position_runs: Runs<'a, B::Idx>,
     pub tree: Tree<'a, B::Idx>,
 }
 
 impl<B: Backend> Inputs<'_, B> {
-    /// Returns the attention sizes of this batch in a model.
-    pub(super) fn attention_dims(&self, config: &ModelConfig) -> AttentionDims {
+    /// Returns the attention sizes of this batch in a layer of a model.
+    pub(super) fn attention_dims(&self, config: &ModelConfig, layer: usize) -> AttentionDims {
         AttentionDims {
             tokens: self.tokens,
             heads: config.heads,
@@ -37,7 +39,7 @@ impl<B: Backend> Inputs<'_, B> {
             trees: self.trees,
             pairs: self.pairs,
             longest_path: self.longest_path,
-            scale: 1.0 / (config.head_dim as f64).sqrt(),
+            scale: config.attention_scale(layer),
         }
     }
 }

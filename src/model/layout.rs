@@ -2,7 +2,7 @@
 //! optimiser state use the same layout, so one AdamW call updates everything.
 //!
 //! Tensors that one GEMM reads are adjacent without a gap: query, key and value; gate and up; the
-//! three biases; the norms of queries and keys. Every such group starts at a multiple of `ALIGN` elements, so vector loads stay
+//! three biases; the norms of queries and keys; weight and bias of a LayerNorm. Every such group starts at a multiple of `ALIGN` elements, so vector loads stay
 //! aligned at any element width. Gaps hold zeros and receive no gradient.
 //!
 //! The weight-gradient GEMMs of the layers also write norms of gradient patches into a separate
@@ -36,7 +36,7 @@ impl Slot {
 /// Ranges of a layer's tensor groups.
 #[derive(Clone, Debug, Default)]
 pub struct LayerRanges {
-    /// (hidden)
+    /// (hidden), or (2, hidden): weight and bias
     pub input_norm: Range<usize>,
     /// ((heads + 2 kv_heads) head_dim, hidden)
     pub qkv: Range<usize>,
@@ -48,12 +48,16 @@ pub struct LayerRanges {
     pub output: Range<usize>,
     /// (hidden)
     pub output_bias: Option<Range<usize>>,
-    /// (hidden)
+    /// As `input_norm`; the same range if the two share their norm
     pub post_norm: Range<usize>,
-    /// (2 intermediate, hidden)
+    /// (2 intermediate, hidden), or (intermediate, hidden) without a gate
     pub gate_up: Range<usize>,
+    /// (2 intermediate), or (intermediate)
+    pub gate_up_bias: Option<Range<usize>>,
     /// (hidden, intermediate)
     pub down: Range<usize>,
+    /// (hidden)
+    pub down_bias: Option<Range<usize>>,
     /// Ranges of the patch norms of the gradients of the four matrices.
     pub norms: PatchNorms,
 }
@@ -77,12 +81,14 @@ pub struct Layout {
     pub decayed: usize,
     /// (vocab, hidden)
     pub embedding: Range<usize>,
+    /// (positions, hidden)
+    pub positions: Option<Range<usize>>,
     pub layers: Vec<LayerRanges>,
     /// Contiguous range of the weight matrices of all layers. Their gradients are GEMMs.
     pub matrices: Range<usize>,
     /// Number of patch norms of the gradients of `matrices`.
     pub norms: usize,
-    /// (hidden)
+    /// (hidden), or (2, hidden)
     pub final_norm: Range<usize>,
     /// (vocab, hidden): the embedding table if tied; absent in reward models
     pub lm_head: Option<Range<usize>>,
@@ -92,7 +98,11 @@ pub struct Layout {
 
 /// True if a tensor continues the group of the tensor before it.
 fn continues(role: Role) -> bool {
-    matches!(role, Role::Key | Role::Value | Role::Up | Role::KeyBias | Role::ValueBias | Role::KeyNorm)
+    match role {
+        Role::Key | Role::Value | Role::Up | Role::KeyBias | Role::ValueBias | Role::KeyNorm | Role::UpBias => true,
+        Role::InputNormBias | Role::PostAttentionNormBias | Role::FinalNormBias => true,
+        _ => false,
+    }
 }
 
 impl Layout {
@@ -103,6 +113,7 @@ impl Layout {
             len: 0,
             decayed: 0,
             embedding: 0..0,
+            positions: None,
             layers: vec![LayerRanges::default(); config.layers],
             matrices: 0..0,
             norms: 0,
@@ -126,6 +137,9 @@ impl Layout {
         if layout.score.is_none() && layout.lm_head.is_none() {
             layout.lm_head = Some(layout.embedding.clone());
         }
+        if config.shares_norm() {
+            layout.layers.iter_mut().for_each(|layer| layer.post_norm = layer.input_norm.clone());
+        }
         layout.place_norms(config);
         layout
     }
@@ -143,7 +157,7 @@ impl Layout {
             layer.norms = PatchNorms {
                 qkv: place(hidden, query + 2 * config.kv_width()),
                 output: place(query, hidden),
-                gate_up: place(hidden, 2 * inner),
+                gate_up: place(hidden, config.mlp_width()),
                 down: place(inner, hidden),
             };
         }
@@ -169,7 +183,9 @@ impl Layout {
             (Role::Embedding, _) => self.embedding = range,
             (Role::LmHead, _) => self.lm_head = Some(range),
             (Role::Score, _) => self.score = Some(range),
+            (Role::Positions, _) => self.positions = Some(range),
             (Role::FinalNorm, _) => self.final_norm = range,
+            (Role::FinalNormBias, _) => self.final_norm.end = range.end,
             (_, None) => {}
             (Role::Query | Role::Qkv, Some(layer)) => layer.qkv = range,
             (Role::Key | Role::Value, Some(layer)) => layer.qkv.end = range.end,
@@ -178,7 +194,16 @@ impl Layout {
             (Role::Up, Some(layer)) => layer.gate_up.end = range.end,
             (Role::Down, Some(layer)) => layer.down = range,
             (Role::InputNorm, Some(layer)) => layer.input_norm = range,
+            (Role::InputNormBias, Some(layer)) => layer.input_norm.end = range.end,
             (Role::PostAttentionNorm, Some(layer)) => layer.post_norm = range,
+            (Role::PostAttentionNormBias, Some(layer)) => layer.post_norm.end = range.end,
+            (Role::GateBias, Some(layer)) => layer.gate_up_bias = Some(range),
+            (Role::UpBias, Some(layer)) => {
+                if let Some(bias) = &mut layer.gate_up_bias {
+                    bias.end = range.end;
+                }
+            }
+            (Role::DownBias, Some(layer)) => layer.down_bias = Some(range),
             (Role::OutputBias, Some(layer)) => layer.output_bias = Some(range),
             (Role::QueryBias, Some(layer)) => layer.qkv_bias = Some(range),
             (Role::QueryNorm, Some(layer)) => layer.qk_norm = Some(range),

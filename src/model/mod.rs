@@ -1,6 +1,6 @@
 //! Models: configuration and Hugging Face folders, and forward and backward as lists of op calls.
 //!
-//! - [`family`], [`config`], [`rope`], [`presets`]: what each model family has; sizes from `config.json`,
+//! - [`family`], [`family_names`], [`config`], [`traits`], [`rope`], [`presets`]: what each model family has; sizes from `config.json`,
 //!   checked once; named sizes for new models
 //! - [`tensors`], [`layout`]: names and shapes of tensors; their places in the flat parameter arena
 //! - [`trained`]: the parameters that training changes
@@ -22,7 +22,9 @@ mod config_write;
 pub mod decoder;
 pub mod decoder_cached;
 pub mod decoder_grad;
+mod decoder_norm;
 pub mod family;
+pub mod family_names;
 pub mod inputs;
 pub mod layout;
 pub mod lora;
@@ -33,6 +35,7 @@ mod rope_frequencies;
 pub mod store;
 pub mod tensors;
 pub mod trained;
+pub mod traits;
 pub mod weights;
 mod weights_names;
 mod weights_read;

@@ -7,6 +7,7 @@ use serde_json::Map;
 use super::config::{Head, ModelConfig};
 use super::family::{self, Family};
 use super::rope::{RopeConfig, RopeScaling};
+use super::traits::Traits;
 use crate::{Error, Result};
 
 /// Named model shape.
@@ -218,8 +219,12 @@ impl Preset {
             rms_norm_eps: self.rms_norm_eps,
             qkv_bias: Family::default_bias(self.family.qkv_bias),
             output_bias: Family::default_bias(self.family.output_bias),
+            mlp_bias: Family::default_bias(self.family.mlp_bias),
+            traits: Traits::of_family(self.family),
             tied: self.tied,
             rope: RopeConfig { theta: self.theta, scaling },
+            partial_rotary_factor: 1.0,
+            rotated: self.hidden / self.heads,
             layers_without_rope: Vec::new(),
             max_positions: self.max_positions,
             declared_positions: self.max_positions,

@@ -120,16 +120,16 @@ pub(super) fn read_head(keys: Keys, family: &Family, folder: Option<&Path>) -> R
         None => Head::LanguageModel,
         Some(Value::Array(list)) if list.len() == 1 => {
             let class = list[0].as_str().unwrap_or_default();
-            let kinds = [("Model", Head::LanguageModel), (Head::LanguageModel.class(), Head::LanguageModel)];
+            let kinds = [("Model", Head::LanguageModel), (Head::LanguageModel.class(family), Head::LanguageModel)];
             kinds
                 .into_iter()
-                .chain([(Head::Reward.class(), Head::Reward)])
+                .chain([(Head::Reward.class(family), Head::Reward)])
                 .find(|(kind, _)| class.strip_suffix(kind) == Some(family.class))
                 .map(|(_, head)| head)
                 .ok_or_else(|| {
                     let of_other = FAMILIES.iter().any(|other| {
                         class.strip_prefix(other.class).is_some_and(|rest| {
-                            ["Model", Head::LanguageModel.class(), Head::Reward.class()].contains(&rest)
+                            ["Model", Head::LanguageModel.class(other), Head::Reward.class(other)].contains(&rest)
                         })
                     });
                     let why = match of_other {

@@ -3,7 +3,7 @@
 //!
 //! transformers 4 writes `rope_theta` and `rope_scaling`; transformers 5 writes `rope_parameters`,
 //! which contains both. A file may have both styles if they agree. Refused: other scalings than those
-//! of [`RopeScaling`] (by name), settings per layer type, and a partial rotary factor.
+//! of [`RopeScaling`] (by name), settings per layer type, and a partial rotary factor of families whose heads rotate whole.
 //!
 //! Two scalings of transformers depend on the longest sequence of a batch: dynamic beyond
 //! `max_position_embeddings` and longrope beyond its original length. Here a sequence's result never
@@ -23,7 +23,7 @@ const MAX_FACTOR: f64 = 1e6;
 pub(super) const MAX_POSITIONS: usize = 1 << 27;
 
 /// RoPE settings of a model. The angle of pair `i` at position `p` is `p * inv_freq[i]`, with the
-/// two elements of a pair half a head apart. Cosines and sines are multiplied by
+/// two elements of a pair half of the rotated elements apart. Cosines and sines are multiplied by
 /// [`RopeConfig::attention_factor`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
@@ -118,19 +118,18 @@ impl RopeConfig {
         (max_positions, head_dim): (usize, usize),
         notes: &mut Vec<String>,
     ) -> Result<Self> {
-        refuse_partial(keys)?;
         let sizes = Sizes { top: keys, rule, max_positions, head_dim };
         let plausible = |x: f64| THETA.contains(&x);
         let theta4 = keys.optional_number("rope_theta", plausible, "from 1 to 1e15")?;
         let scaling4 = keys
             .object("rope_scaling")?
-            .map(|map| RopeScaling::read(Keys { map, prefix: "rope_scaling.", ..keys }, sizes, notes))
+            .map(|map| RopeScaling::read(Keys { map, prefix: "rope_scaling.", names: &[], ..keys }, sizes, notes))
             .transpose()?;
         let Some(map) = keys.object("rope_parameters")? else {
             let scaling = scaling4.unwrap_or(RopeScaling::Default);
             return Self { theta: theta4.unwrap_or(rule.theta), scaling }.checked(keys);
         };
-        let inner = Keys { map, prefix: "rope_parameters.", ..keys };
+        let inner = Keys { map, prefix: "rope_parameters.", names: &[], ..keys };
         if let Some((key, value)) = map.iter().find(|(_, value)| value.is_object()) {
             return Err(inner.refuse(
                 key,
@@ -182,7 +181,7 @@ impl RopeConfig {
     }
 
     /// Writes the settings in both key styles.
-    pub(super) fn write(&self, rule: RopeRule, map: &mut Map<String, Value>) {
+    pub(super) fn write(&self, rule: RopeRule, partial: f64, map: &mut Map<String, Value>) {
         let mut scaling = self.scaling.to_json();
         let mut parameters = scaling.clone();
         parameters.insert("rope_theta".into(), json!(self.theta));
@@ -194,6 +193,10 @@ impl RopeConfig {
             map.insert(ORIGINAL.into(), json!(l.original_max_position));
         }
         let scaling = if self.scaling == RopeScaling::Default { Value::Null } else { scaling.into() };
+        if rule.partial.is_some() {
+            parameters.insert(PARTIAL.into(), json!(partial));
+            map.insert(PARTIAL.into(), json!(partial));
+        }
         map.insert("rope_theta".into(), json!(self.theta));
         map.insert("rope_scaling".into(), scaling);
         map.insert("rope_parameters".into(), parameters.into());
@@ -233,22 +236,54 @@ impl Sizes<'_> {
     }
 }
 
-/// Refuses rotation of a part of each head.
-fn refuse_partial(keys: Keys) -> Result<()> {
-    let key = "partial_rotary_factor";
-    match (keys.optional_number(key, |x| x > 0.0, "above 0")?, keys.get(key)) {
-        (Some(factor), Some(value)) if factor != 1.0 => {
-            Err(keys.refuse(key, value, "only 1.0, rotation of the whole head, is supported"))
+/// Key of the part of each head that rotates.
+const PARTIAL: &str = "partial_rotary_factor";
+
+/// Reads the part of each head that rotates, and its number of elements. It may stand in three places,
+/// which must agree. A family whose heads rotate whole takes 1 only.
+pub(super) fn read_partial(keys: Keys, rule: RopeRule, head_dim: usize) -> Result<(f64, usize)> {
+    let mut found: Option<f64> = None;
+    for place in ["rope_parameters", "rope_scaling", ""] {
+        let inner = match place {
+            "" => Some(keys),
+            _ => keys.get(place).and_then(Value::as_object).map(|map| Keys {
+                map,
+                prefix: if place == "rope_scaling" { "rope_scaling." } else { "rope_parameters." },
+                names: &[],
+                ..keys
+            }),
+        };
+        let Some(keys) = inner else { continue };
+        let Some(factor) = keys.optional_number(PARTIAL, |x| x > 0.0, "above 0")? else { continue };
+        let Some(value) = keys.get(PARTIAL) else { continue };
+        match (rule.partial, found) {
+            (None, _) if factor != 1.0 => {
+                return Err(keys.refuse(PARTIAL, value, "only 1.0, rotation of the whole head, is supported"));
+            }
+            (_, Some(other)) if other != factor => {
+                let why = format!("another place of this file says {other}; they must agree");
+                return Err(keys.refuse(PARTIAL, value, &why));
+            }
+            _ => found = Some(factor),
         }
-        _ => Ok(()),
     }
+    let factor = found.or(rule.partial).unwrap_or(1.0);
+    let rotated = (head_dim as f64 * factor) as usize;
+    if !rotated.is_multiple_of(2) || !(1..=head_dim).contains(&rotated) {
+        let why = format!(
+            "\"{}\" is {factor}, so {rotated} of the {head_dim} elements of a head would rotate; it must be an even \
+             number of at most {head_dim}",
+            keys.name(PARTIAL)
+        );
+        return Err(Error::model(keys.path, why));
+    }
+    Ok((factor, rotated))
 }
 
 impl RopeScaling {
     /// Reads the scaling from `rope_scaling` or `rope_parameters`; `type` is the older name of
     /// `rope_type`.
     fn read(keys: Keys, sizes: Sizes, notes: &mut Vec<String>) -> Result<Self> {
-        refuse_partial(keys)?;
         let (new, old) = (keys.text("rope_type")?, keys.text("type")?);
         if let (Some(new), Some(old)) = (new, old)
             && new != old

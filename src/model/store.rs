@@ -7,7 +7,7 @@ use super::adapter::write_adapter;
 use super::config::{Head, ModelConfig, StoredDtype};
 use super::decoder::Model;
 use super::layout::Slot;
-use super::tensors::{Role, TensorSpec};
+use super::tensors::{Order, Role, TensorSpec};
 use super::trained::TrainedFiles;
 use super::weights::{DEFAULT_SHARD_BYTES, LoadAs, WeightFiles, write_model};
 use crate::backend::{Backend, View, ViewMut};
@@ -60,11 +60,38 @@ pub fn load<B: Backend>(
 
 /// Reads one tensor into its place in the arena.
 fn fill<B: Backend>(backend: &B, weights: &mut B::Act, files: &WeightFiles, slot: &Slot) -> Result<()> {
-    let mut wide = Vec::new();
-    files.read(&slot.spec.name, &mut |offset, values| {
+    in_arena_order(&mut |sink| files.read(&slot.spec.name, sink), &slot.spec, &mut |offset, values| {
+        backend.write_act(ViewMut::new(weights, slot.start + offset, values.len()), values)
+    })
+}
+
+/// Sink of a tensor's elements: offset and values.
+type Sink<'a> = dyn FnMut(usize, &[f32]) -> Result<()> + 'a;
+
+/// Passes the elements of a tensor, which `read` reads in the order of the file, to `write` in the order
+/// of the arena. A tensor in another order is held whole.
+fn in_arena_order(
+    read: &mut dyn FnMut(&mut Sink<'_>) -> Result<()>,
+    spec: &TensorSpec,
+    write: &mut dyn FnMut(usize, &[f64]) -> Result<()>,
+) -> Result<()> {
+    let mut wide: Vec<f64> = Vec::new();
+    if spec.order == Order::Rows {
+        return read(&mut |offset, values| {
+            wide.clear();
+            wide.extend(values.iter().map(|&x| f64::from(x)));
+            write(offset, &wide)
+        });
+    }
+    let mut all = vec![0.0f32; spec.elements()];
+    read(&mut |offset, values| {
+        values.iter().enumerate().for_each(|(i, x)| all[spec.place(offset + i)] = *x);
+        Ok(())
+    })?;
+    all.chunks(CHUNK).enumerate().try_for_each(|(i, values)| {
         wide.clear();
         wide.extend(values.iter().map(|&x| f64::from(x)));
-        backend.write_act(ViewMut::new(weights, slot.start + offset, wide.len()), &wide)
+        write(i * CHUNK, &wide)
     })
 }
 
@@ -72,13 +99,11 @@ fn fill<B: Backend>(backend: &B, weights: &mut B::Act, files: &WeightFiles, slot
 /// the same layers, at another step.
 pub fn reload<B: Backend>(backend: &B, model: &mut Model<B>, folder: &Path) -> Result<()> {
     let files = TrainedFiles::open(model, folder)?;
-    let (slots, mut wide) = (model.trained().slots.to_vec(), Vec::new());
+    let slots = model.trained().slots.to_vec();
     let weights = model.trained_weights_mut();
     slots.iter().try_for_each(|slot| {
-        files.read(&slot.spec.name, &mut |offset, values| {
-            wide.clear();
-            wide.extend(values.iter().map(|&x| f64::from(x)));
-            backend.write_act(ViewMut::new(weights, slot.start + offset, wide.len()), &wide)
+        in_arena_order(&mut |sink| files.read(&slot.spec.name, sink), &slot.spec, &mut |offset, values| {
+            backend.write_act(ViewMut::new(weights, slot.start + offset, values.len()), values)
         })
     })
 }
@@ -87,12 +112,9 @@ pub fn reload<B: Backend>(backend: &B, model: &mut Model<B>, folder: &Path) -> R
 /// folder must hold the same model; the weights of `model` stay unchanged.
 pub fn read_in_full<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, to: &mut B::Acc) -> Result<()> {
     let files = TrainedFiles::open(model, folder)?;
-    let mut wide = Vec::new();
     model.trained().slots.iter().try_for_each(|slot| {
-        files.read(&slot.spec.name, &mut |offset, values| {
-            wide.clear();
-            wide.extend(values.iter().map(|&x| f64::from(x)));
-            backend.write_acc(ViewMut::new(to, slot.start + offset, wide.len()), &wide)
+        in_arena_order(&mut |sink| files.read(&slot.spec.name, sink), &slot.spec, &mut |offset, values| {
+            backend.write_acc(ViewMut::new(to, slot.start + offset, values.len()), values)
         })
     })
 }
@@ -105,13 +127,25 @@ pub fn random<B: Backend>(backend: &B, config: ModelConfig, seed: u64) -> Result
     let mut model = Model::zeros(backend, config, positions)?;
     for slot in &model.layout.slots {
         let deviation = match slot.spec.role {
-            Role::QueryBias | Role::KeyBias | Role::ValueBias | Role::OutputBias => continue,
+            Role::QueryBias
+            | Role::KeyBias
+            | Role::ValueBias
+            | Role::OutputBias
+            | Role::GateBias
+            | Role::UpBias
+            | Role::DownBias
+            | Role::InputNormBias
+            | Role::PostAttentionNormBias
+            | Role::FinalNormBias => continue,
             Role::InputNorm | Role::QueryNorm | Role::KeyNorm | Role::PostAttentionNorm | Role::FinalNorm => {
                 let ones = vec![1.0; slot.spec.elements()];
                 backend.write_act(ViewMut::new(&mut model.weights, slot.start, ones.len()), &ones)?;
                 continue;
             }
             Role::Score => 1.0 / ((model.config.hidden + 1) as f64).sqrt(),
+            Role::Output | Role::Down if model.config.family.small_outputs => {
+                model.config.initializer_range / (2.0 * model.config.layers as f64).sqrt()
+            }
             _ => model.config.initializer_range,
         };
         draw(backend, &mut model.weights, slot.start, &slot.spec, deviation, seed)?;
@@ -148,10 +182,22 @@ pub fn save<B: Backend>(backend: &B, model: &Model<B>, folder: &Path) -> Result<
 /// [`save`] with the weights as `dtype`.
 pub fn save_as<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, dtype: StoredDtype) -> Result<()> {
     let (trained, mut wide) = (model.trained(), Vec::new());
+    // A tensor in another order than the arena's, with its name.
+    let mut whole: (String, Vec<f64>) = Default::default();
     let mut fill = |spec: &TensorSpec, offset: usize, out: &mut [f32]| {
         let Some(slot) = trained.slots.iter().find(|s| s.spec.name == spec.name) else {
             return Err(Error::model(folder, format!("tensor {} has no place in the arena", spec.name)));
         };
+        if slot.spec.order != Order::Rows {
+            if whole.0 != spec.name {
+                whole = (spec.name.clone(), vec![0.0; slot.spec.elements()]);
+                backend.read_act(View::new(model.trained_weights(), slot.start, whole.1.len()), &mut whole.1)?;
+            }
+            for (i, to) in out.iter_mut().enumerate() {
+                *to = whole.1[slot.spec.place(offset + i)] as f32;
+            }
+            return Ok(());
+        }
         wide.resize(out.len(), 0.0);
         backend.read_act(View::new(model.trained_weights(), slot.start + offset, out.len()), &mut wide)?;
         for (to, from) in out.iter_mut().zip(&wide) {

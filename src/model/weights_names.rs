@@ -1,17 +1,15 @@
 //! Names of the tensors in weight files, brought to the names of the configuration, as transformers
 //! does. Wrappers put `module.` or `_orig_mod.` into every name; a base model is saved without the
-//! prefix `model.`. A tied embedding table may be stored as `lm_head.weight` only.
+//! prefix `model.` (or the family's). A tied embedding table may be stored as `lm_head.weight` only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use super::family_names::TensorNames;
 use crate::{Error, Result};
 
 /// Parts that wrappers insert: DistributedDataParallel and torch.compile.
 const WRAPPERS: [&str; 2] = ["module", "_orig_mod"];
-/// Prefix of everything except the head.
-const BASE: &str = "model.";
-pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(super) const LM_HEAD: &str = "lm_head.weight";
 pub(super) const SCORE: &str = "score.weight";
 /// Names of reward heads of other trainers: OpenRLHF's `--value_head_prefix`, whose default once was
@@ -34,11 +32,12 @@ pub(super) fn resolve(
     folder: &Path,
     found: BTreeMap<String, usize>,
     expected: &BTreeSet<&str>,
+    names: &TensorNames,
 ) -> Result<(BTreeMap<String, Stored>, Vec<String>)> {
     let mut tensors: BTreeMap<String, Stored> = BTreeMap::new();
     let mut renamed: Vec<(String, String)> = Vec::new();
     for (name, shard) in found {
-        let own = own_name(&name, expected);
+        let own = own_name(&name, expected, names);
         if own != name {
             renamed.push((name.clone(), own.clone()));
         }
@@ -66,17 +65,20 @@ pub(super) fn without_wrappers(name: &str) -> String {
 
 /// Name of a tensor without the parts of wrappers, and with or without the prefix of the base model
 /// if only that name is expected.
-fn own_name(name: &str, expected: &BTreeSet<&str>) -> String {
+fn own_name(name: &str, expected: &BTreeSet<&str>, names: &TensorNames) -> String {
     let own = without_wrappers(name);
+    if names.old_head == Some(own.as_str()) {
+        return LM_HEAD.to_owned();
+    }
     if expected.contains(own.as_str()) {
         return own;
     }
-    if let Some(rest) = own.strip_prefix(BASE)
+    if let Some(rest) = own.strip_prefix(names.base)
         && expected.contains(rest)
     {
         return rest.to_owned();
     }
-    let with_base = format!("{BASE}{own}");
+    let with_base = format!("{}{own}", names.base);
     if expected.contains(with_base.as_str()) { with_base } else { own }
 }
 
@@ -88,12 +90,13 @@ pub(super) fn is_other_head(name: &str, shape: &[usize], hidden: usize) -> bool 
 
 #[cfg(test)]
 mod tests {
+    use super::super::family_names::{LLAMA_NAMES, NEOX_NAMES};
     use super::*;
 
     #[test]
     fn names_lose_wrappers_and_gain_or_lose_the_base_prefix() {
-        let expected = BTreeSet::from(["model.norm.weight", EMBEDDING, SCORE]);
-        let own = |name| own_name(name, &expected);
+        let expected = BTreeSet::from(["model.norm.weight", "model.embed_tokens.weight", SCORE]);
+        let own = |name| own_name(name, &expected, &LLAMA_NAMES);
         for name in
             ["norm.weight", "module.model.norm.weight", "_orig_mod.module.norm.weight", "model._orig_mod.norm.weight"]
         {
@@ -102,15 +105,22 @@ mod tests {
         assert_eq!(own("model.model.norm.weight"), "model.norm.weight");
         assert_eq!(own("module.model.score.weight"), SCORE);
         assert_eq!(own("module.extra.bias"), "extra.bias");
+        let expected = BTreeSet::from(["gpt_neox.embed_in.weight", LM_HEAD]);
+        let own = |name| own_name(name, &expected, &NEOX_NAMES);
+        assert_eq!(
+            (own("embed_in.weight").as_str(), own("embed_out.weight").as_str()),
+            ("gpt_neox.embed_in.weight", LM_HEAD)
+        );
     }
 
     #[test]
     fn two_tensors_with_one_name_are_refused() {
         let expected = BTreeSet::from(["model.norm.weight"]);
         let found = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), 0)).collect();
-        let (tensors, notes) = resolve(Path::new("m"), found(&["norm.weight"]), &expected).unwrap();
+        let (tensors, notes) = resolve(Path::new("m"), found(&["norm.weight"]), &expected, &LLAMA_NAMES).unwrap();
         assert_eq!((tensors["model.norm.weight"].name.as_str(), notes.len()), ("norm.weight", 1));
-        let why = resolve(Path::new("m"), found(&["norm.weight", "model.norm.weight"]), &expected).unwrap_err();
+        let why =
+            resolve(Path::new("m"), found(&["norm.weight", "model.norm.weight"]), &expected, &LLAMA_NAMES).unwrap_err();
         assert!(
             why.to_string().contains("\"norm.weight\"") && why.to_string().contains("\"model.norm.weight\""),
             "{why}"

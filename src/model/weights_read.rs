@@ -12,7 +12,7 @@ use super::adapter::base::{AdapterFolder, is_adapter};
 use super::adapter::files::{AdapterFiles, Product};
 use super::config::{Head, ModelConfig, StoredDtype};
 use super::tensors::TensorSpec;
-use super::weights_names::{EMBEDDING, LM_HEAD, OTHER_HEADS, SCORE, Stored, is_other_head, resolve};
+use super::weights_names::{LM_HEAD, OTHER_HEADS, SCORE, Stored, is_other_head, resolve};
 use super::weights_shards::{Shard, open_shards};
 use crate::{Error, Result};
 
@@ -229,7 +229,8 @@ fn check(
 ) -> Result<WeightFiles> {
     let expected = config.tensors();
     let names: BTreeSet<&str> = expected.iter().map(|spec| spec.name.as_str()).chain([LM_HEAD]).collect();
-    let (mut found, notes) = resolve(folder, found, &names)?;
+    let (mut found, notes) = resolve(folder, found, &names, config.family.names)?;
+    let embedding = config.embedding_name();
     let mut files = WeightFiles { shards, notes, ..WeightFiles::default() };
     if config.head == Head::Reward {
         name_head(&mut files, &mut found, config)?;
@@ -238,14 +239,14 @@ fn check(
         config.head == Head::LanguageModel || (load_as == LoadAs::RewardStart && !found.contains_key(SCORE));
     if config.tied
         && language_model
-        && !found.contains_key(EMBEDDING)
+        && !found.contains_key(&embedding)
         && let Some(table) = found.remove(LM_HEAD)
     {
         files.notes.push(format!(
-            "{:?} is read as the embedding table {EMBEDDING:?}, because \"tie_word_embeddings\" is true",
+            "{:?} is read as the embedding table {embedding:?}, because \"tie_word_embeddings\" is true",
             table.name
         ));
-        found.insert(EMBEDDING.to_owned(), table);
+        found.insert(embedding.clone(), table);
     }
     for spec in &expected {
         match found.get(&spec.name) {
@@ -276,14 +277,14 @@ fn check(
             continue;
         }
         let path = &files.shards[stored.shard].path;
-        if name.ends_with("rotary_emb.inv_freq") {
-            // A buffer that older transformers versions saved; the configuration determines it.
+        if config.family.names.buffers.iter().any(|buffer| name.ends_with(buffer)) {
+            // Older transformers versions saved it; the configuration determines it.
             files.ignored.push(stored.name.clone());
         } else if name == LM_HEAD && (tied_head || config.head == Head::Reward) {
             if tied_head {
                 let head = place(&files.shards, stored, &[config.vocab, config.hidden])?;
                 files.places.insert(name.clone(), head);
-                check_tied(&files, path)?;
+                check_tied(&files, &embedding, path)?;
                 files.places.remove(name);
             }
             files.ignored.push(stored.name.clone());
@@ -355,7 +356,7 @@ fn missing_tensor(
     } else if missing == [LM_HEAD] {
         "set \"tie_word_embeddings\" to true if the vocabulary projection is the embedding table; a base model without \
          the projection can only start `mapl reward`"
-    } else if missing == [EMBEDDING] && found.contains_key(LM_HEAD) {
+    } else if missing == [config.embedding_name().as_str()] && found.contains_key(LM_HEAD) {
         "set \"tie_word_embeddings\" to true if \"lm_head.weight\" is the embedding table"
     } else {
         "does config.json belong to these weights?"
@@ -398,8 +399,8 @@ fn place(shards: &[Shard], stored: &Stored, shape: &[usize]) -> Result<Place> {
 }
 
 /// Checks that the stored vocabulary projection of a tied model equals the embedding table.
-fn check_tied(files: &WeightFiles, path: &Path) -> Result<()> {
-    let (head, table) = (files.places[LM_HEAD], files.places[EMBEDDING]);
+fn check_tied(files: &WeightFiles, embedding: &str, path: &Path) -> Result<()> {
+    let (head, table) = (files.places[LM_HEAD], files.places[embedding]);
     let bytes = |p: Place| &files.shards[p.shard].map[p.start..p.end];
     let (mut a, mut b) = (Vec::new(), Vec::new());
     let chunks = |p: Place| bytes(p).chunks(CHUNK * p.dtype.bytes());

@@ -116,11 +116,11 @@ fn no_weights(folder: &Path) -> Error {
 /// Reads the map from tensor name to shard file from the index.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let map = read_object(path)?;
-    let keys = Keys { map: &map, path, prefix: "" };
+    let keys = Keys { map: &map, path, prefix: "", names: &[] };
     let Some(weight_map) = keys.object("weight_map")? else {
         return Err(keys.missing("weight_map", "it must map each tensor to its file"));
     };
-    let inner = Keys { map: weight_map, path, prefix: "weight_map." };
+    let inner = Keys { map: weight_map, path, prefix: "weight_map.", names: &[] };
     let mut listed = BTreeMap::new();
     for (name, value) in weight_map {
         // A path could leave the folder, so a shard must be a plain file name.

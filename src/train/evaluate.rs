@@ -194,7 +194,7 @@ impl<B: Backend> Evaluator<B> {
         mut progress: impl FnMut(usize),
         mut frozen_scores: impl FnMut(&Model<B>, &DeviceBatch<B>, usize, &[&TokenizedGroup]) -> Result<Option<Vec<f64>>>,
     ) -> Result<(Vec<GroupScores>, Tally)> {
-        let pack_options = super::pack_options(loss, model.config.vocab, model.config.pad);
+        let pack_options = super::pack_for(loss, &model.config);
         let comparison_options = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
         let (mut scores, mut tally) = (Vec::with_capacity(groups.len()), Tally::default());
         let sizes: Vec<usize> = groups.iter().map(|g| token_counts(g).tree).collect();

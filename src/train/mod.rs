@@ -33,6 +33,7 @@ pub mod tensorboard;
 
 use crate::data::pack::{PackOptions, Scoring};
 use crate::loss::objective::{Loss, Method};
+use crate::model::config::ModelConfig;
 
 /// Packing options of a loss: log-probs read every response token, and rewards the last token that is
 /// not `pad`, the pad token of the model.
@@ -41,5 +42,10 @@ pub fn pack_options(loss: &Loss, vocab: usize, pad: Option<u32>) -> PackOptions 
         Method::Reward => Scoring::Reward,
         Method::Sft | Method::Dpo => Scoring::LogProb { scope: loss.scope },
     };
-    PackOptions { share_prefixes: loss.share_prefixes, scoring, vocab, pad }
+    PackOptions { share_prefixes: loss.share_prefixes, scoring, vocab, pad, position_runs: false }
+}
+
+/// Packing options of a loss on a model.
+pub fn pack_for(loss: &Loss, config: &ModelConfig) -> PackOptions {
+    PackOptions { position_runs: config.has_position_table(), ..pack_options(loss, config.vocab, config.pad) }
 }

@@ -99,7 +99,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
         settings: AdamWSettings,
     ) -> Result<Self> {
         let packer = Packer {
-            pack: super::pack_options(&loss, policy.config.vocab, policy.config.pad),
+            pack: super::pack_for(&loss, &policy.config),
             comparison: ComparisonOptions { scale: loss.scale, margin_add: loss.margin },
             loss: loss.clone(),
             frozen_cache: None,

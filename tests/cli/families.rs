@@ -1,6 +1,7 @@
 //! Every model family from a config.json to trained folders and scores; `pipeline.rs` has Llama and
 //! Qwen2 in detail.
 
+use mapl::model::config::Head;
 use mapl::model::family::FAMILIES;
 use serde_json::json;
 
@@ -30,9 +31,9 @@ fn every_family_is_trained_and_scored() {
         bench.run(&format!("sft --model {start} --output-dir {sft} {common} --learning-rate 1e-2")).ok();
         bench.run(&format!("reward --model {sft} --output-dir {reward} {common} --gradient-checkpointing")).ok();
         bench.run(&format!("dpo --model {sft} --output-dir {dpo} {common} --gradient-checkpointing")).ok();
-        for (folder, head) in [(&sft, "ForCausalLM"), (&reward, "ForSequenceClassification"), (&dpo, "ForCausalLM")] {
+        for (folder, head) in [(&sft, Head::LanguageModel), (&reward, Head::Reward), (&dpo, Head::LanguageModel)] {
             let config = bench.json(&format!("{folder}/config.json"));
-            assert_eq!(config["architectures"], json!([format!("{}{head}", family.class)]));
+            assert_eq!(config["architectures"], json!([family.class_of(head)]));
             assert_eq!(config["model_type"], family.model_type);
         }
         for (folder, key) in [(&reward, "reward"), (&dpo, "logp")] {

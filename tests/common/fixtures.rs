@@ -6,20 +6,55 @@ use std::sync::Arc;
 use mapl::backend::{Backend, View, ViewMut};
 use mapl::data::group::{Kind, PreferenceGroup, Prompt, Response};
 use mapl::data::tokenized::{Sequence, SequenceComparison, SequenceTerm, TokenizedGroup};
-use mapl::model::config::ModelConfig;
+use mapl::model::config::{Head, ModelConfig};
 use mapl::model::decoder::Model;
 use mapl::model::family::Family;
 use mapl::model::store;
 use mapl::rng::Rng;
-use serde_json::json;
+use serde_json::{Value, json};
+
+/// Gives the keys of Llama in a `config.json` the names of a family, and removes keys that it lacks.
+pub fn keys_of_family(family: &str, config: Value) -> Value {
+    let mut map = config.as_object().unwrap().clone();
+    let mut rename = |from: &str, to: &str| map.remove(from).map(|value| map.insert(to.into(), value));
+    match family {
+        "stablelm" | "gpt_neox" => {
+            rename("rms_norm_eps", "layer_norm_eps");
+            rename("rope_theta", if family == "gpt_neox" { "rotary_emb_base" } else { "rope_theta" });
+            map.remove("head_dim");
+            map.insert(if family == "gpt_neox" { "rotary_pct" } else { "partial_rotary_factor" }.into(), json!(0.5));
+        }
+        "gpt2" => {
+            rename("rms_norm_eps", "layer_norm_epsilon");
+            rename("hidden_act", "activation_function");
+            rename("hidden_size", "n_embd");
+            rename("intermediate_size", "n_inner");
+            rename("num_hidden_layers", "n_layer");
+            rename("num_attention_heads", "n_head");
+            rename("max_position_embeddings", "n_positions");
+            for key in ["rope_theta", "head_dim"] {
+                map.remove(key);
+            }
+        }
+        _ => {}
+    }
+    for (key, act) in [("hidden_act", "gelu"), ("activation_function", "gelu_new")] {
+        if ["gpt_neox", "gpt2"].contains(&family) {
+            map.remove("num_key_value_heads");
+            if let Some(value) = map.get_mut(key) {
+                *value = json!(act);
+            }
+        }
+    }
+    Value::Object(map)
+}
 
 /// Returns the configuration of a tiny model of the given family and head: 2 layers, hidden size
 /// 16, 4 query heads and 2 key-value heads of width 6 (not hidden / heads).
 pub fn tiny_config(family: &str, reward: bool) -> ModelConfig {
-    let class = Family::find(family).unwrap().class;
-    let head = if reward { "ForSequenceClassification" } else { "ForCausalLM" };
+    let head = if reward { Head::Reward } else { Head::LanguageModel };
     let mut value = json!({
-        "architectures": [format!("{class}{head}")], "model_type": family, "vocab_size": 23, "hidden_size": 16,
+        "architectures": [Family::find(family).unwrap().class_of(head)], "model_type": family, "vocab_size": 23, "hidden_size": 16,
         "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 6, "hidden_act": "silu", "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
         "initializer_range": 0.3, "tie_word_embeddings": family == "qwen2", "rope_theta": 100.0,
@@ -29,6 +64,10 @@ pub fn tiny_config(family: &str, reward: bool) -> ModelConfig {
         "seed_oss" => json!({"attention_out_bias": true}),
         "smollm3" => json!({"no_rope_layers": [1, 0]}),
         "mistral" | "ministral" => json!({"sliding_window": null}),
+        "granite" => json!({"attention_bias": true, "mlp_bias": true, "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0}),
+        "stablelm" => json!({"use_qkv_bias": true, "use_parallel_residual": reward}),
+        "gpt2" => json!({"scale_attn_by_inverse_layer_idx": true}),
         _ => json!({}),
     };
     value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -36,7 +75,7 @@ pub fn tiny_config(family: &str, reward: bool) -> ModelConfig {
         value["id2label"] = json!({"0": "LABEL_0"});
         value["label2id"] = json!({"LABEL_0": 0});
     }
-    let map = value.as_object().unwrap().clone();
+    let map = keys_of_family(family, value).as_object().unwrap().clone();
     ModelConfig::from_json(map, Path::new("config.json")).unwrap()
 }
 

@@ -10,10 +10,24 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// Cases of language models. The first two have a reference, a DPO loss, gradients and AdamW steps.
-pub const LANGUAGE_CASES: [&str; 9] =
-    ["llama", "qwen2", "llama-bf16-sharded", "mistral", "ministral", "seed_oss", "smollm3", "phi3", "qwen3"];
+pub const LANGUAGE_CASES: [&str; 14] = [
+    "llama",
+    "qwen2",
+    "llama-bf16-sharded",
+    "mistral",
+    "ministral",
+    "seed_oss",
+    "smollm3",
+    "phi3",
+    "qwen3",
+    "llama_bias",
+    "granite",
+    "stablelm",
+    "gpt_neox",
+    "gpt2",
+];
 /// Cases of reward models.
-pub const REWARD_CASES: [&str; 7] = [
+pub const REWARD_CASES: [&str; 11] = [
     "llama-reward",
     "qwen2-reward",
     "mistral-reward",
@@ -21,6 +35,10 @@ pub const REWARD_CASES: [&str; 7] = [
     "smollm3-reward",
     "phi3-reward",
     "qwen3-reward",
+    "granite-reward",
+    "stablelm-reward",
+    "gpt_neox-reward",
+    "gpt2-reward",
 ];
 
 /// Adapters of PEFT with three AdamW steps.

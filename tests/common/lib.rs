@@ -7,6 +7,7 @@
 
 pub mod compare;
 pub mod comparisons;
+mod elementwise;
 pub mod fixtures;
 pub mod golden;
 pub mod head_preference;

@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use common::fixtures::keys_of_family;
 use common::golden;
+use mapl::backend::contract::Gelu;
 use mapl::backend::cpu::Cpu;
-use mapl::model::config::{ModelConfig, StoredDtype};
+use mapl::model::config::{Head, ModelConfig, StoredDtype};
 use mapl::model::decoder::Model;
 use mapl::model::family::{FAMILIES, Family};
 use mapl::model::rope::RopeScaling;
@@ -16,13 +18,13 @@ use crate::model_config::changed;
 /// A small configuration of a family with `changes` merged in; a change to the string "<absent>"
 /// removes the key.
 fn keys(family: &str, changes: Value) -> Map<String, Value> {
-    let class = Family::find(family).unwrap().class;
+    let class = Family::find(family).unwrap().class_of(Head::LanguageModel);
     let base = json!({
-        "architectures": [format!("{class}ForCausalLM")], "model_type": family, "vocab_size": 160, "hidden_size": 32,
+        "architectures": [class], "model_type": family, "vocab_size": 160, "hidden_size": 32,
         "intermediate_size": 56, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 8, "max_position_embeddings": 128, "sliding_window": null,
     });
-    changed(&base, &changes)
+    changed(&keys_of_family(family, base), &changes)
 }
 
 fn parse(family: &str, changes: Value) -> mapl::Result<ModelConfig> {
@@ -49,7 +51,7 @@ fn refused(family: &str, changes: Value, parts: &[&str]) {
 fn every_family_is_written_as_it_was_read() {
     for family in FAMILIES {
         let config = accepted(family.model_type, json!({}));
-        assert_eq!(config.architecture(), format!("{}ForCausalLM", family.class));
+        assert_eq!(config.architecture(), family.class_of(Head::LanguageModel));
         let elements: usize = config.tensors().iter().map(|t| t.elements()).sum();
         assert_eq!(Some(elements), config.parameters(), "{}", family.model_type);
         assert!(config.tensors().is_sorted_by_key(|t| !t.role.decays()), "decayed tensors must form a prefix");
@@ -78,8 +80,13 @@ fn missing_keys_have_the_defaults_of_transformers() {
         ("seed_oss", 524_288),
         ("smollm3", 32_768),
         ("phi3", 4096),
+        ("granite", 2048),
+        ("stablelm", 4096),
+        ("gpt_neox", 2048),
+        ("gpt2", 1024),
     ] {
-        assert_eq!(config(family, "max_position_embeddings").max_positions, positions, "{family}");
+        let key = if family == "gpt2" { "n_positions" } else { "max_position_embeddings" };
+        assert_eq!(config(family, key).max_positions, positions, "{family}");
     }
     for (family, width) in [("llama", 8), ("qwen2", 8), ("qwen3", 128), ("mistral", 8), ("seed_oss", 128), ("phi3", 8)]
     {
@@ -88,14 +95,14 @@ fn missing_keys_have_the_defaults_of_transformers() {
     // null is not missing: transformers then divides.
     assert_eq!(accepted("seed_oss", json!({"head_dim": null})).head_dim, 8);
     for family in FAMILIES {
-        let tied = family.model_type == "smollm3";
-        let eps = if family.model_type == "phi3" { 1e-5 } else { 1e-6 };
-        let theta = if tied { 2e6 } else { 1e4 };
+        let tied = ["smollm3", "gpt2"].contains(&family.model_type);
+        let eps = if ["phi3", "stablelm", "gpt_neox", "gpt2"].contains(&family.model_type) { 1e-5 } else { 1e-6 };
+        let theta = if family.model_type == "smollm3" { 2e6 } else { 1e4 };
         let config = accepted(family.model_type, json!({}));
         assert_eq!((config.tied, config.rms_norm_eps, config.rope.theta), (tied, eps, theta), "{}", family.model_type);
         let heads = parse(family.model_type, json!({"num_key_value_heads": "<absent>"}));
         match family.model_type {
-            "llama" | "phi3" => assert_eq!(heads.unwrap().kv_heads, 4),
+            "llama" | "phi3" | "granite" | "gpt_neox" | "gpt2" => assert_eq!(heads.unwrap().kv_heads, 4),
             _ => assert!(heads.unwrap_err().to_string().contains("\"num_key_value_heads\" is missing")),
         }
     }
@@ -110,7 +117,7 @@ fn biases_follow_their_keys() {
         assert_eq!(Some(config.tensors().iter().map(|t| t.elements()).sum()), config.parameters());
         (count(Role::QueryBias) > 0, count(Role::OutputBias) > 0)
     };
-    for family in ["llama", "qwen3", "smollm3"] {
+    for family in ["llama", "qwen3", "smollm3", "granite"] {
         assert_eq!(biases(family, json!({})), (false, false), "{family}");
         assert_eq!(biases(family, json!({"attention_bias": true})), (true, true), "{family}");
     }
@@ -120,7 +127,22 @@ fn biases_follow_their_keys() {
     }
     assert_eq!(biases("seed_oss", json!({})), (true, false));
     assert_eq!(biases("seed_oss", json!({"attention_bias": false, "attention_out_bias": true})), (false, true));
-    refused("seed_oss", json!({"mlp_bias": true}), &["mlp_bias", "not supported"]);
+    for family in ["llama", "seed_oss", "smollm3", "granite"] {
+        let config = accepted(family, json!({"mlp_bias": true}));
+        let names: Vec<String> = config.tensors().into_iter().map(|t| t.name).collect();
+        for module in ["gate_proj", "up_proj", "down_proj"] {
+            assert!(names.contains(&format!("model.layers.3.mlp.{module}.bias")), "{family}: {names:?}");
+        }
+        assert_eq!(config.tensors().iter().map(|t| t.elements()).sum::<usize>(), config.parameters().unwrap());
+    }
+    refused("mistral", json!({"mlp_bias": true}), &["mlp_bias", "Mistral models have no biases on the MLP"]);
+    assert_eq!(biases("stablelm", json!({"use_qkv_bias": true, "attention_bias": true})), (true, false));
+    let neox = |changes: Value| {
+        let config = accepted("gpt_neox", changes);
+        let count = |role: Role| config.tensors().iter().filter(|t| t.role == role).count();
+        (count(Role::QueryBias), count(Role::OutputBias), count(Role::DownBias))
+    };
+    assert_eq!((neox(json!({})), neox(json!({"attention_bias": false}))), ((4, 4, 4), (0, 0, 4)));
 }
 
 #[test]
@@ -279,4 +301,72 @@ fn yarn_keeps_every_key_and_dynamic_has_the_default_frequencies() {
     let dynamic = accepted("qwen3", json!({"rope_scaling": {"rope_type": "dynamic", "factor": 3.0}}));
     assert_eq!(dynamic.rope.scaling, RopeScaling::Dynamic { factor: 3.0 });
     assert_eq!((dynamic.inv_freq(), dynamic.rope.attention_factor()), (plain, 1.0));
+}
+
+#[test]
+fn a_part_of_each_head_rotates_in_families_that_say_so() {
+    let rotated = |family: &str, changes: Value| accepted(family, changes).rotated;
+    let both = |family: &str, key: &str| {
+        assert_eq!(rotated(family, json!({})), 4, "half of 8, as the keys of the test say");
+        assert_eq!(rotated(family, json!({key: "<absent>"})), 2, "a quarter by default");
+        let five = json!({"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0});
+        let config = accepted(family, json!({key: "<absent>", "rope_parameters": five}));
+        assert_eq!((config.rotated, config.rope.theta), (8, 500.0));
+        refused(family, json!({"rope_parameters": five}), &[key, "is 0.5", "another place", "1; they must agree"]);
+        refused(family, json!({key: 0.4}), &[key, "0.4", "3 of the 8 elements", "even"]);
+        refused(family, json!({key: 1.5}), &[key, "12 of the 8"]);
+        let saved = accepted(family, json!({})).to_json(StoredDtype::F32);
+        assert_eq!((&saved[key], &saved["rope_parameters"]["partial_rotary_factor"]), (&json!(0.5), &json!(0.5)));
+    };
+    both("stablelm", "partial_rotary_factor");
+    both("gpt_neox", "rotary_pct");
+    let saved = accepted("gpt_neox", json!({"rotary_emb_base": 300.0})).to_json(StoredDtype::F32);
+    assert_eq!((&saved["rotary_emb_base"], saved.get("rope_theta")), (&json!(300.0), None));
+}
+
+#[test]
+fn multipliers_activations_and_parallel_blocks_follow_their_keys() {
+    let factors = json!({"embedding_multiplier": 12, "attention_multiplier": 0.5, "residual_multiplier": 0.22,
+        "logits_scaling": 8.0});
+    let traits = accepted("granite", factors.clone()).traits;
+    assert_eq!((traits.embedding_multiplier, traits.residual_multiplier, traits.logits_scaling), (12.0, 0.22, 8.0));
+    assert_eq!((traits.attention_scale, accepted("granite", json!({})).traits.attention_scale), (Some(0.5), Some(1.0)));
+    assert_eq!(accepted("llama", factors).traits, accepted("llama", json!({})).traits);
+    for key in ["embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"] {
+        refused("granite", json!({key: 0}), &[key, "0", "from 1e-6"]);
+    }
+    let gelu = |family: &str, key: &str, act: &str| accepted(family, json!({key: act})).traits.gelu;
+    for (act, form) in [("gelu", Gelu::Erf), ("gelu_new", Gelu::Tanh), ("gelu_pytorch_tanh", Gelu::Tanh)] {
+        assert_eq!(gelu("gpt_neox", "hidden_act", act), Some(form));
+        assert_eq!(gelu("gpt2", "activation_function", act), Some(form));
+        let saved = accepted("gpt2", json!({"activation_function": act})).to_json(StoredDtype::F32);
+        assert_eq!((&saved["activation_function"], saved.get("hidden_act")), (&json!(act), None));
+    }
+    assert_eq!(accepted("gpt2", json!({"activation_function": "<absent>"})).traits.gelu, Some(Gelu::Tanh));
+    refused("gpt_neox", json!({"hidden_act": "relu"}), &["\"hidden_act\" is \"relu\"", "gelu_fast"]);
+    refused("gpt2", json!({"activation_function": "silu"}), &["\"activation_function\" is \"silu\""]);
+    refused("granite", json!({"hidden_act": "gelu"}), &["\"hidden_act\" is \"gelu\"", "silu"]);
+    let parallel = |family: &str, changes: Value| accepted(family, changes).traits.parallel;
+    assert!(parallel("gpt_neox", json!({})) && !parallel("stablelm", json!({})));
+    assert!(!parallel("gpt_neox", json!({"use_parallel_residual": false})));
+    let shared = accepted("stablelm", json!({"use_parallel_residual": true}));
+    assert!(shared.tensors().iter().all(|t| t.role != Role::PostAttentionNorm));
+    assert_eq!(shared.tensors().iter().map(|t| t.elements()).sum::<usize>(), shared.parameters().unwrap());
+    refused("stablelm", json!({"qk_layernorm": true}), &["\"qk_layernorm\" is true", "not supported"]);
+    refused("gpt2", json!({"add_cross_attention": true}), &["\"add_cross_attention\" is true", "encoder"]);
+}
+
+#[test]
+fn gpt2_has_keys_of_its_own() {
+    let config = accepted("gpt2", json!({"n_inner": null}));
+    assert_eq!((config.hidden, config.layers, config.heads, config.intermediate), (32, 4, 4, 128));
+    // transformers takes the general names too.
+    let general = json!({"n_embd": "<absent>", "hidden_size": 32, "n_positions": "<absent>"});
+    let config = accepted("gpt2", general);
+    assert_eq!((config.hidden, config.max_positions), (32, 1024));
+    let saved = config.to_json(StoredDtype::F32);
+    assert_eq!((saved["n_embd"].clone(), saved.get("hidden_size"), saved.get("head_dim")), (json!(32), None, None));
+    refused("gpt2", json!({"n_embd": "<absent>"}), &["\"n_embd\" is missing"]);
+    refused("gpt2", json!({"n_head": 5}), &["\"n_embd\" is 32 and \"n_head\" is 5"]);
+    refused("gpt_neox", json!({"head_dim": 16}), &["\"head_dim\" is 16", "here 8", "delete the key"]);
 }

@@ -21,7 +21,7 @@ const PATH_LOGP: Scoring = Scoring::LogProb { scope: LogpScope::PromptAndRespons
 const LOSS: ComparisonOptions = ComparisonOptions { scale: [0.1, 0.2, 0.3], margin_add: 0.5 };
 
 fn options(scoring: Scoring, share_prefixes: bool) -> PackOptions {
-    PackOptions { share_prefixes, scoring, vocab: 8, pad: None }
+    PackOptions { share_prefixes, scoring, vocab: 8, pad: None, position_runs: false }
 }
 
 fn pack(groups: &[TokenizedGroup], scoring: Scoring, share: bool) -> Batch {
@@ -392,7 +392,7 @@ fn the_documented_example_has_the_documented_counts() {
     let twice = self::group(vec![vec![1, 2], vec![1, 2]], &[(0, vec![3]), (1, vec![4])], Vec::new());
     assert_eq!(token_counts(&twice), TokenCounts { per_term: 0, per_sequence: 6, per_prompt: 4, tree: 4 });
 
-    let options = |scoring| PackOptions { share_prefixes: true, scoring, vocab: 100, pad: None };
+    let options = |scoring| PackOptions { share_prefixes: true, scoring, vocab: 100, pad: None, position_runs: false };
     let mut batch = Batch::default();
     pack_into(&mut batch, &[&group], &options(Scoring::Reward), &LOSS).unwrap();
     assert_eq!((batch.tokens(), batch.tokens_unshared), (337, 498));
@@ -420,7 +420,7 @@ fn rewards_are_read_at_the_last_token_that_is_not_padding() {
     for share_prefixes in [true, false] {
         let rows = |pad| {
             let mut batch = Batch::default();
-            let options = PackOptions { share_prefixes, scoring: Scoring::Reward, vocab: 8, pad };
+            let options = PackOptions { share_prefixes, scoring: Scoring::Reward, vocab: 8, pad, position_runs: false };
             pack_into(&mut batch, &[&group], &options, &LOSS).unwrap();
             batch
                 .last_rows

@@ -28,7 +28,10 @@ from tokenizers import Tokenizer, models as tokenizer_models
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, MinistralConfig, MistralConfig, Phi3Config, PreTrainedTokenizerFast, Qwen2Config
 from transformers import Qwen3Config, SeedOssConfig, SmolLM3Config, Trainer
+from transformers import GPT2Config, GPTNeoXConfig, GraniteConfig, StableLmConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.models.granite.modeling_granite import GranitePreTrainedModel
 
 VOCAB, PAD, BOS, EOS = 160, 159, 1, 2
 BETA = 0.1
@@ -69,8 +72,26 @@ def qwen2(**more):
 
 
 def small(config, **more):
+    if config in BUILDERS:
+        return BUILDERS[config](config, **more)
     return config(**{**SIZES, "intermediate_size": 40, "rms_norm_eps": 1e-5, **more})
 
+
+def layer_norm(config, **more):
+    """Sizes of families with a LayerNorm; those without grouped queries get no key for them."""
+    sizes = {**SIZES, "intermediate_size": 40, **more}
+    if config is not StableLmConfig:
+        del sizes["num_key_value_heads"]
+    return config(**sizes)
+
+
+def gpt2(config, **more):
+    sizes = {**SIZES, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, **more}
+    renamed = ["hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"]
+    return config(**{key: value for key, value in sizes.items() if key not in [*renamed, "num_key_value_heads"]})
+
+
+BUILDERS = {StableLmConfig: layer_norm, GPTNeoXConfig: layer_norm, GPT2Config: gpt2}
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 # Every optional key, and a ramp that ends between two frequencies.
@@ -90,6 +111,8 @@ LONGROPE = {
     "short_factor": [1.0, 1.1, 1.5, 2.0],
     "long_factor": [1.0, 2.0, 4.0, 8.0],
 }
+
+GRANITE = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.4, "logits_scaling": 2.5}
 
 # Families that differ from Llama in the row of a table: a language model, without training, and a reward model.
 FAMILIES = [
@@ -111,11 +134,23 @@ FAMILIES = [
         {"original_max_position_embeddings": 128},
     ),
     ("qwen3", Qwen3Config, 110, {"head_dim": 16, "tie_word_embeddings": True}, {"head_dim": 8, "attention_bias": True}),
+    ("llama_bias", LlamaConfig, 120, {"attention_bias": True, "mlp_bias": True}, None),
+    ("granite", GraniteConfig, 130, {**GRANITE, "tie_word_embeddings": True}, {**GRANITE, "attention_bias": True, "mlp_bias": True}),
+    ("stablelm", StableLmConfig, 140, {"use_qkv_bias": True, "partial_rotary_factor": 0.5}, {"use_parallel_residual": True}),
+    ("gpt_neox", GPTNeoXConfig, 150, {}, {"use_parallel_residual": False, "rotary_pct": 0.5, "hidden_act": "gelu_fast"}),
+    ("gpt2", GPT2Config, 160, {"tie_word_embeddings": True}, {"scale_attn_by_inverse_layer_idx": True, "n_inner": 40}),
 ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Models
+
+
+class GraniteForSequenceClassification(GenericForSequenceClassification, GranitePreTrainedModel):
+    """Granite has no such class in transformers; made as those of other families are."""
+
+
+AutoModelForSequenceClassification.register(GraniteConfig, GraniteForSequenceClassification, exist_ok=True)
 
 
 def randomise(model, seed, base=None):
@@ -125,11 +160,11 @@ def randomise(model, seed, base=None):
     origin = dict(base.named_parameters()) if base is not None else {}
     for name, parameter in sorted(model.named_parameters()):
         noise = torch.from_numpy(rng.standard_normal(parameter.shape).astype(np.float32))
-        if "norm" in name:
-            scale, middle = 0.2, 1.0
-        elif name.endswith("bias"):
+        if name.endswith("bias"):
             scale, middle = 0.3, 0.0
-        elif "embed_tokens" in name:
+        elif "norm" in name or ".ln_" in name:
+            scale, middle = 0.2, 1.0
+        elif any(table in name for table in ["embed_tokens", "embed_in", "wte", "wpe"]):
             scale, middle = 0.5, 0.0
         else:
             scale, middle = 0.22, 0.0
@@ -332,7 +367,8 @@ def trl_reward_loss(model, pairs, folder):
 
 
 def inv_freq(model):
-    return floats(model.model.rotary_emb.inv_freq)
+    rotary = getattr(model.base_model, "rotary_emb", None)
+    return [] if rotary is None else floats(rotary.inv_freq)
 
 
 def language_model_case(out, name, policy, reference, pairs, train):

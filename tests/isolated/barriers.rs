@@ -96,6 +96,17 @@ fn qk_norm_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     runs::qk_norm_bwd(on, d, [&x, &weight, &dqkv, &weight], Write::Add)
 }
 
+fn layer_norm_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let d = LayerNormDims { tokens: 40, hidden: 1100, eps: 1e-6 };
+    runs::layer_norm_fwd(on, d, &normal("x", 44_000, 1.0), &normal("w", 2200, 1.0))
+}
+
+fn layer_norm_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let d = LayerNormDims { tokens: 40, hidden: 1100, eps: 1e-6 };
+    let (rows, weight, stats) = (normal("rows", 44_000, 1.0), normal("w", 2200, 1.0), normal("stats", 80, 1.0));
+    runs::layer_norm_bwd(on, d, [&rows, &rows, &stats, &weight, &rows, &weight], Write::Add)
+}
+
 fn linear_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     let d = LinearDims { tokens: 260, inputs: 136, outputs: 260 };
     runs::linear_fwd(on, d, &normal("x", 260 * 136, 1.0), &normal("w", 260 * 136, 0.1), None)
@@ -182,6 +193,8 @@ fn norm_kernels_need_every_barrier() {
     assert!(check_every_barrier::<half::bf16>("norm_fwd", norm_fwd) >= 2);
     assert!(check_every_barrier::<half::bf16>("norm_bwd", norm_bwd) >= 2);
     assert!(check_every_barrier::<half::bf16>("qk_norm_bwd", qk_norm_bwd) >= 2);
+    assert!(check_every_barrier::<half::bf16>("layer_norm_fwd", layer_norm_fwd) >= 2);
+    assert!(check_every_barrier::<half::bf16>("layer_norm_bwd", layer_norm_bwd) >= 2);
     assert!(check_every_barrier::<f32>("grad_norm", grad_norm) >= 1);
 }
 

@@ -179,12 +179,24 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
     let copy = normalised[1].1.clone();
     all.push(("qk_norm_fwd", normalised));
     all.push(("qk_norm_bwd", runs::qk_norm_bwd(on, d, [&copy, &w, &qkv, &w], write)));
+    let d = LayerNormDims { tokens, hidden, eps: 1e-6 };
+    let two = normal("weight and bias", 2 * hidden, 1.0);
+    let forward = runs::layer_norm_fwd(on, d, &x, &two);
+    let stats = forward[1].1.clone();
+    all.push(("layer_norm_fwd", forward));
+    all.push(("layer_norm_bwd", runs::layer_norm_bwd(on, d, [&dy, &x, &stats, &two, &x, &two], write)));
+    all.push(("scale", runs::scale(on, ScaleDims { tokens, hidden, factor: 1.5 }, &x, Some(&dy))));
+    let d = GeluDims { tokens, intermediate: hidden, form: Gelu::Erf };
+    all.push(("gelu_fwd", runs::gelu_fwd(on, d, &x)));
+    all.push(("gelu_bwd", runs::gelu_bwd(on, d, &x, &dy)));
     let d = LinearDims { tokens: 300, inputs: 1, outputs: 72 };
     all.push(("bias_bwd", runs::bias_bwd(on, d, &normal("db", 300 * 72, 1.0), &normal("b", 72, 1.0), write)));
     let angles = normal("angles", 50 * 8, 3.0);
     let (cos, sin): (Vec<f64>, Vec<f64>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
-    let (d, positions) =
-        (RopeDims { tokens: 25, heads: 3, unrotated_heads: 1, head_dim: 16, positions: 50 }, indices("p", 25, 50));
+    let (d, positions) = (
+        RopeDims { tokens: 25, heads: 3, unrotated_heads: 1, head_dim: 16, rotated: 16, positions: 50 },
+        indices("p", 25, 50),
+    );
     all.push(("rope", runs::rope(on, d, &positions, (&cos, &sin), &normal("qkv", 25 * 64, 1.0), false)));
     let d = GluDims { tokens: 9, intermediate: 40 };
     let (gate_up, dact) = (normal("gu", 720, 2.0), normal("dact", 360, 1.0));
@@ -227,13 +239,17 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
 
 /// Kernels that [`all_ops`] launches: first those with an f32 and a bf16 variant, then kernels with
 /// a single variant.
-const PAIRS: [&str; 16] = [
+const PAIRS: [&str; 21] = [
     "adamw",
     "bias_bwd",
     "embedding_bwd",
     "embedding_fwd",
+    "gelu_bwd",
+    "gelu_fwd",
     "glu_bwd",
     "glu_fwd",
+    "layer_norm_bwd",
+    "layer_norm_fwd",
     "logprob_bwd",
     "logprob_fwd",
     "norm_bwd",
@@ -244,6 +260,7 @@ const PAIRS: [&str; 16] = [
     "reward_head_fwd",
     "reward_head_weight",
     "rope",
+    "scale",
 ];
 const SINGLE: [&str; 6] =
     ["grad_norm", "grad_squares", "preference_fwd", "segment_sum_bwd", "segment_sum_fwd", "sum_slices"];

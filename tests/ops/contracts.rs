@@ -150,6 +150,47 @@ fn every_op<B: Backend>(b: &B) {
         })
     });
 
+    let d = LayerNormDims { tokens: 3, hidden: 4, eps: 1e-6 };
+    probe("layer_norm_fwd", c, |l| {
+        let (mut y, mut stats) = (act(b), acc(b));
+        b.layer_norm_fwd(LayerNormFwd {
+            dims: d,
+            x: View::first(a, l.of("x", 12)),
+            weight: View::first(a, l.of("weight", 8)),
+            y: ViewMut::first(&mut y, l.of("y", 12)),
+            stats: ViewMut::first(&mut stats, l.of("stats", 6)),
+        })
+    });
+    probe("layer_norm_bwd", c, |l| {
+        let (mut dx, mut dweight) = (act(b), acc(b));
+        b.layer_norm_bwd(LayerNormBwd {
+            dims: d,
+            dy: View::first(a, l.of("dy", 12)),
+            x: View::first(a, l.of("x", 12)),
+            stats: View::first(s, l.of("stats", 6)),
+            weight: View::first(a, l.of("weight", 8)),
+            dx: ViewMut::first(&mut dx, l.of("dx", 12)),
+            dx_write: w,
+            dweight: ViewMut::first(&mut dweight, l.of("dweight", 8)),
+            dweight_write: w,
+        })
+    });
+    probe("scale", c, |l| {
+        let mut x = act(b);
+        let addend = Some(View::first(a, l.of("addend", 12)));
+        let dims = ScaleDims { tokens: 3, hidden: 4, factor: 2.0 };
+        b.scale(Scale { dims, addend, x_in_place: ViewMut::first(&mut x, l.of("x", 12)) })
+    });
+    let dims = GeluDims { tokens: 3, intermediate: 4, form: Gelu::Tanh };
+    probe("gelu_fwd", c, |l| {
+        let (mut out, x) = (act(b), View::first(a, l.of("x", 12)));
+        b.gelu_fwd(GeluFwd { dims, x, act: ViewMut::first(&mut out, l.of("act", 12)) })
+    });
+    probe("gelu_bwd", c, |l| {
+        let (mut out, x) = (act(b), View::first(a, l.of("x", 12)));
+        b.gelu_bwd(GeluBwd { dims, x, dact_in_place: ViewMut::first(&mut out, l.of("dact", 12)) })
+    });
+
     let d = LinearDims { tokens: 3, inputs: 4, outputs: 5 };
     probe("linear_fwd", c, |l| {
         let mut y = act(b);
@@ -193,7 +234,7 @@ fn every_op<B: Backend>(b: &B) {
         probe(op, c, |l| {
             let mut qkv = act(b);
             let args = Rope {
-                dims: RopeDims { tokens: 3, heads: 2, unrotated_heads: 1, head_dim: 4, positions: 6 },
+                dims: RopeDims { tokens: 3, heads: 2, unrotated_heads: 1, head_dim: 4, rotated: 4, positions: 6 },
                 positions: View::first(i, l.of("positions", 3)),
                 cos: View::first(s, l.of("cos", 12)),
                 sin: View::first(s, l.of("sin", 12)),
@@ -457,13 +498,13 @@ fn invalid_sizes_are_rejected() {
     let (a, s, i) = (act(&b), acc(&b), b.zeros_idx(LEN).unwrap());
     let mut qkv = act(&b);
     let odd = b.rope_fwd(Rope {
-        dims: RopeDims { tokens: 1, heads: 1, unrotated_heads: 0, head_dim: 3, positions: 1 },
+        dims: RopeDims { tokens: 1, heads: 1, unrotated_heads: 0, head_dim: 3, rotated: 3, positions: 1 },
         positions: View::first(&i, 1),
         cos: View::first(&s, 1),
         sin: View::first(&s, 1),
         qkv_in_place: ViewMut::first(&mut qkv, 3),
     });
-    assert!(matches!(odd, Err(Error::Contract { what: "head_dim", .. })), "{odd:?}");
+    assert!(matches!(odd, Err(Error::Contract { what: "rotated", .. })), "{odd:?}");
     let (mut y, mut rstd) = (act(&b), acc(&b));
     let alone = b.norm_fwd(NormFwd {
         dims: NormDims { tokens: 1, hidden: 4, eps: 1e-6 },

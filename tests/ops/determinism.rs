@@ -56,6 +56,10 @@ fn bitwise_equal_for_any_number_of_threads() {
     let (inputs, w) = (&x[..tokens * 60], normal("head weight", 40, 1.0));
     same_bits("qk_norm_fwd", |on| runs::qk_norm_fwd(on, d, &x, &w, true));
     same_bits("qk_norm_bwd", |on| runs::qk_norm_bwd(on, d, [inputs, &w, &x, &w], Write::Add));
+    let (d, w) = (LayerNormDims { tokens, hidden, eps: 1e-6 }, normal("weight and bias", 2 * hidden, 1.0));
+    let stats = normal("stats", 2 * tokens, 1.0);
+    same_bits("layer_norm_fwd", |on| runs::layer_norm_fwd(on, d, &x, &w));
+    same_bits("layer_norm_bwd", |on| runs::layer_norm_bwd(on, d, [&x, &x, &stats, &w, &x, &w], Write::Add));
     let (d, ids) = (EmbeddingDims { tokens, vocab: 300, hidden }, indices("ids", tokens, 300));
     let table = normal("table", 300 * hidden, 1.0);
     same_bits("embedding_bwd", |on| runs::embedding_bwd(on, d, &ids, &x, &table, Write::Add));

@@ -9,6 +9,7 @@
 mod attention;
 mod difference;
 mod edges;
+mod elementwise;
 mod embedding;
 mod glu;
 mod head;
@@ -41,8 +42,12 @@ cases! {
     embedding: embedding::embedding => ["embedding_bwd"];
     norm: norm::norm => ["norm_bwd"];
     norm_of_heads: norm::heads => ["qk_norm_bwd"];
+    layer_norm: elementwise::layer_norm => ["layer_norm_bwd"];
+    gelu: elementwise::gelu => ["gelu_bwd"];
+    scale: elementwise::scale => ["scale"];
     linear: linear::linear => ["linear_bwd_input", "linear_bwd_weight", "bias_bwd"];
     rope: rope::rope => ["rope_bwd"];
+    rope_of_a_part_of_each_head: rope::partial => ["rope_bwd"];
     rope_bwd_is_the_transpose: rope::rope_transpose => ["rope_bwd"];
     glu: glu::glu => ["glu_bwd"];
     linear_glu: glu::linear_glu => ["linear_glu_bwd"];

@@ -6,11 +6,13 @@ mod backends {
     mod attention;
     mod attention_cached;
     mod embedding;
+    mod gelu;
     mod glu;
     mod head;
     mod head_logits;
     mod head_preference;
     mod head_sm90;
+    mod layer_norm;
     mod linear;
     mod linear_sm90;
     mod norm;
@@ -18,6 +20,7 @@ mod backends {
     mod preference;
     mod reward;
     mod rope;
+    mod scale;
     mod segment;
 }
 mod contracts;

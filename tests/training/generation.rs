@@ -60,7 +60,7 @@ fn run(sampler: Sampler, limits: Limits, prompts: &[Prompt]) -> Vec<Vec<Generate
 
 fn greedy_tokens_equal_transformers<B: Backend>(backend: &B, most: usize) {
     let all = texts();
-    assert_eq!(all.len(), 8);
+    assert_eq!(all.len(), 13);
     for (name, texts) in all {
         let mut model = model(backend, &name);
         let mut penalties: Vec<f64> = texts.iter().map(|text| text.repetition_penalty).collect();

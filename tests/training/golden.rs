@@ -21,6 +21,7 @@ use mapl::model::activations::Mode;
 use mapl::model::config::ModelConfig;
 use mapl::model::decoder::Model;
 use mapl::model::store::load;
+use mapl::model::tensors::TensorSpec;
 use mapl::model::weights::LoadAs;
 use mapl::optim::adamw::AdamWSettings;
 use mapl::train::batch::upload::DeviceBatch;
@@ -62,7 +63,13 @@ pub(crate) fn forward<B: Backend>(
     scoring: Scoring,
 ) -> Forward {
     let mut batch = Batch::default();
-    let options = PackOptions { share_prefixes: true, scoring, vocab: model.config.vocab, pad: model.config.pad };
+    let options = PackOptions {
+        share_prefixes: true,
+        scoring,
+        vocab: model.config.vocab,
+        pad: model.config.pad,
+        position_runs: false,
+    };
     pack_into(&mut batch, groups, &options, &PLAIN).unwrap();
     let mut device = DeviceBatch::new(backend).unwrap();
     device.upload(backend, &batch, [0.0; KINDS]).unwrap();
@@ -143,7 +150,9 @@ fn named<B: Backend>(backend: &B, trainer: &Trainer<'_, B>, grads: bool) -> BTre
         }
         values
     };
-    trainer.policy.layout.slots.iter().map(|s| (s.spec.name.clone(), read(s.range()))).collect()
+    // In the order of files.
+    let stored = |spec: &TensorSpec, values: Vec<f64>| (0..values.len()).map(|i| values[spec.place(i)]).collect();
+    trainer.policy.layout.slots.iter().map(|s| (s.spec.name.clone(), stored(&s.spec, read(s.range())))).collect()
 }
 
 /// Checks every gradient element to 1e-4 of its tensor's largest element plus 2e-6 of the model's

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use common::fixtures::{groups, random_model};
+use common::fixtures::{groups, keys_of_family, random_model};
 use half::bf16;
 use mapl::backend::contract::Precision;
 use mapl::backend::cpu::Cpu;
@@ -13,7 +13,7 @@ use mapl::backend::kernels::emulator::{Emulator, Schedule};
 use mapl::backend::{Backend, View, ViewMut};
 use mapl::data::tokenized::TokenizedGroup;
 use mapl::loss::objective::{LossOptions, Method};
-use mapl::model::config::ModelConfig;
+use mapl::model::config::{Head, ModelConfig};
 use mapl::model::decoder::Model;
 use mapl::model::family::Family;
 use mapl::optim::adamw::AdamWSettings;
@@ -23,8 +23,8 @@ use serde_json::json;
 
 /// 2 layers, hidden size 64, 4 query heads and 2 key heads of dimension 16.
 fn config(family: &str, reward: bool) -> ModelConfig {
-    let head = if reward { "ForSequenceClassification" } else { "ForCausalLM" };
-    let class = format!("{}{head}", Family::find(family).unwrap().class);
+    let head = if reward { Head::Reward } else { Head::LanguageModel };
+    let class = Family::find(family).unwrap().class_of(head);
     let mut value = json!({
         "architectures": [class], "model_type": family, "vocab_size": 67, "hidden_size": 64, "head_dim": 16,
         "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -36,6 +36,7 @@ fn config(family: &str, reward: bool) -> ModelConfig {
         value["id2label"] = json!({"0": "LABEL_0"});
         value["label2id"] = json!({"LABEL_0": 0});
     }
+    let value = keys_of_family(family, value);
     ModelConfig::from_json(value.as_object().unwrap().clone(), Path::new("config.json")).unwrap()
 }
 

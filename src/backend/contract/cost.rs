@@ -97,6 +97,44 @@ impl<B: Backend> Costed for QkNormBwd<'_, B> {
     }
 }
 
+impl<B: Backend> Costed for LayerNormFwd<'_, B> {
+    fn cost(&self) -> Cost {
+        let (n, d) = (self.dims.elements(), self.dims);
+        Cost::new(act::<B>(2 * n + 2 * d.hidden) + acc::<B>(2 * d.tokens), 8 * n as u64)
+    }
+}
+
+impl<B: Backend> Costed for LayerNormBwd<'_, B> {
+    fn cost(&self) -> Cost {
+        let (n, d) = (self.dims.elements(), self.dims);
+        let streams = if self.dx_write == Write::Add { 4 } else { 3 };
+        let weight = act::<B>(d.hidden) + out::<B>(2 * d.hidden, self.dweight_write);
+        Cost::new(act::<B>(streams * n) + acc::<B>(2 * d.tokens) + weight, 14 * n as u64)
+    }
+}
+
+impl<B: Backend> Costed for Scale<'_, B> {
+    fn cost(&self) -> Cost {
+        let (n, added) = (self.dims.elements(), u64::from(self.addend.is_some()));
+        Cost::new((2 + added) * act::<B>(n), (1 + added) * n as u64)
+    }
+}
+
+impl<B: Backend> Costed for GeluFwd<'_, B> {
+    /// An exponential, a division and a polynomial.
+    fn cost(&self) -> Cost {
+        let n = self.dims.elements();
+        Cost::new(act::<B>(2 * n), 8 * n as u64)
+    }
+}
+
+impl<B: Backend> Costed for GeluBwd<'_, B> {
+    fn cost(&self) -> Cost {
+        let n = self.dims.elements();
+        Cost::new(act::<B>(3 * n), 14 * n as u64)
+    }
+}
+
 impl<B: Backend> Costed for LinearFwd<'_, B> {
     fn cost(&self) -> Cost {
         let n = if self.residual.is_some() { self.dims.tokens * self.dims.outputs } else { 0 };

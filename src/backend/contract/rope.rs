@@ -10,33 +10,34 @@ pub struct RopeDims {
     pub tokens: usize,
     pub heads: usize,
     pub unrotated_heads: usize,
-    /// An even number.
     pub head_dim: usize,
+    /// Elements at the start of a head that rotate; an even number. The others stay unchanged.
+    pub rotated: usize,
     /// Rows of the tables; every position is less than this.
     pub positions: usize,
 }
 
 impl RopeDims {
-    /// Bytes: the rotated heads are read and written.
+    /// Bytes: the rotated elements are read and written.
     pub(super) fn bytes(&self, precision: Precision) -> u64 {
-        2 * (self.tokens * self.heads * self.head_dim) as u64 * precision.act_bytes()
+        2 * (self.tokens * self.heads * self.rotated) as u64 * precision.act_bytes()
     }
 
     /// FLOPs: two multiplications and an addition per element.
     pub(super) fn flops(&self) -> u64 {
-        3 * (self.tokens * self.heads * self.head_dim) as u64
+        3 * (self.tokens * self.heads * self.rotated) as u64
     }
 }
 
-/// `(a, b) <- (a cos - b sin, b cos + a sin)` for `a` in the first half of a head and `b` at the
-/// same index in the second half. The backward uses the opposite angle.
+/// `(a, b) <- (a cos - b sin, b cos + a sin)` for `a` in the first half of a head's rotated
+/// elements and `b` at the same index in the second half. The backward uses the opposite angle.
 pub struct Rope<'a, B: Backend> {
     pub dims: RopeDims,
     /// (tokens)
     pub positions: View<'a, B::Idx>,
-    /// (positions, head_dim / 2)
+    /// (positions, rotated / 2)
     pub cos: View<'a, B::Acc>,
-    /// (positions, head_dim / 2)
+    /// (positions, rotated / 2)
     pub sin: View<'a, B::Acc>,
     /// (tokens, heads + unrotated_heads, head_dim)
     pub qkv_in_place: ViewMut<'a, B::Act>,
@@ -45,10 +46,11 @@ pub struct Rope<'a, B: Backend> {
 impl<B: Backend> Rope<'_, B> {
     pub(crate) fn check(&self) -> Result<()> {
         let (op, d) = ("rope", self.dims);
-        expect(op, "head_dim", d.head_dim % 2 == 0, "an even number", d.head_dim)?;
+        let fits = d.rotated.is_multiple_of(2) && d.rotated <= d.head_dim;
+        expect(op, "rotated", fits, "an even number of at most head_dim", d.rotated)?;
         expect_len(op, "positions", self.positions.len, d.tokens)?;
-        expect_len(op, "cos", self.cos.len, d.positions * d.head_dim / 2)?;
-        expect_len(op, "sin", self.sin.len, d.positions * d.head_dim / 2)?;
+        expect_len(op, "cos", self.cos.len, d.positions * d.rotated / 2)?;
+        expect_len(op, "sin", self.sin.len, d.positions * d.rotated / 2)?;
         expect_len(op, "qkv", self.qkv_in_place.len, d.tokens * (d.heads + d.unrotated_heads) * d.head_dim)
     }
 }

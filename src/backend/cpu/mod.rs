@@ -14,8 +14,10 @@ mod attention_cached;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod embedding;
+mod gelu;
 mod glu;
 mod head;
+mod layer_norm;
 mod linear;
 mod math;
 mod matmul;
@@ -27,6 +29,7 @@ mod preference;
 mod reward;
 mod rope;
 mod rows;
+mod scale;
 mod scratch;
 mod segment;
 mod simd;
@@ -98,12 +101,24 @@ impl Backend for Cpu {
         embedding::embedding_bwd(a);
         Ok(())
     }
+    fn scale_impl(&self, a: Scale<'_, Self>) -> Result<()> {
+        scale::scale(a);
+        Ok(())
+    }
     fn norm_fwd_impl(&self, a: NormFwd<'_, Self>) -> Result<()> {
         norm::norm_fwd(a);
         Ok(())
     }
     fn norm_bwd_impl(&self, a: NormBwd<'_, Self>) -> Result<()> {
         norm::norm_bwd(self, a);
+        Ok(())
+    }
+    fn layer_norm_fwd_impl(&self, a: LayerNormFwd<'_, Self>) -> Result<()> {
+        layer_norm::layer_norm_fwd(a);
+        Ok(())
+    }
+    fn layer_norm_bwd_impl(&self, a: LayerNormBwd<'_, Self>) -> Result<()> {
+        layer_norm::layer_norm_bwd(self, a);
         Ok(())
     }
     fn qk_norm_fwd_impl(&self, a: QkNormFwd<'_, Self>) -> Result<()> {
@@ -144,6 +159,14 @@ impl Backend for Cpu {
     }
     fn glu_bwd_impl(&self, a: GluBwd<'_, Self>) -> Result<()> {
         glu::glu_bwd(a);
+        Ok(())
+    }
+    fn gelu_fwd_impl(&self, a: GeluFwd<'_, Self>) -> Result<()> {
+        gelu::gelu_fwd(a);
+        Ok(())
+    }
+    fn gelu_bwd_impl(&self, a: GeluBwd<'_, Self>) -> Result<()> {
+        gelu::gelu_bwd(a);
         Ok(())
     }
     fn linear_glu_fwd_impl(&self, a: LinearGluFwd<'_, Self>) -> Result<()> {

@@ -10,7 +10,7 @@ use crate::backend::contract::*;
 /// Rotates forwards for a `direction` of 1, backwards for -1.
 pub(super) fn rope(a: Rope<'_, Cpu>, direction: f32) {
     let d = a.dims;
-    let (width, half) = ((d.heads + d.unrotated_heads) * d.head_dim, d.head_dim / 2);
+    let (width, half) = ((d.heads + d.unrotated_heads) * d.head_dim, d.rotated / 2);
     if width == 0 || half == 0 {
         return;
     }
@@ -20,17 +20,17 @@ pub(super) fn rope(a: Rope<'_, Cpu>, direction: f32) {
         |(qkv, positions)| {
             for (row, position) in qkv.chunks_exact_mut(width).zip(positions) {
                 let table = *position as usize * half..(*position as usize + 1) * half;
-                rotate(&mut row[..d.heads * d.head_dim], &cos[table.clone()], &sin[table], direction);
+                rotate(&mut row[..d.heads * d.head_dim], d.head_dim, &cos[table.clone()], &sin[table], direction);
             }
         },
     );
 }
 
 vectorised! {
-    /// Rotates the heads of one token. A head is twice as long as `cos` and `sin`.
-    fn rotate(heads: &mut [f32], cos: &[f32], sin: &[f32], direction: f32) {
-        for head in heads.chunks_exact_mut(2 * cos.len()) {
-            let (a, b) = head.split_at_mut(cos.len());
+    /// Rotates the heads of one token, of each the first elements, twice as many as `cos` and `sin`.
+    fn rotate(heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], direction: f32) {
+        for head in heads.chunks_exact_mut(head_dim) {
+            let (a, b) = head[..2 * cos.len()].split_at_mut(cos.len());
             for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
                 let (x, y, sin) = (*a, *b, direction * sin);
                 *a = x * cos - y * sin;

@@ -11,11 +11,13 @@ pub mod device;
 pub mod driver;
 mod embedding;
 pub mod emulator;
+mod gelu;
 pub mod geometry;
 mod glu;
 mod head;
 pub mod hopper;
 pub mod launchers;
+mod layer_norm;
 mod linear;
 mod norm;
 mod optim;
@@ -23,6 +25,7 @@ mod preference;
 pub mod rehearsal;
 mod reward;
 mod rope;
+mod scale;
 mod scratch;
 mod segment;
 mod tensor_map;
@@ -383,11 +386,20 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     fn embedding_bwd_impl(&self, a: EmbeddingBwd<'_, Self>) -> Result<()> {
         embedding::embedding_bwd(self, a)
     }
+    fn scale_impl(&self, a: Scale<'_, Self>) -> Result<()> {
+        scale::scale(self, a)
+    }
     fn norm_fwd_impl(&self, a: NormFwd<'_, Self>) -> Result<()> {
         norm::norm_fwd(self, a)
     }
     fn norm_bwd_impl(&self, a: NormBwd<'_, Self>) -> Result<()> {
         norm::norm_bwd(self, a)
+    }
+    fn layer_norm_fwd_impl(&self, a: LayerNormFwd<'_, Self>) -> Result<()> {
+        layer_norm::layer_norm_fwd(self, a)
+    }
+    fn layer_norm_bwd_impl(&self, a: LayerNormBwd<'_, Self>) -> Result<()> {
+        layer_norm::layer_norm_bwd(self, a)
     }
     fn qk_norm_fwd_impl(&self, a: QkNormFwd<'_, Self>) -> Result<()> {
         norm::qk_norm_fwd(self, a)
@@ -418,6 +430,12 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     }
     fn glu_bwd_impl(&self, a: GluBwd<'_, Self>) -> Result<()> {
         glu::glu_bwd(self, a)
+    }
+    fn gelu_fwd_impl(&self, a: GeluFwd<'_, Self>) -> Result<()> {
+        gelu::gelu_fwd(self, a)
+    }
+    fn gelu_bwd_impl(&self, a: GeluBwd<'_, Self>) -> Result<()> {
+        gelu::gelu_bwd(self, a)
     }
     fn linear_glu_fwd_impl(&self, a: LinearGluFwd<'_, Self>) -> Result<()> {
         glu::linear_glu_fwd(self, a)

@@ -21,6 +21,7 @@ pub(super) fn rope<D: Device, A: Element>(
         tokens: int(d.tokens)?,
         heads: int(d.heads)?,
         head_dim: int(d.head_dim)?,
+        rotated: int(d.rotated)?,
         width: int((d.heads + d.unrotated_heads) * d.head_dim)?,
         direction,
     }

@@ -9,7 +9,7 @@ type R = Reference;
 /// transpose, which is the inverse rotation.
 pub fn rope(a: Rope<'_, R>, direction: f64) {
     let (d, positions, cos, sin) = (a.dims, a.positions.slice(), a.cos.slice(), a.sin.slice());
-    let half = d.head_dim / 2;
+    let half = d.rotated / 2;
     let stride = (d.heads + d.unrotated_heads) * d.head_dim;
     let qkv = a.qkv_in_place.into_slice();
     for t in 0..d.tokens {

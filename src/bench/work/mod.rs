@@ -4,7 +4,7 @@
 //!
 //! - [`linear`], `glu`: GEMMs of linear layers, plain and fused with SwiGLU; SwiGLU alone; the bias
 //!   gradient
-//! - `embedding`, [`norm`], `rope`: memory-bound ops
+//! - `embedding`, [`norm`], `rope`, `elementwise` (LayerNorm, GELU, factors): memory-bound ops
 //! - [`attention`]: attention over sequences and over prefix trees; `attention_cached`: over a cache
 //! - `head`: log-probs of the vocabulary head; `reward`: the reward head; `head_preference`: head,
 //!   losses and gradients as one op
@@ -12,6 +12,7 @@
 
 pub mod attention;
 pub(super) mod attention_cached;
+pub(super) mod elementwise;
 pub(super) mod embedding;
 pub(super) mod glu;
 pub(super) mod head;
@@ -127,6 +128,9 @@ works! {
     Linear(linear::Linear),
     LinearGlu(glu::LinearGlu),
     Embedding(embedding::Embedding),
+    LayerNorm(elementwise::LayerNorm),
+    PlainActivation(elementwise::PlainActivation),
+    ScaleAdd(elementwise::ScaleAdd),
     Norm(norm::Norm),
     QkNorm(norm::QkNorm),
     BiasGrad(linear::BiasGrad),

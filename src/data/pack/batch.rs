@@ -126,6 +126,8 @@ pub struct Batch {
     pub positions: Vec<i32>,
     /// Token rows grouped by token id.
     pub id_runs: RunTable,
+    /// Token rows grouped by position; empty unless [`super::PackOptions::position_runs`].
+    pub position_runs: RunTable,
     pub tree: TreeTable,
     /// Visible (query, key) pairs.
     pub pairs: u64,
@@ -162,6 +164,7 @@ impl Batch {
         self.ids.clear();
         self.positions.clear();
         self.id_runs.clear();
+        self.position_runs.clear();
         self.tree.clear();
         self.pairs = 0;
         self.longest_path = 0;

@@ -29,6 +29,8 @@ pub struct BatchLimits {
     pub trees: usize,
     /// Length of the longest path in tokens.
     pub longest_path: usize,
+    /// Token rows that are grouped by position: all or none.
+    pub position_rows: usize,
 }
 
 /// Table sizes of every group of a data set, each packed separately.
@@ -37,6 +39,8 @@ pub struct GroupSizes {
     /// By field: one entry per group, descending.
     fields: [Vec<usize>; FIELDS],
     longest_path: usize,
+    /// Whether token rows are grouped by position.
+    position_runs: bool,
 }
 
 /// Number of fields of [`BatchLimits`] that add up over the groups of a batch.
@@ -51,7 +55,7 @@ impl GroupSizes {
     /// Same as [`super::pack_into`] for a batch of one group.
     pub fn measure(groups: &[TokenizedGroup], options: &PackOptions, loss: &ComparisonOptions) -> Result<Self> {
         let mut single = Batch::default();
-        let mut sizes = Self::default();
+        let mut sizes = Self { position_runs: options.position_runs, ..Self::default() };
         for group in groups {
             single.clear();
             single.push_group(group, options, loss)?;
@@ -93,6 +97,7 @@ impl GroupSizes {
             ancestors,
             trees,
             longest_path: self.longest_path,
+            position_rows: if self.position_runs { tokens } else { 0 },
         }
     }
 }

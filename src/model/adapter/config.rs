@@ -170,7 +170,7 @@ impl AdapterConfig {
 
     /// Checks the contents of a file; `path` is named in messages.
     pub fn parse(map: &Map<String, Value>, path: &Path) -> Result<Self> {
-        let keys = Keys { map, path, prefix: "" };
+        let keys = Keys { map, path, prefix: "", names: &[] };
         match keys.text("peft_type")? {
             Some("LORA") => {}
             Some(other) => {
@@ -198,7 +198,7 @@ impl AdapterConfig {
         let mut notes = Vec::new();
         if keys.flag_or("fan_in_fan_out", false)? {
             notes.push(
-                "\"fan_in_fan_out\" of adapter_config.json is true; linear layers ignore it, here as in PEFT"
+                "\"fan_in_fan_out\" of adapter_config.json is true; the kind of each layer decides, here as in PEFT"
                     .to_owned(),
             );
         }
@@ -386,7 +386,7 @@ fn targets(keys: Keys, key: &str) -> Result<Option<Targets>> {
 /// Values by expression, in the order of the file.
 fn pattern<T>(keys: Keys, key: &str, allowed: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Vec<(String, T)>> {
     let Some(map) = keys.object(key)? else { return Ok(Vec::new()) };
-    let inner = Keys { map, path: keys.path, prefix: &format!("{key}.") };
+    let inner = Keys { map, path: keys.path, prefix: &format!("{key}."), names: &[] };
     let one = |(name, value): (&String, &Value)| {
         let found = read(value).ok_or_else(|| inner.refuse(name, value, &format!("it must be {allowed}")))?;
         Ok((name.clone(), found))

@@ -14,8 +14,8 @@ use super::config::{AdapterConfig, CONFIG_FILE, MERGE_ELSEWHERE};
 use super::targets::{AdaptedModule, PREFIX, ties};
 use crate::files::input::is_named;
 use crate::model::config::{Head, ModelConfig};
-use crate::model::tensors::{Role, TensorSpec};
-use crate::model::weights_names::{EMBEDDING, LM_HEAD, Stored, without_wrappers};
+use crate::model::tensors::{Order, Role, TensorSpec};
+use crate::model::weights_names::{LM_HEAD, Stored, without_wrappers};
 use crate::model::weights_read::{TensorReader, WeightFiles};
 use crate::model::weights_shards::Shard;
 use crate::{Error, Result};
@@ -111,8 +111,9 @@ impl AdapterFiles {
         let [(a, _), (b, _)] = module.parts();
         let (a, b) = (self.weights.read_all(&a)?, self.weights.read_all(&b)?);
         let (rows, columns, rank) = (module.tensor.shape[0], module.tensor.shape[1], module.rank);
-        // The table of an embedding is the transpose of the matrix that its product adds to.
-        let (left, right) = match module.is_embedding() {
+        // The table of an embedding is the transpose of the matrix that its product adds to, and so is the
+        // weight of a family that stores columns.
+        let (left, right) = match module.is_transposed() {
             false => (b, a),
             true => (transposed(&a, rank, rows), transposed(&b, columns, rank)),
         };
@@ -179,7 +180,8 @@ fn check_tied_tables(path: &Path, weights: &WeightFiles, whole: &BTreeSet<String
         return Ok(());
     }
     let table = |name: &str| weights.read_all(&format!("{PREFIX}{name}"));
-    if whole.contains(EMBEDDING) && table(EMBEDDING)? == table(LM_HEAD)? {
+    let embedding = model.embedding_name();
+    if whole.contains(&embedding) && table(&embedding)? == table(LM_HEAD)? {
         return Ok(());
     }
     let why = format!(
@@ -247,6 +249,8 @@ impl Opened<'_> {
             shape: vec![self.model.vocab, self.model.hidden],
             role: Role::LmHead,
             layer: None,
+            order: Order::Rows,
+            heads: self.model.heads,
         };
         // A reward model starts from a language model too, which may have trained its head.
         let own_head = tensors.iter().any(|tensor| tensor.role == Role::LmHead);
@@ -294,7 +298,7 @@ impl Opened<'_> {
             );
             return Err(Error::model(self.path, why));
         }
-        self.expected.push(TensorSpec { name, shape, role: of.role, layer: of.layer });
+        self.expected.push(TensorSpec { name, shape, ..of.clone() });
         Ok(())
     }
 
@@ -333,11 +337,14 @@ impl Opened<'_> {
         }
         let table = |role: Role| matches!(role, Role::Embedding | Role::LmHead);
         let trained = modules.iter().any(|module| table(module.tensor.role));
-        let stored = whole.contains(EMBEDDING) || whole.contains(LM_HEAD);
+        let stored = whole.contains(&self.model.embedding_name()) || whole.contains(LM_HEAD);
         let tied_by_peft = config.ensure_weight_tying && !trained;
         // save_pretrained may add an unchanged table.
-        let changes =
-            stored && config.modules_to_save.iter().any(|name| name.ends_with("embed_tokens") || name == "lm_head");
+        let changes = stored
+            && config
+                .modules_to_save
+                .iter()
+                .any(|name| name.ends_with(self.model.family.names.embedding) || name == "lm_head");
         let targets_head = match &config.target_modules {
             super::config::Targets::Names(names) => names.iter().any(|name| name == "lm_head"),
             _ => false,

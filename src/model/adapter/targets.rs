@@ -4,12 +4,13 @@ use regex::Regex;
 
 use super::config::{AdapterConfig, CONFIG_FILE, Targets};
 use crate::model::config::{Head, ModelConfig};
-use crate::model::tensors::{Role, TensorSpec};
+use crate::model::tensors::{Order, Role, TensorSpec};
 
 /// A module with a low-rank product.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdaptedModule {
-    /// Name of its weight, `MODULE.weight`: (outputs, inputs), or (vocab, hidden) for an embedding.
+    /// Name of its weight, `MODULE.weight`: (outputs, inputs), (inputs, outputs) if the family stores
+    /// columns, or (vocab, hidden) for an embedding.
     pub tensor: TensorSpec,
     /// Rows of A and columns of B.
     pub rank: usize,
@@ -25,7 +26,12 @@ impl AdaptedModule {
 
     /// Whether the module is the embedding table, which looks rows up instead of multiplying.
     pub fn is_embedding(&self) -> bool {
-        self.tensor.role == Role::Embedding
+        matches!(self.tensor.role, Role::Embedding | Role::Positions)
+    }
+
+    /// Whether the product B A adds to the transpose of the stored tensor.
+    pub fn is_transposed(&self) -> bool {
+        self.is_embedding() || self.tensor.order == Order::Columns
     }
 
     /// Names in the adapter's file, and shapes, of A and B. A is (rank, inputs) and B (outputs,
@@ -33,13 +39,14 @@ impl AdaptedModule {
     pub fn parts(&self) -> [(String, Vec<usize>); 2] {
         let (rows, columns) = (self.tensor.shape[0], self.tensor.shape[1]);
         let name = |part: &str| format!("{PREFIX}{}.{part}", self.name());
+        let (outputs, inputs) = if self.is_transposed() { (columns, rows) } else { (rows, columns) };
         match self.is_embedding() {
             false => {
-                [(name("lora_A.weight"), vec![self.rank, columns]), (name("lora_B.weight"), vec![rows, self.rank])]
+                [(name("lora_A.weight"), vec![self.rank, inputs]), (name("lora_B.weight"), vec![outputs, self.rank])]
             }
             true => [
-                (name("lora_embedding_A"), vec![self.rank, rows]),
-                (name("lora_embedding_B"), vec![columns, self.rank]),
+                (name("lora_embedding_A"), vec![self.rank, inputs]),
+                (name("lora_embedding_B"), vec![outputs, self.rank]),
             ],
         }
     }
@@ -78,7 +85,7 @@ impl Rule {
         match self {
             Rule::Names(names) => names.iter().any(|end| ends_with(name, end)),
             Rule::Pattern(pattern) => pattern.is_match(name),
-            Rule::AllLinear => !matches!(role, Role::Embedding | Role::LmHead | Role::Score),
+            Rule::AllLinear => !matches!(role, Role::Embedding | Role::Positions | Role::LmHead | Role::Score),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::targets::{PREFIX, module_name};
 use crate::Result;
 use crate::files::{json_text, sync, write_atomic};
 use crate::model::config::{ModelConfig, StoredDtype};
-use crate::model::tensors::TensorSpec;
+use crate::model::tensors::{Order, TensorSpec};
 use crate::model::weights::Fill;
 use crate::model::weights_write::write_shard;
 
@@ -22,8 +22,9 @@ impl AdapterConfig {
     pub fn tensors(&self, model: &ModelConfig) -> Result<Vec<TensorSpec>, String> {
         let mut tensors = Vec::new();
         for module in self.modules(model)? {
-            let TensorSpec { role, layer, .. } = module.tensor;
-            tensors.extend(module.parts().map(|(name, shape)| TensorSpec { name, shape, role, layer }));
+            let of = &module.tensor;
+            let part = |(name, shape)| TensorSpec { name, shape, order: Order::Rows, ..of.clone() };
+            tensors.extend(module.parts().map(part));
         }
         let whole = self.whole(model).into_iter();
         tensors.extend(whole.map(|tensor| TensorSpec { name: format!("{PREFIX}{}", tensor.name), ..tensor }));

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::super::config::{Head, ModelConfig};
 use super::super::layout::{ALIGN, Slot};
-use super::super::tensors::{Role, TensorSpec};
+use super::super::tensors::{Order, Role, TensorSpec};
 use super::{LoraSpec, linear_layers};
 use crate::backend::contract::LinearDims;
 
@@ -43,7 +43,7 @@ impl Group {
         let (inputs, outputs) = match self {
             Group::Qkv => (hidden, query + 2 * config.kv_width()),
             Group::Output => (query, hidden),
-            Group::GateUp => (hidden, 2 * inner),
+            Group::GateUp => (hidden, config.mlp_width()),
             Group::Down => (inner, hidden),
         };
         LinearDims { tokens, inputs, outputs }
@@ -131,7 +131,7 @@ impl LoraLayout {
         let mut column = 0;
         let mut adapted = Vec::new();
         for spec in tensors.iter().filter(|spec| Group::of(spec.role) == Some(group)) {
-            let columns = column..column + spec.shape[0];
+            let columns = column..column + spec.rows();
             column = columns.end;
             if targets.contains(&spec.role) {
                 adapted.push((*spec, columns));
@@ -140,9 +140,11 @@ impl LoraLayout {
         if adapted.is_empty() {
             return None;
         }
+        // The rows of B have the order of the layer's outputs.
         let named = |spec: &TensorSpec, part: &str, shape: Vec<usize>| {
             let module = spec.name.strip_suffix("weight").unwrap_or(&spec.name);
-            TensorSpec { name: format!("{PREFIX}{module}{part}.weight"), shape, ..spec.clone() }
+            let order = if part == "lora_B" && spec.order == Order::RowsByHead { spec.order } else { Order::Rows };
+            TensorSpec { name: format!("{PREFIX}{module}{part}.weight"), shape, order, ..spec.clone() }
         };
         self.align();
         let start = self.len;

@@ -42,7 +42,7 @@ pub(super) struct BackwardBuffers<B: Backend> {
     pub dlow: B::Act,
     /// By group and target: pieces of the target's columns, unless it has all columns.
     pub pieces: [Vec<Option<Pieces<B>>>; 4],
-    /// (hidden, or 2 head_dim) unused gradients of frozen norms
+    /// (norm_width, or 2 head_dim) unused gradients of frozen norms
     pub dnorm: B::Acc,
 }
 
@@ -139,7 +139,7 @@ impl<B: Backend> LoraWorkspace<B> {
                 scaled_low: backend.zeros_act(tokens * layout.spec.rank)?,
                 dlow: backend.zeros_act(tokens * width)?,
                 pieces: all,
-                dnorm: backend.zeros_acc(config.hidden.max(2 * config.head_dim))?,
+                dnorm: backend.zeros_acc(config.norm_width().max(2 * config.head_dim))?,
             })
         };
         Ok(Self {

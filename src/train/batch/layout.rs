@@ -92,6 +92,10 @@ tables! {
     IdOrder[l.tokens] = &s.batch.id_runs.order, IndexPadding::Position;
     IdOffsets[l.tokens + 1] = &s.batch.id_runs.offsets, IndexPadding::Value(l.tokens);
     IdKeys[l.tokens] = &s.batch.id_runs.keys, IndexPadding::None;
+    PositionOrder[l.position_rows] = &s.batch.position_runs.order, IndexPadding::Position;
+    PositionOffsets[l.position_rows + 1] =
+        &s.batch.position_runs.offsets, IndexPadding::Value(l.position_rows);
+    PositionKeys[l.position_rows] = &s.batch.position_runs.keys, IndexPadding::None;
     Starts[l.segments + 1] = &s.batch.tree.starts, IndexPadding::SegmentEnds;
     AncestorOffsets[l.segments + 1] = &s.batch.tree.ancestor_offsets, IndexPadding::Last;
     Ancestors[l.ancestors] = &s.batch.tree.ancestors, IndexPadding::Value(0);

@@ -59,6 +59,7 @@ impl Shapes {
             ancestors: l.ancestors,
             trees: l.trees + PADDING_SEGMENTS,
             longest_path: l.longest_path,
+            position_rows: if l.position_rows > 0 { of(l.tokens) + 1 } else { 0 },
         }
     }
 

@@ -187,6 +187,11 @@ impl<B: Backend> DeviceBatch<B> {
                 offsets: self.index(Index::IdOffsets),
                 keys: self.index(Index::IdKeys),
             },
+            position_runs: Runs {
+                order: self.index(Index::PositionOrder),
+                offsets: self.index(Index::PositionOffsets),
+                keys: self.index(Index::PositionKeys),
+            },
             tree: Tree {
                 starts: self.index(Index::Starts),
                 ancestor_offsets: self.index(Index::AncestorOffsets),

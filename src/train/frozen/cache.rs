@@ -103,7 +103,7 @@ impl FrozenCache {
             Found::Entries(entries) => (entries, None),
             Found::Refused(why) => (Entries::new(), Some(why)),
         };
-        let pack = crate::train::pack_options(loss, config.vocab, config.pad);
+        let pack = crate::train::pack_for(loss, &config);
         let (model, reduce) = (model.to_path_buf(), loss.reduce);
         Ok(Self { model, config, weights, pack, reduce, options, file, refused, uncreated, entries, is_base: false })
     }

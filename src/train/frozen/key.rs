@@ -80,6 +80,10 @@ pub(super) fn weights_hash(folder: &Path, config: &ModelConfig) -> Result<Finger
     if factor != 1.0 || !still.is_empty() {
         hash_text(&mut hash, &format!("{factor} {still:?}"));
     }
+    let traits = c.traits.text();
+    if !traits.is_empty() || c.partial_rotary_factor != 1.0 {
+        hash_text(&mut hash, &format!("{traits} {}", c.partial_rotary_factor));
+    }
     let files = WeightFiles::open(folder, config, LoadAs::Exact)?;
     let mut bytes = Vec::new();
     for spec in config.tensors() {
@@ -126,6 +130,6 @@ fn probe_scores<B: Backend>(backend: &B) -> Result<Vec<f64>> {
         comparisons: Vec::new(),
     };
     let scoring = Scoring::LogProb { scope: LogpScope::PromptAndResponse };
-    let pack = PackOptions { share_prefixes: true, scoring, vocab: VOCAB, pad: None };
+    let pack = PackOptions { share_prefixes: true, scoring, vocab: VOCAB, pad: None, position_runs: false };
     ForwardPass::new(backend, &mut model)?.scores(backend, &[&group], &pack, Reduce::Sum)
 }

@@ -6,18 +6,25 @@ use mapl::backend::contract::*;
 
 #[test]
 fn forward_and_backward() {
-    for (tokens, heads, unrotated_heads, head_dim) in
-        [(0, 2, 1, 16), (1, 1, 0, 2), (7, 5, 2, 64), (129, 3, 1, 80), (40, 4, 4, 10)]
-    {
-        let d = RopeDims { tokens, heads, unrotated_heads, head_dim, positions: 50 };
-        let angles = normal("angles", 50 * head_dim / 2, 3.0);
+    for (tokens, heads, unrotated_heads, head_dim, rotated) in [
+        (0, 2, 1, 16, 16),
+        (1, 1, 0, 2, 2),
+        (7, 5, 2, 64, 64),
+        (129, 3, 1, 80, 80),
+        (40, 4, 4, 10, 10),
+        (7, 2, 1, 64, 16),
+        (9, 2, 2, 20, 16),
+        (5, 1, 1, 24, 6),
+    ] {
+        let d = RopeDims { tokens, heads, unrotated_heads, head_dim, rotated, positions: 50 };
+        let angles = normal("angles", 50 * rotated / 2, 3.0);
         let (cos, sin): (Vec<f64>, Vec<f64>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
         let positions = indices("positions", tokens, 50);
         let qkv = normal("qkv", tokens * (heads + unrotated_heads) * head_dim, 1.0);
         for back in [false, true] {
             let tolerance = |p, _: &str| Tolerance::dot(p, 2);
             check!(
-                format!("{tokens} tokens, {heads} heads x {head_dim}, back {back}"),
+                format!("{tokens} tokens, {heads} heads x {rotated} of {head_dim}, back {back}"),
                 |on: &_| runs::rope(on, d, &positions, (&cos, &sin), &qkv, back),
                 tolerance
             );
@@ -27,7 +34,7 @@ fn forward_and_backward() {
 
 /// Asserts that a rotation followed by its inverse is the identity, in both orders.
 fn round_trip<B: Backend>(on: &On<B>) {
-    let d = RopeDims { tokens: 7, heads: 5, unrotated_heads: 2, head_dim: 64, positions: 50 };
+    let d = RopeDims { tokens: 7, heads: 5, unrotated_heads: 2, head_dim: 64, rotated: 64, positions: 50 };
     let angles = normal("angles", 50 * 32, 3.0);
     let (cos, sin): (Vec<f64>, Vec<f64>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
     let positions = indices("positions", d.tokens, 50);

@@ -40,10 +40,16 @@ fn nothing<B: Backend>(on: &On<B>) {
     let linear = LinearDims { tokens: 0, inputs: 2, outputs: 3 };
     runs::linear_fwd(on, linear, &[], &weight, None);
     runs::linear_fwd(on, linear, &[], &weight, Some(&BEFORE[..3]));
-    let rope = RopeDims { tokens: 0, heads: 2, unrotated_heads: 1, head_dim: 4, positions: 0 };
+    let rope = RopeDims { tokens: 0, heads: 2, unrotated_heads: 1, head_dim: 4, rotated: 4, positions: 0 };
     for back in [false, true] {
         runs::rope(on, rope, &[], (&[], &[]), &[], back);
     }
+    let gelu = GeluDims { tokens: 0, intermediate: 3, form: Gelu::Erf };
+    runs::gelu_fwd(on, gelu, &[]);
+    runs::gelu_bwd(on, gelu, &[], &[]);
+    runs::scale(on, ScaleDims { tokens: 0, hidden: 3, factor: 2.0 }, &[], None);
+    let layer_norm = LayerNormDims { tokens: 0, hidden: 3, eps: 1e-6 };
+    runs::layer_norm_fwd(on, layer_norm, &[], &weight);
     let glu = GluDims { tokens: 0, intermediate: 3 };
     runs::glu_fwd(on, glu, &[]);
     runs::glu_bwd(on, glu, &[], &[]);
@@ -62,6 +68,8 @@ fn nothing<B: Backend>(on: &On<B>) {
         let inputs =
             runs::NormBwdInputs { dy: &[], sum: &[], rstd: &[], weight: &weight, dsum: &[], dweight: &BEFORE, write };
         assert_empty_sum("norm_bwd", &runs::norm_bwd(on, norm, &inputs), write);
+        let inputs = [&[][..], &[], &[], &weight, &[], &BEFORE];
+        assert_empty_sum("layer_norm_bwd", &runs::layer_norm_bwd(on, layer_norm, inputs, write), write);
         runs::linear_bwd_input(on, linear, &[], &weight, &[], write);
         assert_empty_sum("linear_bwd_weight", &runs::linear_bwd_weight(on, linear, &[], &[], &BEFORE, write), write);
         assert_empty_sum("bias_bwd", &runs::bias_bwd(on, linear, &[], &BEFORE[..3], write), write);

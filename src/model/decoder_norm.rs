@@ -1,0 +1,127 @@
+//! Norms of the residual stream, RMSNorm or LayerNorm, as op calls; and the activation of the MLP.
+
+use std::ops::Range;
+
+use super::decoder::Model;
+use crate::Result;
+use crate::backend::contract::*;
+use crate::backend::{Backend, View, ViewMut, Write};
+
+/// Arguments of a norm's gradient.
+pub(super) struct NormGradient<'a, B: Backend> {
+    /// (tokens, hidden)
+    pub dy: View<'a, B::Act>,
+    /// (tokens, hidden)
+    pub x: View<'a, B::Act>,
+    /// (tokens, norm_stats), at least
+    pub stats: &'a B::Acc,
+    /// Place of the weights.
+    pub weight: &'a Range<usize>,
+    /// (tokens, hidden)
+    pub dx: ViewMut<'a, B::Act>,
+    pub dx_write: Write,
+    pub dweight: ViewMut<'a, B::Acc>,
+    pub dweight_write: Write,
+}
+
+impl<B: Backend> Model<B> {
+    /// Normalises rows of the stream.
+    pub(super) fn norm(
+        &self,
+        backend: &B,
+        x: View<'_, B::Act>,
+        weight: &Range<usize>,
+        y: ViewMut<'_, B::Act>,
+        stats: &mut B::Acc,
+    ) -> Result<()> {
+        let (hidden, eps) = (self.config.hidden, self.config.stream_eps());
+        let tokens = x.len / hidden;
+        let stats = ViewMut::first(stats, tokens * self.config.norm_stats());
+        let weight = self.weight(weight);
+        match self.config.family.layer_norm {
+            true => backend.layer_norm_fwd(LayerNormFwd {
+                dims: LayerNormDims { tokens, hidden, eps },
+                x,
+                weight,
+                y,
+                stats,
+            }),
+            false => backend.norm_fwd(NormFwd {
+                dims: NormDims { tokens, hidden, eps },
+                x,
+                residual: None,
+                weight,
+                sum: None,
+                y,
+                rstd: stats,
+            }),
+        }
+    }
+
+    /// Gradient of [`Self::norm`].
+    pub(super) fn norm_bwd(&self, backend: &B, a: NormGradient<'_, B>) -> Result<()> {
+        let NormGradient { dy, x, stats, weight, dx, dx_write, dweight, dweight_write } = a;
+        let (hidden, eps) = (self.config.hidden, self.config.stream_eps());
+        let tokens = x.len / hidden;
+        let stats = View::first(stats, tokens * self.config.norm_stats());
+        let weight = self.weight(weight);
+        match self.config.family.layer_norm {
+            true => {
+                let dims = LayerNormDims { tokens, hidden, eps };
+                backend.layer_norm_bwd(LayerNormBwd {
+                    dims,
+                    dy,
+                    x,
+                    stats,
+                    weight,
+                    dx,
+                    dx_write,
+                    dweight,
+                    dweight_write,
+                })
+            }
+            false => backend.norm_bwd(NormBwd {
+                dims: NormDims { tokens, hidden, eps },
+                dy,
+                sum: x,
+                rstd: stats,
+                weight,
+                dsum: dx,
+                dsum_write: dx_write,
+                dweight,
+                dweight_write,
+            }),
+        }
+    }
+
+    /// Activation of the MLP from its stored input.
+    pub(super) fn activate(
+        &self,
+        backend: &B,
+        tokens: usize,
+        gate_up: View<'_, B::Act>,
+        act: ViewMut<'_, B::Act>,
+    ) -> Result<()> {
+        let intermediate = self.config.intermediate;
+        match self.config.traits.gelu {
+            None => backend.glu_fwd(GluFwd { dims: GluDims { tokens, intermediate }, gate_up, act }),
+            Some(form) => backend.gelu_fwd(GeluFwd { dims: GeluDims { tokens, intermediate, form }, x: gate_up, act }),
+        }
+    }
+
+    /// Multiplies rows by a factor, and adds others, unless that changes nothing.
+    pub(super) fn scale(
+        &self,
+        backend: &B,
+        factor: f64,
+        addend: Option<View<'_, B::Act>>,
+        x_in_place: ViewMut<'_, B::Act>,
+    ) -> Result<()> {
+        if factor == 1.0 && addend.is_none() {
+            return Ok(());
+        }
+        let hidden = self.config.hidden;
+        let dims = ScaleDims { tokens: x_in_place.len / hidden, hidden, factor };
+        backend.scale(Scale { dims, addend, x_in_place })
+    }
+}
