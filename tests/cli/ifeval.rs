@@ -211,3 +211,94 @@ fn keywords_are_regular_expressions() {
         assert_eq!(row["strict"], json!([case.3]), "{case:?}");
     }
 }
+
+/// Prompts with tokens of the test models' vocabulary.
+fn short_prompts() -> String {
+    let row = |key: usize, prompt: &str| json!({"key": key, "prompt": prompt, "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}], "note": "kept"});
+    lines(&[row(1, "the cat"), row(2, "name a colour"), row(3, "why")])
+}
+
+#[test]
+fn a_model_is_judged_like_the_responses_that_it_generates() {
+    let bench = Bench::new();
+    bench.write("prompts.jsonl", short_prompts());
+    let flags = "--max-new-tokens 12 --temperature 1.2 --top-k 60 --stop e";
+    bench.run(&format!("generate --model model --input prompts.jsonl --output made.jsonl {flags} --seed 3")).ok();
+    let judged = bench.run("ifeval --input prompts.jsonl --responses made.jsonl --output a.jsonl").ok();
+    let direct = format!("ifeval --input prompts.jsonl --model model {flags} --seed 3");
+    let run = bench.run(&format!("{direct} --output b.jsonl --save-responses saved.jsonl")).ok();
+    assert_eq!(bench.bytes("saved.jsonl"), bench.bytes("made.jsonl"));
+    assert_eq!(bench.bytes("a.jsonl"), bench.bytes("b.jsonl"));
+    assert_eq!(run.out.replace("b.jsonl", "a.jsonl"), judged.out);
+    assert!(run.err.contains("3 responses in saved.jsonl"), "{}", run.err);
+    let value: Value = serde_json::from_str(&bench.run(&format!("{direct} --json")).ok().out).unwrap();
+    assert_eq!((&value["model"], value.get("responses")), (&json!("model"), None));
+    // Another seed gives other texts, so the seed reaches the sampler.
+    bench
+        .run(&format!("ifeval --input prompts.jsonl --model model {flags} --seed 4 --save-responses other.jsonl"))
+        .ok();
+    assert_ne!(bench.bytes("other.jsonl"), bench.bytes("saved.jsonl"));
+}
+
+#[test]
+fn models_and_files_of_responses_are_compared_alike() {
+    let bench = Bench::new();
+    bench.write("prompts.jsonl", short_prompts());
+    let flags = "--max-new-tokens 8 --batch-size 2";
+    for model in ["model", "qwen"] {
+        let run = format!("generate --model {model} --input prompts.jsonl --output {model}.jsonl {flags}");
+        bench.run(&run).ok();
+    }
+    let run = "ifeval --input prompts.jsonl --json --bootstrap 200 --seed 5 --compare";
+    let figures = |sides: &str| -> Value {
+        let mut value: Value = serde_json::from_str(&bench.run(&format!("{run} {sides}")).ok().out).unwrap();
+        ["a", "b"].iter().for_each(|side| drop(value.as_object_mut().unwrap().remove(*side)));
+        value
+    };
+    let files = figures("model.jsonl qwen.jsonl");
+    assert_eq!(figures(&format!("model qwen {flags} --save-responses a.jsonl b.jsonl")), files);
+    assert_eq!(figures(&format!("model.jsonl qwen {flags} --save-responses c.jsonl")), files);
+    assert_eq!(bench.bytes("a.jsonl"), bench.bytes("model.jsonl"));
+    assert_eq!(
+        ["b.jsonl", "c.jsonl"].map(|file| bench.bytes(file)),
+        ["qwen.jsonl", "qwen.jsonl"].map(|file| bench.bytes(file))
+    );
+}
+
+#[test]
+fn generation_flags_without_a_model_and_rows_that_cannot_be_saved_are_refused() {
+    let bench = Bench::new();
+    bench.write("prompts.jsonl", short_prompts());
+    bench.write("a.jsonl", "");
+    let run = "ifeval --input prompts.jsonl";
+    for (flags, parts) in [
+        ("--responses a.jsonl --max-new-tokens 3", &["--max-new-tokens has no effect", "--model"][..]),
+        ("--compare a.jsonl a.jsonl --temperature 1", &["--temperature has no effect"]),
+        ("--responses a.jsonl --batch-size 3", &["--batch-size has no effect"]),
+        ("--responses a.jsonl --save-responses b.jsonl", &["--save-responses has no effect"]),
+        ("--responses a.jsonl --model model", &["cannot be used with"]),
+        ("--model none", &["--model none: there is no such folder"]),
+        ("--model model --seed 1", &["--seed has no effect without sampling"]),
+        ("--model model --bootstrap 200", &["--bootstrap has no effect"]),
+        ("--model model --base-model qwen", &["--base-model has no effect"]),
+        ("--model model --save-responses b.jsonl c.jsonl", &["2 files for 1 model folders"]),
+        ("--compare model qwen --save-responses b.jsonl", &["1 files for 2 model folders"]),
+        ("--compare model qwen --save-responses b.jsonl b.jsonl", &["given twice"]),
+        ("--model model --save-responses b.jsonl --output b.jsonl", &["both b.jsonl"]),
+        ("--model model --save-responses prompts.jsonl", &["input of this command"]),
+    ] {
+        bench.run(&format!("{run} {flags}")).fails(2, parts);
+    }
+    let mut row: Value = serde_json::from_str(short_prompts().lines().next().unwrap()).unwrap();
+    row["tokens"] = json!([1]);
+    bench.write(
+        "prompts.jsonl",
+        format!("{}{row}\n", short_prompts().lines().nth(1).map(|line| format!("{line}\n")).unwrap()),
+    );
+    let run = "ifeval --input prompts.jsonl --model model --max-new-tokens 2";
+    bench.run(run).ok();
+    bench.run(&format!("{run} --save-responses b.jsonl")).fails(3, &["prompts.jsonl:2", "\"tokens\"", "rename"]);
+    bench.write("prompts.jsonl", short_prompts().replace("\"kept\"", "NaN"));
+    bench.run(&format!("{run} --save-responses b.jsonl")).fails(3, &["prompts.jsonl:1", "\"note\"", "NaN"]);
+    assert!(!bench.at("b.jsonl").exists());
+}
