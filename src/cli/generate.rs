@@ -26,10 +26,10 @@ use crate::terminal::complain;
 use crate::{Error, Result};
 
 /// New tokens if neither the flag nor the folder names a number.
-const NEW_TOKENS: usize = 256;
+pub(super) const NEW_TOKENS: usize = 256;
 
 /// Responses at a time by default.
-const BATCH_SIZE: usize = 32;
+pub(super) const BATCH_SIZE: usize = 32;
 
 /// Keys that a row of the output has in addition to those of its input row.
 pub(super) const ADDED: [&str; 3] = ["response", "tokens", "finish"];
@@ -116,7 +116,7 @@ pub(super) struct GenerationArgs {
 /// Largest value of a count. Far above any use, far below an overflow.
 const MOST: usize = 1 << 24;
 
-fn count(text: &str) -> Result<usize, String> {
+pub(super) fn count(text: &str) -> Result<usize, String> {
     let in_range = text.parse().ok().filter(|n| (1..=MOST).contains(n));
     in_range.ok_or_else(|| format!("a whole number from 1 to {MOST} is needed"))
 }
@@ -369,8 +369,7 @@ impl Job for GenerateJob<'_> {
         }
         let (new_tokens, from) = args.new_tokens(folder, &config)?;
         check_lengths(rows, &encoded.ids, folder, &config, new_tokens)?;
-        let mut ends = config.eos.clone();
-        ends.extend(tokenizer.end_ids().iter().copied().filter(|id| !config.eos.contains(id)));
+        let ends = end_ids(&config, &tokenizer);
         complain(&format!(
             "at most {new_tokens} new tokens ({from}), ends: {}",
             ends_text(&tokenizer, &ends, &args.stop)
@@ -391,11 +390,7 @@ impl Job for GenerateJob<'_> {
         let mut engine = Engine::new(backend, &mut model, sampler, limits)?;
         let generated = engine.run(&prompts, (!args.stop.is_empty()).then_some(&stops))?;
         let answer = |prompt: usize, generated: Generated| -> Result<Answer> {
-            let tokens = match generated.tokens.split_last() {
-                Some((last, rest)) if ends.contains(last) => rest,
-                _ => &generated.tokens,
-            };
-            let mut response = text(prompt, tokens)?;
+            let mut response = text(prompt, without_end(&generated.tokens, &ends))?;
             if let Some(at) = first_stop(&response, &args.stop) {
                 response.truncate(at);
             }
@@ -406,6 +401,20 @@ impl Job for GenerateJob<'_> {
         });
         let answers: Vec<Vec<Answer>> = answers.collect::<Result<_>>()?;
         Ok(of_row.into_iter().map(|prompt| answers[prompt].clone()).collect())
+    }
+}
+
+/// Ids that end a response.
+pub(super) fn end_ids(config: &ModelConfig, tokenizer: &Tokenizer) -> Vec<u32> {
+    let further = tokenizer.end_ids().iter().copied().filter(|id| !config.eos.contains(id));
+    config.eos.iter().copied().chain(further).collect()
+}
+
+/// Tokens of a response without the end id.
+pub(super) fn without_end<'a>(tokens: &'a [u32], ends: &[u32]) -> &'a [u32] {
+    match tokens.split_last() {
+        Some((last, rest)) if ends.contains(last) => rest,
+        _ => tokens,
     }
 }
 
@@ -431,7 +440,7 @@ fn distinct(ids: &[Vec<u32>], rows: &[PromptRow], samples: usize) -> (Vec<(Promp
 }
 
 /// Refuses prompts that the model cannot read, and warns of those with less room than asked for.
-fn check_lengths(
+pub(super) fn check_lengths(
     rows: &[PromptRow],
     ids: &[Vec<u32>],
     folder: &Path,

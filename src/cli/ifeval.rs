@@ -225,7 +225,7 @@ fn generated(args: &IfevalArgs, prompts: &[Prompt], model: &Path, save: Option<&
 
 /// The row of a prompt as one that asks for a response. With `saved`, refuses what an output row
 /// would lose.
-fn asked(prompt: &Prompt, saved: bool) -> Result<PromptRow> {
+pub(super) fn asked(prompt: &Prompt, saved: bool) -> Result<PromptRow> {
     let (file, line) = &prompt.place;
     let fail = |why: String| Err(Error::data(file, *line, None, why));
     if let Some((key, what)) = prompt.non_finite.as_ref().filter(|_| saved) {

@@ -13,7 +13,8 @@
 //!   relative to; `evaluate`: `eval`, `compare`; `ifeval`: `ifeval`
 //! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`,
 //!   `manifest`, `config_record`: `sft`, `reward`, `dpo`; `train_models`: their models; `lora`: flags
-//!   of adapters; `reward_pad`: the pad token of a reward model
+//!   of adapters; `reward_pad`: the pad token of a reward model; `train_ifeval`: instruction following
+//!   of the policy at evaluations
 //! - `model_folder`: adapters and their bases
 //! - `export`: whole models from adapters; `save_dtype`: the type of written weights
 //! - [`method_options`]: options that only some of these methods take
@@ -68,6 +69,7 @@ mod sweep;
 mod template;
 mod train;
 mod train_args;
+mod train_ifeval;
 mod train_inputs;
 mod train_models;
 mod trl_flags;

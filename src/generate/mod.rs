@@ -14,5 +14,5 @@ pub mod sampling;
 mod slots;
 mod step;
 
-pub use run::{Engine, Finish, Generated, Limits, Prompt};
+pub use run::{Engine, Finish, Generated, Limits, Prompt, Sizes};
 pub use sampling::{Sampler, Sampling};

@@ -214,7 +214,12 @@ fn keywords_are_regular_expressions() {
 
 /// Prompts with tokens of the test models' vocabulary.
 fn short_prompts() -> String {
-    let row = |key: usize, prompt: &str| json!({"key": key, "prompt": prompt, "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}], "note": "kept"});
+    let letters = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "l", "m", "n", "o", "p", "r", "s", "t", "u"];
+    let ids: Vec<&str> =
+        std::iter::once("punctuation:no_comma").chain(letters.map(|_| "keywords:letter_frequency")).collect();
+    let often = |letter| json!({"letter": letter, "let_frequency": 1, "let_relation": "at least"});
+    let kwargs: Vec<Value> = std::iter::once(json!({})).chain(letters.map(often)).collect();
+    let row = |key: usize, prompt: &str| json!({"key": key, "prompt": prompt, "instruction_id_list": ids, "kwargs": kwargs, "note": "kept"});
     lines(&[row(1, "the cat"), row(2, "name a colour"), row(3, "why")])
 }
 
@@ -301,4 +306,100 @@ fn generation_flags_without_a_model_and_rows_that_cannot_be_saved_are_refused() 
     bench.write("prompts.jsonl", short_prompts().replace("\"kept\"", "NaN"));
     bench.run(&format!("{run} --save-responses b.jsonl")).fails(3, &["prompts.jsonl:1", "\"note\"", "NaN"]);
     assert!(!bench.at("b.jsonl").exists());
+}
+
+/// Rows of an evaluation with figures of generated text: step, and the figures.
+fn logged(bench: &Bench, run: &str) -> Vec<(u64, Value)> {
+    let rows = bench.rows(&format!("{run}/metrics.jsonl")).into_iter().filter(|row| row["kind"] == "eval");
+    let figures = |row: &Value| -> Value {
+        let all = row.as_object().unwrap().iter();
+        Value::Object(all.filter(|(k, _)| k.starts_with("eval_ifeval/")).map(|(k, v)| (k.clone(), v.clone())).collect())
+    };
+    rows.map(|row| (row["step"].as_u64().unwrap(), figures(&row))).collect()
+}
+
+/// What `mapl ifeval --model` says about a model, under the names of the log.
+fn figures_of(bench: &Bench, model: &str) -> Value {
+    let run = "--input prompts.jsonl --max-new-tokens 8 --apply-chat-template --json";
+    let value: Value =
+        serde_json::from_str(&bench.run(&format!("ifeval --model {model} {run} --save-responses r.jsonl")).ok().out)
+            .unwrap();
+    let rows = bench.rows("r.jsonl");
+    let tokens: usize = rows.iter().map(|row| row["tokens"].as_array().unwrap().len()).sum();
+    let ended = rows.iter().filter(|row| row["finish"] == "stop").count();
+    let mut named = json!({
+        "eval_ifeval/mean_tokens": tokens as f64 / rows.len() as f64,
+        "eval_ifeval/ended": ended as f64 / rows.len() as f64,
+    });
+    for name in ["prompt", "instruction"] {
+        for kind in ["strict", "loose"] {
+            named[format!("eval_ifeval/{name}_{kind}")] = value[name][kind]["accuracy"].clone();
+        }
+    }
+    named
+}
+
+const TRAIN: &str = "--train-file pairs.jsonl --per-device-train-batch-size 2 --max-steps 4 --learning-rate 1e-1";
+
+#[test]
+fn training_logs_the_figures_of_its_policy_and_trains_the_same_model() {
+    let bench = Bench::new();
+    bench.write("prompts.jsonl", short_prompts());
+    let asks = "--ifeval-file prompts.jsonl --ifeval-max-new-tokens 8 --eval-steps 2 --save-steps 2";
+    for (method, flags) in [("dpo", ""), ("sft", "--use-peft")] {
+        let run = format!("{method} --model model {TRAIN} {flags}");
+        bench.run(&format!("{run} --output-dir plain-{method}")).ok();
+        let done = bench.run(&format!("{run} --output-dir asked-{method} {asks}")).ok();
+        assert!(done.out.contains("3 of 3 prompts, as the user's turn, at most 8 new tokens"), "{}", done.out);
+        assert!(done.out.contains("eval 4 | ifeval/"), "{}", done.out);
+        let file = if method == "dpo" { "model.safetensors" } else { "adapter_model.safetensors" };
+        let weights = |run: &str| bench.bytes(&format!("{run}-{method}/{file}"));
+        assert!(weights("plain") == weights("asked"), "{method}: generation changed the training");
+        let rows = logged(&bench, &format!("asked-{method}"));
+        assert_eq!(rows.iter().map(|row| row.0).collect::<Vec<_>>(), [0, 2, 4]);
+        assert_eq!(rows[0].1, figures_of(&bench, "model"), "{method}");
+        assert_eq!(rows[2].1, figures_of(&bench, &format!("asked-{method}")), "{method}");
+        assert!(rows[0].1 != rows[2].1, "{method}: the figures are those of the policy as it is");
+        // A run that continues after step 2 repeats the rest.
+        let resumed = format!("{run} --output-dir again-{method} {asks}");
+        bench.run(&format!("{resumed} --resume-from-checkpoint asked-{method}/checkpoint-2")).ok();
+        assert!(weights("again") == weights("asked"), "{method}");
+        assert_eq!(logged(&bench, &format!("again-{method}")).pop(), rows.into_iter().last(), "{method}");
+    }
+    bench.run("report asked-dpo").ok();
+    let page = String::from_utf8(bench.bytes("asked-dpo/report.html")).unwrap();
+    assert!(page.contains("Instruction following") && page.contains("Prompts followed"));
+    let watched = bench.run("watch asked-dpo --once --page ifeval").ok().out;
+    assert!(watched.contains("prompts followed"), "{watched}");
+    assert!(bench.json("asked-dpo/run.json")["files"]["ifeval"][0].is_object());
+}
+
+#[test]
+fn a_subset_of_prompts_is_answered_together_with_evaluation_rows() {
+    let bench = Bench::new();
+    bench.write("prompts.jsonl", short_prompts());
+    let asks = "--eval-file pairs.jsonl --ifeval-file prompts.jsonl --ifeval-samples 2 --ifeval-max-new-tokens 3";
+    let done = bench.run(&format!("dpo --model model {TRAIN} --output-dir out {asks}")).ok();
+    assert!(done.out.contains("2 of 3 prompts"), "{}", done.out);
+    let rows = bench.rows("out/metrics.jsonl");
+    let last = rows.iter().rfind(|row| row["kind"] == "eval").unwrap();
+    assert!(last["eval_loss"].is_f64() && last["eval_ifeval/prompt_strict"].is_f64(), "{last}");
+    let run = |method: &str, flags: &str| format!("{method} --model model {TRAIN} --output-dir none {flags}");
+    for (method, flags, parts) in [
+        ("reward", "--ifeval-file prompts.jsonl", &["--ifeval-file", "reward", "sft and dpo"][..]),
+        ("dpo", "--ifeval-samples 2", &["--ifeval-samples has no effect", "--ifeval-file"]),
+        ("sft", "--ifeval-max-new-tokens 2", &["--ifeval-max-new-tokens has no effect"]),
+        ("dpo", "--ifeval-file prompts.jsonl --ifeval-samples 4", &["--ifeval-samples 4", "3 prompts"]),
+        ("dpo", "--eval-steps 2", &["--eval-steps has no effect", "--ifeval-file"]),
+        (
+            "dpo",
+            "--ifeval-file prompts.jsonl --eval-steps 2 --save-steps 2 --load-best-model-at-end",
+            &["--eval-file", "--load-best-model-at-end"],
+        ),
+    ] {
+        bench.run(&run(method, flags)).fails(2, parts);
+    }
+    bench.write("bad.jsonl", "{\"prompt\": \"x\"}\n");
+    bench.run(&run("dpo", "--ifeval-file bad.jsonl")).fails(3, &["bad.jsonl:1", "missing"]);
+    assert!(!bench.at("none").exists());
 }
