@@ -23,6 +23,7 @@ mod bad_input {
     mod settings;
     mod tokenizers;
 }
+mod benchmarks;
 mod best_model;
 mod checkpoints;
 mod data_check;
