@@ -65,7 +65,28 @@ pub struct GenerateArgs {
     #[command(flatten)]
     generation: GenerationArgs,
     #[command(flatten)]
+    answering: RowsArgs,
+    #[command(flatten)]
     read: PromptOptions,
+}
+
+/// How rows are answered.
+#[derive(Args, Clone, Debug)]
+pub(super) struct RowsArgs {
+    /// Responses generated at a time; more need more memory, and no text depends on the number
+    /// [default: 32]
+    #[arg(long, value_name = "ROWS", value_parser = count)]
+    batch_size: Option<usize>,
+    /// Make each prompt that is plain text the user's turn of a conversation
+    #[arg(long)]
+    apply_chat_template: bool,
+}
+
+impl RowsArgs {
+    /// Flags with whether they are given.
+    pub fn given(&self) -> [(&'static str, bool); 2] {
+        [("--batch-size", self.batch_size.is_some()), ("--apply-chat-template", self.apply_chat_template)]
+    }
 }
 
 /// How responses are generated, for every command that does.
@@ -95,13 +116,6 @@ pub(super) struct GenerationArgs {
     /// Texts that end a response; the response is the text before the first one
     #[arg(long, num_args = 1.., value_name = "TEXT")]
     pub stop: Vec<String>,
-    /// Responses generated at a time; more need more memory, and no text depends on the number
-    /// [default: 32]
-    #[arg(long, value_name = "ROWS", value_parser = count)]
-    batch_size: Option<usize>,
-    /// Make each prompt that is plain text the user's turn of a conversation
-    #[arg(long)]
-    pub apply_chat_template: bool,
     /// Chat template to use instead of the model folder's
     #[arg(long)]
     pub chat_template_path: Option<PathBuf>,
@@ -150,7 +164,7 @@ impl GenerateArgs {
 
 impl GenerationArgs {
     /// Flags with whether they are given, for commands that can do without a model.
-    pub fn given(&self) -> [(&'static str, bool); 14] {
+    pub fn given(&self) -> [(&'static str, bool); 12] {
         [
             ("--base-model", self.base.base_model.is_some()),
             ("--max-new-tokens", self.max_new_tokens.is_some()),
@@ -160,8 +174,6 @@ impl GenerationArgs {
             ("--min-p", self.min_p.is_some()),
             ("--repetition-penalty", self.repetition_penalty.is_some()),
             ("--stop", !self.stop.is_empty()),
-            ("--batch-size", self.batch_size.is_some()),
-            ("--apply-chat-template", self.apply_chat_template),
             ("--chat-template-path", self.chat_template_path.is_some()),
             ("--chat-template-kwargs", self.chat_template_kwargs.is_some()),
             ("--device", self.device.device != Device::Auto),
@@ -265,6 +277,7 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
     warn(prompts.warnings);
     let job = GenerateJob {
         args: &args.generation,
+        answering: &args.answering,
         model: &args.model,
         sampler,
         samples: args.num_return_sequences,
@@ -327,6 +340,7 @@ pub(super) fn answer(job: GenerateJob<'_>) -> Result<Answers> {
 /// Loads a model and answers prompts.
 pub(super) struct GenerateJob<'a> {
     pub args: &'a GenerationArgs,
+    pub answering: &'a RowsArgs,
     pub model: &'a Path,
     pub sampler: Sampler,
     /// Responses to each prompt.
@@ -339,7 +353,7 @@ impl Job for GenerateJob<'_> {
     type Output = Vec<Vec<Answer>>;
 
     fn run<B: Backend>(self, backend: &B) -> Result<Self::Output> {
-        let Self { args, model: folder, sampler, samples, seed, rows } = self;
+        let Self { args, answering, model: folder, sampler, samples, seed, rows } = self;
         let config = ModelConfig::read_on(folder, args.base.base())?;
         if config.head == Head::Reward {
             return Err(Error::model(
@@ -350,12 +364,12 @@ impl Job for GenerateJob<'_> {
         let template = args.chat_template_path.as_deref();
         let tokenizer = load_tokenizer(folder, args.base.base(), template, args.chat_template_kwargs.as_ref())?;
         let texts = rows.iter().filter(|row| matches!(row.prompt(), PromptText::Text(_))).count();
-        if args.apply_chat_template && texts == 0 {
+        if answering.apply_chat_template && texts == 0 {
             return Err(Error::Usage(
                 "--apply-chat-template has no effect: every prompt is a conversation already; leave it out".into(),
             ));
         }
-        let encoded = encode_prompts(rows, &tokenizer, args.apply_chat_template)?;
+        let encoded = encode_prompts(rows, &tokenizer, answering.apply_chat_template)?;
         warn(encoded.warning());
         let notes = config.notes.iter().chain(tokenizer.notes()).cloned().chain(args.unused_settings(&config));
         notes.for_each(|note| complain(&format!("note: {note}")));
@@ -379,9 +393,9 @@ impl Job for GenerateJob<'_> {
         if !ignored.is_empty() {
             complain(&format!("note: not used from {}: {}", folder.display(), ignored.join(", ")));
         }
-        let limits = Limits { new_tokens, rows: args.batch_size.unwrap_or(BATCH_SIZE), ends, seed };
+        let limits = Limits { new_tokens, rows: answering.batch_size.unwrap_or(BATCH_SIZE), ends, seed };
         let (prompts, of_row) = distinct(&encoded.ids, rows, samples);
-        let plain: Vec<bool> = prompts.iter().map(|(_, plain)| *plain && !args.apply_chat_template).collect();
+        let plain: Vec<bool> = prompts.iter().map(|(_, plain)| *plain && !answering.apply_chat_template).collect();
         let prompts: Vec<Prompt> = prompts.into_iter().map(|(prompt, _)| prompt).collect();
         let text =
             |prompt: usize, tokens: &[u32]| response_text(&tokenizer, plain[prompt], &prompts[prompt].ids, tokens);
@@ -419,7 +433,7 @@ pub(super) fn without_end<'a>(tokens: &'a [u32], ends: &[u32]) -> &'a [u32] {
 }
 
 /// Place of the first stop text in a response.
-fn first_stop(text: &str, stops: &[String]) -> Option<usize> {
+pub(super) fn first_stop(text: &str, stops: &[String]) -> Option<usize> {
     stops.iter().filter_map(|stop| text.find(stop.as_str())).min()
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use clap::{ArgGroup, Args};
 use serde_json::{Map, Value, json};
 
-use super::generate::{ADDED, Answer, GenerateJob, GenerationArgs, answer, response_lines};
+use super::generate::{ADDED, Answer, GenerateJob, GenerationArgs, RowsArgs, answer, response_lines};
 use super::inputs::Inputs;
 use super::output::{check_output, remark, same_file, warn};
 use crate::data::group::{PreferenceGroup, Prompt as PromptText};
@@ -57,6 +57,8 @@ pub struct IfevalArgs {
     seed: Option<u64>,
     #[command(flatten)]
     generation: GenerationArgs,
+    #[command(flatten)]
+    answering: RowsArgs,
 }
 
 impl IfevalArgs {
@@ -98,6 +100,7 @@ impl IfevalArgs {
         if models.is_empty() {
             let why = "without a model: give --model, or a model folder to --compare";
             refuse_given(&self.generation.given(), why)?;
+            refuse_given(&self.answering.given(), why)?;
             refuse_given(&[("--save-responses", !self.save_responses.is_empty())], why)?;
             let unused = sides.is_empty() && self.seed.is_some();
             return refuse_given(&[("--seed", unused)], "without --compare and without a model");
@@ -208,6 +211,7 @@ fn generated(args: &IfevalArgs, prompts: &[Prompt], model: &Path, save: Option<&
     let rows = prompts.iter().map(|prompt| asked(prompt, save.is_some())).collect::<Result<Vec<_>>>()?;
     let job = GenerateJob {
         args: &args.generation,
+        answering: &args.answering,
         model,
         sampler: args.generation.sampler(None, 1)?,
         samples: 1,

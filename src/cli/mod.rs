@@ -8,7 +8,7 @@
 //! - `inputs`: refuses outputs that would destroy an input, for every command that writes
 //! - `output`: checks of output files and folders, before any work
 //! - `data`, `data_check`, `data_export`: `data build`, `data show`, `data check`, `data export`
-//! - `generate`: `generate`
+//! - `generate`: `generate`; `chat`: `chat`
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
 //!   relative to; `evaluate`: `eval`, `compare`; `ifeval`: `ifeval`
 //! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`,
@@ -31,6 +31,7 @@
 pub mod args;
 mod bench;
 mod cadence;
+mod chat;
 mod config_file;
 mod config_record;
 mod config_tree;
@@ -119,6 +120,8 @@ pub enum Command {
     Dpo(train_args::TrainArgs),
     /// Answer prompts with a language model, greedily or by sampling
     Generate(Box<generate::GenerateArgs>),
+    /// Talk to a language model in the terminal, or over pipes
+    Chat(Box<chat::ChatArgs>),
     /// Write log-probs or rewards of every sequence, and the logit of every comparison
     Score(score::ScoreArgs),
     /// Evaluate a model on held-out groups, or compare two models
@@ -164,6 +167,7 @@ impl Command {
             Command::Study(command) => command.data_files(),
             Command::Quickstart(_)
             | Command::Init(_)
+            | Command::Chat(_)
             | Command::Export(_)
             | Command::Report(_)
             | Command::Watch(_)
@@ -232,6 +236,7 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         Command::Reward(args) => train::run(Method::Reward, &args, command_line).map(|_| ()),
         Command::Dpo(args) => train::run(Method::Dpo, &args, command_line).map(|_| ()),
         Command::Generate(args) => generate::generate(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Score(args) => score::score(&args),
         Command::Eval(args) => evaluate::eval(&args),
         Command::Compare(args) => evaluate::compare_models(&args),

@@ -28,7 +28,7 @@ use crate::rng::Rng;
 use crate::{Error, Result};
 
 /// Most prompt tokens of a step. No result depends on this number.
-const PROMPT_TOKENS: usize = 1024;
+pub(super) const PROMPT_TOKENS: usize = 1024;
 
 /// Largest share of the free memory that the cache takes.
 const MEMORY_SHARE: f64 = 0.7;
@@ -402,7 +402,7 @@ struct State<'p, B: Backend> {
 }
 
 /// Random numbers of a sample, by seed, prompt and the sample's number; every token draws one.
-fn sample_rng(seed: u64, prompt: &[u32], sample: usize) -> Rng {
+pub(super) fn sample_rng(seed: u64, prompt: &[u32], sample: usize) -> Rng {
     let ids: Vec<String> = prompt.iter().map(u32::to_string).collect();
     Rng::keyed(seed, &["generate", &ids.join(" "), &sample.to_string()])
 }

@@ -25,6 +25,7 @@ mod bad_input {
 }
 mod benchmarks;
 mod best_model;
+mod chat;
 mod checkpoints;
 mod data_check;
 mod data_files;
