@@ -34,7 +34,7 @@ pub enum Strategy {
 #[derive(Args, Clone, Debug, Serialize)]
 #[command(next_help_heading = "Evaluation and checkpoints")]
 pub struct CadenceArgs {
-    /// When to evaluate on --eval-file [default: steps with --eval-steps, else only at start and
+    /// When to evaluate on --eval-file and --ifeval-file [default: steps with --eval-steps, else only at start and
     /// end]
     #[arg(long, value_enum, alias = "evaluation-strategy")]
     pub eval_strategy: Option<Strategy>,
@@ -105,14 +105,14 @@ impl CadenceArgs {
             }
         }
         if !evaluates && self.eval_steps.is_some() {
-            return refuse("--eval-steps has no effect without --eval-file");
+            return refuse("--eval-steps has no effect without --eval-file or --ifeval-file");
         }
         let (eval_steps, eval_epochs) = match (self.eval_strategy, self.eval_steps) {
             (Some(Strategy::No), _) if evaluates => {
-                return refuse("--eval-strategy no contradicts --eval-file; leave one of them out");
+                return refuse("--eval-strategy no contradicts --eval-file and --ifeval-file; leave one of them out");
             }
             (Some(Strategy::Steps | Strategy::Epoch), _) if !evaluates => {
-                return refuse("--eval-strategy has no effect without --eval-file");
+                return refuse("--eval-strategy has no effect without --eval-file or --ifeval-file");
             }
             (Some(Strategy::Epoch), Some(_)) => return refuse("--eval-strategy epoch contradicts --eval-steps"),
             (Some(Strategy::Epoch), None) => (None, true),

@@ -13,10 +13,12 @@ use super::scored_reference::ScoredReference;
 use crate::data::options::function_id;
 use crate::data::source::{ReadOptions, SourceRow};
 use crate::error::refuse_given;
+use crate::eval::benchmark::rows::{read as read_benchmark, recognise_file};
+use crate::eval::benchmark::{Benchmark, Judged, summary as benchmark};
 use crate::eval::compare::compare;
 use crate::eval::statistics::Resampling;
 use crate::eval::table::Detail;
-use crate::eval::{Evaluation, Scored, Settings, data_hash, record, table};
+use crate::eval::{Evaluation, Scored, Settings, data_hash, non_finite_warning, record, table};
 use crate::files::{write_json, write_text};
 use crate::model::config::{Head, ModelConfig};
 use crate::terminal::{complain, emit, emit_exactly};
@@ -32,8 +34,29 @@ pub struct EvalArgs {
     /// --output
     #[arg(long, num_args = 2, value_names = ["A", "B"])]
     compare: Option<Vec<PathBuf>>,
+    /// Benchmark that the rows of --input are of: rm-bench, rmb, reward-bench-2 or if-reward-bench; none
+    /// evaluates them as ordinary rows [default: by the keys of the first row of a regular file]
+    #[arg(long, value_name = "NAME", value_parser = BenchmarkChoice::parse)]
+    benchmark: Option<BenchmarkChoice>,
     #[command(flatten)]
     measure: MeasureArgs,
+}
+
+/// Value of `--benchmark`; `None` for ordinary rows.
+#[derive(Clone, Copy, Debug)]
+struct BenchmarkChoice(Option<Benchmark>);
+
+impl BenchmarkChoice {
+    fn parse(text: &str) -> Result<Self, String> {
+        let found = Benchmark::ALL.into_iter().find(|benchmark| benchmark.name() == text);
+        match found {
+            None if text != "none" => {
+                let names = Benchmark::ALL.map(Benchmark::name).join(", ");
+                Err(format!("one of {names}, none is needed"))
+            }
+            found => Ok(Self(found)),
+        }
+    }
 }
 
 /// Arguments of `compare`.
@@ -48,6 +71,15 @@ pub struct CompareArgs {
 }
 
 impl EvalArgs {
+    /// The benchmark to evaluate on, if the rows are of one.
+    fn benchmark(&self) -> Result<Option<Benchmark>> {
+        match (self.benchmark, self.measure.input.first()) {
+            (Some(BenchmarkChoice(benchmark)), _) => Ok(benchmark),
+            (None, Some(first)) => recognise_file(first),
+            (None, None) => Ok(None),
+        }
+    }
+
     /// Lists of data files.
     pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
         vec![&mut self.measure.input]
@@ -111,8 +143,13 @@ pub(super) fn resamples(text: &str) -> Result<usize, String> {
 /// Runs `mapl eval`.
 pub fn eval(args: &EvalArgs) -> Result<()> {
     match &args.compare {
+        None if let Some(benchmark) = args.benchmark()? => args.measure.run_benchmark(args.model.as_deref(), benchmark),
         None if args.measure.json => emit_exactly(&measure(args)?.0),
         None => emit(&measure(args)?.0),
+        Some(_) if args.benchmark.is_some_and(|choice| choice.0.is_some()) => Err(Error::Usage(
+            "--benchmark has no effect with --compare, which takes ordinary rows; evaluate each model on its own"
+                .into(),
+        )),
         Some(_) if args.model.is_some() => {
             Err(Error::Usage("--model has no effect with --compare, which names both models".into()))
         }
@@ -250,6 +287,76 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
 }
 
 impl MeasureArgs {
+    /// Scores the rows of a benchmark and prints its figures.
+    fn run_benchmark(&self, model: Option<&Path>, benchmark: Benchmark) -> Result<()> {
+        let Some(model) = model else {
+            return Err(Error::Usage("a benchmark scores with one model; give --model".into()));
+        };
+        if self.input.is_empty() {
+            return Err(Error::Usage("give the rows of the benchmark with --input".into()));
+        }
+        let read = &self.scoring.read;
+        let given = [
+            ("--by-function", self.by_function),
+            ("--prompt-blindness", self.prompt_blindness),
+            ("--holdout-functions", !self.holdout_functions.is_empty()),
+            ("--column-map", read.column_map != ReadOptions::default().column_map),
+            ("--mixed-formats", read.mixed_formats),
+            ("--drop-columns", !read.drop_columns.is_empty()),
+            ("--pairs", read.pairs.is_some()),
+            ("--score-key", read.score_key.is_some()),
+            ("--score-margin", read.score_margin),
+            ("--skip-bad-rows", read.skip_bad_rows.is_some()),
+        ];
+        let why = format!(
+            "on rows of {}, which have a form of their own; --benchmark none reads them as ordinary rows",
+            benchmark.name()
+        );
+        refuse_given(&given, &why)?;
+        self.check_seed()?;
+        self.check_output("--model", &[model.to_path_buf()])?;
+        self.scoring.check_base(&[model])?;
+        let items = read_benchmark(benchmark, &self.input)?;
+        let rows: Vec<SourceRow> = items.iter().map(|item| item.row.clone()).collect();
+        let job = ScoreJob { args: &self.scoring, model, rows, blindness: None };
+        let data = self.scoring.device.run(job)?;
+        let judged: Vec<Judged<'_>> = items
+            .iter()
+            .zip(data.groups.iter().zip(&data.scores))
+            .map(|(item, (group, scores))| {
+                let scored = Scored::new(&group.group, &scores.rho(data.scale));
+                let of = |response| scored.score(0, response).unwrap_or(f64::NAN);
+                Judged { item, scores: (0..group.group.responses.len()).map(of).collect() }
+            })
+            .collect();
+        let not_finite =
+            data.scores.iter().flat_map(|scores| scores.rho(1.0)).filter(|score| !score.is_finite()).count();
+        if not_finite > 0 {
+            complain(&format!("warning: {}", non_finite_warning(&model.display().to_string(), not_finite, None)));
+        }
+        let lines = benchmark::summarise(benchmark, &judged, self.resampling());
+        if let Some(output) = &self.output {
+            let text: String = judged.iter().map(|row| format!("{}\n", benchmark::row_json(row))).collect();
+            write_text(output, &text)?;
+        }
+        let warning = data.reference.as_ref().filter(|reference| reference.is_warning());
+        if self.json {
+            warning.iter().for_each(|reference| complain(&reference.line()));
+            let mut value = Map::new();
+            value.insert("schema".into(), json!(1));
+            value.insert("benchmark".into(), json!(benchmark.name()));
+            value.insert("model".into(), json!(model));
+            ScoredReference::record(data.reference.as_ref(), "", &mut value);
+            value.insert("rows".into(), json!(items.len()));
+            value.insert("bootstrap".into(), record::resampling_json(self.resampling()));
+            value.insert("figures".into(), benchmark::json(&lines));
+            return emit_exactly(&format!("{:#}", Value::Object(value)));
+        }
+        let mut text: Vec<String> = data.reference.iter().map(ScoredReference::line).collect();
+        text.push(benchmark::table(benchmark, &lines));
+        emit(&text.join("\n"))
+    }
+
     fn resampling(&self) -> Resampling {
         Resampling { resamples: self.bootstrap, seed: self.seed() }
     }

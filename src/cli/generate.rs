@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::device::{DeviceArgs, Job};
+use super::device::{Device, DeviceArgs, Job};
 use super::inputs::Inputs;
 use super::model_folder::BaseArgs;
 use super::output::{check_output, remark, warn};
@@ -26,10 +26,13 @@ use crate::terminal::complain;
 use crate::{Error, Result};
 
 /// New tokens if neither the flag nor the folder names a number.
-const NEW_TOKENS: usize = 256;
+pub(super) const NEW_TOKENS: usize = 256;
+
+/// Responses at a time by default.
+pub(super) const BATCH_SIZE: usize = 32;
 
 /// Keys that a row of the output has in addition to those of its input row.
-const ADDED: [&str; 3] = ["response", "tokens", "finish"];
+pub(super) const ADDED: [&str; 3] = ["response", "tokens", "finish"];
 
 /// Settings of `generation_config.json` that change the text, each with its flag, and the value that
 /// changes nothing.
@@ -47,17 +50,53 @@ pub struct GenerateArgs {
     /// Model folder of a language model, or of an adapter
     #[arg(long, alias = "model-name-or-path")]
     model: PathBuf,
-    #[command(flatten)]
-    base: BaseArgs,
     /// Files of rows with a prompt, or - for standard input
     #[arg(long, num_args = 1.., required = true)]
     input: Vec<PathBuf>,
     /// JSON lines file to write, one line per row and sample, in order
     #[arg(long)]
     output: PathBuf,
+    /// Seed of sampling [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Responses to each prompt
+    #[arg(long, default_value_t = 1, value_name = "SAMPLES", value_parser = count)]
+    num_return_sequences: usize,
+    #[command(flatten)]
+    generation: GenerationArgs,
+    #[command(flatten)]
+    answering: RowsArgs,
+    #[command(flatten)]
+    read: PromptOptions,
+}
+
+/// How rows are answered.
+#[derive(Args, Clone, Debug)]
+pub(super) struct RowsArgs {
+    /// Responses generated at a time; more need more memory, and no text depends on the number
+    /// [default: 32]
+    #[arg(long, value_name = "ROWS", value_parser = count)]
+    batch_size: Option<usize>,
+    /// Make each prompt that is plain text the user's turn of a conversation
+    #[arg(long)]
+    apply_chat_template: bool,
+}
+
+impl RowsArgs {
+    /// Flags with whether they are given.
+    pub fn given(&self) -> [(&'static str, bool); 2] {
+        [("--batch-size", self.batch_size.is_some()), ("--apply-chat-template", self.apply_chat_template)]
+    }
+}
+
+/// How responses are generated, for every command that does.
+#[derive(Args, Clone, Debug)]
+pub(super) struct GenerationArgs {
+    #[command(flatten)]
+    pub base: BaseArgs,
     /// Maximum number of new tokens of a response [default: that of generation_config.json, else 256]
     #[arg(long, value_name = "TOKENS", value_parser = count)]
-    max_new_tokens: Option<usize>,
+    pub max_new_tokens: Option<usize>,
     /// Sample at this temperature; 0 takes the most probable token, as without sampling flags [default:
     /// 1 with another sampling flag]
     #[arg(long, value_parser = parse_temperature)]
@@ -74,38 +113,24 @@ pub struct GenerateArgs {
     /// Divide positive logits of tokens of the text so far by this number, and multiply negative ones
     #[arg(long, value_name = "FACTOR", value_parser = parse_penalty)]
     repetition_penalty: Option<f64>,
-    /// Seed of sampling [default: 0]
-    #[arg(long)]
-    seed: Option<u64>,
-    /// Responses to each prompt
-    #[arg(long, default_value_t = 1, value_name = "SAMPLES", value_parser = count)]
-    num_return_sequences: usize,
     /// Texts that end a response; the response is the text before the first one
     #[arg(long, num_args = 1.., value_name = "TEXT")]
-    stop: Vec<String>,
-    /// Responses generated at a time; more need more memory, and no text depends on the number
-    #[arg(long, default_value_t = 32, value_name = "ROWS", value_parser = count)]
-    batch_size: usize,
-    /// Make each prompt that is plain text the user's turn of a conversation
-    #[arg(long)]
-    apply_chat_template: bool,
+    pub stop: Vec<String>,
     /// Chat template to use instead of the model folder's
     #[arg(long)]
-    chat_template_path: Option<PathBuf>,
+    pub chat_template_path: Option<PathBuf>,
     /// Variables of the chat template for all rows, as a JSON object; those of a row take precedence
     /// [default: those in the run.json of the model folder, else none]
     #[arg(long, value_name = "JSON")]
-    chat_template_kwargs: Option<TemplateKwargs>,
+    pub chat_template_kwargs: Option<TemplateKwargs>,
     #[command(flatten)]
-    device: DeviceArgs,
-    #[command(flatten)]
-    read: PromptOptions,
+    pub device: DeviceArgs,
 }
 
 /// Largest value of a count. Far above any use, far below an overflow.
 const MOST: usize = 1 << 24;
 
-fn count(text: &str) -> Result<usize, String> {
+pub(super) fn count(text: &str) -> Result<usize, String> {
     let in_range = text.parse().ok().filter(|n| (1..=MOST).contains(n));
     in_range.ok_or_else(|| format!("a whole number from 1 to {MOST} is needed"))
 }
@@ -135,13 +160,42 @@ impl GenerateArgs {
     pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
         vec![&mut self.input]
     }
+}
 
-    /// The sampler; refuses flags that the others leave without effect.
-    fn sampler(&self) -> Result<Sampler> {
+impl GenerationArgs {
+    /// Flags with whether they are given, for commands that can do without a model.
+    pub fn given(&self) -> [(&'static str, bool); 12] {
+        [
+            ("--base-model", self.base.base_model.is_some()),
+            ("--max-new-tokens", self.max_new_tokens.is_some()),
+            ("--temperature", self.temperature.is_some()),
+            ("--top-k", self.top_k.is_some()),
+            ("--top-p", self.top_p.is_some()),
+            ("--min-p", self.min_p.is_some()),
+            ("--repetition-penalty", self.repetition_penalty.is_some()),
+            ("--stop", !self.stop.is_empty()),
+            ("--chat-template-path", self.chat_template_path.is_some()),
+            ("--chat-template-kwargs", self.chat_template_kwargs.is_some()),
+            ("--device", self.device.device != Device::Auto),
+            ("--dtype", self.device.dtype.is_some()),
+        ]
+    }
+
+    /// Adds what generation with these models reads to the inputs of a command.
+    pub fn inputs<'a>(&self, inputs: Inputs, models: impl IntoIterator<Item = &'a Path>) -> Inputs {
+        self.base.inputs(inputs, models).with("--chat-template-path", &self.chat_template_path)
+    }
+
+    /// The sampler of `samples` responses to a prompt; refuses flags that the others leave without
+    /// effect.
+    pub fn sampler(&self, seed: Option<u64>, samples: usize) -> Result<Sampler> {
+        if let Some(empty) = self.stop.iter().find(|stop| stop.is_empty()) {
+            return Err(Error::Usage(format!("--stop {empty:?}: an empty text would end every response at once")));
+        }
         let given =
             [("--top-k", self.top_k.is_some()), ("--top-p", self.top_p.is_some()), ("--min-p", self.min_p.is_some())];
         let filter = given.iter().find(|(_, given)| *given).map(|(flag, _)| *flag);
-        let samples = match (self.temperature, filter) {
+        let draws = match (self.temperature, filter) {
             (Some(0.0), Some(flag)) => {
                 return Err(Error::Usage(format!(
                     "{flag} has no effect with --temperature 0, which takes the most probable token; leave out one"
@@ -149,18 +203,18 @@ impl GenerateArgs {
             }
             (temperature, filter) => temperature.map_or(filter.is_some(), |t| t > 0.0),
         };
-        if !samples && self.num_return_sequences > 1 {
+        if !draws && samples > 1 {
             return Err(Error::Usage(
                 "--num-return-sequences: without sampling all responses to a prompt are equal; add --temperature 1"
                     .into(),
             ));
         }
-        if !samples && self.seed.is_some() {
+        if !draws && seed.is_some() {
             return Err(Error::Usage(
                 "--seed has no effect without sampling; add --temperature 1, or leave it out".into(),
             ));
         }
-        let sampling = samples.then(|| Sampling {
+        let sampling = draws.then(|| Sampling {
             temperature: self.temperature.unwrap_or(1.0),
             top_k: self.top_k,
             top_p: self.top_p,
@@ -170,7 +224,7 @@ impl GenerateArgs {
     }
 
     /// Names the settings of the folder that transformers would use and this command does not.
-    fn unused_settings(&self, config: &ModelConfig) -> Option<String> {
+    pub fn unused_settings(&self, config: &ModelConfig) -> Option<String> {
         let given = [
             self.temperature.is_some(),
             self.top_k.is_some(),
@@ -196,7 +250,7 @@ impl GenerateArgs {
     }
 
     /// Maximum number of new tokens, and where it is from.
-    fn new_tokens(&self, config: &ModelConfig) -> Result<(usize, &'static str)> {
+    pub fn new_tokens(&self, folder: &Path, config: &ModelConfig) -> Result<(usize, &'static str)> {
         if let Some(given) = self.max_new_tokens {
             return Ok((given, "--max-new-tokens"));
         }
@@ -205,7 +259,7 @@ impl GenerateArgs {
             Some(value) => match value.as_u64().filter(|n| *n >= 1) {
                 Some(n) => Ok((n as usize, "generation_config.json")),
                 None => Err(Error::model(
-                    &self.model.join("generation_config.json"),
+                    &folder.join("generation_config.json"),
                     format!("\"max_new_tokens\" is {value}; it must be a whole number of at least 1"),
                 )),
             },
@@ -215,30 +269,32 @@ impl GenerateArgs {
 
 /// Writes one JSON row per input row and sample.
 pub fn generate(args: &GenerateArgs) -> Result<()> {
-    let inputs = Inputs::default()
-        .with("--model", [&args.model])
-        .with("--base-model", &args.base.base_model)
-        .with("--base-model", args.base.of(&args.model))
-        .with("--chat-template-path", &args.chat_template_path)
-        .with("--input", &args.input);
-    check_output("--output", &args.output, &inputs)?;
-    args.base.check([args.model.as_path()])?;
-    let sampler = args.sampler()?;
-    if let Some(empty) = args.stop.iter().find(|stop| stop.is_empty()) {
-        return Err(Error::Usage(format!("--stop {empty:?}: an empty text would end every response at once")));
-    }
+    let inputs = Inputs::default().with("--model", [&args.model]).with("--input", &args.input);
+    check_output("--output", &args.output, &args.generation.inputs(inputs, [args.model.as_path()]))?;
+    args.generation.base.check([args.model.as_path()])?;
+    let sampler = args.generation.sampler(args.seed, args.num_return_sequences)?;
     let prompts = read_prompts(&args.input, &args.read, &ADDED)?;
     warn(prompts.warnings);
-    let started = Instant::now();
-    let answers = args.device.run(GenerateJob { args, sampler, rows: &prompts.rows })?;
-    let seconds = started.elapsed().as_secs_f64();
+    let job = GenerateJob {
+        args: &args.generation,
+        answering: &args.answering,
+        model: &args.model,
+        sampler,
+        samples: args.num_return_sequences,
+        seed: args.seed.unwrap_or(0),
+        rows: &prompts.rows,
+    };
+    let answers = answer(job)?;
+    write_text(&args.output, &response_lines(&prompts.rows, &answers.of_rows))?;
+    remark(&args.output, &answers.summary(&args.output.display().to_string()));
+    Ok(())
+}
+
+/// Rows of responses as JSON lines: the keys of the input row and [`ADDED`].
+pub(super) fn response_lines(rows: &[PromptRow], answers: &[Vec<Answer>]) -> String {
     let mut text = String::new();
-    let (mut tokens, mut cut, mut count) = (0, 0, 0);
-    for (PromptRow { object, .. }, answers) in prompts.rows.iter().zip(&answers) {
+    for (PromptRow { object, .. }, answers) in rows.iter().zip(answers) {
         for Answer { response, generated } in answers {
-            count += 1;
-            tokens += generated.tokens.len();
-            cut += usize::from(generated.finish == Finish::Length);
             let mut row = object.clone();
             row.insert("response".into(), json!(response));
             row.insert("tokens".into(), json!(generated.tokens));
@@ -247,37 +303,57 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
             text.push('\n');
         }
     }
-    write_text(&args.output, &text)?;
-    remark(
-        &args.output,
-        &format!(
-            "{count} responses in {}: {tokens} tokens in {seconds:.1} s; {cut} end at the limit of new tokens",
-            args.output.display()
-        ),
-    );
-    Ok(())
+    text
 }
 
 /// A response with its tokens.
 #[derive(Clone)]
-struct Answer {
-    response: String,
+pub(super) struct Answer {
+    pub response: String,
     generated: Generated,
 }
 
+/// Responses to rows, by row and sample.
+pub(super) struct Answers {
+    pub of_rows: Vec<Vec<Answer>>,
+    seconds: f64,
+}
+
+impl Answers {
+    /// Counts and time on one line; `place` is where the responses are.
+    pub fn summary(&self, place: &str) -> String {
+        let all = || self.of_rows.iter().flatten();
+        let tokens: usize = all().map(|answer| answer.generated.tokens.len()).sum();
+        let cut = all().filter(|answer| answer.generated.finish == Finish::Length).count();
+        let (count, seconds) = (all().count(), self.seconds);
+        format!("{count} responses in {place}: {tokens} tokens in {seconds:.1} s; {cut} end at the limit of new tokens")
+    }
+}
+
+/// Runs a job on the device of its arguments.
+pub(super) fn answer(job: GenerateJob<'_>) -> Result<Answers> {
+    let started = Instant::now();
+    let of_rows = job.args.device.run(job)?;
+    Ok(Answers { of_rows, seconds: started.elapsed().as_secs_f64() })
+}
+
 /// Loads a model and answers prompts.
-struct GenerateJob<'a> {
-    args: &'a GenerateArgs,
-    sampler: Sampler,
-    rows: &'a [PromptRow],
+pub(super) struct GenerateJob<'a> {
+    pub args: &'a GenerationArgs,
+    pub answering: &'a RowsArgs,
+    pub model: &'a Path,
+    pub sampler: Sampler,
+    /// Responses to each prompt.
+    pub samples: usize,
+    pub seed: u64,
+    pub rows: &'a [PromptRow],
 }
 
 impl Job for GenerateJob<'_> {
     type Output = Vec<Vec<Answer>>;
 
     fn run<B: Backend>(self, backend: &B) -> Result<Self::Output> {
-        let Self { args, sampler, rows } = self;
-        let folder = &args.model;
+        let Self { args, answering, model: folder, sampler, samples, seed, rows } = self;
         let config = ModelConfig::read_on(folder, args.base.base())?;
         if config.head == Head::Reward {
             return Err(Error::model(
@@ -288,12 +364,12 @@ impl Job for GenerateJob<'_> {
         let template = args.chat_template_path.as_deref();
         let tokenizer = load_tokenizer(folder, args.base.base(), template, args.chat_template_kwargs.as_ref())?;
         let texts = rows.iter().filter(|row| matches!(row.prompt(), PromptText::Text(_))).count();
-        if args.apply_chat_template && texts == 0 {
+        if answering.apply_chat_template && texts == 0 {
             return Err(Error::Usage(
                 "--apply-chat-template has no effect: every prompt is a conversation already; leave it out".into(),
             ));
         }
-        let encoded = encode_prompts(rows, &tokenizer, args.apply_chat_template)?;
+        let encoded = encode_prompts(rows, &tokenizer, answering.apply_chat_template)?;
         warn(encoded.warning());
         let notes = config.notes.iter().chain(tokenizer.notes()).cloned().chain(args.unused_settings(&config));
         notes.for_each(|note| complain(&format!("note: {note}")));
@@ -305,10 +381,9 @@ impl Job for GenerateJob<'_> {
                 rows.len()
             ));
         }
-        let (new_tokens, from) = args.new_tokens(&config)?;
+        let (new_tokens, from) = args.new_tokens(folder, &config)?;
         check_lengths(rows, &encoded.ids, folder, &config, new_tokens)?;
-        let mut ends = config.eos.clone();
-        ends.extend(tokenizer.end_ids().iter().copied().filter(|id| !config.eos.contains(id)));
+        let ends = end_ids(&config, &tokenizer);
         complain(&format!(
             "at most {new_tokens} new tokens ({from}), ends: {}",
             ends_text(&tokenizer, &ends, &args.stop)
@@ -318,9 +393,9 @@ impl Job for GenerateJob<'_> {
         if !ignored.is_empty() {
             complain(&format!("note: not used from {}: {}", folder.display(), ignored.join(", ")));
         }
-        let limits = Limits { new_tokens, rows: args.batch_size, ends, seed: args.seed.unwrap_or(0) };
-        let (prompts, of_row) = distinct(&encoded.ids, rows, args.num_return_sequences);
-        let plain: Vec<bool> = prompts.iter().map(|(_, plain)| *plain && !args.apply_chat_template).collect();
+        let limits = Limits { new_tokens, rows: answering.batch_size.unwrap_or(BATCH_SIZE), ends, seed };
+        let (prompts, of_row) = distinct(&encoded.ids, rows, samples);
+        let plain: Vec<bool> = prompts.iter().map(|(_, plain)| *plain && !answering.apply_chat_template).collect();
         let prompts: Vec<Prompt> = prompts.into_iter().map(|(prompt, _)| prompt).collect();
         let text =
             |prompt: usize, tokens: &[u32]| response_text(&tokenizer, plain[prompt], &prompts[prompt].ids, tokens);
@@ -329,11 +404,7 @@ impl Job for GenerateJob<'_> {
         let mut engine = Engine::new(backend, &mut model, sampler, limits)?;
         let generated = engine.run(&prompts, (!args.stop.is_empty()).then_some(&stops))?;
         let answer = |prompt: usize, generated: Generated| -> Result<Answer> {
-            let tokens = match generated.tokens.split_last() {
-                Some((last, rest)) if ends.contains(last) => rest,
-                _ => &generated.tokens,
-            };
-            let mut response = text(prompt, tokens)?;
+            let mut response = text(prompt, without_end(&generated.tokens, &ends))?;
             if let Some(at) = first_stop(&response, &args.stop) {
                 response.truncate(at);
             }
@@ -347,8 +418,22 @@ impl Job for GenerateJob<'_> {
     }
 }
 
+/// Ids that end a response.
+pub(super) fn end_ids(config: &ModelConfig, tokenizer: &Tokenizer) -> Vec<u32> {
+    let further = tokenizer.end_ids().iter().copied().filter(|id| !config.eos.contains(id));
+    config.eos.iter().copied().chain(further).collect()
+}
+
+/// Tokens of a response without the end id.
+pub(super) fn without_end<'a>(tokens: &'a [u32], ends: &[u32]) -> &'a [u32] {
+    match tokens.split_last() {
+        Some((last, rest)) if ends.contains(last) => rest,
+        _ => tokens,
+    }
+}
+
 /// Place of the first stop text in a response.
-fn first_stop(text: &str, stops: &[String]) -> Option<usize> {
+pub(super) fn first_stop(text: &str, stops: &[String]) -> Option<usize> {
     stops.iter().filter_map(|stop| text.find(stop.as_str())).min()
 }
 
@@ -369,7 +454,7 @@ fn distinct(ids: &[Vec<u32>], rows: &[PromptRow], samples: usize) -> (Vec<(Promp
 }
 
 /// Refuses prompts that the model cannot read, and warns of those with less room than asked for.
-fn check_lengths(
+pub(super) fn check_lengths(
     rows: &[PromptRow],
     ids: &[Vec<u32>],
     folder: &Path,

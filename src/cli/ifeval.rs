@@ -1,25 +1,29 @@
-//! `mapl ifeval`: which instructions responses follow, and the comparison of two sets of responses.
+//! `mapl ifeval`: which instructions responses follow, and the comparison of two sets of responses. A
+//! model folder stands for the responses that `mapl generate` writes with the same flags.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{ArgGroup, Args};
 use serde_json::{Map, Value, json};
 
+use super::generate::{ADDED, Answer, GenerateJob, GenerationArgs, RowsArgs, answer, response_lines};
 use super::inputs::Inputs;
-use super::output::{check_output, remark, warn};
-use crate::Result;
-use crate::data::source::refuse_pipe_named_twice;
+use super::output::{check_output, remark, same_file, warn};
+use crate::data::group::{PreferenceGroup, Prompt as PromptText};
+use crate::data::source::{PromptRow, SourceRow, refuse_pipe_named_twice};
 use crate::error::refuse_given;
 use crate::eval::statistics::Resampling;
 use crate::files::{path_json, write_json, write_text};
 use crate::ifeval::compare::{self, compare};
-use crate::ifeval::rows::{Judged, Prompt, judge, read_prompts, verdict_lines};
+use crate::ifeval::rows::{Judged, Prompt, Responses, judge, read_prompts, read_responses, verdict_lines};
 use crate::ifeval::summary::{Summary, undecided, undecided_lines};
-use crate::terminal::{emit, emit_exactly};
+use crate::terminal::{complain, emit, emit_exactly};
+use crate::{Error, Result};
 
 /// Arguments of `ifeval`.
 #[derive(Args, Clone, Debug)]
-#[command(group(ArgGroup::new("answers").args(["responses", "compare"]).required(true)))]
+#[command(group(ArgGroup::new("answers").args(["responses", "compare", "model"]).required(true)))]
 pub struct IfevalArgs {
     /// Files of IFEval rows: key, prompt, instruction_id_list, kwargs
     #[arg(long, num_args = 1.., required = true)]
@@ -27,9 +31,17 @@ pub struct IfevalArgs {
     /// Files of responses: prompt, response; one for every prompt of --input
     #[arg(long, num_args = 1..)]
     responses: Vec<PathBuf>,
-    /// Compare two files of responses: paired differences, McNemar's test
+    /// Model folder of a language model, or of an adapter, that answers the prompts
+    #[arg(long, alias = "model-name-or-path")]
+    model: Option<PathBuf>,
+    /// Compare two sets of responses: files, or model folders that answer the prompts; paired
+    /// differences, McNemar's test
     #[arg(long, num_args = 2, value_names = ["A", "B"])]
     compare: Option<Vec<PathBuf>>,
+    /// JSON lines file for the responses of a model, one line per prompt as `mapl generate` writes
+    /// them; with --compare, one file for each model folder
+    #[arg(long, num_args = 1..=2, value_name = "FILE")]
+    save_responses: Vec<PathBuf>,
     /// File for the verdicts, one row for every prompt in the order of --input; with --compare, for
     /// the comparison as JSON
     #[arg(long)]
@@ -40,9 +52,13 @@ pub struct IfevalArgs {
     /// Bootstrap resamples for the intervals of a comparison, drawn by prompt [default: 1000]
     #[arg(long, value_parser = super::evaluate::resamples)]
     bootstrap: Option<usize>,
-    /// Seed of the resamples [default: 42]
+    /// Seed of sampling [default: 0], and of the resamples of a comparison [default: 42]
     #[arg(long)]
     seed: Option<u64>,
+    #[command(flatten)]
+    generation: GenerationArgs,
+    #[command(flatten)]
+    answering: RowsArgs,
 }
 
 impl IfevalArgs {
@@ -57,14 +73,13 @@ pub fn run(args: &IfevalArgs) -> Result<()> {
     let read = args.input.iter().chain(&args.responses).chain(args.compare.iter().flatten());
     refuse_pipe_named_twice(&read.cloned().collect::<Vec<_>>())?;
     let sides = args.compare.as_deref().unwrap_or_default();
-    if sides.is_empty() {
-        let given = [("--bootstrap", args.bootstrap.is_some()), ("--seed", args.seed.is_some())];
-        refuse_given(&given, "without --compare: the intervals of one set of responses are in closed form")?;
-    }
-    if let Some(output) = &args.output {
-        let inputs = Inputs::default().with("--input", &args.input).with("--responses", &args.responses);
-        check_output("--output", output, &inputs.with("--compare", sides))?;
-    }
+    let models: Vec<&Path> =
+        args.model.iter().chain(sides).map(PathBuf::as_path).filter(|path| path.is_dir()).collect();
+    args.check(sides, &models)?;
+    let inputs = Inputs::default().with("--input", &args.input).with("--responses", &args.responses);
+    let inputs = args.generation.inputs(inputs.with("--compare", sides).with("--model", &args.model), models.clone());
+    args.output.iter().try_for_each(|output| check_output("--output", output, &inputs))?;
+    args.save_responses.iter().try_for_each(|file| check_output("--save-responses", file, &inputs))?;
     let prompts = read_prompts(&args.input)?;
     match sides {
         [a, b] => compare_responses(args, &prompts, [a, b]),
@@ -72,8 +87,54 @@ pub fn run(args: &IfevalArgs) -> Result<()> {
     }
 }
 
+impl IfevalArgs {
+    /// Refuses flags without effect; `models` are the folders that answer the prompts.
+    fn check(&self, sides: &[PathBuf], models: &[&Path]) -> Result<()> {
+        if let Some(model) = self.model.iter().find(|model| !model.is_dir()) {
+            return Err(Error::Usage(format!("--model {}: there is no such folder", model.display())));
+        }
+        if sides.is_empty() {
+            let given = [("--bootstrap", self.bootstrap.is_some())];
+            refuse_given(&given, "without --compare: the intervals of one set of responses are in closed form")?;
+        }
+        if models.is_empty() {
+            let why = "without a model: give --model, or a model folder to --compare";
+            refuse_given(&self.generation.given(), why)?;
+            refuse_given(&self.answering.given(), why)?;
+            refuse_given(&[("--save-responses", !self.save_responses.is_empty())], why)?;
+            let unused = sides.is_empty() && self.seed.is_some();
+            return refuse_given(&[("--seed", unused)], "without --compare and without a model");
+        }
+        // The seed of a comparison is used for its resamples even if no token is drawn.
+        self.generation.sampler(self.seed.filter(|_| sides.is_empty()), 1)?;
+        self.generation.base.check(models.iter().copied())?;
+        match &self.save_responses[..] {
+            [] => Ok(()),
+            files if files.len() != models.len() => Err(Error::Usage(format!(
+                "--save-responses has {} files for {} model folders; give one file for each",
+                files.len(),
+                models.len()
+            ))),
+            [a, b] if a == b || same_file(a, b) => Err(Error::Usage(format!(
+                "--save-responses: {} is given twice; give each model a file of its own",
+                a.display()
+            ))),
+            files => match self.output.iter().find(|output| files.iter().any(|file| file == *output)) {
+                Some(output) => Err(Error::Usage(format!(
+                    "--save-responses and --output are both {}; give each a file of its own",
+                    output.display()
+                ))),
+                None => Ok(()),
+            },
+        }
+    }
+}
+
 fn one_set(args: &IfevalArgs, prompts: &[Prompt]) -> Result<()> {
-    let judged = judged(prompts, &args.responses)?;
+    let judged = match &args.model {
+        Some(model) => judge(prompts, &generated(args, prompts, model, args.save_responses.first())?),
+        None => judged(prompts, &args.responses)?,
+    };
     let summary = Summary::of(prompts, &judged);
     if let Some(output) = &args.output {
         write_text(output, &verdict_lines(prompts, &judged))?;
@@ -85,7 +146,10 @@ fn one_set(args: &IfevalArgs, prompts: &[Prompt]) -> Result<()> {
         return emit(&summary.table());
     }
     let mut value = head(args);
-    value.insert("responses".into(), args.responses.iter().map(|path| path_json(path)).collect());
+    match &args.model {
+        Some(model) => value.insert("model".into(), path_json(model)),
+        None => value.insert("responses".into(), args.responses.iter().map(|path| path_json(path)).collect()),
+    };
     if let Value::Object(figures) = summary.json() {
         value.extend(figures);
     }
@@ -94,8 +158,12 @@ fn one_set(args: &IfevalArgs, prompts: &[Prompt]) -> Result<()> {
 
 fn compare_responses(args: &IfevalArgs, prompts: &[Prompt], sides: [&PathBuf; 2]) -> Result<()> {
     let resampling = Resampling { resamples: args.bootstrap.unwrap_or(1000), seed: args.seed.unwrap_or(42) };
-    let [a, b] = sides.map(|side| judged(prompts, std::slice::from_ref(side)));
-    let (a, b) = (a?, b?);
+    let mut saved = args.save_responses.iter();
+    let mut side = |path: &PathBuf| match path.is_dir() {
+        true => generated(args, prompts, path, saved.next()).map(|responses| judge(prompts, &responses)),
+        false => judged(prompts, std::slice::from_ref(path)),
+    };
+    let [a, b] = [side(sides[0])?, side(sides[1])?];
     let lines = compare(prompts, &a.verdicts, &b.verdicts, resampling);
     let undecided = undecided(prompts);
     let mut value = head(args);
@@ -131,9 +199,50 @@ fn head(args: &IfevalArgs) -> Map<String, Value> {
 
 /// Reads and checks responses, and warns of those that are left out.
 fn judged(prompts: &[Prompt], files: &[PathBuf]) -> Result<Judged> {
-    let judged = judge(prompts, files)?;
-    if let (count, Some(first)) = &judged.unused {
+    let Responses { texts, unused } = read_responses(prompts, files)?;
+    if let (count, Some(first)) = &unused {
         warn([format!("responses to no prompt of --input, left out: {count}, first {first}")]);
     }
-    Ok(judged)
+    Ok(judge(prompts, &texts))
+}
+
+/// Responses of a model to the prompts; `save` is the file for them.
+fn generated(args: &IfevalArgs, prompts: &[Prompt], model: &Path, save: Option<&PathBuf>) -> Result<Vec<String>> {
+    let rows = prompts.iter().map(|prompt| asked(prompt, save.is_some())).collect::<Result<Vec<_>>>()?;
+    let job = GenerateJob {
+        args: &args.generation,
+        answering: &args.answering,
+        model,
+        sampler: args.generation.sampler(None, 1)?,
+        samples: 1,
+        seed: args.seed.unwrap_or(0),
+        rows: &rows,
+    };
+    let answers = answer(job)?;
+    if let Some(file) = save {
+        write_text(file, &response_lines(&rows, &answers.of_rows))?;
+    }
+    let place = save.unwrap_or(&model.to_path_buf()).display().to_string();
+    complain(&answers.summary(&place));
+    Ok(answers.of_rows.into_iter().flatten().map(|Answer { response, .. }| response).collect())
+}
+
+/// The row of a prompt as one that asks for a response. With `saved`, refuses what an output row
+/// would lose.
+pub(super) fn asked(prompt: &Prompt, saved: bool) -> Result<PromptRow> {
+    let (file, line) = &prompt.place;
+    let fail = |why: String| Err(Error::data(file, *line, None, why));
+    if let Some((key, what)) = prompt.non_finite.as_ref().filter(|_| saved) {
+        return fail(format!("\"{key}\" holds {what}, which is not JSON; write a number or null"));
+    }
+    if let Some(key) = ADDED.iter().find(|key| saved && prompt.object.contains_key(**key)) {
+        return fail(format!("the row has \"{key}\", which --save-responses would replace; rename the column"));
+    }
+    if prompt.prompt.is_empty() {
+        return fail("the prompt is empty; give it some text".into());
+    }
+    let id = prompt.key.as_str().map_or_else(|| prompt.key.to_string(), str::to_owned);
+    let group = PreferenceGroup::new(id, vec![PromptText::Text(prompt.prompt.clone())], Vec::new(), Vec::new());
+    let row = SourceRow { group, file: Arc::from(file.as_path()), line: *line, scores: None };
+    Ok(PromptRow { object: prompt.object.clone(), row })
 }

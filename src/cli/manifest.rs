@@ -82,6 +82,9 @@ impl ManifestFacts<'_> {
             adapter.insert("trained_parameters".into(), json!(self.trained));
             facts.insert("adapter".into(), Value::Object(adapter));
         }
+        if !args.ifeval.ifeval_file.is_empty() {
+            facts["files"]["ifeval"] = hashes(&args.ifeval.ifeval_file);
+        }
         if let Some(reward) = self.reward {
             facts.insert("reward".into(), reward.to_json(self.tokenizer));
         }

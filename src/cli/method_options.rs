@@ -85,6 +85,8 @@ fn construction() -> &'static BTreeSet<String> {
 fn takes(method: Method, id: &str) -> bool {
     match method {
         _ if OF_DPO.contains(&id) => method == Method::Dpo,
+        // A reward model gives scores and no text.
+        _ if id.starts_with("ifeval_") => method != Method::Reward,
         _ if ["center_rewards_coefficient", "pad_token"].contains(&id) => method == Method::Reward,
         // Supervised fine-tuning has no margins.
         _ if id == "score_margin" => method != Method::Sft,

@@ -9,12 +9,13 @@
 //! - `output`: checks of output files and folders, before any work
 //! - `data`, `data_check`, `data_export`, `data_language`: `data build`, `data show`, `data check`,
 //!   `data export`, `data language`
-//! - `generate`: `generate`
+//! - `generate`: `generate`; `chat`: `chat`
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
 //!   relative to; `evaluate`: `eval`, `compare`; `ifeval`: `ifeval`
 //! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`,
 //!   `manifest`, `config_record`: `sft`, `reward`, `dpo`; `train_models`: their models; `lora`: flags
-//!   of adapters; `reward_pad`: the pad token of a reward model
+//!   of adapters; `reward_pad`: the pad token of a reward model; `train_ifeval`: instruction following
+//!   of the policy at evaluations
 //! - `model_folder`: adapters and their bases
 //! - `export`: whole models from adapters; `save_dtype`: the type of written weights
 //! - [`method_options`]: options that only some of these methods take
@@ -31,6 +32,7 @@
 pub mod args;
 mod bench;
 mod cadence;
+mod chat;
 mod config_file;
 mod config_record;
 mod config_tree;
@@ -70,6 +72,7 @@ mod sweep;
 mod template;
 mod train;
 mod train_args;
+mod train_ifeval;
 mod train_inputs;
 mod train_models;
 mod trl_flags;
@@ -119,6 +122,8 @@ pub enum Command {
     Dpo(train_args::TrainArgs),
     /// Answer prompts with a language model, greedily or by sampling
     Generate(Box<generate::GenerateArgs>),
+    /// Talk to a language model in the terminal, or over pipes
+    Chat(Box<chat::ChatArgs>),
     /// Write log-probs or rewards of every sequence, and the logit of every comparison
     Score(score::ScoreArgs),
     /// Evaluate a model on held-out groups, or compare two models
@@ -164,6 +169,7 @@ impl Command {
             Command::Study(command) => command.data_files(),
             Command::Quickstart(_)
             | Command::Init(_)
+            | Command::Chat(_)
             | Command::Export(_)
             | Command::Report(_)
             | Command::Watch(_)
@@ -232,6 +238,7 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         Command::Reward(args) => train::run(Method::Reward, &args, command_line).map(|_| ()),
         Command::Dpo(args) => train::run(Method::Dpo, &args, command_line).map(|_| ()),
         Command::Generate(args) => generate::generate(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Score(args) => score::score(&args),
         Command::Eval(args) => evaluate::eval(&args),
         Command::Compare(args) => evaluate::compare_models(&args),

@@ -12,6 +12,7 @@ use super::model_folder::start_model;
 use super::output::{RunFolder, check_ids, warn};
 use super::startup::Startup;
 use super::train_args::{Switch, TrainArgs};
+use super::train_ifeval::PolicyPrompts;
 use super::train_models::RunModels;
 use crate::backend::Backend;
 use crate::data::construct::build_rows;
@@ -24,6 +25,7 @@ use crate::data::tokenizer::pad::PadChoice;
 use crate::files::write_atomic;
 use crate::loss::objective::{Loss, Method};
 use crate::model::config::{Head, ModelConfig};
+use crate::model::decoder::Model;
 use crate::model::lora::LoraSpec;
 use crate::model::store;
 use crate::optim::adamw::AdamWSettings;
@@ -189,7 +191,9 @@ impl Job for TrainJob<'_> {
             resumed = Some((folder.clone(), state.step));
         }
         let config = setup.policy_config(&start, config, reward)?;
-        let memory = setup.memory(backend, &config, &train_groups)?;
+        let asked = PolicyPrompts::read(&setup, &config, &tokenizer)?;
+        let memory =
+            setup.memory(backend, &config, &train_groups, asked.as_ref().map(|asked| asked.planned(&config)))?;
         if let Some(memory) = &memory {
             memory.check()?;
             setup.settings.observed.iter().for_each(|observed| observed.plan(memory.named_parts()));
@@ -237,9 +241,14 @@ impl Job for TrainJob<'_> {
         let record = config_record::text(&setup, B::NAME, B::PRECISION.name())?;
         write_atomic(&folder.dir.join(config_record::CONFIG_FILE), record.as_bytes())?;
         let redraw = |epoch: u64| setup.tokenize(kept_rows.clone(), &tokenizer, epoch).map(|(groups, _)| groups);
+        let figures = |backend: &B, policy: &mut Model<B>| match &asked {
+            Some(asked) => asked.figures(backend, policy, &tokenizer, &signals),
+            None => Ok(None),
+        };
         let data = RunData {
             train: train_groups,
             eval: eval_groups,
+            figures: asked.is_some().then_some(&figures),
             tokenizer: &tokenizer,
             redraw: redraws.then_some(&redraw),
             memory: memory.as_ref().filter(|_| B::ASYNCHRONOUS).and_then(|memory| {

@@ -17,6 +17,7 @@ use super::reference::ReferenceArgs;
 use super::save_dtype::SaveDtype;
 use super::step_count::StepCount;
 use super::template::TemplateKwargs;
+use super::train_ifeval::TrainIfevalArgs;
 use crate::data::options::{BuildArgs, Objective};
 use crate::data::source::ReadOptions;
 use crate::data::tokenize::TokenizeOptions;
@@ -97,6 +98,9 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub cadence: CadenceArgs,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub ifeval: TrainIfevalArgs,
     /// Chat template to use instead of the model folder's
     #[arg(long, help_heading = DATA)]
     pub chat_template_path: Option<PathBuf>,
@@ -147,7 +151,7 @@ pub struct TrainArgs {
 impl TrainArgs {
     /// Lists of data files.
     pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
-        vec![&mut self.train_file, &mut self.eval_file]
+        vec![&mut self.train_file, &mut self.eval_file, &mut self.ifeval.ifeval_file]
     }
 
     /// Files and folders that the run reads. A checkpoint of the output folder itself is not one:
@@ -162,6 +166,7 @@ impl TrainArgs {
             .with("--ref-model", self.ref_model.iter().filter(named))
             .with("--train-file", &self.train_file)
             .with("--eval-file", &self.eval_file)
+            .with("--ifeval-file", &self.ifeval.ifeval_file)
             .with("--config", self.config.iter().filter(|path| !self.is_own_record(path)))
             .with("--chat-template-path", &self.chat_template_path)
             .with("--resume-from-checkpoint", self.resume_from_checkpoint.iter().filter(other))
@@ -345,7 +350,16 @@ impl TrainArgs {
             other => (None, other == Strategy::Epoch),
         };
         let every = logging_steps.unwrap_or(LOGGING_STEPS);
-        let cadence = self.cadence.resolve(method, !self.eval_file.is_empty(), every, total)?;
+        self.ifeval.check()?;
+        let evaluates = !self.eval_file.is_empty() || !self.ifeval.ifeval_file.is_empty();
+        let cadence = self.cadence.resolve(method, evaluates, every, total)?;
+        if cadence.best.is_some() && self.eval_file.is_empty() {
+            return Err(Error::Usage(
+                "the metric of the best model is one of --eval-file; give evaluation rows, or leave out \
+                 --load-best-model-at-end and --metric-for-best-model"
+                    .into(),
+            ));
+        }
         Ok(RunSettings {
             output_dir: self.output_dir.clone(),
             micro_batch,

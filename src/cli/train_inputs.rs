@@ -56,7 +56,8 @@ impl TrainSetup<'_> {
             Method::Sft => read_sft_files(files, &options),
             Method::Reward | Method::Dpo => read_files_with_reports(files, &options),
         };
-        refuse_pipe_named_twice(&[&self.args.train_file[..], &self.args.eval_file].concat())?;
+        let files = [&self.args.train_file[..], &self.args.eval_file, &self.args.ifeval.ifeval_file];
+        refuse_pipe_named_twice(&files.concat())?;
         let (train, mut reports) = read(&self.args.train_file)?;
         let (eval, of_eval) = read(&self.args.eval_file)?;
         reports.extend(of_eval);

@@ -15,7 +15,7 @@ use crate::model::store::{self, Loaded};
 use crate::model::weights::LoadAs;
 use crate::terminal::{complain, shown};
 use crate::train::frozen::FrozenCache;
-use crate::train::memory::{MemoryInputs, MemoryPlan, PlannedReference};
+use crate::train::memory::{MemoryInputs, MemoryPlan, PlannedGeneration, PlannedReference};
 use crate::train::pack_for;
 use crate::{Error, Result};
 
@@ -35,6 +35,7 @@ impl TrainSetup<'_> {
         backend: &B,
         config: &ModelConfig,
         groups: &[TokenizedGroup],
+        generation: Option<PlannedGeneration>,
     ) -> Result<Option<MemoryPlan>> {
         let reference = match self.precompute {
             Some(_) => None,
@@ -54,6 +55,7 @@ impl TrainSetup<'_> {
             recompute: self.args.gradient_checkpointing,
             replays: self.replays(backend)?,
             kernels: backend.kernel_properties(),
+            generation,
         };
         let loss = ComparisonOptions { scale: self.loss.scale, margin_add: self.loss.margin };
         let sizes = GroupSizes::measure(groups, &pack_for(&self.loss, config), &loss)?;

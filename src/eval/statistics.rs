@@ -88,13 +88,16 @@ fn intervals<const N: usize>(
             values.push(value);
         }
     }
+    drawn.map(percentile_interval)
+}
+
+/// The 95 % percentile interval of resampled values; `None` without variation, which means that all
+/// groups are alike, and not that the value is known exactly.
+pub(super) fn percentile_interval(mut values: Vec<f64>) -> Option<[f64; 2]> {
     let tail = (1.0 - LEVEL) / 2.0;
-    drawn.map(|mut values| {
-        values.sort_by(f64::total_cmp);
-        // Equal resamples mean that all groups are alike, not that the value is known exactly.
-        let spread = values.first() != values.last();
-        spread.then(|| [quantile(&values, tail), quantile(&values, 1.0 - tail)])
-    })
+    values.sort_by(f64::total_cmp);
+    let spread = values.first() != values.last();
+    spread.then(|| [quantile(&values, tail), quantile(&values, 1.0 - tail)])
 }
 
 /// Quantile of ascending values by linear interpolation between order statistics (type 7 of Hyndman

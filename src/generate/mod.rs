@@ -3,6 +3,7 @@
 //! - [`sampling`]: from the logits after a text to its next token
 //! - `slots`: rows of the key and value cache that are in use
 //! - `step`: the tables of one step on the device
+//! - [`session`]: one conversation, with its cache kept over turns
 //! - [`run`]: the loop: prompts enter, rows leave, and their samples share the prompt's part of the cache
 //!
 //! The tokens of a sample depend on its prompt, its number, the seed and the settings only. Other
@@ -11,8 +12,10 @@
 
 pub mod run;
 pub mod sampling;
+pub mod session;
 mod slots;
 mod step;
 
-pub use run::{Engine, Finish, Generated, Limits, Prompt};
+pub use run::{Engine, Finish, Generated, Limits, Prompt, Sizes};
 pub use sampling::{Sampler, Sampling};
+pub use session::Session;

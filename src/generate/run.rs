@@ -21,13 +21,14 @@ use super::slots::Slots;
 use super::step::Tables;
 use crate::backend::{Backend, View};
 use crate::model::activations::{Activations, Mode};
+use crate::model::config::ModelConfig;
 use crate::model::decoder::Model;
 use crate::model::decoder_cached::{KvCache, LastLogits};
 use crate::rng::Rng;
 use crate::{Error, Result};
 
 /// Most prompt tokens of a step. No result depends on this number.
-const PROMPT_TOKENS: usize = 1024;
+pub(super) const PROMPT_TOKENS: usize = 1024;
 
 /// Largest share of the free memory that the cache takes.
 const MEMORY_SHARE: f64 = 0.7;
@@ -91,6 +92,44 @@ pub struct Engine<'a, B: Backend> {
     limits: Limits,
 }
 
+/// Sizes of the buffers of a run on a device with enough memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Rows of the cache.
+    pub slots: usize,
+    /// Most tokens of a step.
+    pub tokens: usize,
+    /// Most rows of a step.
+    pub rows: usize,
+}
+
+impl Sizes {
+    /// Sizes of the buffers for these prompts.
+    pub fn of(limits: &Limits, config: &ModelConfig, prompts: &[Prompt]) -> Self {
+        let mut needs = Vec::new();
+        for prompt in prompts {
+            let own = own_rows(limits, config, prompt);
+            needs.push(prompt.ids.len() + own);
+            // More samples than rows never run at a time.
+            needs.extend(std::iter::repeat_n(own, prompt.samples.min(limits.rows).saturating_sub(1)));
+        }
+        needs.sort_unstable_by(|a, b| b.cmp(a));
+        let rows = limits.rows.min(needs.len());
+        let prompt_tokens: usize = prompts.iter().map(|prompt| prompt.ids.len()).sum();
+        Self { slots: needs.iter().take(limits.rows).sum(), tokens: prompt_tokens.min(PROMPT_TOKENS) + rows, rows }
+    }
+}
+
+/// New tokens that a prompt may get.
+fn room(limits: &Limits, config: &ModelConfig, prompt: &Prompt) -> usize {
+    limits.new_tokens.min(config.max_positions.saturating_sub(prompt.ids.len()))
+}
+
+/// Rows of the cache that a sample needs for itself: no token follows the last one.
+fn own_rows(limits: &Limits, config: &ModelConfig, prompt: &Prompt) -> usize {
+    room(limits, config, prompt).saturating_sub(1)
+}
+
 /// A prompt that has entered.
 struct Entered {
     /// Rows of the cache.
@@ -127,25 +166,17 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     /// New tokens that a prompt of this length may get.
     pub fn room(&self, prompt: &Prompt) -> usize {
-        self.limits.new_tokens.min(self.model.config.max_positions.saturating_sub(prompt.ids.len()))
+        room(&self.limits, &self.model.config, prompt)
     }
 
     /// Rows of the cache that a sample needs for itself.
     fn own_rows(&self, prompt: &Prompt) -> usize {
-        self.room(prompt).saturating_sub(1)
+        own_rows(&self.limits, &self.model.config, prompt)
     }
 
     /// Rows of the cache: enough for the rows that run at a time, or what the memory holds.
     fn capacity(&self, prompts: &[Prompt]) -> Result<usize> {
-        let mut needs = Vec::new();
-        for prompt in prompts {
-            let own = self.own_rows(prompt);
-            needs.push(prompt.ids.len() + own);
-            // More samples than rows never run at a time.
-            needs.extend(std::iter::repeat_n(own, prompt.samples.min(self.limits.rows).saturating_sub(1)));
-        }
-        needs.sort_unstable_by(|a, b| b.cmp(a));
-        let wanted: usize = needs.iter().take(self.limits.rows).sum();
+        let wanted = Sizes::of(&self.limits, &self.model.config, prompts).slots;
         let least = prompts.iter().map(|prompt| prompt.ids.len() + self.own_rows(prompt)).max().unwrap_or(0);
         let row = KvCache::<B>::row_bytes(&self.model.config).max(1);
         let free = self.backend.memory_free();
@@ -371,7 +402,7 @@ struct State<'p, B: Backend> {
 }
 
 /// Random numbers of a sample, by seed, prompt and the sample's number; every token draws one.
-fn sample_rng(seed: u64, prompt: &[u32], sample: usize) -> Rng {
+pub(super) fn sample_rng(seed: u64, prompt: &[u32], sample: usize) -> Rng {
     let ids: Vec<String> = prompt.iter().map(u32::to_string).collect();
     Rng::keyed(seed, &["generate", &ids.join(" "), &sample.to_string()])
 }

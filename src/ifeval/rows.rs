@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::check::{Instruction, Verdicts, verdicts};
-use crate::data::source::{Columns, for_each_row};
+use crate::data::source::{Columns, RowObject, for_each_row};
 use crate::terminal::shown;
 use crate::{Error, Result};
 
@@ -20,8 +20,20 @@ pub struct Prompt {
     pub key: Value,
     pub prompt: String,
     pub instructions: Vec<Instruction>,
+    /// The row as it was read.
+    pub object: Map<String, Value>,
+    /// First number of the row that is not finite, which `object` does not keep: its key, and what it
+    /// is.
+    pub non_finite: Option<(String, &'static str)>,
     /// File and line, for messages.
-    place: (PathBuf, usize),
+    pub place: (PathBuf, usize),
+}
+
+/// Responses to all prompts, in their order.
+pub struct Responses {
+    pub texts: Vec<String>,
+    /// Responses to other prompts, and the place of the first.
+    pub unused: (usize, Option<String>),
 }
 
 /// Verdicts on one response for every prompt, in the order of the prompts.
@@ -29,8 +41,6 @@ pub struct Judged {
     pub verdicts: Vec<Verdicts>,
     /// Responses of white space only.
     pub blank: usize,
-    /// Responses to other prompts, and the place of the first.
-    pub unused: (usize, Option<String>),
 }
 
 /// Reads prompts: `key`, `prompt`, `instruction_id_list`, `kwargs`.
@@ -43,8 +53,10 @@ pub fn read_prompts(files: &[PathBuf]) -> Result<Vec<Prompt>> {
     for file in files {
         let before = prompts.len();
         for_each_row(file, Columns::default(), |line, row| {
-            let row = row?.object;
-            let prompt = prompt(&row, (file.clone(), line)).map_err(|why| Error::data(file, line, None, why))?;
+            let RowObject { object, non_finite } = row?;
+            let place = (file.clone(), line);
+            let prompt = prompt(object, place).map_err(|why| Error::data(file, line, None, why))?;
+            let prompt = Prompt { non_finite: non_finite.into_iter().next(), ..prompt };
             if let Some(first) = places.insert(prompt.prompt.clone(), format!("{}:{line}", file.display())) {
                 let why = format!("the prompt is that of {first}; responses are joined by prompt, so remove one row");
                 return Err(Error::data(file, line, None, why));
@@ -59,7 +71,7 @@ pub fn read_prompts(files: &[PathBuf]) -> Result<Vec<Prompt>> {
     Ok(prompts)
 }
 
-fn prompt(row: &Map<String, Value>, place: (PathBuf, usize)) -> Result<Prompt, String> {
+fn prompt(row: Map<String, Value>, place: (PathBuf, usize)) -> Result<Prompt, String> {
     let need = |key: &str| match row.get(key) {
         Some(value) => Ok(value),
         None => Err(format!(
@@ -67,7 +79,8 @@ fn prompt(row: &Map<String, Value>, place: (PathBuf, usize)) -> Result<Prompt, S
         )),
     };
     let list = |key: &str| need(key)?.as_array().ok_or_else(|| format!("\"{key}\" is not a list"));
-    let (key, text) = (need("key")?.clone(), need("prompt")?.as_str().ok_or("\"prompt\" is not a string")?);
+    let key = need("key")?.clone();
+    let text = need("prompt")?.as_str().ok_or("\"prompt\" is not a string")?.to_owned();
     let (ids, arguments) = (list("instruction_id_list")?, list("kwargs")?);
     if ids.is_empty() {
         return Err("\"instruction_id_list\" is empty".into());
@@ -90,14 +103,14 @@ fn prompt(row: &Map<String, Value>, place: (PathBuf, usize)) -> Result<Prompt, S
         Instruction::new(id, arguments)
     };
     let instructions = ids.iter().zip(arguments).map(instruction).collect::<Result<_, String>>()?;
-    Ok(Prompt { key, prompt: text.to_owned(), instructions, place })
+    Ok(Prompt { key, prompt: text, instructions, object: row, non_finite: None, place })
 }
 
-/// Reads responses (`prompt`, `response`) and checks them.
+/// Reads responses (`prompt`, `response`).
 ///
 /// # Errors
 /// [`Error::Data`] with the line of the first defect, and for prompts without a response.
-pub fn judge(prompts: &[Prompt], files: &[PathBuf]) -> Result<Judged> {
+pub fn read_responses(prompts: &[Prompt], files: &[PathBuf]) -> Result<Responses> {
     let of: HashMap<&str, usize> = prompts.iter().enumerate().map(|(i, p)| (p.prompt.as_str(), i)).collect();
     let mut found: Vec<Option<(String, String)>> = prompts.iter().map(|_| None).collect();
     let mut unused = (0, None);
@@ -130,11 +143,14 @@ pub fn judge(prompts: &[Prompt], files: &[PathBuf]) -> Result<Judged> {
     if let (Some(first), Some(file)) = (missing.first(), files.first()) {
         return Err(unanswered(first, missing.len(), prompts.len(), file, unused.0));
     }
-    let responses: Vec<String> = found.into_iter().flatten().map(|(response, _)| response).collect();
+    Ok(Responses { texts: found.into_iter().flatten().map(|(response, _)| response).collect(), unused })
+}
+
+/// Checks responses, one to every prompt.
+pub fn judge(prompts: &[Prompt], responses: &[String]) -> Judged {
     let blank = responses.iter().filter(|response| response.trim().is_empty()).count();
-    let verdicts =
-        prompts.par_iter().zip(&responses).map(|(p, response)| verdicts(&p.instructions, response)).collect();
-    Ok(Judged { verdicts, blank, unused })
+    let verdicts = prompts.par_iter().zip(responses).map(|(p, response)| verdicts(&p.instructions, response)).collect();
+    Judged { verdicts, blank }
 }
 
 fn unanswered(first: &Prompt, missing: usize, of: usize, file: &Path, unused: usize) -> Error {

@@ -76,7 +76,8 @@ impl<B: Backend> LastLogits<B> {
         Ok(Self { capacity: 0, hidden: backend.zeros_act(0)?, logits: backend.zeros_act(0)? })
     }
 
-    fn grow(&mut self, backend: &B, config: &ModelConfig, sequences: usize) -> Result<()> {
+    /// Ensures room for `sequences`.
+    pub(crate) fn grow(&mut self, backend: &B, config: &ModelConfig, sequences: usize) -> Result<()> {
         if sequences > self.capacity {
             *self = Self::new(backend)?;
             self.hidden = backend.zeros_act(sequences * config.hidden)?;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use serde_json::{Map, Value};
+
 use super::metrics::Tally;
 use super::step::StepReport;
 use crate::data::group::Kind;
@@ -89,9 +91,15 @@ pub(super) fn step_line(
 }
 
 /// Evaluation line: `eval 200 | loss 0.6000 | acc 0.71 | intra 0.66 | inter 0.58`.
-pub(super) fn eval_line(step: u64, tally: &Tally, loss: &Loss) -> String {
-    let mut parts = vec![format!("eval {step}"), format!("loss {:.4}", tally.loss(loss))];
-    parts.extend(accuracies(tally, loss));
+///
+/// Figures of generated text follow under their names: `ifeval/prompt_strict 0.25`.
+pub(super) fn eval_line(step: u64, scored: Option<(&Tally, &Loss)>, figures: &Map<String, Value>) -> String {
+    let mut parts = vec![format!("eval {step}")];
+    if let Some((tally, loss)) = scored {
+        parts.push(format!("loss {:.4}", tally.loss(loss)));
+        parts.extend(accuracies(tally, loss));
+    }
+    parts.extend(figures.iter().filter_map(|(name, value)| Some(format!("{name} {:.3}", value.as_f64()?))));
     parts.join(" | ")
 }
 
@@ -138,7 +146,7 @@ mod tests {
         tally.kinds[Kind::Base.index()].add(0.69, 0.0);
         tally.kinds[Kind::Intra.index()].add(0.69, 0.0);
         tally.kinds[Kind::Intra.index()].add(0.69, -1.0);
-        let line = eval_line(0, &tally, &loss);
+        let line = eval_line(0, Some((&tally, &loss)), &Map::new());
         assert!(line.ends_with("| acc - | intra 0.00 | margin +0.000"), "{line}");
     }
 

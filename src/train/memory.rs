@@ -11,9 +11,10 @@ use crate::backend::kernels::rehearsal::Rehearsal;
 use crate::backend::{Backend, View, ViewMut, Write};
 use crate::data::pack::{BatchLimits, GroupSizes};
 use crate::loss::objective::Loss;
-use crate::model::activations::Mode;
+use crate::model::activations::{Activations, Mode};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Model;
+use crate::model::decoder_cached::{KvCache, LastLogits};
 use crate::model::decoder_grad::GradientsOut;
 use crate::model::lora::{Lora, LoraSpec};
 use crate::{Error, Result};
@@ -43,6 +44,21 @@ pub struct MemoryInputs<'a> {
     pub accumulation: usize,
     /// Device properties that select launch grids; `None` if ops need no workspace.
     pub kernels: Option<&'a Properties>,
+    /// Text that the policy generates at evaluations.
+    pub generation: Option<PlannedGeneration>,
+}
+
+/// Buffers of generation at evaluations.
+#[derive(Clone, Copy, Debug)]
+pub struct PlannedGeneration {
+    /// Rows of the key and value cache.
+    pub slots: usize,
+    /// Most tokens of a step.
+    pub tokens: usize,
+    /// Most rows of a step.
+    pub rows: usize,
+    /// Length of the longest text.
+    pub longest: usize,
 }
 
 /// Frozen reference of a run, for its memory.
@@ -212,6 +228,21 @@ impl fmt::Display for MemoryPlan {
     }
 }
 
+/// Cache, activations and logits of generation, as [`crate::model::decoder_cached`] uses them.
+fn generation_buffers<B: Backend>(
+    backend: &B,
+    policy: &Model<B>,
+    planned: PlannedGeneration,
+) -> Result<(KvCache<B>, Activations<B>, LastLogits<B>)> {
+    let cache = KvCache::new(backend, &policy.config, planned.slots)?;
+    let adapters = policy.lora.as_ref().map(|lora| lora.layout.clone());
+    let mut acts = Activations::with_adapters(backend, &policy.config, adapters, Mode::Infer, 0)?;
+    acts.grow(backend, &policy.config, planned.tokens)?;
+    let mut logits = LastLogits::new(backend)?;
+    logits.grow(backend, &policy.config, planned.rows)?;
+    Ok((cache, acts, logits))
+}
+
 /// Bytes by part. Allocates the buffers of the run itself on a device that only counts.
 fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> Result<Parts> {
     let none = Properties { name: String::new(), processors: 1, shared_bytes: 0, compute_capability: (0, 0) };
@@ -223,7 +254,7 @@ fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> Res
         parts.push((name, now - seen));
         seen = now;
     };
-    let positions = limits.longest_path.max(1);
+    let positions = limits.longest_path.max(subject.generation.map_or(0, |planned| planned.longest)).max(1);
     let mut policy = Model::zeros(&backend, subject.config.clone(), positions)?;
     part("weights", &backend);
     policy.lora = subject.lora.map(|spec| Lora::zeros(&backend, subject.config, spec.clone())).transpose()?;
@@ -263,6 +294,8 @@ fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> Res
     let mut scores = backend.zeros_acc(2 * limits.seqs + 2 * limits.comparisons + CONTROL)?;
     backend.reserve_turns()?;
     part("batch", &backend);
+    let _generation = subject.generation.map(|planned| generation_buffers(&backend, &policy, planned)).transpose()?;
+    part("generation", &backend);
     if subject.kernels.is_some() {
         let reduce = subject.loss.reduce;
         if let Some(scorer) = &mut reference_scorer {

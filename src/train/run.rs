@@ -40,6 +40,7 @@ use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
 use crate::loss::objective::Method;
 use crate::model::config::StoredDtype;
+use crate::model::decoder::Model;
 use crate::optim::schedule::{Schedule, Scheduler, Shape};
 use crate::perf::ceilings::Ceilings;
 use crate::perf::observe::RunObserver;
@@ -106,10 +107,16 @@ impl RunSettings {
     }
 }
 
+/// Figures of text that the policy generates at an evaluation, by name without the prefix `eval_`;
+/// `None` if a stop signal interrupted it.
+pub type PolicyFigures<'a, B> = &'a dyn Fn(&B, &mut Model<B>) -> Result<Option<Map<String, Value>>>;
+
 /// Data and starting point of a run.
-pub struct RunData<'a> {
+pub struct RunData<'a, B: Backend> {
     pub train: Vec<TokenizedGroup>,
     pub eval: Vec<TokenizedGroup>,
+    /// Further figures of every evaluation.
+    pub figures: Option<PolicyFigures<'a, B>>,
     pub tokenizer: &'a Tokenizer,
     /// Draws the training groups of a later epoch (`--redraw epoch`).
     pub redraw: Option<&'a dyn Fn(u64) -> Result<Vec<TokenizedGroup>>>,
@@ -149,7 +156,11 @@ pub struct RunSummary {
 
 /// Trains until the last step, a signal, or divergence. Writes the final model to `output_dir`
 /// itself.
-pub fn train<B: Backend>(trainer: Trainer<'_, B>, mut data: RunData<'_>, settings: &RunSettings) -> Result<RunSummary> {
+pub fn train<B: Backend>(
+    trainer: Trainer<'_, B>,
+    mut data: RunData<'_, B>,
+    settings: &RunSettings,
+) -> Result<RunSummary> {
     let mut evaluator = trainer.evaluator()?;
     if data.train.is_empty() {
         return Err(Error::Usage(
@@ -221,6 +232,15 @@ fn with_checkpoint_hint(output_dir: &Path, error: Error) -> Error {
     }
 }
 
+/// Outcome of an evaluation.
+#[derive(Debug, PartialEq)]
+enum Evaluated {
+    /// With the sums over the evaluation groups, if there are any.
+    Done(Option<Tally>),
+    /// A stop signal came.
+    Interrupted,
+}
+
 /// Position in the data after a batch.
 #[derive(Clone, Copy, Debug, Default)]
 struct Progress {
@@ -239,7 +259,7 @@ impl Progress {
 struct Run<'a, 'b, B: Backend> {
     trainer: Trainer<'b, B>,
     evaluator: Evaluator<B>,
-    data: RunData<'a>,
+    data: RunData<'a, B>,
     settings: &'a RunSettings,
     schedule: Schedule,
     /// Data loader, positioned after the last batch that was requested.
@@ -330,9 +350,9 @@ impl<B: Backend> Run<'_, '_, B> {
         // A run that ends without a checkpoint ends with its model.
         let due = self.due(self.step, epoch_ends, (s.save_steps, s.save_epochs)) || self.overdue();
         let save = if last { s.save_at_end } else { due };
-        let tally = if evaluate { self.evaluate()? } else { None };
-        self.evaluation_due = evaluate && tally.is_none();
-        if save && let Some(tally) = tally {
+        let evaluated = if evaluate { self.evaluate()? } else { Evaluated::Done(None) };
+        self.evaluation_due = evaluated == Evaluated::Interrupted;
+        if save && let Evaluated::Done(Some(tally)) = evaluated {
             self.compare_with_best(&tally);
         }
         let asked = self.signals.take_save();
@@ -396,30 +416,43 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(())
     }
 
-    /// Evaluates and logs. `None` without evaluation groups, or if a signal interrupted the
-    /// evaluation.
-    fn evaluate(&mut self) -> Result<Option<Tally>> {
-        if self.data.eval.is_empty() {
-            return Ok(None);
-        }
-        let (scores, tally) = self.trainer.evaluate(&mut self.evaluator, &self.data.eval)?;
+    /// Evaluates and logs.
+    fn evaluate(&mut self) -> Result<Evaluated> {
+        let scored = match self.data.eval.is_empty() {
+            true => None,
+            false => Some(self.trainer.evaluate(&mut self.evaluator, &self.data.eval)?),
+        };
         if self.evaluator.interrupted() {
-            return Ok(None);
+            return Ok(Evaluated::Interrupted);
         }
-        self.keep_folder()?;
-        let mut values = Map::new();
-        values.insert("time".into(), number(now()));
-        values.extend(tally.named(&self.trainer.loss, "eval_"));
-        self.metrics.write("eval", self.step, values.clone())?;
-        self.metrics.scalars(self.step, &values)?;
-        self.metrics.eval_scores(self.step, &self.trainer.loss, &self.data.eval, &scores)?;
-        self.console.line(&eval_line(self.step, &tally, &self.trainer.loss));
-        values.insert("step".into(), json!(self.step));
-        self.history.push(Value::Object(values));
-        self.summary.evals.push((self.step, tally.clone()));
+        let figures = match self.data.figures.map(|of| of(self.trainer.backend, &mut self.trainer.policy)) {
+            None => Map::new(),
+            Some(figures) => match figures? {
+                Some(figures) => figures,
+                None => return Ok(Evaluated::Interrupted),
+            },
+        };
         // Discards the op times of the evaluation, which are not part of a step.
         self.trainer.backend.op_times()?;
-        Ok(Some(tally))
+        if scored.is_none() && figures.is_empty() {
+            return Ok(Evaluated::Done(None));
+        }
+        self.keep_folder()?;
+        let (loss, tally) = (&self.trainer.loss, scored.as_ref().map(|(_, tally)| tally));
+        let mut values = Map::new();
+        values.insert("time".into(), number(now()));
+        values.extend(tally.into_iter().flat_map(|tally| tally.named(loss, "eval_")));
+        values.extend(figures.iter().map(|(name, value)| (format!("eval_{name}"), value.clone())));
+        self.metrics.write("eval", self.step, values.clone())?;
+        self.metrics.scalars(self.step, &values)?;
+        self.console.line(&eval_line(self.step, tally.map(|tally| (tally, loss)), &figures));
+        if let Some((scores, tally)) = &scored {
+            self.metrics.eval_scores(self.step, loss, &self.data.eval, scores)?;
+            self.summary.evals.push((self.step, tally.clone()));
+        }
+        values.insert("step".into(), json!(self.step));
+        self.history.push(Value::Object(values));
+        Ok(Evaluated::Done(scored.map(|(_, tally)| tally)))
     }
 
     /// Prints and writes the times by op if they were taken.

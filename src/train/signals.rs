@@ -144,12 +144,18 @@ impl Signals {
 
     /// Defers stop signals: until the result is dropped, the first one is a request instead of the
     /// end of the process. `printer` prints the notice of it.
-    pub(super) fn defer(&self, printer: impl FnOnce(&str) + Send + 'static) -> Deferred {
+    pub(crate) fn defer(&self, printer: impl FnOnce(&str) + Send + 'static) -> Deferred {
         let mut rules = lock(&self.rules);
         self.stop.store(0, Ordering::SeqCst);
         (rules.deferred, rules.first) = (true, None);
         rules.printer = Some(Box::new(printer));
         Deferred(self.clone())
+    }
+
+    /// Ends the process as a stop signal outside of a loop does.
+    pub(crate) fn end(signal: i32) -> ! {
+        remove_unfinished();
+        low_level::exit(128 + signal)
     }
 
     /// Number of the stop signal that was received.
@@ -191,7 +197,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Guard that defers stop signals while it lives.
 #[must_use]
-pub(super) struct Deferred(Signals);
+pub(crate) struct Deferred(Signals);
 
 impl Drop for Deferred {
     fn drop(&mut self) {

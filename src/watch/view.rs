@@ -15,7 +15,7 @@ use crate::terminal::shown;
 type Panel = (&'static str, &'static [(&'static str, &'static [&'static str])]);
 
 /// The pages.
-pub const PANELS: [Panel; 4] = [
+pub const PANELS: [Panel; 5] = [
     ("loss", &[("loss", &["loss", "eval_loss"]), ("loss by kind", &["loss/base", "loss/intra", "loss/inter"])]),
     (
         "accuracy",
@@ -32,6 +32,14 @@ pub const PANELS: [Panel; 4] = [
         &[
             ("margin by kind", &["rewards/margins/base", "rewards/margins/intra", "rewards/margins/inter"]),
             ("rewards", &["rewards/chosen", "rewards/rejected", "mean_reward"]),
+        ],
+    ),
+    (
+        "ifeval",
+        &[
+            ("prompts followed", &["eval_ifeval/prompt_strict", "eval_ifeval/prompt_loose"]),
+            ("instructions followed", &["eval_ifeval/instruction_strict", "eval_ifeval/instruction_loose"]),
+            ("new tokens of an answer", &["eval_ifeval/mean_tokens"]),
         ],
     ),
     (

@@ -211,3 +211,195 @@ fn keywords_are_regular_expressions() {
         assert_eq!(row["strict"], json!([case.3]), "{case:?}");
     }
 }
+
+/// Prompts with tokens of the test models' vocabulary.
+fn short_prompts() -> String {
+    let letters = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "l", "m", "n", "o", "p", "r", "s", "t", "u"];
+    let ids: Vec<&str> =
+        std::iter::once("punctuation:no_comma").chain(letters.map(|_| "keywords:letter_frequency")).collect();
+    let often = |letter| json!({"letter": letter, "let_frequency": 1, "let_relation": "at least"});
+    let kwargs: Vec<Value> = std::iter::once(json!({})).chain(letters.map(often)).collect();
+    let row = |key: usize, prompt: &str| json!({"key": key, "prompt": prompt, "instruction_id_list": ids, "kwargs": kwargs, "note": "kept"});
+    lines(&[row(1, "the cat"), row(2, "name a colour"), row(3, "why")])
+}
+
+#[test]
+fn a_model_is_judged_like_the_responses_that_it_generates() {
+    let bench = Bench::new();
+    bench.write("prompts.jsonl", short_prompts());
+    let flags = "--max-new-tokens 12 --temperature 1.2 --top-k 60 --stop e";
+    bench.run(&format!("generate --model model --input prompts.jsonl --output made.jsonl {flags} --seed 3")).ok();
+    let judged = bench.run("ifeval --input prompts.jsonl --responses made.jsonl --output a.jsonl").ok();
+    let direct = format!("ifeval --input prompts.jsonl --model model {flags} --seed 3");
+    let run = bench.run(&format!("{direct} --output b.jsonl --save-responses saved.jsonl")).ok();
+    assert_eq!(bench.bytes("saved.jsonl"), bench.bytes("made.jsonl"));
+    assert_eq!(bench.bytes("a.jsonl"), bench.bytes("b.jsonl"));
+    assert_eq!(run.out.replace("b.jsonl", "a.jsonl"), judged.out);
+    assert!(run.err.contains("3 responses in saved.jsonl"), "{}", run.err);
+    let value: Value = serde_json::from_str(&bench.run(&format!("{direct} --json")).ok().out).unwrap();
+    assert_eq!((&value["model"], value.get("responses")), (&json!("model"), None));
+    // Another seed gives other texts, so the seed reaches the sampler.
+    bench
+        .run(&format!("ifeval --input prompts.jsonl --model model {flags} --seed 4 --save-responses other.jsonl"))
+        .ok();
+    assert_ne!(bench.bytes("other.jsonl"), bench.bytes("saved.jsonl"));
+}
+
+#[test]
+fn models_and_files_of_responses_are_compared_alike() {
+    let bench = Bench::new();
+    bench.write("prompts.jsonl", short_prompts());
+    let flags = "--max-new-tokens 8 --batch-size 2";
+    for model in ["model", "qwen"] {
+        let run = format!("generate --model {model} --input prompts.jsonl --output {model}.jsonl {flags}");
+        bench.run(&run).ok();
+    }
+    let run = "ifeval --input prompts.jsonl --json --bootstrap 200 --seed 5 --compare";
+    let figures = |sides: &str| -> Value {
+        let mut value: Value = serde_json::from_str(&bench.run(&format!("{run} {sides}")).ok().out).unwrap();
+        ["a", "b"].iter().for_each(|side| drop(value.as_object_mut().unwrap().remove(*side)));
+        value
+    };
+    let files = figures("model.jsonl qwen.jsonl");
+    assert_eq!(figures(&format!("model qwen {flags} --save-responses a.jsonl b.jsonl")), files);
+    assert_eq!(figures(&format!("model.jsonl qwen {flags} --save-responses c.jsonl")), files);
+    assert_eq!(bench.bytes("a.jsonl"), bench.bytes("model.jsonl"));
+    assert_eq!(
+        ["b.jsonl", "c.jsonl"].map(|file| bench.bytes(file)),
+        ["qwen.jsonl", "qwen.jsonl"].map(|file| bench.bytes(file))
+    );
+}
+
+#[test]
+fn generation_flags_without_a_model_and_rows_that_cannot_be_saved_are_refused() {
+    let bench = Bench::new();
+    bench.write("prompts.jsonl", short_prompts());
+    bench.write("a.jsonl", "");
+    let run = "ifeval --input prompts.jsonl";
+    for (flags, parts) in [
+        ("--responses a.jsonl --max-new-tokens 3", &["--max-new-tokens has no effect", "--model"][..]),
+        ("--compare a.jsonl a.jsonl --temperature 1", &["--temperature has no effect"]),
+        ("--responses a.jsonl --batch-size 3", &["--batch-size has no effect"]),
+        ("--responses a.jsonl --save-responses b.jsonl", &["--save-responses has no effect"]),
+        ("--responses a.jsonl --model model", &["cannot be used with"]),
+        ("--model none", &["--model none: there is no such folder"]),
+        ("--model model --seed 1", &["--seed has no effect without sampling"]),
+        ("--model model --bootstrap 200", &["--bootstrap has no effect"]),
+        ("--model model --base-model qwen", &["--base-model has no effect"]),
+        ("--model model --save-responses b.jsonl c.jsonl", &["2 files for 1 model folders"]),
+        ("--compare model qwen --save-responses b.jsonl", &["1 files for 2 model folders"]),
+        ("--compare model qwen --save-responses b.jsonl b.jsonl", &["given twice"]),
+        ("--model model --save-responses b.jsonl --output b.jsonl", &["both b.jsonl"]),
+        ("--model model --save-responses prompts.jsonl", &["input of this command"]),
+    ] {
+        bench.run(&format!("{run} {flags}")).fails(2, parts);
+    }
+    let mut row: Value = serde_json::from_str(short_prompts().lines().next().unwrap()).unwrap();
+    row["tokens"] = json!([1]);
+    bench.write(
+        "prompts.jsonl",
+        format!("{}{row}\n", short_prompts().lines().nth(1).map(|line| format!("{line}\n")).unwrap()),
+    );
+    let run = "ifeval --input prompts.jsonl --model model --max-new-tokens 2";
+    bench.run(run).ok();
+    bench.run(&format!("{run} --save-responses b.jsonl")).fails(3, &["prompts.jsonl:2", "\"tokens\"", "rename"]);
+    bench.write("prompts.jsonl", short_prompts().replace("\"kept\"", "NaN"));
+    bench.run(&format!("{run} --save-responses b.jsonl")).fails(3, &["prompts.jsonl:1", "\"note\"", "NaN"]);
+    assert!(!bench.at("b.jsonl").exists());
+}
+
+/// Rows of an evaluation with figures of generated text: step, and the figures.
+fn logged(bench: &Bench, run: &str) -> Vec<(u64, Value)> {
+    let rows = bench.rows(&format!("{run}/metrics.jsonl")).into_iter().filter(|row| row["kind"] == "eval");
+    let figures = |row: &Value| -> Value {
+        let all = row.as_object().unwrap().iter();
+        Value::Object(all.filter(|(k, _)| k.starts_with("eval_ifeval/")).map(|(k, v)| (k.clone(), v.clone())).collect())
+    };
+    rows.map(|row| (row["step"].as_u64().unwrap(), figures(&row))).collect()
+}
+
+/// What `mapl ifeval --model` says about a model, under the names of the log.
+fn figures_of(bench: &Bench, model: &str) -> Value {
+    let run = "--input prompts.jsonl --max-new-tokens 8 --apply-chat-template --json";
+    let value: Value =
+        serde_json::from_str(&bench.run(&format!("ifeval --model {model} {run} --save-responses r.jsonl")).ok().out)
+            .unwrap();
+    let rows = bench.rows("r.jsonl");
+    let tokens: usize = rows.iter().map(|row| row["tokens"].as_array().unwrap().len()).sum();
+    let ended = rows.iter().filter(|row| row["finish"] == "stop").count();
+    let mut named = json!({
+        "eval_ifeval/mean_tokens": tokens as f64 / rows.len() as f64,
+        "eval_ifeval/ended": ended as f64 / rows.len() as f64,
+    });
+    for name in ["prompt", "instruction"] {
+        for kind in ["strict", "loose"] {
+            named[format!("eval_ifeval/{name}_{kind}")] = value[name][kind]["accuracy"].clone();
+        }
+    }
+    named
+}
+
+const TRAIN: &str = "--train-file pairs.jsonl --per-device-train-batch-size 2 --max-steps 4 --learning-rate 1e-1";
+
+#[test]
+fn training_logs_the_figures_of_its_policy_and_trains_the_same_model() {
+    let bench = Bench::new();
+    bench.write("prompts.jsonl", short_prompts());
+    let asks = "--ifeval-file prompts.jsonl --ifeval-max-new-tokens 8 --eval-steps 2 --save-steps 2";
+    for (method, flags) in [("dpo", ""), ("sft", "--use-peft")] {
+        let run = format!("{method} --model model {TRAIN} {flags}");
+        bench.run(&format!("{run} --output-dir plain-{method}")).ok();
+        let done = bench.run(&format!("{run} --output-dir asked-{method} {asks}")).ok();
+        assert!(done.out.contains("3 of 3 prompts, as the user's turn, at most 8 new tokens"), "{}", done.out);
+        assert!(done.out.contains("eval 4 | ifeval/"), "{}", done.out);
+        let file = if method == "dpo" { "model.safetensors" } else { "adapter_model.safetensors" };
+        let weights = |run: &str| bench.bytes(&format!("{run}-{method}/{file}"));
+        assert!(weights("plain") == weights("asked"), "{method}: generation changed the training");
+        let rows = logged(&bench, &format!("asked-{method}"));
+        assert_eq!(rows.iter().map(|row| row.0).collect::<Vec<_>>(), [0, 2, 4]);
+        assert_eq!(rows[0].1, figures_of(&bench, "model"), "{method}");
+        assert_eq!(rows[2].1, figures_of(&bench, &format!("asked-{method}")), "{method}");
+        assert!(rows[0].1 != rows[2].1, "{method}: the figures are those of the policy as it is");
+        // A run that continues after step 2 repeats the rest.
+        let resumed = format!("{run} --output-dir again-{method} {asks}");
+        bench.run(&format!("{resumed} --resume-from-checkpoint asked-{method}/checkpoint-2")).ok();
+        assert!(weights("again") == weights("asked"), "{method}");
+        assert_eq!(logged(&bench, &format!("again-{method}")).pop(), rows.into_iter().last(), "{method}");
+    }
+    bench.run("report asked-dpo").ok();
+    let page = String::from_utf8(bench.bytes("asked-dpo/report.html")).unwrap();
+    assert!(page.contains("Instruction following") && page.contains("Prompts followed"));
+    let watched = bench.run("watch asked-dpo --once --page ifeval").ok().out;
+    assert!(watched.contains("prompts followed"), "{watched}");
+    assert!(bench.json("asked-dpo/run.json")["files"]["ifeval"][0].is_object());
+}
+
+#[test]
+fn a_subset_of_prompts_is_answered_together_with_evaluation_rows() {
+    let bench = Bench::new();
+    bench.write("prompts.jsonl", short_prompts());
+    let asks = "--eval-file pairs.jsonl --ifeval-file prompts.jsonl --ifeval-samples 2 --ifeval-max-new-tokens 3";
+    let done = bench.run(&format!("dpo --model model {TRAIN} --output-dir out {asks}")).ok();
+    assert!(done.out.contains("2 of 3 prompts"), "{}", done.out);
+    let rows = bench.rows("out/metrics.jsonl");
+    let last = rows.iter().rfind(|row| row["kind"] == "eval").unwrap();
+    assert!(last["eval_loss"].is_f64() && last["eval_ifeval/prompt_strict"].is_f64(), "{last}");
+    let run = |method: &str, flags: &str| format!("{method} --model model {TRAIN} --output-dir none {flags}");
+    for (method, flags, parts) in [
+        ("reward", "--ifeval-file prompts.jsonl", &["--ifeval-file", "reward", "sft and dpo"][..]),
+        ("dpo", "--ifeval-samples 2", &["--ifeval-samples has no effect", "--ifeval-file"]),
+        ("sft", "--ifeval-max-new-tokens 2", &["--ifeval-max-new-tokens has no effect"]),
+        ("dpo", "--ifeval-file prompts.jsonl --ifeval-samples 4", &["--ifeval-samples 4", "3 prompts"]),
+        ("dpo", "--eval-steps 2", &["--eval-steps has no effect", "--ifeval-file"]),
+        (
+            "dpo",
+            "--ifeval-file prompts.jsonl --eval-steps 2 --save-steps 2 --load-best-model-at-end",
+            &["--eval-file", "--load-best-model-at-end"],
+        ),
+    ] {
+        bench.run(&run(method, flags)).fails(2, parts);
+    }
+    bench.write("bad.jsonl", "{\"prompt\": \"x\"}\n");
+    bench.run(&run("dpo", "--ifeval-file bad.jsonl")).fails(3, &["bad.jsonl:1", "missing"]);
+    assert!(!bench.at("none").exists());
+}

@@ -23,7 +23,9 @@ mod bad_input {
     mod settings;
     mod tokenizers;
 }
+mod benchmarks;
 mod best_model;
+mod chat;
 mod checkpoints;
 mod data_check;
 mod data_files;

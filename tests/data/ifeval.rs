@@ -3,14 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
-use mapl::ifeval::rows::{judge, read_prompts};
+use mapl::ifeval::rows::{judge, read_prompts, read_responses};
 use serde_json::Value;
 
 /// Compares every verdict on every case, strict and loose.
 fn agree(file: &str, types_expected: usize) {
     let file: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/ifeval").join(file);
     let prompts = read_prompts(std::slice::from_ref(&file)).unwrap();
-    let judged = judge(&prompts, std::slice::from_ref(&file)).unwrap();
+    let judged = judge(&prompts, &read_responses(&prompts, std::slice::from_ref(&file)).unwrap().texts);
     let text = std::fs::read_to_string(&file).unwrap();
     let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(rows.len(), prompts.len());

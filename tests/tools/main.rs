@@ -6,6 +6,7 @@ mod evaluation {
     //! Measures of scored data: statistics against scipy, measures and breakdowns by hand,
     //! prompt-blindness probes, and the paired comparison. Only the probes need a model.
 
+    mod benchmarks;
     mod blindness;
     mod comparison;
     mod measures;

@@ -64,6 +64,7 @@ fn run(tokenizer: &Tokenizer, output_dir: &Path, fault: Option<usize>) -> (Resul
         keep_folder: None,
         train: [groups(), groups(), groups()].concat(),
         eval: groups(),
+        figures: None,
         tokenizer,
         redraw: None,
         memory: None,

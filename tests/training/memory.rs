@@ -13,7 +13,7 @@ use mapl::model::lora::LoraSpec;
 use mapl::model::lora::layout::LoraLayout;
 use mapl::model::presets;
 use mapl::train::batch::upload::DeviceBatch;
-use mapl::train::memory::{MemoryInputs, MemoryPlan, PlannedReference};
+use mapl::train::memory::{MemoryInputs, MemoryPlan, PlannedGeneration, PlannedReference};
 use mapl::train::pack_options;
 
 fn loss(method: Method) -> Loss {
@@ -94,6 +94,7 @@ fn parts_of_the_plan_match_their_formulas() {
     let card = Properties { name: "card".into(), processors: 132, shared_bytes: 232_448, compute_capability: (9, 0) };
     let plan = |precision, kernels, available| {
         let subject = MemoryInputs {
+            generation: None,
             config: &config,
             lora: None,
             reference: PlannedReference::Model(&config),
@@ -137,6 +138,7 @@ fn the_plan_shows_the_effect_of_recomputation() {
     let sizes = sizes(&loss, config.vocab);
     let plan = |recompute, available| {
         let subject = MemoryInputs {
+            generation: None,
             config: &config,
             lora: None,
             reference: PlannedReference::None,
@@ -165,6 +167,7 @@ fn a_batch_that_does_not_fit_is_refused_with_the_largest_that_does() {
     let loss = loss(Method::Dpo);
     let sizes = sizes(&loss, config.vocab);
     let subject = MemoryInputs {
+        generation: None,
         config: &config,
         lora: None,
         reference: PlannedReference::None,
@@ -217,6 +220,7 @@ fn adapters_have_no_gradients_or_moments_of_frozen_weights() {
                 };
                 let (config, loss) = (&config, &loss);
                 let subject = MemoryInputs {
+                    generation: None,
                     config,
                     lora,
                     reference,
@@ -245,4 +249,35 @@ fn adapters_have_no_gradients_or_moments_of_frozen_weights() {
             assert!((len * stored..len * stored + 256).contains(&part(&adapters, "adapter weights")));
         }
     }
+}
+
+/// Text that a run generates at evaluations counts with its cache, and only there.
+#[test]
+fn the_plan_counts_the_cache_of_generation() {
+    let config = tiny_config("llama", false);
+    let loss = loss(Method::Dpo);
+    let sizes = sizes(&loss, config.vocab);
+    let plan = |slots: Option<usize>| {
+        let subject = MemoryInputs {
+            generation: slots.map(|slots| PlannedGeneration { slots, tokens: 64, rows: 4, longest: 8 }),
+            config: &config,
+            lora: None,
+            reference: PlannedReference::None,
+            loss: &loss,
+            precision: Precision::F32,
+            accumulation: 1,
+            recompute: false,
+            replays: false,
+            kernels: None,
+        };
+        MemoryPlan::new(&subject, &sizes, 2, None).unwrap().unwrap()
+    };
+    let [none, small, large] = [None, Some(1000), Some(2000)].map(plan);
+    assert_eq!(part(&none, "generation"), 0);
+    let rows = |slots: usize| {
+        (config.layers * (slots * 2 * config.kv_heads * config.head_dim * 4).next_multiple_of(256)) as u64
+    };
+    assert!(part(&small, "generation") > rows(1000));
+    assert_eq!(part(&large, "generation") - part(&small, "generation"), rows(2000) - rows(1000));
+    assert_eq!(large.total() - none.total(), part(&large, "generation"));
 }

@@ -58,7 +58,7 @@ use serde_json::Value;
 
 pub(crate) use container::open_text;
 pub use options::{ColumnMap, Pairs, ReadOptions};
-pub(crate) use rows::{Columns, for_each_row};
+pub(crate) use rows::{Columns, RowObject, for_each_row};
 pub use sft::{read_sft_files, sft_pairs};
 
 use super::group::{PreferenceGroup, Prompt, Response};

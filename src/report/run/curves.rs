@@ -117,6 +117,30 @@ const REWARDS: [Curve; 4] = [
     ),
 ];
 
+const IFEVAL: [Curve; 3] = [
+    Curve {
+        title: "Prompts followed",
+        lines: &[("strict", "ifeval/prompt_strict"), ("loose", "ifeval/prompt_loose")],
+        axis: ("share of prompts", ""),
+        is_share: false,
+        caption: "Share of IFEval's prompts of which the policy's answer follows every instruction.",
+    },
+    Curve {
+        title: "Instructions followed",
+        lines: &[("strict", "ifeval/instruction_strict"), ("loose", "ifeval/instruction_loose")],
+        axis: ("share of instructions", ""),
+        is_share: false,
+        caption: "Share of instructions that the policy's answers follow.",
+    },
+    Curve {
+        title: "Length of answers",
+        lines: &[("", "ifeval/mean_tokens")],
+        axis: ("new tokens", ""),
+        is_share: false,
+        caption: "Mean number of tokens that the policy generates for an answer.",
+    },
+];
+
 const OPTIMISER: [Curve; 4] = [
     curve("Learning rate", &[("", "learning_rate")], "Learning rate of the schedule, including warm-up."),
     curve(
@@ -172,6 +196,7 @@ pub(super) fn sections(runs: &[RunLog]) -> Vec<Section> {
         ("Loss by kind", &LOSS[..]),
         ("Accuracy and margin", &ACCURACY),
         ("Rewards", &REWARDS),
+        ("Instruction following", &IFEVAL),
         ("Optimiser and speed", &OPTIMISER),
     ] {
         let drawings = curves.iter().flat_map(|curve| drawings(curve, runs));

@@ -1,0 +1,74 @@
+//! Reward benchmarks that need no judge: their rows, and their figures from the scores of a model.
+//!
+//! | benchmark | row | right if |
+//! |---|---|---|
+//! | RM-Bench (arXiv 2410.16184) | three chosen and three rejected responses, in the styles concise, detailed, formatted | chosen scores above rejected; hard: the rejected one has the richer style, normal: the same, easy: a plainer one |
+//! | RMB (arXiv 2410.09893) | a pair, or the best of several and a list of losers | the best scores above every loser |
+//! | RewardBench 2 (arXiv 2506.01937) | one chosen response and a list of rejected ones | the chosen one has the largest score; its credit is shared by all with that score |
+//! | RewardBench 2, ties | several correct and several incorrect responses | see [`figures`] |
+//! | IF-RewardBench (thu-coai/IF-RewardBench) | responses and a graph of preferences between them | accuracy and Kendall's tau-b over the edges of a graph |
+//!
+//! - [`rows`]: rows in, and which benchmark they are of
+//! - [`figures`]: the figures as the benchmarks define them
+//! - [`summary`]: the figures with bootstrap intervals; tables, JSON and rows out
+
+pub mod figures;
+pub mod rows;
+pub mod summary;
+
+use crate::data::source::SourceRow;
+
+/// A benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Benchmark {
+    RmBench,
+    Rmb,
+    RewardBench2,
+    IfRewardBench,
+}
+
+impl Benchmark {
+    /// All benchmarks.
+    pub const ALL: [Self; 4] = [Self::RmBench, Self::Rmb, Self::RewardBench2, Self::IfRewardBench];
+
+    /// Name on the command line and in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RmBench => "rm-bench",
+            Self::Rmb => "rmb",
+            Self::RewardBench2 => "reward-bench-2",
+            Self::IfRewardBench => "if-reward-bench",
+        }
+    }
+}
+
+/// A row of a benchmark: its responses in the order of the row, chosen ones first.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// One prompt, and comparisons that use every response that is scored.
+    pub row: SourceRow,
+    pub shape: Shape,
+}
+
+/// What the responses of a row are.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Shape {
+    /// Three styles of chosen, then three of rejected responses.
+    Styles { domain: String },
+    /// The best response, then the losers; `pair` for the pairwise set, which has one loser.
+    Best { pair: bool, goal: String, category: String },
+    /// The chosen response, then the rejected ones.
+    Chosen { subset: String },
+    /// `correct` correct responses, then incorrect ones. `tied` prompts have several correct responses,
+    /// their reference prompt of the same number has one.
+    Ties { tied: bool, prompt: i64, correct: usize },
+    /// Edges from the preferred response to the other one.
+    Graph { kind: String, generator: Option<String>, turn: usize, constraints: usize, edges: Vec<(usize, usize)> },
+}
+
+/// A row with the scores of its responses. A response that no edge uses has NaN.
+#[derive(Clone, Debug)]
+pub struct Judged<'a> {
+    pub item: &'a Item,
+    pub scores: Vec<f64>,
+}
