@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::device::Device;
-use super::output::check_output;
+use super::output::{check_output, emit_beside, refuse_two_on_stdout};
 use super::score::{ModelArgs, ScoreJob, ScoredData};
 use super::scored_reference::ScoredReference;
 use crate::data::options::function_id;
@@ -19,7 +19,7 @@ use crate::eval::table::Detail;
 use crate::eval::{Evaluation, Scored, Settings, data_hash, record, table};
 use crate::files::{write_json, write_text};
 use crate::model::config::{Head, ModelConfig};
-use crate::terminal::{complain, emit, emit_exactly};
+use crate::terminal::{complain, emit_exactly};
 use crate::{Error, Result};
 
 /// Arguments of `eval`.
@@ -112,7 +112,7 @@ pub(super) fn resamples(text: &str) -> Result<usize, String> {
 pub fn eval(args: &EvalArgs) -> Result<()> {
     match &args.compare {
         None if args.measure.json => emit_exactly(&measure(args)?.0),
-        None => emit(&measure(args)?.0),
+        None => emit_beside(args.measure.output.as_ref(), &measure(args)?.0),
         Some(_) if args.model.is_some() => {
             Err(Error::Usage("--model has no effect with --compare, which names both models".into()))
         }
@@ -138,7 +138,7 @@ pub fn measure(args: &EvalArgs) -> Result<(String, Evaluation)> {
     args.check_seed()?;
     args.check_output("--model", std::slice::from_ref(model))?;
     args.scoring.check_base(&[model])?;
-    let rows = args.scoring.read_rows(&args.input, &[model])?;
+    let rows = args.scoring.read_rows(&args.input, &[model], false)?;
     let settings = args.settings()?;
     let (data, evaluation) = args.evaluate(&args.scoring, model, rows, &settings)?;
     let lines = evaluation.summaries(args.resampling());
@@ -187,7 +187,7 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     args.check_output("a compared model or result", sides)?;
     let models: Vec<&Path> = folders.iter().map(|folder| folder.as_path()).collect();
     args.scoring.check_base(&models)?;
-    let rows = if args.input.is_empty() { Vec::new() } else { args.scoring.read_rows(&args.input, &models)? };
+    let rows = if args.input.is_empty() { Vec::new() } else { args.scoring.read_rows(&args.input, &models, false)? };
     let settings = args.settings()?;
     let base = args.scoring.base.base();
     let heads = folders.iter().map(|f| ModelConfig::read_on(f, base).map(|c| c.head)).collect::<Result<Vec<_>>>()?;
@@ -246,7 +246,7 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     }
     lines.extend(remarks);
     lines.push(table::comparison_table(&comparison, [&names[0], &names[1]], args.detail()));
-    emit(&lines.join("\n"))
+    emit_beside(args.output.as_ref(), &lines.join("\n"))
 }
 
 impl MeasureArgs {
@@ -272,7 +272,10 @@ impl MeasureArgs {
     fn check_output(&self, flag: &str, models: &[PathBuf]) -> Result<()> {
         let folders: Vec<&Path> = models.iter().map(PathBuf::as_path).collect();
         let inputs = self.scoring.inputs(&folders).with(flag, models).with("--input", &self.input);
-        self.output.iter().try_for_each(|output| check_output("--output", output, &inputs))
+        self.output.iter().try_for_each(|output| {
+            check_output("--output", output, &inputs)?;
+            refuse_two_on_stdout(self.json, output)
+        })
     }
 
     fn settings(&self) -> Result<Settings> {
@@ -316,6 +319,7 @@ impl MeasureArgs {
             ("--dtype", s.device.dtype.is_some()),
             ("--column-map", read && s.read.column_map != ReadOptions::default().column_map),
             ("--mixed-formats", read && s.read.mixed_formats),
+            ("--apply-chat-template", read && s.read.apply_chat_template),
             ("--drop-columns", read && !s.read.drop_columns.is_empty()),
             ("--pairs", read && s.read.pairs.is_some()),
             ("--score-key", read && s.read.score_key.is_some()),

@@ -11,7 +11,7 @@ use super::device::{DeviceArgs, Job};
 use super::inputs::Inputs;
 use super::model_folder::BaseArgs;
 use super::output::{check_output, remark, warn};
-use super::template::{TemplateKwargs, load_tokenizer};
+use super::template::{TemplateKwargs, check_template_used, load_tokenizer};
 use crate::backend::Backend;
 use crate::data::group::Prompt as PromptText;
 use crate::data::source::{PromptOptions, PromptRow, read_prompts};
@@ -86,7 +86,8 @@ pub struct GenerateArgs {
     /// Responses generated at a time; more need more memory, and no text depends on the number
     #[arg(long, default_value_t = 32, value_name = "ROWS", value_parser = count)]
     batch_size: usize,
-    /// Make each prompt that is plain text the user's turn of a conversation
+    /// Make each prompt that is plain text the user's turn of a conversation, or the turns of a
+    /// dialogue with Human: and Assistant:
     #[arg(long)]
     apply_chat_template: bool,
     /// Chat template to use instead of the model folder's
@@ -234,17 +235,16 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
     let seconds = started.elapsed().as_secs_f64();
     let mut text = String::new();
     let (mut tokens, mut cut, mut count) = (0, 0, 0);
-    for (PromptRow { object, .. }, answers) in prompts.rows.iter().zip(&answers) {
+    for (PromptRow { text: row, .. }, answers) in prompts.rows.iter().zip(&answers) {
         for Answer { response, generated } in answers {
             count += 1;
             tokens += generated.tokens.len();
             cut += usize::from(generated.finish == Finish::Length);
-            let mut row = object.clone();
-            row.insert("response".into(), json!(response));
-            row.insert("tokens".into(), json!(generated.tokens));
-            row.insert("finish".into(), json!(generated.finish.name()));
-            text += &Value::Object(row).to_string();
-            text.push('\n');
+            let comma = if row == "{" { "" } else { "," };
+            let added = json!({
+                "response": response, "tokens": generated.tokens, "finish": generated.finish.name(),
+            });
+            text += &format!("{row}{comma}{}\n", &added.to_string()[1..]);
         }
     }
     write_text(&args.output, &text)?;
@@ -292,6 +292,10 @@ impl Job for GenerateJob<'_> {
             return Err(Error::Usage(
                 "--apply-chat-template has no effect: every prompt is a conversation already; leave it out".into(),
             ));
+        }
+        if !args.apply_chat_template {
+            let (path, kwargs) = (args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref());
+            check_template_used(path, kwargs, rows.iter().map(|row| &row.row))?;
         }
         let encoded = encode_prompts(rows, &tokenizer, args.apply_chat_template)?;
         warn(encoded.warning());

@@ -6,7 +6,7 @@ use clap::{ArgGroup, Args};
 use serde_json::{Map, Value, json};
 
 use super::inputs::Inputs;
-use super::output::{check_output, remark, warn};
+use super::output::{check_output, emit_beside, refuse_two_on_stdout, remark, warn};
 use crate::Result;
 use crate::data::source::refuse_pipe_named_twice;
 use crate::error::refuse_given;
@@ -15,7 +15,7 @@ use crate::files::{path_json, write_json, write_text};
 use crate::ifeval::compare::{self, compare};
 use crate::ifeval::rows::{Judged, Prompt, judge, read_prompts, verdict_lines};
 use crate::ifeval::summary::{Summary, undecided, undecided_lines};
-use crate::terminal::{emit, emit_exactly};
+use crate::terminal::emit_exactly;
 
 /// Arguments of `ifeval`.
 #[derive(Args, Clone, Debug)]
@@ -64,6 +64,7 @@ pub fn run(args: &IfevalArgs) -> Result<()> {
     if let Some(output) = &args.output {
         let inputs = Inputs::default().with("--input", &args.input).with("--responses", &args.responses);
         check_output("--output", output, &inputs.with("--compare", sides))?;
+        refuse_two_on_stdout(args.json, output)?;
     }
     let prompts = read_prompts(&args.input)?;
     match sides {
@@ -82,7 +83,7 @@ fn one_set(args: &IfevalArgs, prompts: &[Prompt]) -> Result<()> {
         }
     }
     if !args.json {
-        return emit(&summary.table());
+        return emit_beside(args.output.as_ref(), &summary.table());
     }
     let mut value = head(args);
     value.insert("responses".into(), args.responses.iter().map(|path| path_json(path)).collect());
@@ -119,7 +120,7 @@ fn compare_responses(args: &IfevalArgs, prompts: &[Prompt], sides: [&PathBuf; 2]
     let names = sides.map(|side| side.display().to_string());
     let table = compare::table(&lines, [&names[0], &names[1]]);
     let text: Vec<String> = std::iter::once(table).chain(undecided_lines(&undecided)).collect();
-    emit(&text.join("\n"))
+    emit_beside(args.output.as_ref(), &text.join("\n"))
 }
 
 fn head(args: &IfevalArgs) -> Map<String, Value> {

@@ -26,7 +26,9 @@ mod bad_input {
 mod best_model;
 mod checkpoints;
 mod data_check;
+mod data_convert;
 mod data_files;
+mod data_pairs;
 mod devices;
 mod evaluation;
 mod families;
