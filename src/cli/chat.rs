@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use serde_json::Map;
 
 use super::device::Job;
 use super::generate::{GenerationArgs, end_ids, first_stop, without_end};
@@ -174,7 +173,7 @@ impl<'a> Conversation<'a> {
         let prompt = Prompt::Messages(self.turns.clone());
         let group = PreferenceGroup::new("chat".into(), vec![prompt], Vec::new(), Vec::new());
         let row = SourceRow { group, file: Arc::from(Path::new("-")), line, scores: None };
-        let encoded = encode_prompts(&[PromptRow { object: Map::new(), row }], self.tokenizer, false)?;
+        let encoded = encode_prompts(&[PromptRow { text: "{".to_owned(), row }], self.tokenizer, false)?;
         let warning = encoded.warning().filter(|_| line > 0 && !self.warned);
         self.warned |= warning.is_some();
         warn(warning);

@@ -1,5 +1,5 @@
-//! `mapl data build` and `mapl data show`; `mapl data check` is in `data_check`, `mapl data
-//! export` in `data_export`, `mapl data language` in `data_language`.
+//! `mapl data build` and `mapl data show`; `mapl data check` is in `data_check`, `data convert` and
+//! `data export` in `data_export`, `data language` in `data_language`, `data pairs` in `data_pairs`.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -8,12 +8,13 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
 use super::data_check::{CheckCommand, check};
-use super::data_export::{ExportCommand, export};
+use super::data_export::{ConvertCommand, ExportCommand, convert, export};
 use super::data_language::{LanguageCommand, language};
+use super::data_pairs::{PairsCommand, pairs};
 use super::inputs::Inputs;
 use super::model_folder::{BaseArgs, warn_of_tokenizer};
 use super::output::{check_output, remark, same_file, warn};
-use super::template::{TemplateKwargs, check_kwargs_used, load_tokenizer};
+use super::template::{TemplateKwargs, check_template_used, load_tokenizer};
 use crate::data::construct::{build_rows, make_ids_distinct};
 use crate::data::group::Prompt;
 use crate::data::mapl::Report;
@@ -37,10 +38,14 @@ pub enum DataCommand {
     Show(ShowCommand),
     /// Check preference files for problems that make training meaningless or its metrics misleading
     Check(CheckCommand),
+    /// Write preference rows of any format and container as groups, or as rows of TRL
+    Convert(ConvertCommand),
     /// Write the pairs of preference rows of any format as rows of TRL
     Export(ExportCommand),
     /// Write pairs of the quick start's artificial language
     Language(LanguageCommand),
+    /// Make preference rows of a policy's responses, judged by a reward model or by instruction checkers
+    Pairs(Box<PairsCommand>),
 }
 
 /// Arguments of `data build`.
@@ -112,8 +117,10 @@ impl DataCommand {
             DataCommand::Build(args) => vec![&mut args.input],
             DataCommand::Show(args) => vec![&mut args.input],
             DataCommand::Check(args) => args.data_files(),
+            DataCommand::Convert(args) => vec![&mut args.input],
             DataCommand::Export(args) => vec![&mut args.input],
             DataCommand::Language(_) => Vec::new(),
+            DataCommand::Pairs(args) => args.data_files(),
         }
     }
 }
@@ -124,8 +131,10 @@ pub fn run(command: DataCommand) -> Result<()> {
         DataCommand::Build(args) => build(&args).map(|_| ()),
         DataCommand::Show(args) => emit_exactly(&shown(&args)?),
         DataCommand::Check(args) => check(&args),
+        DataCommand::Convert(args) => convert(&args),
         DataCommand::Export(args) => export(&args),
         DataCommand::Language(args) => language(&args),
+        DataCommand::Pairs(args) => pairs(&args),
     }
 }
 
@@ -148,26 +157,12 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
         remark(&args.output, &report.to_string());
         warn(report.warnings());
     }
-    check_kwargs_used(args.chat_template_kwargs.as_ref(), &rows)?;
+    check_template_used(None, args.chat_template_kwargs.as_ref(), &rows)?;
     if let Some(TemplateKwargs(kwargs)) = &args.chat_template_kwargs {
         set_kwargs(&mut rows, kwargs);
     }
     let (mut rows, report) = build_rows(rows, &options, args.epoch.unwrap_or(0));
-    if let Some((renamed, example)) = make_ids_distinct(&mut rows) {
-        let noun = if renamed == 1 {
-            "row has the id of an earlier row and gets"
-        } else {
-            "rows have the id of an earlier row and get"
-        };
-        remark(&args.output, &format!("{renamed} {noun} a number after it, such as {example}"));
-    }
-    let mut text = String::new();
-    for row in &rows {
-        let line = serde_json::to_string(&row.group).map_err(|e| row.error(format!("cannot be written: {e}")))?;
-        text += &line;
-        text.push('\n');
-    }
-    write_text(&args.output, &text)?;
+    write_groups(&args.output, &mut rows)?;
     if let Some(path) = &args.report {
         let value = serde_json::to_value(&report).map_err(|e| Error::Runtime(format!("cannot write report: {e}")))?;
         crate::files::write_json(path, &value)?;
@@ -175,6 +170,25 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
     remark(&args.output, &report.to_string());
     remark(&args.output, &format!("{} groups in {}", rows.len(), args.output.display()));
     Ok(report)
+}
+
+/// Writes groups as JSON lines. Ids of earlier rows get a number.
+pub(super) fn write_groups(output: &Path, rows: &mut [SourceRow]) -> Result<()> {
+    if let Some((renamed, example)) = make_ids_distinct(rows) {
+        let noun = if renamed == 1 {
+            "row has the id of an earlier row and gets"
+        } else {
+            "rows have the id of an earlier row and get"
+        };
+        remark(output, &format!("{renamed} {noun} a number after it, such as {example}"));
+    }
+    let mut text = String::new();
+    for row in rows {
+        let line = serde_json::to_string(&row.group).map_err(|e| row.error(format!("cannot be written: {e}")))?;
+        text += &line;
+        text.push('\n');
+    }
+    write_text(output, &text)
 }
 
 /// Adds variables of the chat template to the rows of conversations.
@@ -197,7 +211,7 @@ pub fn shown(args: &ShowCommand) -> Result<String> {
     let read = ReadOptions { whole_conversations: args.reward, ..args.read.clone() };
     let (rows, reports) = read_files_with_reports(&args.input, &read)?;
     check_used(&read, &reports)?;
-    check_kwargs_used(args.chat_template_kwargs.as_ref(), &rows)?;
+    check_template_used(template, kwargs, &rows)?;
     let training =
         TokenizeOptions { positions: positions(&args.tokenizer, args.base.base())?, ..args.tokenize.clone() };
     let purpose = Purpose { reward: args.reward, keep_equal_ids: true };
@@ -205,6 +219,7 @@ pub fn shown(args: &ShowCommand) -> Result<String> {
     warn(reports.iter().flat_map(FileReport::warnings).chain(report.warnings()));
     let options = ShowOptions { color: color(), ids: args.ids };
     let mut parts: Vec<String> = reports.iter().map(|report| plain(&report.to_string()).into_owned()).collect();
+    parts.extend(report.bare_text().map(|note| plain(&format!("note: {note}")).into_owned()));
     parts.extend(tokenizer.notes().iter().map(|note| plain(&format!("note: {note}")).into_owned()));
     for preview in &previews {
         parts.push(render_preview(preview, report.max_length, &tokenizer, options)?);

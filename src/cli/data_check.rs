@@ -8,13 +8,14 @@ use clap::Args;
 use super::data::positions;
 use super::inputs::Inputs;
 use super::model_folder::{BaseArgs, warn_of_tokenizer};
-use super::output::check_output;
-use super::template::{TemplateKwargs, check_kwargs_used, load_tokenizer};
-use crate::data::source::{ReadOptions, check_used, read_files_leniently};
+use super::output::{check_output, emit_beside, refuse_two_on_stdout};
+use super::template::{TemplateKwargs, check_template_used, load_tokenizer};
+use crate::data::group::Prompt;
+use crate::data::source::{ReadOptions, SourceRow, check_used, read_files_leniently};
 use crate::data::tokenize::LengthLimit;
 use crate::doctor::{self, CheckReport, Input, Level, WithTokenizer};
 use crate::files::write_json;
-use crate::terminal::{emit, emit_exactly};
+use crate::terminal::{complain, emit_exactly};
 use crate::{Error, Result};
 
 /// Arguments of `data check`.
@@ -78,6 +79,7 @@ pub fn check(args: &CheckCommand) -> Result<()> {
             .with("--model", &args.model)
             .with("--chat-template-path", &args.chat_template_path);
         check_output("--output", output, &inputs)?;
+        refuse_two_on_stdout(args.json, output)?;
     }
     let base = args.base.base();
     args.base.check(args.model.as_deref())?;
@@ -100,14 +102,27 @@ pub fn check(args: &CheckCommand) -> Result<()> {
     if !train.rows.is_empty() {
         check_used(&options, train.files.iter().chain(test.iter().flat_map(|test| &test.files)))?;
         let rows = train.rows.iter().chain(test.iter().flat_map(|test| &test.rows));
-        check_kwargs_used(args.chat_template_kwargs.as_ref(), rows)?;
+        check_template_used(args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref(), rows)?;
+    }
+    let plain = |row: &&SourceRow| row.group.prompts.iter().any(|prompt| matches!(prompt, Prompt::Text(_)));
+    let bare = train.rows.iter().filter(plain).count();
+    if bare > 0 && tokenizer.as_ref().is_some_and(|tokenizer| tokenizer.template().is_some()) {
+        complain(&format!(
+            "note: {bare} of {} rows are plain text, which the model gets bare although its folder has a chat template; \
+             for turns of a conversation, pass --apply-chat-template",
+            train.rows.len()
+        ));
     }
     let report = doctor::check(train, test, with.as_ref())?;
     let value = serde_json::to_value(&report).map_err(|e| Error::Runtime(format!("cannot write the report: {e}")))?;
     if let Some(output) = &args.output {
         write_json(output, &value)?;
     }
-    match if args.json { emit_exactly(&format!("{value:#}")) } else { emit(report.to_string().trim_end()) } {
+    match if args.json {
+        emit_exactly(&format!("{value:#}"))
+    } else {
+        emit_beside(args.output.as_ref(), report.to_string().trim_end())
+    } {
         // The verdict on the data stays the exit code.
         Err(Error::ReaderLeft) => {}
         printed => printed?,

@@ -1,21 +1,34 @@
-//! `mapl data export`: writes preference rows in another tool's format.
+//! `mapl data convert` and `mapl data export`: preference rows of any format and container as groups, or
+//! in another tool's format. `data export --to trl` is `data convert --to trl`.
 
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
+use super::data::write_groups;
 use super::inputs::Inputs;
 use super::output::{check_output, remark, warn};
-use crate::data::group::{Comparison, Kind, Prompt, Response};
+use crate::data::group::{Comparison, Kind, Message, Prompt, Response};
 use crate::data::source::{ReadOptions, SourceRow, check_used, read_files_with_reports};
 use crate::files::write_text;
 use crate::{Error, Result};
 
-/// Format to write.
+/// Format of another tool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Target {
+enum Foreign {
     /// `prompt`, `chosen`, `rejected` of TRL: text, or lists of messages
+    Trl,
+}
+
+/// Format to write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Target {
+    /// Preference groups, with everything that was read
+    #[default]
+    Groups,
+    /// `prompt`, `chosen`, `rejected` of TRL: text, or lists of messages; one row per pair
     Trl,
 }
 
@@ -27,7 +40,7 @@ pub struct ExportCommand {
     pub(super) input: Vec<PathBuf>,
     /// Format to write
     #[arg(long, value_enum)]
-    to: Target,
+    to: Foreign,
     /// JSON lines file to write, one row per pair of responses to one prompt
     #[arg(long)]
     output: PathBuf,
@@ -35,38 +48,118 @@ pub struct ExportCommand {
     read: ReadOptions,
 }
 
-/// Reads rows and writes the pairs of their base comparisons. Other comparisons have no place in
-/// the format; they are left out and counted.
+/// Arguments of `data convert`.
+#[derive(Args, Clone, Debug)]
+pub struct ConvertCommand {
+    /// Files of preference rows of any format
+    #[arg(long, num_args = 1.., required = true)]
+    pub(super) input: Vec<PathBuf>,
+    /// Format to write
+    #[arg(long, value_enum, default_value_t)]
+    to: Target,
+    /// JSON lines file to write; in gzip if its name ends in .gz
+    #[arg(long)]
+    output: PathBuf,
+    /// Also accept pairs of conversations that differ in earlier turns, which only a reward model can
+    /// compare
+    #[arg(long)]
+    reward: bool,
+    #[command(flatten)]
+    read: ReadOptions,
+}
+
+/// Writes pairs for another tool.
 ///
 /// # Errors
-/// [`Error::Data`] if no pair is left, and for text next to conversations, which TRL cannot read
-/// from one file.
+/// As [`convert`].
 pub fn export(args: &ExportCommand) -> Result<()> {
-    let Target::Trl = args.to;
-    check_output("--output", &args.output, &Inputs::default().with("--input", &args.input))?;
-    let (rows, reports) = read_files_with_reports(&args.input, &args.read)?;
-    check_used(&args.read, &reports)?;
+    let Foreign::Trl = args.to;
+    let rows = read(&args.input, &args.output, &args.read)?;
+    write_trl(&args.input, &args.output, &rows)
+}
+
+/// Reads rows and writes them in a format.
+///
+/// # Errors
+/// [`Error::Data`] for rows that cannot be read; for TRL also if no pair is left, and for text next to
+/// conversations, which TRL cannot read from one file.
+pub fn convert(args: &ConvertCommand) -> Result<()> {
+    let options = ReadOptions { whole_conversations: args.reward, ..args.read.clone() };
+    let mut rows = read(&args.input, &args.output, &options)?;
+    match args.to {
+        Target::Trl => write_trl(&args.input, &args.output, &rows),
+        Target::Groups => {
+            write_groups(&args.output, &mut rows)?;
+            let comparisons: usize = rows.iter().map(|row| row.group.comparisons.len()).sum();
+            let text = format!("{} groups with {comparisons} comparisons in {}", rows.len(), args.output.display());
+            remark(&args.output, &text);
+            Ok(())
+        }
+    }
+}
+
+/// Reads the rows, and prints what was read.
+fn read(input: &[PathBuf], output: &Path, options: &ReadOptions) -> Result<Vec<SourceRow>> {
+    check_output("--output", output, &Inputs::default().with("--input", input))?;
+    let (rows, reports) = read_files_with_reports(input, options)?;
+    check_used(options, &reports)?;
     for report in &reports {
-        remark(&args.output, &report.to_string());
+        remark(output, &report.to_string());
         warn(report.warnings());
     }
-    let (mut text, mut pairs, mut left_out) = (String::new(), 0, 0);
+    Ok(rows)
+}
+
+/// Comparisons that rows of TRL have no place for, by reason.
+#[derive(Default)]
+struct LeftOut {
+    /// Intra and inter comparisons.
+    kinds: usize,
+    /// Two prompts.
+    prompts: usize,
+    /// A weight other than 1.
+    weights: usize,
+}
+
+impl LeftOut {
+    fn count(&self) -> usize {
+        self.kinds + self.prompts + self.weights
+    }
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reasons = [
+            (self.kinds, "intra or inter"),
+            (self.prompts, "of responses to two prompts"),
+            (self.weights, "with a weight other than 1"),
+        ];
+        let met = reasons.iter().filter(|(count, _)| *count > 0).map(|(count, why)| format!("{count} {why}"));
+        f.write_str(&met.collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// Writes the pairs of base comparisons. Other comparisons have no place in the format; they are left
+/// out and counted.
+fn write_trl(input: &[PathBuf], output: &Path, rows: &[SourceRow]) -> Result<()> {
+    let (mut text, mut pairs, mut left_out) = (String::new(), 0, LeftOut::default());
     // The first row of text and the first of a conversation.
     let mut kinds: [Option<(usize, &SourceRow)>; 2] = [None; 2];
     for (place, row) in rows.iter().enumerate() {
         for comparison in &row.group.comparisons {
-            match pair(row, comparison) {
-                Some(pair) => {
-                    kinds[usize::from(pair["prompt"].is_array())].get_or_insert((place, row));
-                    text += &format!("{}\n", Value::Object(pair));
-                    pairs += 1;
-                }
-                None => left_out += 1,
+            if let Some(pair) = pair(row, comparison, &mut left_out)? {
+                kinds[usize::from(pair["prompt"].is_array())].get_or_insert((place, row));
+                text += &format!("{}\n", Value::Object(pair));
+                pairs += 1;
             }
         }
     }
     if pairs == 0 {
-        return Err(Error::data(&args.input[0], 0, None, "no comparison has two responses to one prompt"));
+        let why = match left_out.count() {
+            0 => "no row has a pair".to_owned(),
+            n => format!("none of {n} comparisons is a pair of responses to one prompt with weight 1: {left_out}"),
+        };
+        return Err(Error::data(&input[0], 0, None, why));
     }
     if let [Some(plain), Some(turns)] = kinds {
         let (kinds, first, second) = match plain.0 < turns.0 {
@@ -81,39 +174,59 @@ pub fn export(args: &ExportCommand) -> Result<()> {
             kinds[0]
         )));
     }
-    write_text(&args.output, &text)?;
-    if left_out > 0 {
-        warn([format!("{left_out} comparisons are left out: the format has only pairs of responses to one prompt")]);
+    write_text(output, &text)?;
+    if left_out.count() > 0 {
+        warn([format!(
+            "{} comparisons are left out, for which rows of TRL have no place: {left_out}",
+            left_out.count()
+        )]);
     }
-    remark(&args.output, &format!("{pairs} pairs in {}", args.output.display()));
+    remark(output, &format!("{pairs} pairs in {}", output.display()));
     Ok(())
 }
 
-/// The pair of a base comparison; `None` for other comparisons. Weights other than 1 have no place.
-fn pair(row: &SourceRow, comparison: &Comparison) -> Option<Map<String, Value>> {
+/// The pair of a base comparison; `None` for a comparison that is left out.
+fn pair(row: &SourceRow, comparison: &Comparison, left_out: &mut LeftOut) -> Result<Option<Map<String, Value>>> {
     let group = &row.group;
-    let [a, b] = comparison.terms[..] else { return None };
-    let (better, worse) = if a.sign > 0 { (a, b) } else { (b, a) };
-    if comparison.kind != Kind::Base || better.prompt != worse.prompt || comparison.weight != 1.0 {
-        return None;
-    }
-    let prompt = match &group.prompts[better.prompt] {
-        Prompt::Text(text) => json!(text),
-        Prompt::Messages(turns) => json!(turns),
+    let [a, b] = comparison.terms[..] else {
+        left_out.kinds += 1;
+        return Ok(None);
     };
-    let side = |response: usize| match &group.responses[response] {
-        Response::Text(text) => json!(text),
-        Response::Message(message) => json!([message]),
+    let (better, worse) = if a.sign > 0 { (a, b) } else { (b, a) };
+    let reason = match () {
+        () if comparison.kind != Kind::Base => Some(&mut left_out.kinds),
+        () if better.prompt != worse.prompt => Some(&mut left_out.prompts),
+        () if comparison.weight != 1.0 => Some(&mut left_out.weights),
+        () => None,
+    };
+    if let Some(reason) = reason {
+        *reason += 1;
+        return Ok(None);
+    }
+    let prompt = &group.prompts[better.prompt];
+    let sides = [better, worse].map(|term| side(prompt, &group.responses[term.response]));
+    let [Some(chosen), Some(rejected)] = sides else {
+        return Err(row.error("a message cannot answer a plain-text prompt; give both in the same form"));
     };
     let mut pair = Map::new();
     pair.insert("id".into(), json!(group.id));
-    pair.insert("prompt".into(), prompt);
-    pair.insert("chosen".into(), side(better.response));
-    pair.insert("rejected".into(), side(worse.response));
+    pair.insert("prompt".into(), json!(prompt));
+    pair.insert("chosen".into(), chosen);
+    pair.insert("rejected".into(), rejected);
     if comparison.margin != 0.0 {
         pair.insert("margin".into(), json!(comparison.margin));
     }
     pair.extend(group.tools.clone().map(|tools| ("tools".into(), tools)));
     pair.extend(group.chat_template_kwargs.clone().map(|kwargs| ("chat_template_kwargs".into(), kwargs.into())));
-    Some(pair)
+    Ok(Some(pair))
+}
+
+/// A response in the form of its prompt: text, or a list with one message.
+pub(super) fn side(prompt: &Prompt, response: &Response) -> Option<Value> {
+    match (prompt, response) {
+        (Prompt::Text(_), Response::Text(text)) => Some(json!(text)),
+        (Prompt::Text(_), Response::Message(_)) => None,
+        (Prompt::Messages(_), Response::Text(text)) => Some(json!([Message::new("assistant", text.as_str())])),
+        (Prompt::Messages(_), Response::Message(message)) => Some(json!([message])),
+    }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::device::Device;
-use super::output::check_output;
+use super::output::{check_output, emit_beside, refuse_two_on_stdout};
 use super::score::{ModelArgs, ScoreJob, ScoredData};
 use super::scored_reference::ScoredReference;
 use crate::data::options::function_id;
@@ -21,7 +21,7 @@ use crate::eval::table::Detail;
 use crate::eval::{Evaluation, Scored, Settings, data_hash, non_finite_warning, record, table};
 use crate::files::{write_json, write_text};
 use crate::model::config::{Head, ModelConfig};
-use crate::terminal::{complain, emit, emit_exactly};
+use crate::terminal::{complain, emit_exactly};
 use crate::{Error, Result};
 
 /// Arguments of `eval`.
@@ -145,7 +145,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     match &args.compare {
         None if let Some(benchmark) = args.benchmark()? => args.measure.run_benchmark(args.model.as_deref(), benchmark),
         None if args.measure.json => emit_exactly(&measure(args)?.0),
-        None => emit(&measure(args)?.0),
+        None => emit_beside(args.measure.output.as_ref(), &measure(args)?.0),
         Some(_) if args.benchmark.is_some_and(|choice| choice.0.is_some()) => Err(Error::Usage(
             "--benchmark has no effect with --compare, which takes ordinary rows; evaluate each model on its own"
                 .into(),
@@ -175,7 +175,7 @@ pub fn measure(args: &EvalArgs) -> Result<(String, Evaluation)> {
     args.check_seed()?;
     args.check_output("--model", std::slice::from_ref(model))?;
     args.scoring.check_base(&[model])?;
-    let rows = args.scoring.read_rows(&args.input, &[model])?;
+    let rows = args.scoring.read_rows(&args.input, &[model], false)?;
     let settings = args.settings()?;
     let (data, evaluation) = args.evaluate(&args.scoring, model, rows, &settings)?;
     let lines = evaluation.summaries(args.resampling());
@@ -224,7 +224,7 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     args.check_output("a compared model or result", sides)?;
     let models: Vec<&Path> = folders.iter().map(|folder| folder.as_path()).collect();
     args.scoring.check_base(&models)?;
-    let rows = if args.input.is_empty() { Vec::new() } else { args.scoring.read_rows(&args.input, &models)? };
+    let rows = if args.input.is_empty() { Vec::new() } else { args.scoring.read_rows(&args.input, &models, false)? };
     let settings = args.settings()?;
     let base = args.scoring.base.base();
     let heads = folders.iter().map(|f| ModelConfig::read_on(f, base).map(|c| c.head)).collect::<Result<Vec<_>>>()?;
@@ -283,7 +283,7 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     }
     lines.extend(remarks);
     lines.push(table::comparison_table(&comparison, [&names[0], &names[1]], args.detail()));
-    emit(&lines.join("\n"))
+    emit_beside(args.output.as_ref(), &lines.join("\n"))
 }
 
 impl MeasureArgs {
@@ -354,7 +354,7 @@ impl MeasureArgs {
         }
         let mut text: Vec<String> = data.reference.iter().map(ScoredReference::line).collect();
         text.push(benchmark::table(benchmark, &lines));
-        emit(&text.join("\n"))
+        emit_beside(self.output.as_ref(), &text.join("\n"))
     }
 
     fn resampling(&self) -> Resampling {
@@ -379,7 +379,10 @@ impl MeasureArgs {
     fn check_output(&self, flag: &str, models: &[PathBuf]) -> Result<()> {
         let folders: Vec<&Path> = models.iter().map(PathBuf::as_path).collect();
         let inputs = self.scoring.inputs(&folders).with(flag, models).with("--input", &self.input);
-        self.output.iter().try_for_each(|output| check_output("--output", output, &inputs))
+        self.output.iter().try_for_each(|output| {
+            check_output("--output", output, &inputs)?;
+            refuse_two_on_stdout(self.json, output)
+        })
     }
 
     fn settings(&self) -> Result<Settings> {
@@ -423,6 +426,7 @@ impl MeasureArgs {
             ("--dtype", s.device.dtype.is_some()),
             ("--column-map", read && s.read.column_map != ReadOptions::default().column_map),
             ("--mixed-formats", read && s.read.mixed_formats),
+            ("--apply-chat-template", read && s.read.apply_chat_template),
             ("--drop-columns", read && !s.read.drop_columns.is_empty()),
             ("--pairs", read && s.read.pairs.is_some()),
             ("--score-key", read && s.read.score_key.is_some()),

@@ -11,7 +11,7 @@ use super::device::{Device, DeviceArgs, Job};
 use super::inputs::Inputs;
 use super::model_folder::BaseArgs;
 use super::output::{check_output, remark, warn};
-use super::template::{TemplateKwargs, load_tokenizer};
+use super::template::{TemplateKwargs, check_template_used, load_tokenizer};
 use crate::backend::Backend;
 use crate::data::group::Prompt as PromptText;
 use crate::data::source::{PromptOptions, PromptRow, read_prompts};
@@ -293,14 +293,13 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
 /// Rows of responses as JSON lines: the keys of the input row and [`ADDED`].
 pub(super) fn response_lines(rows: &[PromptRow], answers: &[Vec<Answer>]) -> String {
     let mut text = String::new();
-    for (PromptRow { object, .. }, answers) in rows.iter().zip(answers) {
+    for (PromptRow { text: row, .. }, answers) in rows.iter().zip(answers) {
         for Answer { response, generated } in answers {
-            let mut row = object.clone();
-            row.insert("response".into(), json!(response));
-            row.insert("tokens".into(), json!(generated.tokens));
-            row.insert("finish".into(), json!(generated.finish.name()));
-            text += &Value::Object(row).to_string();
-            text.push('\n');
+            let comma = if row == "{" { "" } else { "," };
+            let added = json!({
+                "response": response, "tokens": generated.tokens, "finish": generated.finish.name(),
+            });
+            text += &format!("{row}{comma}{}\n", &added.to_string()[1..]);
         }
     }
     text
@@ -368,6 +367,10 @@ impl Job for GenerateJob<'_> {
             return Err(Error::Usage(
                 "--apply-chat-template has no effect: every prompt is a conversation already; leave it out".into(),
             ));
+        }
+        if !answering.apply_chat_template {
+            let (path, kwargs) = (args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref());
+            check_template_used(path, kwargs, rows.iter().map(|row| &row.row))?;
         }
         let encoded = encode_prompts(rows, &tokenizer, answering.apply_chat_template)?;
         warn(encoded.warning());

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::generate::{ADDED, Answer, GenerateJob, GenerationArgs, RowsArgs, answer, response_lines};
 use super::inputs::Inputs;
-use super::output::{check_output, remark, same_file, warn};
+use super::output::{check_output, emit_beside, refuse_two_on_stdout, remark, same_file, warn};
 use crate::data::group::{PreferenceGroup, Prompt as PromptText};
 use crate::data::source::{PromptRow, SourceRow, refuse_pipe_named_twice};
 use crate::error::refuse_given;
@@ -18,7 +18,7 @@ use crate::files::{path_json, write_json, write_text};
 use crate::ifeval::compare::{self, compare};
 use crate::ifeval::rows::{Judged, Prompt, Responses, judge, read_prompts, read_responses, verdict_lines};
 use crate::ifeval::summary::{Summary, undecided, undecided_lines};
-use crate::terminal::{complain, emit, emit_exactly};
+use crate::terminal::{complain, emit_exactly};
 use crate::{Error, Result};
 
 /// Arguments of `ifeval`.
@@ -78,7 +78,10 @@ pub fn run(args: &IfevalArgs) -> Result<()> {
     args.check(sides, &models)?;
     let inputs = Inputs::default().with("--input", &args.input).with("--responses", &args.responses);
     let inputs = args.generation.inputs(inputs.with("--compare", sides).with("--model", &args.model), models.clone());
-    args.output.iter().try_for_each(|output| check_output("--output", output, &inputs))?;
+    if let Some(output) = &args.output {
+        check_output("--output", output, &inputs)?;
+        refuse_two_on_stdout(args.json, output)?;
+    }
     args.save_responses.iter().try_for_each(|file| check_output("--save-responses", file, &inputs))?;
     let prompts = read_prompts(&args.input)?;
     match sides {
@@ -143,7 +146,7 @@ fn one_set(args: &IfevalArgs, prompts: &[Prompt]) -> Result<()> {
         }
     }
     if !args.json {
-        return emit(&summary.table());
+        return emit_beside(args.output.as_ref(), &summary.table());
     }
     let mut value = head(args);
     match &args.model {
@@ -187,7 +190,7 @@ fn compare_responses(args: &IfevalArgs, prompts: &[Prompt], sides: [&PathBuf; 2]
     let names = sides.map(|side| side.display().to_string());
     let table = compare::table(&lines, [&names[0], &names[1]]);
     let text: Vec<String> = std::iter::once(table).chain(undecided_lines(&undecided)).collect();
-    emit(&text.join("\n"))
+    emit_beside(args.output.as_ref(), &text.join("\n"))
 }
 
 fn head(args: &IfevalArgs) -> Map<String, Value> {
@@ -231,18 +234,20 @@ fn generated(args: &IfevalArgs, prompts: &[Prompt], model: &Path, save: Option<&
 /// would lose.
 pub(super) fn asked(prompt: &Prompt, saved: bool) -> Result<PromptRow> {
     let (file, line) = &prompt.place;
-    let fail = |why: String| Err(Error::data(file, *line, None, why));
-    if let Some((key, what)) = prompt.non_finite.as_ref().filter(|_| saved) {
-        return fail(format!("\"{key}\" holds {what}, which is not JSON; write a number or null"));
-    }
-    if let Some(key) = ADDED.iter().find(|key| saved && prompt.object.contains_key(**key)) {
-        return fail(format!("the row has \"{key}\", which --save-responses would replace; rename the column"));
+    let error = |why: String| Error::data(file, *line, None, why);
+    let text = match (&prompt.row, saved) {
+        (Ok(text), true) => text.clone(),
+        (Err(why), true) => return Err(error(why.clone())),
+        (_, false) => "{".to_owned(),
+    };
+    if let Some(key) = ADDED.iter().find(|key| saved && prompt.columns.iter().any(|column| column == *key)) {
+        return Err(error(format!("the row has \"{key}\", which --save-responses would replace; rename the column")));
     }
     if prompt.prompt.is_empty() {
-        return fail("the prompt is empty; give it some text".into());
+        return Err(error("the prompt is empty; give it some text".into()));
     }
-    let id = prompt.key.as_str().map_or_else(|| prompt.key.to_string(), str::to_owned);
+    let id = serde_json::from_str(&prompt.key).unwrap_or_else(|_| prompt.key.clone());
     let group = PreferenceGroup::new(id, vec![PromptText::Text(prompt.prompt.clone())], Vec::new(), Vec::new());
     let row = SourceRow { group, file: Arc::from(file.as_path()), line: *line, scores: None };
-    Ok(PromptRow { object: prompt.object.clone(), row })
+    Ok(PromptRow { text, row })
 }

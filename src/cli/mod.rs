@@ -7,8 +7,7 @@
 //! - `invocation`: how this program was called, for printed commands
 //! - `inputs`: refuses outputs that would destroy an input, for every command that writes
 //! - `output`: checks of output files and folders, before any work
-//! - `data`, `data_check`, `data_export`, `data_language`: `data build`, `data show`, `data check`,
-//!   `data export`, `data language`
+//! - `data`, `data_check`, `data_export`, `data_language`, `data_pairs`: the commands of `data`
 //! - `generate`: `generate`; `chat`: `chat`
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
 //!   relative to; `evaluate`: `eval`, `compare`; `ifeval`: `ifeval`
@@ -40,6 +39,7 @@ mod data;
 mod data_check;
 mod data_export;
 mod data_language;
+mod data_pairs;
 mod device;
 mod env;
 mod evaluate;

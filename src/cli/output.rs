@@ -10,7 +10,7 @@ use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::{ADDITIONAL_TEMPLATES, FILES};
 use crate::files::{check_folder_writable, check_writable, entries, is_stdout, sync_parent};
 use crate::report::run::REPORT_FILE;
-use crate::terminal::{complain, say, shown};
+use crate::terminal::{complain, emit, say, shown};
 use crate::train::checkpoint::{self, HISTORY_FILE};
 use crate::train::logs::EVAL_SCORES_FILE;
 use crate::train::tensorboard;
@@ -24,13 +24,36 @@ pub fn check_output(flag: &str, output: &Path, inputs: &Inputs) -> Result<()> {
         return refuse("it is a folder; name a file");
     }
     let name = output.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    if [".zst", ".bz2", ".xz", ".parquet"].iter().any(|end| name.ends_with(end)) {
+    let plain = name.strip_suffix(".gz").unwrap_or(&name);
+    if [".zst", ".bz2", ".xz", ".parquet", ".arrow", ".csv", ".tsv"].iter().any(|end| plain.ends_with(end)) {
         return refuse("outputs are JSON, plain or in gzip (.gz); name it so");
     }
     inputs.spare((flag, output), &[output.to_path_buf()])?;
     match output.parent() {
         Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => refuse("its folder does not exist"),
         _ => check_writable(output),
+    }
+}
+
+/// Refuses `--json`, which prints on stdout, together with an output that is stdout too.
+pub fn refuse_two_on_stdout(json: bool, output: &Path) -> Result<()> {
+    if json && is_stdout(output) {
+        return Err(Error::Usage(format!(
+            "--json prints on standard output, which --output {} is too; leave one of them out, or name a file",
+            output.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Prints a result next to an output; on stderr if the output is stdout itself.
+pub fn emit_beside(output: Option<&PathBuf>, text: &str) -> Result<()> {
+    match output.is_some_and(|output| is_stdout(output)) {
+        true => {
+            complain(text);
+            Ok(())
+        }
+        false => emit(text),
     }
 }
 

@@ -10,10 +10,10 @@ use super::inputs::Inputs;
 use super::model_folder::{BaseArgs, adopt_pad};
 use super::output::{check_ids, check_output, remark, warn};
 use super::scored_reference::{ScoredReference, recorded_base, run_file};
-use super::template::{TemplateKwargs, check_kwargs_used, load_tokenizer};
+use super::template::{TemplateKwargs, check_template_used, load_tokenizer};
 use crate::backend::Backend;
 use crate::data::group::Kind;
-use crate::data::source::{ReadOptions, SourceRow, check_used, read_files_with_reports};
+use crate::data::source::{ReadOptions, SourceRow, check_used, read_files_with_reports, read_scored_files};
 use crate::data::tokenize::{OnTooLong, Purpose, TokenizeOptions, tokenize_rows_for};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
@@ -78,7 +78,7 @@ pub struct ScoreArgs {
     model: PathBuf,
     #[command(flatten)]
     scoring: ModelArgs,
-    /// Files of groups or pairs
+    /// Files of groups or pairs, or of rows with a prompt and a response
     #[arg(long, num_args = 1.., required = true)]
     input: Vec<PathBuf>,
     /// JSON lines file to write, one line per input row, in order
@@ -98,7 +98,7 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     let inputs = args.scoring.inputs(&[&args.model]).with("--model", [&args.model]).with("--input", &args.input);
     check_output("--output", &args.output, &inputs)?;
     args.scoring.check_base(&[&args.model])?;
-    let rows = args.scoring.read_rows(&args.input, &[&args.model])?;
+    let rows = args.scoring.read_rows(&args.input, &[&args.model], true)?;
     let job = ScoreJob { args: &args.scoring, model: &args.model, rows, blindness: None };
     let ScoredData { groups, scores, head, reference, .. } = args.scoring.device.run(job)?;
     if let Some(reference) = &reference {
@@ -219,6 +219,7 @@ impl Job for ScoreJob<'_> {
         let purpose = Purpose { reward: head == Head::Reward, keep_equal_ids: true };
         let (groups, report) = tokenize_rows_for(purpose, self.rows, &tokenizer, &options)?;
         warn(report.warnings());
+        report.bare_text().iter().for_each(|note| complain(&format!("note: {note}")));
         check_ids(&groups, folder, config.vocab)?;
         let vocab = config.vocab;
         let notes =
@@ -296,16 +297,20 @@ impl ModelArgs {
         self.base.check(models.iter().copied().chain(references))
     }
 
-    /// Reads rows that all the models are to score, and prints what may be overlooked in them.
-    pub(super) fn read_rows(&self, files: &[PathBuf], models: &[&Path]) -> Result<Vec<SourceRow>> {
+    /// Reads rows that all the models are to score, and prints what may be overlooked in them. With
+    /// `single`, rows may be a prompt with one response.
+    pub(super) fn read_rows(&self, files: &[PathBuf], models: &[&Path], single: bool) -> Result<Vec<SourceRow>> {
         // A folder that cannot be read is an error when its model is loaded.
         let reward = |folder: &&Path| {
             ModelConfig::read_on(folder, self.base.base()).is_ok_and(|config| config.head == Head::Reward)
         };
         let options = ReadOptions { whole_conversations: models.iter().all(reward), ..self.read.clone() };
-        let (rows, reports) = read_files_with_reports(files, &options)?;
+        let (rows, reports) = match single {
+            true => read_scored_files(files, &options)?,
+            false => read_files_with_reports(files, &options)?,
+        };
         check_used(&options, &reports)?;
-        check_kwargs_used(self.chat_template_kwargs.as_ref(), &rows)?;
+        check_template_used(self.chat_template_path.as_deref(), self.chat_template_kwargs.as_ref(), &rows)?;
         reports.iter().for_each(|report| warn(report.warnings()));
         Ok(rows)
     }

@@ -69,17 +69,23 @@ pub(super) fn load_tokenizer(
     Ok(tokenizer)
 }
 
-/// Refuses given variables of the chat template if no row is a conversation. Plain text has no
+/// Refuses a given template, or variables for it, if no row is a conversation. Plain text has no
 /// template.
-pub(super) fn check_kwargs_used<'a>(
+pub(super) fn check_template_used<'a>(
+    template: Option<&Path>,
     given: Option<&TemplateKwargs>,
     rows: impl IntoIterator<Item = &'a SourceRow>,
 ) -> Result<()> {
+    let flags = [("--chat-template-path", template.is_some()), ("--chat-template-kwargs", given.is_some())];
+    let Some((flag, _)) = flags.iter().find(|(_, given)| *given) else { return Ok(()) };
     let is_conversation = |row: &SourceRow| row.group.prompts.iter().any(|p| matches!(p, Prompt::Messages(_)));
-    if given.is_none() || rows.into_iter().any(is_conversation) {
+    if rows.into_iter().any(is_conversation) {
         return Ok(());
     }
-    Err(Error::Usage("--chat-template-kwargs has no effect: no row is a conversation; leave it out".into()))
+    Err(Error::Usage(format!(
+        "{flag} has no effect: no row is a conversation; leave it out, or make turns of plain text with \
+         --apply-chat-template"
+    )))
 }
 
 /// Variables that the run of a model folder used, or a note if its record cannot be read.

@@ -161,6 +161,9 @@ impl Job for TrainJob<'_> {
         setup.tokenize.max_length = Some(report.max_length);
         let (eval_groups, eval_report) = setup.tokenize_eval(eval_rows, &tokenizer)?;
         warn(report.warnings().into_iter().chain(eval_report.warnings()));
+        if let Some(note) = report.bare_text().or_else(|| eval_report.bare_text()) {
+            setup.print(&format!("note: {note}"));
+        }
         if train_groups.is_empty() {
             return Err(Error::Usage(
                 "no comparison of a kind with a weight above 0 is left, so nothing can be trained; look at the rows \

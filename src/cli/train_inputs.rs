@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::args::word_of_truth;
 use super::output::warn;
-use super::template::check_kwargs_used;
+use super::template::check_template_used;
 use super::train::TrainSetup;
 use crate::data::source::{
     ReadOptions, SourceRow, check_used, read_files_with_reports, read_sft_files, refuse_pipe_named_twice,
@@ -66,7 +66,7 @@ impl TrainSetup<'_> {
             warn(report.warnings());
         }
         check_used(&options, &reports)?;
-        check_kwargs_used(self.args.chat_template_kwargs.as_ref(), train.iter().chain(&eval))?;
+        check_template_used(None, self.args.chat_template_kwargs.as_ref(), train.iter().chain(&eval))?;
         Ok((train, eval))
     }
 }

@@ -195,7 +195,8 @@ pub fn tokenize_rows_for(
     let max = options.limit().of(&lengths);
     let fit = |(row, encoded)| fit_row(row, encoded, tokenizer, options, purpose, max);
     let outcomes: Vec<Result<Outcome>> = rows.par_iter().zip(encoded).map(fit).collect();
-    let mut report = TokenizeReport { lengths, max_length: max, ..TokenizeReport::default() };
+    let has_template = tokenizer.template().is_some();
+    let mut report = TokenizeReport { lengths, max_length: max, has_template, ..TokenizeReport::default() };
     let mut groups = Vec::with_capacity(outcomes.len());
     let (mut first_dropped, mut first_mismatch) = (None, None);
     for (row, outcome) in rows.into_iter().zip(outcomes) {

@@ -11,20 +11,20 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::check::{Instruction, Verdicts, verdicts};
-use crate::data::source::{Columns, RowObject, for_each_row};
+use crate::data::source::{Columns, RowObject, for_each_row, written_number};
 use crate::terminal::shown;
 use crate::{Error, Result};
 
 /// A prompt with its instructions.
 pub struct Prompt {
-    pub key: Value,
+    /// JSON of the key, as in the file.
+    pub key: String,
     pub prompt: String,
     pub instructions: Vec<Instruction>,
-    /// The row as it was read.
-    pub object: Map<String, Value>,
-    /// First number of the row that is not finite, which `object` does not keep: its key, and what it
-    /// is.
-    pub non_finite: Option<(String, &'static str)>,
+    /// The row as a JSON object on one line, without its closing brace; or why it cannot be written again.
+    pub row: Result<String, String>,
+    /// Keys of the row.
+    pub columns: Vec<String>,
     /// File and line, for messages.
     pub place: (PathBuf, usize),
 }
@@ -52,11 +52,8 @@ pub fn read_prompts(files: &[PathBuf]) -> Result<Vec<Prompt>> {
     let mut places: HashMap<String, String> = HashMap::new();
     for file in files {
         let before = prompts.len();
-        for_each_row(file, Columns::default(), |line, row| {
-            let RowObject { object, non_finite } = row?;
-            let place = (file.clone(), line);
-            let prompt = prompt(object, place).map_err(|why| Error::data(file, line, None, why))?;
-            let prompt = Prompt { non_finite: non_finite.into_iter().next(), ..prompt };
+        for_each_row(file, Columns { keep_text: true, ..Columns::default() }, |line, row| {
+            let prompt = prompt(&row?, (file.clone(), line)).map_err(|why| Error::data(file, line, None, why))?;
             if let Some(first) = places.insert(prompt.prompt.clone(), format!("{}:{line}", file.display())) {
                 let why = format!("the prompt is that of {first}; responses are joined by prompt, so remove one row");
                 return Err(Error::data(file, line, None, why));
@@ -71,17 +68,25 @@ pub fn read_prompts(files: &[PathBuf]) -> Result<Vec<Prompt>> {
     Ok(prompts)
 }
 
-fn prompt(row: Map<String, Value>, place: (PathBuf, usize)) -> Result<Prompt, String> {
-    let need = |key: &str| match row.get(key) {
+fn prompt(row: &RowObject, place: (PathBuf, usize)) -> Result<Prompt, String> {
+    let need = |key: &str| match row.object.get(key) {
         Some(value) => Ok(value),
         None => Err(format!(
             "\"{key}\" is missing; rows of IFEval have \"key\", \"prompt\", \"instruction_id_list\" and \"kwargs\""
         )),
     };
     let list = |key: &str| need(key)?.as_array().ok_or_else(|| format!("\"{key}\" is not a list"));
-    let key = need("key")?.clone();
+    let key = row.text.as_deref().and_then(|row| written_number(row, "key"));
+    let key = key.map_or_else(|| need("key").map(Value::to_string), Ok)?;
     let text = need("prompt")?.as_str().ok_or("\"prompt\" is not a string")?.to_owned();
     let (ids, arguments) = (list("instruction_id_list")?, list("kwargs")?);
+    let instructions = instructions_of(ids, arguments)?;
+    let columns = row.object.keys().cloned().collect();
+    Ok(Prompt { key, prompt: text, instructions, row: row.open_text(), columns, place })
+}
+
+/// Instructions of a row, from its `instruction_id_list` and `kwargs`.
+pub fn instructions_of(ids: &[Value], arguments: &[Value]) -> Result<Vec<Instruction>, String> {
     if ids.is_empty() {
         return Err("\"instruction_id_list\" is empty".into());
     }
@@ -102,8 +107,7 @@ fn prompt(row: Map<String, Value>, place: (PathBuf, usize)) -> Result<Prompt, St
         };
         Instruction::new(id, arguments)
     };
-    let instructions = ids.iter().zip(arguments).map(instruction).collect::<Result<_, String>>()?;
-    Ok(Prompt { key, prompt: text, instructions, object: row, non_finite: None, place })
+    ids.iter().zip(arguments).map(instruction).collect()
 }
 
 /// Reads responses (`prompt`, `response`).
@@ -118,16 +122,24 @@ pub fn read_responses(prompts: &[Prompt], files: &[PathBuf]) -> Result<Responses
         for_each_row(file, Columns::default(), |line, row| {
             let row = row?.object;
             let fail = |why: String| Err(Error::data(file, line, None, why));
+            let asked = row.get("prompt").and_then(question);
             let (prompt, response) = match ["prompt", "response"].map(|key| row.get(key)) {
-                [Some(Value::String(prompt)), Some(Value::String(response))] => (prompt, response),
+                [Some(Value::String(prompt)), Some(Value::String(response))] => (prompt.as_str(), response),
+                [Some(_), Some(Value::String(response))] if asked.is_some() => (asked.unwrap_or_default(), response),
                 [None, _] | [_, None] => {
                     return fail("rows of responses have \"prompt\" and \"response\"; one is missing".into());
                 }
-                [Some(Value::String(_)), _] => return fail("\"response\" is not a string".into()),
-                _ => return fail("\"prompt\" is not a string; give the text of the prompt as in --input".into()),
+                [_, Some(Value::String(_))] => {
+                    return fail(
+                        "\"prompt\" is neither a string nor a conversation with one user turn; give the text of the \
+                         prompt as in --input"
+                            .into(),
+                    );
+                }
+                _ => return fail("\"response\" is not a string".into()),
             };
             let place = format!("{}:{line}", file.display());
-            let Some(&at) = of.get(prompt.as_str()) else {
+            let Some(&at) = of.get(prompt) else {
                 unused.0 += 1;
                 unused.1.get_or_insert(place);
                 return Ok(());
@@ -153,6 +165,13 @@ pub fn judge(prompts: &[Prompt], responses: &[String]) -> Judged {
     Judged { verdicts, blank }
 }
 
+/// Text of the only user turn of a conversation.
+fn question(prompt: &Value) -> Option<&str> {
+    let mut users = prompt.as_array()?.iter().filter(|turn| turn["role"] == "user");
+    let text = users.next()?["content"].as_str()?;
+    users.next().is_none().then_some(text)
+}
+
 fn unanswered(first: &Prompt, missing: usize, of: usize, file: &Path, unused: usize) -> Error {
     let (input, line) = &first.place;
     let hint = match unused {
@@ -174,11 +193,11 @@ pub fn verdict_lines(prompts: &[Prompt], judged: &Judged) -> String {
     for (prompt, verdicts) in prompts.iter().zip(&judged.verdicts) {
         let ids: Vec<&str> = prompt.instructions.iter().map(|instruction| instruction.id.as_str()).collect();
         let row = json!({
-            "key": prompt.key, "prompt": prompt.prompt, "instruction_id_list": ids,
+            "prompt": prompt.prompt, "instruction_id_list": ids,
             "strict": verdicts.strict, "loose": verdicts.loose,
         });
-        out += &row.to_string();
-        out.push('\n');
+        // The key first, with the digits that it came with.
+        out += &format!("{{\"key\":{},{}\n", prompt.key, &row.to_string()[1..]);
     }
     out
 }

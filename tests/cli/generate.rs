@@ -93,6 +93,55 @@ fn a_plain_prompt_becomes_a_turn_on_request() {
 }
 
 #[test]
+fn a_dialogue_becomes_its_turns_and_template_options_need_turns() {
+    let bench = bench();
+    let dialogue = "\\n\\nHuman: name a colour\\n\\nAssistant:";
+    bench.write("text.jsonl", format!("{{\"prompt\": \"{dialogue}\"}}\n"));
+    bench.write("turn.jsonl", "{\"prompt\": [{\"role\": \"user\", \"content\": \"name a colour\"}]}\n");
+    let tokens = |flags: &str| rows(&bench, &format!("--max-new-tokens 8 {flags}"))[0]["tokens"].clone();
+    assert_eq!(tokens("--input text.jsonl --apply-chat-template"), tokens("--input turn.jsonl"));
+    bench.write("template.jinja", "{% for m in messages %}{{ m.content }}{% endfor %}");
+    let command = "generate --model model --output out.jsonl --input text.jsonl --max-new-tokens 2";
+    for flag in ["--chat-template-path template.jinja", "--chat-template-kwargs {\"a\":1}"] {
+        bench
+            .run(&format!("{command} {flag}"))
+            .fails(2, &[flag.split(' ').next().unwrap(), "no row is a conversation"]);
+        bench.run(&format!("{command} {flag} --apply-chat-template")).ok();
+    }
+    let scored = "score --model model --input pairs.jsonl --output s.jsonl --chat-template-path template.jinja";
+    bench.run(scored).fails(2, &["--chat-template-path has no effect"]);
+    bench.bash("grep prompts groups.jsonl | head -n 2 > g.jsonl").ok();
+    let mapped = "generate --model model --output out.jsonl --input g.jsonl --max-new-tokens 2 --column-map prompt=q";
+    bench.run(mapped).fails(2, &["--column-map has no effect"]);
+}
+
+/// Keys that are carried through keep the digits and the spelling of the file.
+#[test]
+fn numbers_and_texts_of_a_row_leave_as_they_came() {
+    let bench = bench();
+    let kept = r#""id":123456789012345678901234567890,"a":[1.0,1e5,0.10,-0,18446744073709551616],"b":1e999,"c":"\u00e9\ud800\/ x""#;
+    bench.write(
+        "rows.jsonl",
+        format!("{{ {}, \"prompt\" : \"a\" }}\n{{\"prompt\":\"b\"}}\n", kept.replace(",\"", ", \"")),
+    );
+    let command = "generate --model model --input rows.jsonl --output out.jsonl --max-new-tokens 2";
+    bench.run(command).ok();
+    let text = String::from_utf8(bench.bytes("out.jsonl")).unwrap();
+    let start = format!("{{{kept},\"prompt\":\"a\",\"response\":\"");
+    assert!(text.starts_with(&start), "{text}");
+    assert!(text.lines().nth(1).unwrap().starts_with("{\"prompt\":\"b\",\"response\":\""), "{text}");
+    // In a list too; where the text is not at hand, a number is not rounded silently.
+    bench.write("rows.jsonl", "[{\"n\": 123456789012345678901,\n \"prompt\": \"a\"}]");
+    bench.run(command).ok();
+    let text = String::from_utf8(bench.bytes("out.jsonl")).unwrap();
+    assert!(text.starts_with("{\"n\":123456789012345678901,\"prompt\":\"a\",\"response\":\""), "{text}");
+    bench.write("rows.jsonl", "{\"n\": 123456789012345678901,\n \"prompt\": \"a\"}");
+    bench.run(command).fails(3, &["\"n\" could not be written again", "more than 64 bits"]);
+    bench.write("rows.jsonl", "{\"n\": \"\\ud800\", \"prompt\": \"\\ud800\"}");
+    bench.run(command).fails(3, &["\"prompt\" holds half of a surrogate pair"]);
+}
+
+#[test]
 fn responses_end_at_stop_texts_and_end_ids() {
     let bench = bench();
     bench.write("one.jsonl", "{\"prompt\": \"the cat\"}\n");
@@ -145,6 +194,29 @@ fn output_rows_are_input_of_other_commands() {
     bench.write("one.jsonl", r#"{"prompt": "the cat"}"#);
     bench.run("generate --model model --input one.jsonl --output one-out.jsonl --max-new-tokens 4").ok();
     bench.run("sft --model model --train-file one-out.jsonl --output-dir tuned --max-steps 1").ok();
+    // Text, a conversation and a group with one response each: scores without comparisons. A prompt that
+    // was made a turn for generation is one for scoring.
+    let scores = |input: &str, flags: &str| {
+        bench.run(&format!("score --model model --input {input} --output scores.jsonl {flags}")).ok();
+        bench.rows("scores.jsonl")
+    };
+    bench.write("several.jsonl", ROWS);
+    bench.run("generate --model model --input several.jsonl --output several-out.jsonl --max-new-tokens 3").ok();
+    let found = scores("several-out.jsonl", "").len();
+    assert_eq!(found, 4);
+    let generated = "generate --model model --input one.jsonl --output turn-out.jsonl --max-new-tokens 4";
+    bench.run(&format!("{generated} --apply-chat-template")).ok();
+    let row = &scores("turn-out.jsonl", "--apply-chat-template")[0];
+    assert_eq!((&row["comparisons"], &row["sequences"][0]["response"]), (&json!([]), &json!(0)));
+    let response = bench.rows("turn-out.jsonl")[0]["response"].clone();
+    let turns = |response: Value| json!({"prompt": [{"role": "user", "content": "the cat"}], "response": response});
+    let message = json!({"role": "assistant", "content": response});
+    let expected = row["sequences"][0]["logp"].clone();
+    for row in [turns(response), turns(message.clone()), turns(json!([message]))] {
+        bench.write("turns.jsonl", row.to_string());
+        assert_eq!(scores("turns.jsonl", "")[0]["sequences"][0]["logp"], expected, "{row}");
+    }
+    assert_ne!(scores("turn-out.jsonl", "")[0]["sequences"][0]["logp"], expected, "as bare text");
     let again = "generate --model model --input out.jsonl --output again.jsonl";
     bench.run(again).fails(3, &["out.jsonl:1", "\"response\"", "rename"]);
 }

@@ -107,12 +107,20 @@ fn a_blank_response_follows_nothing_and_an_unknown_type_is_counted_by_name() {
     bench.write("prompts.jsonl", lines(&[row("One", &ids), row("Two", &ids[..2])]));
     let answer = |prompt: &str, text: &str| json!({"prompt": prompt, "response": text});
     bench.write("answers.jsonl", lines(&[answer("One", "So."), answer("Two", " \n"), answer("Other", "x")]));
-    let run = bench.run("ifeval --input prompts.jsonl --responses answers.jsonl --output - --json").ok();
-    let verdicts: Vec<Value> = run.out.lines().take(2).map(|line| serde_json::from_str(line).unwrap()).collect();
+    // Rows of verdicts and the figures would be mixed on one stream.
+    for command in ["--responses answers.jsonl", "--compare answers.jsonl answers.jsonl"] {
+        let mixed = format!("ifeval --input prompts.jsonl {command} --output - --json");
+        bench.run(&mixed).fails(2, &["--json prints on standard output", "name a file"]);
+    }
+    let run = bench.run("ifeval --input prompts.jsonl --responses answers.jsonl --output -").ok();
+    assert!(run.err.contains("blank responses"), "the table is not among the rows: {}", run.err);
+    let verdicts: Vec<Value> = run.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(verdicts.len(), 2);
     assert_eq!(verdicts[0]["strict"], json!([true, true, null]));
     assert_eq!(verdicts[1]["strict"], json!([false, false]));
     assert_eq!(verdicts[1]["loose"], json!([false, false]));
-    let figures: Value = serde_json::from_str(&run.out.lines().skip(2).collect::<Vec<_>>().join("\n")).unwrap();
+    let run = bench.run("ifeval --input prompts.jsonl --responses answers.jsonl --json").ok();
+    let figures: Value = serde_json::from_str(&run.out).unwrap();
     assert_eq!(figures["not_decided"], json!({"count:of_vowels": 1}));
     assert_eq!([&figures["blank_responses"], &figures["prompt"]["count"]], [1, 1]);
     assert_eq!(figures["instruction"]["count"], 4);
@@ -173,7 +181,7 @@ fn bad_rows_are_named_by_file_and_line() {
         (vec![answer.clone(), answer.clone()], vec!["bad.jsonl:2", "has a response at bad.jsonl:1"]),
         (vec![json!({"prompt": "p"})], vec!["bad.jsonl:1", "\"prompt\" and \"response\""]),
         (vec![json!({"prompt": "p", "response": null})], vec!["bad.jsonl:1", "\"response\" is not a string"]),
-        (vec![json!({"prompt": [1], "response": "r"})], vec!["bad.jsonl:1", "\"prompt\" is not a string"]),
+        (vec![json!({"prompt": [1], "response": "r"})], vec!["bad.jsonl:1", "\"prompt\" is neither a string nor"]),
         (vec![answer.clone()], vec!["prompts without a response: 1 of 2, first good.jsonl:2"]),
         (vec![answer.clone(), other], vec!["response: 1 of 2", "responses to other prompts: 1"]),
     ] {
@@ -181,6 +189,35 @@ fn bad_rows_are_named_by_file_and_line() {
         bench.run("ifeval --input good.jsonl --responses bad.jsonl --output out.jsonl").fails(3, &parts);
         assert!(!bench.at("out.jsonl").exists());
     }
+}
+
+/// Rows of `mapl generate` for conversations, tables, and keys with more digits than 64 bits hold.
+#[test]
+fn prompts_of_messages_tables_and_long_keys_are_read() {
+    let bench = Bench::new();
+    let long = "123456789012345678901234567890";
+    let row = format!(
+        "{{\"key\": {long}, \"prompt\": \"p\", \"instruction_id_list\": [\"punctuation:no_comma\"], \"kwargs\": [{{}}]}}\n"
+    );
+    bench.write("prompts.jsonl", row);
+    let turn = |role: &str, text: &str| json!({"role": role, "content": text});
+    bench
+        .write("answers.jsonl", lines(&[json!({"prompt": [turn("system", "s"), turn("user", "p")], "response": "r"})]));
+    bench.run("ifeval --input prompts.jsonl --responses answers.jsonl --output v.jsonl").ok();
+    let text = String::from_utf8(bench.bytes("v.jsonl")).unwrap();
+    assert_eq!(
+        text,
+        format!(
+            "{{\"key\":{long},\"prompt\":\"p\",\"instruction_id_list\":[\"punctuation:no_comma\"],\"strict\":[true],\
+             \"loose\":[true]}}\n"
+        )
+    );
+    bench.write("prompts.csv", "key,prompt,instruction_id_list,kwargs\n5,p,\"[\"\"punctuation:no_comma\"\"]\",[{}]\n");
+    bench.run("ifeval --input prompts.csv --responses answers.jsonl --output v.jsonl").ok();
+    assert_eq!(bench.rows("v.jsonl")[0]["key"], "5");
+    let two = json!({"prompt": [turn("user", "p"), turn("assistant", "a"), turn("user", "q")], "response": "r"});
+    bench.write("answers.jsonl", lines(&[two]));
+    bench.run("ifeval --input prompts.jsonl --responses answers.jsonl").fails(3, &["answers.jsonl:1", "one user turn"]);
 }
 
 /// Special characters of a keyword make it a regular expression, as for the official checkers.

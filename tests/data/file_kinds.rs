@@ -88,6 +88,46 @@ fn not_a_number_hurts_only_in_a_key_that_is_used() {
     assert!(defect(with("x", "nan")).starts_with(":1: is not valid JSON"));
 }
 
+/// What JSON allows and Rust does not, and what Python's writers leave behind.
+#[test]
+fn halves_of_pairs_control_characters_and_large_numbers_hurt_only_in_a_key_that_is_used() {
+    let folder = Folder::new();
+    let with = |key: &str, value: &str| GOOD.replacen('{', &format!("{{\"{key}\": {value}, "), 1);
+    let long = "123456789012345678901234567890";
+    let harmless = [
+        with("x", "1e999"),
+        with("x", "{\"a\": [-1e999, \"\\ud800\"]}"),
+        with("x", "\"a\rb\tc\""),
+        with("\\udc00", "0"),
+        with("x", long),
+        with("score_chosen", "1e999"),
+    ];
+    let lines = folder.write("a.jsonl", harmless.join("\n"));
+    let array = folder.write("a.json", format!("[{}]", harmless.join(",\n")));
+    let spread = folder.write("b.json", format!("{{\n\"data\": [{}]}}", harmless.join(",\n")));
+    let rows_apart = folder.write("c.json", harmless.join("\n").replace("{\"", "{\n\""));
+    for path in [&lines, &array, &spread, &rows_apart] {
+        let rows = read(path).unwrap();
+        assert_eq!(rows.len(), 6, "{}", path.display());
+        assert!(rows.iter().all(|row| row.group.responses[0] == Response::Text("a".into()) && row.scores.is_none()));
+    }
+    // The digits of an id stay, whatever their number.
+    for text in [with("id", long), format!("[{}]", with("id", long)), with("id", long).replace("{\"", "{\n\"")] {
+        assert_eq!(read(&folder.write("id.json", text)).unwrap()[0].group.id, long);
+    }
+    for (row, part) in [
+        (with("margin", "1e999"), "\"margin\" holds a number beyond double precision"),
+        (with("tools", &format!("[{{\"a\": {long}}}]")), "\"tools\" holds an integer of more than 64 bits"),
+        (GOOD.replace("\"a\"", "\"a\\udfff\""), "\"chosen\" holds half of a surrogate pair"),
+        (GOOD.replace("\"a\"", "\"a\rb\""), "\"chosen\" holds a control character"),
+    ] {
+        for text in [format!("{GOOD}\n{row}\n"), format!("[{GOOD},\n{row}]")] {
+            let why = defect(&text);
+            assert!(why.starts_with(":2") && why.contains(part), "{part} in {why}");
+        }
+    }
+}
+
 /// Checks and training read the texts once for each part of a row.
 #[test]
 fn rows_that_would_take_hours_are_refused() {

@@ -24,3 +24,4 @@ mod templates;
 mod tokenizer_files;
 mod tokens;
 mod tree;
+mod turns;

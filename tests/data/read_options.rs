@@ -41,6 +41,11 @@ fn options_without_effect_are_refused_next_to_skipped_rows() {
         let why = check(path, &options).unwrap_err();
         assert!(why.contains(part), "{part}: {why}");
     }
+    // A bad row without the column does not use the map.
+    let with_bad = folder.write("with-bad.jsonl", format!("{group}\n{good}\n"));
+    let mapping = ReadOptions { column_map: "chosen=a".parse().unwrap(), ..skipping };
+    let why = check(&with_bad, &mapping).unwrap_err();
+    assert!(why.contains("--column-map has no effect"), "{why}");
     let renamed = folder.write("renamed.jsonl", json!({"prompt": Q, "a": GOOD, "rejected": BAD}).to_string());
     check(&renamed, &ReadOptions { column_map: "chosen=a".parse().unwrap(), ..Default::default() }).unwrap();
 }
@@ -109,4 +114,26 @@ fn one_file_in_two_forms_is_named() {
         let named: Vec<PathBuf> = names.iter().map(|name| place.join(name)).collect();
         assert_eq!(expand(&named).unwrap(), named);
     }
+    let folder = Folder::new();
+    let file = folder.write("A.JSONL", "{}");
+    folder.write("A.jsonl.GZ", "{}");
+    let why = expand(&[file.parent().unwrap().to_path_buf()]).unwrap_err().to_string();
+    assert!(why.contains("A.JSONL and A.jsonl.GZ"), "{why}");
+}
+
+/// A file next to the folder that holds it, or a second name of a file in a folder.
+#[test]
+fn a_file_that_a_folder_holds_too_is_not_read_twice() {
+    let folder = Folder::new();
+    let file = folder.write("a.jsonl", "{}");
+    let place = file.parent().unwrap().to_path_buf();
+    for named in [vec![place.clone(), file.clone()], vec![place.join("*.jsonl"), place.clone()]] {
+        let why = expand(&named).unwrap_err().to_string();
+        assert!(why.contains("a.jsonl: this file would be read twice"), "{why}");
+    }
+    // Named twice by itself it is read twice, with a warning.
+    assert_eq!(expand(&[file.clone(), file.clone()]).unwrap().len(), 2);
+    std::fs::hard_link(&file, place.join("b.jsonl")).unwrap();
+    let why = expand(&[place]).unwrap_err().to_string();
+    assert!(why.contains("b.jsonl") && why.contains("a.jsonl"), "{why}");
 }

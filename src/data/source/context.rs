@@ -215,10 +215,32 @@ fn earlier_turns(row: &mut Row<'_>) -> Result<Vec<Message>, String> {
     Ok(turns)
 }
 
+/// Turns of a plain text that asks for an answer: those of a dialogue, else one turn of the user.
+///
+/// # Errors
+/// For a dialogue that does not end with the user's turn.
+pub(in super::super) fn user_turns(text: &str) -> Result<Vec<Message>, String> {
+    match dialogue(text) {
+        Some(turns) => Ok(turns),
+        None if is_dialogue(text) => {
+            Err("the dialogue does not end with a Human turn, or an empty Assistant turn, so it asks for nothing"
+                .into())
+        }
+        None => Ok(vec![Message::new("user", text)]),
+    }
+}
+
+/// Whether a text starts as a dialogue with `\n\nHuman:`.
+pub(super) fn is_dialogue(text: &str) -> bool {
+    text.starts_with(MARKS[0][0])
+}
+
+/// Starts of the turns of user and assistant, as HH and HelpSteer 2 write them.
+const MARKS: [[&str; 2]; 2] = [["\n\nHuman:", "\n\nAssistant:"], ["<extra_id_1>User", "<extra_id_1>Assistant"]];
+
 /// Turns of a question that is written as a dialogue: with `\n\nHuman:` and `\n\nAssistant:`, where the
 /// last turn is the user's or an empty assistant turn, or with the marks of HelpSteer 2.
 fn dialogue(text: &str) -> Option<Vec<Message>> {
-    const MARKS: [[&str; 2]; 2] = [["\n\nHuman:", "\n\nAssistant:"], ["<extra_id_1>User", "<extra_id_1>Assistant"]];
     let [user, assistant] = MARKS.into_iter().find(|[user, assistant]| match *user {
         "\n\nHuman:" => text.starts_with(user),
         _ => text.contains(assistant),

@@ -12,8 +12,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::non_finite::{mark, unmark};
-use super::rows::{RowObject, RowResult, array_rows, distinct_keys};
+use super::keys::distinct_keys;
+use super::odd_values::{Odd, mark, unmark};
+use super::rows::{Columns, RowObject, RowResult, array_rows};
 use crate::{Error, Result};
 
 /// Largest document.
@@ -86,16 +87,19 @@ impl Document {
         self,
         path: &Path,
         line: usize,
-        ids: &[&str],
+        columns: Columns<'_>,
         f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
     ) -> Result<()> {
         match self {
-            Document::List { text, breaks } => array_rows(path, &text[..], line + breaks, ids, f),
+            Document::List { text, breaks } => array_rows(path, &text[..], line + breaks, columns, f),
             Document::Rows(rows) => {
                 let row = |mut object: Map<String, Value>| {
-                    let found = object.iter_mut().filter_map(|(key, value)| Some((key.clone(), unmark(value)?)));
-                    let non_finite = found.collect();
-                    RowObject { object, non_finite }
+                    let mut odd: Vec<Odd> = Vec::new();
+                    for (key, value) in &mut object {
+                        let found = unmark(value, columns.ids.contains(&&**key));
+                        odd.extend(found.into_iter().map(|what| Odd { key: key.clone(), what }));
+                    }
+                    RowObject::new(object, odd)
                 };
                 rows.into_iter().try_for_each(|(breaks, object)| {
                     let line = line + breaks;

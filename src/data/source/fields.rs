@@ -6,9 +6,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::super::group::{Message, PreferenceGroup};
+use super::super::group::{Message, PreferenceGroup, Prompt, Response};
 use super::message::messages;
-use super::non_finite::NonFinite;
+use super::odd_values::{Odd, What};
 use super::options::{Pairs, ReadOptions};
 use super::{Shape, type_name};
 use crate::files::is_dash;
@@ -46,11 +46,13 @@ pub(super) struct Row<'a> {
     pub(super) dropped: Vec<String>,
     /// Whether the column map renamed columns of the row.
     pub(super) mapped: bool,
+    /// Whether text became turns of a conversation.
+    pub(super) made_turns: bool,
     /// Rows may have columns that no reader uses, whatever they hold.
     pub(super) any_columns: bool,
     margin_given: bool,
-    /// Keys that held NaN or an infinity, which are `null` in the object.
-    pub(super) non_finite: Vec<NonFinite>,
+    /// Keys that held what the object cannot hold.
+    pub(super) odd: Vec<Odd>,
 }
 
 impl<'a> Row<'a> {
@@ -70,9 +72,10 @@ impl<'a> Row<'a> {
             used_score_margin: false,
             dropped: Vec::new(),
             mapped: false,
+            made_turns: false,
             any_columns: false,
             margin_given: false,
-            non_finite: Vec::new(),
+            odd: Vec::new(),
         }
     }
 
@@ -117,7 +120,6 @@ impl<'a> Row<'a> {
         if options.column_map.pairs().is_empty() || super::group_row::matches(self) {
             return Ok(());
         }
-        self.mapped = true;
         let mut taken = Vec::new();
         for (key, column) in options.column_map.pairs() {
             let Some(value) = self.object.get(column) else {
@@ -139,29 +141,34 @@ impl<'a> Row<'a> {
                 ));
             }
             self.object.insert(key.clone(), value);
-            self.non_finite.iter_mut().filter(|(name, _)| name == column).for_each(|found| found.0.clone_from(key));
+            self.odd.iter_mut().filter(|odd| odd.key == *column).for_each(|odd| odd.key.clone_from(key));
         }
         if options.column_map.pairs().iter().any(|(key, _)| key == "id") {
             self.set_id()?;
         }
+        self.mapped = true;
         Ok(())
     }
 
-    /// Refuses NaN and infinities under keys that were used.
-    pub(super) fn check_finite(&self) -> Result<(), String> {
-        match self.non_finite.iter().find(|(key, _)| self.used.contains(&key.as_str())) {
+    /// Refuses what the object cannot hold, under keys that were used. A long integer only counts if the
+    /// group carries it on.
+    pub(super) fn check_odd(&self, group: &PreferenceGroup) -> Result<(), String> {
+        let lost = |odd: &&Odd| odd.what != What::LongInteger || carries_long_integer(group);
+        match self.odd.iter().filter(|odd| self.used.contains(&odd.key.as_str())).find(lost) {
             None => Ok(()),
-            Some((key, what)) => {
-                Err(format!("\"{}\" holds {what}, which is not JSON; write a number or null", shorten(key)))
-            }
+            Some(Odd { key, what }) => Err(format!("\"{}\" holds {}", shorten(key), what.fault())),
         }
     }
 
-    /// Adds to a reader's message that a key which it names held NaN or an infinity.
+    /// Adds to a reader's message that a key which it names held something odd.
     pub(super) fn explain(&self, why: String) -> String {
-        match self.non_finite.iter().find(|(key, _)| why.contains(&format!("\"{key}\""))) {
+        let named = |odd: &&Odd| odd.what != What::LongInteger && why.contains(&format!("\"{}\"", odd.key));
+        match self.odd.iter().find(named) {
             None => why,
-            Some((key, what)) => format!("{why}; \"{}\" holds {what}, which is not JSON", shorten(key)),
+            Some(Odd { key, what }) => {
+                let fault = what.fault().split(';').next().unwrap_or_default();
+                format!("{why}; \"{}\" holds {fault}", shorten(key))
+            }
         }
     }
 
@@ -256,6 +263,11 @@ impl<'a> Row<'a> {
         self.margin_given
     }
 
+    /// Removes a key, which the row then never had.
+    pub(super) fn remove(&mut self, key: &str) {
+        self.object.shift_remove(key);
+    }
+
     /// Adds a key, or replaces its value.
     pub(super) fn put(&mut self, key: &str, value: Value) {
         self.object.insert(key.to_owned(), value);
@@ -303,6 +315,31 @@ impl<'a> Row<'a> {
         };
         Ok(())
     }
+}
+
+/// Whether tools, variables, arguments or messages of a group hold a number beyond 64-bit integers, which
+/// a long integer became.
+fn carries_long_integer(group: &PreferenceGroup) -> bool {
+    fn holds(value: &Value) -> bool {
+        match value {
+            Value::Number(number) => number.is_f64() && number.as_f64().is_some_and(|x| x.abs() >= 9.2e18),
+            Value::Array(list) => list.iter().any(holds),
+            Value::Object(object) => object.values().any(holds),
+            Value::Null | Value::Bool(_) | Value::String(_) => false,
+        }
+    }
+    let prompts = group.prompts.iter().flat_map(|prompt| match prompt {
+        Prompt::Text(_) => &[],
+        Prompt::Messages(turns) => &turns[..],
+    });
+    let responses = group.responses.iter().filter_map(|response| match response {
+        Response::Text(_) => None,
+        Response::Message(message) => Some(message),
+    });
+    let messages = prompts.chain(responses).flat_map(|message| message.extra.values());
+    let kwargs = group.chat_template_kwargs.iter().flat_map(|kwargs| kwargs.values());
+    let arguments = group.instructions.iter().flat_map(|instruction| instruction.kwargs.values());
+    group.tools.iter().chain(messages).chain(kwargs).chain(arguments).any(holds)
 }
 
 /// Number of a value; tables hold numbers as text.

@@ -11,9 +11,10 @@
 //! - `overlooked`: columns that a reader does not use though they may hold a part of the conversation
 //! - `sft`: prompt and completion, conversations, plain text, and the chosen side of preference
 //!   rows
-//! - `prompts`: rows that ask for a response
-//! - `kinds`: files of other kinds, by name; `non_finite`: NaN and infinities; `row_limits`: rows that
-//!   would take hours
+//! - `prompts`: rows that ask for a response, and prompts with one response; `samples`: responses by
+//!   prompt; `turns`: text as turns
+//! - `kinds`: files of other kinds, by name; `odd_values`: NaN and the like; `keys`: keys in a row's
+//!   text; `row_limits`: rows that would take hours
 //! - [`options`]: column map, and the flag that allows mixed formats in one file
 //!
 //! The format is detected from the keys of each row. Refused, each with file, line and id: rows
@@ -29,9 +30,10 @@ mod document;
 mod fields;
 mod group_row;
 mod hh;
+mod keys;
 mod kinds;
 mod message;
-mod non_finite;
+mod odd_values;
 pub mod options;
 mod overlooked;
 mod parquet_rows;
@@ -41,10 +43,12 @@ mod reading;
 mod report;
 mod row_limits;
 mod rows;
+mod samples;
 mod sft;
 mod shape;
 mod table;
 mod text_pair;
+mod turns;
 mod two_columns;
 
 use std::collections::HashSet;
@@ -57,6 +61,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub(crate) use container::open_text;
+pub(super) use context::user_turns;
+pub(crate) use keys::written_number;
 pub use options::{ColumnMap, Pairs, ReadOptions};
 pub(crate) use rows::{Columns, RowObject, for_each_row};
 pub use sft::{read_sft_files, sft_pairs};
@@ -71,6 +77,7 @@ pub use prompts::{PromptOptions, PromptRow, Prompts, read_prompts};
 pub use reading::check_used;
 use reading::read_with;
 pub use report::{FileReport, Skipped};
+pub use samples::{SampleFiles, Samples, read_samples};
 use shape::{Shape, preference_row};
 
 /// A group with its file and line.
@@ -117,6 +124,8 @@ pub enum Format {
     Scored,
     /// `chosen`, `rejected` as lists of responses.
     Lists,
+    /// A prompt and one `response` (scoring only).
+    Response,
     /// `prompt` and `completion` (SFT only).
     PromptCompletion,
     /// `messages` (SFT only).
@@ -139,6 +148,7 @@ impl fmt::Display for Format {
             Format::Labelled => "two responses with a label",
             Format::Scored => "responses with scores or ranks",
             Format::Lists => "lists of chosen and rejected responses",
+            Format::Response => "prompts with one response",
             Format::PromptCompletion => "prompts with completions",
             Format::Messages => "conversations",
             Format::PlainText => "plain text",
@@ -154,6 +164,20 @@ pub fn read_files(paths: &[PathBuf], options: &ReadOptions) -> Result<Vec<Source
 /// [`read_files`] with a report per file.
 pub fn read_files_with_reports(paths: &[PathBuf], options: &ReadOptions) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
     read_all(paths, options, preference_row)
+}
+
+/// [`read_files_with_reports`] that also takes rows of a prompt with one response, which become groups
+/// without comparisons.
+pub fn read_scored_files(paths: &[PathBuf], options: &ReadOptions) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
+    read_all(paths, options, scored_row)
+}
+
+/// Reads a preference row, or a prompt with one response.
+fn scored_row(row: &mut Row<'_>) -> Result<Parsed, String> {
+    match row.has("response") && !row.has("chosen") && !row.has("rejected") && two_columns::unpaired(row).is_none() {
+        true => prompts::response_row(row),
+        false => preference_row(row),
+    }
 }
 
 /// Rows refused by the readers, collected by [`read_files_leniently`].

@@ -52,6 +52,10 @@ pub struct ReadOptions {
     /// Allow rows of several formats in one input file
     #[arg(long, alias = "mixed_formats")]
     pub mixed_formats: bool,
+    /// Make plain text turns of a conversation: the prompt the user's turn, or the turns of a
+    /// dialogue with Human: and Assistant:, and the responses the assistant's
+    #[arg(long, alias = "apply_chat_template")]
+    pub apply_chat_template: bool,
     /// Columns to leave out, such as one that an error names
     #[arg(long, alias = "drop_columns", value_name = "COLUMN,...", value_delimiter = ',')]
     pub drop_columns: Vec<String>,
@@ -103,6 +107,11 @@ impl FromStr for ColumnMap {
             if !TARGETS.contains(&key) {
                 return Err(format!("\"{key}\" is not a key that a reader uses; known keys: {}", TARGETS.join(", ")));
             }
+            if column == key {
+                return Err(format!(
+                    "\"{key}\" is mapped to the column of that name, which is read anyway; leave it out"
+                ));
+            }
             if column.is_empty() {
                 return Err(format!("no column is given for \"{key}\""));
             }
@@ -150,6 +159,7 @@ mod tests {
         assert!(why("chosen").contains("key=column"));
         assert!(why("best=a").contains("\"best\""));
         assert!(why("chosen=").contains("no column"));
+        assert!(why("chosen=chosen").contains("read anyway"));
         assert!(why("chosen=a,chosen=b").contains("twice"));
     }
 }

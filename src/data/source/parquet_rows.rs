@@ -13,6 +13,7 @@ use parquet::record::reader::RowIter;
 use parquet::schema::types::Type;
 use serde_json::{Map, Number, Value};
 
+use super::odd_values::{Odd, What};
 use super::rows::{RowObject, RowResult, grown};
 use crate::data::worker::guard::{Stage, guarded_quietly};
 use crate::memory::Growth;
@@ -36,14 +37,14 @@ pub(super) fn parquet_rows(path: &Path, file: File, f: &mut dyn FnMut(usize, Row
     for number in 1.. {
         let next = call(|| rows.next().transpose()).map_err(|why| failed(number, why))?;
         let Some(row) = next else { break };
-        let (mut object, mut non_finite) = (Map::new(), Vec::new());
+        let (mut object, mut odd) = (Map::new(), Vec::new());
         for (name, field) in row.get_column_iter() {
             let mut found = None;
             object.insert(name.clone(), value(field, &mut found));
-            non_finite.extend(found.map(|what| (name.clone(), what)));
+            odd.extend(found.map(|what| Odd { key: name.clone(), what }));
         }
         let bytes = object.values().map(text_bytes).sum::<usize>();
-        f(number, Ok(RowObject { object, non_finite }))?;
+        f(number, Ok(RowObject::new(object, odd)))?;
         growth.add(bytes as u64, || grown(path, number))?;
     }
     Ok(())
@@ -71,12 +72,12 @@ fn call<T>(call: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> 
     }
 }
 
-/// JSON of a field; `non_finite` is set to the name of a number that JSON lacks.
-fn value(field: &Field, non_finite: &mut Option<&'static str>) -> Value {
+/// JSON of a field; `odd` is set to the kind of a number that JSON lacks.
+fn value(field: &Field, odd: &mut Option<What>) -> Value {
     let mut number = |number: f64| match Number::from_f64(number) {
         Some(number) => Value::Number(number),
         None => {
-            *non_finite = Some(if number.is_nan() { "NaN" } else { "Infinity" });
+            *odd = Some(if number.is_nan() { What::Nan } else { What::Infinity });
             Value::Null
         }
     };
@@ -100,17 +101,15 @@ fn value(field: &Field, non_finite: &mut Option<&'static str>) -> Value {
             Ok(text) => text.into(),
             Err(_) => bytes.data().iter().map(|&byte| Value::from(byte)).collect(),
         },
-        Field::Group(row) => {
-            row.get_column_iter().map(|(name, field)| (name.clone(), value(field, non_finite))).collect()
-        }
-        Field::ListInternal(list) => list.elements().iter().map(|field| value(field, non_finite)).collect(),
+        Field::Group(row) => row.get_column_iter().map(|(name, field)| (name.clone(), value(field, odd))).collect(),
+        Field::ListInternal(list) => list.elements().iter().map(|field| value(field, odd)).collect(),
         Field::MapInternal(map) => {
             let entry = |(key, field): &(Field, Field)| {
                 let key = match value(key, &mut None) {
                     Value::String(text) => text,
                     other => other.to_string(),
                 };
-                (key, value(field, non_finite))
+                (key, value(field, odd))
             };
             map.entries().iter().map(entry).collect()
         }

@@ -1,10 +1,12 @@
 //! Names of data files on a command line: files, folders of shards, patterns and `-`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::files::hub::hub_data;
 use crate::files::{entries, is_dash};
+use crate::terminal::complain;
 use crate::{Error, Result};
 
 /// Ends of the names of data files, without that of a compression.
@@ -26,7 +28,8 @@ const SPLITS: [(&str, &[&str]); 3] = [
 ///
 /// # Errors
 /// [`Error::Data`] for a folder without data files or with those of several splits, for a pattern
-/// that matches nothing, and for one file in two forms.
+/// that matches nothing, and for one file in two forms; [`Error::Usage`] for a file that is read twice
+/// though it is not named twice.
 pub fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::with_capacity(paths.len());
     for path in paths {
@@ -39,7 +42,30 @@ pub fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
             files.push(path.clone());
         }
     }
+    refuse_twice(&files, paths)?;
     Ok(files)
+}
+
+/// Refuses a file that is read twice because a folder or a pattern holds it too, and warns of one that
+/// is named twice.
+fn refuse_twice(files: &[PathBuf], named: &[PathBuf]) -> Result<()> {
+    let mut known: HashMap<(u64, u64), &PathBuf> = HashMap::new();
+    for path in files {
+        let Some(found) = std::fs::metadata(path).ok().filter(|found| found.is_file()) else { continue };
+        let Some(other) = known.insert((found.dev(), found.ino()), path) else { continue };
+        let places = if other == path { String::new() } else { format!(", as {} too", other.display()) };
+        if !(named.contains(path) && named.contains(other)) {
+            return Err(Error::Usage(format!(
+                "{}: this file would be read twice{places}; name it once, or leave it out of the folder or pattern",
+                path.display()
+            )));
+        }
+        complain(&format!("warning: {} is named twice{places}, so its rows are read twice", path.display()));
+    }
+    if let Err(why) = one_of_each(files) {
+        complain(&format!("warning: the command {why}"));
+    }
+    Ok(())
 }
 
 fn matches(path: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
@@ -61,13 +87,17 @@ fn one_of_each(files: &[PathBuf]) -> Result<(), String> {
     let mut known: BTreeMap<PathBuf, &PathBuf> = BTreeMap::new();
     for path in files {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let plain = PACKED.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
-        let Some(stem) = ENDS.iter().find_map(|end| plain.strip_suffix(end)) else { continue };
+        let ends = |name: &str, list: &[&str]| {
+            list.iter().find(|end| name.to_lowercase().ends_with(**end)).map_or(0, |end| end.len())
+        };
+        let plain = &name[..name.len() - ends(&name, &PACKED)];
+        let (stem, end) = plain.split_at(plain.len() - ends(plain, &ENDS));
+        if end.is_empty() {
+            continue;
+        }
         if let Some(other) = known.insert(path.with_file_name(stem), path) {
             let other = other.file_name().unwrap_or_default().to_string_lossy();
-            return Err(format!(
-                "has {other} and {name}, which would be read twice if they hold the same rows; name one"
-            ));
+            return Err(format!("has {other} and {name}, which are read twice if they hold the same rows; name one"));
         }
     }
     Ok(())

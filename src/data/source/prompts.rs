@@ -9,14 +9,15 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::context::{self, Context};
-use super::fields::{Row, shorten};
+use super::fields::Row;
+use super::message::{messages, not_empty, split_response};
 use super::overlooked::{check_columns, check_media, conversation_columns, spells_messages};
 use super::shape::Shape;
-use super::{ColumnMap, ReadOptions, SourceRow, group_row, refuse_pipe_named_twice, rows};
-use crate::data::group::{PreferenceGroup, Prompt};
+use super::{ColumnMap, Format, Parsed, ReadOptions, SourceRow, group_row, refuse_pipe_named_twice, rows};
+use crate::data::group::{Message, PreferenceGroup, Prompt, Response};
 use crate::{Error, Result};
 
 /// Settings of [`read_prompts`].
@@ -33,8 +34,9 @@ pub struct PromptOptions {
 /// A prompt with the row that it was read from.
 #[derive(Clone, Debug)]
 pub struct PromptRow {
-    /// The row as it was read.
-    pub object: Map<String, Value>,
+    /// The row as a JSON object on one line, without its closing brace. Numbers and texts are written
+    /// as in the file.
+    pub text: String,
     /// The prompt as the only one of a group without responses.
     pub row: SourceRow,
 }
@@ -65,37 +67,37 @@ pub fn read_prompts(paths: &[PathBuf], options: &PromptOptions, added: &[&str]) 
         drop_columns: options.drop_columns.clone(),
         ..ReadOptions::default()
     };
-    let (mut found, mut dropped) = (Prompts::default(), BTreeSet::new());
+    let (mut found, mut dropped, mut mapped) = (Prompts::default(), BTreeSet::new(), false);
     for path in paths {
         let file: Arc<Path> = Arc::from(path.as_path());
         let (mut count, mut spelled, mut several) = (0, None, None);
-        let columns = rows::Columns { ids: &["id"], mapped: reading.column_map.pairs() };
+        let columns = rows::Columns { ids: &["id"], mapped: reading.column_map.pairs(), keep_text: true };
         rows::for_each_row(path, columns, |line, object| {
-            let rows::RowObject { object, non_finite } = object?;
+            let object = object?;
+            let text = object.open_text();
+            let rows::RowObject { object, odd, .. } = object;
             count += 1;
-            let mut row = Row::new(object.clone(), path, line);
+            let mut row = Row::new(object, path, line);
             row.set_id().map_err(|why| Error::data(path, line, None, why))?;
             let id = row.id().to_owned();
             let fail = |why: String| Error::data(path, line, Some(&id), why);
-            if let Some((key, what)) = non_finite.first() {
-                return Err(fail(format!(
-                    "\"{}\" holds {what}, which is not JSON and could not be written again; write a number or null",
-                    shorten(key)
-                )));
-            }
-            if let Some(key) = added.iter().find(|key| object.contains_key(**key)) {
+            let text = text.map_err(fail)?;
+            if let Some(key) = added.iter().find(|key| row.columns().any(|(name, _)| name == **key)) {
                 return Err(fail(format!("the row has \"{key}\", which the output would replace; rename the column")));
             }
+            row.odd = odd;
             row.apply(&reading).map_err(fail)?;
+            mapped |= row.mapped;
             dropped.extend(row.dropped.iter().cloned());
             let group = prompt_row(&mut row, &mut several, line).map_err(|why| fail(row.explain(why)))?;
+            row.check_odd(&group).map_err(fail)?;
             if let Prompt::Text(text) = &group.prompts[0]
                 && spells_messages(text)
             {
                 spelled.get_or_insert(line);
             }
             let row = SourceRow { group, file: file.clone(), line, scores: None };
-            found.rows.push(PromptRow { object, row });
+            found.rows.push(PromptRow { text, row });
             Ok(())
         })?;
         if count == 0 {
@@ -111,6 +113,11 @@ pub fn read_prompts(paths: &[PathBuf], options: &PromptOptions, added: &[&str]) 
         found.warnings.extend(several.map(|line| {
             format!("{name}: group rows have several prompts, from line {line} on; only the first of each is answered")
         }));
+    }
+    if !options.column_map.pairs().is_empty() && !mapped {
+        return Err(Error::Usage(
+            "--column-map has no effect: every row is a group row, whose keys are fixed; leave it out".into(),
+        ));
     }
     match options.drop_columns.iter().find(|column| !dropped.contains(*column)) {
         Some(column) => Err(Error::Usage(format!("--drop-columns {column}: no row has this column; correct its name"))),
@@ -145,6 +152,32 @@ fn prompt_row(row: &mut Row<'_>, several: &mut Option<usize>, line: usize) -> Re
         }
         _ => Ok(group),
     }
+}
+
+/// Reads a prompt with one `response`, as `mapl generate` writes them. The group has no comparison.
+pub(super) fn response_row(row: &mut Row<'_>) -> Result<Parsed, String> {
+    let response = row.take("response");
+    if group_row::matches(row) {
+        // The keys that generation adds to a group row.
+        ["response", "tokens", "finish"].into_iter().for_each(|key| row.remove(key));
+    }
+    let mut group = prompt_row(row, &mut None, 0)?;
+    let response = match response {
+        Some(Value::String(text)) => match &group.prompts[0] {
+            Prompt::Text(_) => Response::Text(text),
+            Prompt::Messages(_) => Response::Message(Message::new("assistant", text)),
+        },
+        Some(other) => {
+            let turns = messages(other, "\"response\"")?;
+            if turns.len() != 1 {
+                return Err(format!("\"response\" must be one message, found {}", turns.len()));
+            }
+            split_response(turns, "\"response\"")?.1
+        }
+        None => return Err("\"response\" is missing".into()),
+    };
+    group.responses.push(not_empty(response, "\"response\"")?);
+    Ok(Parsed::new(Format::Response, group))
 }
 
 fn prompt(row: &mut Row<'_>) -> Result<Prompt, String> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::candidates::finite_gap;
 use super::fields::Row;
 use super::report::{FileReport, Skipped};
+use super::turns::make_turns;
 use super::{Format, Occurrences, Parsed, ReadOptions, RowReader, SourceRow};
 use super::{overlooked, refuse_pipe_named_twice, rows};
 use crate::{Error, Result};
@@ -19,12 +20,14 @@ pub(super) struct Used {
     score_key: bool,
     score_margin: bool,
     mapped: bool,
+    made_turns: bool,
 }
 
 impl Used {
     /// Adds what a row used, also one that cannot be read in the end.
     fn add(&mut self, row: &Row<'_>) {
         self.mapped |= row.mapped;
+        self.made_turns |= row.made_turns;
         self.dropped.extend(row.dropped.iter().cloned());
         self.pairs |= row.used_pairs;
         self.score_key |= row.used_score_key;
@@ -47,7 +50,12 @@ pub fn check_used<'a>(options: &ReadOptions, reports: impl IntoIterator<Item = &
         (
             "--column-map",
             !options.column_map.pairs().is_empty() && !used(&|u| u.mapped),
-            "every row is a group row, whose keys are fixed",
+            "every row that can be read is a group row, whose keys are fixed",
+        ),
+        (
+            "--apply-chat-template",
+            options.apply_chat_template && !used(&|u| u.made_turns),
+            "every row is a conversation already",
         ),
         (
             "--mixed-formats",
@@ -86,9 +94,9 @@ pub(super) fn read_with(
         let file: Arc<Path> = Arc::from(path.as_path());
         let (mut counts, mut used) = (FileCounts::default(), Used::default());
         let (mut rows, mut skipped) = (0, Vec::new());
-        let mut read = |line, rows::RowObject { object, non_finite }| {
+        let mut read = |line, rows::RowObject { object, odd, .. }| {
             let mut row = Row::new(object, path, line);
-            row.non_finite = non_finite;
+            row.odd = odd;
             let fail = |id: &str, why: String| Error::data(path, line, Some(id), why);
             row.set_id().map_err(|why| Error::data(path, line, None, why))?;
             let id = row.id().to_owned();
@@ -114,7 +122,7 @@ pub(super) fn read_with(
         };
         let mapped = options.column_map.pairs().iter().find(|(key, _)| key == "id").map(|(_, column)| column.as_str());
         let ids: Vec<&str> = mapped.into_iter().chain(["id"]).collect();
-        let columns = rows::Columns { ids: &ids, mapped: options.column_map.pairs() };
+        let columns = rows::Columns { ids: &ids, mapped: options.column_map.pairs(), keep_text: false };
         let outcome = rows::for_each_row(path, columns, |line, object| {
             rows += 1;
             let outcome = object.and_then(|object| read(line, object));
@@ -163,7 +171,10 @@ fn read_row(row: &mut Row<'_>, options: &ReadOptions, reader: RowReader) -> Resu
     let stored = overlooked::stored_messages(row);
     let columns = overlooked::conversation_columns(row);
     let mut parsed = reader(row).map_err(|why| row.explain(why))?;
-    row.check_finite()?;
+    if options.apply_chat_template {
+        row.made_turns = make_turns(parsed.format, &mut parsed.group)?;
+    }
+    row.check_odd(&parsed.group)?;
     if !options.any_columns && parsed.format != Format::Group {
         overlooked::check_columns(row, columns, &parsed.group)?;
     }
@@ -214,9 +225,12 @@ fn set_margin(row: &mut Row<'_>, parsed: &mut Parsed, scores: Option<[f64; 2]>) 
     if matches!(parsed.format, Format::Labelled | Format::Scored | Format::Lists | Format::Group) {
         return Ok(());
     }
-    let [comparison] = &mut parsed.group.comparisons[..] else { return Ok(()) };
+    if parsed.group.comparisons.len() != 1 {
+        return Ok(());
+    }
     row.use_scores();
-    row.check_finite()?;
+    row.check_odd(&parsed.group)?;
+    let [comparison] = &mut parsed.group.comparisons[..] else { return Ok(()) };
     let Some([chosen, rejected]) = scores else {
         return Err(format!(
             "--score-margin needs a score of each side, and the row has {}; leave out the row, or the flag",

@@ -5,10 +5,9 @@
 //! Refused with a line number: lines longer than [`MAX_LINE`] bytes, invalid UTF-8, NUL bytes,
 //! malformed JSON, nesting deeper than serde_json allows (128), values that are not objects, and
 //! compressed streams that are damaged or cut off. Files of other kinds (`kinds`) are refused by name. NaN and
-//! infinities are read as `null` (`non_finite`), and the caller refuses those under keys that it uses.
+//! the like are replaced (`odd_values`), and the caller refuses those under keys that it uses.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
 use std::io::{self, BufRead, Read};
 use std::path::Path;
 use std::rc::Rc;
@@ -18,8 +17,10 @@ use serde_json::{Map, Value};
 
 use super::container::{Headed, Opened, open};
 use super::document;
+use super::fields::shorten;
+use super::keys::{distinct_keys, keep_id_text, on_one_line};
 use super::kinds::{foreign_text, table_separator};
-use super::non_finite::{NonFinite, Rewriter, rewrite};
+use super::odd_values::{Odd, Rewriter, What, long_integers, rewrite};
 use super::parquet_rows::parquet_rows;
 use super::table::table_rows;
 use super::type_name;
@@ -43,10 +44,35 @@ pub(super) const TOO_LONG: &str =
 /// A row, or an error that concerns only this row.
 pub(crate) type RowResult = Result<RowObject>;
 
-/// Object of a row, and the keys that held NaN or an infinity, which are `null` in it.
+/// Object of a row, and the keys that held something that it cannot hold ([`super::odd_values`]).
 pub(crate) struct RowObject {
     pub object: Map<String, Value>,
-    pub non_finite: Vec<NonFinite>,
+    pub odd: Vec<Odd>,
+    /// The row as the file has it, if [`Columns::keep_text`] is set and the file has its text.
+    pub text: Option<String>,
+}
+
+impl RowObject {
+    /// A row of a file that has no text for it.
+    pub fn new(object: Map<String, Value>, odd: Vec<Odd>) -> Self {
+        Self { object, odd, text: None }
+    }
+
+    /// The row as a JSON object on one line, without its closing brace. Numbers and texts are written as
+    /// in the file.
+    ///
+    /// # Errors
+    /// The key of a value that could not be written again, and what it is.
+    pub fn open_text(&self) -> Result<String, String> {
+        let is_kept = |odd: &&Odd| self.text.is_some() && odd.what.is_json();
+        if let Some(Odd { key, what }) = self.odd.iter().find(|odd| !is_kept(odd)) {
+            return Err(format!("\"{}\" could not be written again: it holds {}", shorten(key), what.fault()));
+        }
+        // Strings and JSON values only, so the conversion cannot fail.
+        let written = || serde_json::to_string(&self.object).unwrap_or_default();
+        let text = self.text.as_deref().map_or_else(written, on_one_line);
+        Ok(text.strip_suffix('}').unwrap_or(&text).to_owned())
+    }
 }
 
 /// Columns that are read in a way of their own.
@@ -56,6 +82,8 @@ pub(crate) struct Columns<'a> {
     pub ids: &'a [&'a str],
     /// Keys with the column of each ([`super::ColumnMap::pairs`]).
     pub mapped: &'a [(String, String)],
+    /// Whether rows bring their text along.
+    pub keep_text: bool,
 }
 
 /// Calls `f` with the line number (from 1) and the object of every row, in order. Blank lines are
@@ -77,7 +105,7 @@ pub(crate) fn for_each_row(
 fn text_rows(
     path: &Path,
     mut reader: Headed,
-    Columns { ids, mapped }: Columns<'_>,
+    columns: Columns<'_>,
     f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
 ) -> Result<()> {
     let mut line = 1;
@@ -86,8 +114,8 @@ fn text_rows(
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     match first {
         None => Ok(()),
-        Some(b'[') => array_rows(path, reader, line, ids, f),
-        Some(b'{') => line_rows(path, reader, line, ids, f),
+        Some(b'[') => array_rows(path, reader, line, columns, f),
+        Some(b'{') => line_rows(path, reader, line, columns, f),
         Some(_) => {
             let start = reader.line(MAX_HEADER).map_err(|e| read_error(path, line, e))?;
             if let Some(what) = foreign_text(start) {
@@ -102,8 +130,8 @@ fn text_rows(
                 reader.put_back(&skipped);
             }
             match table_separator(reader.line(MAX_HEADER).unwrap_or_default(), &name) {
-                Some(separator) => table_rows((path, mapped), reader, line, separator, f),
-                None => line_rows(path, reader, line, ids, f),
+                Some(separator) => table_rows((path, columns.mapped), reader, line, separator, f),
+                None => line_rows(path, reader, line, columns, f),
             }
         }
     }
@@ -153,10 +181,10 @@ fn line_rows(
     path: &Path,
     mut reader: Headed,
     line: usize,
-    ids: &[&str],
+    columns: Columns<'_>,
     f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
 ) -> Result<()> {
-    line_rows_from(path, &mut reader, line, true, ids, f)
+    line_rows_from(path, &mut reader, line, true, columns, f)
 }
 
 fn line_rows_from(
@@ -164,7 +192,7 @@ fn line_rows_from(
     reader: &mut dyn BufRead,
     mut line: usize,
     mut first: bool,
-    ids: &[&str],
+    columns: Columns<'_>,
     f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
 ) -> Result<()> {
     let (mut buffer, growth) = (Vec::new(), Growth::default());
@@ -179,7 +207,7 @@ fn line_rows_from(
             return Err(fail(TOO_LONG.into()));
         }
         if !buffer.trim_ascii().is_empty() {
-            let row = parse_line(&buffer, ids);
+            let row = parse_line(&buffer, columns);
             // Only the first row can be one of a document that is not JSON lines.
             if std::mem::take(&mut first) && document::may_start(&buffer, row.as_ref().ok()) {
                 (&mut *reader)
@@ -187,13 +215,13 @@ fn line_rows_from(
                     .read_to_end(&mut buffer)
                     .map_err(|e| read_error(path, line, e))?;
                 if let Some(found) = document::parse(&buffer) {
-                    return found.rows(path, line, ids, f);
+                    return found.rows(path, line, columns, f);
                 }
                 // JSON lines after all.
                 let rest = buffer.iter().position(|&byte| byte == b'\n').map_or(&[][..], |end| &buffer[end + 1..]);
                 f(line, row.map_err(fail))?;
                 let mut rest = rest.chain(reader);
-                return line_rows_from(path, &mut rest, line + 1, false, ids, f);
+                return line_rows_from(path, &mut rest, line + 1, false, columns, f);
             }
             f(line, row.map_err(fail))?;
         }
@@ -208,7 +236,7 @@ pub(super) fn grown(path: &Path, line: usize) -> [String; 2] {
     [format!("rows, at {}:{line}", path.display()), advice.into()]
 }
 
-fn parse_line(bytes: &[u8], ids: &[&str]) -> Result<RowObject, String> {
+fn parse_line(bytes: &[u8], columns: Columns<'_>) -> Result<RowObject, String> {
     if bytes.starts_with(BOM) {
         return Err(
             "the line starts with a byte-order mark, as if files had been joined here; remove its first 3 bytes \
@@ -224,100 +252,18 @@ fn parse_line(bytes: &[u8], ids: &[&str]) -> Result<RowObject, String> {
     }
     let text = std::str::from_utf8(bytes)
         .map_err(|e| format!("byte {} of the line is not valid UTF-8; save the file as UTF-8", e.valid_up_to() + 1))?;
-    let mut non_finite = Vec::new();
-    let value: Value = match serde_json::from_str(text) {
-        Ok(value) => value,
+    let (value, odd): (Value, Vec<Odd>) = match serde_json::from_str(text) {
+        Ok(value) => (value, long_integers(bytes)),
         Err(e) => {
-            let (text, found) = rewrite(bytes).ok_or_else(|| json_message(&e))?;
-            non_finite = found;
-            serde_json::from_slice(&text).map_err(|e| json_message(&e))?
+            let (text, odd) = rewrite(bytes).ok_or_else(|| json_message(&e))?;
+            (serde_json::from_slice(&text).map_err(|e| json_message(&e))?, odd)
         }
     };
     let mut object = into_object(value)?;
     let inner = bytes.iter().position(|&b| b == b'{').map_or(bytes, |start| &bytes[start + 1..]);
     distinct_keys(&object, inner)?;
-    keep_id_text(&mut object, inner, ids);
-    Ok(RowObject { object, non_finite })
-}
-
-/// Replaces a number under one of the keys `ids` by its text if a 64-bit integer does not hold it.
-/// `inner` is the text of the object after its opening brace.
-fn keep_id_text(object: &mut Map<String, Value>, inner: &[u8], ids: &[&str]) {
-    for key in ids {
-        if let Some(value @ Value::Number(_)) = object.get_mut(*key)
-            && value.as_i64().is_none()
-            && value.as_u64().is_none()
-            && let Some(text) = number_text(inner, key)
-        {
-            *value = Value::String(text);
-        }
-    }
-}
-
-/// Text of the number under `key` of a valid JSON object. `inner` is the text after the opening brace.
-fn number_text(inner: &[u8], key: &str) -> Option<String> {
-    let mut found = None;
-    each_key(inner, |name, value| {
-        if serde_json::from_slice::<String>(name).is_ok_and(|name| name == key) {
-            let digits = value.iter().take_while(|b| b.is_ascii_digit() || b"+-.eE".contains(b)).count();
-            found = (digits > 0).then(|| String::from_utf8_lossy(&value[..digits]).into_owned());
-        }
-    })?;
-    found
-}
-
-/// Refuses an object that has a key twice: JSON leaves open which value counts. `inner` is the text after
-/// the opening brace.
-pub(super) fn distinct_keys(object: &Map<String, Value>, inner: &[u8]) -> Result<(), String> {
-    let mut count = 0;
-    if each_key(inner, |_, _| count += 1).is_none() || count == object.len() {
-        return Ok(());
-    }
-    let (mut known, mut twice) = (HashSet::new(), None);
-    each_key(inner, |name, _| {
-        let name: String = serde_json::from_slice(name).unwrap_or_default();
-        if twice.is_none() && !known.insert(name.clone()) {
-            twice = Some(name);
-        }
-    });
-    twice.map_or(Ok(()), |name| Err(format!("the row has the key \"{name}\" twice; leave one of them out")))
-}
-
-/// Calls `f` with every key of a valid JSON object, in quotes, and the text from its value on. `inner` is
-/// the text after the opening brace. `None` if the object is not complete.
-fn each_key<'a>(inner: &'a [u8], mut f: impl FnMut(&'a [u8], &'a [u8])) -> Option<()> {
-    let (mut depth, mut at) = (1usize, 0);
-    while depth > 0 {
-        match *inner.get(at)? {
-            b'{' | b'[' => depth += 1,
-            b'}' | b']' => depth -= 1,
-            b'"' => {
-                let end = string_end(inner, at)?;
-                if depth == 1
-                    && let Some((b':', value)) = inner[end..].trim_ascii_start().split_first()
-                {
-                    f(&inner[at..end], value.trim_ascii_start());
-                }
-                at = end;
-                continue;
-            }
-            _ => {}
-        }
-        at += 1;
-    }
-    Some(())
-}
-
-/// Place after the closing quote of the string that starts at `start`.
-fn string_end(text: &[u8], start: usize) -> Option<usize> {
-    let mut at = start + 1;
-    loop {
-        match text.get(at)? {
-            b'"' => return Some(at + 1),
-            b'\\' => at += 2,
-            _ => at += 1,
-        }
-    }
+    keep_id_text(&mut object, inner, columns.ids);
+    Ok(RowObject { object, odd, text: columns.keep_text.then(|| text.trim().to_owned()) })
 }
 
 fn into_object(value: Value) -> Result<Map<String, Value>, String> {
@@ -343,7 +289,7 @@ pub(super) fn array_rows<R: BufRead>(
     path: &Path,
     reader: R,
     line: usize,
-    ids: &[&str],
+    columns: Columns<'_>,
     f: &mut dyn FnMut(usize, RowResult) -> Result<()>,
 ) -> Result<()> {
     let position = Rc::new(ArrayPosition {
@@ -355,7 +301,7 @@ pub(super) fn array_rows<R: BufRead>(
     let reader = CountingReader { inner: reader, position: position.clone(), ready: Vec::new(), given: 0 };
     let mut json = serde_json::Deserializer::from_reader(reader);
     let mut failure = None;
-    let outcome = json.deserialize_seq(Elements { position: &position, path, ids, f, failure: &mut failure });
+    let outcome = json.deserialize_seq(Elements { position: &position, path, columns, f, failure: &mut failure });
     let outcome = outcome.and_then(|()| json.end());
     match (failure, outcome) {
         (Some(failure), _) => Err(failure),
@@ -374,7 +320,7 @@ struct ArrayPosition {
     /// Bytes since the start of the current element, and the bytes themselves, without the first one.
     row_bytes: Cell<usize>,
     text: RefCell<Vec<u8>>,
-    /// Makes NaN and infinities `null`.
+    /// Replaces odd values.
     rewriter: RefCell<Rewriter>,
 }
 
@@ -429,7 +375,7 @@ impl<R: Read> Read for CountingReader<R> {
 struct Elements<'a> {
     position: &'a ArrayPosition,
     path: &'a Path,
-    ids: &'a [&'a str],
+    columns: Columns<'a>,
     f: &'a mut dyn FnMut(usize, RowResult) -> Result<()>,
     failure: &'a mut Option<Error>,
 }
@@ -444,12 +390,15 @@ impl<'de> Visitor<'de> for Elements<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         let growth = Growth::default();
         while let Some((line, value)) = seq.next_element_seed(Element(self.position))? {
-            let non_finite = self.position.rewriter.borrow_mut().take();
+            let odd = self.position.rewriter.borrow_mut().take();
             let row = into_object(value).and_then(|mut object| {
                 let inner = self.position.text.borrow();
                 distinct_keys(&object, &inner)?;
-                keep_id_text(&mut object, &inner, self.ids);
-                Ok(RowObject { object, non_finite })
+                keep_id_text(&mut object, &inner, self.columns.ids);
+                // Only long integers are still as the file has them.
+                let whole = self.columns.keep_text && odd.iter().all(|odd| odd.what == What::LongInteger);
+                let text = whole.then(|| format!("{{{}", String::from_utf8_lossy(&inner)));
+                Ok(RowObject { object, odd, text })
             });
             let row = row.map_err(|why| Error::data(self.path, line, None, why));
             let taken = (self.f)(line, row);

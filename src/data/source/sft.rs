@@ -102,7 +102,7 @@ fn completion(row: &mut Row<'_>, key: &'static str) -> Result<Pairs, String> {
             let response = not_empty(Response::Text(row.text(key)?), &format!("\"{key}\""))?;
             Ok(vec![(Prompt::Text(row.text("prompt")?), response)])
         }
-        (Some(Shape::Text), Some(Shape::Chat)) | (Some(Shape::Chat), Some(Shape::Text)) if !conversation => {
+        (Some(Shape::Text), Some(Shape::Chat)) if !conversation => {
             Err(format!("\"prompt\" and \"{key}\" must both be strings or both be lists of messages"))
         }
         (_, shape) => {

@@ -23,8 +23,10 @@ use crate::memory::Growth;
 use crate::{Error, Result};
 
 /// Columns that hold JSON. Of media, an empty list is harmless.
-const JSON: [&str; 29] = [
+const JSON: [&str; 31] = [
     "tools",
+    "instruction_id_list",
+    "kwargs",
     "chat_template_kwargs",
     "history",
     "prompts",
@@ -133,7 +135,7 @@ pub(super) fn table_rows(
         }
         let line = record.position().map_or(line, |pos| pos.line() as usize + first - 1);
         let row = row(&columns, &keys, &record).map_err(|why| Error::data(path, line, None, why));
-        f(line, row.map(|object| RowObject { object, non_finite: Vec::new() }))?;
+        f(line, row.map(|object| RowObject::new(object, Vec::new())))?;
         growth.add(record.as_slice().len() as u64, || grown(path, line))?;
     }
 }

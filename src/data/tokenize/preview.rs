@@ -48,7 +48,8 @@ pub fn preview_rows(
     let encoded = encoded.into_iter().collect::<Result<Vec<_>>>()?;
     let lengths = Lengths::new(encoded.iter().flat_map(EncodedRow::lengths).collect());
     let max = options.limit().of(&lengths);
-    let mut report = TokenizeReport { lengths, max_length: max, ..TokenizeReport::default() };
+    let has_template = tokenizer.template().is_some();
+    let mut report = TokenizeReport { lengths, max_length: max, has_template, ..TokenizeReport::default() };
     // A row that is too long is shown, whatever training does with it.
     if options.on_too_long == OnTooLong::Error {
         options.on_too_long = OnTooLong::Drop;

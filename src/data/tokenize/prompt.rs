@@ -1,7 +1,7 @@
 //! Ids of prompts that a model is to answer.
 
-use super::super::group::{Message, Prompt};
-use super::super::source::PromptRow;
+use super::super::group::Prompt;
+use super::super::source::{PromptRow, user_turns};
 use super::super::tokenizer::Tokenizer;
 use super::encode::render;
 use super::lost::Lost;
@@ -30,8 +30,8 @@ impl EncodedPrompts {
 }
 
 /// Encodes prompts as generation starts from them: conversations by the chat template, with the start of
-/// the assistant's turn, and plain text as it is. With `as_turn`, plain text becomes the user's turn of a
-/// conversation.
+/// the assistant's turn, and plain text as it is. With `as_turn`, plain text becomes the turns of a
+/// conversation ([`user_turns`]).
 ///
 /// # Errors
 /// [`crate::Error::Data`] at a row that the template refuses, without tokens, or with two BOS tokens;
@@ -43,7 +43,7 @@ pub fn encode_prompts(rows: &[PromptRow], tokenizer: &Tokenizer, as_turn: bool) 
         let turns = match &row.group.prompts[0] {
             Prompt::Messages(turns) => Some(turns),
             Prompt::Text(text) if as_turn => {
-                turn = vec![Message::new("user", text.as_str())];
+                turn = user_turns(text).map_err(|why| row.error(why))?;
                 Some(&turn)
             }
             Prompt::Text(_) => None,

@@ -90,6 +90,9 @@ pub struct TokenizeReport {
     pub sequences: usize,
     /// Distinct plain-text sequences read.
     pub plain_sequences: usize,
+    /// Whether the model folder has a chat template, which plain text does not use.
+    #[serde(skip)]
+    pub has_template: bool,
     /// Plain-text sequences with tokens that merge across the end of the prompt.
     pub boundary_mismatches: usize,
     /// Distinct sequences kept.
@@ -206,6 +209,17 @@ impl TokenizeReport {
             ));
         }
         format!("{what}; {}", advice.join("; "))
+    }
+
+    /// Note on plain text for a model with a chat template.
+    pub fn bare_text(&self) -> Option<String> {
+        (self.has_template && self.plain_sequences > 0).then(|| {
+            format!(
+                "{} of {} sequences are plain text, which the model gets bare although its folder has a chat template; \
+                 for turns of a conversation, pass --apply-chat-template",
+                self.plain_sequences, self.sequences
+            )
+        })
     }
 
     /// Warnings about text that did not reach the ids.

@@ -100,6 +100,7 @@ mod tests {
         BatchLimits {
             groups: 2,
             tokens: 100,
+            position_rows: 0,
             rows: 40,
             group_rows: 25,
             seqs: 8,
