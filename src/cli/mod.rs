@@ -8,7 +8,7 @@
 //! - `inputs`: refuses outputs that would destroy an input, for every command that writes
 //! - `output`: checks of output files and folders, before any work
 //! - `data`, `data_check`, `data_export`: `data build`, `data show`, `data check`, `data export`
-//! - `generate`: `generate`; `chat`: `chat`
+//! - `generate`: `generate`; `chat`: `chat`; `ends`: what ends their texts
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
 //!   relative to; `evaluate`: `eval`, `compare`; `ifeval`: `ifeval`
 //! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`,
@@ -39,6 +39,7 @@ mod data;
 mod data_check;
 mod data_export;
 mod device;
+mod ends;
 mod env;
 mod evaluate;
 mod export;
