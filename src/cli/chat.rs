@@ -15,7 +15,8 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::device::Job;
-use super::generate::{GenerationArgs, end_ids, first_stop, without_end};
+use super::ends::{end_ids, first_stop, without_end};
+use super::generate::GenerationArgs;
 use super::output::warn;
 use super::template::load_tokenizer;
 use crate::backend::Backend;

@@ -8,6 +8,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::device::{Device, DeviceArgs, Job};
+use super::ends::{end_ids, ends_text, first_stop, without_end};
 use super::inputs::Inputs;
 use super::model_folder::BaseArgs;
 use super::output::{check_output, remark, warn};
@@ -16,7 +17,6 @@ use crate::backend::Backend;
 use crate::data::group::Prompt as PromptText;
 use crate::data::source::{PromptOptions, PromptRow, read_prompts};
 use crate::data::tokenize::{encode_prompts, response_text};
-use crate::data::tokenizer::Tokenizer;
 use crate::files::write_text;
 use crate::generate::{Engine, Finish, Generated, Limits, Prompt, Sampler, Sampling};
 use crate::model::config::{Head, ModelConfig};
@@ -406,6 +406,10 @@ impl Job for GenerateJob<'_> {
         let ends = limits.ends.clone();
         let mut engine = Engine::new(backend, &mut model, sampler, limits)?;
         let generated = engine.run(&prompts, (!args.stop.is_empty()).then_some(&stops))?;
+        let (run, shared) = engine.prompt_tokens();
+        if shared > 0 {
+            complain(&format!("{run} prompt tokens were run, {shared} were shared with another prompt"));
+        }
         let answer = |prompt: usize, generated: Generated| -> Result<Answer> {
             let mut response = text(prompt, without_end(&generated.tokens, &ends))?;
             if let Some(at) = first_stop(&response, &args.stop) {
@@ -419,25 +423,6 @@ impl Job for GenerateJob<'_> {
         let answers: Vec<Vec<Answer>> = answers.collect::<Result<_>>()?;
         Ok(of_row.into_iter().map(|prompt| answers[prompt].clone()).collect())
     }
-}
-
-/// Ids that end a response.
-pub(super) fn end_ids(config: &ModelConfig, tokenizer: &Tokenizer) -> Vec<u32> {
-    let further = tokenizer.end_ids().iter().copied().filter(|id| !config.eos.contains(id));
-    config.eos.iter().copied().chain(further).collect()
-}
-
-/// Tokens of a response without the end id.
-pub(super) fn without_end<'a>(tokens: &'a [u32], ends: &[u32]) -> &'a [u32] {
-    match tokens.split_last() {
-        Some((last, rest)) if ends.contains(last) => rest,
-        _ => tokens,
-    }
-}
-
-/// Place of the first stop text in a response.
-pub(super) fn first_stop(text: &str, stops: &[String]) -> Option<usize> {
-    stops.iter().filter_map(|stop| text.find(stop.as_str())).min()
 }
 
 /// Distinct prompts, each with whether it is plain text, and the prompt of each row: equal prompts have
@@ -495,11 +480,4 @@ pub(super) fn check_lengths(
         )]);
     }
     Ok(())
-}
-
-/// Names of what ends a response.
-fn ends_text(tokenizer: &Tokenizer, ends: &[u32], stops: &[String]) -> String {
-    let token = |&id: &u32| tokenizer.token(id).unwrap_or_else(|| format!("id {id}"));
-    let names: Vec<String> = ends.iter().map(token).chain(stops.iter().map(|stop| format!("{stop:?}"))).collect();
-    if names.is_empty() { "none, so every response has the most tokens".into() } else { names.join(", ") }
 }

@@ -8,7 +8,7 @@
 //! - `inputs`: refuses outputs that would destroy an input, for every command that writes
 //! - `output`: checks of output files and folders, before any work
 //! - `data`, `data_check`, `data_export`, `data_language`, `data_pairs`: the commands of `data`
-//! - `generate`: `generate`; `chat`: `chat`
+//! - `generate`: `generate`; `chat`: `chat`; `ends`: what ends their texts
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
 //!   relative to; `evaluate`: `eval`, `compare`; `ifeval`: `ifeval`
 //! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`,
@@ -41,6 +41,7 @@ mod data_export;
 mod data_language;
 mod data_pairs;
 mod device;
+mod ends;
 mod env;
 mod evaluate;
 mod export;

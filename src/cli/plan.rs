@@ -5,6 +5,7 @@ use clap::Args;
 use crate::model::lora::MAX_RANK;
 use crate::model::presets;
 use crate::perf::data_sheets::data_sheet;
+use crate::study::plan::decode::DecodePlan;
 use crate::study::plan::{GpuRates, StepPlan, Workload};
 use crate::terminal::{emit, emit_exactly};
 use crate::{Error, Result};
@@ -50,6 +51,9 @@ pub struct StepPlanArgs {
     /// Plan a step of low-rank adapters of this rank on all linear layers
     #[arg(long, requires = "plan", value_name = "RANK")]
     lora_r: Option<usize>,
+    /// Plan a decoding step of this number of texts, each with --prompt and half of --response tokens
+    #[arg(long, requires = "plan", value_name = "TEXTS", conflicts_with_all = ["pairs", "reward", "lora_r"])]
+    decode: Option<usize>,
     /// Print JSON
     #[arg(long, requires = "plan")]
     json: bool,
@@ -66,6 +70,12 @@ impl StepPlanArgs {
         if self.lora_r.is_some_and(|rank| rank == 0 || rank > MAX_RANK) {
             return Err(Error::Usage(format!("--lora-r: a rank from 1 to {MAX_RANK} is needed")));
         }
+        let config = presets::config(&self.preset)?;
+        if let Some(rows) = self.decode {
+            let context = self.prompt.saturating_add(self.response.div_ceil(2));
+            let plan = DecodePlan::new(&config, rows, context, &card(self)?)?;
+            return if self.json { emit_exactly(&json_text(&plan)?) } else { emit(&plan.text()) };
+        }
         let workload = Workload {
             pairs: self.pairs,
             prompt: self.prompt,
@@ -73,16 +83,16 @@ impl StepPlanArgs {
             dpo: !self.reward,
             lora_rank: self.lora_r,
         };
-        let plan = StepPlan::new(&presets::config(&self.preset)?, &workload, &card(self)?)?;
+        let plan = StepPlan::new(&config, &workload, &card(self)?)?;
         match self.json {
-            true => {
-                let text =
-                    serde_json::to_string_pretty(&plan).map_err(|e| Error::Runtime(format!("cannot print: {e}")))?;
-                emit_exactly(&text)
-            }
+            true => emit_exactly(&json_text(&plan)?),
             false => emit(&plan.text()),
         }
     }
+}
+
+fn json_text(plan: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string_pretty(plan).map_err(|e| Error::Runtime(format!("cannot print: {e}")))
 }
 
 /// Rates of the GPU: given rates override known ones.

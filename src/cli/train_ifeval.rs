@@ -12,7 +12,8 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::generate::{BATCH_SIZE, NEW_TOKENS, check_lengths, count, end_ids, without_end};
+use super::ends::{end_ids, without_end};
+use super::generate::{BATCH_SIZE, NEW_TOKENS, check_lengths, count};
 use super::ifeval::asked;
 use super::output::warn;
 use super::train::TrainSetup;

@@ -7,8 +7,8 @@
 //!     for each row of logits: choose a token; the row ends, or runs on
 //! ```
 //!
-//! A prompt enters with cache for itself and for one sample. All its samples read the same rows of the
-//! prompt. A sample that ends leaves its own rows to the prompt's next sample, so that every prompt
+//! A prompt enters with cache for itself and for one sample. What it starts with in common with prompts
+//! that have entered is run and kept once (`prefix`). All its samples read the same rows of the prompt. A sample that ends leaves its own rows to the prompt's next sample, so that every prompt
 //! gets done however little room there is. Long prompts run in pieces, which bounds the activations.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,6 +16,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::prefix::{Piece, Prefixes};
 use super::sampling::Sampler;
 use super::slots::Slots;
 use super::step::Tables;
@@ -90,6 +91,8 @@ pub struct Engine<'a, B: Backend> {
     model: &'a mut Model<B>,
     sampler: Sampler,
     limits: Limits,
+    /// Prompt tokens that were run, and those that another prompt had run.
+    prompt_tokens: (usize, usize),
 }
 
 /// Sizes of the buffers of a run on a device with enough memory.
@@ -132,10 +135,8 @@ fn own_rows(limits: &Limits, config: &ModelConfig, prompt: &Prompt) -> usize {
 
 /// A prompt that has entered.
 struct Entered {
-    /// Rows of the cache.
-    rows: Range<usize>,
-    /// Tokens that have run.
-    done: usize,
+    /// Its last part in the prefix tree.
+    leaf: usize,
     /// Logits after the prompt, while samples wait.
     logits: Vec<f64>,
     /// Own rows of the first sample, until it starts.
@@ -161,7 +162,12 @@ impl<'a, B: Backend> Engine<'a, B> {
         if limits.new_tokens == 0 || limits.rows == 0 {
             return Err(Error::Usage("at least one new token and one row at a time are needed".into()));
         }
-        Ok(Self { backend, model, sampler, limits })
+        Ok(Self { backend, model, sampler, limits, prompt_tokens: (0, 0) })
+    }
+
+    /// Prompt tokens that were run so far, and those that were shared with another prompt instead.
+    pub fn prompt_tokens(&self) -> (usize, usize) {
+        self.prompt_tokens
     }
 
     /// New tokens that a prompt of this length may get.
@@ -214,6 +220,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             slots: Slots::new(capacity),
             queue: (0..prompts.len()).filter(|&i| prompts[i].samples > 0).collect(),
             entered: BTreeMap::new(),
+            prefixes: Prefixes::default(),
             rows: Vec::new(),
             results: prompts.iter().map(|prompt| vec![None; prompt.samples]).collect(),
         };
@@ -237,10 +244,12 @@ impl<'a, B: Backend> Engine<'a, B> {
             self.backend.read_act(View::first(&out.logits, logits.len()), &mut logits)?;
             let count = state.rows.len();
             self.advance(&mut state, &logits[..count * vocab], stop)?;
-            for ((prompt, tokens), logits) in pieces.into_iter().zip(logits[count * vocab..].chunks_exact(vocab)) {
-                let Some(entered) = state.entered.get_mut(&prompt) else { continue };
-                entered.done += tokens;
-                if entered.done == prompts[prompt].ids.len() {
+            for (piece, logits) in pieces.iter().zip(logits[count * vocab..].chunks_exact(vocab)) {
+                state.prefixes.ran(piece);
+                self.prompt_tokens.0 += piece.tokens;
+                if let Some(entered) = state.entered.values_mut().find(|entered| entered.leaf == piece.node)
+                    && state.prefixes.has_run(piece.node)
+                {
                     entered.logits = logits.to_vec();
                 }
             }
@@ -249,25 +258,17 @@ impl<'a, B: Backend> Engine<'a, B> {
         state.results.into_iter().map(|of| of.into_iter().map(whole).collect()).collect()
     }
 
-    /// Adds the running rows to the step, then pieces of prompts: their indices and lengths.
-    fn fill(&self, state: &State<'_, B>, tables: &mut Tables) -> Vec<(usize, usize)> {
+    /// Adds the running rows to the step, then pieces of prompts.
+    fn fill(&self, state: &State<'_, B>, tables: &mut Tables) -> Vec<Piece> {
         for row in &state.rows {
             let Some(entered) = state.entered.get(&row.prompt) else { continue };
             let last = &row.tokens[row.tokens.len() - 1..];
-            tables.add(last, &[entered.rows.clone(), row.own.start..row.own.start + row.tokens.len()]);
+            let mut path = state.prefixes.path(entered.leaf);
+            path.push(row.own.start..row.own.start + row.tokens.len());
+            tables.add(last, &path);
         }
-        let (mut left, mut pieces) = (PROMPT_TOKENS, Vec::new());
-        for (&prompt, entered) in &state.entered {
-            let ids = &state.prompts[prompt].ids;
-            let tokens = left.min(ids.len() - entered.done);
-            if tokens > 0 {
-                let end = entered.done + tokens;
-                let path = entered.rows.start..entered.rows.start + end;
-                tables.add(&ids[entered.done..end], std::slice::from_ref(&path));
-                pieces.push((prompt, tokens));
-                left -= tokens;
-            }
-        }
+        let pieces = state.prefixes.pieces(PROMPT_TOKENS);
+        pieces.iter().for_each(|piece| tables.add(state.prefixes.ids(piece), &piece.path));
         pieces
     }
 
@@ -296,8 +297,9 @@ impl<'a, B: Backend> Engine<'a, B> {
             if entered.started == *samples {
                 state.slots.give_back(own);
                 if entered.finished == *samples {
-                    state.slots.give_back(entered.rows.clone());
+                    let leaf = entered.leaf;
                     state.entered.remove(&prompt);
+                    state.prefixes.leave(leaf).into_iter().for_each(|rows| state.slots.give_back(rows));
                 }
                 return Ok(());
             }
@@ -323,7 +325,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     }
 
     /// Lets prompts enter in order while rows and cache have room for their first samples.
-    fn let_prompts_enter(&self, state: &mut State<'_, B>) {
+    fn let_prompts_enter(&mut self, state: &mut State<'_, B>) {
         // Samples that wait for room come before new prompts.
         let waiting = |state: &State<'_, B>| -> usize {
             state.entered.iter().map(|(&i, e)| state.prompts[i].samples - e.started).sum()
@@ -331,10 +333,14 @@ impl<'a, B: Backend> Engine<'a, B> {
         while let Some(&prompt) = state.queue.front()
             && state.rows.len() + waiting(state) < self.limits.rows
         {
-            let (len, own) = (state.prompts[prompt].ids.len(), self.own_rows(&state.prompts[prompt]));
+            let (ids, own) = (&state.prompts[prompt].ids, self.own_rows(&state.prompts[prompt]));
+            let shared = state.prefixes.shared(ids);
+            let len = ids.len() - shared;
             let Some(rows) = state.slots.take(len + own) else { return };
             let (rows, own) = (rows.start..rows.start + len, rows.start + len..rows.end);
-            let entered = Entered { rows, done: 0, logits: Vec::new(), own: Some(own), started: 0, finished: 0 };
+            self.prompt_tokens.1 += shared;
+            let leaf = state.prefixes.enter(ids, rows);
+            let entered = Entered { leaf, logits: Vec::new(), own: Some(own), started: 0, finished: 0 };
             state.entered.insert(prompt, entered);
             state.queue.pop_front();
         }
@@ -397,6 +403,7 @@ struct State<'p, B: Backend> {
     /// Prompts that have not entered, in order.
     queue: VecDeque<usize>,
     entered: BTreeMap<usize, Entered>,
+    prefixes: Prefixes,
     rows: Vec<Row>,
     results: Vec<Vec<Option<Generated>>>,
 }

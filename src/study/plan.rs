@@ -5,6 +5,7 @@
 //! on a counting device ([`crate::backend::kernels::rehearsal`]): host code, packing and op calls
 //! are the same as in a real run.
 
+pub mod decode;
 mod pair;
 
 use std::fmt::Write as _;
@@ -160,6 +161,18 @@ impl GpuRates {
     }
 }
 
+impl GpuRates {
+    /// The GPU without a limit of multiprocessors, so that a grid has one block per tile of the work.
+    fn unbounded(&self) -> Properties {
+        Properties {
+            name: self.name.clone(),
+            processors: 1 << 24,
+            shared_bytes: shared_bytes(self.compute_capability),
+            compute_capability: self.compute_capability,
+        }
+    }
+}
+
 /// Shared memory that a block may use, by the CUDA programming guide's table of compute
 /// capabilities.
 fn shared_bytes(compute_capability: (u32, u32)) -> usize {
@@ -185,14 +198,7 @@ impl StepPlan {
         if !workload.dpo {
             config = if config.head == Head::Reward { config } else { config.into_reward(0)? };
         }
-        // No limit by the GPU, so that a grid has one block per tile of the work.
-        let unbounded = Properties {
-            name: gpu.name.clone(),
-            processors: 1 << 24,
-            shared_bytes: shared_bytes(gpu.compute_capability),
-            compute_capability: gpu.compute_capability,
-        };
-        let backend = Kernels::<_, bf16>::probed(Rehearsal::of(&unbounded)).keeping_choices();
+        let backend = Kernels::<_, bf16>::probed(Rehearsal::of(&gpu.unbounded())).keeping_choices();
         let method = if workload.dpo { Method::Dpo } else { Method::Reward };
         let loss = LossOptions::default().resolve(method, [1.0; 3], false)?;
         let mut policy = Model::zeros(&backend, config.clone(), longest)?;
@@ -235,12 +241,7 @@ impl StepPlan {
         let launches: Vec<LaunchEstimate> = launches.iter().map(|launched| launch_estimate(gpu, launched)).collect();
         let flops = ops.iter().map(|op| op.flops).sum();
         let floor_seconds = ops.iter().map(|op| op.floor_seconds).sum();
-        let predicted = |op: &OpFloor| {
-            let of_op = products.iter().filter(|p| p.op == op.op);
-            let chosen: f64 = of_op.map(|p| p.calls as f64 * p.predicted_seconds).sum();
-            chosen.max(op.floor_seconds / wave_efficiency(&op.op, &launches))
-        };
-        let predicted_seconds = ops.iter().map(predicted).sum::<f64>();
+        let predicted_seconds = ops.iter().map(|op| predicted(op, &products, &launches)).sum::<f64>();
         let head = ops.iter().find(|op| op.op == "head_logprob_bwd");
         Self {
             card: gpu.clone(),
@@ -377,6 +378,13 @@ fn gemm_estimates(gpu: &GpuRates, chosen: &[Chosen]) -> Vec<GemmEstimate> {
         }
     }
     products
+}
+
+/// Predicted seconds of an op: by its selected tiles, else its floor over the wave efficiency.
+fn predicted(op: &OpFloor, products: &[GemmEstimate], launches: &[LaunchEstimate]) -> f64 {
+    let of_op = products.iter().filter(|p| p.op == op.op);
+    let chosen: f64 = of_op.map(|p| p.calls as f64 * p.predicted_seconds).sum();
+    chosen.max(op.floor_seconds / wave_efficiency(&op.op, launches))
 }
 
 fn op_floor(gpu: &GpuRates, op: &OpTime) -> OpFloor {

@@ -1,6 +1,7 @@
 //! The plan of a step agrees with hand calculations, op by op.
 
 use mapl::model::presets;
+use mapl::study::plan::decode::DecodePlan;
 use mapl::study::plan::{GpuRates, StepPlan, Workload};
 
 /// Plan of a DPO step of Qwen2.5-0.5B: 16 pairs, prompts of 512 tokens, responses of 256, with a
@@ -120,4 +121,28 @@ fn steps_of_adapters_have_no_gradients_of_frozen_weights() {
     assert!(weight_gradients(&plan) * 10 < weight_gradients(&full), "{}", weight_gradients(&plan));
     let moments = |plan: &StepPlan| op(plan, "adamw").unwrap().bytes;
     assert!(moments(&plan) * 50 < moments(&full), "{}", moments(&plan));
+}
+
+/// A decoding step reads the weights once and the cache of its texts.
+#[test]
+fn the_floor_of_decoding_is_that_of_weights_and_cache() {
+    let config = presets::config("qwen2.5-0.5b").unwrap();
+    let gpu = GpuRates::named("h200").unwrap();
+    let plan = |rows, context| DecodePlan::new(&config, rows, context, &gpu).unwrap();
+    let small = plan(8, 640);
+    // Keys and values of 24 layers with 2 heads of 64 in bf16.
+    assert_eq!(small.cache_bytes, 8 * 640 * 24 * 2 * 128 * 2);
+    near("weights", small.weight_bytes as f64, 2.0 * 494e6);
+    assert_eq!(small.byte_floor_seconds, (small.weight_bytes + small.cache_bytes) as f64 / gpu.copy);
+    // The ops read what the floor by bytes counts, and little else.
+    near("sum of the ops", small.floor_seconds, small.byte_floor_seconds);
+    assert!(small.predicted_seconds >= small.floor_seconds);
+    let bytes = |plan: &DecodePlan, op: &str| plan.ops.iter().find(|one| one.op == op).unwrap().bytes;
+    let long = plan(8, 1280);
+    assert_eq!(bytes(&long, "linear_fwd"), bytes(&small, "linear_fwd"));
+    near("cache", bytes(&long, "attention_cached_fwd") as f64, long.cache_bytes as f64);
+    assert!(small.text().contains("8 texts with 640 tokens each"));
+    for (rows, context) in [(0, 5), (2, 0), (1, 1 << 20)] {
+        assert!(DecodePlan::new(&config, rows, context, &gpu).is_err());
+    }
 }

@@ -212,3 +212,30 @@ fn reward_models_generate_nothing() {
     let why = engine.run(&prompts(&random_ids("reward", &[4]), 1), None).unwrap_err().to_string();
     assert!(why.contains("reward model"), "{why}");
 }
+
+/// Prompts that start alike run that part once, and get the texts that they get alone.
+#[test]
+fn prompts_share_what_they_start_with_and_keep_their_texts() {
+    let start = random_ids("start", &[40]).remove(0);
+    let ends = random_ids("ends", &[1, 3, 9, 5, 2]);
+    let mut ids: Vec<Vec<u32>> = ends.iter().map(|end| [&start[..], end].concat()).collect();
+    // The start itself, a part of it, a prompt with another beginning, and the same prompt again.
+    ids.extend([start.clone(), start[..25].to_vec(), random_ids("other", &[30]).remove(0), ids[1].clone()]);
+    let alone: Vec<Vec<Generated>> =
+        ids.iter().map(|ids| run(sampling(), limits(9, 1), &prompts(std::slice::from_ref(ids), 2)).remove(0)).collect();
+    let backend = Cpu::new();
+    let mut model = model(&backend, "qwen3");
+    for rows in [2, 5, 64] {
+        let mut engine = Engine::new(&backend, &mut model, sampling(), limits(9, rows)).unwrap();
+        assert_eq!(engine.run(&prompts(&ids, 2), None).unwrap(), alone, "{rows} rows");
+        let (run, shared) = engine.prompt_tokens();
+        assert_eq!(run + shared, ids.iter().map(Vec::len).sum::<usize>());
+        // With room for all, the start of 40 tokens runs once: 4 of the first 5 prompts share it, the
+        // start shares 39, its part 24, and the equal prompt all but its last token.
+        let most = 4 * 40 + 39 + 24 + ids[1].len() - 1;
+        assert!(
+            if rows == 64 { shared == most } else { shared <= most && (rows == 2 || shared > 0) },
+            "{rows}: {shared}"
+        );
+    }
+}

@@ -1,0 +1,157 @@
+//! Predicted floor of a decoding step: one new token for each of several texts, with their keys and
+//! values in the cache.
+//!
+//! A step reads every weight once and every row of the cache that its texts have, so its floor by bytes
+//! is both over the copy bandwidth. The ops' own floors, by their contracts, are next to it.
+
+use std::fmt::Write as _;
+
+use half::bf16;
+use serde::Serialize;
+
+use super::{GemmEstimate, GpuRates, LaunchEstimate, OpFloor, gemm_estimates, launch_estimate, op_floor, predicted};
+use crate::backend::contract::Paths;
+use crate::backend::kernels::Kernels;
+use crate::backend::kernels::rehearsal::Rehearsal;
+use crate::backend::{Backend as _, View};
+use crate::model::activations::{Activations, Mode};
+use crate::model::config::ModelConfig;
+use crate::model::decoder::Model;
+use crate::model::decoder_cached::{CachedInputs, KvCache, LastLogits};
+use crate::{Error, Result};
+
+/// A decoding step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DecodePlan {
+    pub card: GpuRates,
+    /// Texts that run together.
+    pub rows: usize,
+    /// Tokens of a text at this step, the new one included.
+    pub context: usize,
+    pub parameters: usize,
+    /// Bytes of the weights, and of the cache that the step reads.
+    pub weight_bytes: u64,
+    pub cache_bytes: u64,
+    /// Both over the copy bandwidth.
+    pub byte_floor_seconds: f64,
+    pub ops: Vec<OpFloor>,
+    pub products: Vec<GemmEstimate>,
+    pub launches: Vec<LaunchEstimate>,
+    /// Sum of the ops' floors.
+    pub floor_seconds: f64,
+    /// As in [`super::StepPlan`].
+    pub predicted_seconds: f64,
+}
+
+impl DecodePlan {
+    /// Rehearses a step of a bf16 model for `rows` texts of `context` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for numbers that are 0 or beyond the model's positions.
+    pub fn new(config: &ModelConfig, rows: usize, context: usize, gpu: &GpuRates) -> Result<Self> {
+        if rows == 0 || context == 0 || context > config.max_positions {
+            return Err(Error::Usage(format!(
+                "{rows} texts of {context} tokens: each number must be at least 1, and a text has at most {} tokens",
+                config.max_positions
+            )));
+        }
+        let backend = Kernels::<_, bf16>::probed(Rehearsal::of(&gpu.unbounded())).keeping_choices();
+        let model = Model::zeros(&backend, config.clone(), context)?;
+        let slots = rows * context;
+        let mut cache = KvCache::new(&backend, config, slots)?;
+        let mut acts = Activations::new(&backend, config, Mode::Infer, rows)?;
+        let mut out = LastLogits::new(&backend)?;
+        // A rehearsal reads no index.
+        let table = backend.zeros_idx(2 * rows + 2)?;
+        let view = |len: usize| View::first(&table, len);
+        let inputs = CachedInputs {
+            ids: view(rows),
+            positions: view(rows),
+            paths: Paths {
+                starts: view(rows + 1),
+                span_offsets: view(rows + 1),
+                spans: view(2 * rows),
+                slots: view(rows),
+            },
+            last: view(rows),
+            sequences: rows,
+            spans: rows,
+            pairs: slots as u64,
+            keys: slots as u64,
+            longest_path: context,
+        };
+        backend.device().take_launches();
+        backend.op_times()?;
+        backend.take_chosen();
+        model.forward_cached(&backend, &inputs, &mut acts, &mut cache, &mut out)?;
+        let ops: Vec<OpFloor> = backend.op_times()?.iter().map(|op| op_floor(gpu, op)).collect();
+        let launches: Vec<LaunchEstimate> =
+            backend.device().take_launches().iter().map(|launched| launch_estimate(gpu, launched)).collect();
+        let products = gemm_estimates(gpu, &backend.take_chosen());
+        let parameters = model.layout.len;
+        let weight_bytes = 2 * parameters as u64;
+        let cache_bytes = slots as u64 * KvCache::<Kernels<Rehearsal, bf16>>::row_bytes(config);
+        Ok(Self {
+            card: gpu.clone(),
+            rows,
+            context,
+            parameters,
+            weight_bytes,
+            cache_bytes,
+            byte_floor_seconds: (weight_bytes + cache_bytes) as f64 / gpu.copy,
+            floor_seconds: ops.iter().map(|op| op.floor_seconds).sum(),
+            predicted_seconds: ops.iter().map(|op| predicted(op, &products, &launches)).sum(),
+            ops,
+            products,
+            launches,
+        })
+    }
+
+    /// The plan as text for a terminal.
+    pub fn text(&self) -> String {
+        let gpu = &self.card;
+        let mut out = format!(
+            "decoding step of {} texts with {} tokens each: {:.1} M parameters, {:.3} GB of weights, {:.3} GB of the cache\n\
+             {}: copy {:.2} TB/s, GEMM {:.0} TFLOP/s\n\n",
+            self.rows,
+            self.context,
+            self.parameters as f64 / 1e6,
+            self.weight_bytes as f64 / 1e9,
+            self.cache_bytes as f64 / 1e9,
+            gpu.name,
+            gpu.copy / 1e12,
+            gpu.product / 1e12
+        );
+        let _ = writeln!(
+            out,
+            "{:<22} {:>6} {:>9} {:>9} {:>9} {:>12}  bound",
+            "op", "calls", "GFLOP", "MB", "floor us", "predicted us"
+        );
+        for op in &self.ops {
+            let _ = writeln!(
+                out,
+                "{:<22} {:>6} {:>9.3} {:>9.3} {:>9.1} {:>12.1}  {}",
+                op.op,
+                op.calls,
+                op.flops as f64 / 1e9,
+                op.bytes as f64 / 1e6,
+                1e6 * op.floor_seconds,
+                1e6 * predicted(op, &self.products, &self.launches),
+                op.bound
+            );
+        }
+        let rate = |seconds: f64| self.rows as f64 / seconds;
+        let _ = write!(
+            out,
+            "\nfloor by the bytes of weights and cache {:.3} ms ({:.0} tokens/s); sum of the ops' floors {:.3} ms ({:.0} \
+             tokens/s); predicted {:.3} ms ({:.0} tokens/s), without the time of launches",
+            1e3 * self.byte_floor_seconds,
+            rate(self.byte_floor_seconds),
+            1e3 * self.floor_seconds,
+            rate(self.floor_seconds),
+            1e3 * self.predicted_seconds,
+            rate(self.predicted_seconds)
+        );
+        out
+    }
+}
