@@ -24,7 +24,7 @@ pub struct TensorNames {
     pub gate_up: &'static str,
     pub down: &'static str,
     pub final_norm: &'static str,
-    /// Other name of the vocabulary projection, in files of transformers 4.
+    /// Name of the vocabulary projection in files, if it is not `lm_head.weight`.
     pub old_head: Option<&'static str>,
     /// Endings of buffers that are stored although the configuration determines them.
     pub buffers: &'static [&'static str],

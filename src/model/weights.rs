@@ -11,6 +11,7 @@ pub use super::weights_read::{LoadAs, TensorReader, WeightFiles};
 pub use super::weights_write::{DEFAULT_SHARD_BYTES, Fill};
 
 use super::config::{ModelConfig, StoredDtype};
+use super::tensors::{Role, TensorSpec};
 use super::weights_write::stage;
 use crate::Result;
 
@@ -31,8 +32,18 @@ pub fn write_model(
     shard_bytes: u64,
     fill: &mut Fill,
 ) -> Result<()> {
-    let tensors = config.tensors();
-    let weights = stage(folder, &tensors, dtype, shard_bytes, fill)?;
+    // The head has the name that both versions of transformers know.
+    let old_head = config.family.names.old_head;
+    let own = config.tensors();
+    let head = own.iter().find(|tensor| tensor.role == Role::LmHead);
+    let stored = |tensor: &TensorSpec| match old_head {
+        Some(name) if tensor.role == Role::LmHead => TensorSpec { name: name.to_owned(), ..tensor.clone() },
+        _ => tensor.clone(),
+    };
+    let tensors: Vec<TensorSpec> = own.iter().map(stored).collect();
+    let weights = stage(folder, &tensors, dtype, shard_bytes, &mut |tensor, offset, out| {
+        fill(head.filter(|_| tensor.role == Role::LmHead).unwrap_or(tensor), offset, out)
+    })?;
     // Weights are renamed last: a folder with weights under their final names is complete.
     config.write(folder, dtype)?;
     weights.publish()

@@ -38,7 +38,7 @@ pub(super) fn resolve(
     let mut renamed: Vec<(String, String)> = Vec::new();
     for (name, shard) in found {
         let own = own_name(&name, expected, names);
-        if own != name {
+        if own != name && names.old_head != Some(name.as_str()) {
             renamed.push((name.clone(), own.clone()));
         }
         if let Some(other) = tensors.insert(own.clone(), Stored { name: name.clone(), shard }) {

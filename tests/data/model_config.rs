@@ -97,7 +97,7 @@ fn every_refusal_names_key_value_and_allowed_values() {
         (qwen2(json!({"architectures": ["LlamaForCausalLM"]})), &["LlamaForCausalLM", "does not belong", "\"qwen2\""]),
         (qwen2(json!({"architectures": []})), &["architectures", "[]", "one class name"]),
         (qwen2(json!({"hidden_act": "gelu"})), &["hidden_act", "gelu", "silu"]),
-        (llama(json!({"mlp_bias": true})), &["mlp_bias", "true"]),
+        (qwen2(json!({"mlp_bias": true})), &["mlp_bias", "true"]),
         (llama(json!({"attention_bias": 1})), &["attention_bias", "1", "true or false"]),
         (qwen2(json!({"quantization_config": {"bits": 4}})), &["quantization_config", "bits", "not supported"]),
         (qwen2(json!({"rms_norm_eps": 0.0})), &["rms_norm_eps", "0.0", "above 0"]),
