@@ -101,6 +101,12 @@ pub fn convert(args: &ConvertCommand) -> Result<()> {
 /// Reads the rows, and prints what was read.
 fn read(input: &[PathBuf], output: &Path, options: &ReadOptions) -> Result<Vec<SourceRow>> {
     check_output("--output", output, &Inputs::default().with("--input", input))?;
+    if output.extension().is_some_and(|end| end == "csv" || end == "tsv") {
+        return Err(Error::Usage(format!(
+            "cannot write {}: rows are JSON lines, plain or in gzip (.gz); name it so",
+            output.display()
+        )));
+    }
     let (rows, reports) = read_files_with_reports(input, options)?;
     check_used(options, &reports)?;
     for report in &reports {

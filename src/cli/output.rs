@@ -24,8 +24,7 @@ pub fn check_output(flag: &str, output: &Path, inputs: &Inputs) -> Result<()> {
         return refuse("it is a folder; name a file");
     }
     let name = output.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let plain = name.strip_suffix(".gz").unwrap_or(&name);
-    if [".zst", ".bz2", ".xz", ".parquet", ".arrow", ".csv", ".tsv"].iter().any(|end| plain.ends_with(end)) {
+    if [".zst", ".bz2", ".xz", ".parquet", ".arrow"].iter().any(|end| name.ends_with(end)) {
         return refuse("outputs are JSON, plain or in gzip (.gz); name it so");
     }
     inputs.spare((flag, output), &[output.to_path_buf()])?;

@@ -94,9 +94,7 @@ fn pairs_of_any_shape_are_exported_as_rows_of_trl() {
     assert!(built == 2 || done.err.contains(&format!("{} comparisons are left out", built - 2)), "{}", done.err);
     let side = |user: &str| json!([{"role": "user", "content": user}, {"role": "assistant", "content": "A wren."}]);
     bench.write("intra.jsonl", json!({"chosen": side("Name a bird."), "rejected": side("Name a bus.")}).to_string());
-    bench
-        .run("data export --to trl --input intra.jsonl --output x.jsonl")
-        .fails(3, &["no comparison has two responses"]);
+    bench.run("data export --to trl --input intra.jsonl --output x.jsonl").fails(3, &["none of 1 comparisons"]);
 }
 
 #[test]

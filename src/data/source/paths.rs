@@ -31,7 +31,7 @@ const SPLITS: [(&str, &[&str]); 3] = [
 /// that matches nothing, and for one file in two forms; [`Error::Usage`] for a file that is read twice
 /// though it is not named twice.
 pub fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::with_capacity(paths.len());
+    let (mut files, mut named) = (Vec::with_capacity(paths.len()), Vec::with_capacity(paths.len()));
     for path in paths {
         let text = path.to_string_lossy();
         if path.is_dir() {
@@ -40,21 +40,24 @@ pub fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
             files.extend(matches(path, &text)?);
         } else {
             files.push(path.clone());
+            named.push(files.len() - 1);
         }
     }
-    refuse_twice(&files, paths)?;
+    refuse_twice(&files, &named)?;
     Ok(files)
 }
 
 /// Refuses a file that is read twice because a folder or a pattern holds it too, and warns of one that
 /// is named twice.
-fn refuse_twice(files: &[PathBuf], named: &[PathBuf]) -> Result<()> {
-    let mut known: HashMap<(u64, u64), &PathBuf> = HashMap::new();
-    for path in files {
+/// `named` are the places of files that are named themselves.
+fn refuse_twice(files: &[PathBuf], named: &[usize]) -> Result<()> {
+    let mut known: HashMap<(u64, u64), usize> = HashMap::new();
+    for (place, path) in files.iter().enumerate() {
         let Some(found) = std::fs::metadata(path).ok().filter(|found| found.is_file()) else { continue };
-        let Some(other) = known.insert((found.dev(), found.ino()), path) else { continue };
+        let Some(first) = known.insert((found.dev(), found.ino()), place) else { continue };
+        let other = &files[first];
         let places = if other == path { String::new() } else { format!(", as {} too", other.display()) };
-        if !(named.contains(path) && named.contains(other)) {
+        if !(named.contains(&place) && named.contains(&first)) {
             return Err(Error::Usage(format!(
                 "{}: this file would be read twice{places}; name it once, or leave it out of the folder or pattern",
                 path.display()

@@ -50,7 +50,7 @@ pub fn check_used<'a>(options: &ReadOptions, reports: impl IntoIterator<Item = &
         (
             "--column-map",
             !options.column_map.pairs().is_empty() && !used(&|u| u.mapped),
-            "every row that can be read is a group row, whose keys are fixed",
+            "every row is a group row, whose keys are fixed, or cannot be read",
         ),
         (
             "--apply-chat-template",
