@@ -10,6 +10,7 @@ use super::output::{check_output, remark, warn};
 use crate::data::group::{Comparison, Kind, Prompt, Response};
 use crate::data::source::{ReadOptions, SourceRow, check_used, read_files_with_reports};
 use crate::files::write_text;
+use crate::terminal::{agreeing, counted};
 use crate::{Error, Result};
 
 /// Format to write.
@@ -83,9 +84,10 @@ pub fn export(args: &ExportCommand) -> Result<()> {
     }
     write_text(&args.output, &text)?;
     if left_out > 0 {
-        warn([format!("{left_out} comparisons are left out: the format has only pairs of responses to one prompt")]);
+        let (count, are) = (counted(left_out, "comparison"), agreeing(left_out, "is", "are"));
+        warn([format!("{count} {are} left out: the format has only pairs of responses to one prompt")]);
     }
-    remark(&args.output, &format!("{pairs} pairs in {}", args.output.display()));
+    remark(&args.output, &format!("{} in {}", counted(pairs, "pair"), args.output.display()));
     Ok(())
 }
 
