@@ -11,6 +11,7 @@ pub use super::weights_read::{LoadAs, TensorReader, WeightFiles};
 pub use super::weights_write::{DEFAULT_SHARD_BYTES, Fill};
 
 use super::config::{ModelConfig, StoredDtype};
+pub(crate) use super::weights_write::overflows;
 use super::weights_write::stage;
 use crate::Result;
 
