@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::device::{DeviceArgs, Job};
 use super::inputs::Inputs;
-use super::model_folder::BaseArgs;
+use super::model_folder::{BaseArgs, warn_of_bases};
 use super::output::{check_output, remark, warn};
 use super::template::{TemplateKwargs, load_tokenizer};
 use crate::backend::Backend;
@@ -22,7 +22,7 @@ use crate::generate::{Engine, Finish, Generated, Limits, Prompt, Sampler, Sampli
 use crate::model::config::{Head, ModelConfig};
 use crate::model::store::{self, Loaded};
 use crate::model::weights::LoadAs;
-use crate::terminal::complain;
+use crate::terminal::{agreeing, complain, counted};
 use crate::{Error, Result};
 
 /// New tokens if neither the flag nor the folder names a number.
@@ -251,8 +251,11 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
     remark(
         &args.output,
         &format!(
-            "{count} responses in {}: {tokens} tokens in {seconds:.1} s; {cut} end at the limit of new tokens",
-            args.output.display()
+            "{} in {}: {} in {seconds:.1} s; {cut} {} at the limit of new tokens",
+            counted(count, "response"),
+            args.output.display(),
+            counted(tokens, "token"),
+            agreeing(cut, "ends", "end")
         ),
     );
     Ok(())
@@ -279,6 +282,7 @@ impl Job for GenerateJob<'_> {
         let Self { args, sampler, rows } = self;
         let folder = &args.model;
         let config = ModelConfig::read_on(folder, args.base.base())?;
+        warn_of_bases(args.base.base(), [folder.as_path()]);
         if config.head == Head::Reward {
             return Err(Error::model(
                 folder,
