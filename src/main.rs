@@ -5,6 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::PathBuf;
 
 use clap::Parser as _;
+use clap::error::ContextKind;
 use mapl::Error;
 use mapl::cli::{Cli, args, method_options, run};
 use mapl::data::{serve, worker};
@@ -45,6 +46,9 @@ unsafe impl GlobalAlloc for Allocator {
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
+/// Characters of a usage line that still helps.
+const LONG_USAGE: usize = 160;
+
 fn main() {
     std::process::exit(exit_code());
 }
@@ -66,8 +70,15 @@ fn exit_code() -> i32 {
         unsafe { std::env::set_var(name, value) };
     }
     let cli = match Cli::try_parse_from(&given.words) {
-        Ok(cli) => cli,
-        Err(e) if e.use_stderr() => {
+        Ok(mut cli) => {
+            cli.command.set_variables(&given.variables);
+            cli
+        }
+        Err(mut e) if e.use_stderr() => {
+            // The usage line lists every option that was given, also those of a configuration file.
+            if e.get(ContextKind::Usage).is_some_and(|usage| usage.to_string().len() > LONG_USAGE) {
+                e.remove(ContextKind::Usage);
+            }
             // A usage error that cannot be printed still has its exit code.
             let _ = e.print();
             if let Some(places) = given.places_in(&e.to_string()) {

@@ -3,6 +3,7 @@
 //! line for people is therefore printed as [`plain`] text; JSON keeps the true values.
 
 use std::borrow::Cow;
+use std::fmt::Display;
 use std::io::{Stdout, Write as _};
 use std::path::Path;
 
@@ -51,6 +52,22 @@ pub fn shown(value: &str) -> String {
         }
     }
     out
+}
+
+/// A count with its noun: `1 row`, `2 rows`. The noun is in the singular, its last word the counted one.
+pub fn counted<N: Copy + Display + PartialEq + From<u8>>(count: N, noun: &str) -> String {
+    if count == N::from(1) {
+        return format!("{count} {noun}");
+    }
+    match noun.strip_suffix('y') {
+        Some(stem) if !stem.ends_with(['a', 'e', 'o', 'u']) => format!("{count} {stem}ies"),
+        _ => format!("{count} {noun}s"),
+    }
+}
+
+/// The form of a word that agrees with a count.
+pub fn agreeing<'a, N: PartialEq + From<u8>>(count: N, one: &'a str, many: &'a str) -> &'a str {
+    if count == N::from(1) { one } else { many }
 }
 
 /// A message without the middle of a very long text.
@@ -141,6 +158,15 @@ pub fn complain(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_agree_with_their_nouns() {
+        let all =
+            [(0_usize, "row"), (1, "row"), (2, "row"), (1, "entry"), (3, "entry"), (2, "response token"), (2, "key")];
+        let texts = all.map(|(count, noun)| counted(count, noun));
+        assert_eq!(texts, ["0 rows", "1 row", "2 rows", "1 entry", "3 entries", "2 response tokens", "2 keys"]);
+        assert_eq!([agreeing(1_u64, "is", "are"), agreeing(0, "is", "are")], ["is", "are"]);
+    }
 
     #[test]
     fn characters_that_act_on_a_terminal_are_written_out() {

@@ -189,6 +189,21 @@ pub(super) fn known_names(command: &Command) -> Vec<String> {
     own.chain(trl_flags::all().map(|flag| flag.name.to_owned())).collect()
 }
 
+/// The values of a flag that it has here, and the refused ones of TRL with their reasons. A value may
+/// be a list with commas.
+fn own_values(id: &str, values: Vec<OsString>) -> (Vec<OsString>, Vec<(String, &'static str)>) {
+    let mut refused = Vec::new();
+    let own = values.into_iter().filter(|value| {
+        let Some(text) = value.to_str() else { return true };
+        let foreign = text.split(',').find_map(|part| Some((part, trl_flags::foreign_value(id, part)?)));
+        if let Some((part, trl_flags::ForeignValue { refused: Some(why), .. })) = foreign {
+            refused.push((part.to_owned(), *why));
+        }
+        foreign.is_none()
+    });
+    (own.collect(), refused)
+}
+
 /// Replaces flags and values of TRL by ours. All that cannot be replaced is named in one message.
 fn translated(words: Vec<OsString>, command: &Command, notes: &mut Vec<String>) -> Result<Vec<OsString>, String> {
     let (mut all, mut idle, mut refused) = (Vec::new(), Vec::new(), Vec::new());
@@ -205,17 +220,30 @@ fn translated(words: Vec<OsString>, command: &Command, notes: &mut Vec<String>) 
             continue;
         };
         if let Some(arg) = find_flag(command, flag) {
-            let value = inline.or_else(|| left.peek().and_then(|next| next.to_str())).unwrap_or_default();
             let id = arg.get_id().as_str().replace('_', "-");
-            match trl_flags::foreign_value(&id, value) {
-                Some(foreign) => {
-                    let message = foreign.refused.map(|why| (format!("{flag} {value}"), why));
-                    if inline.is_none() {
-                        left.next();
-                    }
-                    refused.extend(message);
-                }
-                None => all.push(word),
+            if !trl_flags::has_foreign_values(&id) {
+                all.push(word);
+                continue;
+            }
+            let most = arg.get_num_args().map_or(1, |range| range.max_values());
+            let mut values: Vec<OsString> = inline.map(OsString::from).into_iter().collect();
+            while inline.is_none()
+                && values.len() < most
+                && let Some(next) = left.next_if(|next| !next.to_string_lossy().starts_with("--"))
+            {
+                values.push(next);
+            }
+            let (own, why) = own_values(&id, values.clone());
+            refused.extend(why.into_iter().map(|(value, why)| (format!("{flag} {value}"), why)));
+            if own.len() == values.len() {
+                all.push(word.clone());
+                all.extend(if inline.is_none() { values } else { Vec::new() });
+            } else {
+                all.extend(own.into_iter().map(|value| {
+                    let mut joined = OsString::from(format!("{flag}="));
+                    joined.push(value);
+                    joined
+                }));
             }
             continue;
         }
@@ -301,8 +329,8 @@ fn is_switch(arg: &Arg) -> bool {
     matches!(arg.get_action(), ArgAction::SetTrue)
 }
 
-/// Replaces `--flag true` by `--flag`, and removes `--flag false` and `--no-flag`, if the flag
-/// takes no value.
+/// Replaces `--flag true` and `--no-flag false` by `--flag`, and removes `--flag false` and
+/// `--no-flag`, if the flag takes no value.
 fn switched(arguments: Vec<OsString>, command: &Command) -> Vec<OsString> {
     let switch = |flag: &str| find_flag(command, flag).is_some_and(is_switch);
     // Next to files, only the plain words are taken for truth values.
@@ -321,9 +349,22 @@ fn switched(arguments: Vec<OsString>, command: &Command) -> Vec<OsString> {
             continue;
         };
         if !switch(flag) {
-            let negated = flag.strip_prefix("--no-").is_some_and(|name| switch(&format!("--{name}")));
-            if !negated || inline.is_some() || find_flag(command, flag).is_some() {
+            let positive = flag.strip_prefix("--no-").map(|name| format!("--{name}")).filter(|flag| switch(flag));
+            let Some(positive) = positive.filter(|_| find_flag(command, flag).is_none()) else {
                 all.push(argument);
+                continue;
+            };
+            let told = match inline {
+                Some(value) => truth(value),
+                None => {
+                    let next = left.next_if(|next| next.to_str().and_then(told_by).is_some());
+                    Some(next.and_then(|next| truth(next.to_str()?)).unwrap_or(true))
+                }
+            };
+            match told {
+                Some(true) => {}
+                Some(false) => all.push(positive.into()),
+                None => all.push(argument),
             }
             continue;
         }

@@ -81,6 +81,14 @@ fn entries(pairs: Vec<Pair>, command: &Command) -> Result<ConfigFile, Fault> {
         if let Some(first) = file.entries.iter().find(|entry| entry.flag == flag) {
             return Err((line, format!("\"{key}\" is given in line {} too; leave one of them out", first.line)));
         }
+        let opposite = match flag.strip_prefix("--no-") {
+            Some(name) => format!("--{name}"),
+            None => format!("--no-{}", &flag[2..]),
+        };
+        if let Some(other) = file.entries.iter().find(|entry| entry.flag == opposite) {
+            let other = (other.flag[2..].replace('-', "_"), other.line);
+            return Err((line, format!("\"{key}\" contradicts \"{}\" in line {}; leave one out", other.0, other.1)));
+        }
         let values: Vec<String> = match &value {
             // An empty list sets nothing, as in TRL.
             Node::List(list) if !list.iter().any(|value| matches!(value, Node::Map(_))) => {
@@ -164,6 +172,7 @@ mod tests {
             ("zzz: 1\n", 1, &["\"zzz\"", "mapl dpo --help"]),
             ("config: a.yaml\n", 1, &["\"config\""]),
             ("max_steps: 1\nmax-steps: 2\n", 2, &["line 1 too"]),
+            ("quiet: true\nno_quiet: true\n", 2, &["contradicts \"quiet\" in line 1"]),
             ("env: [a]\n", 1, &["environment variables"]),
             ("env:\n  A=B: 1\n", 2, &["environment variables"]),
         ] {

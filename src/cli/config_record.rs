@@ -11,6 +11,8 @@ use serde_json::{Map, Value, json};
 use super::device::Device;
 use super::train::TrainSetup;
 use super::train_args::TrainArgs;
+use crate::data::options::Objective;
+use crate::loss::objective::Method;
 use crate::{Error, Result};
 
 /// Name of the file.
@@ -43,6 +45,18 @@ pub(super) fn text(setup: &TrainSetup<'_>, device: &str, dtype: &str) -> Result<
         Some(_) => put("num_train_epochs", Value::Null),
         None => put("num_train_epochs", json!(s.epochs)),
     }
+    if let (Some(steps), None) = (s.logging_steps, args.optimiser.logging_steps) {
+        put("logging_steps", json!(steps));
+    }
+    if setup.method != Method::Sft {
+        let decided = serde_json::to_value(args.loss.spelled_out(&setup.loss));
+        let decided = decided.map_err(|e| Error::Runtime(format!("cannot write {CONFIG_FILE}: {e}")))?;
+        // Under --objective base the two weights are refused, whatever they are.
+        let unsaid =
+            |name: &str| setup.objective() == Objective::Base && ["intra_weight", "inter_weight"].contains(&name);
+        let decided = decided.as_object().into_iter().flatten().filter(|(name, _)| !unsaid(name));
+        decided.for_each(|(name, value)| put(name, value.clone()));
+    }
     let mut out = format!(
         "# Options of this run; `mapl {} --config {CONFIG_FILE} --output-dir OTHER` repeats it.\n",
         setup.method.name()
@@ -53,7 +67,27 @@ pub(super) fn text(setup: &TrainSetup<'_>, device: &str, dtype: &str) -> Result<
             let _ = writeln!(out, "{name}: {value}");
         }
     }
+    out += &environment(&args.env);
     Ok(out)
+}
+
+/// Parts of the names of environment variables with values that should not be written to a file.
+const SECRET: [&str; 6] = ["TOKEN", "KEY", "SECRET", "PASS", "CREDENTIAL", "AUTH"];
+
+/// The `env` of the configuration file; variables that may be secret are named in a comment.
+fn environment(variables: &[(String, String)]) -> String {
+    let is_secret = |name: &str| SECRET.iter().any(|part| name.to_ascii_uppercase().contains(part));
+    let (secret, open): (Vec<_>, Vec<_>) = variables.iter().partition(|(name, _)| is_secret(name));
+    let mut out = String::new();
+    if !open.is_empty() {
+        let open: Map<String, Value> = open.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+        let _ = writeln!(out, "env: {}", Value::Object(open));
+    }
+    if !secret.is_empty() {
+        let names: Vec<&str> = secret.iter().map(|(name, _)| name.as_str()).collect();
+        let _ = writeln!(out, "# Not written, because they may be secret: {}", names.join(", "));
+    }
+    out
 }
 
 /// Options by name, as given and by default.

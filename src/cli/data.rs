@@ -26,7 +26,7 @@ use crate::files::input::is_named;
 use crate::files::write_text;
 use crate::model::adapter::base::is_adapter;
 use crate::model::config::ModelConfig;
-use crate::terminal::{color, emit_exactly, plain};
+use crate::terminal::{agreeing, color, counted, emit_exactly, plain};
 use crate::{Error, Result};
 
 /// Data command.
@@ -168,19 +168,17 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
         crate::files::write_json(path, &value)?;
     }
     remark(&args.output, &report.to_string());
-    remark(&args.output, &format!("{} groups in {}", rows.len(), args.output.display()));
+    remark(&args.output, &format!("{} in {}", counted(rows.len(), "group"), args.output.display()));
     Ok(report)
 }
 
 /// Writes groups as JSON lines. Ids of earlier rows get a number.
 pub(super) fn write_groups(output: &Path, rows: &mut [SourceRow]) -> Result<()> {
     if let Some((renamed, example)) = make_ids_distinct(rows) {
-        let noun = if renamed == 1 {
-            "row has the id of an earlier row and gets"
-        } else {
-            "rows have the id of an earlier row and get"
-        };
-        remark(output, &format!("{renamed} {noun} a number after it, such as {example}"));
+        let (rows, has, get) =
+            (counted(renamed, "row"), agreeing(renamed, "has", "have"), agreeing(renamed, "gets", "get"));
+        let what = format!("{rows} {has} the id of an earlier row and {get} a number after it, such as {example}");
+        remark(output, &what);
     }
     let mut text = String::new();
     for row in rows {

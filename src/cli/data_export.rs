@@ -13,6 +13,7 @@ use super::output::{check_output, remark, warn};
 use crate::data::group::{Comparison, Kind, Message, Prompt, Response};
 use crate::data::source::{ReadOptions, SourceRow, check_used, read_files_with_reports};
 use crate::files::write_text;
+use crate::terminal::{agreeing, counted};
 use crate::{Error, Result};
 
 /// Format of another tool.
@@ -182,12 +183,10 @@ fn write_trl(input: &[PathBuf], output: &Path, rows: &[SourceRow]) -> Result<()>
     }
     write_text(output, &text)?;
     if left_out.count() > 0 {
-        warn([format!(
-            "{} comparisons are left out, for which rows of TRL have no place: {left_out}",
-            left_out.count()
-        )]);
+        let (count, are) = (counted(left_out.count(), "comparison"), agreeing(left_out.count(), "is", "are"));
+        warn([format!("{count} {are} left out, for which rows of TRL have no place: {left_out}")]);
     }
-    remark(output, &format!("{pairs} pairs in {}", output.display()));
+    remark(output, &format!("{} in {}", counted(pairs, "pair"), output.display()));
     Ok(())
 }
 

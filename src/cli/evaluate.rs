@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::device::Device;
 use super::output::{check_output, emit_beside, refuse_two_on_stdout};
 use super::score::{ModelArgs, ScoreJob, ScoredData};
+use super::scored_loss::ScoredLossArgs;
 use super::scored_reference::ScoredReference;
 use crate::data::options::function_id;
 use crate::data::source::{ReadOptions, SourceRow};
@@ -184,7 +185,7 @@ pub fn measure(args: &EvalArgs) -> Result<(String, Evaluation)> {
     head.insert("model".into(), json!(model));
     ScoredReference::record(data.reference.as_ref(), "", &mut head);
     head.insert("head".into(), json!(if reward { "reward" } else { "logp" }));
-    head.insert("beta".into(), if reward { Value::Null } else { json!(data.scale) });
+    data.score.record(data.reference.as_ref(), &mut head);
     head.insert("bootstrap".into(), record::resampling_json(args.resampling()));
     head.insert("holdout_functions".into(), json!(settings.holdout_functions));
     let result = record::result_json(head, &lines, &evaluation);
@@ -193,10 +194,10 @@ pub fn measure(args: &EvalArgs) -> Result<(String, Evaluation)> {
     }
     warn_of_scores(model, &evaluation);
     if args.json {
-        data.reference.iter().filter(|r| r.is_warning()).for_each(|r| complain(&r.line()));
+        data.reference.iter().filter(|r| r.is_warning()).for_each(|r| complain(&data.score.line(r)));
         return Ok((format!("{result:#}"), evaluation));
     }
-    let mut text: Vec<String> = data.reference.iter().map(ScoredReference::line).collect();
+    let mut text: Vec<String> = data.reference.iter().map(|r| data.score.line(r)).collect();
     text.push(table::summary_table(&lines, &evaluation.rewards, args.detail()));
     text.extend(data.remarks);
     Ok((text.join("\n"), evaluation))
@@ -229,7 +230,7 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     let base = args.scoring.base.base();
     let heads = folders.iter().map(|f| ModelConfig::read_on(f, base).map(|c| c.head)).collect::<Result<Vec<_>>>()?;
     let mut remarks = Vec::new();
-    let mut one = |side: &Path| -> Result<(Option<ScoredReference>, Evaluation)> {
+    let mut one = |side: &Path| -> Result<(Option<(ScoredReference, String)>, Evaluation)> {
         if !side.is_dir() {
             let evaluation = record::read(side)?;
             if !rows.is_empty() && evaluation.data != data_hash(rows.iter().map(|row| &row.group)) {
@@ -243,11 +244,12 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
         let mut scoring = args.scoring.clone();
         // Flags for language models apply only to the language model of the two.
         if heads.contains(&Head::LanguageModel) && ModelConfig::read_on(side, base)?.head == Head::Reward {
-            scoring = ModelArgs { ref_model: None, beta: None, logp_scope: None, logp_reduce: None, ..scoring };
+            scoring = ModelArgs { ref_model: None, score: ScoredLossArgs::default(), ..scoring };
         }
         let (data, evaluation) = args.evaluate(&scoring, side, rows.clone(), &settings)?;
         remarks.extend(data.remarks.iter().map(|remark| format!("{}: {remark}", side.display())));
-        Ok((data.reference, evaluation))
+        let line = data.reference.as_ref().map(|reference| data.score.line(reference));
+        Ok((data.reference.zip(line), evaluation))
     };
     let [(reference_a, a_measured), (reference_b, b_measured)] = [one(a)?, one(b)?];
     let evaluations = [a_measured, b_measured];
@@ -258,8 +260,8 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     value.insert("schema".into(), json!(1));
     value.insert("a".into(), json!(names[0]));
     value.insert("b".into(), json!(names[1]));
-    ScoredReference::record(reference_a.as_ref(), "_a", &mut value);
-    ScoredReference::record(reference_b.as_ref(), "_b", &mut value);
+    ScoredReference::record(reference_a.as_ref().map(|(found, _)| found), "_a", &mut value);
+    ScoredReference::record(reference_b.as_ref().map(|(found, _)| found), "_b", &mut value);
     value.insert("groups".into(), json!(evaluations[0].groups));
     value.insert("data".into(), json!(evaluations[0].data));
     value.insert("bootstrap".into(), record::resampling_json(args.resampling()));
@@ -271,11 +273,11 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     }
     let references = [("A", &reference_a), ("B", &reference_b)];
     let mut lines: Vec<String> = Vec::new();
-    for (side, reference) in references.iter().filter_map(|(side, found)| Some((side, found.as_ref()?))) {
+    for (side, (reference, line)) in references.iter().filter_map(|(side, found)| Some((side, found.as_ref()?))) {
         match (args.json, reference.is_warning()) {
-            (true, true) => complain(&format!("{side}: {}", reference.line())),
+            (true, true) => complain(&format!("{side}: {line}")),
             (true, false) => {}
-            (false, _) => lines.push(format!("{side}: {}", reference.line())),
+            (false, _) => lines.push(format!("{side}: {line}")),
         }
     }
     if args.json {
@@ -403,7 +405,7 @@ impl MeasureArgs {
             .groups
             .iter()
             .zip(&data.scores)
-            .map(|(group, scores)| Scored::new(&group.group, &scores.rho(data.scale)))
+            .map(|(group, scores)| Scored::new(&group.group, &scores.rho(&data.score.loss, group)))
             .collect();
         let evaluation = Evaluation::of(&scored, settings, std::mem::take(&mut data.probes));
         Ok((data, evaluation))
@@ -415,9 +417,6 @@ impl MeasureArgs {
         let given = [
             ("--ref-model", s.ref_model.is_some()),
             ("--base-model", s.base.base_model.is_some()),
-            ("--beta", s.beta.is_some()),
-            ("--logp-scope", s.logp_scope.is_some()),
-            ("--logp-reduce", s.logp_reduce.is_some()),
             ("--max-length", s.max_length.is_some()),
             ("--chat-template-path", s.chat_template_path.is_some()),
             ("--chat-template-kwargs", s.chat_template_kwargs.is_some()),
@@ -435,6 +434,7 @@ impl MeasureArgs {
             ("--prompt-blindness", self.prompt_blindness),
             ("--holdout-functions", !self.holdout_functions.is_empty()),
         ];
+        let given: Vec<(&str, bool)> = given.into_iter().chain(s.score.given()).collect();
         refuse_given(&given, "on saved results; give it when they are written")
     }
 }

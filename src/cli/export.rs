@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::inputs::{Inputs, config_files};
-use super::model_folder::{BaseArgs, adopt_pad, read_tokenizer};
+use super::model_folder::{BaseArgs, adopt_pad, read_tokenizer, warn_of_bases};
 use super::output::{MODEL_FILES, check_new_folder, written_by_run};
 use super::save_dtype::SaveDtype;
 use super::template::recorded;
@@ -56,6 +56,7 @@ pub fn export(args: &ExportArgs) -> Result<()> {
         .with("the base of the adapter", args.base.of(&args.model))
         .spare(("--output", &args.output), &written_by_run(&args.output)?)?;
     let mut config = ModelConfig::read_on(&args.model, args.base.base())?;
+    warn_of_bases(args.base.base(), [args.model.as_path()]);
     let Some(adapter) = config.adapter.clone() else {
         return Err(Error::model(&args.model, "holds no adapter any more"));
     };

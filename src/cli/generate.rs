@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::device::{Device, DeviceArgs, Job};
 use super::ends::{end_ids, ends_text, first_stop, without_end};
 use super::inputs::Inputs;
-use super::model_folder::BaseArgs;
+use super::model_folder::{BaseArgs, warn_of_bases};
 use super::output::{check_output, remark, warn};
 use super::template::{TemplateKwargs, check_template_used, load_tokenizer};
 use crate::backend::Backend;
@@ -22,7 +22,7 @@ use crate::generate::{Engine, Finish, Generated, Limits, Prompt, Sampler, Sampli
 use crate::model::config::{Head, ModelConfig};
 use crate::model::store::{self, Loaded};
 use crate::model::weights::LoadAs;
-use crate::terminal::complain;
+use crate::terminal::{agreeing, complain, counted};
 use crate::{Error, Result};
 
 /// New tokens if neither the flag nor the folder names a number.
@@ -325,7 +325,9 @@ impl Answers {
         let tokens: usize = all().map(|answer| answer.generated.tokens.len()).sum();
         let cut = all().filter(|answer| answer.generated.finish == Finish::Length).count();
         let (count, seconds) = (all().count(), self.seconds);
-        format!("{count} responses in {place}: {tokens} tokens in {seconds:.1} s; {cut} end at the limit of new tokens")
+        let (responses, tokens) = (counted(count, "response"), counted(tokens, "token"));
+        let ends = agreeing(cut, "ends", "end");
+        format!("{responses} in {place}: {tokens} in {seconds:.1} s; {cut} {ends} at the limit of new tokens")
     }
 }
 
@@ -354,6 +356,7 @@ impl Job for GenerateJob<'_> {
     fn run<B: Backend>(self, backend: &B) -> Result<Self::Output> {
         let Self { args, answering, model: folder, sampler, samples, seed, rows } = self;
         let config = ModelConfig::read_on(folder, args.base.base())?;
+        warn_of_bases(args.base.base(), [folder.as_path()]);
         if config.head == Head::Reward {
             return Err(Error::model(
                 folder,

@@ -18,7 +18,7 @@ use crate::files::{path_json, write_json, write_text};
 use crate::ifeval::compare::{self, compare};
 use crate::ifeval::rows::{Judged, Prompt, Responses, judge, read_prompts, read_responses, verdict_lines};
 use crate::ifeval::summary::{Summary, undecided, undecided_lines};
-use crate::terminal::{complain, emit_exactly};
+use crate::terminal::{complain, counted, emit_exactly};
 use crate::{Error, Result};
 
 /// Arguments of `ifeval`.
@@ -142,7 +142,7 @@ fn one_set(args: &IfevalArgs, prompts: &[Prompt]) -> Result<()> {
     if let Some(output) = &args.output {
         write_text(output, &verdict_lines(prompts, &judged))?;
         if !args.json {
-            remark(output, &format!("{} rows written to {}", prompts.len(), output.display()));
+            remark(output, &format!("{} written to {}", counted(prompts.len(), "row"), output.display()));
         }
     }
     if !args.json {

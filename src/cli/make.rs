@@ -17,7 +17,7 @@ use crate::error::refuse_given;
 use crate::files::input;
 use crate::model::config::{Head, ModelConfig};
 use crate::model::{presets, store};
-use crate::terminal::say;
+use crate::terminal::{counted, say};
 use crate::{Error, Result};
 
 /// Arguments of `tokenizer`.
@@ -94,7 +94,8 @@ pub fn tokenizer(args: &TokenizerArgs) -> Result<()> {
     tokenizer.save_new(&args.output_dir)?;
     let (entries, place) = (tokenizer.vocab_size(), args.output_dir.display());
     let short = if entries < args.vocab_size { " (the texts have no further pairs to merge)" } else { "" };
-    say(&format!("tokenizer of {entries} entries{short} from {count} texts in {place}"));
+    let (entries, texts) = (counted(entries, "entry"), counted(count, "text"));
+    say(&format!("tokenizer of {entries}{short} from {texts} in {place}"));
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use crate::data::tokenizer::pad::PadChoice;
 use crate::data::tokenizer::{StoredFile, Tokenizer};
 use crate::data::tree::token_counts;
 use crate::files::{input, path_json};
-use crate::loss::objective::{Method, ReduceName, ScopeName};
+use crate::loss::objective::{DEFAULT_BETA, LossType, Method, ReduceName, ScopeName};
 use crate::train::manifest::{FILE, hash_entry, hashes, model_and_base_files, variables};
 use crate::{COMMIT, Error, Result};
 
@@ -168,9 +168,16 @@ impl ManifestFacts<'_> {
                 put("center_rewards_coefficient", json!(loss.center));
             }
             Method::Dpo => {
-                for (name, beta) in ["beta", "beta_intra", "beta_inter"].into_iter().zip(loss.scale) {
-                    put(name, json!(beta));
-                }
+                match loss.types[0].0 {
+                    // Its scores have no factor: beta is the weight of the loss.
+                    LossType::Orpo => put("beta", json!(setup.args.loss.beta.unwrap_or(DEFAULT_BETA))),
+                    _ => {
+                        for (name, beta) in ["beta", "beta_intra", "beta_inter"].into_iter().zip(loss.scale) {
+                            put(name, json!(beta));
+                        }
+                        None
+                    }
+                };
                 put("nll_weight", json!(loss.nll_weight));
                 let scope = match loss.scope {
                     LogpScope::Response => ScopeName::Response,
@@ -181,7 +188,8 @@ impl ManifestFacts<'_> {
                     Reduce::Sum => ReduceName::Sum,
                     Reduce::Mean => ReduceName::Mean,
                 };
-                put("logp_reduce", json!(reduce));
+                // Some of the losses divide by the tokens, and others do not.
+                put("logp_reduce", if loss.needs_rows() { Value::Null } else { json!(reduce) });
             }
         }
         Ok(config)

@@ -4,13 +4,15 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Command, CommandFactory as _};
+use clap::builder::{PossibleValuesParser, Resettable};
+use clap::{Args, Command, CommandFactory as _, ValueEnum as _};
 use clap_complete::{Shell, generate};
 use clap_mangen::Man;
 
 use super::Cli;
 use crate::files::{check_folder_writable, write_atomic};
-use crate::terminal::{on_stdout, say};
+use crate::loss::objective::{LossType, Method};
+use crate::terminal::{counted, on_stdout, say};
 use crate::{Error, Result};
 
 /// Arguments of `completions`.
@@ -33,8 +35,35 @@ pub struct ManArgs {
 /// Prints the completions of a shell.
 pub fn completions(args: &CompletionsArgs) -> Result<()> {
     let mut text = Vec::new();
-    generate(args.shell, &mut Cli::command(), "mapl", &mut text);
+    generate(args.shell, &mut offered(&Cli::command()), "mapl", &mut text);
     on_stdout(|out| out.write_all(&text))
+}
+
+/// A command with the options and values that it does not refuse.
+fn offered(command: &Command) -> Command {
+    // clap keeps names for the whole life of the program, which prints once and ends.
+    let name: &'static str = command.get_name().to_owned().leak();
+    let mut kept = Command::new(name).disable_help_subcommand(true);
+    if let Some(about) = command.get_about() {
+        kept = kept.about(about.clone());
+    }
+    if let Some(version) = command.get_version() {
+        let version: &'static str = version.to_owned().leak();
+        kept = kept.version(version);
+    }
+    let is_reward = command.get_name() == Method::Reward.name();
+    for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+        // The options that one needs or excludes may be among those left out.
+        let (free, none) = (arg.clone().conflicts_with(Resettable::Reset), Resettable::Reset);
+        let mut arg = free.requires(none).overrides_with(Resettable::Reset);
+        if is_reward && arg.get_id() == "loss_type" {
+            let taken = LossType::value_variants().iter().filter(|of| of.is_of_rewards());
+            arg = arg.value_parser(PossibleValuesParser::new(taken.filter_map(|of| of.to_possible_value())));
+        }
+        kept = kept.arg(arg);
+    }
+    let below = command.get_subcommands().filter(|command| !command.is_hide_set());
+    kept.subcommands(below.map(offered).collect::<Vec<_>>())
 }
 
 /// Prints the page of `mapl`, or writes the pages of all commands.
@@ -51,7 +80,7 @@ pub fn man(args: &ManArgs) -> Result<()> {
     check_folder_writable(folder)?;
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     let count = write_pages(&command, folder)?;
-    say(&format!("{count} pages in {}", folder.display()));
+    say(&format!("{} in {}", counted(count, "page"), folder.display()));
     Ok(())
 }
 
@@ -85,12 +114,45 @@ mod tests {
         assert!(count > 20, "{count}");
         let dpo = std::fs::read_to_string(folder.path().join("mapl-dpo.1")).unwrap().replace("\\-", "-");
         let mut bash = Vec::new();
-        generate(Shell::Bash, &mut Cli::command(), "mapl", &mut bash);
+        generate(Shell::Bash, &mut offered(&Cli::command()), "mapl", &mut bash);
         let bash = String::from_utf8(bash).unwrap();
         for arg in command.find_subcommand("dpo").unwrap().get_arguments().filter(|arg| !arg.is_hide_set()) {
             let Some(long) = arg.get_long() else { continue };
             assert!(dpo.contains(&format!("--{long}")) && bash.contains(&format!("--{long}")), "{long}");
         }
         assert!(folder.path().join("mapl-data-build.1").exists());
+    }
+
+    /// The part of bash's completions that lists the options of a command.
+    fn options(bash: &str, command: &str) -> Vec<String> {
+        let case = bash.split(&format!("        mapl__{command})\n")).nth(1);
+        let case = case.or_else(|| bash.split(&format!("        mapl__subcmd__{command})\n")).nth(1));
+        let line = case.unwrap().lines().next().unwrap();
+        line.split('"').nth(1).unwrap().split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn completions_offer_no_option_and_no_value_that_a_command_refuses() {
+        let mut bash = Vec::new();
+        generate(Shell::Bash, &mut offered(&Cli::command()), "mapl", &mut bash);
+        let bash = String::from_utf8(bash).unwrap();
+        let mut refused = 0;
+        for (name, command) in Cli::command().get_subcommands().map(|command| (command.get_name(), command)) {
+            if command.get_subcommands().next().is_some() || command.is_hide_set() {
+                continue;
+            }
+            let offered = options(&bash, name);
+            for arg in command.get_arguments().filter(|arg| arg.is_hide_set()) {
+                let Some(long) = arg.get_long() else { continue };
+                assert!(!offered.contains(&format!("--{long}")), "mapl {name} --{long}");
+                refused += 1;
+            }
+        }
+        assert!(refused > 20, "{refused}");
+        let offered = offered(&Cli::command());
+        let reward = offered.find_subcommand("reward").unwrap();
+        let loss = reward.get_arguments().find(|arg| arg.get_id() == "loss_type").unwrap();
+        let values: Vec<String> = loss.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect();
+        assert_eq!(values, ["sigmoid", "robust", "hinge"]);
     }
 }

@@ -9,8 +9,8 @@
 //! - `output`: checks of output files and folders, before any work
 //! - `data`, `data_check`, `data_export`, `data_language`, `data_pairs`: the commands of `data`
 //! - `generate`: `generate`; `chat`: `chat`; `ends`: what ends their texts
-//! - `score`: `score`, and scoring for `eval`; `scored_reference`: the reference that scores are
-//!   relative to; `evaluate`: `eval`, `compare`; `ifeval`: `ifeval`
+//! - `score`: `score`, and scoring for `eval`; `scored_reference`, `scored_loss`: the reference that
+//!   scores are relative to, and the loss that has them; `evaluate`: `eval`, `compare`; `ifeval`: `ifeval`
 //! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`,
 //!   `manifest`, `config_record`: `sft`, `reward`, `dpo`; `train_models`: their models; `lora`: flags
 //!   of adapters; `reward_pad`: the pad token of a reward model; `train_ifeval`: instruction following
@@ -65,6 +65,7 @@ mod reward_pad;
 mod run_lock;
 mod save_dtype;
 mod score;
+mod scored_loss;
 mod scored_reference;
 mod startup;
 mod step_count;
@@ -183,6 +184,15 @@ impl Command {
 }
 
 impl Command {
+    /// Keeps the environment variables of a configuration file for the record of the run.
+    pub fn set_variables(&mut self, variables: &[(String, String)]) {
+        match self {
+            Command::Sft(args) | Command::Reward(args) | Command::Dpo(args) => args.env = variables.to_vec(),
+            Command::Study(command) => command.set_variables(variables),
+            _ => {}
+        }
+    }
+
     /// Whether only errors, warnings and the result are printed.
     pub fn is_quiet(&self) -> bool {
         match self {

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::inputs::{Inputs, config_files};
 use super::output::warn;
+use super::scored_reference::run_file;
 use super::template::load_tokenizer;
 use super::train_args::TrainArgs;
 use crate::data::tokenizer::{StoredFile, Tokenizer, template_of};
@@ -15,6 +17,8 @@ use crate::files::input::{self, is_named};
 use crate::model::adapter::base::{AdapterFolder, is_adapter};
 use crate::model::adapter::config::TaskType;
 use crate::model::config::{Head, ModelConfig};
+use crate::terminal::shown;
+use crate::train::manifest::{hashes, model_files};
 use crate::{Error, Result};
 
 /// The base of adapters.
@@ -52,6 +56,46 @@ impl BaseArgs {
     }
 }
 
+/// Warns of every adapter among the folders with a base of other weights than its run had. `base` is
+/// the folder that the user names.
+pub(super) fn warn_of_bases<'a>(base: Option<&Path>, folders: impl IntoIterator<Item = &'a Path>) {
+    let mut known: Vec<&Path> = Vec::new();
+    for folder in folders {
+        if !known.contains(&folder) {
+            warn(other_base(folder, base));
+            known.push(folder);
+        }
+    }
+}
+
+/// A warning if the base of the adapter in `folder` has other weights than the `run.json` of the
+/// adapter's run records.
+fn other_base(folder: &Path, base: Option<&Path>) -> Option<String> {
+    let adapter = AdapterFolder::find(folder, base).ok().flatten()?;
+    let text = input::read(&run_file(folder)?, input::MAX_CONFIG).ok()?;
+    let run: Value = serde_json::from_slice(&text).ok()?;
+    let trained_on = run["adapter"]["base"].as_str()?;
+    // Files may have other names or shards with the same weights, which only a warning allows for.
+    let hashes_of = |files: &Value| -> Vec<String> {
+        let weights = |file: &&Value| file["path"].as_str().is_some_and(|path| path.ends_with(".safetensors"));
+        let all = files.as_array().into_iter().flatten().filter(weights);
+        let mut found: Vec<String> = all.filter_map(|file| Some(file["blake3"].as_str()?.to_owned())).collect();
+        found.sort_unstable();
+        found
+    };
+    let recorded = hashes_of(&run["files"]["model"]);
+    if recorded.is_empty() || recorded == hashes_of(&hashes(&model_files(&adapter.base))) {
+        return None;
+    }
+    Some(format!(
+        "the adapter {} was trained on {}, and the weights of its base {} are not those; the result is neither model \
+         (--base-model names another folder)",
+        folder.display(),
+        shown(trained_on),
+        adapter.base.display()
+    ))
+}
+
 /// The tokenizer of a model folder. An adapter's folder has the base's tokenizer if it holds none, and
 /// the base's chat template if its tokenizer has none.
 pub(super) fn read_tokenizer(folder: &Path, base: Option<&Path>, template: Option<&Path>) -> Result<Tokenizer> {
@@ -77,6 +121,7 @@ pub(super) fn read_tokenizer(folder: &Path, base: Option<&Path>, template: Optio
 pub(super) fn start_model(args: &TrainArgs) -> Result<(ModelConfig, Tokenizer)> {
     let base = args.base.base();
     args.base.check([args.model.as_path()].into_iter().chain(args.ref_model.as_deref()))?;
+    warn_of_bases(base, [args.model.as_path()].into_iter().chain(args.ref_model.as_deref()));
     let mut config = ModelConfig::read_on(&args.model, base)?;
     let (template, kwargs) = (args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref());
     let tokenizer = load_tokenizer(&args.model, base, template, kwargs)?;

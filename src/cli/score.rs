@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::device::{DeviceArgs, Job};
 use super::inputs::Inputs;
-use super::model_folder::{BaseArgs, adopt_pad};
+use super::model_folder::{BaseArgs, adopt_pad, warn_of_bases};
 use super::output::{check_ids, check_output, remark, warn};
+use super::scored_loss::{ScoredLoss, ScoredLossArgs};
 use super::scored_reference::{ScoredReference, recorded_base, run_file};
 use super::template::{TemplateKwargs, check_template_used, load_tokenizer};
 use crate::backend::Backend;
@@ -21,13 +22,12 @@ use crate::data::tokenizer::pad::{last_tokens, read_place};
 use crate::eval::measure::{Measure, Quantity};
 use crate::eval::{blindness, non_finite_warning};
 use crate::files::{input, write_text};
-use crate::loss::objective::{Loss, LossOptions, Method, ReduceName, ScopeName};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::decoder::Model;
 use crate::model::reward_heads::RewardNorm;
 use crate::model::store::{self, Loaded};
 use crate::model::weights::LoadAs;
-use crate::terminal::complain;
+use crate::terminal::{agreeing, complain, counted};
 use crate::train::evaluate::{Evaluator, GroupScores, TOKEN_BUDGET};
 use crate::{Error, Result};
 
@@ -40,15 +40,8 @@ pub struct ModelArgs {
     pub ref_model: Option<PathBuf>,
     #[command(flatten)]
     pub base: BaseArgs,
-    /// Factor on log pi - log ref in logits [language models; default 0.1]
-    #[arg(long)]
-    pub beta: Option<f64>,
-    /// Tokens that the log-probability of a sequence covers [language models; default response]
-    #[arg(long, value_enum)]
-    pub logp_scope: Option<ScopeName>,
-    /// Sum or mean over a sequence's tokens [language models; default sum]
-    #[arg(long, value_enum)]
-    pub logp_reduce: Option<ReduceName>,
+    #[command(flatten)]
+    pub score: ScoredLossArgs,
     /// Maximum sequence length in tokens; longer sequences are an error [default: the model's
     /// limit]
     #[arg(long)]
@@ -100,9 +93,10 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     args.scoring.check_base(&[&args.model])?;
     let rows = args.scoring.read_rows(&args.input, &[&args.model], true)?;
     let job = ScoreJob { args: &args.scoring, model: &args.model, rows, blindness: None };
-    let ScoredData { groups, scores, head, reference, .. } = args.scoring.device.run(job)?;
+    let ScoredData { groups, scores, head, reference, score, .. } = args.scoring.device.run(job)?;
     if let Some(reference) = &reference {
-        if reference.is_warning() { complain(&reference.line()) } else { remark(&args.output, &reference.line()) }
+        let line = score.line(reference);
+        if reference.is_warning() { complain(&line) } else { remark(&args.output, &line) }
     }
     let mut text = String::new();
     let (mut total, mut non_finite) = (0, 0);
@@ -113,7 +107,7 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
         text.push('\n');
     }
     write_text(&args.output, &text)?;
-    let mut summary = format!("{} rows in {}", groups.len(), args.output.display());
+    let mut summary = format!("{} in {}", counted(groups.len(), "row"), args.output.display());
     if non_finite > 0 {
         summary += &format!("; {non_finite} of {total} scores are NaN or infinite");
         let model = args.model.display().to_string();
@@ -125,7 +119,7 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
 
 /// Number of sequences with a score, of the model or of the reference, that is not finite.
 fn not_finite(scores: &GroupScores) -> usize {
-    scores.rho(1.0).iter().filter(|score| !score.is_finite()).count()
+    (0..scores.policy.len()).filter(|&s| !scores.difference(s).is_finite()).count()
 }
 
 /// JSON row of a group: `{"id", "reference", "non_finite", "sequences": [...], "comparisons": [...]}`.
@@ -185,8 +179,8 @@ pub(super) struct ScoredData {
     pub head: Head,
     /// Reference of a language model, or why it has none; `None` for a reward model.
     pub reference: Option<ScoredReference>,
-    /// Factor on scores in logits: beta, or 1 for rewards.
-    pub scale: f64,
+    /// What a score is.
+    pub score: ScoredLoss,
     /// Measures of the probes, and remarks about them.
     pub probes: Vec<Measure>,
     pub remarks: Vec<String>,
@@ -199,11 +193,19 @@ impl Job for ScoreJob<'_> {
         let (args, folder) = (self.args, self.model);
         let mut config = ModelConfig::read_on(folder, args.base.base())?;
         let head = config.head;
-        let loss = args.loss(head)?;
+        if head == Head::Reward && args.ref_model.is_some() {
+            return Err(Error::Usage("--ref-model has no effect on a reward model".into()));
+        }
         let scored_with = match head {
             Head::LanguageModel => Some(ScoredReference::of(folder, args.ref_model.as_deref(), args.base.base())?),
             Head::Reward => None,
         };
+        let score_of = ScoredLoss::of(folder, head, &args.score)?;
+        let score_of = match &scored_with {
+            Some(reference) => score_of.settle(reference)?,
+            None => score_of,
+        };
+        let loss = &score_of.loss;
         let (template, kwargs) = (args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref());
         let tokenizer = load_tokenizer(folder, args.base.base(), template, kwargs)?;
         adopt_pad(&mut config, &tokenizer);
@@ -234,13 +236,15 @@ impl Job for ScoreJob<'_> {
             complain(&format!("note: not used from {}: {}", folder.display(), ignored.join(", ")));
         }
         let recorded = recorded_base(folder);
+        warn_of_bases(args.base.base(), [folder]);
         let base = args.base.base().or(recorded.as_deref());
+        warn_of_bases(base, scored_with.iter().filter_map(ScoredReference::folder).filter(|other| *other != folder));
         let mut reference = reference_model(backend, &model.config, scored_with.as_ref(), base)?;
         let mut evaluator = Evaluator::new(backend, &model, reference.as_ref())?;
         evaluator.set_token_budget(args.batch_tokens.unwrap_or(TOKEN_BUDGET));
         let mut score = |groups: &[TokenizedGroup]| -> Result<Vec<GroupScores>> {
             check_ids(groups, folder, vocab)?;
-            let mut scores = evaluator.run(backend, (&mut model, reference.as_mut()), &loss, groups, |_| ())?.0;
+            let mut scores = evaluator.run(backend, (&mut model, reference.as_mut()), loss, groups, |_| ())?.0;
             scores.iter_mut().for_each(|group| calibrate(group, reward_bias, norm));
             Ok(scores)
         };
@@ -256,22 +260,28 @@ impl Job for ScoreJob<'_> {
             probes.push(shuffled.measure(Quantity::SemanticShuffledPrompt, Kind::Base, &of_shuffled));
             let tools = emptied.groups.iter().filter(|group| group.group.tools.is_some()).count();
             if tools > 0 {
-                remarks.push(format!("empty prompts: {tools} rows have tools, which an empty prompt leaves out"));
+                remarks.push(format!(
+                    "empty prompts: {} {} tools, which an empty prompt leaves out",
+                    counted(tools, "row"),
+                    agreeing(tools, "has", "have")
+                ));
             }
             if emptied.groups.is_empty() {
                 remarks.push("empty prompts: no original pairs and no intra comparisons to score".into());
             }
             for (name, left_out) in [("empty", emptied.left_out), ("shuffled", shuffled.left_out)] {
                 if left_out > 0 {
-                    remarks.push(format!("{name} prompts: {left_out} comparisons left out, too long for the model"));
+                    remarks.push(format!(
+                        "{name} prompts: {} left out, too long for the model",
+                        counted(left_out, "comparison")
+                    ));
                 }
             }
             if shuffled.groups.is_empty() {
                 remarks.push("shuffled prompts: no original pairs with two different prompts to exchange".into());
             }
         }
-        let scale = loss.scale[Kind::Base.index()];
-        Ok(ScoredData { groups, scores, head, reference: scored_with, scale, probes, remarks })
+        Ok(ScoredData { groups, scores, head, reference: scored_with, score: score_of, probes, remarks })
     }
 }
 
@@ -323,21 +333,6 @@ impl ModelArgs {
             .inputs(Inputs::default(), folders)
             .with("--ref-model", self.ref_model.iter().filter(named))
             .with("--chat-template-path", &self.chat_template_path)
-    }
-
-    /// Scoring settings as a loss; it is never minimised.
-    fn loss(&self, head: Head) -> Result<Loss> {
-        let options = LossOptions {
-            beta: self.beta,
-            logp_scope: self.logp_scope,
-            logp_reduce: self.logp_reduce,
-            ..LossOptions::default()
-        };
-        let method = if head == Head::Reward { Method::Reward } else { Method::Dpo };
-        if head == Head::Reward && self.ref_model.is_some() {
-            return Err(Error::Usage("--ref-model has no effect on a reward model".into()));
-        }
-        options.resolve(method, [1.0; 3], false)
     }
 }
 

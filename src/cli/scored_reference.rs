@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use crate::files::input;
+use crate::model::adapter::base::AdapterFolder;
 use crate::train::manifest::{self, hashes, model_and_base_files};
 use crate::{Error, Result};
 
@@ -29,10 +30,6 @@ pub(super) enum ScoredReference {
     /// The recorded reference has other files than in the run.
     Changed(PathBuf),
 }
-
-/// How the scores are described with and without a reference.
-const IMPLICIT: &str = "scores are the implicit reward, beta (log pi - log ref)";
-const PLAIN: &str = "scores are beta log pi, the plain log-probability of a response";
 
 impl ScoredReference {
     /// Reference of the language model in `model`; `given` is the value of `--ref-model`.
@@ -70,7 +67,11 @@ impl ScoredReference {
         // A relative path starts at the folder that the run was started in; after a move of the
         // whole tree it may start here.
         let there = run["environment"]["folder"].as_str().map(|folder| Path::new(folder).join(&recorded));
-        let existing: Vec<PathBuf> = there.into_iter().chain([recorded.clone()]).filter(|path| path.is_dir()).collect();
+        // The base of an adapter may have moved, and is the reference unless the run had another.
+        let own = run["adapter"].is_object() && run["config"]["ref_model"] == run["config"]["model"];
+        let adapter = AdapterFolder::find(model, base).ok().flatten().filter(|_| own);
+        let places = there.into_iter().chain([recorded.clone()]).chain(adapter.map(|adapter| adapter.base));
+        let existing: Vec<PathBuf> = places.filter(|path| path.is_dir()).collect();
         let Some(first) = existing.first().cloned() else { return Ok(Self::Gone(recorded)) };
         let same = existing.into_iter().find(|folder| {
             let recorded = recorded_base(model);
@@ -94,21 +95,23 @@ impl ScoredReference {
         matches!(self, Self::Gone(_) | Self::Changed(_))
     }
 
-    /// One line about the meaning of the scores.
-    pub fn line(&self) -> String {
+    /// One line about the reference and the scores, which are `score`.
+    pub fn line(&self, score: &str) -> String {
         let lost = |folder: &Path, what: &str| {
             format!(
-                "warning: the reference {} of this DPO policy {what}: {PLAIN}, not the implicit reward; give the \
+                "warning: the reference {} of this DPO policy {what}: scores are {score}, not the implicit reward; give the \
                  reference with --ref-model, or --ref-model none if this is what you want",
                 folder.display()
             )
         };
         match self {
-            Self::Given(folder) => format!("reference: {} (--ref-model); {IMPLICIT}", folder.display()),
-            Self::Recorded(folder) => format!("reference: {} (run.json of the policy); {IMPLICIT}", folder.display()),
-            Self::Declined => format!("no reference (--ref-model none); {PLAIN}"),
-            Self::Unrecorded => format!("no reference; {PLAIN}; --ref-model names a reference"),
-            Self::TrainedWithout => format!("no reference, as in this policy's training; {PLAIN}"),
+            Self::Given(folder) => format!("reference: {} (--ref-model); scores are {score}", folder.display()),
+            Self::Recorded(folder) => {
+                format!("reference: {} (run.json of the policy); scores are {score}", folder.display())
+            }
+            Self::Declined => format!("no reference (--ref-model none); scores are {score}"),
+            Self::Unrecorded => format!("no reference; scores are {score}; --ref-model names a reference"),
+            Self::TrainedWithout => format!("no reference, as in this policy's training; scores are {score}"),
             Self::Gone(folder) => lost(folder, "is gone"),
             Self::Changed(folder) => lost(folder, "has changed since the run"),
         }
@@ -134,13 +137,14 @@ impl ScoredReference {
         into.insert(format!("reference_from{suffix}"), json!(reference.map(Self::origin)));
     }
 
-    /// Reads a result of `eval --output`; `None` for a reward model, or a result that does not say.
-    pub fn read(result: &Path) -> Result<Option<Self>> {
+    /// Reads a result of `eval --output`, with its line; `None` for a reward model, or a result that
+    /// does not say.
+    pub fn read(result: &Path) -> Result<Option<(Self, String)>> {
         let text = input::read(result, input::MAX_RECORD).map_err(input::data_error(result))?;
         let value: Value = serde_json::from_slice(&text).unwrap_or_default();
         let folder = value["reference"].as_str().map(PathBuf::from);
         let unnamed = PathBuf::from("model");
-        Ok(match (value["reference_from"].as_str(), folder) {
+        let found = match (value["reference_from"].as_str(), folder) {
             (Some("run.json"), Some(folder)) => Some(Self::Recorded(folder)),
             (_, Some(folder)) => Some(Self::Given(folder)),
             (Some("--ref-model none"), None) => Some(Self::Declined),
@@ -149,7 +153,17 @@ impl ScoredReference {
             (Some("gone"), None) => Some(Self::Gone(unnamed)),
             (Some("changed"), None) => Some(Self::Changed(unnamed)),
             _ => None,
-        })
+        };
+        // Earlier versions showed sums, and did not record the score.
+        let beta = value["beta"].as_f64().map_or("beta".to_owned(), |beta| beta.to_string());
+        Ok(found.map(|reference| {
+            let earlier = match reference.folder() {
+                Some(_) => format!("the implicit reward, {beta} (log pi - log ref)"),
+                None => format!("{beta} log pi, the plain log-probability of a response"),
+            };
+            let line = reference.line(value["score"].as_str().unwrap_or(&earlier));
+            (reference, line)
+        }))
     }
 }
 

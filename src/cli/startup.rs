@@ -19,7 +19,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::data::tree::token_counts;
 use crate::loss::objective::LossType;
 use crate::model::config::ModelConfig;
-use crate::terminal::{color, columns, plain, wrapped};
+use crate::terminal::{color, columns, counted, plain, wrapped};
 use crate::train::memory::MemoryPlan;
 
 /// First column of the values.
@@ -128,11 +128,12 @@ impl Startup<'_> {
         let batch = s.micro_batch * s.accumulation;
         let (micro, times, per_epoch) = (s.micro_batch, s.accumulation, self.groups.len().div_ceil(batch));
         let total = s.total_steps(self.groups.len());
-        let updates = |n: u64| if n == 1 { "1 update".to_owned() } else { format!("{n} updates") };
+        let updates = |n: u64| counted(n, "update");
         lines.push((
             "batch",
             format!(
-                "{micro} groups x {times} = {batch} per update, {} per epoch, {} in total",
+                "{} x {times} = {batch} per update, {} per epoch, {} in total",
+                counted(micro, "group"),
                 updates(per_epoch as u64),
                 updates(total)
             ),
@@ -146,8 +147,10 @@ impl Startup<'_> {
         lines.push((
             "optimiser",
             format!(
-                "AdamW, learning rate {:e}, {schedule}, {} warm-up steps, weight decay {}, {clip}",
-                s.learning_rate, s.warmup_steps, setup.adamw.weight_decay
+                "AdamW, learning rate {:e}, {schedule}, {}, weight decay {}, {clip}",
+                s.learning_rate,
+                counted(s.warmup_steps, "warm-up step"),
+                setup.adamw.weight_decay
             ),
         ));
         if let (Some(_), Some(epochs)) = (s.max_steps, setup.args.optimiser.num_train_epochs) {
@@ -157,15 +160,18 @@ impl Startup<'_> {
         if s.warmup_steps >= total {
             lines.push(("note", "no update is left after the warm-up; lower --warmup-steps".to_owned()));
         }
+        if let Some(end) = s.schedule.cut_decay(s.warmup_steps, total) {
+            lines.push(("note", format!("the learning rate decays until update {end}, and the run ends before")));
+        }
         let when = match (s.eval_steps, s.eval_epochs) {
             (Some(u64::MAX), _) => Some("at start and end".to_owned()),
-            (Some(every), _) => Some(format!("every {every} updates")),
+            (Some(every), _) => Some(every_updates(every)),
             (None, true) => Some("at the end of every epoch".to_owned()),
             (None, false) => None,
         };
         if let Some(when) = when {
             let (kept, read) = (self.eval_report.rows_kept, self.eval_report.rows_read);
-            lines.push(("evaluation", format!("{kept} of {read} rows, {when}")));
+            lines.push(("evaluation", format!("{kept} of {}, {when}", counted(read, "row"))));
         }
         lines.push(("checkpoints", self.checkpoints()));
         lines.push(("max length", self.limit.described(&self.report.lengths)));
@@ -218,10 +224,10 @@ impl Startup<'_> {
     fn checkpoints(&self) -> String {
         let s = &self.setup.settings;
         let mut when = Vec::new();
-        let minutes = s.save_minutes.map_or(String::new(), |n| format!(" or {n} minutes"));
+        let minutes = s.save_minutes.map_or(String::new(), |n| format!(" or {}", counted(n, "minute")));
         when.extend(s.save_steps.map(|n| match n {
-            1 => "every update".to_owned(),
-            n => format!("every {n} updates{minutes}"),
+            1 => every_updates(1),
+            n => format!("{}{minutes}", every_updates(n)),
         }));
         when.extend(s.save_epochs.then(|| "after every epoch".to_owned()));
         when.extend(s.save_at_end.then(|| "at the end".to_owned()));
@@ -242,6 +248,11 @@ impl Startup<'_> {
         let saved = if alone == 0 { 0.0 } else { 100.0 * (alone - shared) as f64 / alone as f64 };
         format!("{shared} tokens per epoch in prefix trees, {alone} without: {saved:.0} % saved")
     }
+}
+
+/// A cadence in updates.
+fn every_updates(n: u64) -> String {
+    if n == 1 { "every update".to_owned() } else { format!("every {n} updates") }
 }
 
 /// A value as its flag spells it.

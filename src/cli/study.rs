@@ -59,6 +59,13 @@ impl StudyCommand {
         }
     }
 
+    /// Keeps the environment variables of a configuration file for the record of the run.
+    pub(super) fn set_variables(&mut self, variables: &[(String, String)]) {
+        if let StudyCommand::Sft(args) | StudyCommand::Reward(args) | StudyCommand::Dpo(args) = self {
+            args.train.env = variables.to_vec();
+        }
+    }
+
     /// Lists of data files.
     pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
         match self {

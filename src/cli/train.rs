@@ -203,6 +203,7 @@ impl Job for TrainJob<'_> {
             backend.reserve_workspace(memory.workspace())?;
         }
         let RunModels { mut policy, reference, same_weights } = setup.models(backend, &start, config)?;
+        setup.check_save_dtype(backend, &policy)?;
         let trained = policy.trained().slots.iter().map(|slot| slot.spec.elements()).sum();
         if !setup.settings.quiet {
             let startup = Startup {

@@ -42,6 +42,10 @@ const LOGGING_STEPS: StepCount = StepCount::Steps(10);
 /// Arguments of a training command. They serialise flat, as options of `run.json`.
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct TrainArgs {
+    /// Environment variables that `--config` sets.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub env: Vec<(String, String)>,
     /// YAML or TOML file with options under their names here, TRL's files included; flags of the
     /// command line replace those of the file
     #[arg(long, value_name = "FILE")]
@@ -341,6 +345,10 @@ impl TrainArgs {
             ));
         }
         let schedule = o.lr_scheduler_kwargs.clone().unwrap_or_default().shape(scheduler, learning_rate)?;
+        let warmup_steps = warmup.unwrap_or(if paper { 10 } else { 0 });
+        if let Some(total) = total {
+            schedule.check_length(warmup_steps, total)?;
+        }
         let (logging_steps, logging_epochs) = match o.logging_strategy.unwrap_or(Strategy::Steps) {
             Strategy::Steps => (Some(o.logging_steps.unwrap_or(LOGGING_STEPS)), false),
             other if o.logging_steps.is_some() => {
@@ -369,7 +377,7 @@ impl TrainArgs {
             learning_rate,
             scheduler,
             schedule,
-            warmup_steps: warmup.unwrap_or(if paper { 10 } else { 0 }),
+            warmup_steps,
             shuffle: (!o.no_shuffle).then_some(o.seed),
             logging_steps: logging_steps.map(|steps| steps.of(total)),
             logging_epochs,

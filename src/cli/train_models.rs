@@ -97,6 +97,18 @@ impl TrainSetup<'_> {
         Ok(RunModels { policy, reference: Some(reference), same_weights })
     }
 
+    /// Refuses a type of the final weights that cannot hold those of the start.
+    pub(super) fn check_save_dtype<B: Backend>(&self, backend: &B, policy: &Model<B>) -> Result<()> {
+        let dtype = self.settings.save_dtype;
+        match store::beyond(backend, policy, dtype)? {
+            None => Ok(()),
+            Some((name, weight)) => Err(Error::Usage(format!(
+                "--save-dtype: tensor {name:?} of the start model holds {weight:e}, which {} cannot hold; use f32 or bf16",
+                dtype.name()
+            ))),
+        }
+    }
+
     /// Whether DPO's reference is the base of the adapters, so that no second model is needed.
     pub(super) fn base_is_reference(&self) -> bool {
         self.lora.is_some() && self.reference().is_some_and(|folder| same_file(folder, &self.args.model))

@@ -412,6 +412,11 @@ pub(super) fn find(name: &str) -> Option<Foreign> {
     all().find(|flag| flag.name == name)
 }
 
+/// Whether TRL knows values of a flag of mapl that are taken in another way here.
+pub(super) fn has_foreign_values(flag: &str) -> bool {
+    VALUES.iter().any(|known| known.flag == flag)
+}
+
 /// The value of a flag of mapl if only TRL knows this value.
 pub(super) fn foreign_value(flag: &str, value: &str) -> Option<&'static ForeignValue> {
     let value = value.to_lowercase();

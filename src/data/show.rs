@@ -10,7 +10,7 @@ use super::tokenize::{Preview, text_of};
 use super::tokenized::TokenizedGroup;
 use super::tokenizer::Tokenizer;
 use crate::Result;
-use crate::terminal::{plain, shown};
+use crate::terminal::{counted, plain, shown};
 
 /// Print options.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl fmt::Display for TokenTable {
         let first = if self.terms.1 > 0 { self.terms.1 } else { self.sequences.1 };
         let share = |tokens: usize| if first == 0 { 0.0 } else { 100.0 * tokens as f64 / first as f64 };
         let rows = [
-            (format!("every term separately ({} terms)", self.terms.0), self.terms.1),
+            (format!("every term separately ({})", counted(self.terms.0, "term")), self.terms.1),
             (format!("each distinct sequence once ({})", self.sequences.0), self.sequences.1),
             (format!("each distinct prompt once ({}), plus responses", self.prompts.0), self.prompts.1),
             (format!("prefix tree: prompts {}, responses {}", self.tree.0, self.tree.1 - self.tree.0), self.tree.1),

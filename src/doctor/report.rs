@@ -17,6 +17,7 @@ use super::sides::Sides;
 use super::tokens::TokenReport;
 use crate::data::mapl::RelationCounts;
 use crate::data::source::FileReport;
+use crate::terminal::counted;
 
 /// Results of all checks.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -59,8 +60,10 @@ impl fmt::Display for CheckReport {
         let [base, intra, inter] = self.comparisons;
         writeln!(
             f,
-            "  {} rows, {} refused; comparisons: base {base}, intra {intra}, inter {inter}; {} distinct prompts",
-            self.rows, self.refused_rows, self.prompts
+            "  {}, {} refused; comparisons: base {base}, intra {intra}, inter {inter}; {}",
+            counted(self.rows, "row"),
+            self.refused_rows,
+            counted(self.prompts, "distinct prompt")
         )?;
         self.rows_section(f)?;
         self.shortcut_section(f)?;

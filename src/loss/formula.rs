@@ -67,6 +67,24 @@ impl Loss {
         text
     }
 
+    /// The score of a sequence with its numbers, as the first curve takes it. `frozen` is true if it
+    /// is relative to a frozen reference model.
+    pub(crate) fn score_text(&self, frozen: bool) -> String {
+        let implicit = frozen && self.link == Link::Identity;
+        let mut text = self.score(self.scale[0].to_string(), frozen);
+        if self.curves[0].per_token {
+            text += " / tokens";
+        }
+        if implicit {
+            text = format!("the implicit reward, {text}");
+        }
+        match self.link_text(frozen) {
+            Some(link) => format!("{text}, {link}"),
+            None if implicit || self.method == Method::Reward => text,
+            None => format!("{text}, the plain log-probability of a response"),
+        }
+    }
+
     /// Score of a sequence with the factor `beta`.
     fn score(&self, beta: String, frozen: bool) -> String {
         let mean = if self.reduce == Reduce::Mean { "mean " } else { "" };

@@ -131,7 +131,7 @@ impl LossType {
     }
 
     /// Whether a reward model can be trained with it.
-    pub(super) fn is_of_rewards(self) -> bool {
+    pub(crate) fn is_of_rewards(self) -> bool {
         matches!(self, LossType::Sigmoid | LossType::Robust | LossType::Hinge)
     }
 }

@@ -6,6 +6,7 @@
 //! - [`options`]: options of the loss, and what they resolve to
 //! - `formula`: the loss as a formula, for logs
 //! - `fingerprint`: the loss in the fingerprint of a checkpoint
+//! - `spelled_out`: options with every value in use, for the record of a run
 //! - [`signed_sum`]: the argument z of a comparison
 //! - [`value`]: losses of a comparison on the host
 
@@ -15,4 +16,5 @@ pub mod loss_type;
 pub mod objective;
 pub mod options;
 pub mod signed_sum;
+mod spelled_out;
 pub mod value;

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 pub use super::loss_type::{Divergence, LossType};
-pub use super::options::{LossOptions, ReduceName, ScopeName};
+pub use super::options::{DEFAULT_BETA, LossOptions, ReduceName, ScopeName};
 use crate::backend::contract::{Curve, KINDS, Link, Reduce, WeightedCurve};
 use crate::data::group::Kind;
 use crate::data::pack::LogpScope;
@@ -121,6 +121,15 @@ impl Loss {
     /// Whether scores have no frozen reference, whatever `--ref-model` is.
     pub fn is_reference_free(&self) -> bool {
         self.types.iter().any(|(of, _)| of.is_reference_free())
+    }
+
+    /// Leaves out a divergence from a reference, for scores without one; returns whether there was one.
+    pub fn drops_divergence(&mut self) -> bool {
+        let is_divergence = matches!(self.link, Link::ForwardKl | Link::JensenShannon | Link::Alpha { .. });
+        if is_divergence {
+            self.link = Link::Identity;
+        }
+        is_divergence
     }
 
     /// Losses with a curve, in the order of `curves`.

@@ -11,6 +11,13 @@ use crate::data::pack::LogpScope;
 use crate::error::{refuse_given, refuse_outside_f32};
 use crate::{Error, Result};
 
+/// Value of `--beta` by default.
+pub const DEFAULT_BETA: f64 = 0.1;
+/// Value of `--discopop-tau` by default.
+pub(super) const DISCOPOP_TAU: f64 = 0.05;
+/// Value of `--simpo-gamma` by default.
+pub(super) const SIMPO_GAMMA: f64 = 0.5;
+
 /// Values of `--logp-scope`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -231,7 +238,7 @@ impl LossOptions {
             let names: Vec<String> = types.iter().map(|(of, _)| of.name()).collect();
             return usage(format!("--label-smoothing has no effect with --loss-type {}", names.join(" ")));
         }
-        let temperature = positive("--discopop-tau", self.discopop_tau.unwrap_or(0.05))?;
+        let temperature = positive("--discopop-tau", self.discopop_tau.unwrap_or(DISCOPOP_TAU))?;
         let mut curves = Vec::new();
         for &(of, weight) in types {
             match of {
@@ -267,7 +274,7 @@ impl LossOptions {
         if method != Method::Dpo {
             return Ok([1.0; KINDS]);
         }
-        let beta = self.beta.unwrap_or(0.1);
+        let beta = self.beta.unwrap_or(DEFAULT_BETA);
         let betas = [beta, self.beta_intra.unwrap_or(beta), self.beta_inter.unwrap_or(beta)];
         for (flag, value) in ["--beta", "--beta-intra", "--beta-inter"].iter().zip(betas) {
             positive(flag, value)?;
@@ -338,14 +345,41 @@ impl LossOptions {
         if types[0].0 != LossType::Simpo {
             return Ok(margin);
         }
-        Ok(margin + non_negative("--simpo-gamma", self.simpo_gamma.unwrap_or(0.5))?)
+        Ok(margin + non_negative("--simpo-gamma", self.simpo_gamma.unwrap_or(SIMPO_GAMMA))?)
     }
 
     /// Weight of the likelihood term: `--nll-weight` and the weight of the loss `sft`.
     fn likelihood(&self, types: &[(LossType, f64)]) -> Result<f64> {
-        let default = if types[0].0.is_reference_free() { 1.0 } else { 0.0 };
-        let own = non_negative("--nll-weight", self.nll_weight.unwrap_or(default))?;
+        let own = non_negative("--nll-weight", self.own_likelihood(types))?;
         Ok(own + types.iter().filter(|(of, _)| *of == LossType::Sft).map(|(_, weight)| weight).sum::<f64>())
+    }
+
+    /// Value of `--nll-weight`.
+    pub(super) fn own_likelihood(&self, types: &[(LossType, f64)]) -> f64 {
+        let default = if types[0].0.is_reference_free() { 1.0 } else { 0.0 };
+        self.nll_weight.unwrap_or(default)
+    }
+
+    /// Refuses options of comparisons if none has a loss: the likelihood term asks only which kinds
+    /// have a weight.
+    fn refuse_comparisons(&self) -> Result<()> {
+        let odd = |weight: Option<f64>| weight.is_some_and(|weight| weight != 0.0 && weight != 1.0);
+        let unused = [
+            ("--beta", self.beta.is_some()),
+            ("--beta-intra", self.beta_intra.is_some()),
+            ("--beta-inter", self.beta_inter.is_some()),
+            ("--margin", self.margin.is_some()),
+            ("--pop-clip", self.pop_clip.is_some()),
+            ("--f-divergence-type", self.f_divergence_type.is_some()),
+            ("--logp-reduce", self.logp_reduce.is_some()),
+            ("--base-weight other than 0 and 1", odd(self.base_weight)),
+            ("--intra-weight other than 0 and 1", odd(self.intra_weight)),
+            ("--inter-weight", self.inter_weight.is_some_and(|weight| weight != 0.0)),
+        ];
+        refuse_given(
+            &unused,
+            "with --loss-type sft alone, which is the likelihood of preferred responses; leave it out",
+        )
     }
 
     fn refuse_unused(&self, method: Method, pop_detached: bool, types: &[(LossType, f64)]) -> Result<()> {
@@ -387,6 +421,9 @@ impl LossOptions {
             unused.push(("a kind's weight together with --mix union", weights.iter().any(Option::is_some)));
         }
         refuse_given(&unused, &format!("in this {} run; leave it out", method.name()))?;
+        if method == Method::Dpo && types.iter().all(|(of, _)| *of == LossType::Sft) {
+            self.refuse_comparisons()?;
+        }
         let of_types = [
             ("--discopop-tau", self.discopop_tau.is_some() && !has(LossType::Discopop), "without --loss-type discopop"),
             ("--simpo-gamma", self.simpo_gamma.is_some() && !has(LossType::Simpo), "without --loss-type simpo"),

@@ -44,6 +44,13 @@ pub struct ComparisonValues {
 }
 
 impl Loss {
+    /// Score of a sequence as the first curve takes it: `difference` is its log-prob or reward without
+    /// that of the frozen reference, and `rows` the number of scored tokens.
+    pub fn rho(&self, kind: usize, difference: f64, rows: usize) -> f64 {
+        let rho = self.scale[kind] * linked(self.link, difference).0;
+        if self.curves[0].per_token { rho / rows.max(1) as f64 } else { rho }
+    }
+
     /// Losses of the comparisons of a batch.
     pub fn values_of(&self, comparisons: &[ScoredComparison]) -> Vec<ComparisonValues> {
         let mut all: Vec<ComparisonValues> = comparisons.iter().map(|c| self.values_of_one(c)).collect();

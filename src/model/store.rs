@@ -9,7 +9,7 @@ use super::decoder::Model;
 use super::layout::Slot;
 use super::tensors::{Order, Role, TensorSpec};
 use super::trained::TrainedFiles;
-use super::weights::{DEFAULT_SHARD_BYTES, LoadAs, WeightFiles, write_model};
+use super::weights::{DEFAULT_SHARD_BYTES, LoadAs, WeightFiles, overflows, write_model};
 use crate::backend::{Backend, View, ViewMut};
 use crate::rng::Rng;
 use crate::{Error, Result};
@@ -227,6 +227,25 @@ pub fn not_finite<B: Backend>(backend: &B, model: &Model<B>) -> Result<Option<(S
         }
         if count > 0 {
             return Ok(Some((slot.spec.name.clone(), count)));
+        }
+    }
+    Ok(None)
+}
+
+/// Name of the first trained tensor with a weight that [`save_as`] cannot write as `dtype`, and the weight.
+pub fn beyond<B: Backend>(backend: &B, model: &Model<B>, dtype: StoredDtype) -> Result<Option<(String, f32)>> {
+    if dtype == StoredDtype::F32 {
+        return Ok(None);
+    }
+    let mut chunk = Vec::new();
+    for slot in model.trained().slots {
+        let len = slot.spec.elements();
+        for offset in (0..len).step_by(CHUNK) {
+            chunk.resize(CHUNK.min(len - offset), 0.0);
+            backend.read_act(View::new(model.trained_weights(), slot.start + offset, chunk.len()), &mut chunk)?;
+            if let Some(&weight) = chunk.iter().find(|&&x| overflows(x as f32, dtype)) {
+                return Ok(Some((slot.spec.name.clone(), weight as f32)));
+            }
         }
     }
     Ok(None)

@@ -12,6 +12,7 @@ pub use super::weights_write::{DEFAULT_SHARD_BYTES, Fill};
 
 use super::config::{ModelConfig, StoredDtype};
 use super::tensors::{Role, TensorSpec};
+pub(crate) use super::weights_write::overflows;
 use super::weights_write::stage;
 use crate::Result;
 

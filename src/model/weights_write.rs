@@ -145,7 +145,7 @@ pub(super) fn write_shard(
             for offset in (0..elements).step_by(CHUNK) {
                 let chunk = &mut values[..CHUNK.min(elements - offset)];
                 fill(tensor, offset, chunk)?;
-                if let Some(beyond) = chunk.iter().find(|x| x.is_finite() && !rounded(**x, dtype).is_finite()) {
+                if let Some(beyond) = chunk.iter().find(|x| overflows(**x, dtype)) {
                     let why = format!(
                         "tensor {:?} holds {beyond:e}, which {} cannot hold; save it as float32 or bfloat16",
                         tensor.name,
@@ -164,6 +164,11 @@ pub(super) fn write_shard(
         }
         Ok(())
     })
+}
+
+/// Whether a finite number is beyond the range of `dtype`.
+pub(crate) fn overflows(x: f32, dtype: StoredDtype) -> bool {
+    x.is_finite() && !rounded(x, dtype).is_finite()
 }
 
 /// A number as a file holds it.

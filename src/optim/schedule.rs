@@ -5,6 +5,8 @@
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use crate::{Error, Result};
+
 /// Values of `--lr-scheduler-type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -89,6 +91,30 @@ impl Shape {
             Shape::WarmupStableDecay { stable_steps, .. } => stable_steps.is_none(),
             Shape::Linear | Shape::Cosine { .. } | Shape::CosineWithRestarts { .. } | Shape::Polynomial { .. } => true,
         }
+    }
+}
+
+impl Shape {
+    /// Refuses a decay that does not fit into the run.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with the numbers of updates.
+    pub fn check_length(self, warmup_steps: u64, total_steps: u64) -> Result<()> {
+        let Shape::WarmupStableDecay { stable_steps: None, decay_steps, .. } = self else { return Ok(()) };
+        if warmup_steps.saturating_add(decay_steps) <= total_steps {
+            return Ok(());
+        }
+        Err(Error::Usage(format!(
+            "--lr-scheduler-kwargs: num_decay_steps {decay_steps} and {warmup_steps} of warm-up are more than the run's \
+             {total_steps}; lower num_decay_steps or --warmup-steps"
+        )))
+    }
+
+    /// The update after which a decay ends, if the run ends before.
+    pub fn cut_decay(self, warmup_steps: u64, total_steps: u64) -> Option<u64> {
+        let Shape::WarmupStableDecay { stable_steps: Some(stable), decay_steps, .. } = self else { return None };
+        let end = warmup_steps.saturating_add(stable).saturating_add(decay_steps);
+        (end > total_steps).then_some(end)
     }
 }
 

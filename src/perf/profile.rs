@@ -9,6 +9,7 @@ use super::ceilings::Ceilings;
 use super::op_totals::{OpTotals, WARM_UP};
 use crate::backend::contract::Cost;
 use crate::backend::probe::OpTime;
+use crate::terminal::counted;
 
 /// Totals over steps.
 #[derive(Clone, Debug, Default)]
@@ -88,9 +89,8 @@ impl ProfileTable {
     /// The table as text for a terminal.
     pub fn text(&self) -> String {
         let mut out = format!(
-            "time by op, mean of {} step{} of {:.1} ms; ceilings measured now: GEMM {:.0} GFLOP/s, copy {:.1} GB/s\n",
-            self.steps,
-            if self.steps == 1 { "" } else { "s" },
+            "time by op, mean of {} of {:.1} ms; ceilings measured now: GEMM {:.0} GFLOP/s, copy {:.1} GB/s\n",
+            counted(self.steps, "step"),
             self.step,
             self.ceilings.sgemm * 1e-9,
             self.ceilings.copy * 1e-9

@@ -30,26 +30,31 @@ pub struct GroupScores {
     pub policy: Vec<f64>,
     /// Per sequence: score of the frozen reference, if there is one.
     pub reference: Option<Vec<f64>>,
-    /// Per comparison: signed sum of `scale * (policy - reference)`.
+    /// Per comparison: signed sum of the scores of its terms, as the loss takes them.
     pub logits: Vec<f64>,
 }
 
 impl GroupScores {
-    /// `scale * (policy - reference)` of a sequence.
-    pub(super) fn rho_of(&self, sequence: usize, scale: f64) -> f64 {
-        scale * (self.policy[sequence] - self.reference.as_ref().map_or(0.0, |r| r[sequence]))
+    /// Log-prob or reward of a sequence without that of the frozen reference.
+    pub fn difference(&self, sequence: usize) -> f64 {
+        self.policy[sequence] - self.reference.as_ref().map_or(0.0, |r| r[sequence])
     }
 
-    /// Per sequence: `scale * (policy - reference)`.
-    pub fn rho(&self, scale: f64) -> Vec<f64> {
-        (0..self.policy.len()).map(|s| self.rho_of(s, scale)).collect()
+    /// Score of a sequence of `group` in comparisons of `kind`: see [`Loss::rho`].
+    pub(super) fn rho_of(&self, loss: &Loss, group: &TokenizedGroup, sequence: usize, kind: Kind) -> f64 {
+        loss.rho(kind.index(), self.difference(sequence), group.scored_tokens(sequence, loss.scope))
+    }
+
+    /// Per sequence of `group`: its score in base comparisons.
+    pub fn rho(&self, loss: &Loss, group: &TokenizedGroup) -> Vec<f64> {
+        (0..self.policy.len()).map(|s| self.rho_of(loss, group, s, Kind::Base)).collect()
     }
 
     /// Logit of a comparison of `group`.
-    fn logit(&self, group: &TokenizedGroup, comparison: &SequenceComparison, scale: f64) -> f64 {
+    fn logit(&self, loss: &Loss, group: &TokenizedGroup, comparison: &SequenceComparison) -> f64 {
         signed_sum(comparison.terms.iter().map(|t| {
             let prompt = group.sequences[t.sequence].prompt;
-            (prompt, f64::from(t.sign) * self.rho_of(t.sequence, scale))
+            (prompt, f64::from(t.sign) * self.rho_of(loss, group, t.sequence, comparison.kind))
         }))
     }
 
@@ -242,7 +247,7 @@ impl<B: Backend> Evaluator<B> {
                 logits: Vec::new(),
             };
             for comparison in &group.comparisons {
-                let logit = result.logit(group, comparison, loss.scale[comparison.kind.index()]);
+                let logit = result.logit(loss, group, comparison);
                 result.logits.push(logit);
             }
             if loss.method == Method::Sft {

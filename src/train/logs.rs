@@ -135,16 +135,15 @@ fn scores_step(path: &Path) -> Option<u64> {
 ///  "comparisons": [{"kind", "logit", ...}]}
 /// ```
 ///
-/// The score is a log-prob or a reward. For log-probs, the reward is beta times the difference to
-/// the frozen reference. A comparison of two sequences names them as `chosen` and `rejected`.
+/// The score is a log-prob or a reward. For log-probs, the reward is the score that the loss takes,
+/// for plain DPO beta times the difference to the frozen reference. A comparison of two sequences names them as `chosen` and `rejected`.
 fn row(step: u64, loss: &Loss, group: &TokenizedGroup, scores: &GroupScores) -> Value {
-    let scale = loss.scale[Kind::Base.index()];
     let sequences: Vec<Value> = group
         .sequences
         .iter()
         .enumerate()
         .map(|(i, sequence)| {
-            let (score, reward) = (scores.policy[i], scores.rho_of(i, scale));
+            let (score, reward) = (scores.policy[i], scores.rho_of(loss, group, i, Kind::Base));
             json!({ "tokens": sequence.response_ids.len(), "score": number(score), "reward": number(reward) })
         })
         .collect();

@@ -17,6 +17,7 @@ use crate::model::decoder::Model;
 use crate::model::decoder_cached::{KvCache, LastLogits};
 use crate::model::decoder_grad::GradientsOut;
 use crate::model::lora::{Lora, LoraSpec};
+use crate::terminal::{agreeing, counted};
 use crate::{Error, Result};
 
 use super::batch::padding::Shapes;
@@ -216,13 +217,14 @@ impl fmt::Display for MemoryPlan {
             write!(f, " of {} MiB free", available >> 20)?;
         }
         if let Some(most) = self.max_groups {
-            write!(f, "; micro-batches of {} groups, at most {most} fit", self.groups)?;
+            let groups = counted(self.groups, "group");
+            write!(f, "; micro-batches of {groups}, at most {most} {}", agreeing(most, "fits", "fit"))?;
         }
         let (bytes, most) = self.other_mode;
         let choice = if self.recompute { "without" } else { "with" };
         write!(f, "\n  {choice} --gradient-checkpointing {} MiB in total", mib(bytes))?;
         if let Some(most) = most {
-            write!(f, ", at most {most} groups")?;
+            write!(f, ", at most {}", counted(most, "group"))?;
         }
         Ok(())
     }

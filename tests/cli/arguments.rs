@@ -75,6 +75,11 @@ fn options_without_effect_are_refused() {
         ("dpo", "--loss-type simpo --ref-model qwen"),
         ("dpo", "--loss-type orpo --precompute-ref-log-probs"),
         ("dpo", "--discopop-tau 0.1"),
+        ("dpo", "--loss-type sft --beta 0.2"),
+        ("dpo", "--loss-type sft --margin 1"),
+        ("dpo", "--loss-type sft --logp-reduce mean"),
+        ("dpo", "--loss-type sft --f-divergence-type js_divergence"),
+        ("dpo", "--loss-type sft --base-weight 0.5"),
         ("reward", "--loss-type bco_pair"),
         ("reward", "--loss-weights 1"),
         ("dpo", "--k-max 2"),
@@ -103,7 +108,7 @@ fn options_without_effect_are_refused() {
     let reward = "reward --model model --train-file pairs.jsonl --output-dir r --max-steps 1";
     assert_eq!(bench.listing(), before);
     bench.run(reward).ok();
-    for flag in ["--beta 0.2", "--ref-model model", "--logp-scope response"] {
+    for flag in ["--beta 0.2", "--ref-model model", "--logp-scope response", "--loss-type hinge"] {
         let words = format!("score --model r --input pairs.jsonl --output s.jsonl {flag}");
         bench.run(&words).fails(2, &["has no effect"]);
     }

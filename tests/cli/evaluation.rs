@@ -195,11 +195,14 @@ fn a_dpo_folder_is_measured_with_its_reference() {
     assert_eq!(origin(&result("--model free")), without("trained without"));
     assert_eq!(origin(&result("--model model")), without("not recorded"));
     for (flags, line) in [
-        ("--model p", "reference: model (run.json of the policy); scores are the implicit reward"),
+        (
+            "--model p",
+            "reference: model (run.json of the policy); scores are the implicit reward, 0.1 (log pi - log ref), as trained with --loss-type sigmoid",
+        ),
         ("--model p --ref-model model", "reference: model (--ref-model)"),
-        ("--model p --ref-model none", "no reference (--ref-model none); scores are beta log pi"),
-        ("--model free", "no reference, as in this policy's training; scores are beta log pi"),
-        ("--model model", "no reference; scores are beta log pi"),
+        ("--model p --ref-model none", "no reference (--ref-model none); scores are 0.1 log pi"),
+        ("--model free", "no reference, as in this policy's training; scores are 0.1 log pi"),
+        ("--model model", "no reference; scores are 0.1 log pi"),
     ] {
         let out = eval(flags).out;
         assert!(out.starts_with(line), "{flags}: {out}");
@@ -250,4 +253,67 @@ fn a_dpo_folder_is_measured_with_its_reference() {
         bench.run("eval --model p --input pairs.jsonl").fails(6, &["run.json", "damaged", "--ref-model"]);
     }
     eval("--model p --ref-model none");
+}
+
+/// Logits of `score` are those of the evaluation at the end of training, with the loss of run.json.
+#[test]
+fn policies_are_measured_with_the_score_that_was_trained() {
+    let bench = Bench::new();
+    bench.bash("head -n 3 pairs.jsonl > few.jsonl").ok();
+    for (name, flags, said) in [
+        (
+            "simpo",
+            "--loss-type simpo --beta 0.3",
+            "no reference, as in this policy's training; scores are 0.3 mean log pi",
+        ),
+        ("orpo", "--loss-type orpo --beta 0.3", "scores are log odds, log odds = u - log(1 - exp(u)), u = mean log pi"),
+        ("ipo", "--loss-type ipo", "scores are the implicit reward, 0.1 mean (log pi - log ref)"),
+        ("norm", "--loss-type sigmoid_norm,hinge", "scores are the implicit reward, 0.1 (log pi - log ref) / tokens"),
+        (
+            "kl",
+            "--f-divergence-type forward_kl --beta 0.5",
+            "scores are 0.5 s, s = 1 - exp(-u), u = (log pi - log ref)",
+        ),
+    ] {
+        let run = "dpo --model model --train-file few.jsonl --eval-file few.jsonl --max-steps 1 --learning-rate 1e-3";
+        bench.run(&format!("{run} --output-dir {name} {flags}")).ok();
+        let out = bench.run(&format!("score --model {name} --input few.jsonl --output s.jsonl")).ok().out;
+        assert!(out.contains(said) && out.contains("as trained with --loss-type"), "{name}: {out}");
+        let logits = |rows: Vec<Value>| -> Vec<f64> {
+            rows.iter().flat_map(|row| row["comparisons"].as_array().unwrap()).map(|c| number(&c["logit"])).collect()
+        };
+        let (scored, trained) =
+            (logits(bench.rows("s.jsonl")), logits(bench.rows(&format!("{name}/eval_scores.jsonl"))));
+        assert_eq!(scored.len(), 3);
+        for (a, b) in scored.iter().zip(&trained) {
+            assert!((a - b).abs() < 1e-4 * (1.0 + b.abs()), "{name}: {scored:?} {trained:?}");
+        }
+    }
+    let rows = |flags: &str| {
+        let done = bench.run(&format!("score --model {flags} --input few.jsonl --output s.jsonl")).ok();
+        let row = bench.rows("s.jsonl")[0].clone();
+        let side = |name: &str| number(&row["sequences"][usize::from(name == "rejected")]["logp"]);
+        (number(&row["comparisons"][0]["logit"]), side("chosen") - side("rejected"), done.out)
+    };
+    let close = |a: f64, b: f64| (a - b).abs() < 1e-6 * (1.0 + b.abs());
+    let (logit, gap, _) = rows("simpo");
+    assert!(close(logit, 0.3 * gap), "{logit} {gap}");
+    let (logit, gap, said) = rows("simpo --beta 2 --loss-type sigmoid");
+    assert!(close(logit, 2.0 * gap) && said.contains("with --beta, --loss-type instead"), "{logit} {gap} {said}");
+    let (logit, gap, said) = rows("kl --ref-model none");
+    assert!(close(logit, 0.5 * gap) && said.contains("without the divergence"), "{logit} {gap} {said}");
+    // Another loss than the recorded one, for the same quantity of two policies.
+    let eval = |flags: &str| bench.run(&format!("eval --input few.jsonl --bootstrap 0 {flags}"));
+    let out = eval("--model simpo --loss-type sigmoid --ref-model model --json").ok().out;
+    let value: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(value["score"], "the implicit reward, 0.3 (log pi - log ref)");
+    eval("--model simpo --loss-type sft").fails(2, &["--loss-type sft is the likelihood"]);
+    eval("--model simpo --ref-model model").fails(2, &["--ref-model has no effect", "--loss-type sigmoid"]);
+    eval("--model kl --output kl.json").ok();
+    let out = bench.run("compare kl.json simpo --input few.jsonl --bootstrap 0").ok().out;
+    assert!(
+        out.contains("A: reference: model") && out.contains("scores are 0.5 s") && out.contains("B: no ref"),
+        "{out}"
+    );
+    bench.run("compare kl.json kl.json --beta 2").fails(2, &["--beta has no effect on saved results"]);
 }

@@ -280,7 +280,7 @@ fn probes_say_what_they_leave_out() {
     let tools = TALK.replacen('{', "{\"tools\": [{\"name\": \"rain\"}], ", 1);
     bench.write("tools.jsonl", format!("{tools}{TALK}"));
     let out = bench.run("eval --model model --input tools.jsonl --prompt-blindness --ref-model none").ok().out;
-    assert!(out.contains("empty prompts: 1 rows have tools, which an empty prompt leaves out"), "{out}");
+    assert!(out.contains("empty prompts: 1 row has tools, which an empty prompt leaves out"), "{out}");
     let out = bench.run("eval --model model --input talk.jsonl --prompt-blindness --ref-model none").ok().out;
     assert!(!out.contains("tools"), "{out}");
 }

@@ -180,3 +180,55 @@ fn flags_that_cannot_work_are_refused() {
         &["c_attn", "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj", "all-linear"],
     );
 }
+
+#[test]
+fn an_adapter_is_bound_to_the_base_of_its_run() {
+    let bench = Bench::new();
+    bench.bash("head -n 3 pairs.jsonl > few.jsonl").ok();
+    let run = "dpo --model model --train-file few.jsonl --output-dir run --max-steps 1 --learning-rate 1e-2 --use-peft";
+    bench.run(run).ok();
+    let eval = |rest: &str| bench.run(&format!("eval --input few.jsonl --bootstrap 0 {rest}")).ok();
+    let before = eval("--model run --json").out;
+    // The base is the policy's and the reference's, wherever it is.
+    bench.bash("mv model moved").ok();
+    let done = eval("--model run --base-model moved");
+    assert!(done.out.starts_with("reference: moved (run.json of the policy)"), "{}", done.out);
+    assert!(!done.err.contains("was trained on"), "{}", done.err);
+    let moved: serde_json::Value = serde_json::from_str(&eval("--model run --base-model moved --json").out).unwrap();
+    let before: serde_json::Value = serde_json::from_str(&before).unwrap();
+    assert_eq!(moved["semantic"], before["semantic"]);
+    // Other weights of the same shapes.
+    let mut weights = bench.bytes("moved/model.safetensors");
+    *weights.last_mut().unwrap() ^= 1;
+    bench.copy("moved", "other");
+    bench.write("other/model.safetensors", weights);
+    let warned = |words: &str| {
+        let err = bench.run(words).ok().err;
+        assert!(
+            err.contains("warning: the adapter run was trained on ") && err.contains("base other"),
+            "{words}: {err}"
+        );
+    };
+    warned("score --model run --base-model other --input few.jsonl --output s.jsonl");
+    warned("export --merge --model run --base-model other --output whole");
+    warned("generate --model run --base-model other --input few.jsonl --output g.jsonl --max-new-tokens 1");
+    let train = "--train-file few.jsonl --max-steps 1 --base-model other";
+    warned(&format!("sft --model run --output-dir a {train}"));
+    warned(&format!("dpo --model moved --ref-model run --output-dir b {train}"));
+}
+
+#[test]
+fn weights_beyond_float16_are_found_at_the_start_and_never_lose_a_run() {
+    let bench = Bench::new();
+    bench.bash("head -n 3 pairs.jsonl > few.jsonl").ok();
+    let run = "sft --train-file few.jsonl --max-steps 1 --save-dtype f16";
+    let done = bench.run(&format!("{run} --model model --learning-rate 1e6 --output-dir large")).ok();
+    let warning = done.err.lines().find(|line| line.starts_with("warning: tensor")).unwrap_or_default();
+    assert!(warning.contains("float16 cannot hold; the model is saved as float32 instead"), "{}", done.err);
+    assert!(String::from_utf8_lossy(&bench.bytes("large/model.safetensors")[..4000]).contains("\"F32\""));
+    let words = format!("{run} --model large --output-dir again");
+    bench.run(&words).fails(2, &["--save-dtype: tensor", "of the start model holds", "use f32 or bf16"]);
+    assert!(!bench.at("again").exists());
+    bench.run(&format!("{run} --model model --output-dir small")).ok();
+    assert!(String::from_utf8_lossy(&bench.bytes("small/model.safetensors")[..4000]).contains("\"F16\""));
+}

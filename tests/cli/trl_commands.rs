@@ -87,7 +87,7 @@ fn files_of_options_run_as_they_are_and_their_record_repeats_the_run() {
          save_strategy: no\nwarmup_ratio: 0.25\nper_device_eval_batch_size: 4\nenv:\n  CI: 1\n",
     );
     let done = bench.run("dpo --config dpo_config.yaml --max_steps 4 --output_dir a").ok();
-    assert!(done.out.contains("cosine_with_min_lr {\"min_lr_rate\":0.1}, 1 warm-up steps"), "{}", done.out);
+    assert!(done.out.contains("cosine_with_min_lr {\"min_lr_rate\":0.1}, 1 warm-up step,"), "{}", done.out);
     assert!(done.err.contains("note: dpo_config.yaml sets CI"), "{}", done.err);
     assert!(done.err.contains("no effect here: --per-device-eval-batch-size"), "{}", done.err);
     let config = bench.json("a/run.json")["config"].clone();
@@ -119,6 +119,7 @@ fn the_record_of_every_method_repeats_the_run() {
         ("sft", "--save-steps 2 --save-total-limit 1 --logging-strategy epoch --adam-beta2 0.99"),
         ("reward", "--train-file groups.jsonl --center-rewards-coefficient 0.01 --total-batch-size 16"),
         ("sft", "--train-file renamed.jsonl --column-map prompt=question,completion=answer"),
+        ("dpo", "--objective base --loss-type sft,hinge --loss-weights 0.5,1"),
         (
             "dpo",
             "--objective mapl --k-max 2 --functions number_words,no_comma --loss-type robust --label-smoothing 0.1",
@@ -175,6 +176,72 @@ fn faults_of_a_file_of_options_are_named_with_file_and_line() {
     std::fs::remove_file(bench.at("a.yaml")).unwrap();
     bench.run("dpo --config none.yaml").fails(2, &["--config none.yaml"]);
     assert_eq!(bench.listing(), before);
+}
+
+#[test]
+fn a_record_holds_the_environment_and_the_defaults() {
+    let bench = bench();
+    bench.write(
+        "c.yaml",
+        "model: tiny\ntrain_file: few.jsonl\nmax_steps: 1\nno_gradient_checkpointing: true\nno_shuffle: false\n\
+         env:\n  CI: 1\n  HF_TOKEN: hidden\n",
+    );
+    bench.run("dpo --config c.yaml --output-dir a").ok();
+    let recorded = String::from_utf8(bench.bytes("a/run.yaml")).unwrap();
+    for line in [
+        "env: {\"CI\":\"1\"}",
+        "# Not written, because they may be secret: HF_TOKEN",
+        "beta: 0.1",
+        "loss_type: [\"sigmoid\"]",
+        "inter_weight: 1.0",
+        "logp_reduce: \"sum\"",
+        "logging_steps: 10",
+        "learning_rate: 1e-6",
+    ] {
+        assert!(recorded.lines().any(|own| own == line), "{line}\n{recorded}");
+    }
+    assert!(!recorded.contains("hidden"), "{recorded}");
+    assert_eq!(bench.json("a/run.json")["config"]["gradient_checkpointing"], json!(false));
+    let done = bench.run("dpo --config a/run.yaml --output-dir b").ok();
+    assert!(done.err.contains("note: a/run.yaml sets CI"), "{}", done.err);
+    assert_eq!(bench.bytes("a/model.safetensors"), bench.bytes("b/model.safetensors"));
+    let again = String::from_utf8(bench.bytes("b/run.yaml")).unwrap();
+    let settings =
+        |text: &str| text.lines().filter(|l| !l.starts_with(['#', 'o'])).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(settings(&recorded), settings(&again));
+
+    // A flag that is not known is named, without a list of all that the file sets.
+    let done = bench.run("dpo --config a/run.yaml --output-dir c --betta 1");
+    assert_eq!(done.code, Some(2));
+    assert!(done.err.contains("--betta") && !done.err.contains("Usage:"), "{}", done.err);
+    assert!(!done.err.contains("--per-device-train-batch-size"), "{}", done.err);
+    // Short command lines keep the line.
+    assert!(bench.run("env --nope").err.contains("Usage: mapl env"));
+    let base = "dpo --model tiny --train-file few.jsonl --max-steps 1 --output-dir c";
+    bench
+        .run(&format!("{base} --report_to none wandb"))
+        .fails(2, &["--report-to wandb is known in TRL", "event files"]);
+    bench.run(&format!("{base} --report_to jsonl,mlflow")).fails(2, &["mlflow is known in TRL"]);
+    bench.run(&format!("{base} --no-gradient-checkpointing=true --no-shuffle --report-to none")).ok();
+    let config = bench.json("c/run.json")["config"].clone();
+    assert_eq!((&config["gradient_checkpointing"], &config["no_shuffle"]), (&json!(false), &json!(true)));
+}
+
+#[test]
+fn a_decay_that_does_not_fit_into_the_run_is_refused() {
+    let bench = bench();
+    let run =
+        "sft --model tiny --train-file few.jsonl --max-steps 4 --lr-scheduler-type warmup_stable_decay --output-dir a";
+    let with = |json: &str| format!("{run} --warmup-steps 2 --lr-scheduler-kwargs {json}");
+    let parts = ["num_decay_steps 3 and 2 of warm-up are more than the run's 4", "lower num_decay_steps"];
+    bench.run(&with("{\"num_decay_steps\":3}")).fails(2, &parts);
+    assert!(!bench.at("a").exists());
+    bench.run(&with("{\"num_decay_steps\":2}")).ok();
+    let out = bench
+        .run(&format!("{} --overwrite-output-dir", with("{\"num_stable_steps\":1,\"num_decay_steps\":3}")))
+        .ok()
+        .out;
+    assert!(out.contains("the learning rate decays until update 6, and the run ends before"), "{out}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::DropReason;
 use crate::data::group::{Comparison, Direction, Instruction, Kind, PreferenceGroup, Rule, Term};
 use crate::data::instructions::Relation;
+use crate::terminal::counted;
 
 /// Counts of one instruction function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -120,9 +121,10 @@ impl Report {
         let dropped: u64 = self.dropped.values().flat_map(BTreeMap::values).sum();
         let more = if dropped > 0 { format!("; {dropped} not built") } else { String::new() };
         format!(
-            "{} groups from {} rows, with {base} base, {intra} intra and {inter} inter comparisons{more}; `mapl data \
+            "{} from {}, with {base} base, {intra} intra and {inter} inter comparisons{more}; `mapl data \
              build` prints the counts by function",
-            self.groups, self.rows
+            counted(self.groups, "group"),
+            counted(self.rows, "row")
         )
     }
 

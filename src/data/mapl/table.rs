@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::report::Report;
 use crate::data::instructions;
+use crate::terminal::counted;
 
 const COLUMNS: [&str; 8] = ["", "total", "base", "intra", "changed", "up", "down", "infeasible"];
 
@@ -81,11 +82,11 @@ impl Report {
         for (&k, n) in &self.sizes {
             let sum = (n.intra + n.up + n.down).to_string();
             let row = [sum, blank(), count(n.intra), blank(), count(n.up), count(n.down), blank()];
-            lines.push((format!("  of {k} instruction{}", if k == 1 { "" } else { "s" }), cells(row)));
+            lines.push((format!("  of {}", counted(k, "instruction")), cells(row)));
         }
         for (&changed, &n) in &self.changed {
             let row = vec![blank(), blank(), blank(), n.to_string()];
-            lines.push((format!("  with {changed} changed argument{}", if changed == 1 { "" } else { "s" }), row));
+            lines.push((format!("  with {}", counted(changed, "changed argument")), row));
         }
         // Registry order; ids that are not in the registry come last.
         let known = instructions::all().iter().map(|f| f.id);

@@ -17,6 +17,7 @@ use super::FileReport;
 use super::fields::{Row, shorten};
 use super::message::messages;
 use super::reading::FileCounts;
+use crate::terminal::{agreeing, counted};
 
 /// Names of columns that hold a part of a conversation in published sets.
 const CONVERSATION: [&str; 27] = [
@@ -95,8 +96,8 @@ impl FileReport {
         };
         let skipped = self.skipped.iter().map(|skipped| {
             let (file, line, rows) = (self.file.display(), skipped.first_line, skipped.rows);
-            let noun = if rows == 1 { "row is" } else { "rows are" };
-            format!("{file}:{line}: {rows} bad {noun} left out: {}", skipped.why)
+            let (count, are) = (counted(rows, "bad row"), agreeing(rows, "is", "are"));
+            format!("{file}:{line}: {count} {are} left out: {}", skipped.why)
         });
         self.overlooked().into_iter().map(line).chain(skipped).collect()
     }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::reading::Used;
 use super::{Format, Occurrences};
-use crate::terminal::shown;
+use crate::terminal::{agreeing, counted, shown};
 
 /// Most unused keys that the line of a file names.
 const KEYS: usize = 30;
@@ -69,17 +69,21 @@ impl fmt::Display for FileReport {
         }
         if self.tied_pairs > 0 {
             let (pairs, rows) = (self.tied_pairs, self.tied_rows);
-            write!(f, "; {pairs} ties are not compared, and {rows} rows without another pair are left out")?;
+            let (ties, are) = (counted(pairs, "tie"), agreeing(pairs, "is", "are"));
+            let (left, out) = (counted(rows, "row"), agreeing(rows, "is", "are"));
+            write!(f, "; {ties} {are} not compared, and {left} without another pair {out} left out")?;
         }
         if self.unrated > 0 {
-            write!(f, "; {} responses without a number are left out", self.unrated)?;
+            let (count, are) = (counted(self.unrated, "response"), agreeing(self.unrated, "is", "are"));
+            write!(f, "; {count} without a number {are} left out")?;
         }
         let skipped: usize = self.skipped.iter().map(|skipped| skipped.rows).sum();
         if skipped > 0 {
-            write!(f, "; {skipped} bad rows are left out")?;
+            write!(f, "; {} {} left out", counted(skipped, "bad row"), agreeing(skipped, "is", "are"))?;
         }
         if self.prompt_repeated > 0 {
-            write!(f, "; in {} rows both sides start with the whole prompt: is it duplicated?", self.prompt_repeated)?;
+            let rows = counted(self.prompt_repeated, "row");
+            write!(f, "; in {rows} both sides start with the whole prompt: is it duplicated?")?;
         }
         Ok(())
     }

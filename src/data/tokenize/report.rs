@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::super::group::Kind;
 use super::super::source::SourceRow;
 use super::TokenizeOptions;
+use crate::terminal::counted;
 
 /// Percentiles of the sequence lengths before the limit, in tokens, prompt included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -280,16 +281,18 @@ impl fmt::Display for TokenizeReport {
             let (prompts, responses) = (self.truncated_prompts, self.truncated_responses);
             writeln!(
                 f,
-                "cut           {prompts} prompts on the left, {responses} responses on the right (no end token)"
+                "cut           {} on the left, {} on the right (no end token)",
+                counted(prompts, "prompt"),
+                counted(responses, "response")
             )?;
         }
         let Lengths { p50, p90, p99, max } = self.lengths;
         writeln!(f, "tokens        per sequence, before the limit: p50 {p50}, p90 {p90}, p99 {p99}, longest {max}")?;
         writeln!(
             f,
-            "trained       {} response tokens in {} sequences; {:.1} % end with an end token",
-            self.response_tokens,
-            self.kept_sequences,
+            "trained       {} in {}; {:.1} % end with an end token",
+            counted(self.response_tokens, "response token"),
+            counted(self.kept_sequences, "sequence"),
             percent(self.ended, self.kept_sequences)
         )?;
         if self.boundary_mismatches > 0 {

@@ -22,7 +22,7 @@ use crate::model::config::ModelConfig;
 use crate::model::decoder::Model;
 use crate::model::store;
 use crate::model::weights::LoadAs;
-use crate::terminal::shown;
+use crate::terminal::{counted, shown};
 use crate::train::console::Console;
 use crate::{Error, Result};
 
@@ -79,7 +79,8 @@ impl CacheReport {
 
 impl fmt::Display for CacheReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} sequences from the cache, {} computed in {:.1} s", self.known, self.computed, self.seconds)
+        let known = counted(self.known, "sequence");
+        write!(f, "{known} from the cache, {} computed in {:.1} s", self.computed, self.seconds)
     }
 }
 

@@ -8,7 +8,9 @@ use serde_json::json;
 use super::{Deferred, Progress, Run, RunSummary, loader, now, object};
 use crate::backend::Backend;
 use crate::files::{json_text, write_atomic};
+use crate::model::config::StoredDtype;
 use crate::model::store;
+use crate::terminal::counted;
 use crate::train::checkpoint::{self, Best, Retention, RunState};
 use crate::train::logs::Logs;
 use crate::train::metrics::Tally;
@@ -148,21 +150,35 @@ impl<B: Backend> Run<'_, '_, B> {
         self.metrics.sync()?;
         self.data.tokenizer.copy_to(dir)?;
         write_atomic(&dir.join(checkpoint::HISTORY_FILE), json_text(&state).as_bytes())?;
-        store::save_as(self.trainer.backend, &self.trainer.policy, dir, self.settings.save_dtype)?;
+        let dtype = self.final_dtype()?;
+        store::save_as(self.trainer.backend, &self.trainer.policy, dir, dtype)?;
         drop(deferred);
         self.summary.steps = self.step;
         self.summary.tokens = self.num_tokens;
         self.summary.seconds = self.seconds();
         self.console.finish();
         self.console.result(&format!(
-            "done: {} step{} in {:.1} s; model in {}",
-            self.summary.steps,
-            if self.summary.steps == 1 { "" } else { "s" },
+            "done: {} in {:.1} s; model in {}",
+            counted(self.summary.steps, "step"),
             self.summary.seconds,
             dir.display()
         ));
         self.report_profile()?;
         Ok(self.summary)
+    }
+
+    /// Data type of the final model: float32 if a weight is beyond the range of the one that was asked
+    /// for, so that the run is not lost.
+    fn final_dtype(&self) -> Result<StoredDtype> {
+        let asked = self.settings.save_dtype;
+        let Some((name, weight)) = store::beyond(self.trainer.backend, &self.trainer.policy, asked)? else {
+            return Ok(asked);
+        };
+        self.console.warn(&format!(
+            "tensor {name:?} holds {weight:e}, which {} cannot hold; the model is saved as float32 instead",
+            asked.name()
+        ));
+        Ok(StoredDtype::F32)
     }
 
     /// Loads the weights of the best checkpoint if the run is to end with them.

@@ -131,10 +131,10 @@ fn rows_above_the_limit_are_dropped_truncated_or_refused_and_counted() {
     assert!(dropped.contains("4 read, 2 kept (base 2); dropped: 2 too long"), "{dropped}");
     let left = run("--on-too-long truncate-prompt-left", "b").ok().out;
     assert!(left.contains("4 read, 3 kept (base 3); dropped: 1 too long even after cutting"), "{left}");
-    assert!(left.contains("1 prompts on the left, 0 responses on the right"), "{left}");
+    assert!(left.contains("1 prompt on the left, 0 responses on the right"), "{left}");
     let right = run("--on-too-long truncate-completion-right", "c").ok().out;
     assert!(right.contains("4 read, 3 kept (base 3); dropped: 1 too long even after cutting"), "{right}");
-    assert!(right.contains("0 prompts on the left, 1 responses on the right"), "{right}");
+    assert!(right.contains("0 prompts on the left, 1 response on the right"), "{right}");
     let before = bench.listing();
     run("--on-too-long error", "d").fails(3, &["long.jsonl:3", "--max-length 64", "--on-too-long"]);
     bench
