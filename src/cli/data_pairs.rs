@@ -16,6 +16,7 @@ use super::inputs::Inputs;
 use super::model_folder::BaseArgs;
 use super::output::{check_output, remark};
 use super::score::{ModelArgs, ScoreJob};
+use super::scored_loss::ScoredLossArgs;
 use super::template::{TemplateKwargs, check_template_used};
 use crate::data::group::{Comparison, Kind};
 use crate::data::source::{PromptOptions, ReadOptions, Samples, SourceRow, read_samples};
@@ -220,9 +221,7 @@ fn rewards(args: &PairsCommand, model: &PathBuf, prompts: &[Samples]) -> Result<
     let scoring = ModelArgs {
         ref_model: None,
         base: args.base.clone(),
-        beta: None,
-        logp_scope: None,
-        logp_reduce: None,
+        score: ScoredLossArgs::default(),
         max_length: args.max_length,
         chat_template_path: args.chat_template_path.clone(),
         chat_template_kwargs: args.chat_template_kwargs.clone(),

@@ -13,6 +13,7 @@ use super::scored_loss::ScoredLossArgs;
 use super::scored_reference::ScoredReference;
 use crate::data::options::function_id;
 use crate::data::source::{ReadOptions, SourceRow};
+use crate::data::tokenized::TokenizedGroup;
 use crate::error::refuse_given;
 use crate::eval::benchmark::rows::{read as read_benchmark, recognise_file};
 use crate::eval::benchmark::{Benchmark, Judged, summary as benchmark};
@@ -23,6 +24,7 @@ use crate::eval::{Evaluation, Scored, Settings, data_hash, non_finite_warning, r
 use crate::files::{write_json, write_text};
 use crate::model::config::{Head, ModelConfig};
 use crate::terminal::{complain, emit_exactly};
+use crate::train::evaluate::GroupScores;
 use crate::{Error, Result};
 
 /// Arguments of `eval`.
@@ -322,17 +324,18 @@ impl MeasureArgs {
         let rows: Vec<SourceRow> = items.iter().map(|item| item.row.clone()).collect();
         let job = ScoreJob { args: &self.scoring, model, rows, blindness: None };
         let data = self.scoring.device.run(job)?;
+        let rho = |(group, scores): (&TokenizedGroup, &GroupScores)| scores.rho(&data.score.loss, group);
+        let scored: Vec<Vec<f64>> = data.groups.iter().zip(&data.scores).map(rho).collect();
         let judged: Vec<Judged<'_>> = items
             .iter()
-            .zip(data.groups.iter().zip(&data.scores))
+            .zip(data.groups.iter().zip(&scored))
             .map(|(item, (group, scores))| {
-                let scored = Scored::new(&group.group, &scores.rho(data.scale));
+                let scored = Scored::new(&group.group, scores);
                 let of = |response| scored.score(0, response).unwrap_or(f64::NAN);
                 Judged { item, scores: (0..group.group.responses.len()).map(of).collect() }
             })
             .collect();
-        let not_finite =
-            data.scores.iter().flat_map(|scores| scores.rho(1.0)).filter(|score| !score.is_finite()).count();
+        let not_finite = scored.iter().flatten().filter(|score| !score.is_finite()).count();
         if not_finite > 0 {
             complain(&format!("warning: {}", non_finite_warning(&model.display().to_string(), not_finite, None)));
         }
@@ -343,18 +346,19 @@ impl MeasureArgs {
         }
         let warning = data.reference.as_ref().filter(|reference| reference.is_warning());
         if self.json {
-            warning.iter().for_each(|reference| complain(&reference.line()));
+            warning.iter().for_each(|reference| complain(&data.score.line(reference)));
             let mut value = Map::new();
             value.insert("schema".into(), json!(1));
             value.insert("benchmark".into(), json!(benchmark.name()));
             value.insert("model".into(), json!(model));
             ScoredReference::record(data.reference.as_ref(), "", &mut value);
+            data.score.record(data.reference.as_ref(), &mut value);
             value.insert("rows".into(), json!(items.len()));
             value.insert("bootstrap".into(), record::resampling_json(self.resampling()));
             value.insert("figures".into(), benchmark::json(&lines));
             return emit_exactly(&format!("{:#}", Value::Object(value)));
         }
-        let mut text: Vec<String> = data.reference.iter().map(ScoredReference::line).collect();
+        let mut text: Vec<String> = data.reference.iter().map(|reference| data.score.line(reference)).collect();
         text.push(benchmark::table(benchmark, &lines));
         emit_beside(self.output.as_ref(), &text.join("\n"))
     }

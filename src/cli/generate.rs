@@ -356,7 +356,7 @@ impl Job for GenerateJob<'_> {
     fn run<B: Backend>(self, backend: &B) -> Result<Self::Output> {
         let Self { args, answering, model: folder, sampler, samples, seed, rows } = self;
         let config = ModelConfig::read_on(folder, args.base.base())?;
-        warn_of_bases(args.base.base(), [folder.as_path()]);
+        warn_of_bases(args.base.base(), [folder]);
         if config.head == Head::Reward {
             return Err(Error::model(
                 folder,
