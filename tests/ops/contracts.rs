@@ -1,6 +1,7 @@
 //! Every op on every backend rejects an argument of wrong length. The error names the op and the
 //! argument.
 
+mod elementwise;
 mod head_preference;
 mod preference;
 mod segment;
@@ -150,47 +151,6 @@ fn every_op<B: Backend>(b: &B) {
         })
     });
 
-    let d = LayerNormDims { tokens: 3, hidden: 4, eps: 1e-6 };
-    probe("layer_norm_fwd", c, |l| {
-        let (mut y, mut stats) = (act(b), acc(b));
-        b.layer_norm_fwd(LayerNormFwd {
-            dims: d,
-            x: View::first(a, l.of("x", 12)),
-            weight: View::first(a, l.of("weight", 8)),
-            y: ViewMut::first(&mut y, l.of("y", 12)),
-            stats: ViewMut::first(&mut stats, l.of("stats", 6)),
-        })
-    });
-    probe("layer_norm_bwd", c, |l| {
-        let (mut dx, mut dweight) = (act(b), acc(b));
-        b.layer_norm_bwd(LayerNormBwd {
-            dims: d,
-            dy: View::first(a, l.of("dy", 12)),
-            x: View::first(a, l.of("x", 12)),
-            stats: View::first(s, l.of("stats", 6)),
-            weight: View::first(a, l.of("weight", 8)),
-            dx: ViewMut::first(&mut dx, l.of("dx", 12)),
-            dx_write: w,
-            dweight: ViewMut::first(&mut dweight, l.of("dweight", 8)),
-            dweight_write: w,
-        })
-    });
-    probe("scale", c, |l| {
-        let mut x = act(b);
-        let addend = Some(View::first(a, l.of("addend", 12)));
-        let dims = ScaleDims { tokens: 3, hidden: 4, factor: 2.0 };
-        b.scale(Scale { dims, addend, x_in_place: ViewMut::first(&mut x, l.of("x", 12)) })
-    });
-    let dims = GeluDims { tokens: 3, intermediate: 4, form: Gelu::Tanh };
-    probe("gelu_fwd", c, |l| {
-        let (mut out, x) = (act(b), View::first(a, l.of("x", 12)));
-        b.gelu_fwd(GeluFwd { dims, x, act: ViewMut::first(&mut out, l.of("act", 12)) })
-    });
-    probe("gelu_bwd", c, |l| {
-        let (mut out, x) = (act(b), View::first(a, l.of("x", 12)));
-        b.gelu_bwd(GeluBwd { dims, x, dact_in_place: ViewMut::first(&mut out, l.of("dact", 12)) })
-    });
-
     let d = LinearDims { tokens: 3, inputs: 4, outputs: 5 };
     probe("linear_fwd", c, |l| {
         let mut y = act(b);
@@ -290,6 +250,7 @@ fn every_op<B: Backend>(b: &B) {
 
     attention(b, c);
     head(b, c);
+    elementwise::every_argument(b, c);
     segment::every_argument(b, c);
     preference::every_argument(b, c);
     head_preference::every_argument(b, c);

@@ -2,8 +2,7 @@
 //! driver, or the emulator. This module packs arguments, chooses grids and holds scratch memory.
 //! The kernels do the arithmetic.
 //!
-//! The bits of a result do not depend on the grid, the number of multiprocessors or the order of
-//! threads. A row of a result does not depend on the other rows of the call.
+//! Bits of results do not depend on grid, multiprocessors, order of threads, or other rows of a call.
 
 mod attention;
 mod attention_cached;
@@ -214,8 +213,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
     }
 }
 
-/// Parts of a row of `width` elements that a warp takes at a time: 16 bytes of activations per
-/// lane.
+/// Parts of a row of `width` elements that a warp takes at a time: 16 bytes per lane.
 fn warp_vectors<A>(width: usize) -> usize {
     width.div_ceil(WARP * 16 / size_of::<A>())
 }
