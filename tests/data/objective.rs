@@ -33,7 +33,8 @@ fn full() -> TokenizedGroup {
 }
 
 fn dpo(options: LossOptions, weights: [f64; KINDS], pop_detached: bool) -> Loss {
-    LossOptions { beta: Some(1.0), ..options }.resolve(Method::Dpo, weights, pop_detached).unwrap()
+    let beta = (options.loss_type != [LossType::Sft]).then_some(1.0);
+    LossOptions { beta, ..options }.resolve(Method::Dpo, weights, pop_detached).unwrap()
 }
 
 /// Prompt, response, sign and detached flag of every term.

@@ -234,7 +234,7 @@ fn pairs_margins_and_ties_follow_the_options() {
     let (group, report) = with(&|o| o.pairs = Some(Pairs::All), &list).unwrap();
     assert_eq!(pairs(&group), [pair(GOOD, MIDDLE, 0.0), pair(GOOD, BAD, 0.0)]);
     assert_eq!((report.tied_pairs, report.tied_rows, report.unrated), (1, 0, 1));
-    assert!(report.to_string().contains("1 ties are not compared, and 0 rows"), "{report}");
+    assert!(report.to_string().contains("1 tie is not compared, and 0 rows"), "{report}");
     let (group, _) = with(&|o| o.pairs = Some(Pairs::BestWorst), &list).unwrap();
     assert_eq!((pairs(&group), group.responses.len()), (vec![pair(GOOD, MIDDLE, 0.0)], 2));
     let (group, _) = with(&|o| o.score_margin = true, &list).unwrap();

@@ -114,7 +114,8 @@ impl Rewriter {
     /// Reads one byte, and appends what is complete to `out`.
     pub fn push(&mut self, byte: u8, out: &mut Vec<u8>) {
         if self.in_string {
-            let closing = byte == b'"' && self.held.is_empty();
+            // One or seven held bytes end with a backslash.
+            let closing = byte == b'"' && !matches!(self.held.len(), 1 | 7);
             if self.naming && !closing && self.key.len() < MAX_KEY {
                 self.key.push(byte);
             }
