@@ -11,7 +11,7 @@
 /// sqrt(1 / 2) and 1 / sqrt(2 pi).
 constexpr float GELU_ROOT = 0.70710678f, GELU_DENSITY = 0.39894228f;
 /// 2 sqrt(2 / pi), and its product with 0.044715.
-constexpr float GELU_A = 1.5957691f, GELU_B = 0.071354816f;
+constexpr float GELU_A = 1.5957692f, GELU_B = 0.071354816f;
 
 /// Φ(x) or its approximation, from the tail for negative x, so that nothing cancels.
 DEVICE float gelu_cumulative(float x, bool tanh_form) {

@@ -226,7 +226,7 @@ fn rewards(args: &PairsCommand, model: &PathBuf, prompts: &[Samples]) -> Result<
         chat_template_path: args.chat_template_path.clone(),
         chat_template_kwargs: args.chat_template_kwargs.clone(),
         batch_tokens: args.batch_tokens,
-        device: args.device.clone(),
+        device: args.device,
         read: ReadOptions::default(),
     };
     let scored = args.device.run(ScoreJob { args: &scoring, model, rows, blindness: None })?;

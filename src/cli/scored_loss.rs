@@ -178,9 +178,7 @@ fn with(recorded: LossOptions, args: &ScoredLossArgs) -> LossOptions {
 fn recorded(model: &Path) -> Option<LossOptions> {
     let path = run_file(model)?;
     let run = input::read(&path, input::MAX_CONFIG).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
-    let Some(config) = run.as_ref().filter(|run| run["method"] == "dpo").map(|run| &run["config"]) else {
-        return None;
-    };
+    let config = run.as_ref().filter(|run| run["method"] == "dpo").map(|run| &run["config"])?;
     let mut kept = Map::new();
     for name in ["beta", "beta_intra", "beta_inter", "label_smoothing", "f_divergence_type", "logp_scope"] {
         kept.insert(name.into(), config[name].clone());

@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(tree.shared(&[1, 2, 9]), 2);
         assert_eq!(tree.shared(&[7]), 0);
         let pieces = tree.pieces(3);
-        assert_eq!(pieces, [Piece { node: first, done: 0, tokens: 3, path: vec![0..3] }]);
+        assert_eq!(pieces, [Piece { node: first, done: 0, tokens: 3, path: std::iter::once(0..3).collect() }]);
         tree.ran(&pieces[0]);
         // Splits the first prompt after two tokens that have run.
         let second = tree.enter(&[1, 2, 9, 9], 10..12);
@@ -206,8 +206,8 @@ mod tests {
         let third = tree.enter(&[1, 2, 9, 9, 5], 20..22);
         assert_eq!(tree.path(third), [0..2, 10..11, 20..22]);
         assert_eq!(tree.path(second), [0..2, 10..11, 11..12]);
-        assert_eq!(tree.leave(first), [2..4]);
-        assert_eq!(tree.leave(second), [11..12]);
+        assert!(tree.leave(first).into_iter().eq(std::iter::once(2..4)));
+        assert!(tree.leave(second).into_iter().eq(std::iter::once(11..12)));
         assert_eq!(tree.leave(third), [20..22, 10..11, 0..2]);
         assert!(tree.nodes.is_empty());
     }

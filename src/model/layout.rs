@@ -98,11 +98,12 @@ pub struct Layout {
 
 /// True if a tensor continues the group of the tensor before it.
 fn continues(role: Role) -> bool {
-    match role {
-        Role::Key | Role::Value | Role::Up | Role::KeyBias | Role::ValueBias | Role::KeyNorm | Role::UpBias => true,
-        Role::InputNormBias | Role::PostAttentionNormBias | Role::FinalNormBias => true,
-        _ => false,
-    }
+    let of_norm = matches!(role, Role::InputNormBias | Role::PostAttentionNormBias | Role::FinalNormBias);
+    of_norm
+        || matches!(
+            role,
+            Role::Key | Role::Value | Role::Up | Role::KeyBias | Role::ValueBias | Role::KeyNorm | Role::UpBias
+        )
 }
 
 impl Layout {

@@ -236,7 +236,7 @@ fn with_checkpoint_hint(output_dir: &Path, error: Error) -> Error {
 #[derive(Debug, PartialEq)]
 enum Evaluated {
     /// With the sums over the evaluation groups, if there are any.
-    Done(Option<Tally>),
+    Done(Option<Box<Tally>>),
     /// A stop signal came.
     Interrupted,
 }
@@ -452,7 +452,7 @@ impl<B: Backend> Run<'_, '_, B> {
         }
         values.insert("step".into(), json!(self.step));
         self.history.push(Value::Object(values));
-        Ok(Evaluated::Done(scored.map(|(_, tally)| tally)))
+        Ok(Evaluated::Done(scored.map(|(_, tally)| Box::new(tally))))
     }
 
     /// Prints and writes the times by op if they were taken.

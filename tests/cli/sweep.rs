@@ -114,17 +114,17 @@ device = "cpu"
     // Nothing is repeated, but for the points of a changed evaluation.
     let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
     assert_eq!((again.matches("finished earlier").count(), again.matches("$ mapl").count()), (4, 0), "{again}");
-    bench.write("sweep.toml", &text.replace("bootstrap = 0", "bootstrap = 100"));
+    bench.write("sweep.toml", text.replace("bootstrap = 0", "bootstrap = 100"));
     let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
     assert_eq!((again.matches("finished earlier").count(), again.matches("$ mapl").count()), (0, 0), "{again}");
     assert!(!bench.at("grid/p001/run").exists());
     // Commands that this program refuses are found before any runs, and one that fails ends the sweep.
-    bench.write("sweep.toml", &text.replace("\"--rows\", \"24\"", "\"--lines\", \"24\""));
+    bench.write("sweep.toml", text.replace("\"--rows\", \"24\"", "\"--lines\", \"24\""));
     bench.run("study sweep sweep.toml --output-dir new").fails(2, &["prepare, mapl data language", "'--lines'"]);
-    bench.write("sweep.toml", &text.replace("bootstrap = 0", "bootstraps = 0"));
+    bench.write("sweep.toml", text.replace("bootstrap = 0", "bootstraps = 0"));
     bench.run("study sweep sweep.toml --output-dir new").fails(2, &["[measure]: unexpected argument '--bootstraps'"]);
     assert!(!bench.at("new").exists());
-    bench.write("sweep.toml", &text.replace("\"--input\", \"{out}/test.jsonl\"", "\"--input\", \"{out}/none.jsonl\""));
+    bench.write("sweep.toml", text.replace("\"--input\", \"{out}/test.jsonl\"", "\"--input\", \"{out}/none.jsonl\""));
     bench.run("study sweep sweep.toml --output-dir new").fails(1, &["prepare, mapl data build", "none.jsonl"]);
 }
 

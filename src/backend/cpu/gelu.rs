@@ -11,7 +11,7 @@ use crate::backend::contract::*;
 /// 1 / sqrt(2 pi).
 const DENSITY: f32 = 0.398_942_3;
 /// 2 sqrt(2 / pi) and its product with 0.044715: twice the argument of tanh is x (A + B x²).
-const A: f32 = 1.595_769_1;
+const A: f32 = 1.595_769_2;
 const B: f32 = 0.071_354_814;
 
 pub(super) fn gelu_fwd(a: GeluFwd<'_, Cpu>) {

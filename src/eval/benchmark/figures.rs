@@ -177,7 +177,7 @@ pub fn tie_margins(scores: &[f64], correct: usize) -> (f64, f64) {
 
 fn reward_bench_2(rows: &[&Judged<'_>]) -> Vec<Figure> {
     let mut subsets = Means::default();
-    let (mut tied, mut reference): (Vec<(i64, f64, f64)>, Vec<(i64, f64)>) = Default::default();
+    let (mut tied, mut reference) = (Vec::new(), Vec::new());
     for row in rows {
         match &row.item.shape {
             Shape::Chosen { subset } => subsets.add(subset, shared_credit(&row.scores)),
