@@ -241,11 +241,12 @@ DEVICE void consume(const KeyBuffers<HEAD>& at, const KeyInputs& in, bf16* dqkv,
         while (more) {
             wait_mbarrier(at.full + step.stage, step.phase);
             Mbarrier* empty = at.empty + step.stage;
-            int ahead = at.info[2 * step.stage];
-            more = at.info[2 * step.stage + 1] != 0;
+            // The shuffles tell the compiler that the values are uniform, and all lanes have read them
+            // before the stage is released.
+            int ahead = shuffle(at.info[2 * step.stage], 0);
+            more = shuffle(at.info[2 * step.stage + 1], 0) != 0;
             if (ahead + step_tokens <= 64 * consumer) {
-                // No query of the step sees the consumer's keys. All lanes have read the step's words.
-                sync_warp();
+                // No query of the step sees the consumer's keys.
                 release(empty);
                 step.advance();
                 continue;

@@ -203,7 +203,8 @@ fn other_sequences_change_no_bit() {
         let (qkv, dout) = inputs(&tree.dims(heads.0, heads.1, heads.2));
         let Some(alone) = on_emulator(&tree, heads, &qkv, &dout) else { return };
         let batch = HostTree::new().tree(&[(67, None), (3, Some(0))]).tree(own).tree(&[(40, None), (200, Some(0))]);
-        for bad in [f64::NAN, f64::INFINITY, -1.0] {
+        let values: &[f64] = if full() || heads.0 == 7 { &[f64::NAN, f64::INFINITY, -1.0] } else { &[f64::NAN] };
+        for &bad in values {
             let around =
                 |own: &[f64], width: usize| [vec![bad; 70 * width], own.to_vec(), vec![bad; 240 * width]].concat();
             let got = on_emulator(&batch, heads, &around(&qkv, width), &around(&dout, out)).unwrap();
