@@ -73,10 +73,11 @@ DEVICE void consume(const Backward<HEAD>& at, const PathInputs& in, const bf16* 
         unsigned char* rows = at.queries + q.stage * 2 * B::TILE_BYTES + consumer * 64 * 128;
         uint64_t queries = tile_descriptor(rows), douts = tile_descriptor(rows + B::TILE_BYTES);
         wait_mbarrier(at.full_q + q.stage, q.phase);
-        wait_mbarrier(at.full_k + kv.stage, kv.phase);
 #pragma unroll 1
         for (int begin = 0; begin < length; begin += KEYS) {
             uint64_t keys = tile_descriptor(at.keys + kv.stage * B::TILE_BYTES);
+            Mbarrier* full_k = at.full_k + kv.stage;
+            wait_mbarrier(full_k, kv.phase);
             wait_mbarrier(at.full_v + kv.stage, kv.phase);
             wgmma_fence(scores, dp);
             multiply_columns<HEAD, KEYS>(scores, queries, keys);
@@ -89,12 +90,11 @@ DEVICE void consume(const Backward<HEAD>& at, const PathInputs& in, const bf16* 
                 scores[i] = fast_exp2(scores[i] * factor - base[i / 2 % 2]);
             }
             Mbarrier *empty_k = at.empty_k + kv.stage, *empty_v = at.empty_v + kv.stage;
-            kv.advance();
-            // As in the forward: a loop between the exponentials and the wait for dP keeps this order.
+            // Returns at once. As in the forward, a loop between the exponentials and the wait for dP
+            // keeps this order.
             pin_accumulators(scores);
-            if (begin + KEYS < length) {
-                wait_mbarrier(at.full_k + kv.stage, kv.phase);
-            }
+            wait_mbarrier(full_k, kv.phase);
+            kv.advance();
             wgmma_wait<0>(dp);
             release(empty_v);
             if (begin + KEYS >= length) {

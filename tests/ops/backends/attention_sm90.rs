@@ -159,7 +159,7 @@ fn long_paths() {
     check("long paths", &tree, (1, 1, 64));
     // Two stages instead of four: an arrival too many or too few soon adds up to a stage.
     let tree = HostTree::new().tree(&[(400, None), (130, Some(0)), (61, Some(0))]);
-    check("long paths, two stages", &tree, (1, 1, 96));
+    check("long paths, 2 stages", &tree, (1, 1, 96));
     if full() {
         check("long paths", &tree, (2, 1, 128));
         check("long paths", &tree, (14, 2, 64));
