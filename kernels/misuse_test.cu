@@ -25,6 +25,9 @@ KERNEL(96, test_barrier_misuse)(int which) {
     if (which == 7 && threadIdx.x < 32) {
         sync_named(1, 64);
     }
+    if (which == 9 && threadIdx.x < 32) {
+        arrive_named(1, 64);
+    }
     if (which == 8) {
         sync_named(1, threadIdx.x < 32 ? 64 : 96);
     }

@@ -152,6 +152,13 @@ void finish_blocks() {
     }
     for (const Block& b : l.blocks) {
         check_warps(b);
+        for (int id = 1; id < 16; ++id) {
+            if (b.named[id].arrived > 0) {
+                set_error(l.fibers[b.first_fiber],
+                          "all threads have returned with %u of %u arrivals left over at named barrier %d",
+                          b.named[id].arrived, b.named[id].expected, id);
+            }
+        }
     }
     deliver_stores();
 }

@@ -156,6 +156,9 @@ DEVICE void wgmma_wait(Accumulators&... acc) {
 
 #else
 
+template <int COUNT>
+void pin_accumulators(float (&)[COUNT]) {}
+
 template <class... Accumulators>
 void wgmma_fence(Accumulators&...) {
     emulator::wgmma_fence();

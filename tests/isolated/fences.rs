@@ -4,6 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use common::runs::HeadBwdInputs;
+use common::trees::HostTree;
 use common::{On, Outputs, compare, emulator, full, indices, normal, runs};
 use half::bf16;
 use mapl::backend::contract::*;
@@ -103,6 +104,23 @@ fn head_bwd(on: &On<'_, Kernels<Emulator, bf16>>) -> Outputs {
         write: Write::Add,
     };
     runs::head_logprob_bwd(on, HEAD, &inputs)
+}
+
+/// A second response, whose key tile across the branch and last tile are copied row by row; steps of
+/// fewer tokens than their boxes, and rows of a step that no box writes.
+fn attention(on: &On<'_, Kernels<Emulator, bf16>>) -> Outputs {
+    let tree = HostTree::new().tree(&[(20, None), (9, Some(0)), (12, Some(0))]);
+    let d = tree.dims(7, 1, 40);
+    let out = d.tokens * d.heads * d.head_dim;
+    let (qkv, dout) = (normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0), normal("do", out, 1.0));
+    let mut outputs = runs::attention_fwd(on, d, &tree, &qkv);
+    outputs.extend(runs::attention_bwd(on, d, &tree, &qkv, &dout, &outputs));
+    outputs
+}
+
+#[test]
+fn hopper_attention_kernels_need_every_proxy_fence() {
+    assert!(check_every_fence("attention", Hopper::Chosen, attention) >= 3);
 }
 
 /// The widest tile and a ping-pong tile; all tiles with `MAPL_TEST_FULL=1`.

@@ -5,6 +5,7 @@
 mod backends {
     mod attention;
     mod attention_cached;
+    mod attention_sm90;
     mod embedding;
     mod gelu;
     mod glu;

@@ -26,6 +26,7 @@ macro_rules! on_devices {
 
 on_devices! {
     work::tiles_of_roots_come_first_and_deep_ones_last,
+    work::tiles_of_hopper_are_ordered_by_class_of_length,
     warps::f32_rounds_to_bf16,
     warps::lanes_exchange_values_and_votes,
     warps::cp_async_completes_by_group,

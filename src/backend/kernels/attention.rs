@@ -1,10 +1,10 @@
 //! Attention over prefix trees (`kernels/attention.cu`, `kernels/attention_bwd.cu`): the forward,
-//! and the backward in three kernels. Only the device knows the starts of segments, so a kernel
+//! and the backward in three kernels. The kernels for Hopper ([`hopper`]) go first. Only the device knows the starts of segments, so a kernel
 //! builds the work list; the host bounds its length.
 
 use super::device::{Device, Element, MutPtr};
 use super::launchers as launch;
-use super::{Array, Kernels, int, read, write};
+use super::{Array, Kernels, hopper, int, read, write};
 use crate::backend::contract::*;
 use crate::{Error, Result};
 
@@ -125,6 +125,9 @@ pub(super) fn attention_fwd<D: Device, A: Element>(
     if d.tokens == 0 {
         return Ok(());
     }
+    if hopper::attention_fwd(k, &mut a)? {
+        return Ok(());
+    }
     let mut scratch = k.scratch()?;
     let work = scratch.request::<i32>(shape.work_len(&d));
     scratch.take()?;
@@ -152,6 +155,9 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
 ) -> Result<()> {
     let (d, shape) = (a.dims, Shape::of::<A>(a.dims.head_dim)?);
     if d.tokens == 0 {
+        return Ok(());
+    }
+    if hopper::attention_bwd(k, &mut a)? {
         return Ok(());
     }
     let mut scratch = k.scratch()?;

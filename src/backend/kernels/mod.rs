@@ -269,7 +269,7 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     const ASYNCHRONOUS: bool = D::ASYNCHRONOUS;
     const NAME: &'static str = D::NAME;
     const PRECISION: Precision = A::PRECISION;
-    const NUMERICS: u32 = 5;
+    const NUMERICS: u32 = 6;
 
     fn probe(&self) -> Option<&Probe> {
         self.probe.as_ref()

@@ -27,6 +27,7 @@ fn misuse_of_barriers_is_reported() {
         (4, "its bytes were overwritten"),
         (5, "it was invalidated"),
         (8, "named barrier 1 is used with"),
+        (9, "32 of 64 arrivals left over at named barrier 1"),
     ] {
         reported(what, |device| TestBarrierMisuse { which }.launch(device, 1, 0));
     }

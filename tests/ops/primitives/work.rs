@@ -1,7 +1,10 @@
-//! The work list of attention.
+//! The work lists of attention.
 
+use common::trees::HostTree;
 use mapl::backend::kernels::device::{ConstPtr, Device, MutPtr};
-use mapl::backend::kernels::launchers::AttentionPlan;
+use mapl::backend::kernels::launchers::{
+    ATTENTION_CLASSES, ATTENTION_HEADER, ATTENTION_WORDS, AttentionPlan, AttentionPlanSm90, AttentionTiles,
+};
 
 use super::harness::{download, unwritten, upload};
 
@@ -44,4 +47,58 @@ pub fn tiles_of_roots_come_first_and_deep_ones_last<D: Device>(device: &D) {
     assert_eq!(got[0] as usize, expected.len());
     let tiles: Vec<(i32, i32)> = got[2..].chunks_exact(2).map(|tile| (tile[0], tile[1])).collect();
     assert_eq!(tiles, expected);
+}
+
+/// Tiles of queries by the length of their path, tiles of keys by the number of queries that see them.
+/// Within a class of length tiles are in the order of the batch; those of keys from the end of a
+/// segment.
+pub fn tiles_of_hopper_are_ordered_by_class_of_length<D: Device>(device: &D) {
+    let nodes = [(150, None), (70, Some(0)), (33, Some(0)), (90, Some(1)), (20, Some(1)), (0, Some(2)), (1, Some(2))];
+    let tree = (0..40).fold(HostTree::new().tree(&nodes).tree(&nodes[..3]), |tree, n| tree.tree(&[(1 + n, None)]));
+    let segments = tree.starts.len() - 1;
+    let rows_of = |s: usize| (tree.starts[s + 1] - tree.starts[s]) as usize;
+    let path = |s: usize| &tree.ancestors[tree.ancestor_offsets[s] as usize..tree.ancestor_offsets[s + 1] as usize];
+    let (starts, offsets) = (upload(device, &tree.starts), upload(device, &tree.ancestor_offsets));
+    let (ancestors, trees) = (upload(device, &tree.ancestors), upload(device, &tree.trees));
+    for (kind, rows, span) in [(AttentionTiles::Queries, 18, 16), (AttentionTiles::Keys, 32, 6)] {
+        // (class of length, words)
+        let mut expected: Vec<(usize, [i32; ATTENTION_WORDS])> = Vec::new();
+        for s in 0..segments {
+            let tiles = rows_of(s).div_ceil(rows);
+            let above: usize = path(s).iter().map(|&a| rows_of(a as usize)).sum();
+            let end = tree.trees.iter().copied().find(|&first| first > s as i32).unwrap();
+            let below: usize = (0..segments).filter(|&d| path(d).contains(&(s as i32))).map(rows_of).sum();
+            for i in 0..tiles {
+                let (first, cost, word) = match kind {
+                    AttentionTiles::Queries => (i * rows, above + (i + 1) * rows, (above + i * rows) as i32),
+                    AttentionTiles::Keys => {
+                        let first = (tiles - 1 - i) * rows;
+                        (first, below + rows_of(s) - first, end)
+                    }
+                };
+                let words = [s as i32, tree.starts[s] + first as i32, rows.min(rows_of(s) - first) as i32, word];
+                expected.push((((cost - 1) / span).min(ATTENTION_CLASSES - 1), words));
+            }
+        }
+        expected.sort_by_key(|(class, _)| std::cmp::Reverse(*class));
+        let expected: Vec<i32> = expected.iter().flat_map(|(_, words)| *words).collect();
+        let work = unwritten(device, ATTENTION_HEADER + expected.len());
+        AttentionPlanSm90 {
+            starts: ConstPtr::of::<D>(&starts, 0),
+            ancestor_offsets: ConstPtr::of::<D>(&offsets, 0),
+            ancestors: ConstPtr::of::<D>(&ancestors, 0),
+            trees: ConstPtr::of::<D>(&trees, 0),
+            work: MutPtr::of::<D>(&work, 0),
+            kind,
+            segments: segments as i32,
+            tree_count: tree.trees.len() as i32 - 1,
+            rows: rows as i32,
+            span: span as i32,
+        }
+        .launch(device, 1, 0)
+        .unwrap();
+        let got = download::<D, i32>(device, &work, ATTENTION_HEADER + expected.len());
+        assert_eq!(got[0] as usize * ATTENTION_WORDS, expected.len(), "{kind:?}");
+        assert_eq!(got[ATTENTION_HEADER..], expected, "{kind:?}");
+    }
 }

@@ -111,8 +111,8 @@ fn loops_of_hopper_have_products_and_no_loads() {
     let Some(listing) = listing() else { return };
     let mut count = 0;
     for ((kernel, target), code) in listing {
-        let is_product =
-            ["linear_", "head_sums", "head_powers", "head_drows"].iter().any(|name| kernel.starts_with(name));
+        let names = ["linear_", "head_sums", "head_powers", "head_drows", "attention_fwd", "attention_bwd_q"];
+        let is_product = names.iter().any(|name| kernel.starts_with(name));
         if target != "sm_90a" || !kernel.contains("_sm90") || !is_product {
             continue;
         }

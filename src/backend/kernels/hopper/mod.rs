@@ -1,10 +1,12 @@
 //! Ops by the Hopper kernels (`kernels/*_sm90.cu`), which use wgmma and TMA: the conditions under
 //! which they are used, the tensor maps of their operands, their launches.
 
+mod attention;
 mod glu;
 pub(super) mod head;
 mod linear;
 
+pub(super) use attention::{attention_bwd, attention_fwd};
 pub(super) use glu::{linear_glu_bwd, linear_glu_fwd};
 use linear::best;
 pub(super) use linear::{Gemm, Op, choice, enqueue, reserve};
