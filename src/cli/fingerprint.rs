@@ -128,8 +128,8 @@ fn short(hash: &blake3::Hasher) -> String {
 /// Sizes and constants that the forward pass depends on, as text.
 fn config_line(c: &ModelConfig) -> String {
     format!(
-        "{}, {} layers of width {} and {}, {} heads of {} ({} for keys), vocabulary {}{}, norm eps {}, {:?}{}, at most \
-         {} positions",
+        "{}, {} layers of width {} and {}, {} heads of {} ({} for keys), vocabulary {}{}, norm eps {}, {:?}{}{}, at \
+         most {} positions",
         c.architecture(),
         c.layers,
         c.hidden,
@@ -145,6 +145,7 @@ fn config_line(c: &ModelConfig) -> String {
             [] => String::new(),
             layers => format!(" except in layers {layers:?}"),
         },
+        c.window.as_ref().map_or(String::new(), |w| format!(", window {} in layers {:?}", w.length, w.layers)),
         c.max_positions
     )
 }

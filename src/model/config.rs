@@ -9,8 +9,7 @@
 //! Read as transformers reads them, with a note: end ids beyond the vocabulary, which no text
 //! contains, and llama3 scaling without its original length.
 //!
-//! Refused by name: other model types and architectures, activations other than SiLU, sliding
-//! windows shorter than the longest sequence, biases on the MLP, unknown RoPE scalings, quantised
+//! Refused by name: other model types and architectures, activations other than SiLU, biases on the MLP, unknown RoPE scalings, quantised
 //! weights, and every size that is missing, not positive, not divisible where required, or
 //! implausible.
 
@@ -26,7 +25,7 @@ use super::config_support::{no_config, read_bias, read_dtype, read_family, refus
 use super::family::Family;
 use super::reward_heads::{RewardNorm, has_value_head, read_head};
 use super::rope::{self, RopeConfig};
-use super::window::{layers_without_rope, refuse_sliding_window};
+use super::window::{SlidingWindow, layers_without_rope, read_window};
 use crate::files::input::is_named;
 use crate::{Error, Result};
 
@@ -116,6 +115,8 @@ pub struct ModelConfig {
     pub rope: RopeConfig,
     /// Layers that do not rotate queries and keys, ascending.
     pub layers_without_rope: Vec<usize>,
+    /// Sliding window of some layers, if it can cut a sequence.
+    pub window: Option<SlidingWindow>,
     /// Maximum length of a sequence: `declared_positions`, or less if RoPE beyond depends on
     /// the other sequences of a batch (longrope).
     pub max_positions: usize,
@@ -236,8 +237,7 @@ impl ModelConfig {
         let mut notes: Vec<String> = found_head.note.into_iter().collect();
         let rope = RopeConfig::read(keys, family.rope, (declared_positions, head_dim), &mut notes)?;
         let max_positions = rope.longest(declared_positions, &mut notes);
-        let follows = rope.follows(declared_positions);
-        refuse_sliding_window(keys, family, layers, (max_positions, follows), &layers_without_rope)?;
+        let window = read_window(keys, family, (layers, max_positions), &layers_without_rope)?;
 
         let pad = keys.token_id("pad_token_id", vocab)?;
         if head == Head::Reward && pad.is_none() {
@@ -269,6 +269,7 @@ impl ModelConfig {
             tied: keys.flag_or("tie_word_embeddings", family.tied)?,
             rope,
             layers_without_rope,
+            window,
             max_positions,
             declared_positions,
             initializer_range: keys.number_or(

@@ -175,7 +175,7 @@ impl<B: Backend> Model<B> {
         let layer = acts.layer_index(i);
         let saved = &mut acts.layers[layer];
         backend.attention_fwd(AttentionFwd {
-            dims: inputs.attention_dims(config),
+            dims: inputs.attention_dims(config, i),
             qkv: View::first(&saved.qkv, tokens * fused),
             tree: inputs.tree,
             o: ViewMut::first(&mut saved.attention, tokens * query),

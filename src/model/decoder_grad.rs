@@ -126,7 +126,7 @@ impl<B: Backend> Model<B> {
             };
             self.projection_bwd(backend, output, lora, &mut out)?;
             backend.attention_bwd(AttentionBwd {
-                dims: inputs.attention_dims(config),
+                dims: inputs.attention_dims(config, i),
                 do_: View::first(&g.dattention, tokens * query),
                 qkv: View::first(&saved.qkv, tokens * fused),
                 o: View::first(&saved.attention, tokens * query),

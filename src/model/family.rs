@@ -53,7 +53,7 @@ pub(super) enum Bias {
 /// Which layers see only a window of the last positions.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Window {
-    /// No key is read.
+    /// Never.
     None,
     /// All layers, if `sliding_window` is not null; with its default.
     All(Option<usize>),

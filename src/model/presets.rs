@@ -221,6 +221,7 @@ impl Preset {
             tied: self.tied,
             rope: RopeConfig { theta: self.theta, scaling },
             layers_without_rope: Vec::new(),
+            window: None,
             max_positions: self.max_positions,
             declared_positions: self.max_positions,
             initializer_range: 0.02,

@@ -28,7 +28,8 @@ pub fn tiny_config(family: &str, reward: bool) -> ModelConfig {
     let more = match family {
         "seed_oss" => json!({"attention_out_bias": true}),
         "smollm3" => json!({"no_rope_layers": [1, 0]}),
-        "mistral" | "ministral" => json!({"sliding_window": null}),
+        "mistral" => json!({"sliding_window": null}),
+        "ministral" => json!({"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}),
         _ => json!({}),
     };
     value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

@@ -10,10 +10,23 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// Cases of language models. The first two have a reference, a DPO loss, gradients and AdamW steps.
-pub const LANGUAGE_CASES: [&str; 9] =
-    ["llama", "qwen2", "llama-bf16-sharded", "mistral", "ministral", "seed_oss", "smollm3", "phi3", "qwen3"];
+pub const LANGUAGE_CASES: [&str; 13] = [
+    "llama",
+    "qwen2",
+    "llama-bf16-sharded",
+    "mistral",
+    "ministral",
+    "seed_oss",
+    "smollm3",
+    "phi3",
+    "qwen3",
+    "mistral-window",
+    "qwen2-window",
+    "phi3-window",
+    "qwen3-window",
+];
 /// Cases of reward models.
-pub const REWARD_CASES: [&str; 7] = [
+pub const REWARD_CASES: [&str; 9] = [
     "llama-reward",
     "qwen2-reward",
     "mistral-reward",
@@ -21,6 +34,8 @@ pub const REWARD_CASES: [&str; 7] = [
     "smollm3-reward",
     "phi3-reward",
     "qwen3-reward",
+    "mistral-window-reward",
+    "qwen2-window-reward",
 ];
 
 /// Adapters of PEFT with three AdamW steps.

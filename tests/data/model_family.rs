@@ -123,57 +123,79 @@ fn biases_follow_their_keys() {
     refused("seed_oss", json!({"mlp_bias": true}), &["mlp_bias", "not supported"]);
 }
 
+/// Length and layers of the window.
+#[track_caller]
+fn window(family: &str, changes: Value) -> Option<(usize, Vec<usize>)> {
+    let config = accepted(family, changes);
+    let window = config.window.as_ref().map(|window| (window.length, window.layers.clone()));
+    for i in 0..config.layers {
+        assert_eq!(
+            config.window(i),
+            window.as_ref().filter(|(_, layers)| layers.contains(&i)).map(|(length, _)| *length)
+        );
+    }
+    let again = ModelConfig::from_json(config.to_json(StoredDtype::F32), Path::new("config.json")).unwrap();
+    assert_eq!(again.window, config.window);
+    window
+}
+
 #[test]
-fn a_window_is_accepted_if_no_sequence_is_longer() {
+fn windows_belong_to_the_layers_that_transformers_gives_them() {
+    let types = |layers: [usize; 4]| layers.map(|sliding| ["full_attention", "sliding_attention"][sliding]);
     for family in ["mistral", "ministral", "phi3"] {
-        for window in [json!(null), json!(128), json!(4096)] {
-            accepted(family, json!({"sliding_window": window}));
+        assert_eq!(window(family, json!({"sliding_window": 127})), Some((127, vec![0, 1, 2, 3])), "{family}");
+        assert_eq!(window(family, json!({"sliding_window": 1})), Some((1, vec![0, 1, 2, 3])), "{family}");
+        // Full attention: no sequence is longer than the window.
+        for none in [json!(null), json!(128), json!(4096)] {
+            assert_eq!(window(family, json!({"sliding_window": none})), None, "{family}");
         }
-        let parts = ["\"sliding_window\" is 127", "128 tokens", "\"max_position_embeddings\" to 127"];
-        refused(family, json!({"sliding_window": 127}), &parts);
         refused(family, json!({"sliding_window": 0}), &["sliding_window", "from 1 to"]);
-        accepted(family, json!({"sliding_window": 127, "max_position_embeddings": 127}));
     }
     // Without the key, transformers assumes a window of 4096 in Mistral, and none in Phi-3.
+    let long = json!({"sliding_window": "<absent>", "max_position_embeddings": 4097});
     for family in ["mistral", "ministral"] {
-        accepted(family, json!({"sliding_window": "<absent>"}));
-        let long = json!({"sliding_window": "<absent>", "max_position_embeddings": 4097});
-        refused(family, long, &["\"sliding_window\" is 4096", "\"max_position_embeddings\" to 4096"]);
+        assert_eq!(window(family, json!({"sliding_window": "<absent>"})), None);
+        assert_eq!(window(family, long.clone()), Some((4096, vec![0, 1, 2, 3])));
     }
-    accepted("phi3", json!({"sliding_window": "<absent>", "max_position_embeddings": 4097}));
-    // Ministral names its layers; Mistral's transformers class does not read the key.
-    let full = json!({"sliding_window": 16, "layer_types": ["full_attention", "full_attention", "full_attention",
-        "full_attention"]});
-    accepted("ministral", full.clone());
-    let sliding = json!({"sliding_window": "<absent>", "layer_types": ["full_attention", "sliding_attention",
-        "full_attention", "full_attention"]});
-    accepted("ministral", sliding);
-    refused("mistral", full, &["\"sliding_window\" is 16", "all layers"]);
+    assert_eq!(window("phi3", long), None);
+    // Ministral names its layers; the classes of Mistral and Phi-3 do not read the key.
+    let named = |length: Value, layers| json!({"sliding_window": length, "layer_types": types(layers)});
+    assert_eq!(window("ministral", named(json!(16), [0, 0, 0, 0])), None);
+    assert_eq!(window("ministral", named(json!(16), [0, 1, 0, 1])), Some((16, vec![1, 3])));
+    assert_eq!(window("ministral", named(json!("<absent>"), [0, 1, 0, 0])), None);
+    for family in ["mistral", "phi3"] {
+        assert_eq!(window(family, named(json!(16), [0, 0, 0, 0])), Some((16, vec![0, 1, 2, 3])));
+    }
     for family in ["qwen2", "qwen3"] {
-        accepted(family, json!({"sliding_window": 16, "max_window_layers": 0}));
-        let used = json!({"sliding_window": 16, "max_window_layers": 3, "use_sliding_window": true});
-        refused(family, used, &["layers from 3 on", "\"sliding_window\" is 16"]);
+        let used = |more: Value| {
+            let mut keys = json!({"sliding_window": 16, "use_sliding_window": true});
+            keys.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            keys
+        };
+        assert_eq!(window(family, json!({"sliding_window": 16, "max_window_layers": 0})), None);
+        assert_eq!(window(family, used(json!({"max_window_layers": 3}))), Some((16, vec![3])));
+        assert_eq!(window(family, used(json!({"max_window_layers": 4}))), None);
+        assert_eq!(window(family, used(json!({}))), None);
+        assert_eq!(window(family, used(json!({"sliding_window": null, "max_window_layers": 0}))), None);
+        // The list takes precedence over the first layer.
+        let listed = json!({"layer_types": types([1, 0, 1, 0]), "max_window_layers": 3});
+        assert_eq!(window(family, used(listed)), Some((16, vec![0, 2])));
+        let unused = json!({"layer_types": types([1, 0, 1, 0]), "sliding_window": 16});
+        refused(family, unused, &["layer_types", "\"use_sliding_window\" is not true"]);
     }
     let used = json!({"sliding_window": 16, "use_sliding_window": true});
-    refused("smollm3", used, &["layers without RoPE", "\"sliding_window\" is 16"]);
-    accepted("smollm3", json!({"sliding_window": 16, "use_sliding_window": true, "no_rope_layers": [1, 1, 1, 1]}));
-    // What follows from the length is named, and with it the scaling stays the same.
-    let factors = json!([1.0, 1.1, 1.2, 1.3]);
-    let long = |more: Value, window: Value, positions: usize| {
-        let mut scaling = json!({"type": "longrope", "short_factor": factors, "long_factor": factors});
-        scaling.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        json!({"rope_scaling": scaling, "original_max_position_embeddings": 64, "sliding_window": window,
-               "max_position_embeddings": positions})
-    };
-    let kept = accepted("phi3", long(json!({}), json!(null), 128)).rope.attention_factor();
-    let advice = format!("Write \"attention_factor\": {kept} into the RoPE scaling");
-    refused("phi3", long(json!({}), json!(100), 128), &[&advice]);
-    let followed = accepted("phi3", long(json!({"attention_factor": kept}), json!(100), 100));
-    assert_eq!(followed.rope.attention_factor(), kept);
+    assert_eq!(window("smollm3", used), Some((16, vec![3])));
+    let used = json!({"sliding_window": 16, "use_sliding_window": true, "no_rope_layers": [1, 1, 1, 1]});
+    assert_eq!(window("smollm3", used), None);
+    assert_eq!(window("smollm3", named(json!(16), [1, 0, 0, 0])), Some((16, vec![0])));
+    for family in ["llama", "smollm3", "ministral"] {
+        refused(family, named(json!(null), [1, 0, 0, 0]), &["layer_types", "\"sliding_window\" is missing"]);
+    }
+    refused("llama", named(json!(16), [1, 0, 0, 0]), &["layer_types", "Llama models have no windows"]);
     // A key without effect may hold anything.
     for family in ["llama", "qwen2", "smollm3"] {
-        accepted(family, json!({"sliding_window": 16}));
-        accepted(family, json!({"sliding_window": 0, "use_sliding_window": false}));
+        assert_eq!(window(family, json!({"sliding_window": 16})), None);
+        assert_eq!(window(family, json!({"sliding_window": 0, "use_sliding_window": false})), None);
     }
 }
 

@@ -111,6 +111,23 @@ FAMILIES = [
         {"original_max_position_embeddings": 128},
     ),
     ("qwen3", Qwen3Config, 110, {"head_dim": 16, "tie_word_embeddings": True}, {"head_dim": 8, "attention_bias": True}),
+    # Sliding windows shorter than the sequences.
+    ("mistral-window", MistralConfig, 120, {"head_dim": 8, "sliding_window": 7}, {"sliding_window": 5}),
+    (
+        "qwen2-window",
+        Qwen2Config,
+        130,
+        {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1, "tie_word_embeddings": True},
+        {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    ("phi3-window", Phi3Config, 140, {"sliding_window": 9, "tie_word_embeddings": False}, None),
+    (
+        "qwen3-window",
+        Qwen3Config,
+        150,
+        {"head_dim": 8, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0},
+        None,
+    ),
 ]
 
 

@@ -297,6 +297,7 @@ fn attention<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
         pairs: 0,
         longest_path: 0,
         scale: 1.0,
+        window: None,
     };
     // All segments are empty: offsets of 0 are a valid tree.
     let tree = |l: &Lengths| Tree {
@@ -331,6 +332,7 @@ fn attention<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
                 keys: 0,
                 longest_path: 0,
                 scale: 0.5,
+                window: None,
             },
             qkv: View::first(a, l.of("qkv", 0)),
             paths: Paths {

@@ -103,10 +103,10 @@ fn cached_attention_gives_the_bits_of_whole_sequences() {
     }
     let backend = Cpu::new();
     let on = On::new(&backend, Precision::F32);
-    for (heads, kv_heads, head_dim) in [(2, 2, 16), (6, 2, 64), (7, 1, 20)] {
+    for (heads, kv_heads, head_dim, window) in [(2, 2, 16, 900), (6, 2, 64, 900), (7, 1, 20, 900), (6, 2, 16, 90)] {
         let total = 700;
         let whole = HostTree::new().tree(&[(total, None)]);
-        let d = whole.dims(heads, kv_heads, head_dim);
+        let d = whole.windowed((heads, kv_heads, head_dim), window);
         let (width, out, stored) = (d.fused_heads() * head_dim, heads * head_dim, 2 * kv_heads * head_dim);
         let qkv = normal("qkv", total * width, 1.0);
         let expected = &runs::attention_fwd(&on, d, &whole, &qkv)[0].1;
@@ -122,8 +122,9 @@ fn cached_attention_gives_the_bits_of_whole_sequences() {
             let paths = HostPaths::new(total + 5).sequence(&[total..total + 5], 2).sequence(&spans, new);
             let own = &qkv[(end - new) * width..end * width];
             let both = [&normal("other", 2 * width, 1.0)[..], own].concat();
-            let got = runs::attention_cached_fwd(&on, paths.dims(heads, kv_heads, head_dim), &paths, &both, &cache);
-            let label = format!("{heads}/{kv_heads} x {head_dim}, {new} tokens up to {end}");
+            let d = paths.windowed((heads, kv_heads, head_dim), window);
+            let got = runs::attention_cached_fwd(&on, d, &paths, &both, &cache);
+            let label = format!("{heads}/{kv_heads} x {head_dim}, {new} tokens up to {end}, window {window}");
             bits(&label, &got[0].1[2 * out..], &expected[(end - new) * out..end * out]);
         }
     }
@@ -253,10 +254,11 @@ fn norm_and_glu_rows_do_not_depend_on_other_rows() {
 fn attention_path_is_bitwise_equal_however_it_is_split_into_segments() {
     let backend = Cpu::new();
     let on = On::new(&backend, Precision::F32);
-    for (heads, kv_heads, head_dim) in [(2, 2, 16), (4, 1, 64), (7, 1, 20), (1, 1, 4)] {
+    let cases = [(2, 2, 16, 900), (4, 1, 64, 900), (7, 1, 20, 900), (1, 1, 4, 900), (4, 2, 16, 25), (2, 1, 4, 130)];
+    for (heads, kv_heads, head_dim, window) in cases {
         for total in [3, 40, 190, 700] {
             let whole = HostTree::new().tree(&[(total, None)]);
-            let d = whole.dims(heads, kv_heads, head_dim);
+            let d = whole.windowed((heads, kv_heads, head_dim), window);
             let qkv = normal("qkv", total * d.fused_heads() * head_dim, 1.0);
             let expected = runs::attention_fwd(&on, d, &whole, &qkv);
             let do_ = normal("do", total * heads * head_dim, 1.0);
@@ -268,9 +270,12 @@ fn attention_path_is_bitwise_equal_however_it_is_split_into_segments() {
             for (a, b) in [(1, 1), (total / 3, total / 3), (total - 2, 1)] {
                 // Three consecutive segments form the same path.
                 let cut = HostTree::new().tree(&[(a, None), (b, Some(0)), (total - a - b, Some(1))]);
-                let d = cut.dims(heads, kv_heads, head_dim);
+                let d = cut.windowed((heads, kv_heads, head_dim), window);
                 let got = runs::attention_fwd(&on, d, &cut, &qkv);
-                let label = format!("{heads}/{kv_heads} x {head_dim}, {total} tokens cut at {a} and {}", a + b);
+                let label = format!(
+                    "{heads}/{kv_heads} x {head_dim}, window {window}, {total} tokens cut at {a} and {}",
+                    a + b
+                );
                 for k in 0..2 {
                     bits(&format!("{} of {label}", got[k].0), &got[k].1, &expected[k].1);
                 }
