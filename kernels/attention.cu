@@ -148,27 +148,37 @@ DEVICE void attention_fwd(const FusedQkv<T>& fused, const Segments& segments, co
         WarpTile<HEAD> out;
         out.clear();
         OnlineSoftmax softmax{{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
-        int warp_first = position + Scores::warp_row();
-        bool idle = Scores::warp_row() >= rows;
+        // A warp without rows sees no keys: it stands far before all of them.
+        int warp_first = Scores::warp_row() < rows ? position + Scores::warp_row() : -(1 << 30);
         for_each_key_tile<typename F::Keys, F::STAGES, THREADS>(
             shared + F::Queries::BYTES, index, fused, fused.kv_head_of(head), segments, segment,
             window.first_key(position), position + rows,
             [&](int begin, unsigned char* keys, unsigned char* values) {
+                // Distance from the first key to the warp's first row.
+                int ahead = warp_first - begin;
                 // No row of the warp sees any of these keys.
-                if (idle || begin > warp_first + 15 || window.passed(warp_first - (begin + KEYS - 1))) {
+                if (ahead < -15 || window.passed(ahead - (KEYS - 1))) {
                     return;
                 }
                 Scores scores;
                 scores.template multiply_transposed<T, typename F::Queries, typename F::Keys>(shared, keys);
-                bool unmasked = begin + KEYS - 1 <= warp_first && !window.passed(warp_first + 15 - begin);
 #pragma unroll
                 for (int j = 0; j < Scores::FRAGMENTS_N; ++j) {
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
-                        bool seen = unmasked || window.sees(position + Scores::row_of(0, e / 2) -
-                                                            (begin + Scores::column_of(j, e % 2)));
-                        float& x = scores.acc[0][j].value[e];
-                        x = seen ? x * (scale * LOG2_E) : -INFINITY;
+                        scores.acc[0][j].value[e] *= scale * LOG2_E;
+                    }
+                }
+                // Some row does not see some key.
+                if (ahead < KEYS - 1 || window.passed(ahead + 15)) {
+#pragma unroll
+                    for (int j = 0; j < Scores::FRAGMENTS_N; ++j) {
+#pragma unroll
+                        for (int e = 0; e < 4; ++e) {
+                            int distance = ahead + Scores::row_in_warp(e / 2) - Scores::column_of(j, e % 2);
+                            float& x = scores.acc[0][j].value[e];
+                            x = window.sees(distance) ? x : -INFINITY;
+                        }
                     }
                 }
                 float rescale[2];
@@ -182,9 +192,12 @@ DEVICE void attention_fwd(const FusedQkv<T>& fused, const Segments& segments, co
                 }
                 out.template accumulate_product<T, typename F::Keys, KEYS>(scores, values, 0);
             });
-        if (idle) {
+        if (warp_first < 0) {
             continue;
         }
+        // Read again: registers are short in the loop.
+        first = work.first_row(tile);
+        rows = min_of(ROWS, segments.starts[segment + 1] - first);
         float inverse[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {

@@ -159,9 +159,13 @@ struct WarpTile {
     DEVICE static int warp_column() {
         return 0;
     }
-    /// Row in the block tile of elements 0 and 1 (half 0) or 2 and 3 (half 1).
+    /// Row in the warp's rows of elements 0 and 1 (half 0) or 2 and 3 (half 1).
+    DEVICE static int row_in_warp(int half) {
+        return lane_index() / 4 + half * 8;
+    }
+    /// The same row in the block tile.
     DEVICE static int row_of(int, int half) {
-        return warp_row() + lane_index() / 4 + half * 8;
+        return warp_row() + row_in_warp(half);
     }
     /// Column of element 0 or 1 of fragment j.
     DEVICE static int column_of(int j, int element) {

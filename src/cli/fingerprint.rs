@@ -128,7 +128,7 @@ fn short(hash: &blake3::Hasher) -> String {
 /// Sizes and constants that the forward pass depends on, as text.
 fn config_line(c: &ModelConfig) -> String {
     format!(
-        "{}, {} layers of width {} and {}, {} heads of {} ({} for keys), vocabulary {}{}, norm eps {}, {:?}{}{}, at \
+        "{}, {} layers of width {} and {}, {} heads of {} ({} for keys), vocabulary {}{}, norm eps {}, {:?}{}{}{}, at \
          most {} positions",
         c.architecture(),
         c.layers,
@@ -145,6 +145,9 @@ fn config_line(c: &ModelConfig) -> String {
             [] => String::new(),
             layers => format!(" except in layers {layers:?}"),
         },
+        c.local_rope
+            .as_ref()
+            .map_or(String::new(), |local| format!(" and {:?} in layers {:?}", local.rope, local.layers)),
         c.window.as_ref().map_or(String::new(), |w| format!(", window {} in layers {:?}", w.length, w.layers)),
         c.max_positions
     )

@@ -25,6 +25,7 @@ use super::config_support::{no_config, read_bias, read_dtype, read_family, refus
 use super::family::Family;
 use super::reward_heads::{RewardNorm, has_value_head, read_head};
 use super::rope::{self, RopeConfig};
+use super::rope_layers::LocalRope;
 use super::window::{SlidingWindow, layers_without_rope, read_window};
 use crate::files::input::is_named;
 use crate::{Error, Result};
@@ -117,6 +118,8 @@ pub struct ModelConfig {
     pub layers_without_rope: Vec<usize>,
     /// Sliding window of some layers, if it can cut a sequence.
     pub window: Option<SlidingWindow>,
+    /// Other RoPE settings of some layers.
+    pub local_rope: Option<LocalRope>,
     /// Maximum length of a sequence: `declared_positions`, or less if RoPE beyond depends on
     /// the other sequences of a batch (longrope).
     pub max_positions: usize,
@@ -235,9 +238,14 @@ impl ModelConfig {
         let layers_without_rope = layers_without_rope(keys, family, layers)?;
         let declared_positions = rope::read_positions(keys, family.positions)?;
         let mut notes: Vec<String> = found_head.note.into_iter().collect();
-        let rope = RopeConfig::read(keys, family.rope, (declared_positions, head_dim), &mut notes)?;
-        let max_positions = rope.longest(declared_positions, &mut notes);
+        let (rope, local) = RopeConfig::of_layers(keys, family.rope, (declared_positions, head_dim), &mut notes)?;
+        let of_all = rope.longest(declared_positions, &mut notes);
+        let max_positions =
+            local.as_ref().map_or(of_all, |rope| of_all.min(rope.longest(declared_positions, &mut notes)));
         let window = read_window(keys, family, (layers, max_positions), &layers_without_rope)?;
+        let sliding = window.as_ref().map_or(&[][..], |window| &window.layers);
+        let local_rope = LocalRope::of(local, &rope, sliding);
+        let window = window.and_then(|window| window.that_cuts(max_positions));
 
         let pad = keys.token_id("pad_token_id", vocab)?;
         if head == Head::Reward && pad.is_none() {
@@ -270,6 +278,7 @@ impl ModelConfig {
             rope,
             layers_without_rope,
             window,
+            local_rope,
             max_positions,
             declared_positions,
             initializer_range: keys.number_or(
@@ -354,7 +363,11 @@ impl ModelConfig {
         let rows =
             query.checked_mul(2)?.checked_add(kv.checked_mul(2)?)?.checked_add(product(3, self.intermediate)?)?;
         let bias = if self.qkv_bias { query.checked_add(kv.checked_mul(2)?)? } else { 0 };
-        let norms = if self.family.qk_norm { 2 * self.head_dim } else { 0 };
+        let norms = match (self.family.qk_norm, self.family.whole_norm) {
+            (false, _) => 0,
+            (true, false) => 2 * self.head_dim,
+            (true, true) => query.checked_add(kv)?,
+        };
         let wide = product(if self.output_bias { 3 } else { 2 }, self.hidden)?;
         let layer = product(rows, self.hidden)?.checked_add(bias)?.checked_add(wide)?.checked_add(norms)?;
         let table = product(self.vocab, self.hidden)?;

@@ -52,6 +52,7 @@ impl ModelConfig {
             }
         }
         self.rope.write(self.family.rope, &mut map);
+        self.write_layer_types(&mut map);
         map
     }
 

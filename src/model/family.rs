@@ -2,8 +2,8 @@
 //! tensors and its forward differ from the others. Reader, writer and decoder ask the row and never
 //! the name.
 //!
-//! All families share the pre-norm decoder of `decoder.rs`: RMSNorm, rotary positions, grouped-query
-//! attention, SwiGLU, residual streams without scaling. A second table says what other well-known
+//! All families share the decoder of `decoder.rs`: RMSNorm, rotary positions, grouped-query attention,
+//! SwiGLU, residual streams without scaling. A second table says what other well-known
 //! families would need.
 
 use super::config::ModelConfig;
@@ -35,6 +35,11 @@ pub struct Family {
     /// RMSNorm of every query head and every key head before RoPE, with one weight of head_dim for
     /// all query heads and one for all key heads.
     pub(super) qk_norm: bool,
+    /// As [`Family::qk_norm`], but of all query heads and of all key heads together, with a weight for
+    /// each element.
+    pub(super) whole_norm: bool,
+    /// RMSNorm of the outputs of attention and MLP, behind their last projections, instead of their inputs.
+    pub(super) norms_behind: bool,
     pub(super) window: Window,
     pub(super) rope: RopeRule,
     /// Query, key and value projections are one tensor in the files, and so are gate and up.
@@ -63,6 +68,9 @@ pub(super) enum Window {
     LastLayers,
     /// Layers without RoPE, if `use_sliding_window` is set.
     LayersWithoutRope,
+    /// All layers except every n-th, unless `layer_types` says otherwise; with the default of
+    /// `sliding_window` and n.
+    Except(usize, usize),
 }
 
 /// Rotary positions of a family.
@@ -76,7 +84,11 @@ pub(super) struct RopeRule {
     pub original: Option<usize>,
     /// Whether `no_rope_layers` and `no_rope_layer_interval` name layers without RoPE.
     pub skips_layers: bool,
+    /// Layers with a sliding window have settings of their own (`rope_layers.rs`).
+    pub by_layer_type: bool,
 }
+
+const ROPE: RopeRule = RopeRule { theta: 10_000.0, original: None, skips_layers: false, by_layer_type: false };
 
 /// Common values of the rows.
 const COMMON: Family = Family {
@@ -91,8 +103,10 @@ const COMMON: Family = Family {
     qkv_bias: Bias::Key("attention_bias", false),
     output_bias: Bias::Key("attention_bias", false),
     qk_norm: false,
+    whole_norm: false,
+    norms_behind: false,
     window: Window::None,
-    rope: RopeRule { theta: 10_000.0, original: None, skips_layers: false },
+    rope: ROPE,
     fused: false,
 };
 
@@ -112,8 +126,20 @@ pub(super) static QWEN2: Family = Family {
     ..COMMON
 };
 
+/// OLMo-2; OLMo-3 adds windows.
+const OLMO2: Family = Family {
+    model_type: "olmo2",
+    class: "Olmo2",
+    whole_heads: false,
+    eps: 1e-5,
+    qk_norm: true,
+    whole_norm: true,
+    norms_behind: true,
+    ..COMMON
+};
+
 /// Every supported family.
-pub static FAMILIES: [&Family; 8] = [
+pub static FAMILIES: [&Family; 10] = [
     &LLAMA,
     &QWEN2,
     &Family {
@@ -168,7 +194,7 @@ pub static FAMILIES: [&Family; 8] = [
         whole_heads: false,
         tied: true,
         window: Window::LayersWithoutRope,
-        rope: RopeRule { theta: 2_000_000.0, original: None, skips_layers: true },
+        rope: RopeRule { theta: 2_000_000.0, skips_layers: true, ..ROPE },
         ..COMMON
     },
     &Family {
@@ -180,9 +206,17 @@ pub static FAMILIES: [&Family; 8] = [
         qkv_bias: Bias::Never,
         output_bias: Bias::Never,
         window: Window::All(None),
-        rope: RopeRule { theta: 10_000.0, original: Some(4096), skips_layers: false },
+        rope: RopeRule { original: Some(4096), ..ROPE },
         fused: true,
         ..COMMON
+    },
+    &OLMO2,
+    &Family {
+        model_type: "olmo3",
+        class: "Olmo3",
+        window: Window::Except(4096, 4),
+        rope: RopeRule { theta: 500_000.0, by_layer_type: true, ..ROPE },
+        ..OLMO2
     },
 ];
 
@@ -263,7 +297,6 @@ const MISSING: &[(&[&str], &str)] = &[
     (&["granite"], "multipliers on embeddings, residuals, attention scores and logits"),
     (&["cohere", "cohere2"], "LayerNorm, attention and MLP in parallel, interleaved RoPE and scaled logits"),
     (&["olmo"], "LayerNorm without weights"),
-    (&["olmo2", "olmo3"], "norms after attention and MLP, and norms across all query and key heads"),
     (&["glm", "glm4"], "interleaved RoPE on a part of each head"),
     (&["ernie4_5", "helium"], "interleaved RoPE"),
     (&["stablelm", "persimmon", "nemotron"], "LayerNorm and RoPE on a part of each head"),

@@ -36,20 +36,24 @@ impl Slot {
 /// Ranges of a layer's tensor groups.
 #[derive(Clone, Debug, Default)]
 pub struct LayerRanges {
-    /// (hidden)
+    /// (hidden); empty if the norms are behind the blocks
     pub input_norm: Range<usize>,
     /// ((heads + 2 kv_heads) head_dim, hidden)
     pub qkv: Range<usize>,
     /// ((heads + 2 kv_heads) head_dim)
     pub qkv_bias: Option<Range<usize>>,
-    /// (2, head_dim): norm weights of the queries, then of the keys
+    /// Norm weights of the queries, then of the keys
     pub qk_norm: Option<Range<usize>>,
     /// (hidden, heads head_dim)
     pub output: Range<usize>,
     /// (hidden)
     pub output_bias: Option<Range<usize>>,
-    /// (hidden)
+    /// (hidden); empty if the norms are behind the blocks
     pub post_norm: Range<usize>,
+    /// (hidden), norm behind attention
+    pub attention_norm: Option<Range<usize>>,
+    /// (hidden), norm behind the MLP
+    pub mlp_norm: Option<Range<usize>>,
     /// (2 intermediate, hidden)
     pub gate_up: Range<usize>,
     /// (hidden, intermediate)
@@ -179,6 +183,8 @@ impl Layout {
             (Role::Down, Some(layer)) => layer.down = range,
             (Role::InputNorm, Some(layer)) => layer.input_norm = range,
             (Role::PostAttentionNorm, Some(layer)) => layer.post_norm = range,
+            (Role::AttentionOutputNorm, Some(layer)) => layer.attention_norm = Some(range),
+            (Role::MlpOutputNorm, Some(layer)) => layer.mlp_norm = Some(range),
             (Role::OutputBias, Some(layer)) => layer.output_bias = Some(range),
             (Role::QueryBias, Some(layer)) => layer.qkv_bias = Some(range),
             (Role::QueryNorm, Some(layer)) => layer.qk_norm = Some(range),

@@ -222,6 +222,7 @@ impl Preset {
             rope: RopeConfig { theta: self.theta, scaling },
             layers_without_rope: Vec::new(),
             window: None,
+            local_rope: None,
             max_positions: self.max_positions,
             declared_positions: self.max_positions,
             initializer_range: 0.02,

@@ -272,7 +272,7 @@ impl RopeScaling {
     }
 
     /// Returns the settings under the key names that both transformers versions share.
-    fn to_json(&self) -> Map<String, Value> {
+    pub(super) fn to_json(&self) -> Map<String, Value> {
         let value = match self {
             RopeScaling::Default => json!({"rope_type": "default"}),
             RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),

@@ -106,7 +106,13 @@ pub fn random<B: Backend>(backend: &B, config: ModelConfig, seed: u64) -> Result
     for slot in &model.layout.slots {
         let deviation = match slot.spec.role {
             Role::QueryBias | Role::KeyBias | Role::ValueBias | Role::OutputBias => continue,
-            Role::InputNorm | Role::QueryNorm | Role::KeyNorm | Role::PostAttentionNorm | Role::FinalNorm => {
+            Role::InputNorm
+            | Role::QueryNorm
+            | Role::KeyNorm
+            | Role::PostAttentionNorm
+            | Role::AttentionOutputNorm
+            | Role::MlpOutputNorm
+            | Role::FinalNorm => {
                 let ones = vec![1.0; slot.spec.elements()];
                 backend.write_act(ViewMut::new(&mut model.weights, slot.start, ones.len()), &ones)?;
                 continue;

@@ -5,7 +5,7 @@
 //! head. Query, key and value are adjacent, as are gate and up, so each group is one matrix of
 //! stacked rows for a GEMM; families that store such a group as one tensor have the same arena.
 //! Tensors without decay follow: per layer input norm, q, k, v biases, q and k norms, output bias,
-//! post-attention norm, then the final norm.
+//! post-attention norm or the norms of both outputs, then the final norm.
 
 use super::config::{Head, ModelConfig};
 
@@ -46,12 +46,16 @@ pub enum Role {
     ValueBias,
     /// `(hidden)`
     OutputBias,
-    /// `(head_dim)`, for all query heads
+    /// `(head_dim)`, for all query heads, or `(heads * head_dim)`
     QueryNorm,
-    /// `(head_dim)`, for all key heads
+    /// `(head_dim)`, for all key heads, or `(kv_heads * head_dim)`
     KeyNorm,
-    /// `(hidden)`
+    /// `(hidden)`, of the MLP's input
     PostAttentionNorm,
+    /// `(hidden)`, of attention's output
+    AttentionOutputNorm,
+    /// `(hidden)`, of the MLP's output
+    MlpOutputNorm,
     /// `(hidden)`
     FinalNorm,
 }
@@ -81,6 +85,8 @@ impl Role {
             | Role::QueryNorm
             | Role::KeyNorm
             | Role::PostAttentionNorm
+            | Role::AttentionOutputNorm
+            | Role::MlpOutputNorm
             | Role::FinalNorm => false,
         }
     }
@@ -145,20 +151,28 @@ impl ModelConfig {
             tensors.push(TensorSpec { name, shape: vec![width], role, layer: Some(layer) });
         };
         for layer in 0..self.layers {
-            add(layer, "input_layernorm.weight", hidden, Role::InputNorm);
+            if !self.family.norms_behind {
+                add(layer, "input_layernorm.weight", hidden, Role::InputNorm);
+            }
             if self.qkv_bias {
                 add(layer, "self_attn.q_proj.bias", query, Role::QueryBias);
                 add(layer, "self_attn.k_proj.bias", kv, Role::KeyBias);
                 add(layer, "self_attn.v_proj.bias", kv, Role::ValueBias);
             }
             if self.family.qk_norm {
-                add(layer, "self_attn.q_norm.weight", self.head_dim, Role::QueryNorm);
-                add(layer, "self_attn.k_norm.weight", self.head_dim, Role::KeyNorm);
+                let [queries, keys] = if self.family.whole_norm { [query, kv] } else { [self.head_dim; 2] };
+                add(layer, "self_attn.q_norm.weight", queries, Role::QueryNorm);
+                add(layer, "self_attn.k_norm.weight", keys, Role::KeyNorm);
             }
             if self.output_bias {
                 add(layer, "self_attn.o_proj.bias", hidden, Role::OutputBias);
             }
-            add(layer, "post_attention_layernorm.weight", hidden, Role::PostAttentionNorm);
+            if self.family.norms_behind {
+                add(layer, "post_attention_layernorm.weight", hidden, Role::AttentionOutputNorm);
+                add(layer, "post_feedforward_layernorm.weight", hidden, Role::MlpOutputNorm);
+            } else {
+                add(layer, "post_attention_layernorm.weight", hidden, Role::PostAttentionNorm);
+            }
         }
         tensors.push(global("model.norm.weight", vec![hidden], Role::FinalNorm));
         tensors

@@ -50,9 +50,15 @@ impl ModelConfig {
     }
 }
 
-/// The sliding window of a model of sequences up to `longest` tokens; `None` if no layer has one that
-/// could cut a sequence. A window of w positions holds the position itself, so sequences of up to w tokens
-/// have full attention.
+impl SlidingWindow {
+    /// The window of a model of sequences up to `longest` tokens; `None` if it cuts no sequence. A window of
+    /// w positions holds the position itself, so sequences of up to w tokens have full attention.
+    pub(super) fn that_cuts(self, longest: usize) -> Option<Self> {
+        Some(self).filter(|window| window.length < longest && !window.layers.is_empty())
+    }
+}
+
+/// The sliding window of a model of sequences up to `longest` tokens, whether it cuts one or not.
 pub(super) fn read_window(
     keys: Keys,
     family: &Family,
@@ -81,6 +87,11 @@ pub(super) fn read_window(
             (named, required(keys, read(Some(4096))?)?)
         }
         (Window::LayerTypes(default), Some(named)) => (named, required(keys, read(default)?)?),
+        (Window::Except(default, _), Some(named)) => (named, required(keys, read(Some(default))?)?),
+        (Window::Except(default, nth), None) => {
+            let sliding = (0..layers).filter(|i| !(i + 1).is_multiple_of(nth)).collect();
+            (sliding, required(keys, read(Some(default))?)?)
+        }
         (Window::LayersWithoutRope, Some(named)) => (named, required(keys, read(None)?)?),
         (Window::None, Some(named)) => {
             let length = required(keys, read(None)?)?;
@@ -102,18 +113,17 @@ pub(super) fn read_window(
         (Window::LayersWithoutRope, None) if used()? => (without_rope.to_vec(), read(None)?),
         (Window::LastLayers | Window::LayersWithoutRope, None) => return Ok(None),
     };
-    let cuts = |length: &usize| *length < longest && !chosen.is_empty();
-    Ok(length.filter(cuts).map(|length| SlidingWindow { length, layers: chosen.clone() }))
+    Ok(length.map(|length| SlidingWindow { length, layers: chosen }))
 }
 
-/// A length that `layer_types` needs.
+/// A length that layers of the type `sliding_attention` need.
 fn required(keys: Keys, length: Option<usize>) -> Result<Option<usize>> {
     match length {
         Some(_) => Ok(length),
         None => Err(Error::model(
             keys.path,
-            "\"layer_types\" names \"sliding_attention\", but \"sliding_window\" is missing; set it to the length of the \
-             window, or use \"full_attention\" in all layers",
+            "\"layer_types\" names \"sliding_attention\", or would by default, but \"sliding_window\" is missing; set it \
+             to the length of the window, or use \"full_attention\" in all layers",
         )),
     }
 }

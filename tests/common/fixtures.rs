@@ -30,6 +30,7 @@ pub fn tiny_config(family: &str, reward: bool) -> ModelConfig {
         "smollm3" => json!({"no_rope_layers": [1, 0]}),
         "mistral" => json!({"sliding_window": null}),
         "ministral" => json!({"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}),
+        "olmo3" => json!({"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}),
         _ => json!({}),
     };
     value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

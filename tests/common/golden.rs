@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// Cases of language models. The first two have a reference, a DPO loss, gradients and AdamW steps.
-pub const LANGUAGE_CASES: [&str; 13] = [
+pub const LANGUAGE_CASES: [&str; 15] = [
     "llama",
     "qwen2",
     "llama-bf16-sharded",
@@ -24,9 +24,11 @@ pub const LANGUAGE_CASES: [&str; 13] = [
     "qwen2-window",
     "phi3-window",
     "qwen3-window",
+    "olmo2",
+    "olmo3",
 ];
 /// Cases of reward models.
-pub const REWARD_CASES: [&str; 9] = [
+pub const REWARD_CASES: [&str; 11] = [
     "llama-reward",
     "qwen2-reward",
     "mistral-reward",
@@ -36,6 +38,8 @@ pub const REWARD_CASES: [&str; 9] = [
     "qwen3-reward",
     "mistral-window-reward",
     "qwen2-window-reward",
+    "olmo2-reward",
+    "olmo3-reward",
 ];
 
 /// Adapters of PEFT with three AdamW steps.

@@ -6,7 +6,7 @@ use mapl::backend::contract::*;
 use mapl::backend::{Backend, Write};
 
 pub use super::comparisons::{CURVES, LINKS, Preference, preference};
-pub use super::norms::{NormBwdInputs, norm_bwd, norm_fwd, qk_norm_bwd, qk_norm_fwd};
+pub use super::norms::{NormBwdInputs, norm_bwd, norm_fwd, norm_on_base, qk_norm_bwd, qk_norm_fwd};
 use super::paths::HostPaths;
 use super::trees::HostTree;
 use super::{On, Outputs, runs_of};

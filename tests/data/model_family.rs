@@ -22,7 +22,9 @@ fn keys(family: &str, changes: Value) -> Map<String, Value> {
         "intermediate_size": 56, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 8, "max_position_embeddings": 128, "sliding_window": null,
     });
-    changed(&base, &changes)
+    // OLMo-3 has layers with a window by default, which need its length.
+    let own = if family == "olmo3" { json!({"sliding_window": 4096}) } else { json!({}) };
+    changed(&Value::Object(changed(&base, &own)), &changes)
 }
 
 fn parse(family: &str, changes: Value) -> mapl::Result<ModelConfig> {
@@ -78,10 +80,13 @@ fn missing_keys_have_the_defaults_of_transformers() {
         ("seed_oss", 524_288),
         ("smollm3", 32_768),
         ("phi3", 4096),
+        ("olmo2", 2048),
+        ("olmo3", 2048),
     ] {
         assert_eq!(config(family, "max_position_embeddings").max_positions, positions, "{family}");
     }
-    for (family, width) in [("llama", 8), ("qwen2", 8), ("qwen3", 128), ("mistral", 8), ("seed_oss", 128), ("phi3", 8)]
+    for (family, width) in
+        [("llama", 8), ("qwen2", 8), ("qwen3", 128), ("mistral", 8), ("seed_oss", 128), ("phi3", 8), ("olmo2", 8)]
     {
         assert_eq!(config(family, "head_dim").head_dim, width, "{family}");
     }
@@ -89,13 +94,17 @@ fn missing_keys_have_the_defaults_of_transformers() {
     assert_eq!(accepted("seed_oss", json!({"head_dim": null})).head_dim, 8);
     for family in FAMILIES {
         let tied = family.model_type == "smollm3";
-        let eps = if family.model_type == "phi3" { 1e-5 } else { 1e-6 };
-        let theta = if tied { 2e6 } else { 1e4 };
+        let eps = if ["phi3", "olmo2", "olmo3"].contains(&family.model_type) { 1e-5 } else { 1e-6 };
+        let theta = match family.model_type {
+            "smollm3" => 2e6,
+            "olmo3" => 5e5,
+            _ => 1e4,
+        };
         let config = accepted(family.model_type, json!({}));
         assert_eq!((config.tied, config.rms_norm_eps, config.rope.theta), (tied, eps, theta), "{}", family.model_type);
         let heads = parse(family.model_type, json!({"num_key_value_heads": "<absent>"}));
         match family.model_type {
-            "llama" | "phi3" => assert_eq!(heads.unwrap().kv_heads, 4),
+            "llama" | "phi3" | "olmo2" | "olmo3" => assert_eq!(heads.unwrap().kv_heads, 4),
             _ => assert!(heads.unwrap_err().to_string().contains("\"num_key_value_heads\" is missing")),
         }
     }
@@ -197,6 +206,77 @@ fn windows_belong_to_the_layers_that_transformers_gives_them() {
         assert_eq!(window(family, json!({"sliding_window": 16})), None);
         assert_eq!(window(family, json!({"sliding_window": 0, "use_sliding_window": false})), None);
     }
+}
+
+/// OLMo: norms behind the blocks and over all heads of a kind.
+#[test]
+fn olmo_has_norms_of_outputs_and_of_all_heads() {
+    for family in ["olmo2", "olmo3"] {
+        let config = accepted(family, json!({"attention_bias": true}));
+        let of = |role: Role| -> Vec<(String, Vec<usize>)> {
+            let tensors = config.tensors().into_iter().filter(|t| t.role == role && t.layer == Some(1));
+            tensors.map(|t| (t.name, t.shape)).collect()
+        };
+        let norm = |name: &str, width| vec![(format!("model.layers.1.{name}.weight"), vec![width])];
+        assert_eq!(of(Role::AttentionOutputNorm), norm("post_attention_layernorm", 32));
+        assert_eq!(of(Role::MlpOutputNorm), norm("post_feedforward_layernorm", 32));
+        assert_eq!((of(Role::InputNorm), of(Role::PostAttentionNorm)), (vec![], vec![]));
+        assert_eq!(
+            (of(Role::QueryNorm), of(Role::KeyNorm)),
+            (norm("self_attn.q_norm", 32), norm("self_attn.k_norm", 16))
+        );
+        assert_eq!((of(Role::OutputBias).len(), of(Role::QueryBias).len()), (1, 1));
+        assert!(config.tensors().iter().any(|t| t.name == "model.norm.weight"));
+    }
+}
+
+/// OLMo-3: every fourth layer has full attention; layers with a window have RoPE settings of their own.
+#[test]
+fn rope_and_windows_by_layer_type() {
+    let short = |more: Value| {
+        let mut keys = json!({"sliding_window": 16});
+        keys.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        accepted("olmo3", keys)
+    };
+    let config = short(json!({}));
+    assert_eq!(config.window.as_ref().map(|w| (w.length, w.layers.clone())), Some((16, vec![0, 1, 2])));
+    assert_eq!((config.rope.theta, &config.local_rope), (5e5, &None));
+    assert_eq!(
+        window("olmo3", json!({"sliding_window": "<absent>", "max_position_embeddings": 4097})),
+        Some((4096, vec![0, 1, 2]))
+    );
+    let named = json!({"sliding_window": 16, "layer_types": ["full_attention", "sliding_attention", "full_attention",
+        "full_attention"]});
+    assert_eq!(window("olmo3", named), Some((16, vec![1])));
+    refused("olmo3", json!({"sliding_window": null}), &["\"sliding_window\" is missing", "by default"]);
+
+    // Settings of transformers 4 are those of full attention; the others have the default base.
+    let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32});
+    let old = short(json!({"rope_theta": 1e4, "rope_scaling": yarn}));
+    let local = old.local_rope.clone().unwrap();
+    assert_eq!((local.layers, local.rope.theta, local.rope.scaling), (vec![0, 1, 2], 5e5, RopeScaling::Default));
+    assert!(matches!(old.rope.scaling, RopeScaling::Yarn(_)) && old.rope.theta == 1e4);
+    assert!(old.notes.iter().any(|note| note.contains("rope_theta 500000")), "{:?}", old.notes);
+    assert_eq!((old.rope_of(3), old.rope_of(1)), (&old.rope, &old.local_rope.as_ref().unwrap().rope));
+    // RoPE goes by the type of a layer, whether its window cuts a sequence or not.
+    assert_eq!(short(json!({"sliding_window": 4096, "rope_theta": 1e4})).local_rope.unwrap().layers, [0, 1, 2]);
+
+    let both = |full: Value, sliding: Value| json!({"rope_parameters": {"full_attention": full, "sliding_attention": sliding}});
+    let new = short(both(
+        json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e4}),
+        json!({"rope_type": "default", "rope_theta": 5e5}),
+    ));
+    assert_eq!((&new.rope, &new.local_rope), (&old.rope, &old.local_rope));
+    for config in [&old, &new, &short(json!({}))] {
+        let saved = config.to_json(StoredDtype::F32);
+        let again = ModelConfig::from_json(saved.clone(), Path::new("config.json")).unwrap();
+        assert_eq!((&again.rope, &again.local_rope, &again.window), (&config.rope, &config.local_rope, &config.window));
+        assert_eq!(again.to_json(StoredDtype::F32), saved);
+    }
+    refused("olmo3", json!({"rope_parameters": {"rope_theta": 1e4}}), &["rope_parameters", "full_attention"]);
+    let wrong = both(json!({"rope_type": "default"}), json!({"rope_theta": -1}));
+    refused("olmo3", wrong, &["rope_theta", "-1"]);
+    refused("olmo2", both(json!({}), json!({})), &["per layer type"]);
 }
 
 #[test]

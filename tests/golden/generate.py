@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 FOLDER = Path(__file__).parent
 MODELS = ["llama", "qwen2", "mistral", "ministral", "seed_oss", "smollm3", "phi3", "qwen3"]
+MODELS += ["mistral-window", "qwen2-window", "phi3-window", "qwen3-window", "olmo2", "olmo3"]
 VOCAB, BOS, EOS, PAD = 160, 1, 2, 159
 NEW_TOKENS = 24
 # Length of the prompt and repetition penalty.

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models as tokenizer_models
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, MinistralConfig, MistralConfig, Phi3Config, PreTrainedTokenizerFast, Qwen2Config
-from transformers import Qwen3Config, SeedOssConfig, SmolLM3Config, Trainer
+from transformers import Olmo2Config, Olmo3Config, Qwen3Config, SeedOssConfig, SmolLM3Config, Trainer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 VOCAB, PAD, BOS, EOS = 160, 159, 1, 2
@@ -91,6 +91,11 @@ LONGROPE = {
     "long_factor": [1.0, 2.0, 4.0, 8.0],
 }
 
+BY_LAYER_TYPE = {
+    "full_attention": YARN,
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+}
+
 # Families that differ from Llama in the row of a table: a language model, without training, and a reward model.
 FAMILIES = [
     ("mistral", MistralConfig, 60, {"head_dim": 12, "sliding_window": None}, {"sliding_window": 128, "rope_parameters": YARN}),
@@ -127,6 +132,14 @@ FAMILIES = [
         150,
         {"head_dim": 8, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0},
         None,
+    ),
+    ("olmo2", Olmo2Config, 160, {"tie_word_embeddings": True}, {"attention_bias": True, "num_key_value_heads": 4}),
+    (
+        "olmo3",
+        Olmo3Config,
+        170,
+        {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"], "rope_parameters": BY_LAYER_TYPE},
+        {"sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"], "rope_parameters": BY_LAYER_TYPE},
     ),
 ]
 
@@ -349,7 +362,8 @@ def trl_reward_loss(model, pairs, folder):
 
 
 def inv_freq(model):
-    return floats(model.model.rotary_emb.inv_freq)
+    rotary = model.model.rotary_emb
+    return floats(rotary.inv_freq if hasattr(rotary, "inv_freq") else rotary.full_attention_inv_freq)
 
 
 def language_model_case(out, name, policy, reference, pairs, train):

@@ -52,10 +52,12 @@ fn bitwise_equal_for_any_number_of_threads() {
         write: Write::Add,
     };
     same_bits("norm_bwd", |on| runs::norm_bwd(on, d, &inputs));
-    let d = QkNormDims { tokens, heads: 2, kv_heads: 1, head_dim: 20, eps: 1e-6 };
-    let (inputs, w) = (&x[..tokens * 60], normal("head weight", 40, 1.0));
-    same_bits("qk_norm_fwd", |on| runs::qk_norm_fwd(on, d, &x, &w, true));
-    same_bits("qk_norm_bwd", |on| runs::qk_norm_bwd(on, d, [inputs, &w, &x, &w], Write::Add));
+    for whole in [false, true] {
+        let d = QkNormDims { tokens, heads: 2, kv_heads: 1, head_dim: 20, whole, eps: 1e-6 };
+        let (inputs, w) = (&x[..tokens * 60], normal("head weight", d.weights(), 1.0));
+        same_bits("qk_norm_fwd", |on| runs::qk_norm_fwd(on, d, &x, &w, true));
+        same_bits("qk_norm_bwd", |on| runs::qk_norm_bwd(on, d, [inputs, &w, &x, &w], Write::Add));
+    }
     let (d, ids) = (EmbeddingDims { tokens, vocab: 300, hidden }, indices("ids", tokens, 300));
     let table = normal("table", 300 * hidden, 1.0);
     same_bits("embedding_bwd", |on| runs::embedding_bwd(on, d, &ids, &x, &table, Write::Add));

@@ -41,6 +41,7 @@ cases! {
     embedding: embedding::embedding => ["embedding_bwd"];
     norm: norm::norm => ["norm_bwd"];
     norm_of_heads: norm::heads => ["qk_norm_bwd"];
+    norm_behind_a_block: norm::on_base => ["norm_bwd"];
     linear: linear::linear => ["linear_bwd_input", "linear_bwd_weight", "bias_bwd"];
     rope: rope::rope => ["rope_bwd"];
     rope_bwd_is_the_transpose: rope::rope_transpose => ["rope_bwd"];

@@ -80,6 +80,9 @@ pub(super) fn weights_hash(folder: &Path, config: &ModelConfig) -> Result<Finger
     if factor != 1.0 || !still.is_empty() {
         hash_text(&mut hash, &format!("{factor} {still:?}"));
     }
+    if let Some(local) = &c.local_rope {
+        hash_text(&mut hash, &format!("{local:?}"));
+    }
     if let Some(window) = &c.window {
         hash_text(&mut hash, &format!("{window:?}"));
     }
