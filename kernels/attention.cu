@@ -4,15 +4,15 @@
 //
 //   for each work item (tile of 64 queries of a segment, head), by stride over blocks:
 //     load Q; m = -inf, l = 0, O = 0
-//     for each tile of keys and values on the path up to the last query:
-//       S = scale log2(e) Q Kᵀ, masked causally
+//     for each tile of keys and values on the path, in the window of a query, up to the last query:
+//       S = scale log2(e) Q Kᵀ, masked causally and by the window
 //       m' = max(m, rowmax S); P = 2^(S - m'); r = 2^(m - m')
 //       l = r l + rowsum P; O = r O + P V; m = m'
 //     o = O / l; lse = ln 2 (m + log2 l)
 //
 // Departures from FlashAttention-2:
-//   - A query sees the keys of its path (attention.cuh). Only the causal boundary needs a mask, because
-//     position on the path orders ancestors and own segment alike.
+//   - A query sees the keys of its path (attention.cuh). Only the causal boundary and the edge of the
+//     window need a mask, because position on the path orders ancestors and own segment alike.
 //   - The work list is built on the device by attention_plan, since only the device knows where
 //     segments start. Blocks take the longest paths first.
 // In f32 with head_dim 256 a tile is 32 queries.
@@ -129,7 +129,7 @@ struct OnlineSoftmax {
 
 template <class T, int HEAD>
 DEVICE void attention_fwd(const FusedQkv<T>& fused, const Segments& segments, const WorkList& work, T* o, float* lse,
-                          int tokens, float scale) {
+                          int tokens, float scale, const Window& window) {
     using F = Forward<T, HEAD>;
     constexpr int ROWS = F::ROWS, KEYS = F::KEYS, THREADS = F::THREADS;
     using Scores = WarpTile<KEYS>;
@@ -148,26 +148,37 @@ DEVICE void attention_fwd(const FusedQkv<T>& fused, const Segments& segments, co
         WarpTile<HEAD> out;
         out.clear();
         OnlineSoftmax softmax{{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
-        int warp_first = position + Scores::warp_row();
-        bool idle = Scores::warp_row() >= rows;
+        // A warp without rows sees no keys: it stands far before all of them.
+        int warp_first = Scores::warp_row() < rows ? position + Scores::warp_row() : -(1 << 30);
         for_each_key_tile<typename F::Keys, F::STAGES, THREADS>(
-            shared + F::Queries::BYTES, index, fused, fused.kv_head_of(head), segments, segment, position + rows,
+            shared + F::Queries::BYTES, index, fused, fused.kv_head_of(head), segments, segment,
+            window.first_key(position), position + rows,
             [&](int begin, unsigned char* keys, unsigned char* values) {
+                // Distance from the first key to the warp's first row.
+                int ahead = warp_first - begin;
                 // No row of the warp sees any of these keys.
-                if (idle || begin > warp_first + 15) {
+                if (ahead < -15 || window.passed(ahead - (KEYS - 1))) {
                     return;
                 }
                 Scores scores;
                 scores.template multiply_transposed<T, typename F::Queries, typename F::Keys>(shared, keys);
-                bool unmasked = begin + KEYS - 1 <= warp_first;
 #pragma unroll
                 for (int j = 0; j < Scores::FRAGMENTS_N; ++j) {
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
-                        bool seen =
-                            unmasked || begin + Scores::column_of(j, e % 2) <= position + Scores::row_of(0, e / 2);
-                        float& x = scores.acc[0][j].value[e];
-                        x = seen ? x * (scale * LOG2_E) : -INFINITY;
+                        scores.acc[0][j].value[e] *= scale * LOG2_E;
+                    }
+                }
+                // Some row does not see some key.
+                if (ahead < KEYS - 1 || window.passed(ahead + 15)) {
+#pragma unroll
+                    for (int j = 0; j < Scores::FRAGMENTS_N; ++j) {
+#pragma unroll
+                        for (int e = 0; e < 4; ++e) {
+                            int distance = ahead + Scores::row_in_warp(e / 2) - Scores::column_of(j, e % 2);
+                            float& x = scores.acc[0][j].value[e];
+                            x = window.sees(distance) ? x : -INFINITY;
+                        }
                     }
                 }
                 float rescale[2];
@@ -181,9 +192,12 @@ DEVICE void attention_fwd(const FusedQkv<T>& fused, const Segments& segments, co
                 }
                 out.template accumulate_product<T, typename F::Keys, KEYS>(scores, values, 0);
             });
-        if (idle) {
+        if (warp_first < 0) {
             continue;
         }
+        // Read again: registers are short in the loop.
+        first = work.first_row(tile);
+        rows = min_of(ROWS, segments.starts[segment + 1] - first);
         float inverse[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -213,7 +227,7 @@ KERNELS(128, attention_fwd, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD: 2
     const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
     T* o,                         // (tokens, heads, head_dim)
     float* lse,                   // (heads, tokens)
-    int tokens, int heads, int kv_heads, int head_dim, float scale) {
+    int tokens, int heads, int kv_heads, int head_dim, float scale, int window) {
     attention_fwd<T, HEAD>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
-                           tokens, scale);
+                           tokens, scale, {window});
 }

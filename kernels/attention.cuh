@@ -3,7 +3,7 @@
 // A path is the rows of a segment's ancestors, root first, then the segment's own rows. Keys are
 // numbered by their position on it. Traversal of a path (for_each_key_tile):
 //
-//   for each tile of positions 0, KEYS, 2 KEYS, ...:
+//   for each tile of positions 0, KEYS, 2 KEYS, ..., from the first one in the window on:
 //     rows[next tile] = row of each position             PathCursor, one thread per key
 //     cp.async the keys and values of the next tile      gathered by rows
 //     use(keys, values)
@@ -159,9 +159,13 @@ struct WarpTile {
     DEVICE static int warp_column() {
         return 0;
     }
-    /// Row in the block tile of elements 0 and 1 (half 0) or 2 and 3 (half 1).
+    /// Row in the warp's rows of elements 0 and 1 (half 0) or 2 and 3 (half 1).
+    DEVICE static int row_in_warp(int half) {
+        return lane_index() / 4 + half * 8;
+    }
+    /// The same row in the block tile.
     DEVICE static int row_of(int, int half) {
-        return warp_row() + lane_index() / 4 + half * 8;
+        return warp_row() + row_in_warp(half);
     }
     /// Column of element 0 or 1 of fragment j.
     DEVICE static int column_of(int j, int element) {
@@ -255,16 +259,35 @@ struct FusedQkv {
     }
 };
 
-/// Traverses the first `length` positions of a path in tiles of Layout::ROWS keys: calls
-/// use(first position, keys, values) with the tiles in shared memory. `stages` holds STAGES pairs
+/// Keys that a query sees: those of its path at distances from 0 to window - 1. Without a window it is
+/// INT_MAX, larger than every distance.
+struct Window {
+    int window;
+
+    /// Whether a query sees a key at this distance, counted from the key to the query.
+    DEVICE bool sees(int distance) const {
+        return uint32_t(distance) < uint32_t(window);
+    }
+    /// Whether a distance lies beyond the window.
+    DEVICE bool passed(int distance) const {
+        return distance >= window;
+    }
+    /// First position that a query at `position` sees.
+    DEVICE int first_key(int position) const {
+        return max_of(position - window + 1, 0);
+    }
+};
+
+/// Traverses the positions of a path below `length` in tiles of Layout::ROWS keys, from the tile with
+/// position `first` on: calls use(first position, keys, values) with the tiles in shared memory. `stages` holds STAGES pairs
 /// of tiles, `index` the rows of two tiles. Hazard: the caller must have passed a barrier since
 /// either was last read. cp.async copies that the caller has issued are complete at the first call.
 template <class Layout, int STAGES, int THREADS, class T, class Use>
 DEVICE void for_each_key_tile(unsigned char* stages, int* index, const FusedQkv<T>& fused, int kv_head,
-                              const Segments& segments, int segment, int length, Use use) {
+                              const Segments& segments, int segment, int first, int length, Use use) {
     constexpr int KEYS = Layout::ROWS;
     static_assert(KEYS <= THREADS, "one thread per key");
-    int steps = ceil_div(length, KEYS), thread = int(threadIdx.x);
+    int start = first / KEYS, steps = ceil_div(length, KEYS), thread = int(threadIdx.x);
     PathCursor cursor(segments, segment);
     auto find_rows = [&](int step) {
         int position = step * KEYS + thread;
@@ -280,13 +303,13 @@ DEVICE void for_each_key_tile(unsigned char* stages, int* index, const FusedQkv<
         load_rows<Layout, THREADS>(stage + Layout::BYTES, fused.values(kv_head, 0, count, rows));
         cp_async_commit();
     };
-    find_rows(0);
-    find_rows(1);
+    find_rows(start);
+    find_rows(start + 1);
     // The rows of the first two tiles are in shared memory before any thread gathers by them.
     sync_block();
-    load(0);
+    load(start);
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
+    for (int step = start; step < steps; ++step) {
         cp_async_wait<0>();
         // All copies of this tile have arrived, and the rows of the next tile are written. No
         // thread still reads the previous tile; its stage and rows are overwritten now.

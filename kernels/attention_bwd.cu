@@ -2,7 +2,7 @@
 //
 //   attention_bwd_delta: delta = do · o per row and head
 //   attention_bwd_q, for each work item (tile of queries, head):
-//     for each tile of keys on the path:
+//     for each tile of keys on the path, in the window of a query:
 //       P = exp(scale q kᵀ - lse); dS = P (do vᵀ - delta); dq += dS k
 //     dq *= scale
 //   attention_bwd_kv, for each work item (tile of keys, key-value head):
@@ -14,7 +14,7 @@
 //   - No atomics, so that results are deterministic: one kernel owns the query gradients, another the
 //     key and value gradients. Both recompute P and dS.
 //   - Queries that see a key tile: later rows of its segment, then the descendant segments in ascending
-//     order; for each query tile the heads of the group, ascending.
+//     order, each up to the end of the window; for each query tile the heads of the group, ascending.
 //   - Gradients too wide for the registers are split into column parts, one block each, which
 //     recompute P and dS.
 //
@@ -101,6 +101,7 @@ struct BackwardInputs {
     WorkList work;
     int tokens;
     float scale;
+    Window window;
 
     /// `rows` rows of do of one head.
     DEVICE MatrixView<T> output_gradients(int head, int row, int rows) const {
@@ -152,21 +153,22 @@ DEVICE void attention_bwd_q(const BackwardInputs<T>& in, T* dqkv) {
         bool idle = Scores::warp_row() >= rows;
         for_each_key_tile<typename B::Keys, B::STAGES, THREADS>(
             shared + 2 * B::BlockTile::BYTES, index, in.fused, in.fused.kv_head_of(head), segments, segment,
-            position + rows, [&](int begin, unsigned char* keys, unsigned char* values) {
+            in.window.first_key(position), position + rows,
+            [&](int begin, unsigned char* keys, unsigned char* values) {
                 // No row of the warp sees any of these keys.
-                if (idle || begin > warp_first + 15) {
+                if (idle || begin > warp_first + 15 || in.window.passed(warp_first - (begin + KEYS - 1))) {
                     return;
                 }
                 Scores p, ds;
                 p.template multiply_transposed<T, typename B::BlockTile, typename B::Keys>(queries, keys);
                 ds.template multiply_transposed<T, typename B::BlockTile, typename B::Keys>(douts, values);
-                bool unmasked = begin + KEYS - 1 <= warp_first;
+                bool unmasked = begin + KEYS - 1 <= warp_first && !in.window.passed(warp_first + 15 - begin);
 #pragma unroll
                 for (int j = 0; j < Scores::FRAGMENTS_N; ++j) {
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
-                        bool seen =
-                            unmasked || begin + Scores::column_of(j, e % 2) <= position + Scores::row_of(0, e / 2);
+                        bool seen = unmasked || in.window.sees(position + Scores::row_of(0, e / 2) -
+                                                               (begin + Scores::column_of(j, e % 2)));
                         softmax_backward(p.acc[0][j].value[e], ds.acc[0][j].value[e], seen, in.scale * LOG2_E,
                                          lse[e / 2], delta[e / 2]);
                     }
@@ -185,15 +187,21 @@ DEVICE void attention_bwd_q(const BackwardInputs<T>& in, T* dqkv) {
 /// Iterates over the query tiles that see a key tile, in summation order.
 struct QueryCursor {
     const Segments& segments;
-    /// Segment of the keys, end of its tree, heads of the group.
-    int key_segment, end, first_head, end_head;
-    /// Current segment, row and head. `segment == end` at the end.
-    int segment, row, head;
+    Window window;
+    /// Segment of the keys, position of their first row on its path, their number.
+    int key_segment, position, keys;
+    /// End of the tree, heads of the group.
+    int end, first_head, end_head;
+    /// Current segment, row and head, and the distance from the first key to the row. `segment == end` at
+    /// the end.
+    int segment, row, head, ahead;
 
-    DEVICE QueryCursor(const Segments& of, const int* trees, int count, int segment_of_keys, int row_of_keys, int first,
-                       int group)
-        : segments(of), key_segment(segment_of_keys), first_head(first), end_head(first + group), segment(key_segment),
-          row(row_of_keys), head(first) {
+    DEVICE QueryCursor(const Segments& of, const Window& visible, const int* trees, int count, int segment_of_keys,
+                       int row_of_keys, int rows_of_keys, int first, int group)
+        : segments(of), window(visible), key_segment(segment_of_keys),
+          position(of.rows_above(segment_of_keys) + row_of_keys - of.starts[segment_of_keys]), keys(rows_of_keys),
+          first_head(first), end_head(first + group), segment(segment_of_keys), row(row_of_keys), head(first),
+          ahead(0) {
         // Binary search: the first tree start above the segment ends its tree.
         int below = 0, above = count;
         while (below < above) {
@@ -221,13 +229,28 @@ struct QueryCursor {
         }
         head = first_head;
         row += by;
-        if (row < segments.starts[segment + 1]) {
+        ahead += by;
+        if (row < segments.starts[segment + 1] && reaches()) {
             return;
         }
         do {
             ++segment;
-        } while (segment < end && (!segments.descends(segment, key_segment) || segments.rows(segment) == 0));
+        } while (segment < end && !enter());
         row = segments.starts[segment];
+    }
+
+    /// Whether the query at `ahead` sees the last key.
+    DEVICE bool reaches() const {
+        return !window.passed(ahead - (keys - 1));
+    }
+
+    /// Moves to the first row of the segment; false if none of its rows sees the keys.
+    DEVICE bool enter() {
+        if (!segments.descends(segment, key_segment) || segments.rows(segment) == 0) {
+            return false;
+        }
+        ahead = segments.rows_above(segment) - position;
+        return reaches();
     }
 };
 
@@ -268,13 +291,12 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int 
         dk.clear();
         dv.clear();
         bool idle = Scores::warp_row() >= rows;
-        QueryCursor cursor(segments, trees, tree_count, segment, first, kv_head * group, group);
+        QueryCursor cursor(segments, in.window, trees, tree_count, segment, first, rows, kv_head * group, group);
         load(cursor, 0);
 #pragma unroll 1
         for (int step = 0; cursor.more(); ++step) {
-            // In the keys' own segment: query row minus key row, for the causal mask. In
-            // descendants: ROWS, so that every key is visible.
-            int ahead = cursor.segment == segment ? cursor.row - first : ROWS;
+            // For the mask; it is at least the number of keys in descendants, where no key is too late.
+            int ahead = cursor.ahead;
             cursor.advance(QUERIES);
             cp_async_wait<0>();
             // All copies of this stage have arrived, and no thread still reads the previous stage.
@@ -284,7 +306,7 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int 
             }
             unsigned char* stage = stages + step % B::STAGES * B::QUERY_STAGE;
             // Skip warps without keys, and warps with keys that none of these queries sees.
-            if (!idle && ahead + QUERIES > Scores::warp_row()) {
+            if (!idle && ahead + QUERIES > Scores::warp_row() && !in.window.passed(ahead - (Scores::warp_row() + 15))) {
                 const float* row_stats = reinterpret_cast<const float*>(stage + 2 * B::Queries::BYTES);
                 unsigned char* douts = stage + B::Queries::BYTES;
                 Scores p, ds;
@@ -295,7 +317,7 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int 
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
                         int query = Scores::column_of(j, e % 2);
-                        bool seen = Scores::row_of(0, e / 2) <= ahead + query;
+                        bool seen = in.window.sees(ahead + query - Scores::row_of(0, e / 2));
                         softmax_backward(p.acc[0][j].value[e], ds.acc[0][j].value[e], seen, in.scale * LOG2_E,
                                          row_stats[query] * LOG2_E, row_stats[QUERIES + query]);
                     }
@@ -332,9 +354,9 @@ KERNELS(128, attention_bwd_q, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD:
     const int* ancestors,         // (ancestors)
     const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
     T* dqkv,                      // (tokens, heads + 2 kv_heads, head_dim)
-    int tokens, int heads, int kv_heads, int head_dim, float scale) {
+    int tokens, int heads, int kv_heads, int head_dim, float scale, int window) {
     attention_bwd_q<T, HEAD>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                              {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, dqkv);
+                              {starts, ancestor_offsets, ancestors}, {work}, tokens, scale, {window}}, dqkv);
 }
 
 template <class T, int HEAD>
@@ -349,7 +371,7 @@ KERNELS(128, attention_bwd_kv, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD
     const int* trees,             // (tree_count + 1)
     const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
     T* dqkv,                      // (tokens, heads + 2 kv_heads, head_dim)
-    int tokens, int tree_count, int heads, int kv_heads, int head_dim, float scale) {
+    int tokens, int tree_count, int heads, int kv_heads, int head_dim, float scale, int window) {
     attention_bwd_kv<T, HEAD>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale}, trees, tree_count, dqkv);
+                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale, {window}}, trees, tree_count, dqkv);
 }

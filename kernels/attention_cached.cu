@@ -5,7 +5,7 @@
 //   attention_cached_store   copy the new keys and values to their rows of the cache
 //   attention_cached_part    for each (new token, key-value head, 4 of its query heads, split of the keys):
 //     m = -inf, l = 0, O = 0
-//     for each 32 keys of the split that the token sees:
+//     for each 32 keys of the split of which the token sees some:
 //       s = scale log2(e) q · k              one key per lane
 //       m' = max(m, max s); p = 2^(s - m'); r = 2^(m - m')
 //       l = r l + p; O = r O + sum of p v    one column in 32 per lane
@@ -89,7 +89,8 @@ KERNELS(128, attention_cached_store, FOR(T: f32 bf16))(const T* qkv,      // (to
 
 template <class T, int HEAD>
 DEVICE void attention_cached_part(const T* qkv, const T* cache, const CachedPaths& paths, float* parts, int first,
-                                  int tokens, int heads, int kv_heads, int head_dim, int splits, float scale) {
+                                  int tokens, int heads, int kv_heads, int head_dim, int splits, float scale,
+                                  int window) {
     constexpr int N = VEC_ELEMENTS<T>, G = CACHED_QUERIES, COLUMNS = HEAD / WARP;
     int group = heads / kv_heads, chunks = ceil_div(group, G), lane = lane_index();
     long long fused = (long long)(heads + 2 * kv_heads) * head_dim, width = 2LL * kv_heads * head_dim;
@@ -99,8 +100,9 @@ DEVICE void attention_cached_part(const T* qkv, const T* cache, const CachedPath
         int split = int(item % splits), chunk = int(item / splits % chunks);
         int kv_head = int(item / splits / chunks % kv_heads), token = int(item / splits / chunks / kv_heads);
         int sequence = paths.sequence_of(first + token), begin = split * CACHED_SPLIT;
-        int end = min_of(begin + CACHED_SPLIT, paths.visible(sequence, first + token));
-        if (begin >= end) {
+        int last = paths.visible(sequence, first + token), end = min_of(begin + CACHED_SPLIT, last);
+        int start = max_of(begin, last - window);
+        if (start >= end) {
             continue;
         }
         int head = kv_head * group + chunk * G, count = min_of(G, group - chunk * G);
@@ -117,8 +119,8 @@ DEVICE void attention_cached_part(const T* qkv, const T* cache, const CachedPath
                 out[g][i] = 0.0f;
             }
         }
-        for (int at = begin; at < end; at += WARP) {
-            bool seen = at + lane < end;
+        for (int at = start / WARP * WARP; at < end; at += WARP) {
+            bool seen = at + lane < end && at + lane >= start;
             int row = paths.row_at(sequence, seen ? at + lane : end - 1);
             const T* key = keys + row * width;
             float score[G] = {};
@@ -152,7 +154,7 @@ DEVICE void attention_cached_part(const T* qkv, const T* cache, const CachedPath
                     out[g][i] *= rescale;
                 }
             }
-            for (int j = 0; j < min_of(WARP, end - at); ++j) {
+            for (int j = max_of(start - at, 0); j < min_of(WARP, end - at); ++j) {
                 const T* value = values + shuffle(row, j) * width;
                 float v[COLUMNS];
 #pragma unroll
@@ -200,9 +202,9 @@ KERNELS(128, attention_cached_part, FOR(HEAD: 64 128 256; T: f32 bf16))(
     const int* span_offsets,  // (sequences + 1)
     const int* spans,         // (spans, 2)
     float* parts,             // (tokens, heads, splits, 2 + head_dim): maximum, sum, columns
-    int sequences, int first, int tokens, int heads, int kv_heads, int head_dim, int splits, float scale) {
+    int sequences, int first, int tokens, int heads, int kv_heads, int head_dim, int splits, float scale, int window) {
     attention_cached_part<T, HEAD>(qkv, cache, {starts, span_offsets, spans, sequences}, parts, first, tokens, heads,
-                                   kv_heads, head_dim, splits, scale);
+                                   kv_heads, head_dim, splits, scale, window);
 }
 
 /// Joins the parts of each token and head; a warp takes one.
@@ -213,25 +215,27 @@ KERNELS(128, attention_cached_join, FOR(T: f32 bf16))(
     const int* span_offsets,  // (sequences + 1)
     const int* spans,         // (spans, 2)
     T* o,                     // (all tokens, heads, head_dim)
-    int sequences, int first, int tokens, int heads, int head_dim, int splits) {
+    int sequences, int first, int tokens, int heads, int head_dim, int splits, int window) {
     CachedPaths paths{starts, span_offsets, spans, sequences};
     for (long long item = global_warp(); item < 1LL * tokens * heads; item += global_warps()) {
         int token = first + int(item / heads), sequence = paths.sequence_of(token);
-        int count = ceil_div(paths.visible(sequence, token), CACHED_SPLIT);
+        int visible = paths.visible(sequence, token), count = ceil_div(visible, CACHED_SPLIT);
+        // Splits before the window have no part.
+        int start = max_of(visible - window, 0) / CACHED_SPLIT;
         const float* part = parts + item * splits * (head_dim + 2);
         float top = -INFINITY, sum = 0.0f;
-        for (int i = 0; i < count; ++i) {
+        for (int i = start; i < count; ++i) {
             top = fmaxf(top, part[1LL * i * (head_dim + 2)]);
         }
         float base = top == -INFINITY ? 0.0f : top;
-        for (int i = 0; i < count; ++i) {
+        for (int i = start; i < count; ++i) {
             const float* from = part + 1LL * i * (head_dim + 2);
             sum += exp2f(from[0] - base) * from[1];
         }
         T* to = o + (1LL * first * heads + item) * head_dim;
         for (int c = lane_index(); c < head_dim; c += WARP) {
             float x = 0.0f;
-            for (int i = 0; i < count; ++i) {
+            for (int i = start; i < count; ++i) {
                 const float* from = part + 1LL * i * (head_dim + 2);
                 x += exp2f(from[0] - base) * from[2 + c];
             }

@@ -1,7 +1,7 @@
 // RMSNorm with residual add (arXiv 1910.07467): forward, input gradient, weight gradient.
 //
 //   norm_fwd, one token per block, by stride:
-//     sum = x + residual; rstd = 1 / sqrt(mean(sum²) + eps); y = sum rstd weight
+//     sum = x + residual; rstd = 1 / sqrt(mean(sum²) + eps); y = base + sum rstd weight
 //   norm_bwd, one slice of NORM_SLICE tokens per block, by stride:
 //     for each token: n = sum rstd; g = dy weight; dsum = or += rstd (g - n mean(g n))
 //                     dweight[slice] += dy n
@@ -23,12 +23,13 @@ constexpr int NORM_THREADS = 128;
 /// Tokens of a slice of the weight gradient.
 EXPORT constexpr int NORM_SLICE = 16;
 
-/// sum = x + residual (x if residual is null), rstd = 1 / sqrt(mean(sum²) + eps), y = sum rstd
-/// weight.
+/// sum = x + residual (x if residual is null), rstd = 1 / sqrt(mean(sum²) + eps), y = base + sum rstd
+/// weight (without a base if it is null).
 template <class T>
 KERNELS(128, norm_fwd, FOR(T: f32 bf16))(const T* x,         // (tokens, hidden)
                                          const T* residual,  // (tokens, hidden), may be null together with sum
                                          const T* weight,    // (hidden)
+                                         const T* base,      // (tokens, hidden), may be null
                                          T* sum,             // (tokens, hidden)
                                          T* y,               // (tokens, hidden)
                                          float* rstd,        // (tokens)
@@ -36,11 +37,12 @@ KERNELS(128, norm_fwd, FOR(T: f32 bf16))(const T* x,         // (tokens, hidden)
     SHARED(float, partial, NORM_THREADS / WARP);
     constexpr int N = VEC_ELEMENTS<T>;
     bool vectorised = vec_aligned(x, hidden) && vec_aligned(y, hidden) && vec_aligned(weight, 0) &&
-                      vec_aligned(residual, hidden) && vec_aligned(sum, hidden);
+                      vec_aligned(residual, hidden) && vec_aligned(sum, hidden) && vec_aligned(base, hidden);
     for (long long token = blockIdx.x; token < tokens; token += gridDim.x) {
         const T* in = x + token * hidden;
         const T* add = residual == nullptr ? nullptr : residual + token * hidden;
         T* total = sum == nullptr ? nullptr : sum + token * hidden;
+        const T* under = base == nullptr ? nullptr : base + token * hidden;
         T* out = y + token * hidden;
         float squares = 0.0f;
         if (vectorised) {
@@ -82,14 +84,23 @@ KERNELS(128, norm_fwd, FOR(T: f32 bf16))(const T* x,         // (tokens, hidden)
         for (int h = int(threadIdx.x) * N; h < hidden; h += NORM_THREADS * N) {
             if (vectorised) {
                 Floats<T> value = load_floats(row + h), factor = load_floats(weight + h);
+                if (under != nullptr) {
+                    Floats<T> other = load_floats(under + h);
 #pragma unroll
-                for (int i = 0; i < N; ++i) {
-                    value.x[i] = value.x[i] * scale * factor.x[i];
+                    for (int i = 0; i < N; ++i) {
+                        value.x[i] = fmaf(value.x[i] * scale, factor.x[i], other.x[i]);
+                    }
+                } else {
+#pragma unroll
+                    for (int i = 0; i < N; ++i) {
+                        value.x[i] = value.x[i] * scale * factor.x[i];
+                    }
                 }
                 store_floats(out + h, value);
             } else {
                 for (int i = h; i < min_of(h + N, hidden); ++i) {
-                    out[i] = from_float<T>(to_float(row[i]) * scale * to_float(weight[i]));
+                    float value = to_float(row[i]) * scale, factor = to_float(weight[i]);
+                    out[i] = from_float<T>(under != nullptr ? fmaf(value, factor, to_float(under[i])) : value * factor);
                 }
             }
         }

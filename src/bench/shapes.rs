@@ -262,7 +262,7 @@ fn body(m: &ModelSizes, tokens: usize, add: &mut impl FnMut(&'static str, Work))
             };
             add("rotation", RotaryEmbedding::new(backward, dims).into());
             let (heads, kv_heads, head_dim) = (m.heads, m.kv_heads, m.head_dim);
-            let dims = QkNormDims { tokens, heads, kv_heads, head_dim, eps: 1e-6 };
+            let dims = QkNormDims { tokens, heads, kv_heads, head_dim, whole: false, eps: 1e-6 };
             // Of the models here none has this norm; it is timed at their sizes.
             add("head norm", QkNorm { backward, dims }.into());
             add("activation", Glu { backward, dims: glu }.into());

@@ -132,8 +132,8 @@ fn config_line(c: &ModelConfig) -> String {
         traits = format!("{traits} {} elements rotate", c.rotated);
     }
     format!(
-        "{}, {} layers of width {} and {}, {} heads of {} ({} for keys), vocabulary {}{}, norm eps {}, {:?}{}, at most \
-         {} positions{}{}",
+        "{}, {} layers of width {} and {}, {} heads of {} ({} for keys), vocabulary {}{}, norm eps {}, {:?}{}{}{}, at \
+         most {} positions{}{}",
         c.architecture(),
         c.layers,
         c.hidden,
@@ -149,6 +149,10 @@ fn config_line(c: &ModelConfig) -> String {
             [] => String::new(),
             layers => format!(" except in layers {layers:?}"),
         },
+        c.local_rope
+            .as_ref()
+            .map_or(String::new(), |local| format!(" and {:?} in layers {:?}", local.rope, local.layers)),
+        c.window.as_ref().map_or(String::new(), |w| format!(", window {} in layers {:?}", w.length, w.layers)),
         c.max_positions,
         if traits.is_empty() { "" } else { ", " },
         traits.trim()

@@ -228,7 +228,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         let mut acts = Activations::with_adapters(self.backend, &self.model.config, adapters, Mode::Infer, 0)?;
         let mut out = LastLogits::new(self.backend)?;
         let mut device = self.backend.zeros_idx(0)?;
-        let (mut tables, mut logits) = (Tables::default(), Vec::new());
+        let (mut tables, mut logits) =
+            (Tables::new(self.model.config.window.as_ref().map(|window| window.length)), Vec::new());
         loop {
             self.start_samples(&mut state, stop)?;
             self.let_prompts_enter(&mut state);

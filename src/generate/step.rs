@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::Result;
 use crate::backend::contract::Paths;
 use crate::backend::{Backend, Buffer, View, ViewMut};
-use crate::model::decoder_cached::CachedInputs;
+use crate::model::decoder_cached::{CachedInputs, Seen};
 
 /// Tables in the order of the array on the device.
 #[derive(Default)]
@@ -18,16 +18,23 @@ pub(super) struct Tables {
     spans: Vec<i32>,
     slots: Vec<i32>,
     last: Vec<i32>,
-    pairs: u64,
-    keys: u64,
+    /// Window of the model's layers.
+    window: usize,
+    seen: Seen,
+    seen_in_window: Seen,
     longest_path: usize,
     all: Vec<i32>,
 }
 
 impl Tables {
+    /// Tables for a model with this window in some layers.
+    pub fn new(window: Option<usize>) -> Self {
+        Self { window: window.unwrap_or(usize::MAX), ..Self::default() }
+    }
+
     pub fn clear(&mut self) {
-        let all = std::mem::take(&mut self.all);
-        *self = Self { starts: vec![0], span_offsets: vec![0], all, ..Self::default() };
+        let (window, all) = (self.window, std::mem::take(&mut self.all));
+        *self = Self { starts: vec![0], span_offsets: vec![0], window, all, ..Self::default() };
     }
 
     pub fn sequences(&self) -> usize {
@@ -55,8 +62,8 @@ impl Tables {
         self.span_offsets.push(self.spans.len() as i32 / 2);
         let all = path.iter().cloned().flatten();
         self.slots.extend(all.skip(earlier).map(|row| row as i32));
-        self.pairs += (earlier + 1..=rows).map(|seen| seen as u64).sum::<u64>();
-        self.keys += rows as u64;
+        self.seen.add(rows, ids.len(), usize::MAX);
+        self.seen_in_window.add(rows, ids.len(), self.window);
         self.longest_path = self.longest_path.max(rows);
     }
 
@@ -84,8 +91,8 @@ impl Tables {
             last,
             sequences: self.sequences(),
             spans: self.spans.len() / 2,
-            pairs: self.pairs,
-            keys: self.keys,
+            seen: self.seen,
+            seen_in_window: self.seen_in_window,
             longest_path: self.longest_path,
         })
     }
@@ -97,7 +104,7 @@ mod tests {
 
     #[test]
     fn neighbouring_spans_merge_and_new_tokens_end_the_path() {
-        let mut tables = Tables::default();
+        let mut tables = Tables::new(Some(3));
         tables.clear();
         tables.add(&[7, 8], &[3..5, 5..8]);
         tables.add(&[9], &[0..2, 0..0, 9..11]);
@@ -105,9 +112,11 @@ mod tests {
         assert_eq!((&tables.spans[..], &tables.span_offsets[..]), (&[3, 8, 0, 2, 9, 11][..], &[0, 1, 3][..]));
         assert_eq!((&tables.slots[..], &tables.positions[..]), (&[6, 7, 10][..], &[3, 4, 3][..]));
         assert_eq!((&tables.starts[..], &tables.last[..]), (&[0, 2, 3][..], &[1, 2][..]));
-        assert_eq!((tables.pairs, tables.keys, tables.longest_path), (4 + 5 + 4, 9, 5));
+        assert_eq!((tables.seen, tables.longest_path), (Seen { pairs: 4 + 5 + 4, keys: 9 }, 5));
+        // Two queries that see 3 keys each see 4 rows together.
+        assert_eq!(tables.seen_in_window, Seen { pairs: 3 + 3 + 3, keys: 4 + 3 });
         tables.clear();
         tables.add(&[1], std::slice::from_ref(&(0..1)));
-        assert_eq!((tables.ids.len(), tables.pairs), (1, 1));
+        assert_eq!((tables.ids.len(), tables.seen.pairs, tables.window), (1, 1, 3));
     }
 }

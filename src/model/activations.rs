@@ -33,9 +33,17 @@ impl Mode {
     }
 }
 
+/// Output of a block before the norm behind it.
+pub struct Branch<B: Backend> {
+    /// (tokens, hidden)
+    pub x: B::Act,
+    /// Statistics of the norm, as of a layer's input
+    pub rstd: B::Acc,
+}
+
 /// Activations that the backward of one layer reads.
 pub struct LayerActivations<B: Backend> {
-    /// (tokens, hidden) input of the attention block, normalised
+    /// (tokens, hidden) input of the attention block, normalised; empty if the norms are behind the blocks
     pub attention_input: B::Act,
     /// (tokens), or (tokens, 2) of a LayerNorm: mean, then the reciprocal deviation
     pub input_rstd: B::Acc,
@@ -48,7 +56,7 @@ pub struct LayerActivations<B: Backend> {
     pub attention: B::Act,
     /// (heads, tokens)
     pub lse: B::Acc,
-    /// (tokens, hidden) input of the MLP, normalised
+    /// (tokens, hidden) input of the MLP, normalised; empty if the norms are behind the blocks
     pub mlp_input: B::Act,
     /// As `input_rstd`
     pub post_rstd: B::Acc,
@@ -57,6 +65,8 @@ pub struct LayerActivations<B: Backend> {
     pub gate_up: Option<B::Act>,
     /// (tokens, intermediate)
     pub act: B::Act,
+    /// Outputs of attention and of the MLP; present if norms are behind them
+    pub branches: Option<[Branch<B>; 2]>,
 }
 
 /// Gradient buffers, reused by the backward of every layer.
@@ -65,6 +75,8 @@ pub struct Gradients<B: Backend> {
     pub dstream: B::Act,
     /// (tokens, hidden) gradient of a normalised input; also the head's `dhidden`
     pub dnormed: B::Act,
+    /// (tokens, hidden) gradient of a block's output before the norm behind it; present if there is one
+    pub dbranch: Option<B::Act>,
     /// (tokens, heads, head_dim)
     pub dattention: B::Act,
     /// (tokens, heads + 2 kv_heads, head_dim)
@@ -77,7 +89,7 @@ pub struct Gradients<B: Backend> {
 
 /// Buffers of a step from one residual stream to the next.
 pub(super) struct Advance<'a, B: Backend> {
-    pub layers: &'a [LayerActivations<B>],
+    pub layers: &'a mut [LayerActivations<B>],
     pub from: &'a B::Act,
     pub to: &'a mut B::Act,
     pub lora: Option<&'a mut LoraWorkspace<B>>,
@@ -127,21 +139,26 @@ impl<B: Backend> Activations<B> {
         let has = |group: Group| adapters.as_ref().is_some_and(|adapters| adapters.has(group));
         let gated = config.family.gated;
         let keeps_gate_up = mode.trains() || has(Group::GateUp) || config.mlp_bias || !gated;
-        let stats = || backend.zeros_acc(tokens * config.norm_stats());
+        let behind = config.family.norms_behind;
+        let (normalised, rows) = if behind { (0, 0) } else { (hidden, tokens) };
+        let stats = |rows: usize| backend.zeros_acc(rows * config.norm_stats());
+        let branch = || -> Result<Branch<B>> { Ok(Branch { x: act(hidden)?, rstd: stats(tokens)? }) };
+        let branches = || -> Result<[Branch<B>; 2]> { Ok([branch()?, branch()?]) };
         let layer = |_| -> Result<LayerActivations<B>> {
             Ok(LayerActivations {
-                attention_input: act(hidden)?,
-                input_rstd: stats()?,
+                attention_input: act(normalised)?,
+                input_rstd: stats(rows)?,
                 qk_input: (mode.trains() && config.family.qk_norm)
                     .then(|| act(query + config.kv_width()))
                     .transpose()?,
                 qkv: act(fused)?,
                 attention: act(query)?,
                 lse: backend.zeros_acc(tokens * config.heads)?,
-                mlp_input: act(hidden)?,
-                post_rstd: stats()?,
+                mlp_input: act(normalised)?,
+                post_rstd: stats(rows)?,
                 gate_up: keeps_gate_up.then(|| act(config.mlp_width())).transpose()?,
                 act: act(inner)?,
+                branches: behind.then(branches).transpose()?,
             })
         };
         let gradients = match mode {
@@ -149,6 +166,7 @@ impl<B: Backend> Activations<B> {
             Mode::Train | Mode::Recompute => Some(Gradients {
                 dstream: act(hidden)?,
                 dnormed: act(hidden)?,
+                dbranch: behind.then(|| act(hidden)).transpose()?,
                 dattention: act(query)?,
                 dqkv: act(fused)?,
                 dgate_up: act(config.mlp_width())?,
@@ -161,7 +179,7 @@ impl<B: Backend> Activations<B> {
             streams: (0..streams).map(|_| act(hidden)).collect::<Result<_>>()?,
             layers: (0..layers).map(layer).collect::<Result<_>>()?,
             hidden: act(hidden)?,
-            final_rstd: stats()?,
+            final_rstd: stats(tokens)?,
             gradients,
             lora: adapters
                 .map(|layout| LoraWorkspace::new(backend, config, layout, (mode, layers, tokens)))
@@ -173,7 +191,8 @@ impl<B: Backend> Activations<B> {
     pub fn buffers(&self) -> Vec<&B::Act> {
         let of_layers = self.layers.iter().flat_map(|layer| {
             let always = [&layer.attention_input, &layer.qkv, &layer.attention, &layer.mlp_input, &layer.act];
-            always.into_iter().chain(&layer.gate_up).chain(&layer.qk_input)
+            let branches = layer.branches.iter().flatten().map(|branch| &branch.x);
+            always.into_iter().chain(&layer.gate_up).chain(&layer.qk_input).chain(branches)
         });
         let of_adapters = self.lora.iter().flat_map(LoraWorkspace::buffers);
         self.streams.iter().chain(of_layers).chain([&self.hidden]).chain(of_adapters).collect()
@@ -203,7 +222,7 @@ impl<B: Backend> Activations<B> {
         let (old, new) = (self.stream_index(k), self.stream_index(k + 1));
         let (low, high) = self.streams.split_at_mut(new.max(old));
         let (old, new) = if new > old { (&low[old], &mut high[0]) } else { (&high[0], &mut low[new]) };
-        Advance { layers: &self.layers, from: old, to: new, lora: self.lora.as_mut() }
+        Advance { layers: &mut self.layers, from: old, to: new, lora: self.lora.as_mut() }
     }
 
     /// Returns whether layer i must run again before its backward. The activations of the last

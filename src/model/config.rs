@@ -9,8 +9,7 @@
 //! Read as transformers reads them, with a note: end ids beyond the vocabulary, which no text
 //! contains, and llama3 scaling without its original length.
 //!
-//! Refused by name: other model types and architectures, other activations, sliding windows
-//! shorter than the longest sequence, unknown RoPE scalings, quantised
+//! Refused by name: other model types and architectures, other activations, unknown RoPE scalings, quantised
 //! weights, and every size that is missing, not positive, not divisible where required, or
 //! implausible.
 
@@ -26,8 +25,9 @@ use super::config_support::{no_config, read_bias, read_dtype, read_family, refus
 use super::family::Family;
 use super::reward_heads::{RewardNorm, has_value_head, read_head};
 use super::rope::{self, RopeConfig, read_partial};
+use super::rope_layers::LocalRope;
 use super::traits::Traits;
-use super::window::{layers_without_rope, refuse_sliding_window};
+use super::window::{SlidingWindow, layers_without_rope, read_window};
 use crate::files::input::is_named;
 use crate::{Error, Result};
 
@@ -126,6 +126,10 @@ pub struct ModelConfig {
     pub rotated: usize,
     /// Layers that do not rotate queries and keys, ascending.
     pub layers_without_rope: Vec<usize>,
+    /// Sliding window of some layers, if it can cut a sequence.
+    pub window: Option<SlidingWindow>,
+    /// Other RoPE settings of some layers.
+    pub local_rope: Option<LocalRope>,
     /// Maximum length of a sequence: `declared_positions`, or less if RoPE beyond depends on
     /// the other sequences of a batch (longrope).
     pub max_positions: usize,
@@ -260,13 +264,17 @@ impl ModelConfig {
         let mut notes: Vec<String> = found_head.note.into_iter().collect();
         notes.extend(family.classifier_note().filter(|_| head == Head::Reward));
         let (partial_rotary_factor, rotated) = read_partial(keys, family.rope, head_dim)?;
-        let rope = match family.learned_positions {
-            true => RopeConfig { theta: family.rope.theta, scaling: rope::RopeScaling::Default },
-            false => RopeConfig::read(keys, family.rope, (declared_positions, rotated), &mut notes)?,
+        let (rope, local) = match family.learned_positions {
+            true => (RopeConfig { theta: family.rope.theta, scaling: rope::RopeScaling::Default }, None),
+            false => RopeConfig::of_layers(keys, family.rope, (declared_positions, rotated), &mut notes)?,
         };
-        let max_positions = rope.longest(declared_positions, &mut notes);
-        let follows = rope.follows(declared_positions);
-        refuse_sliding_window(keys, family, layers, (max_positions, follows), &layers_without_rope)?;
+        let of_all = rope.longest(declared_positions, &mut notes);
+        let max_positions =
+            local.as_ref().map_or(of_all, |rope| of_all.min(rope.longest(declared_positions, &mut notes)));
+        let window = read_window(keys, family, (layers, max_positions), &layers_without_rope)?;
+        let sliding = window.as_ref().map_or(&[][..], |window| &window.layers);
+        let local_rope = LocalRope::of(local, &rope, sliding);
+        let window = window.and_then(|window| window.that_cuts(max_positions));
 
         let pad = keys.token_id("pad_token_id", vocab)?;
         if head == Head::Reward && pad.is_none() {
@@ -305,6 +313,8 @@ impl ModelConfig {
             partial_rotary_factor,
             rotated,
             layers_without_rope,
+            window,
+            local_rope,
             max_positions,
             declared_positions,
             initializer_range: keys.number_or(
@@ -395,7 +405,11 @@ impl ModelConfig {
             .checked_add(kv.checked_mul(2)?)?
             .checked_add(product(projections, self.intermediate)?)?;
         let bias = if self.qkv_bias { query.checked_add(kv.checked_mul(2)?)? } else { 0 };
-        let norms = if self.family.qk_norm { 2 * self.head_dim } else { 0 };
+        let norms = match (self.family.qk_norm, self.family.whole_norm) {
+            (false, _) => 0,
+            (true, false) => 2 * self.head_dim,
+            (true, true) => query.checked_add(kv)?,
+        };
         let norm = self.norm_width();
         let of_layer = if self.shares_norm() { 1 } else { 2 };
         let output = usize::from(self.output_bias) * self.hidden;
@@ -415,9 +429,14 @@ impl ModelConfig {
 
     /// Inverse RoPE frequencies, `rotated / 2` of them, none with learned positions; see [`RopeConfig::inv_freq`].
     pub fn inv_freq(&self) -> Vec<f32> {
+        self.inv_freq_of(&self.rope)
+    }
+
+    /// [`Self::inv_freq`] with the settings of some layers.
+    pub(super) fn inv_freq_of(&self, rope: &RopeConfig) -> Vec<f32> {
         match self.family.learned_positions {
             true => Vec::new(),
-            false => self.rope.inv_freq(self.rotated),
+            false => rope.inv_freq(self.rotated),
         }
     }
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::config::{Head, StoredDtype};
 use super::config_json::{Keys, shown};
-use super::family::{self, Bias, FAMILIES, Family, LLAMA};
+use super::family::{Bias, FAMILIES, Family, LLAMA, Parallel};
+use super::family_missing::missing;
 use crate::files::hub::hub_model;
 use crate::{Error, Result};
 
@@ -53,7 +54,7 @@ pub(super) fn read_family(keys: Keys) -> Result<&'static Family> {
         return Err(keys.missing("model_type", &format!("supported are {types}")));
     };
     Family::find(found).ok_or_else(|| {
-        let needs = family::missing(found).map_or(String::new(), |needs| format!(" (it needs {needs})"));
+        let needs = missing(found).map_or(String::new(), |needs| format!(" (it needs {needs})"));
         Error::model(keys.path, format!("model type {found:?} is not supported{needs}; supported are {types}"))
     })
 }
@@ -67,8 +68,28 @@ pub(super) fn read_bias(keys: Keys, bias: Bias) -> Result<bool> {
     }
 }
 
+/// What of a family's row does not go together here, by name.
+fn clash(family: &Family) -> Option<(&'static str, &'static str)> {
+    let parallel = matches!(family.parallel, Parallel::Key { .. });
+    let (behind, by_type) = ("norms behind attention and MLP", "RoPE settings by layer type");
+    [
+        (family.norms_behind && family.layer_norm, behind, "LayerNorm"),
+        (family.norms_behind && family.multipliers, behind, "factors on the residuals"),
+        (family.norms_behind && parallel, behind, "attention and MLP in parallel"),
+        (family.whole_norm && !family.qk_norm, "one norm of all heads", "no norm of queries and keys"),
+        (family.rope.by_layer_type && family.rope.partial.is_some(), by_type, "RoPE on a part of each head"),
+        (family.rope.by_layer_type && family.learned_positions, by_type, "learned positions"),
+    ]
+    .into_iter()
+    .find_map(|(clashes, one, other)| clashes.then_some((one, other)))
+}
+
 /// Refuses settings that change the computation in a way that is not implemented.
 pub(super) fn refuse_unsupported(keys: Keys, family: &Family) -> Result<()> {
+    if let Some((one, other)) = clash(family) {
+        let why = format!("{} models would have {one} and {other}, which are not supported together", family.class);
+        return Err(Error::model(keys.path, why));
+    }
     if matches!(family.mlp_bias, Bias::Never) && keys.flag_or("mlp_bias", false)? {
         let why = format!("\"mlp_bias\" is true; {} models have no biases on the MLP projections", family.class);
         return Err(Error::model(keys.path, why));
@@ -99,5 +120,33 @@ pub(super) fn read_dtype(keys: Keys) -> Result<Option<StoredDtype>> {
             Err(Error::model(keys.path, why))
         }
         (four, five) => Ok(five.or(four)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Map;
+
+    use super::super::family::RopeRule;
+    use super::*;
+
+    #[test]
+    fn traits_that_do_not_go_together_are_refused_by_name() {
+        let map = Map::new();
+        let keys = Keys { map: &map, path: Path::new("config.json"), prefix: "", names: &[] };
+        FAMILIES.iter().for_each(|family| refuse_unsupported(keys, family).unwrap());
+        let by_type = |partial| RopeRule { by_layer_type: true, partial, ..LLAMA.rope };
+        let parallel = Parallel::Key { default: false, shared_norm: false };
+        for (family, parts) in [
+            (Family { norms_behind: true, layer_norm: true, ..LLAMA }, ["norms behind", "LayerNorm"]),
+            (Family { norms_behind: true, multipliers: true, ..LLAMA }, ["norms behind", "factors"]),
+            (Family { norms_behind: true, parallel, ..LLAMA }, ["norms behind", "in parallel"]),
+            (Family { whole_norm: true, ..LLAMA }, ["all heads", "no norm"]),
+            (Family { rope: by_type(Some(0.5)), ..LLAMA }, ["by layer type", "part of each head"]),
+            (Family { rope: by_type(None), learned_positions: true, ..LLAMA }, ["by layer type", "learned"]),
+        ] {
+            let text = refuse_unsupported(keys, &family).unwrap_err().to_string();
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        }
     }
 }

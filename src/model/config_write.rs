@@ -69,6 +69,7 @@ impl ModelConfig {
         }
         if !self.family.learned_positions {
             self.rope.write(self.family.rope, self.partial_rotary_factor, &mut map);
+            self.write_layer_types(&mut map);
         }
         // Keys get the family's own names, and keep their places.
         for (generic, own, _) in self.family.keys {

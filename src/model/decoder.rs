@@ -10,7 +10,8 @@
 //! ```
 //!
 //! With attention and MLP in parallel, the MLP's norm reads stream[2i]. Norms are RMSNorm or LayerNorm;
-//! without a gate the MLP is gelu(norm(stream) W_up + b_up) W_down + b_down.
+//! without a gate the MLP is gelu(norm(stream) W_up + b_up) W_down + b_down. With the norms behind the
+//! blocks (`decoder_behind`), the input of a block is the stream itself.
 //!
 //! The op of a block's last GEMM also adds the residual stream and writes the next stream. The op
 //! of the gate and up GEMM also applies SwiGLU. RoPE rotates only queries and keys.
@@ -27,6 +28,7 @@ use super::decoder_grad::not_for_training;
 use super::inputs::Inputs;
 use super::layout::Layout;
 use super::lora::{Group, Lora, LoraWorkspace, Place};
+use super::rope::RopeConfig;
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut};
 use crate::{Error, Result};
@@ -40,6 +42,8 @@ pub struct Model<B: Backend> {
     /// Adapters. With them, `weights` are frozen.
     pub lora: Option<Lora<B>>,
     rope_tables: RopeTables<B>,
+    /// Tables of the layers of [`ModelConfig::local_rope`].
+    local_tables: Option<RopeTables<B>>,
 }
 
 /// Cosines and sines by position.
@@ -54,9 +58,9 @@ pub(super) struct RopeTables<B: Backend> {
 impl<B: Backend> RopeTables<B> {
     /// Angles are f32 products of position and inverse frequency, as in transformers. Cosine and
     /// sine are computed in f64, then multiplied by the factor of the RoPE scaling.
-    fn new(backend: &B, config: &ModelConfig, positions: usize) -> Result<Self> {
-        let inv_freq = config.inv_freq();
-        let factor = f64::from(config.rope.attention_factor() as f32);
+    fn new(backend: &B, (config, rope): (&ModelConfig, &RopeConfig), positions: usize) -> Result<Self> {
+        let inv_freq = config.inv_freq_of(rope);
+        let factor = f64::from(rope.attention_factor() as f32);
         let angles = (0..positions).flat_map(|p| inv_freq.iter().map(move |f| f64::from(p as f32 * f)));
         let angles: Vec<f64> = angles.collect();
         let table = |f: fn(f64) -> f64| -> Result<B::Acc> {
@@ -67,6 +71,13 @@ impl<B: Backend> RopeTables<B> {
         };
         Ok(Self { positions, cos: table(f64::cos)?, sin: table(f64::sin)? })
     }
+
+    /// Tables of most layers, and of those with settings of their own.
+    fn of_layers(backend: &B, config: &ModelConfig, positions: usize) -> Result<(Self, Option<Self>)> {
+        let tables = |rope: &RopeConfig| Self::new(backend, (config, rope), positions);
+        let local = config.local_rope.as_ref().map(|local| tables(&local.rope)).transpose()?;
+        Ok((tables(&config.rope)?, local))
+    }
 }
 
 impl<B: Backend> Model<B> {
@@ -74,8 +85,8 @@ impl<B: Backend> Model<B> {
     pub fn zeros(backend: &B, config: ModelConfig, positions: usize) -> Result<Self> {
         let layout = Layout::new(&config);
         let weights = backend.zeros_act(layout.len)?;
-        let rope_tables = RopeTables::new(backend, &config, positions)?;
-        Ok(Self { config, layout, weights, lora: None, rope_tables })
+        let (rope_tables, local_tables) = RopeTables::of_layers(backend, &config, positions)?;
+        Ok(Self { config, layout, weights, lora: None, rope_tables, local_tables })
     }
 
     /// Extends the RoPE tables to `positions`. Refuses more positions than the model supports.
@@ -88,7 +99,7 @@ impl<B: Backend> Model<B> {
         }
         if positions > self.rope_tables.positions {
             let grown = (positions + positions / 4).min(self.config.max_positions);
-            self.rope_tables = RopeTables::new(backend, &self.config, grown)?;
+            (self.rope_tables, self.local_tables) = RopeTables::of_layers(backend, &self.config, grown)?;
         }
         Ok(())
     }
@@ -106,13 +117,20 @@ impl<B: Backend> Model<B> {
 
     pub(super) fn qk_norm_dims(&self, tokens: usize) -> QkNormDims {
         let ModelConfig { heads, kv_heads, head_dim, rms_norm_eps: eps, .. } = self.config;
-        QkNormDims { tokens, heads, kv_heads, head_dim, eps }
+        QkNormDims { tokens, heads, kv_heads, head_dim, whole: self.config.family.whole_norm, eps }
     }
 
-    /// Arguments of RoPE on the queries and keys of a fused buffer, for tokens at `positions`.
-    pub(super) fn rope<'a>(&'a self, positions: View<'a, B::Idx>, qkv_in_place: ViewMut<'a, B::Act>) -> Rope<'a, B> {
+    /// Arguments of RoPE on the queries and keys of a fused buffer of layer i, for tokens at `positions`.
+    pub(super) fn rope<'a>(
+        &'a self,
+        i: usize,
+        positions: View<'a, B::Idx>,
+        qkv_in_place: ViewMut<'a, B::Act>,
+    ) -> Rope<'a, B> {
         let config = &self.config;
-        let table = self.rope_tables.positions * config.rotated / 2;
+        let local = config.local_rope.as_ref().is_some_and(|local| local.layers.contains(&i));
+        let tables = self.local_tables.as_ref().filter(|_| local).unwrap_or(&self.rope_tables);
+        let table = tables.positions * config.rotated / 2;
         Rope {
             dims: RopeDims {
                 tokens: positions.len,
@@ -120,11 +138,11 @@ impl<B: Backend> Model<B> {
                 unrotated_heads: config.kv_heads,
                 head_dim: config.head_dim,
                 rotated: config.rotated,
-                positions: self.rope_tables.positions,
+                positions: tables.positions,
             },
             positions,
-            cos: View::first(&self.rope_tables.cos, table),
-            sin: View::first(&self.rope_tables.sin, table),
+            cos: View::first(&tables.cos, table),
+            sin: View::first(&tables.sin, table),
             qkv_in_place,
         }
     }
@@ -220,12 +238,15 @@ impl<B: Backend> Model<B> {
         let (config, tokens, at) = (&self.config, positions.len, &self.layout.layers[i]);
         let hidden = config.hidden;
         let fused = config.query_width() + 2 * config.kv_width();
-        let layer = acts.layer_index(i);
-        self.normalise(backend, acts, tokens, 2 * i, &at.input_norm, Norm::Input(layer))?;
+        let (layer, entry) = (acts.layer_index(i), acts.stream_index(2 * i));
+        if !config.family.norms_behind {
+            self.normalise(backend, acts, tokens, 2 * i, &at.input_norm, Norm::Input(layer))?;
+        }
         let place = |group| Place { layer: i, set: layer, group, tokens };
-        let Activations { layers, lora, .. } = &mut *acts;
+        let Activations { streams, layers, lora, .. } = &mut *acts;
         let saved = &mut layers[layer];
-        let x = View::first(&saved.attention_input, tokens * hidden);
+        let x = if config.family.norms_behind { &streams[entry] } else { &saved.attention_input };
+        let x = View::first(x, tokens * hidden);
         backend.linear_fwd(LinearFwd {
             dims: LinearDims { tokens, inputs: hidden, outputs: fused },
             x,
@@ -244,7 +265,7 @@ impl<B: Backend> Model<B> {
             })?;
         }
         if config.rotates(i) {
-            backend.rope_fwd(self.rope(positions, ViewMut::first(&mut saved.qkv, tokens * fused)))?;
+            backend.rope_fwd(self.rope(i, positions, ViewMut::first(&mut saved.qkv, tokens * fused)))?;
         }
         Ok(())
     }
@@ -257,23 +278,29 @@ impl<B: Backend> Model<B> {
         let linear = |inputs, outputs| LinearDims { tokens, inputs, outputs };
         let wide = tokens * hidden;
         let layer = acts.layer_index(i);
+        let (behind, middle) = (config.family.norms_behind, acts.stream_index(2 * i + 1));
         let place = |group| Place { layer: i, set: layer, group, tokens };
-        let Advance { layers, from, to, lora } = acts.advance(2 * i);
-        let x = View::first(&layers[layer].attention, tokens * query);
-        let stream = Some(View::first(from, wide));
-        backend.linear_fwd(LinearFwd {
-            dims: linear(query, hidden),
-            x,
-            weight: self.weight(&at.output),
-            bias: at.output_bias.as_ref().map(|range| self.weight(range)),
-            residual: self.low_rank(backend, lora, place(Group::Output), x, stream)?,
-            y: ViewMut::first(to, wide),
-        })?;
-        let stream = if config.traits.parallel { 2 * i } else { 2 * i + 1 };
-        self.normalise(backend, acts, tokens, stream, &at.post_norm, Norm::Post(layer))?;
-        let Activations { layers, lora, .. } = &mut *acts;
+        if behind {
+            self.run_branch(backend, tokens, acts, i, Group::Output)?;
+            self.add_branch(backend, (tokens, 2 * i), acts, i, Group::Output)?;
+        } else {
+            let Advance { layers, from, to, lora } = acts.advance(2 * i);
+            let x = View::first(&layers[layer].attention, tokens * query);
+            let stream = Some(View::first(from, wide));
+            backend.linear_fwd(LinearFwd {
+                dims: linear(query, hidden),
+                x,
+                weight: self.weight(&at.output),
+                bias: at.output_bias.as_ref().map(|range| self.weight(range)),
+                residual: self.low_rank(backend, lora, place(Group::Output), x, stream)?,
+                y: ViewMut::first(to, wide),
+            })?;
+            let stream = if config.traits.parallel { 2 * i } else { 2 * i + 1 };
+            self.normalise(backend, acts, tokens, stream, &at.post_norm, Norm::Post(layer))?;
+        }
+        let Activations { streams, layers, lora, .. } = &mut *acts;
         let saved = &mut layers[layer];
-        let x = View::first(&saved.mlp_input, wide);
+        let x = View::first(if behind { &streams[middle] } else { &saved.mlp_input }, wide);
         let low = self.low_rank(backend, lora.as_mut(), place(Group::GateUp), x, None)?;
         let act = ViewMut::first(&mut saved.act, tokens * inner);
         let bias = at.gate_up_bias.as_ref().map(|range| self.weight(range));
@@ -301,16 +328,20 @@ impl<B: Backend> Model<B> {
             })?,
         }
         // The backward of the down projection needs its h, which a recomputed layer has to have too.
-        match (&self.lora, lora) {
-            (Some(adapters), Some(work)) => {
-                adapters.reduce(backend, work, place(Group::Down), View::first(&saved.act, tokens * inner))
-            }
-            _ => Ok(()),
+        if let (Some(adapters), Some(work)) = (&self.lora, lora) {
+            adapters.reduce(backend, work, place(Group::Down), View::first(&saved.act, tokens * inner))?;
+        }
+        match behind {
+            true => self.run_branch(backend, tokens, acts, i, Group::Down),
+            false => Ok(()),
         }
     }
 
-    /// Runs the down projection of layer i, which writes the next layer's input stream.
+    /// Runs the down projection of layer i, which writes the next layer's input stream, or the norm behind it.
     pub(super) fn close_layer(&self, backend: &B, tokens: usize, acts: &mut Activations<B>, i: usize) -> Result<()> {
+        if self.config.family.norms_behind {
+            return self.add_branch(backend, (tokens, 2 * i + 1), acts, i, Group::Down);
+        }
         let (hidden, inner) = (self.config.hidden, self.config.intermediate);
         let layer = acts.layer_index(i);
         let Advance { layers, from, to, lora } = acts.advance(2 * i + 1);
@@ -329,7 +360,7 @@ impl<B: Backend> Model<B> {
 
     /// Residual of a GEMM: the low-rank part of its output plus `residual`, or `residual` alone if the
     /// GEMM has no adapter or the adapters take no part.
-    fn low_rank<'a>(
+    pub(super) fn low_rank<'a>(
         &self,
         backend: &B,
         mut work: Option<&'a mut LoraWorkspace<B>>,
@@ -344,7 +375,7 @@ impl<B: Backend> Model<B> {
     }
 
     /// [`Self::low_rank`] with the h that is already computed.
-    fn expand<'a>(
+    pub(super) fn expand<'a>(
         &self,
         backend: &B,
         work: Option<&'a mut LoraWorkspace<B>>,
@@ -379,7 +410,7 @@ impl<B: Backend> Model<B> {
             }
             Norm::Final => (hidden, final_rstd),
         };
-        self.norm(backend, View::first(&streams[stream], wide), weight, ViewMut::first(y, wide), rstd)
+        self.norm(backend, View::first(&streams[stream], wide), None, weight, ViewMut::first(y, wide), rstd)
     }
 }
 

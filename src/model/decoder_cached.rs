@@ -42,6 +42,23 @@ impl<B: Backend> KvCache<B> {
     }
 }
 
+/// What the new tokens of a call see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// (query, key) pairs.
+    pub pairs: u64,
+    /// Rows of the paths that some new token of the sequence sees.
+    pub keys: u64,
+}
+
+impl Seen {
+    /// Adds a sequence of `new` tokens at the end of a path of `rows` rows.
+    pub fn add(&mut self, rows: usize, new: usize, window: usize) {
+        self.pairs += (rows - new + 1..=rows).map(|seen| seen.min(window) as u64).sum::<u64>();
+        self.keys += if new == 0 { 0 } else { rows.min(window.saturating_add(new - 1)) as u64 };
+    }
+}
+
 /// New tokens of sequences, and their places in the cache.
 pub struct CachedInputs<'a, B: Backend> {
     /// (tokens)
@@ -53,10 +70,10 @@ pub struct CachedInputs<'a, B: Backend> {
     pub last: View<'a, B::Idx>,
     pub sequences: usize,
     pub spans: usize,
-    /// Number of visible (query, key) pairs.
-    pub pairs: u64,
-    /// Total length of the paths.
-    pub keys: u64,
+    /// Visible (query, key) pairs and visible rows of the paths, without a window.
+    pub seen: Seen,
+    /// The same within the window of the model.
+    pub seen_in_window: Seen,
     pub longest_path: usize,
 }
 
@@ -116,18 +133,21 @@ impl<B: Backend> Model<B> {
             sequences: inputs.sequences,
             spans: inputs.spans,
             slots: cache.slots,
-            pairs: inputs.pairs,
-            keys: inputs.keys,
+            pairs: inputs.seen.pairs,
+            keys: inputs.seen.keys,
             longest_path: inputs.longest_path,
             scale: config.attention_scale(0),
+            window: None,
         };
         self.embed(backend, inputs.ids, inputs.positions, acts)?;
         for i in 0..config.layers {
             self.project(backend, inputs.positions, acts, i)?;
             let layer = acts.layer_index(i);
             let saved = &mut acts.layers[layer];
+            let window = config.window(i);
+            let Seen { pairs, keys } = if window.is_some() { inputs.seen_in_window } else { inputs.seen };
             backend.attention_cached_fwd(AttentionCachedFwd {
-                dims: AttentionCachedDims { scale: config.attention_scale(i), ..dims },
+                dims: AttentionCachedDims { pairs, keys, window, scale: config.attention_scale(i), ..dims },
                 qkv: View::first(&saved.qkv, tokens * fused),
                 paths: inputs.paths,
                 cache: ViewMut::first(&mut cache.layers[i], dims.slots * dims.cache_width()),

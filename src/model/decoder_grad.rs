@@ -36,6 +36,8 @@ struct Projection<'a, B: Backend> {
     x: View<'a, B::Act>,
     /// (tokens, inputs); `None` if the caller computes it, or nothing needs it
     dx: Option<ViewMut<'a, B::Act>>,
+    /// `Add` if `dx` holds the gradient by other paths.
+    dx_write: Write,
 }
 
 impl<B: Backend> Model<B> {
@@ -75,6 +77,10 @@ impl<B: Backend> Model<B> {
         for (i, at) in self.layout.layers.iter().enumerate().rev() {
             if acts.needs_recompute(i) {
                 self.run_layer(backend, inputs, acts, i)?;
+                if config.family.norms_behind {
+                    // For the statistics of the norm behind the MLP. The stream gets the bits that it has.
+                    self.close_layer(backend, tokens, acts, i)?;
+                }
             }
             let (layer, entry, middle) = (acts.layer_index(i), acts.stream_index(2 * i), acts.stream_index(2 * i + 1));
             let Activations { streams, layers, gradients, lora, .. } = &mut *acts;
@@ -82,7 +88,11 @@ impl<B: Backend> Model<B> {
             let saved = &layers[layer];
             let place = |group| Place { layer: i, set: layer, group, tokens };
             let Some(saved_gate_up) = &saved.gate_up else { return Err(not_for_training()) };
-            let dy = View::first(&g.dstream, wide);
+            if let (Some(branches), Some(norm)) = (&saved.branches, &at.mlp_norm) {
+                let dweight = self.norm_gradient(&mut out, lora, norm)?;
+                self.branch_bwd(backend, (tokens, i), (branches, Group::Down), g, dweight)?;
+            }
+            let dy = View::first(g.dbranch.as_ref().unwrap_or(&g.dstream), wide);
             let down = Projection {
                 place: place(Group::Down),
                 dy,
@@ -91,6 +101,7 @@ impl<B: Backend> Model<B> {
                     None => g.dact.as_mut().map(|dact| ViewMut::first(dact, tokens * inner)),
                     Some(_) => Some(ViewMut::first(&mut g.dgate_up, tokens * inner)),
                 },
+                dx_write: Write::Overwrite,
             };
             self.projection_bwd(backend, down, lora, &mut out)?;
             let gate_up = View::first(saved_gate_up, tokens * width);
@@ -110,17 +121,32 @@ impl<B: Backend> Model<B> {
                     backend.linear_glu_bwd(LinearGluBwd { dims, dy, weight, gate_up, dgate_up })?;
                 }
             }
+            let (behind, dx_write) =
+                (config.family.norms_behind, if config.family.norms_behind { Write::Add } else { Write::Overwrite });
             let gate_up = Projection {
                 place: place(Group::GateUp),
                 dy: View::first(&g.dgate_up, tokens * width),
-                x: View::first(&saved.mlp_input, wide),
-                dx: Some(ViewMut::first(&mut g.dnormed, wide)),
+                x: View::first(if behind { &streams[middle] } else { &saved.mlp_input }, wide),
+                dx: Some(ViewMut::first(if behind { &mut g.dstream } else { &mut g.dnormed }, wide)),
+                dx_write,
             };
             self.projection_bwd(backend, gate_up, lora, &mut out)?;
             // In parallel, the MLP's input does not depend on attention's output.
             let norm_first = !config.traits.parallel;
             for is_norm in [norm_first, !norm_first] {
-                if is_norm {
+                if !is_norm {
+                    let output = Projection {
+                        place: place(Group::Output),
+                        dy: View::first(g.dbranch.as_ref().unwrap_or(&g.dstream), wide),
+                        x: View::first(&saved.attention, tokens * query),
+                        dx: Some(ViewMut::first(&mut g.dattention, tokens * query)),
+                        dx_write: Write::Overwrite,
+                    };
+                    self.projection_bwd(backend, output, lora, &mut out)?;
+                } else if let (Some(branches), Some(norm)) = (&saved.branches, &at.attention_norm) {
+                    let dweight = self.norm_gradient(&mut out, lora, norm)?;
+                    self.branch_bwd(backend, (tokens, i), (branches, Group::Output), g, dweight)?;
+                } else {
                     let (dweight, dweight_write) = self.norm_gradient(&mut out, lora, &at.post_norm)?;
                     self.norm_bwd(
                         backend,
@@ -135,14 +161,6 @@ impl<B: Backend> Model<B> {
                             dweight_write,
                         },
                     )?;
-                } else {
-                    let output = Projection {
-                        place: place(Group::Output),
-                        dy: View::first(&g.dstream, wide),
-                        x: View::first(&saved.attention, tokens * query),
-                        dx: Some(ViewMut::first(&mut g.dattention, tokens * query)),
-                    };
-                    self.projection_bwd(backend, output, lora, &mut out)?;
                 }
             }
             backend.attention_bwd(AttentionBwd {
@@ -155,7 +173,7 @@ impl<B: Backend> Model<B> {
                 dqkv: ViewMut::first(&mut g.dqkv, tokens * fused),
             })?;
             if config.rotates(i) {
-                backend.rope_bwd(self.rope(inputs.positions, ViewMut::first(&mut g.dqkv, tokens * fused)))?;
+                backend.rope_bwd(self.rope(i, inputs.positions, ViewMut::first(&mut g.dqkv, tokens * fused)))?;
             }
             if let Some(weight) = &at.qk_norm {
                 let Some(x) = &saved.qk_input else { return Err(not_for_training()) };
@@ -175,12 +193,16 @@ impl<B: Backend> Model<B> {
             let qkv = Projection {
                 place: place(Group::Qkv),
                 dy: View::first(&g.dqkv, tokens * fused),
-                x: View::first(&saved.attention_input, wide),
-                dx: (!ends).then(|| ViewMut::first(&mut g.dnormed, wide)),
+                x: View::first(if behind { &streams[entry] } else { &saved.attention_input }, wide),
+                dx: (!ends).then(|| ViewMut::first(if behind { &mut g.dstream } else { &mut g.dnormed }, wide)),
+                dx_write,
             };
             self.projection_bwd(backend, qkv, lora, &mut out)?;
             if ends {
                 return Ok(());
+            }
+            if behind {
+                continue;
             }
             let (dweight, mut dweight_write) = self.norm_gradient(&mut out, lora, &at.input_norm)?;
             if config.shares_norm() && self.lora.is_none() {
@@ -233,13 +255,13 @@ impl<B: Backend> Model<B> {
         work: &mut Option<LoraWorkspace<B>>,
         out: &mut GradientsOut<'_, B>,
     ) -> Result<()> {
-        let Projection { place, dy, x, mut dx } = projection;
+        let Projection { place, dy, x, mut dx, dx_write } = projection;
         let (at, group) = (&self.layout.layers[place.layer], place.group);
         let dims = group.dims(&self.config, place.tokens);
         let (weight, bias, norms) = parts(at, group);
         let write = match (&self.lora, work) {
             (Some(lora), Some(work)) => {
-                let to = dx.as_mut().map(ViewMut::reborrow);
+                let to = (dx.as_mut().map(ViewMut::reborrow), dx_write);
                 lora.backward(backend, work, place, (dy, x), to, (out.grads, out.write))?
             }
             (Some(_), None) => return Err(not_for_training()),
@@ -256,7 +278,7 @@ impl<B: Backend> Model<B> {
                     write: out.write,
                     norms: out.norms.as_deref_mut().map(|all| slot(all, norms)),
                 })?;
-                Write::Overwrite
+                dx_write
             }
         };
         let Some(dx) = dx else { return Ok(()) };

@@ -25,13 +25,14 @@ pub(super) struct NormGradient<'a, B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Normalises rows of the stream.
+    /// Normalises rows, and adds them to those of a base.
     pub(super) fn norm(
         &self,
         backend: &B,
         x: View<'_, B::Act>,
+        base: Option<View<'_, B::Act>>,
         weight: &Range<usize>,
-        y: ViewMut<'_, B::Act>,
+        mut y: ViewMut<'_, B::Act>,
         stats: &mut B::Acc,
     ) -> Result<()> {
         let (hidden, eps) = (self.config.hidden, self.config.stream_eps());
@@ -39,18 +40,17 @@ impl<B: Backend> Model<B> {
         let stats = ViewMut::first(stats, tokens * self.config.norm_stats());
         let weight = self.weight(weight);
         match self.config.family.layer_norm {
-            true => backend.layer_norm_fwd(LayerNormFwd {
-                dims: LayerNormDims { tokens, hidden, eps },
-                x,
-                weight,
-                y,
-                stats,
-            }),
+            true => {
+                let dims = LayerNormDims { tokens, hidden, eps };
+                backend.layer_norm_fwd(LayerNormFwd { dims, x, weight, y: y.reborrow(), stats })?;
+                self.scale(backend, 1.0, base, y)
+            }
             false => backend.norm_fwd(NormFwd {
                 dims: NormDims { tokens, hidden, eps },
                 x,
                 residual: None,
                 weight,
+                base,
                 sum: None,
                 y,
                 rstd: stats,

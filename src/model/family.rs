@@ -2,9 +2,9 @@
 //! tensors and its forward differ from the others. Reader, writer and decoder ask the row and never
 //! the name.
 //!
-//! All families share the pre-norm decoder of `decoder.rs`: RMSNorm or LayerNorm, rotary or learned
-//! positions, grouped-query attention, SwiGLU or GELU. A second table says what other well-known
-//! families would need.
+//! All families share the decoder of `decoder.rs`: RMSNorm or LayerNorm, rotary or learned
+//! positions, grouped-query attention, SwiGLU or GELU. `family_missing.rs` says what
+//! other well-known families would need.
 
 use super::config::{Head, ModelConfig};
 use super::family_names::TensorNames;
@@ -38,6 +38,11 @@ pub struct Family {
     /// RMSNorm of every query head and every key head before RoPE, with one weight of head_dim for
     /// all query heads and one for all key heads.
     pub(super) qk_norm: bool,
+    /// As [`Family::qk_norm`], but of all query heads and of all key heads together, with a weight for
+    /// each element.
+    pub(super) whole_norm: bool,
+    /// RMSNorm of the outputs of attention and MLP, behind their last projections, instead of their inputs.
+    pub(super) norms_behind: bool,
     pub(super) window: Window,
     pub(super) rope: RopeRule,
     /// Query, key and value projections are one tensor in the files, and so are gate and up.
@@ -101,7 +106,7 @@ pub(super) enum Bias {
 /// Which layers see only a window of the last positions.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Window {
-    /// No key is read.
+    /// Never.
     None,
     /// All layers, if `sliding_window` is not null; with its default.
     All(Option<usize>),
@@ -111,6 +116,9 @@ pub(super) enum Window {
     LastLayers,
     /// Layers without RoPE, if `use_sliding_window` is set.
     LayersWithoutRope,
+    /// All layers except every n-th, unless `layer_types` says otherwise; with the default of
+    /// `sliding_window` and n.
+    Except(usize, usize),
 }
 
 /// Rotary positions of a family.
@@ -126,9 +134,12 @@ pub(super) struct RopeRule {
     pub skips_layers: bool,
     /// Default of `partial_rotary_factor`; `None` for a family whose heads rotate whole.
     pub partial: Option<f64>,
+    /// Layers with a sliding window have settings of their own (`rope_layers.rs`).
+    pub by_layer_type: bool,
 }
 
-const ROPE: RopeRule = RopeRule { theta: 10_000.0, original: None, skips_layers: false, partial: None };
+const ROPE: RopeRule =
+    RopeRule { theta: 10_000.0, original: None, skips_layers: false, partial: None, by_layer_type: false };
 
 /// Common values of the rows.
 const COMMON: Family = Family {
@@ -143,6 +154,8 @@ const COMMON: Family = Family {
     qkv_bias: Bias::Key("attention_bias", false),
     output_bias: Bias::Key("attention_bias", false),
     qk_norm: false,
+    whole_norm: false,
+    norms_behind: false,
     window: Window::None,
     rope: ROPE,
     fused: false,
@@ -182,8 +195,20 @@ pub(super) static QWEN2: Family = Family {
     ..COMMON
 };
 
+/// OLMo-2; OLMo-3 adds windows.
+const OLMO2: Family = Family {
+    model_type: "olmo2",
+    class: "Olmo2",
+    whole_heads: false,
+    eps: 1e-5,
+    qk_norm: true,
+    whole_norm: true,
+    norms_behind: true,
+    ..COMMON
+};
+
 /// Every supported family.
-pub static FAMILIES: [&Family; 12] = [
+pub static FAMILIES: [&Family; 14] = [
     &LLAMA,
     &QWEN2,
     &Family {
@@ -326,6 +351,14 @@ pub static FAMILIES: [&Family; 12] = [
         language_model: "LMHeadModel",
         ..COMMON
     },
+    &OLMO2,
+    &Family {
+        model_type: "olmo3",
+        class: "Olmo3",
+        window: Window::Except(4096, 4),
+        rope: RopeRule { theta: 500_000.0, by_layer_type: true, ..ROPE },
+        ..OLMO2
+    },
 ];
 
 impl PartialEq for Family {
@@ -362,119 +395,5 @@ impl ModelConfig {
     /// Whether layer `i` rotates its queries and keys.
     pub(super) fn rotates(&self, i: usize) -> bool {
         !self.family.learned_positions && !self.layers_without_rope.contains(&i)
-    }
-}
-
-/// Well-known families that need what is not here.
-const MISSING: &[(&[&str], &str)] = &[
-    (&["gemma"], "RMSNorm with 1 + weight, GELU in the MLP and scaled embeddings"),
-    (
-        &["gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma4", "vaultgemma"],
-        "RMSNorm with 1 + weight, norms after attention and MLP, GELU, scaled embeddings, sliding windows and, in some, \
-         softcaps",
-    ),
-    (
-        &[
-            "mixtral",
-            "qwen2_moe",
-            "qwen3_moe",
-            "deepseek_v2",
-            "deepseek_v3",
-            "gpt_oss",
-            "olmoe",
-            "granitemoe",
-            "phimoe",
-            "dbrx",
-            "llama4",
-            "llama4_text",
-            "glm4_moe",
-            "ernie4_5_moe",
-            "hunyuan_v1_moe",
-            "minimax",
-            "ernie4_5_vl_moe",
-        ],
-        "a mixture of experts",
-    ),
-    (&["qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe"], "linear attention layers"),
-    (
-        &[
-            "mamba",
-            "mamba2",
-            "jamba",
-            "bamba",
-            "zamba2",
-            "falcon_mamba",
-            "falcon_h1",
-            "lfm2",
-            "recurrent_gemma",
-            "rwkv",
-            "granitemoehybrid",
-            "nemotron_h",
-        ],
-        "recurrent or convolution layers",
-    ),
-    (&["phi"], "a bias on the vocabulary projection"),
-    (&["cohere", "cohere2"], "LayerNorm without a bias, interleaved RoPE and factors on logits"),
-    (&["olmo"], "LayerNorm without weights"),
-    (&["olmo2", "olmo3"], "norms after attention and MLP, and norms across all query and key heads"),
-    (&["glm", "glm4"], "interleaved RoPE on a part of each head"),
-    (&["ernie4_5", "helium"], "interleaved RoPE"),
-    (&["persimmon", "nemotron"], "an MLP without a gate with a squared ReLU"),
-    (&["starcoder2"], "sliding windows with LayerNorm"),
-    (
-        &["gpt_neo", "gptj", "gpt_bigcode", "opt", "bloom", "falcon", "mpt", "codegen", "biogpt", "xglm"],
-        "another kind of positions, windows, activations or biases",
-    ),
-    (&["smollm2"], "the model type llama, which SmolLM2 has"),
-    (&["exaone4"], "norms after attention and MLP, and sliding windows"),
-    (&["hunyuan_v1_dense"], "query and key norms after RoPE"),
-    (&["arcee", "apertus"], "an MLP without a gate"),
-    (&["minicpm", "minicpm3"], "scaled embeddings, residuals and logits"),
-    (
-        &[
-            "qwen2_vl",
-            "qwen2_5_vl",
-            "qwen3_vl",
-            "llava",
-            "llava_next",
-            "mllama",
-            "mistral3",
-            "paligemma",
-            "idefics3",
-            "smolvlm",
-            "internvl",
-            "pixtral",
-            "phi4_multimodal",
-            "qwen2_audio",
-            "qwen2_5_omni",
-        ],
-        "images or sound next to text",
-    ),
-    (
-        &["bert", "roberta", "xlm-roberta", "deberta", "deberta-v2", "electra", "albert", "distilbert", "modernbert"],
-        "attention in both directions; only decoders are supported",
-    ),
-    (&["t5", "mt5", "bart", "umt5", "mbart", "pegasus", "t5gemma"], "an encoder; only decoders are supported"),
-    (&["internlm2", "baichuan", "chatglm", "xverse", "aquila", "qwen"], "code that comes with the model"),
-];
-
-/// What a model of this type would need that is not here.
-pub(super) fn missing(model_type: &str) -> Option<&'static str> {
-    MISSING.iter().find(|(types, _)| types.contains(&model_type)).map(|(_, needs)| *needs)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    #[test]
-    fn a_model_type_is_either_supported_or_refused_once() {
-        let supported = FAMILIES.iter().map(|family| family.model_type);
-        let refused = MISSING.iter().flat_map(|(types, _)| types.iter().copied());
-        let all: Vec<&str> = supported.chain(refused).collect();
-        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
-        assert!(FAMILIES.iter().all(|family| Family::find(family.model_type) == Some(*family)));
     }
 }

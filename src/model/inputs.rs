@@ -13,6 +13,8 @@ pub struct Inputs<'a, B: Backend> {
     pub trees: usize,
     /// Number of visible (query, key) pairs.
     pub pairs: u64,
+    /// (longest_path) number of pairs at each distance on the path, from 0 on
+    pub distances: &'a [u32],
     /// Number of tokens on the longest path.
     pub longest_path: usize,
     /// (tokens)
@@ -27,8 +29,10 @@ pub struct Inputs<'a, B: Backend> {
 }
 
 impl<B: Backend> Inputs<'_, B> {
-    /// Returns the attention sizes of this batch in a layer of a model.
-    pub(super) fn attention_dims(&self, config: &ModelConfig, layer: usize) -> AttentionDims {
+    /// Returns the attention sizes of this batch in layer i of a model.
+    pub(super) fn attention_dims(&self, config: &ModelConfig, i: usize) -> AttentionDims {
+        let window = config.window(i);
+        let within = |window: usize| self.distances.iter().take(window).map(|&pairs| u64::from(pairs)).sum();
         AttentionDims {
             tokens: self.tokens,
             heads: config.heads,
@@ -37,9 +41,10 @@ impl<B: Backend> Inputs<'_, B> {
             segments: self.segments,
             ancestors: self.ancestors,
             trees: self.trees,
-            pairs: self.pairs,
+            pairs: window.map_or(self.pairs, within),
             longest_path: self.longest_path,
-            scale: config.attention_scale(layer),
+            scale: config.attention_scale(i),
+            window,
         }
     }
 }

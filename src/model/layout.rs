@@ -36,13 +36,13 @@ impl Slot {
 /// Ranges of a layer's tensor groups.
 #[derive(Clone, Debug, Default)]
 pub struct LayerRanges {
-    /// (hidden), or (2, hidden): weight and bias
+    /// (hidden), or (2, hidden): weight and bias; empty if the norms are behind the blocks
     pub input_norm: Range<usize>,
     /// ((heads + 2 kv_heads) head_dim, hidden)
     pub qkv: Range<usize>,
     /// ((heads + 2 kv_heads) head_dim)
     pub qkv_bias: Option<Range<usize>>,
-    /// (2, head_dim): norm weights of the queries, then of the keys
+    /// Norm weights of the queries, then of the keys
     pub qk_norm: Option<Range<usize>>,
     /// (hidden, heads head_dim)
     pub output: Range<usize>,
@@ -50,6 +50,10 @@ pub struct LayerRanges {
     pub output_bias: Option<Range<usize>>,
     /// As `input_norm`; the same range if the two share their norm
     pub post_norm: Range<usize>,
+    /// (hidden), norm behind attention
+    pub attention_norm: Option<Range<usize>>,
+    /// (hidden), norm behind the MLP
+    pub mlp_norm: Option<Range<usize>>,
     /// (2 intermediate, hidden), or (intermediate, hidden) without a gate
     pub gate_up: Range<usize>,
     /// (2 intermediate), or (intermediate)
@@ -205,6 +209,8 @@ impl Layout {
                 }
             }
             (Role::DownBias, Some(layer)) => layer.down_bias = Some(range),
+            (Role::AttentionOutputNorm, Some(layer)) => layer.attention_norm = Some(range),
+            (Role::MlpOutputNorm, Some(layer)) => layer.mlp_norm = Some(range),
             (Role::OutputBias, Some(layer)) => layer.output_bias = Some(range),
             (Role::QueryBias, Some(layer)) => layer.qkv_bias = Some(range),
             (Role::QueryNorm, Some(layer)) => layer.qk_norm = Some(range),

@@ -1,6 +1,6 @@
 //! Models: configuration and Hugging Face folders, and forward and backward as lists of op calls.
 //!
-//! - [`family`], [`family_names`], [`config`], [`traits`], [`rope`], [`presets`]: what each model family has; sizes from `config.json`,
+//! - [`family`], `family_missing`, [`family_names`], [`config`], [`traits`], [`rope`], [`presets`]: what each model family has; sizes from `config.json`,
 //!   checked once; named sizes for new models
 //! - [`tensors`], [`layout`]: names and shapes of tensors; their places in the flat parameter arena
 //! - [`trained`]: the parameters that training changes
@@ -20,10 +20,12 @@ mod config_json;
 mod config_support;
 mod config_write;
 pub mod decoder;
+mod decoder_behind;
 pub mod decoder_cached;
 pub mod decoder_grad;
 mod decoder_norm;
 pub mod family;
+mod family_missing;
 pub mod family_names;
 pub mod inputs;
 pub mod layout;
@@ -32,6 +34,7 @@ pub mod presets;
 pub mod reward_heads;
 pub mod rope;
 mod rope_frequencies;
+pub mod rope_layers;
 pub mod store;
 pub mod tensors;
 pub mod trained;

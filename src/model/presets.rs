@@ -226,6 +226,8 @@ impl Preset {
             partial_rotary_factor: 1.0,
             rotated: self.hidden / self.heads,
             layers_without_rope: Vec::new(),
+            window: None,
+            local_rope: None,
             max_positions: self.max_positions,
             declared_positions: self.max_positions,
             initializer_range: 0.02,

@@ -91,24 +91,6 @@ pub struct LongRope {
 }
 
 impl RopeConfig {
-    /// Keys of the scaling to write before `max_position_embeddings`, now `positions`, is changed: they
-    /// follow from it. `None` if nothing does.
-    pub(super) fn follows(&self, positions: usize) -> Option<String> {
-        let original = |length: usize| (length == positions).then(|| format!("\"{ORIGINAL}\": {length}"));
-        match &self.scaling {
-            RopeScaling::Default | RopeScaling::Linear { .. } | RopeScaling::Dynamic { .. } => None,
-            RopeScaling::Llama3 { original_max_position, .. } => original(*original_max_position),
-            RopeScaling::Yarn(yarn) => original(yarn.original_max_position),
-            RopeScaling::LongRope(long) => {
-                let follows = long.factor.is_none() && long.attention_factor.is_none();
-                let factor = || format!("\"attention_factor\": {}", self.attention_factor());
-                let keys: Vec<String> =
-                    follows.then(factor).into_iter().chain(original(long.original_max_position)).collect();
-                (!keys.is_empty()).then(|| keys.join(", "))
-            }
-        }
-    }
-
     /// Reads the settings from the top level of a `config.json`. `max_positions` is
     /// `max_position_embeddings`: the original length of a scaling that names none, as in
     /// transformers. A note says so.
@@ -325,7 +307,7 @@ impl RopeScaling {
     }
 
     /// Returns the settings under the key names that both transformers versions share.
-    fn to_json(&self) -> Map<String, Value> {
+    pub(super) fn to_json(&self) -> Map<String, Value> {
         let value = match self {
             RopeScaling::Default => json!({"rope_type": "default"}),
             RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),

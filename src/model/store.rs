@@ -137,7 +137,13 @@ pub fn random<B: Backend>(backend: &B, config: ModelConfig, seed: u64) -> Result
             | Role::InputNormBias
             | Role::PostAttentionNormBias
             | Role::FinalNormBias => continue,
-            Role::InputNorm | Role::QueryNorm | Role::KeyNorm | Role::PostAttentionNorm | Role::FinalNorm => {
+            Role::InputNorm
+            | Role::QueryNorm
+            | Role::KeyNorm
+            | Role::PostAttentionNorm
+            | Role::AttentionOutputNorm
+            | Role::MlpOutputNorm
+            | Role::FinalNorm => {
                 let ones = vec![1.0; slot.spec.elements()];
                 backend.write_act(ViewMut::new(&mut model.weights, slot.start, ones.len()), &ones)?;
                 continue;

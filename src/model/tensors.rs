@@ -5,8 +5,8 @@
 //! head. Query, key and value are adjacent, as are gate and up, so each group is one matrix of
 //! stacked rows for a GEMM; families that store such a group as one tensor, or its elements in another
 //! order, have the same arena. Tensors without decay follow: per layer input norm, q, k, v biases, q
-//! and k norms, output bias, post-attention norm, biases of the MLP, then the final norm. The bias of a
-//! LayerNorm follows its weight.
+//! and k norms, output bias, post-attention norm or the norms of both outputs, biases of the MLP, then
+//! the final norm. The bias of a LayerNorm follows its weight.
 
 use super::config::{Head, ModelConfig};
 
@@ -51,9 +51,9 @@ pub enum Role {
     ValueBias,
     /// `(hidden)`
     OutputBias,
-    /// `(head_dim)`, for all query heads
+    /// `(head_dim)`, for all query heads, or `(heads * head_dim)`
     QueryNorm,
-    /// `(head_dim)`, for all key heads
+    /// `(head_dim)`, for all key heads, or `(kv_heads * head_dim)`
     KeyNorm,
     /// `(intermediate)`, or of the only projection without a gate
     GateBias,
@@ -61,8 +61,12 @@ pub enum Role {
     UpBias,
     /// `(hidden)`
     DownBias,
-    /// `(hidden)`
+    /// `(hidden)`, of the MLP's input
     PostAttentionNorm,
+    /// `(hidden)`, of attention's output
+    AttentionOutputNorm,
+    /// `(hidden)`, of the MLP's output
+    MlpOutputNorm,
     /// `(hidden)`
     PostAttentionNormBias,
     /// `(hidden)`
@@ -102,6 +106,8 @@ impl Role {
             | Role::DownBias
             | Role::PostAttentionNorm
             | Role::PostAttentionNormBias
+            | Role::AttentionOutputNorm
+            | Role::MlpOutputNorm
             | Role::FinalNorm
             | Role::FinalNormBias => false,
         }
@@ -227,9 +233,11 @@ impl ModelConfig {
                 tensors.push(spec(name, vec![width], role, Some(layer)));
             };
             let bias = |module: &str| format!("{module}.bias");
-            add(format!("{}.weight", names.input_norm), hidden, Role::InputNorm);
-            if family.layer_norm {
-                add(bias(names.input_norm), hidden, Role::InputNormBias);
+            if !family.norms_behind {
+                add(format!("{}.weight", names.input_norm), hidden, Role::InputNorm);
+                if family.layer_norm {
+                    add(bias(names.input_norm), hidden, Role::InputNormBias);
+                }
             }
             if self.qkv_bias && family.fused {
                 add(bias(names.qkv), query + 2 * kv, Role::QueryBias);
@@ -239,13 +247,17 @@ impl ModelConfig {
                 add(bias(names.value), kv, Role::ValueBias);
             }
             if family.qk_norm {
-                add("self_attn.q_norm.weight".into(), self.head_dim, Role::QueryNorm);
-                add("self_attn.k_norm.weight".into(), self.head_dim, Role::KeyNorm);
+                let [queries, keys] = if family.whole_norm { [query, kv] } else { [self.head_dim; 2] };
+                add("self_attn.q_norm.weight".into(), queries, Role::QueryNorm);
+                add("self_attn.k_norm.weight".into(), keys, Role::KeyNorm);
             }
             if self.output_bias {
                 add(bias(names.output), hidden, Role::OutputBias);
             }
-            if !self.shares_norm() {
+            if family.norms_behind {
+                add("post_attention_layernorm.weight".into(), hidden, Role::AttentionOutputNorm);
+                add("post_feedforward_layernorm.weight".into(), hidden, Role::MlpOutputNorm);
+            } else if !self.shares_norm() {
                 add(format!("{}.weight", names.post_norm), hidden, Role::PostAttentionNorm);
                 if family.layer_norm {
                     add(bias(names.post_norm), hidden, Role::PostAttentionNormBias);

@@ -1,8 +1,8 @@
-//! Layers that differ in what their attention sees: sliding windows, which are refused where they
-//! could cut a sequence, and layers without RoPE.
+//! Layers that differ in what their attention sees: sliding windows, and layers without RoPE.
 
 use serde_json::Value;
 
+use super::config::ModelConfig;
 use super::config_json::Keys;
 use super::family::{Family, Window};
 use crate::{Error, Result};
@@ -34,78 +34,97 @@ pub(super) fn layers_without_rope(keys: Keys, family: &Family, layers: usize) ->
     }
 }
 
-/// Refuses a sliding window that is shorter than the longest sequence. A window of w positions holds
-/// the position itself, so sequences of up to w tokens have full attention. `follows` are keys of the
-/// RoPE scaling that follow from `max_position_embeddings` ([`RopeConfig::follows`]).
-///
-/// [`RopeConfig::follows`]: super::rope::RopeConfig::follows
-pub(super) fn refuse_sliding_window(
+/// Layers whose attention sees a window of the last positions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Number of keys that a query sees at most, its own included.
+    pub length: usize,
+    /// Indices of the layers, ascending.
+    pub layers: Vec<usize>,
+}
+
+impl ModelConfig {
+    /// Sliding window of layer i.
+    pub fn window(&self, i: usize) -> Option<usize> {
+        self.window.as_ref().filter(|window| window.layers.contains(&i)).map(|window| window.length)
+    }
+}
+
+impl SlidingWindow {
+    /// The window of a model of sequences up to `longest` tokens; `None` if it cuts no sequence. A window of
+    /// w positions holds the position itself, so sequences of up to w tokens have full attention.
+    pub(super) fn that_cuts(self, longest: usize) -> Option<Self> {
+        Some(self).filter(|window| window.length < longest && !window.layers.is_empty())
+    }
+}
+
+/// The sliding window of a model of sequences up to `longest` tokens, whether it cuts one or not.
+pub(super) fn read_window(
     keys: Keys,
     family: &Family,
-    layers: usize,
-    (longest, follows): (usize, Option<String>),
+    (layers, longest): (usize, usize),
     without_rope: &[usize],
-) -> Result<()> {
+) -> Result<Option<SlidingWindow>> {
     let types = layer_types(keys, layers)?;
     // The key is read only where it has an effect. A null value means no window.
     let read = |default: Option<usize>| -> Result<Option<usize>> {
         let set = keys.optional_size("sliding_window", MAX_WINDOW)?;
         Ok(set.or(default.filter(|_| !keys.map.contains_key("sliding_window"))))
     };
-    let by_flag = |layers: &str| -> Result<Option<String>> {
-        let used = keys.flag_or("use_sliding_window", false)?;
-        Ok(used.then(|| format!("\"use_sliding_window\" is true and {layers} would use it")))
-    };
-    // What `layer_types` says, if it is there: the layers that have a window, or none.
-    let sliding = || "\"layer_types\" names \"sliding_attention\"".to_owned();
-    let by_types = types.map(|types| types.contains(&true).then(sliding));
-    let all = |window: Option<usize>| window.map(|_| "all layers would use it".to_owned());
-    let (why, window) = match (family.window, by_types) {
-        (Window::All(default), _) | (Window::LayerTypes(default), None) => {
-            let window = read(default)?;
-            (all(window), window)
+    let used = || keys.flag_or("use_sliding_window", false);
+    let named = types.as_ref().map(|types| (0..layers).filter(|&i| types[i]).collect::<Vec<_>>());
+    let all = || (0..layers).collect::<Vec<_>>();
+    let (chosen, length) = match (family.window, named) {
+        (Window::None, None) => return Ok(None),
+        (Window::All(default), _) | (Window::LayerTypes(default), None) => (all(), read(default)?),
+        (_, Some(named)) if named.is_empty() => return Ok(None),
+        (Window::LastLayers, Some(named)) => {
+            if !used()? {
+                let why = "\"layer_types\" names \"sliding_attention\", but \"use_sliding_window\" is not true, so there is no \
+                           window; set it to true, or use \"full_attention\" in all layers";
+                return Err(Error::model(keys.path, why));
+            }
+            (named, required(keys, read(Some(4096))?)?)
         }
-        (Window::None, None) => return Ok(()),
-        (_, Some(None)) => return Ok(()),
-        (Window::LastLayers, Some(why)) => (why, read(Some(4096))?),
-        (Window::LayerTypes(default), Some(why)) => (why, read(default)?),
-        (_, Some(why)) => (why, read(None)?),
-        (Window::LastLayers, None) => {
+        (Window::LayerTypes(default), Some(named)) => (named, required(keys, read(default)?)?),
+        (Window::Except(default, _), Some(named)) => (named, required(keys, read(Some(default))?)?),
+        (Window::Except(default, nth), None) => {
+            let sliding = (0..layers).filter(|i| !(i + 1).is_multiple_of(nth)).collect();
+            (sliding, required(keys, read(Some(default))?)?)
+        }
+        (Window::LayersWithoutRope, Some(named)) => (named, required(keys, read(None)?)?),
+        (Window::None, Some(named)) => {
+            let length = required(keys, read(None)?)?;
+            if length.is_some_and(|length| length < longest) {
+                let why = format!(
+                    "\"layer_types\" names \"sliding_attention\", but {} models have no windows in transformers; use \
+                     \"full_attention\" in all {layers} layers",
+                    family.class
+                );
+                return Err(Error::model(keys.path, why));
+            }
+            (named, length)
+        }
+        // Without a length the flag has no effect.
+        (Window::LastLayers, None) if used()? => {
             let first = first_window_layer(keys)?;
-            match by_flag(&format!("layers from {first} on"))?.filter(|_| first < layers as u64) {
-                // Without a window the flag has no effect.
-                Some(why) => read(Some(4096))?.map_or((None, None), |window| (Some(why), Some(window))),
-                None => (None, None),
-            }
+            ((0..layers).filter(|&i| i as u64 >= first).collect(), read(Some(4096))?)
         }
-        (Window::LayersWithoutRope, None) => {
-            match by_flag("layers without RoPE")?.filter(|_| !without_rope.is_empty()) {
-                Some(why) => read(None)?.map_or((None, None), |window| (Some(why), Some(window))),
-                None => (None, None),
-            }
-        }
+        (Window::LayersWithoutRope, None) if used()? => (without_rope.to_vec(), read(None)?),
+        (Window::LastLayers | Window::LayersWithoutRope, None) => return Ok(None),
     };
-    match (why, window) {
-        (Some(_), Some(window)) if window >= longest => Ok(()),
-        (Some(why), Some(window)) => Err(Error::model(
+    Ok(length.map(|length| SlidingWindow { length, layers: chosen }))
+}
+
+/// A length that layers of the type `sliding_attention` need.
+fn required(keys: Keys, length: Option<usize>) -> Result<Option<usize>> {
+    match length {
+        Some(_) => Ok(length),
+        None => Err(Error::model(
             keys.path,
-            format!(
-                "\"sliding_window\" is {window}, shorter than the longest sequence of {longest} tokens, and {why}; \
-                 sliding windows are not supported. Set \"max_position_embeddings\" to {window}: no sequence is then \
-                 longer than the window, and attention within it is full{}",
-                follows.map_or(String::new(), |keys| format!(
-                    ". Write {keys} into the RoPE scaling as well: it follows from the old value"
-                ))
-            ),
+            "\"layer_types\" names \"sliding_attention\", or would by default, but \"sliding_window\" is missing; set it \
+             to the length of the window, or use \"full_attention\" in all layers",
         )),
-        (Some(why), None) => Err(Error::model(
-            keys.path,
-            format!(
-                "{why}, but \"sliding_window\" is missing; sliding windows are not supported. Set it to the length of \
-                 the window, and \"max_position_embeddings\" to no more, or use \"full_attention\" in all {layers} layers"
-            ),
-        )),
-        (None, _) => Ok(()),
     }
 }
 

@@ -63,7 +63,9 @@ pub fn tiny_config(family: &str, reward: bool) -> ModelConfig {
     let more = match family {
         "seed_oss" => json!({"attention_out_bias": true}),
         "smollm3" => json!({"no_rope_layers": [1, 0]}),
-        "mistral" | "ministral" => json!({"sliding_window": null}),
+        "mistral" => json!({"sliding_window": null}),
+        "ministral" => json!({"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}),
+        "olmo3" => json!({"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}),
         "granite" => json!({"attention_bias": true, "mlp_bias": true, "embedding_multiplier": 3.0,
             "attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0}),
         "stablelm" => json!({"use_qkv_bias": true, "use_parallel_residual": reward}),

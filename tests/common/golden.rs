@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// Cases of language models. The first two have a reference, a DPO loss, gradients and AdamW steps.
-pub const LANGUAGE_CASES: [&str; 14] = [
+pub const LANGUAGE_CASES: [&str; 20] = [
     "llama",
     "qwen2",
     "llama-bf16-sharded",
@@ -25,9 +25,15 @@ pub const LANGUAGE_CASES: [&str; 14] = [
     "stablelm",
     "gpt_neox",
     "gpt2",
+    "mistral-window",
+    "qwen2-window",
+    "phi3-window",
+    "qwen3-window",
+    "olmo2",
+    "olmo3",
 ];
 /// Cases of reward models.
-pub const REWARD_CASES: [&str; 11] = [
+pub const REWARD_CASES: [&str; 15] = [
     "llama-reward",
     "qwen2-reward",
     "mistral-reward",
@@ -39,6 +45,10 @@ pub const REWARD_CASES: [&str; 11] = [
     "stablelm-reward",
     "gpt_neox-reward",
     "gpt2-reward",
+    "mistral-window-reward",
+    "qwen2-window-reward",
+    "olmo2-reward",
+    "olmo3-reward",
 ];
 
 /// Adapters of PEFT with three AdamW steps.

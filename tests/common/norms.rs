@@ -6,6 +6,18 @@ use mapl::backend::{Backend, Write};
 use super::{On, Outputs};
 
 pub fn norm_fwd<B: Backend>(on: &On<B>, d: NormDims, x: &[f64], residual: Option<&[f64]>, weight: &[f64]) -> Outputs {
+    norm_on_base(on, d, [x, weight], residual, None)
+}
+
+/// A norm behind a block. `inputs` are x and the weight.
+pub fn norm_on_base<B: Backend>(
+    on: &On<B>,
+    d: NormDims,
+    [x, weight]: [&[f64]; 2],
+    residual: Option<&[f64]>,
+    base: Option<&[f64]>,
+) -> Outputs {
+    let base = base.map(|base| on.act(base));
     let (x, weight, residual) = (on.act(x), on.act(weight), residual.map(|r| on.act(r)));
     let mut sum = residual.as_ref().map(|r| on.act_out(r.len));
     let (mut y, mut rstd) = (on.act_out(d.tokens * d.hidden), on.acc_out(d.tokens));
@@ -14,6 +26,7 @@ pub fn norm_fwd<B: Backend>(on: &On<B>, d: NormDims, x: &[f64], residual: Option
         x: x.view(),
         residual: residual.as_ref().map(|r| r.view()),
         weight: weight.view(),
+        base: base.as_ref().map(|base| base.view()),
         sum: sum.as_mut().map(|s| s.view_mut()),
         y: y.view_mut(),
         rstd: rstd.view_mut(),

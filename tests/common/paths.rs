@@ -51,7 +51,19 @@ impl HostPaths {
             keys: self.paths.iter().map(|(path, _)| path.len() as u64).sum(),
             longest_path: self.paths.iter().map(|(path, _)| path.len()).max().unwrap_or(0),
             scale: 1.0 / (head_dim as f64).sqrt(),
+            window: None,
         }
+    }
+}
+
+impl HostPaths {
+    /// Sizes with a sliding window.
+    pub fn windowed(&self, heads: (usize, usize, usize), window: usize) -> AttentionCachedDims {
+        let seen = |(path, new): &(Vec<usize>, usize)| {
+            (path.len() - new + 1..=path.len()).map(|seen| seen.min(window)).sum::<usize>() as u64
+        };
+        let pairs = self.paths.iter().map(seen).sum();
+        AttentionCachedDims { pairs, window: Some(window), ..self.dims(heads.0, heads.1, heads.2) }
     }
 }
 

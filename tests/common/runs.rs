@@ -7,7 +7,7 @@ use mapl::backend::{Backend, Write};
 
 pub use super::comparisons::{CURVES, LINKS, Preference, preference};
 pub use super::elementwise::{gelu_bwd, gelu_fwd, layer_norm_bwd, layer_norm_fwd, scale};
-pub use super::norms::{NormBwdInputs, norm_bwd, norm_fwd, qk_norm_bwd, qk_norm_fwd};
+pub use super::norms::{NormBwdInputs, norm_bwd, norm_fwd, norm_on_base, qk_norm_bwd, qk_norm_fwd};
 use super::paths::HostPaths;
 use super::trees::HostTree;
 use super::{On, Outputs, runs_of};

@@ -58,7 +58,22 @@ impl HostTree {
             pairs,
             longest_path,
             scale: 1.0 / (head_dim as f64).sqrt(),
+            window: None,
         }
+    }
+}
+
+impl HostTree {
+    /// Sizes with a sliding window.
+    pub fn windowed(&self, (heads, kv_heads, head_dim): (usize, usize, usize), window: usize) -> AttentionDims {
+        let length = |s: usize| (self.starts[s + 1] - self.starts[s]) as usize;
+        let pairs = (0..self.starts.len() - 1).flat_map(|s| {
+            let range = self.ancestor_offsets[s] as usize..self.ancestor_offsets[s + 1] as usize;
+            let above: usize = self.ancestors[range].iter().map(|&a| length(a as usize)).sum();
+            (above + 1..=above + length(s)).map(|seen| seen.min(window) as u64)
+        });
+        let (window, pairs) = (Some(window), pairs.sum());
+        AttentionDims { pairs, window, ..self.dims(heads, kv_heads, head_dim) }
     }
 }
 

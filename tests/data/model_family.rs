@@ -24,6 +24,9 @@ fn keys(family: &str, changes: Value) -> Map<String, Value> {
         "intermediate_size": 56, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 8, "max_position_embeddings": 128, "sliding_window": null,
     });
+    // OLMo-3 has layers with a window by default, which need its length.
+    let own = if family == "olmo3" { json!({"sliding_window": 4096}) } else { json!({}) };
+    let base = Value::Object(changed(&base, &own));
     changed(&keys_of_family(family, base), &changes)
 }
 
@@ -84,11 +87,14 @@ fn missing_keys_have_the_defaults_of_transformers() {
         ("stablelm", 4096),
         ("gpt_neox", 2048),
         ("gpt2", 1024),
+        ("olmo2", 2048),
+        ("olmo3", 2048),
     ] {
         let key = if family == "gpt2" { "n_positions" } else { "max_position_embeddings" };
         assert_eq!(config(family, key).max_positions, positions, "{family}");
     }
-    for (family, width) in [("llama", 8), ("qwen2", 8), ("qwen3", 128), ("mistral", 8), ("seed_oss", 128), ("phi3", 8)]
+    for (family, width) in
+        [("llama", 8), ("qwen2", 8), ("qwen3", 128), ("mistral", 8), ("seed_oss", 128), ("phi3", 8), ("olmo2", 8)]
     {
         assert_eq!(config(family, "head_dim").head_dim, width, "{family}");
     }
@@ -96,13 +102,20 @@ fn missing_keys_have_the_defaults_of_transformers() {
     assert_eq!(accepted("seed_oss", json!({"head_dim": null})).head_dim, 8);
     for family in FAMILIES {
         let tied = ["smollm3", "gpt2"].contains(&family.model_type);
-        let eps = if ["phi3", "stablelm", "gpt_neox", "gpt2"].contains(&family.model_type) { 1e-5 } else { 1e-6 };
-        let theta = if family.model_type == "smollm3" { 2e6 } else { 1e4 };
+        let wide = ["phi3", "stablelm", "gpt_neox", "gpt2", "olmo2", "olmo3"];
+        let eps = if wide.contains(&family.model_type) { 1e-5 } else { 1e-6 };
+        let theta = match family.model_type {
+            "smollm3" => 2e6,
+            "olmo3" => 5e5,
+            _ => 1e4,
+        };
         let config = accepted(family.model_type, json!({}));
         assert_eq!((config.tied, config.rms_norm_eps, config.rope.theta), (tied, eps, theta), "{}", family.model_type);
         let heads = parse(family.model_type, json!({"num_key_value_heads": "<absent>"}));
         match family.model_type {
-            "llama" | "phi3" | "granite" | "gpt_neox" | "gpt2" => assert_eq!(heads.unwrap().kv_heads, 4),
+            "llama" | "phi3" | "granite" | "gpt_neox" | "gpt2" | "olmo2" | "olmo3" => {
+                assert_eq!(heads.unwrap().kv_heads, 4);
+            }
             _ => assert!(heads.unwrap_err().to_string().contains("\"num_key_value_heads\" is missing")),
         }
     }
@@ -145,58 +158,156 @@ fn biases_follow_their_keys() {
     assert_eq!((neox(json!({})), neox(json!({"attention_bias": false}))), ((4, 4, 4), (0, 0, 4)));
 }
 
+/// Length and layers of the window.
+#[track_caller]
+fn window(family: &str, changes: Value) -> Option<(usize, Vec<usize>)> {
+    let config = accepted(family, changes);
+    let window = config.window.as_ref().map(|window| (window.length, window.layers.clone()));
+    for i in 0..config.layers {
+        assert_eq!(
+            config.window(i),
+            window.as_ref().filter(|(_, layers)| layers.contains(&i)).map(|(length, _)| *length)
+        );
+    }
+    let again = ModelConfig::from_json(config.to_json(StoredDtype::F32), Path::new("config.json")).unwrap();
+    assert_eq!(again.window, config.window);
+    window
+}
+
 #[test]
-fn a_window_is_accepted_if_no_sequence_is_longer() {
+fn windows_belong_to_the_layers_that_transformers_gives_them() {
+    let types = |layers: [usize; 4]| layers.map(|sliding| ["full_attention", "sliding_attention"][sliding]);
     for family in ["mistral", "ministral", "phi3"] {
-        for window in [json!(null), json!(128), json!(4096)] {
-            accepted(family, json!({"sliding_window": window}));
+        assert_eq!(window(family, json!({"sliding_window": 127})), Some((127, vec![0, 1, 2, 3])), "{family}");
+        assert_eq!(window(family, json!({"sliding_window": 1})), Some((1, vec![0, 1, 2, 3])), "{family}");
+        // Full attention: no sequence is longer than the window.
+        for none in [json!(null), json!(128), json!(4096)] {
+            assert_eq!(window(family, json!({"sliding_window": none})), None, "{family}");
         }
-        let parts = ["\"sliding_window\" is 127", "128 tokens", "\"max_position_embeddings\" to 127"];
-        refused(family, json!({"sliding_window": 127}), &parts);
         refused(family, json!({"sliding_window": 0}), &["sliding_window", "from 1 to"]);
-        accepted(family, json!({"sliding_window": 127, "max_position_embeddings": 127}));
     }
     // Without the key, transformers assumes a window of 4096 in Mistral, and none in Phi-3.
+    let long = json!({"sliding_window": "<absent>", "max_position_embeddings": 4097});
     for family in ["mistral", "ministral"] {
-        accepted(family, json!({"sliding_window": "<absent>"}));
-        let long = json!({"sliding_window": "<absent>", "max_position_embeddings": 4097});
-        refused(family, long, &["\"sliding_window\" is 4096", "\"max_position_embeddings\" to 4096"]);
+        assert_eq!(window(family, json!({"sliding_window": "<absent>"})), None);
+        assert_eq!(window(family, long.clone()), Some((4096, vec![0, 1, 2, 3])));
     }
-    accepted("phi3", json!({"sliding_window": "<absent>", "max_position_embeddings": 4097}));
-    // Ministral names its layers; Mistral's transformers class does not read the key.
-    let full = json!({"sliding_window": 16, "layer_types": ["full_attention", "full_attention", "full_attention",
-        "full_attention"]});
-    accepted("ministral", full.clone());
-    let sliding = json!({"sliding_window": "<absent>", "layer_types": ["full_attention", "sliding_attention",
-        "full_attention", "full_attention"]});
-    accepted("ministral", sliding);
-    refused("mistral", full, &["\"sliding_window\" is 16", "all layers"]);
+    assert_eq!(window("phi3", long), None);
+    // Ministral names its layers; the classes of Mistral and Phi-3 do not read the key.
+    let named = |length: Value, layers| json!({"sliding_window": length, "layer_types": types(layers)});
+    assert_eq!(window("ministral", named(json!(16), [0, 0, 0, 0])), None);
+    assert_eq!(window("ministral", named(json!(16), [0, 1, 0, 1])), Some((16, vec![1, 3])));
+    assert_eq!(window("ministral", named(json!("<absent>"), [0, 1, 0, 0])), None);
+    for family in ["mistral", "phi3"] {
+        assert_eq!(window(family, named(json!(16), [0, 0, 0, 0])), Some((16, vec![0, 1, 2, 3])));
+    }
     for family in ["qwen2", "qwen3"] {
-        accepted(family, json!({"sliding_window": 16, "max_window_layers": 0}));
-        let used = json!({"sliding_window": 16, "max_window_layers": 3, "use_sliding_window": true});
-        refused(family, used, &["layers from 3 on", "\"sliding_window\" is 16"]);
+        let used = |more: Value| {
+            let mut keys = json!({"sliding_window": 16, "use_sliding_window": true});
+            keys.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            keys
+        };
+        assert_eq!(window(family, json!({"sliding_window": 16, "max_window_layers": 0})), None);
+        assert_eq!(window(family, used(json!({"max_window_layers": 3}))), Some((16, vec![3])));
+        assert_eq!(window(family, used(json!({"max_window_layers": 4}))), None);
+        assert_eq!(window(family, used(json!({}))), None);
+        assert_eq!(window(family, used(json!({"sliding_window": null, "max_window_layers": 0}))), None);
+        // The list takes precedence over the first layer.
+        let listed = json!({"layer_types": types([1, 0, 1, 0]), "max_window_layers": 3});
+        assert_eq!(window(family, used(listed)), Some((16, vec![0, 2])));
+        let unused = json!({"layer_types": types([1, 0, 1, 0]), "sliding_window": 16});
+        refused(family, unused, &["layer_types", "\"use_sliding_window\" is not true"]);
     }
     let used = json!({"sliding_window": 16, "use_sliding_window": true});
-    refused("smollm3", used, &["layers without RoPE", "\"sliding_window\" is 16"]);
-    accepted("smollm3", json!({"sliding_window": 16, "use_sliding_window": true, "no_rope_layers": [1, 1, 1, 1]}));
-    // What follows from the length is named, and with it the scaling stays the same.
-    let factors = json!([1.0, 1.1, 1.2, 1.3]);
-    let long = |more: Value, window: Value, positions: usize| {
-        let mut scaling = json!({"type": "longrope", "short_factor": factors, "long_factor": factors});
-        scaling.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        json!({"rope_scaling": scaling, "original_max_position_embeddings": 64, "sliding_window": window,
-               "max_position_embeddings": positions})
-    };
-    let kept = accepted("phi3", long(json!({}), json!(null), 128)).rope.attention_factor();
-    let advice = format!("Write \"attention_factor\": {kept} into the RoPE scaling");
-    refused("phi3", long(json!({}), json!(100), 128), &[&advice]);
-    let followed = accepted("phi3", long(json!({"attention_factor": kept}), json!(100), 100));
-    assert_eq!(followed.rope.attention_factor(), kept);
+    assert_eq!(window("smollm3", used), Some((16, vec![3])));
+    let used = json!({"sliding_window": 16, "use_sliding_window": true, "no_rope_layers": [1, 1, 1, 1]});
+    assert_eq!(window("smollm3", used), None);
+    assert_eq!(window("smollm3", named(json!(16), [1, 0, 0, 0])), Some((16, vec![0])));
+    for family in ["llama", "smollm3", "ministral"] {
+        refused(family, named(json!(null), [1, 0, 0, 0]), &["layer_types", "\"sliding_window\" is missing"]);
+    }
+    refused("llama", named(json!(16), [1, 0, 0, 0]), &["layer_types", "Llama models have no windows"]);
     // A key without effect may hold anything.
     for family in ["llama", "qwen2", "smollm3"] {
-        accepted(family, json!({"sliding_window": 16}));
-        accepted(family, json!({"sliding_window": 0, "use_sliding_window": false}));
+        assert_eq!(window(family, json!({"sliding_window": 16})), None);
+        assert_eq!(window(family, json!({"sliding_window": 0, "use_sliding_window": false})), None);
     }
+}
+
+/// OLMo: norms behind the blocks and over all heads of a kind.
+#[test]
+fn olmo_has_norms_of_outputs_and_of_all_heads() {
+    for family in ["olmo2", "olmo3"] {
+        let config = accepted(family, json!({"attention_bias": true}));
+        let of = |role: Role| -> Vec<(String, Vec<usize>)> {
+            let tensors = config.tensors().into_iter().filter(|t| t.role == role && t.layer == Some(1));
+            tensors.map(|t| (t.name, t.shape)).collect()
+        };
+        let norm = |name: &str, width| vec![(format!("model.layers.1.{name}.weight"), vec![width])];
+        assert_eq!(of(Role::AttentionOutputNorm), norm("post_attention_layernorm", 32));
+        assert_eq!(of(Role::MlpOutputNorm), norm("post_feedforward_layernorm", 32));
+        assert_eq!((of(Role::InputNorm), of(Role::PostAttentionNorm)), (vec![], vec![]));
+        assert_eq!(
+            (of(Role::QueryNorm), of(Role::KeyNorm)),
+            (norm("self_attn.q_norm", 32), norm("self_attn.k_norm", 16))
+        );
+        assert_eq!((of(Role::OutputBias).len(), of(Role::QueryBias).len()), (1, 1));
+        assert!(config.tensors().iter().any(|t| t.name == "model.norm.weight"));
+    }
+}
+
+/// OLMo-3: every fourth layer has full attention; layers with a window have RoPE settings of their own.
+#[test]
+fn rope_and_windows_by_layer_type() {
+    let short = |more: Value| {
+        let mut keys = json!({"sliding_window": 16});
+        keys.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        accepted("olmo3", keys)
+    };
+    let config = short(json!({}));
+    assert_eq!(config.window.as_ref().map(|w| (w.length, w.layers.clone())), Some((16, vec![0, 1, 2])));
+    assert_eq!((config.rope.theta, &config.local_rope), (5e5, &None));
+    assert_eq!(
+        window("olmo3", json!({"sliding_window": "<absent>", "max_position_embeddings": 4097})),
+        Some((4096, vec![0, 1, 2]))
+    );
+    let named = json!({"sliding_window": 16, "layer_types": ["full_attention", "sliding_attention", "full_attention",
+        "full_attention"]});
+    assert_eq!(window("olmo3", named), Some((16, vec![1])));
+    refused("olmo3", json!({"sliding_window": null}), &["\"sliding_window\" is missing", "by default"]);
+
+    // Settings of transformers 4 are those of full attention; the others have the default base.
+    let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32});
+    let old = short(json!({"rope_theta": 1e4, "rope_scaling": yarn}));
+    let local = old.local_rope.clone().unwrap();
+    assert_eq!((local.layers, local.rope.theta, local.rope.scaling), (vec![0, 1, 2], 5e5, RopeScaling::Default));
+    assert!(matches!(old.rope.scaling, RopeScaling::Yarn(_)) && old.rope.theta == 1e4);
+    assert!(old.notes.iter().any(|note| note.contains("rope_theta 500000")), "{:?}", old.notes);
+    assert_eq!((old.rope_of(3), old.rope_of(1)), (&old.rope, &old.local_rope.as_ref().unwrap().rope));
+    // RoPE goes by the type of a layer, whether its window cuts a sequence or not.
+    assert_eq!(short(json!({"sliding_window": 4096, "rope_theta": 1e4})).local_rope.unwrap().layers, [0, 1, 2]);
+
+    let both = |full: Value, sliding: Value| json!({"rope_parameters": {"full_attention": full, "sliding_attention": sliding}});
+    let new = short(both(
+        json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e4}),
+        json!({"rope_type": "default", "rope_theta": 5e5}),
+    ));
+    assert_eq!((&new.rope, &new.local_rope), (&old.rope, &old.local_rope));
+    for config in [&old, &new, &short(json!({}))] {
+        let saved = config.to_json(StoredDtype::F32);
+        let again = ModelConfig::from_json(saved.clone(), Path::new("config.json")).unwrap();
+        assert_eq!((&again.rope, &again.local_rope, &again.window), (&config.rope, &config.local_rope, &config.window));
+        assert_eq!(again.to_json(StoredDtype::F32), saved);
+    }
+    refused("olmo3", json!({"rope_parameters": {"rope_theta": 1e4}}), &["rope_parameters", "full_attention"]);
+    let wrong = both(json!({"rope_type": "default"}), json!({"rope_theta": -1}));
+    refused("olmo3", wrong, &["rope_theta", "-1"]);
+    for (full, sliding) in
+        [(json!({"partial_rotary_factor": 0.5}), json!({})), (json!({}), json!({"partial_rotary_factor": 0.5}))]
+    {
+        refused("olmo3", both(full, sliding), &["partial_rotary_factor", "0.5", "only 1.0"]);
+    }
+    refused("olmo2", both(json!({}), json!({})), &["per layer type"]);
 }
 
 #[test]

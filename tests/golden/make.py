@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models as tokenizer_models
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, MinistralConfig, MistralConfig, Phi3Config, PreTrainedTokenizerFast, Qwen2Config
-from transformers import Qwen3Config, SeedOssConfig, SmolLM3Config, Trainer
+from transformers import Olmo2Config, Olmo3Config, Qwen3Config, SeedOssConfig, SmolLM3Config, Trainer
 from transformers import GPT2Config, GPTNeoXConfig, GraniteConfig, StableLmConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.modeling_layers import GenericForSequenceClassification
@@ -114,6 +114,11 @@ LONGROPE = {
 
 GRANITE = {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.4, "logits_scaling": 2.5}
 
+BY_LAYER_TYPE = {
+    "full_attention": YARN,
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+}
+
 # Families that differ from Llama in the row of a table: a language model, without training, and a reward model.
 FAMILIES = [
     ("mistral", MistralConfig, 60, {"head_dim": 12, "sliding_window": None}, {"sliding_window": 128, "rope_parameters": YARN}),
@@ -139,6 +144,31 @@ FAMILIES = [
     ("stablelm", StableLmConfig, 140, {"use_qkv_bias": True, "partial_rotary_factor": 0.5}, {"use_parallel_residual": True}),
     ("gpt_neox", GPTNeoXConfig, 150, {}, {"use_parallel_residual": False, "rotary_pct": 0.5, "hidden_act": "gelu_fast"}),
     ("gpt2", GPT2Config, 160, {"tie_word_embeddings": True}, {"scale_attn_by_inverse_layer_idx": True, "n_inner": 40}),
+    # Sliding windows shorter than the sequences.
+    ("mistral-window", MistralConfig, 120, {"head_dim": 8, "sliding_window": 7}, {"sliding_window": 5}),
+    (
+        "qwen2-window",
+        Qwen2Config,
+        130,
+        {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1, "tie_word_embeddings": True},
+        {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    ("phi3-window", Phi3Config, 140, {"sliding_window": 9, "tie_word_embeddings": False}, None),
+    (
+        "qwen3-window",
+        Qwen3Config,
+        150,
+        {"head_dim": 8, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0},
+        None,
+    ),
+    ("olmo2", Olmo2Config, 160, {"tie_word_embeddings": True}, {"attention_bias": True, "num_key_value_heads": 4}),
+    (
+        "olmo3",
+        Olmo3Config,
+        170,
+        {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"], "rope_parameters": BY_LAYER_TYPE},
+        {"sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"], "rope_parameters": BY_LAYER_TYPE},
+    ),
 ]
 
 
@@ -368,7 +398,9 @@ def trl_reward_loss(model, pairs, folder):
 
 def inv_freq(model):
     rotary = getattr(model.base_model, "rotary_emb", None)
-    return [] if rotary is None else floats(rotary.inv_freq)
+    if rotary is None:
+        return []
+    return floats(rotary.inv_freq if hasattr(rotary, "inv_freq") else rotary.full_attention_inv_freq)
 
 
 def language_model_case(out, name, policy, reference, pairs, train):

@@ -90,7 +90,7 @@ fn norm_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
 }
 
 fn qk_norm_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
-    let d = QkNormDims { tokens: 40, heads: 3, kv_heads: 2, head_dim: 550, eps: 1e-6 };
+    let d = QkNormDims { tokens: 40, heads: 3, kv_heads: 2, head_dim: 550, whole: false, eps: 1e-6 };
     let (x, dqkv) = (normal("x", 40 * 5 * 550, 1.0), normal("dqkv", 40 * d.width(), 1.0));
     let weight = normal("w", 1100, 1.0);
     runs::qk_norm_bwd(on, d, [&x, &weight, &dqkv, &weight], Write::Add)
@@ -105,6 +105,23 @@ fn layer_norm_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     let d = LayerNormDims { tokens: 40, hidden: 1100, eps: 1e-6 };
     let (rows, weight, stats) = (normal("rows", 44_000, 1.0), normal("w", 2200, 1.0), normal("stats", 80, 1.0));
     runs::layer_norm_bwd(on, d, [&rows, &rows, &stats, &weight, &rows, &weight], Write::Add)
+}
+
+/// One norm over all query heads and one over all key heads.
+fn all_heads() -> QkNormDims {
+    QkNormDims { tokens: 40, heads: 2, kv_heads: 1, head_dim: 550, whole: true, eps: 1e-6 }
+}
+
+fn qk_norm_whole_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let d = all_heads();
+    runs::qk_norm_fwd(on, d, &normal("qkv", 40 * d.width(), 1.0), &normal("w", d.weights(), 1.0), true)
+}
+
+fn qk_norm_whole_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
+    let d = all_heads();
+    let (x, dqkv) = (normal("x", 40 * 3 * 550, 1.0), normal("dqkv", 40 * d.width(), 1.0));
+    let weight = normal("w", d.weights(), 1.0);
+    runs::qk_norm_bwd(on, d, [&x, &weight, &dqkv, &weight], Write::Add)
 }
 
 fn linear_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
@@ -195,6 +212,8 @@ fn norm_kernels_need_every_barrier() {
     assert!(check_every_barrier::<half::bf16>("qk_norm_bwd", qk_norm_bwd) >= 2);
     assert!(check_every_barrier::<half::bf16>("layer_norm_fwd", layer_norm_fwd) >= 2);
     assert!(check_every_barrier::<half::bf16>("layer_norm_bwd", layer_norm_bwd) >= 2);
+    assert!(check_every_barrier::<half::bf16>("qk_norm_whole_fwd", qk_norm_whole_fwd) >= 2);
+    assert!(check_every_barrier::<half::bf16>("qk_norm_whole_bwd", qk_norm_whole_bwd) >= 2);
     assert!(check_every_barrier::<f32>("grad_norm", grad_norm) >= 1);
 }
 

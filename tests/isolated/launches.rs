@@ -173,12 +173,16 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
         runs::NormBwdInputs { dy: &dy, sum: &x, rstd: &rstd, weight: &weight, dsum: &x, dweight: &weight, write };
     all.push(("norm_fwd", forward));
     all.push(("norm_bwd", runs::norm_bwd(on, d, &inputs)));
-    let d = QkNormDims { tokens: 37, heads: 2, kv_heads: 1, head_dim: 16, eps: 1e-6 };
+    let d = QkNormDims { tokens: 37, heads: 2, kv_heads: 1, head_dim: 16, whole: false, eps: 1e-6 };
     let (qkv, w) = (normal("heads", 37 * d.width(), 1.0), normal("head weights", 32, 1.0));
     let normalised = runs::qk_norm_fwd(on, d, &qkv, &w, true);
     let copy = normalised[1].1.clone();
     all.push(("qk_norm_fwd", normalised));
     all.push(("qk_norm_bwd", runs::qk_norm_bwd(on, d, [&copy, &w, &qkv, &w], write)));
+    let d = QkNormDims { whole: true, ..d };
+    let w = normal("weights of all heads", d.weights(), 1.0);
+    all.push(("qk_norm_fwd of all heads", runs::qk_norm_fwd(on, d, &qkv, &w, true)));
+    all.push(("qk_norm_bwd of all heads", runs::qk_norm_bwd(on, d, [&copy, &w, &qkv, &w], write)));
     let d = LayerNormDims { tokens, hidden, eps: 1e-6 };
     let two = normal("weight and bias", 2 * hidden, 1.0);
     let forward = runs::layer_norm_fwd(on, d, &x, &two);
@@ -239,7 +243,7 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
 
 /// Kernels that [`all_ops`] launches: first those with an f32 and a bf16 variant, then kernels with
 /// a single variant.
-const PAIRS: [&str; 21] = [
+const PAIRS: [&str; 23] = [
     "adamw",
     "bias_bwd",
     "embedding_bwd",
@@ -256,6 +260,8 @@ const PAIRS: [&str; 21] = [
     "norm_fwd",
     "qk_norm_bwd",
     "qk_norm_fwd",
+    "qk_norm_whole_bwd",
+    "qk_norm_whole_fwd",
     "reward_head_bwd",
     "reward_head_fwd",
     "reward_head_weight",

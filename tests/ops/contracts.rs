@@ -109,6 +109,7 @@ fn every_op<B: Backend>(b: &B) {
             x: View::first(a, l.of("x", 12)),
             residual: Some(View::first(a, l.of("residual", 12))),
             weight: View::first(a, l.of("weight", 4)),
+            base: Some(View::first(a, l.of("base", 12))),
             sum: Some(ViewMut::first(&mut sum, l.of("sum", 12))),
             y: ViewMut::first(&mut y, l.of("y", 12)),
             rstd: ViewMut::first(&mut rstd, l.of("rstd", 3)),
@@ -129,7 +130,7 @@ fn every_op<B: Backend>(b: &B) {
         })
     });
 
-    let d = QkNormDims { tokens: 3, heads: 2, kv_heads: 1, head_dim: 4, eps: 1e-6 };
+    let d = QkNormDims { tokens: 3, heads: 2, kv_heads: 1, head_dim: 4, whole: false, eps: 1e-6 };
     probe("qk_norm_fwd", c, |l| {
         let (mut x, mut qkv) = (act(b), act(b));
         b.qk_norm_fwd(QkNormFwd {
@@ -299,6 +300,7 @@ fn attention<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
         pairs: 0,
         longest_path: 0,
         scale: 1.0,
+        window: None,
     };
     // All segments are empty: offsets of 0 are a valid tree.
     let tree = |l: &Lengths| Tree {
@@ -333,6 +335,7 @@ fn attention<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
                 keys: 0,
                 longest_path: 0,
                 scale: 0.5,
+                window: None,
             },
             qkv: View::first(a, l.of("qkv", 0)),
             paths: Paths {
@@ -472,6 +475,7 @@ fn invalid_sizes_are_rejected() {
         x: View::first(&a, 4),
         residual: Some(View::first(&a, 4)),
         weight: View::first(&a, 4),
+        base: None,
         sum: None,
         y: ViewMut::first(&mut y, 4),
         rstd: ViewMut::first(&mut rstd, 1),

@@ -52,10 +52,12 @@ fn bitwise_equal_for_any_number_of_threads() {
         write: Write::Add,
     };
     same_bits("norm_bwd", |on| runs::norm_bwd(on, d, &inputs));
-    let d = QkNormDims { tokens, heads: 2, kv_heads: 1, head_dim: 20, eps: 1e-6 };
-    let (inputs, w) = (&x[..tokens * 60], normal("head weight", 40, 1.0));
-    same_bits("qk_norm_fwd", |on| runs::qk_norm_fwd(on, d, &x, &w, true));
-    same_bits("qk_norm_bwd", |on| runs::qk_norm_bwd(on, d, [inputs, &w, &x, &w], Write::Add));
+    for whole in [false, true] {
+        let d = QkNormDims { tokens, heads: 2, kv_heads: 1, head_dim: 20, whole, eps: 1e-6 };
+        let (inputs, w) = (&x[..tokens * 60], normal("head weight", d.weights(), 1.0));
+        same_bits("qk_norm_fwd", |on| runs::qk_norm_fwd(on, d, &x, &w, true));
+        same_bits("qk_norm_bwd", |on| runs::qk_norm_bwd(on, d, [inputs, &w, &x, &w], Write::Add));
+    }
     let (d, w) = (LayerNormDims { tokens, hidden, eps: 1e-6 }, normal("weight and bias", 2 * hidden, 1.0));
     let stats = normal("stats", 2 * tokens, 1.0);
     same_bits("layer_norm_fwd", |on| runs::layer_norm_fwd(on, d, &x, &w));
@@ -107,10 +109,10 @@ fn cached_attention_gives_the_bits_of_whole_sequences() {
     }
     let backend = Cpu::new();
     let on = On::new(&backend, Precision::F32);
-    for (heads, kv_heads, head_dim) in [(2, 2, 16), (6, 2, 64), (7, 1, 20)] {
+    for (heads, kv_heads, head_dim, window) in [(2, 2, 16, 900), (6, 2, 64, 900), (7, 1, 20, 900), (6, 2, 16, 90)] {
         let total = 700;
         let whole = HostTree::new().tree(&[(total, None)]);
-        let d = whole.dims(heads, kv_heads, head_dim);
+        let d = whole.windowed((heads, kv_heads, head_dim), window);
         let (width, out, stored) = (d.fused_heads() * head_dim, heads * head_dim, 2 * kv_heads * head_dim);
         let qkv = normal("qkv", total * width, 1.0);
         let expected = &runs::attention_fwd(&on, d, &whole, &qkv)[0].1;
@@ -126,8 +128,9 @@ fn cached_attention_gives_the_bits_of_whole_sequences() {
             let paths = HostPaths::new(total + 5).sequence(&[total..total + 5], 2).sequence(&spans, new);
             let own = &qkv[(end - new) * width..end * width];
             let both = [&normal("other", 2 * width, 1.0)[..], own].concat();
-            let got = runs::attention_cached_fwd(&on, paths.dims(heads, kv_heads, head_dim), &paths, &both, &cache);
-            let label = format!("{heads}/{kv_heads} x {head_dim}, {new} tokens up to {end}");
+            let d = paths.windowed((heads, kv_heads, head_dim), window);
+            let got = runs::attention_cached_fwd(&on, d, &paths, &both, &cache);
+            let label = format!("{heads}/{kv_heads} x {head_dim}, {new} tokens up to {end}, window {window}");
             bits(&label, &got[0].1[2 * out..], &expected[(end - new) * out..end * out]);
         }
     }
@@ -257,10 +260,11 @@ fn norm_and_glu_rows_do_not_depend_on_other_rows() {
 fn attention_path_is_bitwise_equal_however_it_is_split_into_segments() {
     let backend = Cpu::new();
     let on = On::new(&backend, Precision::F32);
-    for (heads, kv_heads, head_dim) in [(2, 2, 16), (4, 1, 64), (7, 1, 20), (1, 1, 4)] {
+    let cases = [(2, 2, 16, 900), (4, 1, 64, 900), (7, 1, 20, 900), (1, 1, 4, 900), (4, 2, 16, 25), (2, 1, 4, 130)];
+    for (heads, kv_heads, head_dim, window) in cases {
         for total in [3, 40, 190, 700] {
             let whole = HostTree::new().tree(&[(total, None)]);
-            let d = whole.dims(heads, kv_heads, head_dim);
+            let d = whole.windowed((heads, kv_heads, head_dim), window);
             let qkv = normal("qkv", total * d.fused_heads() * head_dim, 1.0);
             let expected = runs::attention_fwd(&on, d, &whole, &qkv);
             let do_ = normal("do", total * heads * head_dim, 1.0);
@@ -272,9 +276,12 @@ fn attention_path_is_bitwise_equal_however_it_is_split_into_segments() {
             for (a, b) in [(1, 1), (total / 3, total / 3), (total - 2, 1)] {
                 // Three consecutive segments form the same path.
                 let cut = HostTree::new().tree(&[(a, None), (b, Some(0)), (total - a - b, Some(1))]);
-                let d = cut.dims(heads, kv_heads, head_dim);
+                let d = cut.windowed((heads, kv_heads, head_dim), window);
                 let got = runs::attention_fwd(&on, d, &cut, &qkv);
-                let label = format!("{heads}/{kv_heads} x {head_dim}, {total} tokens cut at {a} and {}", a + b);
+                let label = format!(
+                    "{heads}/{kv_heads} x {head_dim}, window {window}, {total} tokens cut at {a} and {}",
+                    a + b
+                );
                 for k in 0..2 {
                     bits(&format!("{} of {label}", got[k].0), &got[k].1, &expected[k].1);
                 }

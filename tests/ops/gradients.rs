@@ -42,6 +42,7 @@ cases! {
     embedding: embedding::embedding => ["embedding_bwd"];
     norm: norm::norm => ["norm_bwd"];
     norm_of_heads: norm::heads => ["qk_norm_bwd"];
+    norm_behind_a_block: norm::on_base => ["norm_bwd"];
     layer_norm: elementwise::layer_norm => ["layer_norm_bwd"];
     gelu: elementwise::gelu => ["gelu_bwd"];
     scale: elementwise::scale => ["scale"];
@@ -52,6 +53,7 @@ cases! {
     glu: glu::glu => ["glu_bwd"];
     linear_glu: glu::linear_glu => ["linear_glu_bwd"];
     attention_over_trees: attention::trees => ["attention_bwd"];
+    attention_with_windows: attention::windows => ["attention_bwd"];
     attention_gradient_stays_on_the_path: attention::hidden_rows => ["attention_bwd"];
     attention_cached_equals_attention: attention::cached_equals_whole => ["attention_cached_fwd"];
     head_logprob: head::head_logprob => ["head_logprob_bwd"];

@@ -60,7 +60,7 @@ fn run(sampler: Sampler, limits: Limits, prompts: &[Prompt]) -> Vec<Vec<Generate
 
 fn greedy_tokens_equal_transformers<B: Backend>(backend: &B, most: usize) {
     let all = texts();
-    assert_eq!(all.len(), 13);
+    assert_eq!(all.len(), 19);
     for (name, texts) in all {
         let mut model = model(backend, &name);
         let mut penalties: Vec<f64> = texts.iter().map(|text| text.repetition_penalty).collect();
@@ -99,13 +99,15 @@ fn greedy_tokens_of_the_reference_equal_those_of_transformers() {
 fn kernels_generate_the_first_tokens_of_transformers() {
     let Some(device) = common::emulator(Schedule::Rising, 2) else { return };
     let backend = Kernels::<_, f32>::new(device);
-    let texts = &texts()["qwen3"];
-    let mut model = model(&backend, "qwen3");
-    let ids: Vec<Vec<u32>> = texts[..3].iter().map(|text| text.prompt.clone()).collect();
-    let mut engine = Engine::new(&backend, &mut model, Sampler::greedy(), limits(5, 2)).unwrap();
-    let got = engine.run(&prompts(&ids, 1), None).unwrap();
-    for (text, got) in texts.iter().zip(&got) {
-        assert_eq!(got[0].tokens, text.tokens[..5]);
+    for name in ["qwen3", "olmo3"] {
+        let texts = &texts()[name];
+        let mut model = model(&backend, name);
+        let ids: Vec<Vec<u32>> = texts[..3].iter().map(|text| text.prompt.clone()).collect();
+        let mut engine = Engine::new(&backend, &mut model, Sampler::greedy(), limits(5, 2)).unwrap();
+        let got = engine.run(&prompts(&ids, 1), None).unwrap();
+        for (text, got) in texts.iter().zip(&got) {
+            assert_eq!(got[0].tokens, text.tokens[..5], "{name}");
+        }
     }
 }
 

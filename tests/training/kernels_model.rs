@@ -32,6 +32,10 @@ fn config(family: &str, reward: bool) -> ModelConfig {
         "initializer_range": 0.1, "tie_word_embeddings": !reward, "rope_theta": 10000.0,
         "eos_token_id": 1, "bos_token_id": 2, "pad_token_id": 0,
     });
+    if family == "olmo3" {
+        value["sliding_window"] = json!(3);
+        value["layer_types"] = json!(["sliding_attention", "full_attention"]);
+    }
     if reward {
         value["id2label"] = json!({"0": "LABEL_0"});
         value["label2id"] = json!({"LABEL_0": 0});
@@ -141,6 +145,8 @@ fn f32_agrees_with_the_cpu() {
         agrees::<f32>(family, Method::Dpo, 1e-4, 1e-4);
         agrees::<f32>(family, Method::Reward, 1e-4, 1e-4);
     }
+    // A window, norms behind the blocks and over all heads.
+    agrees::<f32>("olmo3", Method::Dpo, 1e-4, 1e-4);
 }
 
 /// Every activation has a relative rounding error of 2^-9. Over 2 layers of about 12 roundings
@@ -152,4 +158,5 @@ fn bf16_agrees_with_the_cpu() {
         agrees::<bf16>(family, Method::Dpo, 4e-2, 5e-2);
         agrees::<bf16>(family, Method::Reward, 4e-2, 5e-2);
     }
+    agrees::<bf16>("olmo3", Method::Dpo, 4e-2, 5e-2);
 }

@@ -6,6 +6,9 @@
 //! batch. A query attends to all tokens of its segment's ancestors and, causally, to its own
 //! segment. A plain causal sequence is a segment without ancestors. The segments
 //! `trees[t]..trees[t + 1]` form tree t and attend to nothing outside it.
+//!
+//! With a sliding window of w, a query sees the keys of its path at distances below w: itself and the
+//! w - 1 positions before it. Distances are counted along the path.
 
 use super::{Precision, Result, Tolerance, expect, expect_len};
 use crate::backend::{Backend, View, ViewMut};
@@ -28,6 +31,8 @@ pub struct AttentionDims {
     pub longest_path: usize,
     /// Softmax scale, usually 1 / sqrt(head_dim).
     pub scale: f64,
+    /// Sliding window: number of keys that a query sees at most. `None` for all keys of its path.
+    pub window: Option<usize>,
 }
 
 impl AttentionDims {
@@ -85,8 +90,13 @@ impl AttentionDims {
     }
 
     fn check(&self, op: &'static str) -> Result<()> {
+        check_window(op, self.window)?;
         check_heads(op, self.heads, self.kv_heads)
     }
+}
+
+fn check_window(op: &'static str, window: Option<usize>) -> Result<()> {
+    expect(op, "window", window != Some(0), "at least 1", "0")
 }
 
 fn check_heads(op: &'static str, heads: usize, kv_heads: usize) -> Result<()> {
@@ -192,12 +202,14 @@ pub struct AttentionCachedDims {
     pub slots: usize,
     /// Number of visible (query, key) pairs, for the FLOPs.
     pub pairs: u64,
-    /// Total length of all paths, for the bytes.
+    /// Rows of all paths that a new token sees, for the bytes.
     pub keys: u64,
     /// Number of rows on the longest path.
     pub longest_path: usize,
     /// Softmax scale, usually 1 / sqrt(head_dim).
     pub scale: f64,
+    /// Sliding window: number of keys that a query sees at most. `None` for all keys of its path.
+    pub window: Option<usize>,
 }
 
 impl AttentionCachedDims {
@@ -211,8 +223,8 @@ impl AttentionCachedDims {
         2 * self.kv_heads * self.head_dim
     }
 
-    /// Bytes: qkv read and o written once, new keys and values written to the cache, and the keys and
-    /// values of every path read once. Sequences that share rows still count them each.
+    /// Bytes: qkv read and o written once, new keys and values written to the cache, and the visible keys
+    /// and values of every path read once. Sequences that share rows still count them each.
     pub(super) fn bytes(&self, precision: Precision) -> u64 {
         let rows = self.tokens * self.head_dim * (self.fused_heads() + self.heads + 2 * self.kv_heads);
         (rows as u64 + self.keys * self.cache_width() as u64) * precision.act_bytes()
@@ -232,7 +244,7 @@ impl AttentionCachedDims {
 /// Places of the sequences of a call in the cache. The path of sequence s is the list of the spans
 /// `span_offsets[s]..span_offsets[s + 1]`, in order; a span is rows of the cache, from its first one up
 /// to its end. The last rows of the path belong to the sequence's new tokens, in order, so a token sees
-/// all rows of the path before its own, and its own.
+/// all rows of the path before its own, and its own; with a window, the last ones of these.
 pub struct Paths<'a, I> {
     /// (sequences + 1) first new token of each sequence
     pub starts: View<'a, I>,
@@ -269,6 +281,7 @@ pub struct AttentionCachedFwd<'a, B: Backend> {
 impl<B: Backend> AttentionCachedFwd<'_, B> {
     pub(crate) fn check(&self) -> Result<()> {
         let (op, d) = ("attention_cached_fwd", self.dims);
+        check_window(op, d.window)?;
         check_heads(op, d.heads, d.kv_heads)?;
         expect_len(op, "paths.starts", self.paths.starts.len, d.sequences + 1)?;
         expect_len(op, "paths.span_offsets", self.paths.span_offsets.len, d.sequences + 1)?;

@@ -65,7 +65,7 @@ impl<B: Backend> Costed for EmbeddingBwd<'_, B> {
 impl<B: Backend> Costed for NormFwd<'_, B> {
     fn cost(&self) -> Cost {
         let d = self.dims;
-        let streams = if self.sum.is_some() { 4 } else { 2 };
+        let streams = if self.sum.is_some() { 4 } else { 2 } + usize::from(self.base.is_some());
         Cost::new(act::<B>(streams * d.tokens * d.hidden) + acc::<B>(d.tokens), d.flops())
     }
 }
@@ -86,13 +86,13 @@ impl<B: Backend> Costed for QkNormFwd<'_, B> {
     fn cost(&self) -> Cost {
         let n = self.dims.elements();
         let passes = if self.x.is_some() { 3 } else { 2 };
-        Cost::new(act::<B>(passes * n + 2 * self.dims.head_dim), 5 * n as u64)
+        Cost::new(act::<B>(passes * n + self.dims.weights()), 5 * n as u64)
     }
 }
 
 impl<B: Backend> Costed for QkNormBwd<'_, B> {
     fn cost(&self) -> Cost {
-        let (n, weights) = (self.dims.elements(), 2 * self.dims.head_dim);
+        let (n, weights) = (self.dims.elements(), self.dims.weights());
         Cost::new(act::<B>(3 * n + weights) + out::<B>(weights, self.write), 12 * n as u64)
     }
 }

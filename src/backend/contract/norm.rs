@@ -25,7 +25,8 @@ impl NormDims {
 }
 
 /// RMSNorm with an optional residual: `sum = x + residual`, or `sum = x` without one;
-/// `rstd = 1 / sqrt(mean(sum²) + eps)`; `y = sum * rstd * weight`.
+/// `rstd = 1 / sqrt(mean(sum²) + eps)`; `y = base + sum * rstd * weight`, with a base of 0 if there is none.
+/// The base is for a norm behind a block, whose result the stream adds. Its gradient is that of `y`.
 pub struct NormFwd<'a, B: Backend> {
     pub dims: NormDims,
     /// (tokens, hidden)
@@ -34,6 +35,8 @@ pub struct NormFwd<'a, B: Backend> {
     pub residual: Option<View<'a, B::Act>>,
     /// (hidden)
     pub weight: View<'a, B::Act>,
+    /// (tokens, hidden)
+    pub base: Option<View<'a, B::Act>>,
     /// (tokens, hidden)
     pub sum: Option<ViewMut<'a, B::Act>>,
     /// (tokens, hidden)
@@ -57,6 +60,7 @@ impl<B: Backend> NormFwd<'_, B> {
         )?;
         expect_len(op, "sum", self.sum.as_ref().map_or(size, |s| s.len), size)?;
         expect_len(op, "weight", self.weight.len, d.hidden)?;
+        expect_len(op, "base", self.base.map_or(size, |base| base.len), size)?;
         expect_len(op, "y", self.y.len, size)?;
         expect_len(op, "rstd", self.rstd.len, d.tokens)
     }
@@ -104,11 +108,35 @@ pub struct QkNormDims {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
+    /// One norm over all query heads of a token and one over all its key heads, instead of one per head.
+    pub whole: bool,
     /// Added to the mean square before the square root.
     pub eps: f64,
 }
 
 impl QkNormDims {
+    /// Elements of a normalised row of the queries and of the keys.
+    pub fn widths(&self) -> [usize; 2] {
+        match self.whole {
+            true => [self.heads * self.head_dim, self.kv_heads * self.head_dim],
+            false => [self.head_dim; 2],
+        }
+    }
+
+    /// Elements of both weights.
+    pub fn weights(&self) -> usize {
+        self.widths().iter().sum()
+    }
+
+    /// Rows of a token: first element, range of the weights.
+    pub(in crate::backend) fn rows(&self) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> + use<> {
+        let ([queries, keys], [all_queries, all_keys]) =
+            (self.widths(), [self.heads, self.kv_heads].map(|heads| heads * self.head_dim));
+        let rows = |of: usize, width: usize| (0..of).step_by(width.max(1));
+        let of_queries = rows(all_queries, queries).map(move |at| (at, 0..queries));
+        of_queries.chain(rows(all_keys, keys).map(move |at| (all_queries + at, queries..queries + keys)))
+    }
+
     /// Normalised heads of a token: queries and keys.
     pub fn normalised(&self) -> usize {
         self.heads + self.kv_heads
@@ -126,15 +154,16 @@ impl QkNormDims {
 
     /// Tolerance for inputs of order one.
     pub fn tolerance(&self, precision: Precision) -> Tolerance {
-        Tolerance::dot(precision, self.head_dim)
+        Tolerance::dot(precision, self.widths()[0].max(self.widths()[1]))
     }
 }
 
 /// RMSNorm of each query head and each key head: `head <- head * rstd * weight` with
-/// `rstd = 1 / sqrt(mean(head²) + eps)`. One weight serves all queries, another all keys.
+/// `rstd = 1 / sqrt(mean(head²) + eps)`. One weight serves all queries, another all keys. With
+/// [`QkNormDims::whole`] the heads of a kind are one row, with a weight for each element.
 pub struct QkNormFwd<'a, B: Backend> {
     pub dims: QkNormDims,
-    /// (2, head_dim): weight of the queries, weight of the keys
+    /// (weights): weight of the queries, weight of the keys
     pub weight: View<'a, B::Act>,
     /// (tokens, heads + kv_heads, head_dim) copy of the input, for the backward
     pub x: Option<ViewMut<'a, B::Act>>,
@@ -145,7 +174,7 @@ pub struct QkNormFwd<'a, B: Backend> {
 impl<B: Backend> QkNormFwd<'_, B> {
     pub(crate) fn check(&self) -> Result<()> {
         let (op, d) = ("qk_norm_fwd", self.dims);
-        expect_len(op, "weight", self.weight.len, 2 * d.head_dim)?;
+        expect_len(op, "weight", self.weight.len, d.weights())?;
         expect_len(op, "x", self.x.as_ref().map_or(d.elements(), |x| x.len), d.elements())?;
         expect_len(op, "qkv", self.qkv_in_place.len, d.tokens * d.width())
     }
@@ -157,11 +186,11 @@ pub struct QkNormBwd<'a, B: Backend> {
     pub dims: QkNormDims,
     /// (tokens, heads + kv_heads, head_dim) input of the forward
     pub x: View<'a, B::Act>,
-    /// (2, head_dim)
+    /// (weights)
     pub weight: View<'a, B::Act>,
     /// (tokens, heads + 2 kv_heads, head_dim)
     pub dqkv_in_place: ViewMut<'a, B::Act>,
-    /// (2, head_dim)
+    /// (weights)
     pub dweight: ViewMut<'a, B::Acc>,
     pub write: Write,
 }
@@ -170,8 +199,8 @@ impl<B: Backend> QkNormBwd<'_, B> {
     pub(crate) fn check(&self) -> Result<()> {
         let (op, d) = ("qk_norm_bwd", self.dims);
         expect_len(op, "x", self.x.len, d.elements())?;
-        expect_len(op, "weight", self.weight.len, 2 * d.head_dim)?;
+        expect_len(op, "weight", self.weight.len, d.weights())?;
         expect_len(op, "dqkv", self.dqkv_in_place.len, d.tokens * d.width())?;
-        expect_len(op, "dweight", self.dweight.len, 2 * d.head_dim)
+        expect_len(op, "dweight", self.dweight.len, d.weights())
     }
 }

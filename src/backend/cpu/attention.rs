@@ -11,6 +11,9 @@
 //!             lse = logsumexp(S);  O = (P V) / rowsum(P)
 //! ```
 //!
+//! With a sliding window, keys before it have probability zero too. Blocks of [`DEPTH`] keys that no query
+//! of the block sees are left out: the products sum over such blocks one by one, so no bit changes.
+//!
 //! Unlike FlashAttention, a block computes its softmax over the whole path at once, without
 //! rescaling.
 //!
@@ -26,7 +29,7 @@ use rayon::prelude::*;
 use super::Cpu;
 use super::head::logsumexp;
 use super::math::softmax_row;
-use super::matmul::matmul;
+use super::matmul::{DEPTH, matmul};
 use super::panels::{Panels, score_stride};
 use super::path::{Path, Segments};
 use super::rows::scale_into;
@@ -146,7 +149,7 @@ pub(super) fn attention_fwd(cpu: &Cpu, a: AttentionFwd<'_, Cpu>) {
         let (mut o, mut lse) = (o.claim(unit, kv_head), lse.claim(kv_head, unit));
         let unit = &units[unit];
         let heads = Heads::new(&d, kv_head);
-        let mut work = Forward::new(cpu, heads, qkv, capacity, d.scale as f32);
+        let mut work = Forward::new(cpu, heads, qkv, capacity, (d.scale as f32, Visible::of(d.window)));
         let mut path = Path::new(segments);
         let mut segment = unit.segment;
         let mut row = unit.rows.start;
@@ -175,11 +178,32 @@ pub(super) fn attention_fwd(cpu: &Cpu, a: AttentionFwd<'_, Cpu>) {
     });
 }
 
+/// Number of keys that a query sees at most.
+#[derive(Clone, Copy)]
+pub(super) struct Visible(usize);
+
+impl Visible {
+    pub fn of(window: Option<usize>) -> Self {
+        Self(window.unwrap_or(usize::MAX))
+    }
+
+    /// Positions of the keys that a query sees.
+    pub fn keys(self, position: usize) -> Range<usize> {
+        (position + 1).saturating_sub(self.0)..position + 1
+    }
+
+    /// First position that the products of a block of queries from `position` on have to cover.
+    pub fn first(self, position: usize) -> usize {
+        self.keys(position).start / DEPTH * DEPTH
+    }
+}
+
 /// Workspace of one forward task.
 pub(super) struct Forward<'a> {
     pub heads: Heads,
     qkv: &'a [f32],
     scale: f32,
+    visible: Visible,
     keys_t: Panels<'a>,
     /// (capacity, head_dim)
     values: Scratch<'a>,
@@ -193,13 +217,14 @@ pub(super) struct Forward<'a> {
 
 impl<'a> Forward<'a> {
     /// Workspace for paths of up to `capacity` rows, a multiple of [`LANES`].
-    pub fn new(cpu: &'a Cpu, heads: Heads, qkv: &'a [f32], capacity: usize, scale: f32) -> Self {
+    pub fn new(cpu: &'a Cpu, heads: Heads, qkv: &'a [f32], capacity: usize, (scale, visible): (f32, Visible)) -> Self {
         let block = heads.block_tokens() * heads.group;
         let take = |len| cpu.scratch.take(len);
         Self {
             heads,
             qkv,
             scale,
+            visible,
             keys_t: Panels::new(cpu, heads.head_dim, capacity),
             values: take(heads.head_dim * capacity),
             queries: take(block * heads.head_dim),
@@ -231,10 +256,12 @@ impl<'a> Forward<'a> {
     ) {
         let Heads { head_dim, group, .. } = self.heads;
         let count = rows.len() * group;
-        let keys = (position + rows.len()).next_multiple_of(LANES);
+        let first = self.visible.first(position);
+        let path = first..(position + rows.len()).next_multiple_of(LANES);
+        let keys = path.len();
         self.heads.queries(&mut self.queries, self.qkv, rows, self.scale);
         let queries = Mat::new(&self.queries, count, head_dim, head_dim);
-        self.keys_t.product(&mut self.scores, queries, keys);
+        self.keys_t.product(&mut self.scores, queries, path);
         let mut scores = Tile::new(&mut self.scores, count, keys, score_stride(keys));
         let mut inverse = [0.0f32; BLOCK];
         let mut inverse_long = Vec::new();
@@ -248,9 +275,11 @@ impl<'a> Forward<'a> {
         for (r, inverse) in inverse[..count].iter_mut().enumerate() {
             // Pads with -inf to a multiple of LANES: the exponential of -inf is 0, the probability
             // of an invisible key.
-            let visible = position + r / group + 1;
-            let (row, hidden) = scores.row(r).split_at_mut(visible.next_multiple_of(LANES));
-            row[visible..].fill(f32::NEG_INFINITY);
+            let visible = self.visible.keys(position + r / group);
+            let visible = visible.start - first..visible.end - first;
+            let (row, hidden) = scores.row(r).split_at_mut(visible.end.next_multiple_of(LANES));
+            row[..visible.start].fill(f32::NEG_INFINITY);
+            row[visible.end..].fill(f32::NEG_INFINITY);
             let (largest, sum) = softmax_row(row);
             hidden.fill(0.0);
             *inverse = 1.0 / sum;
@@ -259,7 +288,7 @@ impl<'a> Forward<'a> {
             }
         }
         let scores = Mat::new(&self.scores, count, keys, score_stride(keys));
-        let values = Mat::new(&self.values, keys, head_dim, head_dim);
+        let values = Mat::new(&self.values[first * head_dim..], keys, head_dim, head_dim);
         matmul(&mut Tile::new(&mut self.out, count, head_dim, head_dim), scores, values, Write::Overwrite);
         for (r, row) in self.out.chunks_exact(head_dim).take(count).enumerate() {
             let to = &mut o.row(out.start + r / group)[r % group * head_dim..][..head_dim];

@@ -19,7 +19,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::attention::{Heads, copy_head};
+use super::attention::{Heads, Visible, copy_head};
 use super::math::exp;
 use super::matmul::matmul;
 use super::panels::{Panels, score_stride};
@@ -155,7 +155,10 @@ impl<'a> Backward<'a> {
     fn block(&mut self, rows: Range<usize>, position: usize, first: usize, dq: &mut Tile<'_>) {
         let (d, Heads { head_dim, group, .. }) = (&self.inputs.dims, self.heads);
         let count = rows.len() * group;
-        let keys = (position + rows.len()).next_multiple_of(LANES);
+        let visible = Visible::of(d.window);
+        let hidden = visible.first(position);
+        let path = hidden..(position + rows.len()).next_multiple_of(LANES);
+        let keys = path.len();
         let scale = d.scale as f32;
         self.heads.queries(&mut self.queries, self.inputs.qkv, rows.clone(), scale);
         // Offset of the outputs of a token for the query heads of this key-value head.
@@ -165,8 +168,8 @@ impl<'a> Backward<'a> {
         }
         let block = |data| Mat::new(data, count, head_dim, head_dim);
         let (queries, dout) = (block(&self.queries), block(&self.dout));
-        self.keys_t.product(&mut self.probabilities, queries, keys);
-        self.values_t.product(&mut self.dscores, dout, keys);
+        self.keys_t.product(&mut self.probabilities, queries, path.clone());
+        self.values_t.product(&mut self.dscores, dout, path);
         let stride = score_stride(keys);
         let mut p = Tile::new(&mut self.probabilities, count, keys, stride);
         let mut ds = Tile::new(&mut self.dscores, count, keys, stride);
@@ -174,15 +177,17 @@ impl<'a> Backward<'a> {
             let (token, head) = (rows.start + r / group, r % group);
             let o = &self.inputs.o[outputs(token) + head * head_dim..][..head_dim];
             let lse = self.inputs.lse[(self.kv_head * group + head) * d.tokens + token];
-            let visible = position + r / group + 1;
+            let visible = visible.keys(position + r / group);
+            let visible = visible.start - hidden..visible.end - hidden;
             softmax_row_bwd(p.row(r), ds.row(r), visible, lse, o, &self.dout[r * head_dim..(r + 1) * head_dim]);
         }
         let [p, ds] = [&self.probabilities, &self.dscores].map(|data| Mat::new(data, count, keys, stride));
-        let path = |data| Tile::new(data, keys, head_dim, head_dim);
-        matmul(&mut path(&mut self.dvalues), p.t(), dout, Write::Add);
-        matmul(&mut path(&mut self.dkeys), ds.t(), queries, Write::Add);
+        let skipped = hidden * head_dim;
+        let (dvalues, dkeys) = (&mut self.dvalues[skipped..], &mut self.dkeys[skipped..]);
+        matmul(&mut Tile::new(dvalues, keys, head_dim, head_dim), p.t(), dout, Write::Add);
+        matmul(&mut Tile::new(dkeys, keys, head_dim, head_dim), ds.t(), queries, Write::Add);
         let mut dqueries = Tile::new(&mut self.dqueries, count, head_dim, head_dim);
-        matmul(&mut dqueries, ds, Mat::new(&self.keys, keys, head_dim, head_dim), Write::Overwrite);
+        matmul(&mut dqueries, ds, Mat::new(&self.keys[skipped..], keys, head_dim, head_dim), Write::Overwrite);
         for (i, row) in rows.enumerate() {
             let from = &self.dqueries[i * group * head_dim..(i + 1) * group * head_dim];
             scale_into(dq.row(row - first), from, scale);
@@ -192,15 +197,23 @@ impl<'a> Backward<'a> {
 
 vectorised! {
     /// Replaces the scaled scores by probabilities p and `dscores`, which holds `do · v`, by the
-    /// gradients of the scaled scores, `p (do · v - do · o)`. Keys after the first `visible` ones
-    /// get 0.
-    fn softmax_row_bwd(scores: &mut [f32], dscores: &mut [f32], visible: usize, lse: f32, o: &[f32], dout: &[f32]) {
+    /// gradients of the scaled scores, `p (do · v - do · o)`. Keys that are not `visible` get 0.
+    fn softmax_row_bwd(
+        scores: &mut [f32],
+        dscores: &mut [f32],
+        visible: Range<usize>,
+        lse: f32,
+        o: &[f32],
+        dout: &[f32]
+    ) {
         let delta = dot::<FMA>(o, dout);
-        // Pads with -inf to a multiple of LANES, so that p is 0 for invisible keys.
-        let whole = visible.next_multiple_of(LANES);
-        scores[visible..whole].fill(f32::NEG_INFINITY);
+        // -inf up to a multiple of LANES, so that p is 0 for invisible keys.
+        let whole = visible.end.next_multiple_of(LANES);
+        scores[..visible.start].fill(f32::NEG_INFINITY);
+        scores[visible.end..whole].fill(f32::NEG_INFINITY);
         scores[whole..].fill(0.0);
-        dscores[visible..].fill(0.0);
+        dscores[..visible.start].fill(0.0);
+        dscores[visible.end..].fill(0.0);
         let (scores, dscores) = (&mut scores[..whole], &mut dscores[..whole]);
         for (s, ds) in scores.iter_mut().zip(dscores) {
             let p = exp::<FMA>(*s - lse);

@@ -28,7 +28,7 @@ use super::tile::{Grid, Mat, Tile, bounds};
 use crate::backend::Write;
 
 /// Maximum depth (K) of one accumulation. The gemm crate never splits a depth of 512 or less.
-const DEPTH: usize = 512;
+pub(super) const DEPTH: usize = 512;
 /// Minimum number of rows of a GEMM in the gemm crate.
 const FEW_ROWS: usize = 32;
 /// Minimum number of columns of a GEMM in the gemm crate. With [`FEW_ROWS`], results have more than

@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::rows::{rows_of_task, sum_slices};
+use super::rows::{add_rows, rows_of_task, sum_slices};
 use super::simd::{LANES, dot, fma, sum_lanes, vectorised};
 use crate::backend::Write;
 use crate::backend::contract::*;
@@ -18,7 +18,8 @@ pub(super) fn norm_fwd(a: NormFwd<'_, Cpu>) {
         return;
     }
     let rows = rows_of_task(h);
-    let y = a.y.into_slice().par_chunks_mut(rows * h).zip(rstd.par_chunks_mut(rows)).zip(x.par_chunks(rows * h));
+    let all = a.y.into_slice();
+    let y = all.par_chunks_mut(rows * h).zip(rstd.par_chunks_mut(rows)).zip(x.par_chunks(rows * h));
     match (a.residual, a.sum) {
         (Some(residual), Some(sum)) => {
             let sums = sum.into_slice().par_chunks_mut(rows * h).zip(residual.slice().par_chunks(rows * h));
@@ -37,6 +38,9 @@ pub(super) fn norm_fwd(a: NormFwd<'_, Cpu>) {
                 *rstd = norm_row(&mut y[row.clone()], &x[row], weight, eps);
             }
         }),
+    }
+    if let Some(base) = a.base {
+        all.par_chunks_mut(rows * h).zip(base.slice().par_chunks(rows * h)).for_each(|(y, base)| add_rows(y, base));
     }
 }
 
@@ -134,8 +138,8 @@ pub(super) fn qk_norm_fwd(a: QkNormFwd<'_, Cpu>) {
     let rows = rows_of_task(width);
     let qkv = a.qkv_in_place.into_slice().par_chunks_mut(rows * width);
     let normalise = |row: &mut [f32]| {
-        for (head, values) in row[..copied].chunks_exact_mut(d.head_dim).enumerate() {
-            norm_head(values, weight_of(&d, head, weight), d.eps);
+        for (at, weights) in d.rows() {
+            norm_head(&mut row[at..at + weights.len()], &weight[weights], d.eps);
         }
     };
     match a.x {
@@ -147,12 +151,6 @@ pub(super) fn qk_norm_fwd(a: QkNormFwd<'_, Cpu>) {
         }),
         None => qkv.for_each(|qkv| qkv.chunks_exact_mut(width).for_each(normalise)),
     }
-}
-
-/// Weight of a head: of the queries, then of the keys.
-fn weight_of<'a>(d: &QkNormDims, head: usize, weight: &'a [f32]) -> &'a [f32] {
-    let (queries, keys) = weight.split_at(d.head_dim);
-    if head < d.heads { queries } else { keys }
 }
 
 /// Reciprocal root mean square of a head with this sum of squares.
@@ -180,23 +178,22 @@ vectorised! {
 pub(super) fn qk_norm_bwd(cpu: &Cpu, a: QkNormBwd<'_, Cpu>) {
     let (d, weight) = (a.dims, a.weight.slice());
     let (width, copied) = (d.width(), d.normalised() * d.head_dim);
-    let mut partial = cpu.scratch.take(d.tokens.div_ceil(NORM_TOKENS) * 2 * d.head_dim);
+    let mut partial = cpu.scratch.take(d.tokens.div_ceil(NORM_TOKENS) * d.weights());
     if copied > 0 {
         partial
-            .par_chunks_mut(2 * d.head_dim)
+            .par_chunks_mut(d.weights())
             .zip(a.dqkv_in_place.into_slice().par_chunks_mut(NORM_TOKENS * width))
             .zip(a.x.slice().par_chunks(NORM_TOKENS * copied))
             .for_each(|((partial, dqkv), x)| {
                 partial.fill(0.0);
-                let mut dy = vec![0.0; d.head_dim];
+                let mut dy = vec![0.0; d.weights()];
                 for (row, x) in dqkv.chunks_exact_mut(width).zip(x.chunks_exact(copied)) {
-                    let heads = row[..copied].chunks_exact_mut(d.head_dim).zip(x.chunks_exact(d.head_dim));
-                    for (head, (dhead, x)) in heads.enumerate() {
+                    for (at, weights) in d.rows() {
+                        let (own, dy) = (at..at + weights.len(), &mut dy[..weights.len()]);
+                        let (dhead, x) = (&mut row[own.clone()], &x[own]);
                         dy.copy_from_slice(dhead);
-                        let (queries, keys) = partial.split_at_mut(d.head_dim);
-                        let dweight = if head < d.heads { queries } else { keys };
-                        let rstd = rstd_of_head(x, d.eps);
-                        norm_row_bwd(dhead, dweight, &dy, x, weight_of(&d, head, weight), rstd, false);
+                        let (dweight, weight) = (&mut partial[weights.clone()], &weight[weights]);
+                        norm_row_bwd(dhead, dweight, dy, x, weight, rstd_of_head(x, d.eps), false);
                     }
                 }
             });

@@ -57,12 +57,13 @@ impl<'a> Panels<'a> {
         }
     }
 
-    /// `scores = left selfᵀ` for the first `keys` tokens, with [`score_stride`] elements from one
-    /// row of `scores` to the next.
-    pub fn product(&self, scores: &mut [f32], left: Mat<'_>, keys: usize) {
-        let stride = score_stride(keys);
-        for (i, panel) in self.data.chunks_exact(WIDTH * self.head_dim).enumerate().take(keys.div_ceil(WIDTH)) {
-            let cols = WIDTH.min(keys - i * WIDTH);
+    /// `scores = left selfᵀ` for the tokens `keys`, from a multiple of [`WIDTH`] on, with
+    /// [`score_stride`] elements from one row of `scores` to the next.
+    pub fn product(&self, scores: &mut [f32], left: Mat<'_>, keys: Range<usize>) {
+        debug_assert!(keys.start.is_multiple_of(WIDTH));
+        let (stride, data) = (score_stride(keys.len()), &self.data[keys.start * self.head_dim..]);
+        for (i, panel) in data.chunks_exact(WIDTH * self.head_dim).enumerate().take(keys.len().div_ceil(WIDTH)) {
+            let cols = WIDTH.min(keys.len() - i * WIDTH);
             let mut tile = Tile::new(&mut scores[i * WIDTH..], left.rows, cols, stride);
             matmul(&mut tile, left, Mat::new(panel, self.head_dim, cols, WIDTH), Write::Overwrite);
         }
@@ -90,12 +91,13 @@ mod tests {
         for rows in [0..5, 5..61, 61..62, 62..150] {
             panels.join(&qkv, rows.clone(), rows.start, 7, &h);
         }
-        for keys in [16, 64, 80, 150] {
-            let mut scores = vec![0.0; 3 * score_stride(keys)];
-            panels.product(&mut scores, Mat::new(&left, 3, head_dim, head_dim), keys);
-            for (r, key) in (0..3).flat_map(|r| (0..keys).map(move |key| (r, key))) {
+        for keys in [0..16, 0..64, 0..80, 0..150, 64..80, 128..150] {
+            let stride = score_stride(keys.len());
+            let mut scores = vec![0.0; 3 * stride];
+            panels.product(&mut scores, Mat::new(&left, 3, head_dim, head_dim), keys.clone());
+            for (r, key) in (0..3).flat_map(|r| keys.clone().map(move |key| (r, key))) {
                 let products = (0..head_dim).map(|c| left[r * head_dim + c] * qkv[key * width + 7 + c]);
-                assert_eq!(scores[r * score_stride(keys) + key], products.sum::<f32>(), "row {r}, key {key}");
+                assert_eq!(scores[r * stride + key - keys.start], products.sum::<f32>(), "row {r}, key {key}");
             }
         }
     }

@@ -104,6 +104,11 @@ fn blocks<D: Device, A: Element>(k: &Kernels<D, A>, items: usize) -> usize {
     items.min(16 * k.device.properties().processors)
 }
 
+/// A window as the kernels take it: without one it is larger than every distance.
+pub(super) fn window(window: Option<usize>) -> Result<i32> {
+    window.map_or(Ok(i32::MAX), int)
+}
+
 /// Builds the work list: the tiles of all segments, by depth.
 fn plan<D: Device, A: Element>(
     k: &Kernels<D, A>,
@@ -145,6 +150,7 @@ pub(super) fn attention_fwd<D: Device, A: Element>(
         kv_heads: int(d.kv_heads)?,
         head_dim: int(d.head_dim)?,
         scale: d.scale as f32,
+        window: window(d.window)?,
     }
     .launch(&k.device, shape.head, blocks(k, shape.tiles(&d) * d.heads), shape.forward_bytes())
 }
@@ -193,6 +199,7 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
         kv_heads: int(d.kv_heads)?,
         head_dim: int(d.head_dim)?,
         scale: d.scale as f32,
+        window: window(d.window)?,
     }
     .launch(
         &k.device,
@@ -217,6 +224,7 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
         kv_heads: int(d.kv_heads)?,
         head_dim: int(d.head_dim)?,
         scale: d.scale as f32,
+        window: window(d.window)?,
     }
     .launch(
         &k.device,

@@ -1,6 +1,7 @@
 //! Attention over a cache (`kernels/attention_cached.cu`): new keys and values are stored, then keys are
 //! read in splits and the splits are joined.
 
+use super::attention::window;
 use super::device::{Device, Element};
 use super::launchers as launch;
 use super::{Kernels, int, read, write};
@@ -27,6 +28,7 @@ pub(super) fn attention_cached_fwd<D: Device, A: Element>(
         return Ok(());
     }
     let (tokens, heads, kv_heads, head_dim) = (int(d.tokens)?, int(d.heads)?, int(d.kv_heads)?, int(d.head_dim)?);
+    let window = window(d.window)?;
     launch::AttentionCachedStore::<A> {
         qkv: read(a.qkv),
         slots: read(a.paths.slots),
@@ -61,6 +63,7 @@ pub(super) fn attention_cached_fwd<D: Device, A: Element>(
             head_dim,
             splits: int(splits)?,
             scale: d.scale as f32,
+            window,
         }
         .launch(&k.device, head, k.row_blocks(items, launch::AttentionCachedPart::<A>::WARPS), 0)?;
         launch::AttentionCachedJoin::<A> {
@@ -75,6 +78,7 @@ pub(super) fn attention_cached_fwd<D: Device, A: Element>(
             heads,
             head_dim,
             splits: int(splits)?,
+            window,
         }
         .launch(&k.device, k.row_blocks(count * d.heads, launch::AttentionCachedJoin::<A>::WARPS), 0)?;
     }

@@ -1,7 +1,7 @@
-//! RMSNorm of rows, and of query and key heads (`kernels/norm.cu`).
+//! RMSNorm of rows, and of query and key heads (`kernels/norm.cu`, `kernels/qk_norm_whole.cu`).
 
 use super::device::{Device, Element};
-use super::launchers::{self as launch, NORM_SLICE, QK_NORM_SLICE};
+use super::launchers::{self as launch, NORM_SLICE, QK_NORM_SLICE, QK_NORM_WHOLE_SLICE};
 use super::linear::sum_slices;
 use super::{Kernels, adds, int, read, read_option, write, write_option};
 use crate::Result;
@@ -17,6 +17,7 @@ pub(super) fn norm_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormFwd<
         x: read(a.x),
         residual: read_option(a.residual),
         weight: read(a.weight),
+        base: read_option(a.base),
         sum: write_option(&mut a.sum),
         y: write(&mut a.y),
         rstd: write(&mut a.rstd),
@@ -53,6 +54,18 @@ pub(super) fn norm_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormBwd<
 
 pub(super) fn qk_norm_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: QkNormFwd<'_, Kernels<D, A>>) -> Result<()> {
     let d = a.dims;
+    if d.whole {
+        return launch::QkNormWholeFwd::<A> {
+            weight: read(a.weight),
+            x: write_option(&mut a.x),
+            qkv: write(&mut a.qkv_in_place),
+            tokens: int(d.tokens)?,
+            query_width: int(d.widths()[0])?,
+            key_width: int(d.widths()[1])?,
+            eps: d.eps as f32,
+        }
+        .launch(&k.device, k.row_blocks(2 * d.tokens, 1), 0);
+    }
     launch::QkNormFwd::<A> {
         weight: read(a.weight),
         x: write_option(&mut a.x),
@@ -68,10 +81,24 @@ pub(super) fn qk_norm_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: QkNor
 
 pub(super) fn qk_norm_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: QkNormBwd<'_, Kernels<D, A>>) -> Result<()> {
     let d = a.dims;
-    let count = d.tokens.div_ceil(QK_NORM_SLICE);
+    let count = d.tokens.div_ceil(if d.whole { QK_NORM_WHOLE_SLICE } else { QK_NORM_SLICE });
     let mut scratch = k.scratch()?;
-    let slices = scratch.request::<f32>(count * 2 * d.head_dim);
+    let slices = scratch.request::<f32>(count * d.weights());
     scratch.take()?;
+    if d.whole {
+        launch::QkNormWholeBwd::<A> {
+            x: read(a.x),
+            weight: read(a.weight),
+            dqkv: write(&mut a.dqkv_in_place),
+            slices: scratch.write(slices),
+            tokens: int(d.tokens)?,
+            query_width: int(d.widths()[0])?,
+            key_width: int(d.widths()[1])?,
+            eps: d.eps as f32,
+        }
+        .launch(&k.device, k.row_blocks(count, 1), 0)?;
+        return sum_slices(k, &scratch, slices, count, &mut a.dweight, a.write);
+    }
     // A sum of each warp for the queries and for the keys.
     let shared = launch::QkNormBwd::<A>::WARPS * 2 * d.head_dim * size_of::<f32>();
     launch::QkNormBwd::<A> {

@@ -5,8 +5,8 @@ use super::{Reference, at, dot};
 use crate::backend::contract::*;
 
 /// Rows that the token `row` of `segment` attends to: all rows of the segment's ancestors, then the
-/// rows of the segment up to the token itself.
-fn visible(tree: &Tree<'_, Vec<i32>>, segment: usize, row: usize) -> Vec<usize> {
+/// rows of the segment up to the token itself; of these the last `window`.
+fn visible(tree: &Tree<'_, Vec<i32>>, segment: usize, row: usize, window: Option<usize>) -> Vec<usize> {
     let (starts, offsets, ancestors) = (tree.starts.slice(), tree.ancestor_offsets.slice(), tree.ancestors.slice());
     let mut rows = Vec::new();
     for i in at(offsets, segment)..at(offsets, segment + 1) {
@@ -14,7 +14,12 @@ fn visible(tree: &Tree<'_, Vec<i32>>, segment: usize, row: usize) -> Vec<usize> 
         rows.extend(at(starts, ancestor)..at(starts, ancestor + 1));
     }
     rows.extend(at(starts, segment)..=row);
-    rows
+    last(&rows, window).to_vec()
+}
+
+/// The last `window` rows of a path up to a query.
+fn last(rows: &[usize], window: Option<usize>) -> &[usize] {
+    &rows[rows.len() - window.unwrap_or(rows.len()).min(rows.len())..]
 }
 
 /// Ranges of the query, key and value of a row and query head in the fused buffer.
@@ -39,7 +44,7 @@ pub fn attention_fwd(a: AttentionFwd<'_, Reference>) {
     let starts = a.tree.starts.slice();
     for segment in 0..d.segments {
         for row in at(starts, segment)..at(starts, segment + 1) {
-            let rows = visible(&a.tree, segment, row);
+            let rows = visible(&a.tree, segment, row, d.window);
             for head in 0..d.heads {
                 let query = &qkv[layout.q(row, head)];
                 let scores: Vec<f64> = rows.iter().map(|&r| d.scale * dot(query, &qkv[layout.k(r, head)])).collect();
@@ -69,7 +74,7 @@ pub fn attention_bwd(a: AttentionBwd<'_, Reference>) {
     dqkv.fill(0.0);
     for segment in 0..d.segments {
         for row in at(starts, segment)..at(starts, segment + 1) {
-            let rows = visible(&a.tree, segment, row);
+            let rows = visible(&a.tree, segment, row, d.window);
             for head in 0..d.heads {
                 let query = &qkv[layout.q(row, head)];
                 let dout = &do_[(row * d.heads + head) * d.head_dim..][..d.head_dim];
@@ -109,7 +114,7 @@ pub fn attention_cached_fwd(a: AttentionCachedFwd<'_, Reference>) {
             .collect();
         let earlier = path.len() - tokens.len();
         for (i, token) in tokens.enumerate() {
-            let rows = &path[..earlier + i + 1];
+            let rows = last(&path[..earlier + i + 1], d.window);
             for head in 0..d.heads {
                 let kv_head = head / (d.heads / d.kv_heads);
                 let query = &qkv[token * wide + head * d.head_dim..][..d.head_dim];

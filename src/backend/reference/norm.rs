@@ -20,7 +20,8 @@ pub fn norm_fwd(a: NormFwd<'_, R>) {
         let row = &sum[t * d.hidden..][..d.hidden];
         rstd[t] = 1.0 / (dot(row, row) / d.hidden as f64 + d.eps).sqrt();
         for h in 0..d.hidden {
-            y[t * d.hidden + h] = row[h] * rstd[t] * weight[h];
+            let base = a.base.map_or(0.0, |base| base.slice()[t * d.hidden + h]);
+            y[t * d.hidden + h] = base + row[h] * rstd[t] * weight[h];
         }
     }
 }
@@ -51,31 +52,25 @@ fn rstd_of(head: &[f64], eps: f64) -> f64 {
     1.0 / (dot(head, head) / head.len() as f64 + eps).sqrt()
 }
 
-/// First elements of a token's head in the fused row, in the rows of `x`, and in the weights.
-fn places(d: &QkNormDims, token: usize, head: usize) -> (usize, usize, usize) {
-    let fused = token * d.width() + head * d.head_dim;
-    (fused, (token * d.normalised() + head) * d.head_dim, if head < d.heads { 0 } else { d.head_dim })
-}
-
 pub fn qk_norm_fwd(a: QkNormFwd<'_, R>) {
     let (d, weight, qkv) = (a.dims, a.weight.slice(), a.qkv_in_place.into_slice());
     let mut x = a.x.map(|x| x.into_slice());
     for t in 0..d.tokens {
-        for head in 0..d.normalised() {
-            let (fused, copy, w) = places(&d, t, head);
-            let values = &mut qkv[fused..fused + d.head_dim];
+        for (at, weights) in d.rows() {
+            let (fused, copy) = (t * d.width() + at, t * d.normalised() * d.head_dim + at);
+            let values = &mut qkv[fused..fused + weights.len()];
             if let Some(x) = &mut x {
-                x[copy..copy + d.head_dim].copy_from_slice(values);
+                x[copy..copy + weights.len()].copy_from_slice(values);
             }
             let rstd = rstd_of(values, d.eps);
-            for (value, weight) in values.iter_mut().zip(&weight[w..]) {
+            for (value, weight) in values.iter_mut().zip(&weight[weights]) {
                 *value *= rstd * weight;
             }
         }
     }
 }
 
-/// As [`norm_bwd`], for each head.
+/// As [`norm_bwd`], for each head, or all heads of a kind.
 pub fn qk_norm_bwd(a: QkNormBwd<'_, R>) {
     let (d, x, weight) = (a.dims, a.x.slice(), a.weight.slice());
     let (dqkv, dweight) = (a.dqkv_in_place.into_slice(), a.dweight.into_slice());
@@ -83,15 +78,16 @@ pub fn qk_norm_bwd(a: QkNormBwd<'_, R>) {
         dweight.fill(0.0);
     }
     for t in 0..d.tokens {
-        for head in 0..d.normalised() {
-            let (fused, copy, w) = places(&d, t, head);
-            let (x, dy) = (&x[copy..copy + d.head_dim], &mut dqkv[fused..fused + d.head_dim]);
+        for (at, weights) in d.rows() {
+            let (fused, copy, width) = (t * d.width() + at, t * d.normalised() * d.head_dim + at, weights.len());
+            let (x, dy) = (&x[copy..copy + width], &mut dqkv[fused..fused + width]);
+            let (weight, dweight) = (&weight[weights.clone()], &mut dweight[weights]);
             let rstd = rstd_of(x, d.eps);
-            let mean = (0..d.head_dim).map(|i| dy[i] * weight[w + i] * x[i] * rstd).sum::<f64>() / d.head_dim as f64;
-            for i in 0..d.head_dim {
+            let mean = (0..width).map(|i| dy[i] * weight[i] * x[i] * rstd).sum::<f64>() / width as f64;
+            for i in 0..width {
                 let normalised = x[i] * rstd;
-                dweight[w + i] += dy[i] * normalised;
-                dy[i] = rstd * (dy[i] * weight[w + i] - normalised * mean);
+                dweight[i] += dy[i] * normalised;
+                dy[i] = rstd * (dy[i] * weight[i] - normalised * mean);
             }
         }
     }

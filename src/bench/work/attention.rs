@@ -68,6 +68,7 @@ impl Attention {
             pairs: self.trees as u64 * visible.iter().map(|&n| n as u64).sum::<u64>(),
             longest_path: visible.into_iter().max().unwrap_or(0),
             scale: 1.0 / (self.head_dim as f64).sqrt(),
+            window: None,
         }
     }
 

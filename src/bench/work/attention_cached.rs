@@ -36,6 +36,7 @@ impl AttentionCached {
             keys: (self.sequences * path) as u64,
             longest_path: path,
             scale: 1.0 / (self.head_dim as f64).sqrt(),
+            window: None,
         }
     }
 

@@ -51,7 +51,7 @@ impl Call for Norm {
         match self.backward {
             false => {
                 let (x, residual, weight, sum) = (o.act()?, Some(o.act()?), o.act()?, Some(o.act_out()?));
-                on.norm_fwd(NormFwd { dims, x, residual, weight, sum, y: o.act_out()?, rstd: o.acc_out()? })
+                on.norm_fwd(NormFwd { dims, x, residual, weight, base: None, sum, y: o.act_out()?, rstd: o.acc_out()? })
             }
             true => on.norm_bwd(NormBwd {
                 dims,
@@ -132,7 +132,7 @@ impl Call for QkNorm {
         let d = self.dims;
         let token = (Axis::Token, d.tokens);
         let (copied, fused) = ((Axis::Whole, d.normalised() * d.head_dim), (Axis::Whole, d.width()));
-        let weights = (Axis::Whole, 2 * d.head_dim);
+        let weights = (Axis::Whole, d.weights());
         let weight = Operand::act("weight", weights, ONE, Fill::AboutOne(0.1));
         let qkv = |name| Operand::act(name, token, fused, Fill::Normal(1.0)).written();
         match self.backward {

@@ -91,8 +91,8 @@ impl<B: Backend> Lora<B> {
         Ok(Some(View::first(wide, tokens * outputs)))
     }
 
-    /// Gradients of a GEMM's adapters. Writes their part of the input's gradient to `dx` and returns
-    /// how the base adds its own part. The smaller part comes first, so it is not rounded at the size
+    /// Gradients of a GEMM's adapters. Writes their part of the input's gradient to `dx`, or adds it there,
+    /// and returns how the base adds its own part. The smaller part comes first, so it is not rounded at the size
     /// of the larger one.
     pub fn backward(
         &self,
@@ -100,11 +100,11 @@ impl<B: Backend> Lora<B> {
         work: &mut LoraWorkspace<B>,
         place: Place,
         (dy, x): (View<'_, B::Act>, View<'_, B::Act>),
-        dx: Option<ViewMut<'_, B::Act>>,
+        (dx, dx_write): (Option<ViewMut<'_, B::Act>>, Write),
         (grads, write): (&mut B::Acc, Write),
     ) -> Result<Write> {
         let Place { layer, set, group, tokens } = place;
-        let Some(adapter) = self.layout.group(layer, group) else { return Ok(Write::Overwrite) };
+        let Some(adapter) = self.layout.group(layer, group) else { return Ok(dx_write) };
         let LoraWorkspace { scaled, factor, low, wide, backward, .. } = work;
         let (Some(low), Some(buffers)) = (&low[set][group as usize], backward) else { return Err(no_buffers()) };
         let GroupAdapter { inputs, outputs, width, .. } = *adapter;
@@ -159,13 +159,13 @@ impl<B: Backend> Lora<B> {
                 norms: None,
             })?;
         }
-        let Some(dx) = dx else { return Ok(Write::Overwrite) };
+        let Some(dx) = dx else { return Ok(dx_write) };
         backend.linear_bwd_input(LinearBwdInput {
             dims: to_low,
             dy: View::first(&buffers.dlow, tokens * width),
             weight: self.weight(&adapter.a),
             dx,
-            write: Write::Overwrite,
+            write: dx_write,
         })?;
         Ok(Write::Add)
     }

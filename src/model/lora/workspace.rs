@@ -139,7 +139,7 @@ impl<B: Backend> LoraWorkspace<B> {
                 scaled_low: backend.zeros_act(tokens * layout.spec.rank)?,
                 dlow: backend.zeros_act(tokens * width)?,
                 pieces: all,
-                dnorm: backend.zeros_acc(config.norm_width().max(2 * config.head_dim))?,
+                dnorm: backend.zeros_acc(config.longest_norm())?,
             })
         };
         Ok(Self {

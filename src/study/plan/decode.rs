@@ -17,7 +17,7 @@ use crate::backend::{Backend as _, View};
 use crate::model::activations::{Activations, Mode};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Model;
-use crate::model::decoder_cached::{CachedInputs, KvCache, LastLogits};
+use crate::model::decoder_cached::{CachedInputs, KvCache, LastLogits, Seen};
 use crate::{Error, Result};
 
 /// A decoding step.
@@ -58,6 +58,10 @@ impl DecodePlan {
         let backend = Kernels::<_, bf16>::probed(Rehearsal::of(&gpu.unbounded())).keeping_choices();
         let model = Model::zeros(&backend, config.clone(), context)?;
         let slots = rows * context;
+        // Keys that a new token sees in each layer.
+        let windows: Vec<usize> =
+            (0..config.layers).map(|i| config.window(i).map_or(context, |window| window.min(context))).collect();
+        let all = |keys: usize| Seen { pairs: (rows * keys) as u64, keys: (rows * keys) as u64 };
         let mut cache = KvCache::new(&backend, config, slots)?;
         let mut acts = Activations::new(&backend, config, Mode::Infer, rows)?;
         let mut out = LastLogits::new(&backend)?;
@@ -76,8 +80,8 @@ impl DecodePlan {
             last: view(rows),
             sequences: rows,
             spans: rows,
-            pairs: slots as u64,
-            keys: slots as u64,
+            seen: all(context),
+            seen_in_window: all(windows.iter().copied().min().unwrap_or(context)),
             longest_path: context,
         };
         backend.device().take_launches();
@@ -90,7 +94,8 @@ impl DecodePlan {
         let products = gemm_estimates(gpu, &backend.take_chosen());
         let parameters = model.layout.len;
         let weight_bytes = 2 * parameters as u64;
-        let cache_bytes = slots as u64 * KvCache::<Kernels<Rehearsal, bf16>>::row_bytes(config);
+        let row_bytes = KvCache::<Kernels<Rehearsal, bf16>>::row_bytes(config);
+        let cache_bytes = (rows * windows.iter().sum::<usize>()) as u64 * row_bytes / config.layers as u64;
         Ok(Self {
             card: gpu.clone(),
             rows,

@@ -63,7 +63,24 @@ pub struct HostBatch {
     pub(in crate::train) number_ranges: [Range<usize>; Number::COUNT],
     /// Ends of the groups; padding is one more group.
     pub(in crate::train) groups: Vec<GroupEnd>,
+    /// Visible pairs by distance ([`distances`]).
+    pub(in crate::train) distances: Vec<u32>,
     pub sizes: BatchSizes,
+}
+
+/// Number of visible (query, key) pairs at each distance from 0 to `longest_path` - 1. A query at position
+/// p sees one key at each distance up to p.
+fn distances(positions: &[i32], longest_path: usize, counts: &mut Vec<u32>) {
+    counts.clear();
+    counts.resize(longest_path, 0);
+    for &position in positions {
+        counts[position as usize] += 1;
+    }
+    let mut queries = 0;
+    for count in counts.iter_mut().rev() {
+        queries += *count;
+        *count = queries;
+    }
 }
 
 /// Concatenates arrays into `staging` and returns the range of each.
@@ -96,6 +113,7 @@ impl HostBatch {
         self.index_ranges = concatenate(&mut self.indices, Index::sources(&source));
         self.number_ranges = concatenate(&mut self.numbers, Number::sources(&source));
         self.groups.clone_from(&batch.group_ends);
+        distances(&batch.positions, batch.longest_path, &mut self.distances);
         self.sizes = BatchSizes::of(batch);
     }
 
@@ -124,5 +142,22 @@ impl HostBatch {
     /// Number of indices and numbers to transfer.
     pub fn len(&self) -> (usize, usize) {
         (self.indices.len(), self.numbers.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_within_every_window_are_the_sum_over_distances() {
+        // A prompt of 3 tokens with responses of 2 and 4, and a sequence of 1.
+        let positions = [0, 1, 2, 3, 4, 3, 4, 5, 6, 0];
+        let mut counts = vec![9; 20];
+        distances(&positions, 7, &mut counts);
+        for window in 1..9 {
+            let expected: i32 = positions.iter().map(|p| (p + 1).min(window)).sum();
+            assert_eq!(counts.iter().take(window as usize).sum::<u32>() as i32, expected, "window {window}");
+        }
     }
 }

@@ -29,6 +29,8 @@ pub struct DeviceBatch<B: Backend> {
     index_ranges: [Range<usize>; Index::COUNT],
     number_ranges: [Range<usize>; Number::COUNT],
     groups: Vec<GroupEnd>,
+    /// Visible pairs by distance.
+    distances: Vec<u32>,
     /// Host side of [`DeviceBatch::upload`].
     staging: HostBatch,
     pub sizes: BatchSizes,
@@ -85,6 +87,7 @@ impl<B: Backend> DeviceBatch<B> {
             index_ranges: std::array::from_fn(|_| 0..0),
             number_ranges: std::array::from_fn(|_| 0..0),
             groups: Vec::new(),
+            distances: Vec::new(),
             staging: HostBatch::default(),
             sizes: BatchSizes::default(),
         })
@@ -120,6 +123,7 @@ impl<B: Backend> DeviceBatch<B> {
         self.index_ranges.clone_from(&batch.index_ranges);
         self.number_ranges.clone_from(&batch.number_ranges);
         self.groups.clone_from(&batch.groups);
+        self.distances.clone_from(&batch.distances);
         self.sizes = batch.sizes;
         Ok(())
     }
@@ -179,6 +183,7 @@ impl<B: Backend> DeviceBatch<B> {
             ancestors: s.ancestors,
             trees: s.trees,
             pairs: s.pairs,
+            distances: &self.distances,
             longest_path: s.longest_path,
             ids: self.index(Index::Ids),
             positions: self.index(Index::Positions),

@@ -84,6 +84,12 @@ pub(super) fn weights_hash(folder: &Path, config: &ModelConfig) -> Result<Finger
     if !traits.is_empty() || c.partial_rotary_factor != 1.0 {
         hash_text(&mut hash, &format!("{traits} {}", c.partial_rotary_factor));
     }
+    if let Some(local) = &c.local_rope {
+        hash_text(&mut hash, &format!("{local:?}"));
+    }
+    if let Some(window) = &c.window {
+        hash_text(&mut hash, &format!("{window:?}"));
+    }
     let files = WeightFiles::open(folder, config, LoadAs::Exact)?;
     let mut bytes = Vec::new();
     for spec in config.tensors() {

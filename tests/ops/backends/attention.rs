@@ -71,6 +71,35 @@ fn forward_and_backward_of_every_tree_shape() {
     }
 }
 
+fn windowed(on: Where, name: &str, tree: &HostTree, heads: Heads, window: usize) {
+    let d = tree.windowed(heads, window);
+    let qkv = normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0);
+    forward_and_backward(on, &format!("{name}, {heads:?}, window {window}"), d, tree, &qkv);
+}
+
+#[test]
+fn windows_of_every_tree_shape() {
+    for (name, tree) in batches() {
+        for window in [1, 2, 13, 20, 64] {
+            windowed(Where::Cpu, name, &tree, (4, 2, 16), window);
+        }
+        windowed(Where::Kernels, name, &tree, (2, 1, 16), if tree.tokens() > 200 { 40 } else { 7 });
+    }
+}
+
+/// Windows around the rows of a warp and the tiles of keys and queries, over several tiles of a segment
+/// and of its descendants.
+#[test]
+fn kernels_support_windows_around_the_tile_length() {
+    let tree = HostTree::new().tree(&[(70, None), (100, Some(0)), (1, Some(0)), (40, Some(2)), (9, Some(1))]);
+    for window in [1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 100, 178] {
+        windowed(Where::Kernels, "tiles", &tree, (2, 1, 8), window);
+    }
+    for heads in [(1, 1, 64), (1, 1, 96), (1, 1, 128), (1, 1, 256)] {
+        windowed(Where::Kernels, "head sizes", &tree, heads, 50);
+    }
+}
+
 #[test]
 fn kernels_support_every_head_size_and_ratio() {
     let tree = HostTree::new().tree(&[(41, None), (30, Some(0)), (9, Some(0))]).tree(&[(1, None)]);
@@ -149,8 +178,13 @@ fn rows_of(d: &AttentionDims, outputs: &Outputs, rows: Range<usize>) -> Vec<Vec<
 }
 
 /// Runs forward and backward of a batch on the emulator.
-fn both<A: Element>(tree: &HostTree, heads: Heads, qkv: &[f64], do_: &[f64]) -> Option<(AttentionDims, Outputs)> {
-    let d = tree.dims(heads.0, heads.1, heads.2);
+fn both<A: Element>(
+    tree: &HostTree,
+    (heads, window): (Heads, usize),
+    qkv: &[f64],
+    do_: &[f64],
+) -> Option<(AttentionDims, Outputs)> {
+    let d = tree.windowed(heads, window);
     let backend = Kernels::<Emulator, A>::new(common::emulator(Schedule::Rising, 3)?);
     let on = On { before: 8, ..On::new(&backend, A::PRECISION) };
     let mut outputs = runs::attention_fwd(&on, d, tree, qkv);
@@ -159,8 +193,8 @@ fn both<A: Element>(tree: &HostTree, heads: Heads, qkv: &[f64], do_: &[f64]) -> 
     Some((d, outputs))
 }
 
-fn results_depend_only_on_the_path<A: Element>() {
-    let heads: Heads = (3, 1, 16);
+fn results_depend_only_on_the_path<A: Element>(window: usize) {
+    let heads: (Heads, usize) = ((3, 1, 16), window);
     let (width, out) = (5 * 16, 3 * 16);
     let shape: &[(usize, Option<usize>)] = &[(50, None), (31, Some(0)), (70, Some(0)), (2, Some(1))];
     let tokens: usize = shape.iter().map(|s| s.0).sum();
@@ -187,12 +221,47 @@ fn results_depend_only_on_the_path<A: Element>() {
     common::compare::bits("o of a path split elsewhere", &cut[0], &alone[0][..81 * out]);
     let lse: Vec<f64> = alone[1].chunks_exact(tokens).flat_map(|row| row[..81].to_vec()).collect();
     common::compare::bits("lse of a path split elsewhere", &cut[1], &lse);
+
+    // The same path as a sequence that shares nothing.
+    let (d, apart) =
+        both::<A>(&HostTree::new().tree(&[(81, None)]), heads, &qkv[..81 * width], &do_[..81 * out]).unwrap();
+    let apart = rows_of(&d, &apart, 0..81);
+    common::compare::bits("o of an unshared path", &apart[0], &alone[0][..81 * out]);
+    common::compare::bits("lse of an unshared path", &apart[1], &lse);
 }
 
 #[test]
 fn kernel_results_depend_only_on_the_path() {
-    results_depend_only_on_the_path::<f32>();
-    results_depend_only_on_the_path::<bf16>();
+    for window in [1000, 24] {
+        results_depend_only_on_the_path::<f32>(window);
+        results_depend_only_on_the_path::<bf16>(window);
+    }
+}
+
+/// A window of the longest path changes no bit, nor does an absent one.
+#[test]
+fn a_window_of_the_longest_path_is_none() {
+    let tree = HostTree::new().tree(&[(50, None), (31, Some(0)), (70, Some(0)), (2, Some(1))]);
+    let d = tree.dims(3, 1, 16);
+    assert_eq!(tree.windowed((3, 1, 16), d.longest_path).pairs, d.pairs);
+    let (qkv, do_) = (normal("qkv", d.tokens * 5 * 16, 1.0), normal("do", d.tokens * 3 * 16, 1.0));
+    let windows = [None, Some(d.longest_path), Some(i32::MAX as usize)];
+    fn all<B: mapl::backend::Backend>(backend: &B, windows: [AttentionDims; 3], tree: &HostTree, of: [&[f64]; 2]) {
+        let results = windows.map(|d| {
+            let on = On::new(backend, B::PRECISION);
+            let mut outputs = runs::attention_fwd(&on, d, tree, of[0]);
+            outputs.extend(runs::attention_bwd(&on, d, tree, of[0], of[1], &outputs));
+            outputs
+        });
+        for ((name, values), (_, expected)) in results[1..].iter().flat_map(|other| other.iter().zip(&results[0])) {
+            common::compare::bits(name, values, expected);
+        }
+    }
+    let dims = windows.map(|window| AttentionDims { window, ..d });
+    all(&Cpu::new(), dims, &tree, [&qkv, &do_]);
+    if let Some(device) = common::emulator(Schedule::Rising, 3) {
+        all(&Kernels::<Emulator, f32>::new(device), dims, &tree, [&qkv, &do_]);
+    }
 }
 
 #[test]

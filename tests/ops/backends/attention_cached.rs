@@ -9,12 +9,15 @@ use mapl::backend::contract::*;
 use mapl::backend::cpu::Cpu;
 
 fn case(name: &str, paths: &HostPaths, (heads, kv_heads, head_dim): (usize, usize, usize), kernels: bool) {
-    let d = paths.dims(heads, kv_heads, head_dim);
+    case_of(name, paths, paths.dims(heads, kv_heads, head_dim), kernels);
+}
+
+fn case_of(name: &str, paths: &HostPaths, d: AttentionCachedDims, kernels: bool) {
     let qkv = normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0);
     let cache = normal("cache", d.slots * d.cache_width(), 1.0);
     let exact = Tolerance { atol: 0.0, rtol: 0.0 };
     let tolerance = |p, output: &str| if output == "cache" { exact } else { d.tolerance(p) };
-    let label = format!("{name}, {heads}/{kv_heads} x {head_dim}");
+    let label = format!("{name}, {}/{} x {}, window {:?}", d.heads, d.kv_heads, d.head_dim, d.window);
     if !kernels {
         check_backend!(Cpu, label, |on: &_| runs::attention_cached_fwd(on, d, paths, &qkv, &cache), tolerance);
         return;
@@ -46,9 +49,32 @@ fn kernels_support_every_head_size_and_ratio() {
     }
 }
 
+/// Windows around the steps of 32 keys and the splits of 256, and within every kind of path.
+#[test]
+fn windows_of_every_kind_of_path() {
+    for (name, paths) in calls() {
+        for window in [1, 2, 19, 600] {
+            case_of(name, &paths, paths.windowed((4, 2, 16), window), false);
+        }
+        case_of(name, &paths, paths.windowed((6, 1, 20), 5), true);
+    }
+    let paths = HostPaths::new(700).sequence(&[0..31], 1).sequence(&[100..355, 400..700], 3);
+    for window in [1, 31, 32, 33, 255, 256, 257, 300, 555] {
+        case_of("splits", &paths, paths.windowed((3, 1, 8), window), true);
+    }
+    // On the CPU, blocks of 512 keys are left out.
+    let paths = HostPaths::new(1400).sequence(&[0..1300], 300).sequence(&[1300..1301], 1);
+    case_of("blocks", &paths, paths.windowed((2, 1, 8), 60), false);
+}
+
 /// Another batch, other spans and other rows of the cache: the same bits.
 #[test]
 fn kernel_results_depend_only_on_the_path() {
+    results_depend_only_on_the_path(1000);
+    results_depend_only_on_the_path(270);
+}
+
+fn results_depend_only_on_the_path(window: usize) {
     use common::{On, emulator};
     use mapl::backend::Backend as _;
     use mapl::backend::kernels::Kernels;
@@ -67,12 +93,17 @@ fn kernel_results_depend_only_on_the_path() {
         cache
     };
     let alone = HostPaths::new(len).sequence(&[0..len], 1);
-    let first =
-        runs::attention_cached_fwd(&on, alone.dims(heads, kv_heads, head_dim), &alone, &own, &placed(&[0..len], len));
+    let first = runs::attention_cached_fwd(
+        &on,
+        alone.windowed((heads, kv_heads, head_dim), window),
+        &alone,
+        &own,
+        &placed(&[0..len], len),
+    );
     let spans = [400..513, 20..207];
     let among = HostPaths::new(600).sequence(&[300..370], 2).sequence(&spans, 1).sequence(&[590..591], 1);
     let qkv = [normal("before", 2 * fused, 1.0), own.clone(), normal("after", fused, 1.0)].concat();
-    let d = among.dims(heads, kv_heads, head_dim);
+    let d = among.windowed((heads, kv_heads, head_dim), window);
     let second = runs::attention_cached_fwd(&on, d, &among, &qkv, &placed(&spans, 600));
     let out = heads * head_dim;
     common::compare::bits("o", &second[0].1[2 * out..3 * out], &first[0].1);

@@ -62,15 +62,51 @@ fn queries_and_keys_by_head() {
     for (tokens, heads, kv_heads, head_dim, size) in
         [(0, 2, 1, 16, 1.0), (1, 1, 1, 2, 1.0), (7, 4, 2, 10, 1.0), (70, 3, 1, 64, 1.0), (9, 2, 2, 300, 1e-4)]
     {
-        let d = QkNormDims { tokens, heads, kv_heads, head_dim, eps: 1e-5 };
-        let label = format!("{tokens} tokens, {heads} and {kv_heads} heads x {head_dim}");
-        let (qkv, weight) = (normal("qkv", tokens * d.width(), size), normal("weight", 2 * head_dim, 1.0));
+        queries_and_keys(QkNormDims { tokens, heads, kv_heads, head_dim, whole: false, eps: 1e-5 }, size);
+    }
+}
+
+/// Rows with and without full vectors, of more than a block's threads, more tokens than a slice.
+#[test]
+fn all_queries_and_all_keys() {
+    for (tokens, heads, kv_heads, head_dim, size) in
+        [(0, 2, 1, 16, 1.0), (1, 1, 1, 2, 1.0), (7, 4, 2, 10, 1.0), (37, 4, 1, 16, 1.0), (5, 6, 2, 200, 1e-4)]
+    {
+        queries_and_keys(QkNormDims { tokens, heads, kv_heads, head_dim, whole: true, eps: 1e-5 }, size);
+    }
+}
+
+#[test]
+fn norm_behind_a_block() {
+    for (tokens, hidden) in [(1, 1), (3, 7), (5, 64), (40, 700)] {
+        let d = NormDims { tokens, hidden, eps: 1e-6 };
+        let [x, base] = ["x", "base"].map(|name| normal(name, tokens * hidden, 1.0));
+        let weight = normal("weight", hidden, 1.0);
+        let run = |residual: Option<&[f64]>| {
+            let label = format!("{tokens} x {hidden}, residual: {}", residual.is_some());
+            // The base can cancel the normalised value, whose sum was rounded at its own size.
+            let tolerance = |p: Precision, _: &str| {
+                let sums = d.tolerance(p).scaled(2.0);
+                Tolerance { atol: sums.atol + 8.0 * p.act_roundoff(), ..sums }
+            };
+            check!(label, |on: &_| runs::norm_on_base(on, d, [&x, &weight], residual, Some(&base)), tolerance);
+        };
+        run(None);
+        run(Some(&base));
+    }
+}
+
+fn queries_and_keys(d: QkNormDims, size: f64) {
+    let QkNormDims { tokens, heads, kv_heads, head_dim, .. } = d;
+    {
+        let label = format!("{tokens} tokens, {heads} and {kv_heads} heads x {head_dim}, whole: {}", d.whole);
+        let (qkv, weight) = (normal("qkv", tokens * d.width(), size), normal("weight", d.weights(), 1.0));
         for copies in [false, true] {
             let tolerance = |p, _: &str| d.tolerance(p);
             check!(&label, |on: &_| runs::qk_norm_fwd(on, d, &qkv, &weight, copies), tolerance);
         }
         let x = normal("x", tokens * d.normalised() * head_dim, size);
-        let (dqkv, start) = (normal("dqkv", tokens * d.width(), 1.0), normal("start", 2 * head_dim, 1.0));
+        let (dqkv, start) = (normal("dqkv", tokens * d.width(), 1.0), normal("start", d.weights(), 1.0));
         // rstd, and with it the gradient, is at most 1 / sqrt(eps).
         let largest = if size < 1.0 { 1e-5f64.sqrt().recip() } else { 3.0 };
         let terms = tokens * heads.max(kv_heads);
@@ -88,7 +124,7 @@ fn queries_and_keys_by_head() {
 /// Values are neither read nor written, and the copy is the input.
 #[test]
 fn values_stay_unchanged_and_the_copy_is_the_input() {
-    let d = QkNormDims { tokens: 5, heads: 3, kv_heads: 2, head_dim: 8, eps: 1e-6 };
+    let d = QkNormDims { tokens: 5, heads: 3, kv_heads: 2, head_dim: 8, whole: false, eps: 1e-6 };
     let (qkv, weight) = (vec![0.5; d.tokens * d.width()], vec![2.0; 16]);
     let cpu = mapl::backend::cpu::Cpu::new();
     let on = common::On::new(&cpu, Precision::F32);

@@ -1,6 +1,7 @@
 //! Gradient of attention over prefix trees.
 
 use mapl::backend::Write::Overwrite;
+use mapl::backend::contract::AttentionDims;
 
 use super::difference::{ORACLE, check};
 use common::paths::HostPaths;
@@ -37,22 +38,47 @@ pub fn trees() {
     }
 }
 
-/// Rows outside a query's path get a gradient of exactly 0 from it.
+/// Windows of one token, within and across segments, and longer than every path.
+pub fn windows() {
+    for (name, tree) in batches() {
+        for window in [1, 2, 3, 9] {
+            let d = tree.windowed((4, 2, 2), window);
+            let forward = |qkv: &[f64]| runs::attention_fwd(&ORACLE, d, &tree, qkv);
+            check(
+                &format!("attention, {name}, window {window}"),
+                &[normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0)],
+                &[Overwrite],
+                |i| forward(&i[0])[0].1.clone(),
+                |i, do_, _| vec![runs::attention_bwd(&ORACLE, d, &tree, &i[0], do_, &forward(&i[0]))[0].1.clone()],
+            );
+        }
+    }
+}
+
+/// Rows outside a query's path, and rows of the path before its window, get a gradient of exactly 0 from it.
 pub fn hidden_rows() {
     // Rows 0-1: root; 2-3: first branch; 4-5: second branch; 6: another tree.
     let tree = HostTree::new().tree(&[(2, None), (2, Some(0)), (2, Some(0))]).tree(&[(1, None)]);
-    let d = tree.dims(2, 1, 3);
+    let all = [(1, vec![0, 1]), (2, vec![0, 1, 2]), (4, vec![0, 1, 4]), (5, vec![0, 1, 4, 5]), (6, vec![6])];
+    let two = [(0, vec![0]), (1, vec![0, 1]), (2, vec![1, 2]), (3, vec![2, 3]), (4, vec![1, 4]), (6, vec![6])];
+    let three = [(1, vec![0, 1]), (3, vec![1, 2, 3]), (4, vec![0, 1, 4]), (5, vec![1, 4, 5])];
+    rows_with_gradient(&tree, tree.dims(2, 1, 3), &all);
+    rows_with_gradient(&tree, tree.windowed((2, 1, 3), 2), &two);
+    rows_with_gradient(&tree, tree.windowed((2, 1, 3), 3), &three);
+}
+
+/// Checks the rows that get a gradient from each query.
+fn rows_with_gradient(tree: &HostTree, d: AttentionDims, expected: &[(usize, Vec<usize>)]) {
     let qkv = normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0);
-    let forward = runs::attention_fwd(&ORACLE, d, &tree, &qkv);
+    let forward = runs::attention_fwd(&ORACLE, d, tree, &qkv);
     let (row_o, row_qkv) = (d.heads * d.head_dim, d.fused_heads() * d.head_dim);
-    for (query, seen) in [(1, vec![0, 1]), (2, vec![0, 1, 2]), (4, vec![0, 1, 4]), (5, vec![0, 1, 4, 5]), (6, vec![6])]
-    {
+    for (query, seen) in expected {
         let mut do_ = vec![0.0; d.tokens * row_o];
         do_[query * row_o..][..row_o].copy_from_slice(&normal("do", row_o, 1.0));
-        let dqkv = &runs::attention_bwd(&ORACLE, d, &tree, &qkv, &do_, &forward)[0].1;
+        let dqkv = &runs::attention_bwd(&ORACLE, d, tree, &qkv, &do_, &forward)[0].1;
         let touched: Vec<usize> =
             (0..d.tokens).filter(|row| dqkv[row * row_qkv..][..row_qkv].iter().any(|&x| x != 0.0)).collect();
-        assert_eq!(touched, seen, "rows with a gradient from query {query}");
+        assert_eq!(&touched, seen, "rows with a gradient from query {query}, window {:?}", d.window);
     }
 }
 
@@ -60,8 +86,8 @@ pub fn hidden_rows() {
 /// with a shared prompt, get the output of attention over the prefix tree.
 pub fn cached_equals_whole() {
     let tree = HostTree::new().tree(&[(5, None), (3, Some(0)), (4, Some(0))]);
-    for (heads, kv_heads) in [(1, 1), (4, 2), (3, 1)] {
-        let d = tree.dims(heads, kv_heads, 4);
+    for (heads, kv_heads, window) in [(1, 1, 99), (4, 2, 99), (3, 1, 99), (1, 1, 1), (4, 2, 3), (3, 1, 5)] {
+        let d = tree.windowed((heads, kv_heads, 4), window);
         let qkv = normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0);
         let expected = &runs::attention_fwd(&ORACLE, d, &tree, &qkv)[0].1;
         let (width, out) = (d.fused_heads() * d.head_dim, d.heads * d.head_dim);
@@ -80,7 +106,8 @@ pub fn cached_equals_whole() {
         for (paths, tokens) in steps {
             let new: Vec<f64> = tokens.iter().flat_map(|t| qkv[t.start * width..t.end * width].to_vec()).collect();
             let wanted: Vec<f64> = tokens.iter().flat_map(|t| expected[t.start * out..t.end * out].to_vec()).collect();
-            let got = runs::attention_cached_fwd(&ORACLE, paths.dims(heads, kv_heads, 4), &paths, &new, &cache);
+            let got =
+                runs::attention_cached_fwd(&ORACLE, paths.windowed((heads, kv_heads, 4), window), &paths, &new, &cache);
             assert_eq!(got[0].1.len(), wanted.len());
             for (got, wanted) in got[0].1.iter().zip(&wanted) {
                 assert!((got - wanted).abs() < 1e-14, "{heads}/{kv_heads}, {tokens:?}: {got} instead of {wanted}");

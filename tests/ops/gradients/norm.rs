@@ -52,12 +52,12 @@ pub fn norm() {
 /// Queries, keys and values of a token differ; values pass unchanged.
 pub fn heads() {
     for (tokens, heads, kv_heads, head_dim, eps) in [(3, 2, 1, 4, 1e-6), (2, 3, 3, 6, 0.5)] {
-        let d = QkNormDims { tokens, heads, kv_heads, head_dim, eps };
-        let (qkv, weight) = (normal("qkv", tokens * d.width(), 1.0), normal("w", 2 * head_dim, 1.0));
-        for write in [Overwrite, Add] {
+        for (whole, write) in [(false, Overwrite), (false, Add), (true, Overwrite), (true, Add)] {
+            let d = QkNormDims { tokens, heads, kv_heads, head_dim, whole, eps };
+            let (qkv, weight) = (normal("qkv", tokens * d.width(), 1.0), normal("w", d.weights(), 1.0));
             check(
-                &format!("norm of {heads} and {kv_heads} heads x {head_dim}"),
-                &[qkv.clone(), weight.clone()],
+                &format!("norm of {heads} and {kv_heads} heads x {head_dim}, whole: {whole}"),
+                &[qkv, weight],
                 &[Overwrite, write],
                 |i| runs::qk_norm_fwd(&ORACLE, d, &i[0], &i[1], false)[0].1.clone(),
                 |i, dy, start| {
@@ -68,4 +68,23 @@ pub fn heads() {
             );
         }
     }
+}
+
+/// A norm behind a block: the gradient of the base is that of the result.
+pub fn on_base() {
+    let d = NormDims { tokens: 3, hidden: 5, eps: 1e-6 };
+    let forward = |i: &[Vec<f64>]| runs::norm_on_base(&ORACLE, d, [&i[0], &i[1]], None, Some(&i[2]));
+    check(
+        "norm on a base",
+        &[normal("x", 15, 1.0), normal("w", 5, 1.0), normal("base", 15, 1.0)],
+        &[Overwrite, Overwrite, Overwrite],
+        |i| forward(i)[0].1.clone(),
+        |i, dy, start| {
+            let rstd = &forward(i)[1].1;
+            let (sum, weight, dsum, dweight) = (&i[0], &i[1], &start[0], &start[1]);
+            let inputs = runs::NormBwdInputs { dy, sum, rstd, weight, dsum, dweight, write: Overwrite };
+            let outputs = runs::norm_bwd(&ORACLE, d, &inputs);
+            vec![outputs[0].1.clone(), outputs[1].1.clone(), dy.to_vec()]
+        },
+    );
 }

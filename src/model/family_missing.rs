@@ -1,0 +1,115 @@
+//! Well-known families that are not supported, with what they need: for the error that names them.
+
+/// Well-known families that need what is not here.
+const MISSING: &[(&[&str], &str)] = &[
+    (&["gemma"], "RMSNorm with 1 + weight, GELU in the MLP and scaled embeddings"),
+    (
+        &["gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma4", "vaultgemma"],
+        "RMSNorm with 1 + weight, norms after attention and MLP, GELU, scaled embeddings, sliding windows and, in some, \
+         softcaps",
+    ),
+    (
+        &[
+            "mixtral",
+            "qwen2_moe",
+            "qwen3_moe",
+            "deepseek_v2",
+            "deepseek_v3",
+            "gpt_oss",
+            "olmoe",
+            "granitemoe",
+            "phimoe",
+            "dbrx",
+            "llama4",
+            "llama4_text",
+            "glm4_moe",
+            "ernie4_5_moe",
+            "hunyuan_v1_moe",
+            "minimax",
+            "ernie4_5_vl_moe",
+        ],
+        "a mixture of experts",
+    ),
+    (&["qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe"], "linear attention layers"),
+    (
+        &[
+            "mamba",
+            "mamba2",
+            "jamba",
+            "bamba",
+            "zamba2",
+            "falcon_mamba",
+            "falcon_h1",
+            "lfm2",
+            "recurrent_gemma",
+            "rwkv",
+            "granitemoehybrid",
+            "nemotron_h",
+        ],
+        "recurrent or convolution layers",
+    ),
+    (&["phi"], "a bias on the vocabulary projection"),
+    (&["cohere", "cohere2"], "LayerNorm without a bias, interleaved RoPE and factors on logits"),
+    (&["olmo"], "LayerNorm without weights"),
+    (&["glm", "glm4"], "interleaved RoPE on a part of each head"),
+    (&["ernie4_5", "helium"], "interleaved RoPE"),
+    (&["persimmon", "nemotron"], "an MLP without a gate with a squared ReLU"),
+    (&["starcoder2"], "names of tensors and keys of its own"),
+    (
+        &["gpt_neo", "gptj", "gpt_bigcode", "opt", "bloom", "falcon", "mpt", "codegen", "biogpt", "xglm"],
+        "another kind of positions, windows, activations or biases",
+    ),
+    (&["smollm2"], "the model type llama, which SmolLM2 has"),
+    (&["exaone4"], "RoPE in the layers with a sliding window only"),
+    (&["hunyuan_v1_dense"], "query and key norms after RoPE"),
+    (&["arcee", "apertus"], "another activation in an MLP without a gate"),
+    (&["minicpm", "minicpm3"], "scaled embeddings, residuals and logits"),
+    (
+        &[
+            "qwen2_vl",
+            "qwen2_5_vl",
+            "qwen3_vl",
+            "llava",
+            "llava_next",
+            "mllama",
+            "mistral3",
+            "paligemma",
+            "idefics3",
+            "smolvlm",
+            "internvl",
+            "pixtral",
+            "phi4_multimodal",
+            "qwen2_audio",
+            "qwen2_5_omni",
+        ],
+        "images or sound next to text",
+    ),
+    (
+        &["bert", "roberta", "xlm-roberta", "deberta", "deberta-v2", "electra", "albert", "distilbert", "modernbert"],
+        "attention in both directions; only decoders are supported",
+    ),
+    (&["t5", "mt5", "bart", "umt5", "mbart", "pegasus", "t5gemma"], "an encoder; only decoders are supported"),
+    (&["internlm2", "baichuan", "chatglm", "xverse", "aquila", "qwen"], "code that comes with the model"),
+];
+
+/// What a model of this type would need that is not here.
+pub(super) fn missing(model_type: &str) -> Option<&'static str> {
+    MISSING.iter().find(|(types, _)| types.contains(&model_type)).map(|(_, needs)| *needs)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::family::{FAMILIES, Family};
+    use super::*;
+
+    #[test]
+    fn a_model_type_is_either_supported_or_refused_once() {
+        let supported = FAMILIES.iter().map(|family| family.model_type);
+        let refused = MISSING.iter().flat_map(|(types, _)| types.iter().copied());
+        let all: Vec<&str> = supported.chain(refused).collect();
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
+        assert!(FAMILIES.iter().all(|family| Family::find(family.model_type) == Some(*family)));
+    }
+}

@@ -1,0 +1,106 @@
+//! RoPE settings by layer type: `full_attention` for most layers, `sliding_attention` for those with a
+//! sliding window.
+//!
+//! transformers 5 writes both under `rope_parameters`. In the style of transformers 4, `rope_theta` and
+//! `rope_scaling` are those of full attention; layers with a window then have the family's base without
+//! scaling, as in transformers 5.
+
+use serde_json::{Map, Value, json};
+
+use super::config::ModelConfig;
+use super::config_json::Keys;
+use super::family::RopeRule;
+use super::rope::{RopeConfig, read_partial};
+use crate::Result;
+
+const FULL: &str = "full_attention";
+const SLIDING: &str = "sliding_attention";
+
+/// Settings of some layers that differ from those of the others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LocalRope {
+    pub rope: RopeConfig,
+    /// Indices of the layers, ascending.
+    pub layers: Vec<usize>,
+}
+
+impl LocalRope {
+    /// The settings of layers with a window, unless all layers have the same.
+    pub(super) fn of(local: Option<RopeConfig>, others: &RopeConfig, layers: &[usize]) -> Option<Self> {
+        let rope = local.filter(|rope| rope != others && !layers.is_empty())?;
+        Some(Self { rope, layers: layers.to_vec() })
+    }
+}
+
+impl RopeConfig {
+    /// Reads the settings of most layers and, for a family with others by layer type, of layers with a
+    /// window.
+    pub(super) fn of_layers(
+        keys: Keys,
+        rule: RopeRule,
+        sizes: (usize, usize),
+        notes: &mut Vec<String>,
+    ) -> Result<(Self, Option<Self>)> {
+        if !rule.by_layer_type {
+            return Ok((Self::read(keys, rule, sizes, notes)?, None));
+        }
+        let both = keys.object("rope_parameters")?;
+        if let (Some(map), Some(value)) = (both, keys.get("rope_parameters"))
+            && map
+                .iter()
+                .any(|(key, value)| ![FULL, SLIDING].contains(&key.as_str()) || !(value.is_object() || value.is_null()))
+        {
+            let allowed = format!("it must hold an object under {FULL:?} and one under {SLIDING:?}, and nothing else");
+            return Err(keys.refuse("rope_parameters", value, &allowed));
+        }
+        // The keys of one layer type as a file that has only those.
+        let of_type = |kind: &str, old: bool| {
+            let mut map = keys.map.clone();
+            map.remove("rope_parameters");
+            if !old {
+                map.remove("rope_theta");
+                map.remove("rope_scaling");
+            }
+            if let Some(own) = both.and_then(|both| both.get(kind)).filter(|own| !own.is_null()) {
+                map.insert("rope_parameters".into(), own.clone());
+            }
+            map
+        };
+        let (full, sliding) = (of_type(FULL, true), of_type(SLIDING, false));
+        // The whole heads of such a family rotate; this refuses a factor under a layer type.
+        for map in [&full, &sliding] {
+            read_partial(Keys { map, ..keys }, rule, sizes.1)?;
+        }
+        let rope = Self::read(Keys { map: &full, ..keys }, rule, sizes, notes)?;
+        let local = Self::read(Keys { map: &sliding, ..keys }, rule, sizes, notes)?;
+        if !sliding.contains_key("rope_parameters") && keys.get("rope_theta").is_some() && rope.theta != local.theta {
+            notes.push(format!(
+                "layers with a sliding window have rope_theta {}, the default, as in transformers 5; \"rope_theta\" is \
+                 that of the others",
+                local.theta
+            ));
+        }
+        Ok((rope, Some(local)))
+    }
+}
+
+impl ModelConfig {
+    /// RoPE settings of layer i.
+    pub fn rope_of(&self, i: usize) -> &RopeConfig {
+        self.local_rope.as_ref().filter(|local| local.layers.contains(&i)).map_or(&self.rope, |local| &local.rope)
+    }
+
+    /// Replaces `rope_parameters` by those of each layer type.
+    pub(super) fn write_layer_types(&self, map: &mut Map<String, Value>) {
+        if !self.family.rope.by_layer_type {
+            return;
+        }
+        let local = self.local_rope.as_ref().map_or(&self.rope, |local| &local.rope);
+        let parameters = |rope: &RopeConfig| {
+            let mut parameters = rope.scaling.to_json();
+            parameters.insert("rope_theta".into(), json!(rope.theta));
+            parameters
+        };
+        map.insert("rope_parameters".into(), json!({FULL: parameters(&self.rope), SLIDING: parameters(local)}));
+    }
+}
