@@ -88,8 +88,7 @@ struct Observed<D: Device> {
 pub struct Kernels<D: Device, A> {
     device: D,
     scratch: Mutex<Option<(D::Memory, usize)>>,
-    /// Count of freed arrays and scratch allocations. Captured work is valid while it does not
-    /// change.
+    /// Count of freed arrays and scratch allocations. Captured work is valid while it stays.
     freed: Arc<AtomicU64>,
     probe: Option<Probe>,
     /// Timed ops of an asynchronous device whose times are not read yet.
@@ -478,10 +477,9 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
         preference::preference_fwd(self, a)
     }
     fn head_preference_impl(&self, a: HeadPreference<'_, Self>) -> Result<()> {
-        if hopper::head::fuses_preference(self, &a) {
-            hopper::head::preference(self, a)
-        } else {
-            composite::head_preference(self, a)
+        match hopper::head::fuses_preference(self, &a) {
+            true => hopper::head::preference(self, a),
+            false => composite::head_preference(self, a),
         }
     }
     fn fuses_head_preference(&self, a: &HeadPreference<'_, Self>) -> bool {
