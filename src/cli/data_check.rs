@@ -15,8 +15,11 @@ use crate::data::source::{ReadOptions, SourceRow, check_used, read_files_lenient
 use crate::data::tokenize::LengthLimit;
 use crate::doctor::{self, CheckReport, Input, Level, WithTokenizer};
 use crate::files::write_json;
-use crate::terminal::{complain, emit_exactly};
+use crate::terminal::{columns, complain, emit_exactly, wrapped};
 use crate::{Error, Result};
+
+/// Column of the values in the report.
+const VALUES: usize = 19;
 
 /// Arguments of `data check`.
 #[derive(Args, Clone, Debug)]
@@ -121,7 +124,9 @@ pub fn check(args: &CheckCommand) -> Result<()> {
     match if args.json {
         emit_exactly(&format!("{value:#}"))
     } else {
-        emit_beside(args.output.as_ref(), report.to_string().trim_end())
+        let text = report.to_string();
+        let text = columns().map_or(text.clone(), |columns| wrapped(&text, columns.max(VALUES + 40), VALUES));
+        emit_beside(args.output.as_ref(), text.trim_end())
     } {
         // The verdict on the data stays the exit code.
         Err(Error::ReaderLeft) => {}

@@ -28,8 +28,9 @@ impl Detail {
 }
 
 /// What an interval shows, below a table that has intervals.
-const ABOUT_INTERVALS: &str = "95 % interval: what other rows of this kind would change, for this one model. It leaves out the\n\
-                               seed of the training. An untrained model has a lean of its own, so its interval can exclude 0.5.";
+const ABOUT_INTERVALS: &str = "95 % interval: what other rows of this kind would change, for this one model.\n\
+                               It leaves out the seed of the training. An untrained model has a lean of its\n\
+                               own, so its interval can exclude 0.5.";
 
 /// Formats summaries as a table, without the column of intervals if no line has one. Remarks on
 /// intervals, sensitivity and conflict and the distribution of the scores follow.
@@ -40,13 +41,14 @@ pub fn summary_table(lines: &[Line<Summary>], rewards: &Rewards, detail: Detail)
         (true, None) => format!(" {:^16}", "95 % interval"),
         (true, Some(e)) => format!(" {:>16}", span(e)),
     };
-    let mut out =
-        vec![format!("{:<46} {:>8}{} {:>8} {:>7} {:>6}", "", "accuracy", interval(None), "half", "count", "ties")];
+    let width = label_width(lines, detail);
+    let header = format!("{:>8}{} {:>8} {:>7} {:>6}", "accuracy", interval(None), "half", "count", "ties");
+    let mut out = vec![format!("{:<width$} {header}", "")];
     for Line { place, summary: s } in lines.iter().filter(|line| detail.shows(&line.place)) {
         let (accuracy, half) = (s.accuracy.value, s.accuracy_half.value);
         let counts = format!("{half:>8.4} {:>7} {:>6}", s.count, s.ties);
         let broken = if s.non_finite == 0 { String::new() } else { format!("  {} not finite", s.non_finite) };
-        out.push(format!("{:<46} {accuracy:>8.4}{} {counts}{broken}", place.title(), interval(Some(&s.accuracy))));
+        out.push(format!("{:<width$} {accuracy:>8.4}{} {counts}{broken}", place.title(), interval(Some(&s.accuracy))));
     }
     if lines.iter().any(|line| !detail.shows(&line.place) && Detail::ByFunction.shows(&line.place)) {
         out.push("--by-function adds lines by number of instructions, rule, direction and function".into());
@@ -62,7 +64,8 @@ pub fn summary_table(lines: &[Line<Summary>], rewards: &Rewards, detail: Detail)
     }
     if whole(Quantity::Conflict).is_some() {
         out.push(
-            "conflict: share of pairs in which the rejected response wins under a prompt that only it satisfies".into(),
+            "conflict: share of pairs in which the rejected response wins under a prompt\nthat only it satisfies"
+                .into(),
         );
     }
     for (name, moments) in [("all", rewards.all), ("chosen", rewards.chosen), ("rejected", rewards.rejected)] {
@@ -77,6 +80,12 @@ pub fn summary_table(lines: &[Line<Summary>], rewards: &Rewards, detail: Detail)
     out.join("\n")
 }
 
+/// Width of the longest title that is shown.
+fn label_width<T>(lines: &[Line<T>], detail: Detail) -> usize {
+    let shown = lines.iter().filter(|line| detail.shows(&line.place));
+    shown.map(|line| line.place.title().chars().count()).max().unwrap_or(0)
+}
+
 fn span(estimate: &Estimate) -> String {
     estimate.interval.map_or("-".into(), |[low, high]| format!("{low:.4} - {high:.4}"))
 }
@@ -84,8 +93,9 @@ fn span(estimate: &Estimate) -> String {
 /// Formats a comparison of A and B as a table.
 pub fn comparison_table(comparison: &Comparison, names: [&str; 2], detail: Detail) -> String {
     let mut out = vec![format!("A = {}\nB = {}", names[0], names[1])];
+    let width = label_width(&comparison.lines, detail);
     out.push(format!(
-        "{:<46} {:>7} {:>7} {:>8} {:^18} {:>6} {:>7} {:>7} {:>9} {:>9}",
+        "{:<width$} {:>7} {:>7} {:>8} {:^18} {:>6} {:>7} {:>7} {:>9} {:>9}",
         "", "A", "B", "B - A", "95 % interval", "count", "only A", "only B", "McNemar p", "groups p"
     ));
     for Line { place, summary: Paired { count, a, b, difference, only_a, only_b, mcnemar, sign_test, .. } } in
@@ -93,7 +103,7 @@ pub fn comparison_table(comparison: &Comparison, names: [&str; 2], detail: Detai
     {
         let span = difference.interval.map_or("-".into(), |[low, high]| format!("{low:+.4} to {high:+.4}"));
         out.push(format!(
-            "{:<46} {a:>7.4} {b:>7.4} {:>+8.4} {span:>18} {count:>6} {only_a:>7} {only_b:>7} {:>9} {:>9}",
+            "{:<width$} {a:>7.4} {b:>7.4} {:>+8.4} {span:>18} {count:>6} {only_a:>7} {only_b:>7} {:>9} {:>9}",
             place.title(),
             difference.value,
             probability(*mcnemar),

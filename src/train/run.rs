@@ -310,7 +310,7 @@ impl<B: Backend> Run<'_, '_, B> {
         if self.data.same_weights && self.trainer.loss.method == Method::Dpo {
             let first: Vec<&TokenizedGroup> = self.groups.iter().take(self.settings.micro_batch).collect();
             self.trainer.identity_check(&first)?;
-            self.console.line("identity check passed: policy and frozen reference give every sequence the same score");
+            self.console.line("identity check passed: policy and reference give every sequence the same score");
         }
         if self.evaluates() { self.evaluate().map(|_| ()) } else { Ok(()) }
     }

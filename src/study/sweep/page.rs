@@ -1,6 +1,6 @@
 //! Report page of a sweep: a table of all points, and each value over each numeric axis.
 
-use super::grid::Grid;
+use super::grid::{Grid, SEED};
 use super::outcome::{METRICS, Metric, Outcome};
 use super::summary::summary;
 use crate::report::page::Figure;
@@ -16,7 +16,7 @@ const PLOTS: [(&str, &str, Metric); 6] = [
     ("Groups per second", "1/s", |o| o.groups_per_s),
     ("Step time", "ms", |o| o.step_ms),
     ("Share of the GEMM rate", "%", |o| o.share_of_product.map(|share| 100.0 * share)),
-    ("Peak memory of the process or device", "MiB", |o| o.taken_mib.or(o.peak_resident_mib)),
+    ("Peak memory", "MiB", |o| o.taken_mib.or(o.peak_resident_mib)),
     ("Energy per group", "J", |o| o.joules_per_group),
 ];
 
@@ -28,7 +28,8 @@ pub fn html(grid: &Grid, outcomes: &[Outcome]) -> String {
         sections.push(Section { heading: "Accuracy".into(), blocks: tables.map(Block::Table).collect() });
     }
     sections.push(points(grid, outcomes));
-    for axis in 0..grid.axes.len() {
+    // A seed is not a size.
+    for axis in (0..grid.axes.len()).filter(|&axis| grid.axes[axis] != SEED) {
         sections.extend(scaling(grid, outcomes, axis));
     }
     let lead = format!("{} {} runs over {}.", outcomes.len(), grid.method, grid.axes.join(", "));
