@@ -181,7 +181,9 @@ fn trainer<'b, B: Backend>(
 }
 
 fn resolve(method: Method, options: LossOptions) -> Loss {
-    options.resolve(method, [1.0; KINDS], false).unwrap()
+    // The likelihood alone has no beta.
+    let beta = options.beta.filter(|_| options.loss_type != [LossType::Sft]);
+    LossOptions { beta, ..options }.resolve(method, [1.0; KINDS], false).unwrap()
 }
 
 fn dpo<B: Backend>(backend: &B) {
