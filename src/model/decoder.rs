@@ -9,7 +9,7 @@
 //! hidden = norm(stream[2 layers])
 //! ```
 //!
-//! With attention and MLP in parallel, the MLP's norm reads stream[2i]. Norms are RMSNorm or LayerNorm;
+//! With attention and MLP in parallel, the MLP's norm reads `stream[2i]`. Norms are RMSNorm or LayerNorm;
 //! without a gate the MLP is gelu(norm(stream) W_up + b_up) W_down + b_down. With the norms behind the
 //! blocks (`decoder_behind`), the input of a block is the stream itself.
 //!

@@ -31,7 +31,7 @@ impl EncodedPrompts {
 
 /// Encodes prompts as generation starts from them: conversations by the chat template, with the start of
 /// the assistant's turn, and plain text as it is. With `as_turn`, plain text becomes the turns of a
-/// conversation ([`user_turns`]).
+/// conversation (`user_turns`).
 ///
 /// # Errors
 /// [`crate::Error::Data`] at a row that the template refuses, without tokens, or with two BOS tokens;
