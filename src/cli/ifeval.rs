@@ -73,8 +73,8 @@ pub fn run(args: &IfevalArgs) -> Result<()> {
     let read = args.input.iter().chain(&args.responses).chain(args.compare.iter().flatten());
     refuse_pipe_named_twice(&read.cloned().collect::<Vec<_>>())?;
     let sides = args.compare.as_deref().unwrap_or_default();
-    let models: Vec<&Path> =
-        args.model.iter().chain(sides).map(PathBuf::as_path).filter(|path| path.is_dir()).collect();
+    let folders = sides.iter().filter(|side| side.is_dir());
+    let models: Vec<&Path> = args.model.iter().chain(folders).map(PathBuf::as_path).collect();
     args.check(sides, &models)?;
     let inputs = Inputs::default().with("--input", &args.input).with("--responses", &args.responses);
     let inputs = args.generation.inputs(inputs.with("--compare", sides).with("--model", &args.model), models.clone());
@@ -93,9 +93,6 @@ pub fn run(args: &IfevalArgs) -> Result<()> {
 impl IfevalArgs {
     /// Refuses flags without effect; `models` are the folders that answer the prompts.
     fn check(&self, sides: &[PathBuf], models: &[&Path]) -> Result<()> {
-        if let Some(model) = self.model.iter().find(|model| !model.is_dir()) {
-            return Err(Error::Usage(format!("--model {}: there is no such folder", model.display())));
-        }
         if sides.is_empty() {
             let given = [("--bootstrap", self.bootstrap.is_some())];
             refuse_given(&given, "without --compare: the intervals of one set of responses are in closed form")?;
@@ -114,9 +111,9 @@ impl IfevalArgs {
         match &self.save_responses[..] {
             [] => Ok(()),
             files if files.len() != models.len() => Err(Error::Usage(format!(
-                "--save-responses has {} files for {} model folders; give one file for each",
-                files.len(),
-                models.len()
+                "--save-responses has {} for {}; give one file for each",
+                counted(files.len(), "file"),
+                counted(models.len(), "model folder")
             ))),
             [a, b] if a == b || same_file(a, b) => Err(Error::Usage(format!(
                 "--save-responses: {} is given twice; give each model a file of its own",

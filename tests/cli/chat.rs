@@ -69,7 +69,7 @@ fn stop_texts_commands_and_refusals() {
 #[test]
 fn an_interrupt_ends_the_answer_and_then_the_program() {
     let bench = Bench::new();
-    // No end of the text by itself: the vocabulary's end ids are never chosen so early.
+    // Without the signal the answer would have all 200 tokens: this model does not choose an end token before.
     let mut child = Command::new(env!("CARGO_BIN_EXE_mapl"))
         .args(["chat", "--model", "model", "--max-new-tokens", "200", "--device", "reference"])
         .current_dir(bench.path())

@@ -319,18 +319,18 @@ fn generation_flags_without_a_model_and_rows_that_cannot_be_saved_are_refused() 
         ("--responses a.jsonl --batch-size 3", &["--batch-size has no effect"]),
         ("--responses a.jsonl --save-responses b.jsonl", &["--save-responses has no effect"]),
         ("--responses a.jsonl --model model", &["cannot be used with"]),
-        ("--model none", &["--model none: there is no such folder"]),
         ("--model model --seed 1", &["--seed has no effect without sampling"]),
         ("--model model --bootstrap 200", &["--bootstrap has no effect"]),
         ("--model model --base-model qwen", &["--base-model has no effect"]),
-        ("--model model --save-responses b.jsonl c.jsonl", &["2 files for 1 model folders"]),
-        ("--compare model qwen --save-responses b.jsonl", &["1 files for 2 model folders"]),
+        ("--model model --save-responses b.jsonl c.jsonl", &["2 files for 1 model folder"]),
+        ("--compare model qwen --save-responses b.jsonl", &["1 file for 2 model folders"]),
         ("--compare model qwen --save-responses b.jsonl b.jsonl", &["given twice"]),
         ("--model model --save-responses b.jsonl --output b.jsonl", &["both b.jsonl"]),
         ("--model model --save-responses prompts.jsonl", &["input of this command"]),
     ] {
         bench.run(&format!("{run} {flags}")).fails(2, parts);
     }
+    bench.run(&format!("{run} --model none")).fails(6, &["none: is not a folder here", "mapl init"]);
     let mut row: Value = serde_json::from_str(short_prompts().lines().next().unwrap()).unwrap();
     row["tokens"] = json!([1]);
     bench.write(

@@ -111,7 +111,7 @@ device = "cpu"
     assert!(csv.lines().next().unwrap().contains(",tflop,semantic,length_only,intra,inter,"), "{csv}");
     let page = text_of(&String::from_utf8(bench.bytes("grid/report.html")).unwrap());
     assert!(page.contains("Difference to base"), "{page}");
-    // Nothing is repeated, but for the points of a changed evaluation.
+    // Finished points and commands are not repeated; a changed evaluation repeats its points.
     let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
     assert_eq!((again.matches("finished earlier").count(), again.matches("$ mapl").count()), (4, 0), "{again}");
     bench.write("sweep.toml", text.replace("bootstrap = 0", "bootstrap = 100"));

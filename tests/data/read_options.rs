@@ -131,7 +131,7 @@ fn a_file_that_a_folder_holds_too_is_not_read_twice() {
         let why = expand(&named).unwrap_err().to_string();
         assert!(why.contains("a.jsonl: this file would be read twice"), "{why}");
     }
-    // Named twice by itself it is read twice, with a warning.
+    // A file that is given twice is read twice, with a warning.
     assert_eq!(expand(&[file.clone(), file.clone()]).unwrap().len(), 2);
     std::fs::hard_link(&file, place.join("b.jsonl")).unwrap();
     let why = expand(&[place]).unwrap_err().to_string();

@@ -326,7 +326,7 @@ pub(super) fn long_integers(text: &[u8]) -> Vec<Odd> {
 
 /// True if [`LONG`] digits follow one another.
 fn has_long_run(text: &[u8]) -> bool {
-    // Of every so many bytes, a long run covers one.
+    // A run of LONG digits contains one of every LONG consecutive bytes, so only these are read first.
     let mut at = LONG - 1;
     while let Some(byte) = text.get(at) {
         if byte.is_ascii_digit() {
