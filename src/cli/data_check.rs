@@ -82,7 +82,7 @@ pub fn check(args: &CheckCommand) -> Result<()> {
             .with("--model", &args.model)
             .with("--chat-template-path", &args.chat_template_path);
         check_output("--output", output, &inputs)?;
-        refuse_two_on_stdout(args.json, output)?;
+        refuse_two_on_stdout(args.json, "--output", output)?;
     }
     let base = args.base.base();
     args.base.check(args.model.as_deref())?;

@@ -211,7 +211,7 @@ fn pair(row: &SourceRow, comparison: &Comparison, left_out: &mut LeftOut) -> Res
     let prompt = &group.prompts[better.prompt];
     let sides = [better, worse].map(|term| side(prompt, &group.responses[term.response]));
     let [Some(chosen), Some(rejected)] = sides else {
-        return Err(row.error("a message cannot answer a plain-text prompt; give both in the same form"));
+        return Err(row.error(MESSAGE_TO_TEXT));
     };
     let mut pair = Map::new();
     pair.insert("id".into(), json!(group.id));
@@ -225,6 +225,9 @@ fn pair(row: &SourceRow, comparison: &Comparison, left_out: &mut LeftOut) -> Res
     pair.extend(group.chat_template_kwargs.clone().map(|kwargs| ("chat_template_kwargs".into(), kwargs.into())));
     Ok(Some(pair))
 }
+
+/// Why [`side`] has no form for a response.
+pub(super) const MESSAGE_TO_TEXT: &str = "a message cannot answer a plain-text prompt; give both in the same form";
 
 /// A response in the form of its prompt: text, or a list with one message.
 pub(super) fn side(prompt: &Prompt, response: &Response) -> Option<Value> {

@@ -4,13 +4,14 @@
 //! Refused: judges that cannot judge the rows, scores that are not finite, and input that gives no pair.
 //! Ties, gaps below `--min-gap`, prompts with one response and empty responses are left out and counted.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
-use super::data_export::side;
+use super::data_export::{MESSAGE_TO_TEXT, side};
 use super::device::DeviceArgs;
 use super::inputs::Inputs;
 use super::model_folder::BaseArgs;
@@ -25,6 +26,7 @@ use crate::files::write_text;
 use crate::ifeval::check::verdicts;
 use crate::ifeval::rows::instructions_of;
 use crate::model::config::{Head, ModelConfig};
+use crate::terminal::counted;
 use crate::{Error, Result};
 
 /// Judge of responses other than a model.
@@ -135,23 +137,33 @@ struct Counts {
     single: usize,
     empty: usize,
     undecided: usize,
+    /// Pairs whose id was in use already.
+    renamed: usize,
 }
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} pairs of {} responses to {} prompts", self.pairs, self.responses, self.prompts)?;
+        let [pairs, responses, prompts] =
+            [(self.pairs, "pair"), (self.responses, "response"), (self.prompts, "prompt")]
+                .map(|(n, noun)| counted(n, noun));
+        write!(f, "{pairs} of {responses} to {prompts}")?;
         let left_out = [
-            (self.ties, "ties"),
-            (self.small, "pairs below --min-gap"),
-            (self.single, "prompts with one response"),
-            (self.undecided, "prompts without an instruction that is decided"),
-            (self.empty, "empty responses"),
+            (self.ties, "tie", ""),
+            (self.small, "pair", " below --min-gap"),
+            (self.single, "prompt", " with one response"),
+            (self.undecided, "prompt", " without an instruction that is decided"),
+            (self.empty, "empty response", ""),
         ];
+        let left_out = left_out.iter().filter(|(count, ..)| *count > 0);
         let left_out: Vec<String> =
-            left_out.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+            left_out.map(|(count, noun, rest)| format!("{}{rest}", counted(*count, noun))).collect();
         match left_out.is_empty() {
-            true => Ok(()),
-            false => write!(f, "; left out: {}", left_out.join(", ")),
+            true => {}
+            false => write!(f, "; left out: {}", left_out.join(", "))?,
+        }
+        match self.renamed {
+            0 => Ok(()),
+            n => write!(f, "; ids with a number after them, since another pair has them: {n}"),
         }
     }
 }
@@ -182,7 +194,7 @@ pub fn pairs(args: &PairsCommand) -> Result<()> {
         Some(_) => Vec::new(),
         None => prompts.iter().map(shares).collect::<Result<Vec<_>>>()?,
     };
-    let mut text = String::new();
+    let (mut text, mut known) = (String::new(), HashSet::new());
     for (Samples { row, .. }, scores) in prompts.iter().zip(&scores) {
         let Some(scores) = scores else {
             counts.undecided += 1;
@@ -193,15 +205,27 @@ pub fn pairs(args: &PairsCommand) -> Result<()> {
         counts.small += selected.small;
         for (number, &pair) in selected.pairs.iter().enumerate() {
             let number = (selected.pairs.len() > 1).then_some(number + 1);
-            text += &Value::Object(pair_row(args, row, scores, pair, number)?).to_string();
+            let mut pair = pair_row(args, row, scores, pair, number)?;
+            let id = pair["id"].as_str().unwrap_or_default().to_owned();
+            if known.contains(&id) {
+                counts.renamed += 1;
+                let new = (2..).map(|n| format!("{id}-{n}")).find(|new| !known.contains(new)).unwrap_or_default();
+                pair["id"] = json!(new);
+            }
+            known.extend(pair["id"].as_str().map(str::to_owned));
+            text += &Value::Object(pair).to_string();
             text.push('\n');
             counts.pairs += 1;
         }
     }
     if counts.pairs == 0 {
-        let advice = match counts.single == counts.prompts {
-            true => "give several responses to each prompt (`mapl generate --num-return-sequences N --temperature 1`)",
-            false => "no response is better than another",
+        let advice = match () {
+            () if counts.small > 0 => "a smaller --min-gap keeps more",
+            () if counts.ties > 0 => "no response is better than another",
+            () if counts.single > 0 => {
+                "give several responses to each prompt (`mapl generate --num-return-sequences N --temperature 1`)"
+            }
+            () => "no prompt has responses that can be compared",
         };
         return Err(Error::data(&args.input[0], 0, None, format!("{counts}; {advice}")));
     }
@@ -288,8 +312,10 @@ fn pair_row(
     let mut pair = Map::new();
     pair.insert("id".into(), json!(id));
     pair.insert("prompt".into(), json!(prompt));
-    pair.insert("chosen".into(), json!(side(prompt, &group.responses[better])));
-    pair.insert("rejected".into(), json!(side(prompt, &group.responses[worse])));
+    for (key, response) in [("chosen", better), ("rejected", worse)] {
+        let side = side(prompt, &group.responses[response]);
+        pair.insert(key.into(), side.ok_or_else(|| row.error(MESSAGE_TO_TEXT))?);
+    }
     pair.insert("score_chosen".into(), json!(scores[better]));
     pair.insert("score_rejected".into(), json!(scores[worse]));
     if args.margin {

@@ -311,6 +311,7 @@ impl MeasureArgs {
             ("--score-key", read.score_key.is_some()),
             ("--score-margin", read.score_margin),
             ("--skip-bad-rows", read.skip_bad_rows.is_some()),
+            ("--apply-chat-template", read.apply_chat_template),
         ];
         let why = format!(
             "on rows of {}, which have a form of their own; --benchmark none reads them as ordinary rows",
@@ -387,7 +388,7 @@ impl MeasureArgs {
         let inputs = self.scoring.inputs(&folders).with(flag, models).with("--input", &self.input);
         self.output.iter().try_for_each(|output| {
             check_output("--output", output, &inputs)?;
-            refuse_two_on_stdout(self.json, output)
+            refuse_two_on_stdout(self.json, "--output", output)
         })
     }
 

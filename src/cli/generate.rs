@@ -350,19 +350,27 @@ pub(super) struct GenerateJob<'a> {
     pub rows: &'a [PromptRow],
 }
 
+/// Configuration of a model folder that answers prompts.
+///
+/// # Errors
+/// [`Error::Model`] for a reward model, and for what is not a model folder.
+pub(super) fn language_model(folder: &Path, base: Option<&Path>) -> Result<ModelConfig> {
+    let config = ModelConfig::read_on(folder, base)?;
+    match config.head {
+        Head::Reward => {
+            Err(Error::model(folder, "is a reward model, which gives scores and no text; name a language model"))
+        }
+        Head::LanguageModel => Ok(config),
+    }
+}
+
 impl Job for GenerateJob<'_> {
     type Output = Vec<Vec<Answer>>;
 
     fn run<B: Backend>(self, backend: &B) -> Result<Self::Output> {
         let Self { args, answering, model: folder, sampler, samples, seed, rows } = self;
-        let config = ModelConfig::read_on(folder, args.base.base())?;
+        let config = language_model(folder, args.base.base())?;
         warn_of_bases(args.base.base(), [folder]);
-        if config.head == Head::Reward {
-            return Err(Error::model(
-                folder,
-                "is a reward model, which gives scores and no text; name a language model",
-            ));
-        }
         let template = args.chat_template_path.as_deref();
         let tokenizer = load_tokenizer(folder, args.base.base(), template, args.chat_template_kwargs.as_ref())?;
         let texts = rows.iter().filter(|row| matches!(row.prompt(), PromptText::Text(_))).count();

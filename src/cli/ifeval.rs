@@ -7,14 +7,14 @@ use std::sync::Arc;
 use clap::{ArgGroup, Args};
 use serde_json::{Map, Value, json};
 
-use super::generate::{ADDED, Answer, GenerateJob, GenerationArgs, RowsArgs, answer, response_lines};
+use super::generate::{ADDED, Answer, GenerateJob, GenerationArgs, RowsArgs, answer, language_model, response_lines};
 use super::inputs::Inputs;
 use super::output::{check_output, emit_beside, refuse_two_on_stdout, remark, same_file, warn};
 use crate::data::group::{PreferenceGroup, Prompt as PromptText};
 use crate::data::source::{PromptRow, SourceRow, refuse_pipe_named_twice};
 use crate::error::refuse_given;
 use crate::eval::statistics::Resampling;
-use crate::files::{path_json, write_json, write_text};
+use crate::files::{is_stdout, path_json, write_json, write_text};
 use crate::ifeval::compare::{self, compare};
 use crate::ifeval::rows::{Judged, Prompt, Responses, judge, read_prompts, read_responses, verdict_lines};
 use crate::ifeval::summary::{Summary, undecided, undecided_lines};
@@ -80,9 +80,14 @@ pub fn run(args: &IfevalArgs) -> Result<()> {
     let inputs = args.generation.inputs(inputs.with("--compare", sides).with("--model", &args.model), models.clone());
     if let Some(output) = &args.output {
         check_output("--output", output, &inputs)?;
-        refuse_two_on_stdout(args.json, output)?;
+        refuse_two_on_stdout(args.json, "--output", output)?;
     }
-    args.save_responses.iter().try_for_each(|file| check_output("--save-responses", file, &inputs))?;
+    for file in &args.save_responses {
+        check_output("--save-responses", file, &inputs)?;
+        refuse_two_on_stdout(args.json, "--save-responses", file)?;
+    }
+    // Before a model answers, so that the second folder cannot end the command after the first has.
+    models.iter().try_for_each(|model| language_model(model, args.generation.base.base()).map(drop))?;
     let prompts = read_prompts(&args.input)?;
     match sides {
         [a, b] => compare_responses(args, &prompts, [a, b]),
@@ -91,6 +96,11 @@ pub fn run(args: &IfevalArgs) -> Result<()> {
 }
 
 impl IfevalArgs {
+    /// The output that is standard output, if one is.
+    fn rows_on_stdout(&self) -> Option<&PathBuf> {
+        self.output.iter().chain(&self.save_responses).find(|path| is_stdout(path))
+    }
+
     /// Refuses flags without effect; `models` are the folders that answer the prompts.
     fn check(&self, sides: &[PathBuf], models: &[&Path]) -> Result<()> {
         if sides.is_empty() {
@@ -119,7 +129,11 @@ impl IfevalArgs {
                 "--save-responses: {} is given twice; give each model a file of its own",
                 a.display()
             ))),
-            files => match self.output.iter().find(|output| files.iter().any(|file| file == *output)) {
+            files => match self
+                .output
+                .iter()
+                .find(|output| files.iter().any(|file| file == *output || same_file(file, output)))
+            {
                 Some(output) => Err(Error::Usage(format!(
                     "--save-responses and --output are both {}; give each a file of its own",
                     output.display()
@@ -143,7 +157,7 @@ fn one_set(args: &IfevalArgs, prompts: &[Prompt]) -> Result<()> {
         }
     }
     if !args.json {
-        return emit_beside(args.output.as_ref(), &summary.table());
+        return emit_beside(args.rows_on_stdout(), &summary.table());
     }
     let mut value = head(args);
     match &args.model {
@@ -159,11 +173,15 @@ fn one_set(args: &IfevalArgs, prompts: &[Prompt]) -> Result<()> {
 fn compare_responses(args: &IfevalArgs, prompts: &[Prompt], sides: [&PathBuf; 2]) -> Result<()> {
     let resampling = Resampling { resamples: args.bootstrap.unwrap_or(1000), seed: args.seed.unwrap_or(42) };
     let mut saved = args.save_responses.iter();
-    let mut side = |path: &PathBuf| match path.is_dir() {
-        true => generated(args, prompts, path, saved.next()).map(|responses| judge(prompts, &responses)),
-        false => judged(prompts, std::slice::from_ref(path)),
+    // Files first: a fault in one ends the command before a model answers.
+    let file = |path: &PathBuf| (!path.is_dir()).then(|| judged(prompts, std::slice::from_ref(path))).transpose();
+    let files = [file(sides[0])?, file(sides[1])?];
+    let mut side = |path: &PathBuf, file: Option<Judged>| match file {
+        Some(judged) => Ok(judged),
+        None => generated(args, prompts, path, saved.next()).map(|responses| judge(prompts, &responses)),
     };
-    let [a, b] = [side(sides[0])?, side(sides[1])?];
+    let [file_a, file_b] = files;
+    let [a, b] = [side(sides[0], file_a)?, side(sides[1], file_b)?];
     let lines = compare(prompts, &a.verdicts, &b.verdicts, resampling);
     let undecided = undecided(prompts);
     let mut value = head(args);
@@ -187,7 +205,7 @@ fn compare_responses(args: &IfevalArgs, prompts: &[Prompt], sides: [&PathBuf; 2]
     let names = sides.map(|side| side.display().to_string());
     let table = compare::table(&lines, [&names[0], &names[1]]);
     let text: Vec<String> = std::iter::once(table).chain(undecided_lines(&undecided)).collect();
-    emit_beside(args.output.as_ref(), &text.join("\n"))
+    emit_beside(args.rows_on_stdout(), &text.join("\n"))
 }
 
 fn head(args: &IfevalArgs) -> Map<String, Value> {

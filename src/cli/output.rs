@@ -34,11 +34,11 @@ pub fn check_output(flag: &str, output: &Path, inputs: &Inputs) -> Result<()> {
     }
 }
 
-/// Refuses `--json`, which prints on stdout, together with an output that is stdout too.
-pub fn refuse_two_on_stdout(json: bool, output: &Path) -> Result<()> {
+/// Refuses `--json`, which prints on stdout, together with an output of `flag` that is stdout too.
+pub fn refuse_two_on_stdout(json: bool, flag: &str, output: &Path) -> Result<()> {
     if json && is_stdout(output) {
         return Err(Error::Usage(format!(
-            "--json prints on standard output, which --output {} is too; leave one of them out, or name a file",
+            "--json prints on standard output, which {flag} {} is too; leave one of them out, or name a file",
             output.display()
         )));
     }
@@ -195,7 +195,7 @@ pub fn same_file(a: &Path, b: &Path) -> bool {
         }
         _ => path.to_path_buf(),
     };
-    real(a) == real(b)
+    real(a) == real(b) || (is_stdout(a) && is_stdout(b))
 }
 
 /// Refuses groups with token ids beyond the vocabulary of the model in `folder`.

@@ -52,7 +52,7 @@ pub struct StepPlanArgs {
     #[arg(long, requires = "plan", value_name = "RANK")]
     lora_r: Option<usize>,
     /// Plan a decoding step of this number of texts, each with --prompt and half of --response tokens
-    #[arg(long, requires = "plan", value_name = "TEXTS", conflicts_with_all = ["pairs", "reward", "lora_r"])]
+    #[arg(long, requires = "plan", value_name = "TEXTS", value_parser = super::generate::count, conflicts_with_all = ["pairs", "reward", "lora_r"])]
     decode: Option<usize>,
     /// Print JSON
     #[arg(long, requires = "plan")]

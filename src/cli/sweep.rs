@@ -1,5 +1,6 @@
 //! `mapl study sweep`: observed runs over a grid of flags, each in its own process.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -127,13 +128,14 @@ impl SweepArgs {
             false => Vec::new(),
         };
         for command in commands {
-            if done.contains(command) {
+            if done.contains(command) && outputs(command).all(Path::exists) {
                 continue;
             }
             say(&format!("$ mapl {}", command.iter().map(|word| quoted(word.as_ref())).collect::<Vec<_>>().join(" ")));
             if let Some(why) = call(command)? {
                 return Err(Error::Runtime(format!("prepare, mapl {}: {why}", command.join(" "))));
             }
+            done.retain(|earlier| earlier != command);
             done.push(command.clone());
             write_atomic(&record, json_text(&json!(done)).as_bytes())?;
         }
@@ -152,8 +154,7 @@ impl SweepArgs {
         let mut failure = call(words)?;
         if let (None, Some(flags)) = (&failure, &point.measure) {
             let text = |path: &Path| path.to_string_lossy().into_owned();
-            let own = ["eval".into(), "--model".into(), text(&run), "--output".into(), text(&evaluation)];
-            let words: Vec<String> = own.into_iter().chain(flags.iter().cloned()).collect();
+            let words: Vec<String> = measure_words(&text(&run), &text(&evaluation), flags).collect();
             failure = call(&words)?.map(|why| format!("evaluation: {why}"));
         }
         if !self.keep_runs && run.exists() {
@@ -162,8 +163,13 @@ impl SweepArgs {
         if let Some(why) = failure {
             return Ok(Outcome::failed(point, why));
         }
-        let evaluation = if point.measure.is_some() { read_json(&evaluation)? } else { Value::Null };
-        Ok(Outcome::of(point, &read_json(&study)?, &evaluation))
+        let read = || -> Result<[Value; 2]> {
+            Ok([read_json(&study)?, if point.measure.is_some() { read_json(&evaluation)? } else { Value::Null }])
+        };
+        Ok(read().map_or_else(
+            |why| Outcome::failed(point, why.to_string()),
+            |[study, evaluation]| Outcome::of(point, &study, &evaluation),
+        ))
     }
 
     fn write(&self, grid: &Grid, outcomes: &[Outcome]) -> Result<()> {
@@ -190,16 +196,44 @@ fn check_commands(grid: &Grid) -> Result<()> {
             Err(Error::Usage(format!("{what}: {line}")))
         }
     };
+    let mut written: HashMap<&Path, &Vec<String>> = HashMap::new();
     for point in &grid.points {
         for command in &point.prepare {
+            for output in outputs(command) {
+                let first = written.entry(output).or_insert(command);
+                if *first != command {
+                    return Err(Error::Usage(format!(
+                        "prepare: two commands write {}; put what differs into the name, such as {{seed}}: mapl {}, mapl {}",
+                        output.display(),
+                        first.join(" "),
+                        command.join(" ")
+                    )));
+                }
+            }
             check(&format!("prepare, mapl {}", command.join(" ")), &mut command.iter().map(String::as_str))?;
         }
         if let Some(flags) = &point.measure {
-            let words = ["eval", "--model", "run", "--output", "eval.json"].into_iter();
-            check("[measure]", &mut words.chain(flags.iter().map(String::as_str)))?;
+            let words: Vec<String> = measure_words("run", "eval.json", flags).collect();
+            check("[measure]", &mut words.iter().map(String::as_str))?;
         }
     }
     Ok(())
+}
+
+/// Files and folders that a command writes.
+fn outputs(command: &[String]) -> impl Iterator<Item = &Path> {
+    const FLAGS: [&str; 2] = ["--output", "--output-dir"];
+    command.iter().enumerate().filter_map(|(at, word)| {
+        let (flag, value) = word.split_once('=').map_or((word.as_str(), None), |(flag, value)| (flag, Some(value)));
+        let value = value.or_else(|| command.get(at + 1).map(String::as_str));
+        value.filter(|_| FLAGS.contains(&flag)).map(Path::new)
+    })
+}
+
+/// Arguments of the evaluation of a run.
+fn measure_words(run: &str, output: &str, flags: &[String]) -> impl Iterator<Item = String> {
+    let own = ["eval", "--model", run, "--output", output, "--benchmark", "none"].map(str::to_owned);
+    own.into_iter().chain(flags.iter().cloned())
 }
 
 /// Runs this program in a process of its own; returns why it failed, if it did.

@@ -46,7 +46,7 @@ impl<'a, B: Backend> Session<'a, B> {
             cache: KvCache::new(backend, &model.config, 0)?,
             cached: Vec::new(),
             device: backend.zeros_idx(0)?,
-            tables: Tables::default(),
+            tables: Tables::new(model.config.window.as_ref().map(|window| window.length)),
             logits: Vec::new(),
             prompt_tokens: (0, 0),
             backend,

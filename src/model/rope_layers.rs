@@ -57,6 +57,8 @@ impl RopeConfig {
         let of_type = |kind: &str, old: bool| {
             let mut map = keys.map.clone();
             map.remove("rope_parameters");
+            // transformers reads it inside of the settings of a layer type only.
+            map.remove("original_max_position_embeddings");
             if !old {
                 map.remove("rope_theta");
                 map.remove("rope_scaling");

@@ -145,6 +145,25 @@ fn every_benchmark_is_recognised_and_its_figures_follow_from_its_scores() {
     assert!(serde_json::from_str::<Value>(&ordinary).unwrap()["semantic"].is_object(), "{ordinary}");
 }
 
+/// Keys of a benchmark beside conversations, or beside two texts, make no benchmark.
+#[test]
+fn ordinary_rows_with_keys_of_a_benchmark_are_ordinary() {
+    let bench = bench();
+    let turn = |text: &str| json!([{"role": "assistant", "content": text}]);
+    let row = json!({"prompt": [{"role": "user", "content": "hello"}], "chosen": turn("yes"), "rejected": turn("no"),
+                     "domain": "math", "subset": "a", "num_correct": 1});
+    bench.write("rows.jsonl", lines(&[row]));
+    let out = bench.run("eval --model judge --input rows.jsonl --bootstrap 0").ok().out;
+    assert!(out.contains("semantic"), "{out}");
+    bench.write("two.jsonl", lines(&[json!({"prompt": "q", "chosen": ["a"], "rejected": ["b"], "domain": "math"})]));
+    bench.run("eval --model judge --input two.jsonl").fails(3, &["two.jsonl:1", "--benchmark none"]);
+    bench.run("eval --model judge --input two.jsonl --benchmark none --bootstrap 0").ok();
+    bench.write("rm.jsonl", lines(&[rm_bench()]));
+    bench
+        .run("eval --model judge --input rm.jsonl --apply-chat-template")
+        .fails(2, &["--apply-chat-template has no effect"]);
+}
+
 #[test]
 fn bad_rows_of_benchmarks_are_named_by_file_and_line() {
     let bench = bench();

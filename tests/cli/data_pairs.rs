@@ -38,7 +38,7 @@ fn the_share_of_instructions_makes_pairs() {
     let row = json!({"id": "samples-1", "prompt": "One", "chosen": best, "rejected": worst, "score_chosen": 1.0,
                      "score_rejected": 0.0});
     assert_eq!(bench.rows("pairs-out.jsonl"), [row]);
-    for part in ["1 pairs of 8 responses to 3 prompts", "1 ties", "1 prompts with one response", "1 empty responses"] {
+    for part in ["1 pair of 8 responses to 3 prompts", "1 tie,", "1 prompt with one response", "1 empty response"] {
         assert!(done.out.contains(part), "{part} in {}", done.out);
     }
     let count = |flags: &str| {
@@ -107,12 +107,30 @@ fn what_cannot_be_judged_is_refused() {
     let run = |flags: &str| bench.run(&format!("data pairs --output out.jsonl {flags}"));
     run("--input bare.jsonl").fails(2, &["--judge", "--reward-model"]);
     run("--input bare.jsonl --judge ifeval").fails(3, &["bare.jsonl:1", "rows of IFEval"]);
-    run("--input single.jsonl --judge ifeval").fails(3, &["1 prompts with one response", "--num-return-sequences"]);
+    run("--input single.jsonl --judge ifeval").fails(3, &["1 prompt with one response", "--num-return-sequences"]);
     run("--input pair.jsonl --judge ifeval").fails(3, &["pair.jsonl:1", "\"response\" is missing"]);
     run("--input differ.jsonl --judge ifeval").fails(3, &["differ.jsonl:2", "instructions differ"]);
     run("--input bare.jsonl --reward-model model").fails(6, &["is a language model"]);
     run("--input bare.jsonl --judge ifeval --max-length 9").fails(2, &["--max-length has no effect"]);
-    run("--input samples.jsonl --judge ifeval --min-gap 2").fails(3, &["1 pairs below --min-gap"]);
+    run("--input samples.jsonl --judge ifeval --min-gap 2")
+        .fails(3, &["1 pair below --min-gap", "a smaller --min-gap"]);
+    // A message does not answer a text, and equal ids of two files are made distinct.
+    let message = |text: &str| {
+        json!({"prompt": "a", "response": [{"role": "assistant", "content": text}], "kwargs": [{}],
+               "instruction_id_list": ["punctuation:no_comma"]})
+    };
+    bench.write("message.jsonl", lines(&[message("b"), message("c, d")]));
+    run("--input message.jsonl --judge ifeval")
+        .fails(3, &["message.jsonl:1", "a message cannot answer a plain-text prompt"]);
+
     run("--input samples.jsonl --judge ifeval --min-gap=-1").fails(2, &["at least 0"]);
     assert!(!bench.at("out.jsonl").exists());
+    let other = samples().replace("\"One\"", "\"Uno\"");
+    ["x", "y"].iter().for_each(|folder| std::fs::create_dir(bench.at(folder)).unwrap());
+    bench.write("x/samples.jsonl", samples());
+    bench.write("y/samples.jsonl", other.lines().filter(|line| line.contains("Uno")).collect::<Vec<_>>().join("\n"));
+    let done = run("--input x/samples.jsonl y/samples.jsonl --judge ifeval").ok();
+    let ids: Vec<Value> = bench.rows("out.jsonl").iter().map(|row| row["id"].clone()).collect();
+    assert_eq!(ids, ["samples-1", "samples-1-2"]);
+    assert!(done.out.contains("since another pair has them: 1"), "{}", done.out);
 }

@@ -89,5 +89,8 @@ fn an_evaluation_prints_a_summary() {
     let all = bench.run(&format!("{words} --by-function")).ok().out;
     assert!(short.contains("chosen longer") && !short.contains("rule A"), "{short}");
     assert!(short.contains("--by-function") && short.contains("untrained model"), "{short}");
+    // The table and its remarks fit a terminal of 80 columns.
+    let table: Vec<&str> = short.lines().skip_while(|line| !line.contains("accuracy")).collect();
+    assert!(table.len() > 8 && table.iter().all(|line| line.chars().count() <= 80), "{short}");
     assert!(all.contains("rule A") && all.contains(":") && all.lines().count() > short.lines().count(), "{all}");
 }

@@ -326,10 +326,22 @@ fn generation_flags_without_a_model_and_rows_that_cannot_be_saved_are_refused() 
         ("--compare model qwen --save-responses b.jsonl", &["1 file for 2 model folders"]),
         ("--compare model qwen --save-responses b.jsonl b.jsonl", &["given twice"]),
         ("--model model --save-responses b.jsonl --output b.jsonl", &["both b.jsonl"]),
+        ("--model model --save-responses b.jsonl --output ./b.jsonl", &["both ./b.jsonl"]),
+        ("--model model --save-responses - --output /dev/stdout", &["both /dev/stdout"]),
+        ("--model model --save-responses - --json", &["--save-responses - is too"]),
         ("--model model --save-responses prompts.jsonl", &["input of this command"]),
     ] {
         bench.run(&format!("{run} {flags}")).fails(2, parts);
     }
+    // The second side is looked at before the first one answers.
+    bench.write(
+        "short.jsonl",
+        short_prompts().lines().next().unwrap().replace("\"key\"", "\"response\": \"a\", \"key\""),
+    );
+    let slow = "--max-new-tokens 100000000";
+    bench.run(&format!("{run} --compare model short.jsonl {slow}")).fails(3, &["short.jsonl"]);
+    bench.run("reward --model model --train-file pairs.jsonl --max-steps 1 --output-dir judge").ok();
+    bench.run(&format!("{run} --compare model judge")).fails(6, &["judge: is a reward model"]);
     bench.run(&format!("{run} --model none")).fails(6, &["none: is not a folder here", "mapl init"]);
     let mut row: Value = serde_json::from_str(short_prompts().lines().next().unwrap()).unwrap();
     row["tokens"] = json!([1]);

@@ -110,7 +110,8 @@ device = "cpu"
     let csv = String::from_utf8(bench.bytes("grid/sweep.csv")).unwrap();
     assert!(csv.lines().next().unwrap().contains(",tflop,semantic,length_only,intra,inter,"), "{csv}");
     let page = text_of(&String::from_utf8(bench.bytes("grid/report.html")).unwrap());
-    assert!(page.contains("Difference to base"), "{page}");
+    // A chart over seeds would say nothing.
+    assert!(page.contains("Difference to base") && !page.contains("Over seed"), "{page}");
     // Finished points and commands are not repeated; a changed evaluation repeats its points.
     let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
     assert_eq!((again.matches("finished earlier").count(), again.matches("$ mapl").count()), (4, 0), "{again}");
@@ -126,6 +127,18 @@ device = "cpu"
     assert!(!bench.at("new").exists());
     bench.write("sweep.toml", text.replace("\"--input\", \"{out}/test.jsonl\"", "\"--input\", \"{out}/none.jsonl\""));
     bench.run("study sweep sweep.toml --output-dir new").fails(1, &["prepare, mapl data build", "none.jsonl"]);
+    // Two languages in one file, and the results of a benchmark, which are of another form.
+    bench.write("sweep.toml", text.replace("{out}/train-{seed}.jsonl", "{out}/train.jsonl"));
+    bench
+        .run("study sweep sweep.toml --output-dir twice")
+        .fails(2, &["two commands write twice/train.jsonl", "{seed}"]);
+    bench.write("sweep.toml", text.replace("bootstrap = 0", "benchmark = \"rmb\""));
+    bench.run("study sweep sweep.toml --output-dir twice").fails(3, &["[measure] benchmark"]);
+    // A prepared file that is gone is made again.
+    bench.write("sweep.toml", text.replace("bootstrap = 0", "bootstrap = 200"));
+    std::fs::remove_file(bench.at("grid/train-4.jsonl")).unwrap();
+    let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
+    assert_eq!(again.matches("$ mapl data language").count(), 1, "{again}");
 }
 
 /// The smallest committed experiment with few rows and steps: every variant trains and is evaluated.

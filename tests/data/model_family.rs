@@ -282,6 +282,9 @@ fn rope_and_windows_by_layer_type() {
     let local = old.local_rope.clone().unwrap();
     assert_eq!((local.layers, local.rope.theta, local.rope.scaling), (vec![0, 1, 2], 5e5, RopeScaling::Default));
     assert!(matches!(old.rope.scaling, RopeScaling::Yarn(_)) && old.rope.theta == 1e4);
+    // transformers reads the original length inside of the settings only.
+    let outer = short(json!({"rope_theta": 1e4, "rope_scaling": yarn, "original_max_position_embeddings": 16}));
+    assert_eq!(outer.rope, old.rope);
     assert!(old.notes.iter().any(|note| note.contains("rope_theta 500000")), "{:?}", old.notes);
     assert_eq!((old.rope_of(3), old.rope_of(1)), (&old.rope, &old.local_rope.as_ref().unwrap().rope));
     // RoPE goes by the type of a layer, whether its window cuts a sequence or not.

@@ -154,8 +154,11 @@ fn rmb(rows: &[&Judged<'_>]) -> Vec<Figure> {
 }
 
 /// Credit of the first response: 1 divided by the number of responses with the largest score if it has
-/// that score, else 0.
+/// that score, else 0. A score that is NaN makes the row wrong.
 pub fn shared_credit(scores: &[f64]) -> f64 {
+    if scores.iter().any(|score| score.is_nan()) {
+        return 0.0;
+    }
     let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     match scores[0] == largest {
         true => 1.0 / scores.iter().filter(|score| **score == largest).count() as f64,

@@ -19,7 +19,9 @@ type Row = Map<String, Value>;
 /// The benchmark that has rows with these keys.
 fn recognise(row: &Row) -> Option<Benchmark> {
     let has = |keys: &[&str]| keys.iter().all(|key| row.contains_key(*key));
-    let lists = ["chosen", "rejected"].iter().all(|key| row.get(*key).is_some_and(Value::is_array));
+    // A list of messages is a conversation.
+    let texts = |list: &Vec<Value>| !list.is_empty() && list.iter().all(Value::is_string);
+    let lists = ["chosen", "rejected"].iter().all(|key| row.get(*key).and_then(Value::as_array).is_some_and(texts));
     match () {
         () if has(&["preference_graph", "responses", "messages"]) => Some(Benchmark::IfRewardBench),
         () if has(&["conversation_input", "category_path"]) => Some(Benchmark::Rmb),
@@ -76,7 +78,8 @@ pub fn read(benchmark: Benchmark, files: &[PathBuf]) -> Result<Vec<Item>> {
                 }
                 None => return Err(fail(format!("is not a row of {}: {}", benchmark.name(), needs(benchmark)))),
             }
-            let (group, shape) = item(benchmark, &row, items.len()).map_err(fail)?;
+            let (group, shape) = item(benchmark, &row, items.len())
+                .map_err(|why| fail(format!("{why}; --benchmark none reads the rows as ordinary ones")))?;
             group.validate().map_err(fail)?;
             items.push(Item { row: SourceRow { group, file: file.clone(), line, scores: None }, shape });
             Ok(())
@@ -94,13 +97,13 @@ pub fn read(benchmark: Benchmark, files: &[PathBuf]) -> Result<Vec<Item>> {
 /// Keys of the rows of a benchmark.
 fn needs(benchmark: Benchmark) -> &'static str {
     match benchmark {
-        Benchmark::RmBench => "it needs \"prompt\", \"domain\" and lists \"chosen\" and \"rejected\"",
+        Benchmark::RmBench => "it needs \"prompt\", \"domain\" and lists of texts \"chosen\" and \"rejected\"",
         Benchmark::Rmb => {
             "it needs \"conversation_input\", \"category_path\", and \"chosen\" with \"reject\" or \"bon_best\" with \
              \"loser_list\""
         }
         Benchmark::RewardBench2 => {
-            "it needs \"prompt\", \"subset\", \"num_correct\" and lists \"chosen\" and \"rejected\""
+            "it needs \"prompt\", \"subset\", \"num_correct\" and lists of texts \"chosen\" and \"rejected\""
         }
         Benchmark::IfRewardBench => "it needs \"messages\", \"responses\" and \"preference_graph\"",
     }

@@ -90,7 +90,7 @@ pub const SEED: &str = "seed";
 const RESERVED_FLAGS: [&str; 6] =
     ["output-dir", "overwrite-output-dir", "resume-from-checkpoint", "quiet", "study-dir", "profile"];
 /// Flags of `[measure]` that the sweep sets itself.
-const RESERVED_MEASURE: [&str; 4] = ["model", "output", "json", "compare"];
+const RESERVED_MEASURE: [&str; 5] = ["model", "output", "json", "compare", "benchmark"];
 
 /// Maximum number of runs of a sweep.
 const MAX_POINTS: usize = 1000;
@@ -233,7 +233,10 @@ impl SweepFile {
 
 /// Replaces `{name}` by the value of a place. Braces around other text, as in JSON, stay.
 fn filled(words: &[String], places: &[(String, String)]) -> Result<Vec<String>, String> {
-    let is_name = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || "-_".contains(c));
+    let is_name = |text: &str| {
+        let rest = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
+        text.starts_with(|c: char| c.is_ascii_lowercase()) && text.chars().all(rest)
+    };
     let one = |word: &String| {
         let mut out = String::new();
         let mut rest = word.as_str();

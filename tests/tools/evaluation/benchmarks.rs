@@ -81,6 +81,7 @@ fn rmb_wants_the_best_above_every_loser_and_averages_its_four_cells() {
 fn reward_bench_2_shares_the_credit_of_equal_scores_and_scores_ties_by_margins() {
     assert_eq!(shared_credit(&[1.0, 1.0, 0.0, 1.0]), 1.0 / 3.0);
     assert_eq!(shared_credit(&[1.0, 2.0]), 0.0);
+    assert_eq!(shared_credit(&[1.0, f64::NAN, 0.5]), 0.0);
     assert_eq!(tie_margins(&[5.0, 4.0, 1.0, 2.0], 2), (2.0, 1.0));
     let ties = |tied: bool, prompt: i64, correct: usize, scores: &[f64]| {
         (Shape::Ties { tied, prompt, correct }, scores.to_vec())
