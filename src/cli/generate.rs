@@ -319,6 +319,16 @@ pub(super) struct Answers {
 }
 
 impl Answers {
+    /// Mean number of generated tokens, and the share of responses that ended before the limit of
+    /// new tokens.
+    pub fn figures(&self) -> [f64; 2] {
+        let all = || self.of_rows.iter().flatten();
+        let count = all().count().max(1) as f64;
+        let tokens: usize = all().map(|answer| answer.generated.tokens.len()).sum();
+        let ended = all().filter(|answer| answer.generated.finish != Finish::Length).count();
+        [tokens as f64 / count, ended as f64 / count]
+    }
+
     /// Counts and time on one line; `place` is where the responses are.
     pub fn summary(&self, place: &str) -> String {
         let all = || self.of_rows.iter().flatten();

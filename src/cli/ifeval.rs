@@ -145,9 +145,12 @@ impl IfevalArgs {
 }
 
 fn one_set(args: &IfevalArgs, prompts: &[Prompt]) -> Result<()> {
-    let judged = match &args.model {
-        Some(model) => judge(prompts, &generated(args, prompts, model, args.save_responses.first())?),
-        None => judged(prompts, &args.responses)?,
+    let (judged, figures) = match &args.model {
+        Some(model) => {
+            let (texts, figures) = generated(args, prompts, model, args.save_responses.first())?;
+            (judge(prompts, &texts), Some(figures))
+        }
+        None => (judged(prompts, &args.responses)?, None),
     };
     let summary = Summary::of(prompts, &judged);
     if let Some(output) = &args.output {
@@ -164,6 +167,10 @@ fn one_set(args: &IfevalArgs, prompts: &[Prompt]) -> Result<()> {
         Some(model) => value.insert("model".into(), path_json(model)),
         None => value.insert("responses".into(), args.responses.iter().map(|path| path_json(path)).collect()),
     };
+    if let Some([tokens, ended]) = figures {
+        value.insert("response_tokens".into(), json!(tokens));
+        value.insert("responses_ended".into(), json!(ended));
+    }
     if let Value::Object(figures) = summary.json() {
         value.extend(figures);
     }
@@ -178,7 +185,7 @@ fn compare_responses(args: &IfevalArgs, prompts: &[Prompt], sides: [&PathBuf; 2]
     let files = [file(sides[0])?, file(sides[1])?];
     let mut side = |path: &PathBuf, file: Option<Judged>| match file {
         Some(judged) => Ok(judged),
-        None => generated(args, prompts, path, saved.next()).map(|responses| judge(prompts, &responses)),
+        None => generated(args, prompts, path, saved.next()).map(|(responses, _)| judge(prompts, &responses)),
     };
     let [file_a, file_b] = files;
     let [a, b] = [side(sides[0], file_a)?, side(sides[1], file_b)?];
@@ -224,8 +231,14 @@ fn judged(prompts: &[Prompt], files: &[PathBuf]) -> Result<Judged> {
     Ok(judge(prompts, &texts))
 }
 
-/// Responses of a model to the prompts; `save` is the file for them.
-fn generated(args: &IfevalArgs, prompts: &[Prompt], model: &Path, save: Option<&PathBuf>) -> Result<Vec<String>> {
+/// Responses of a model to the prompts, with [`Answers::figures`](super::generate::Answers::figures);
+/// `save` is the file for them.
+fn generated(
+    args: &IfevalArgs,
+    prompts: &[Prompt],
+    model: &Path,
+    save: Option<&PathBuf>,
+) -> Result<(Vec<String>, [f64; 2])> {
     let rows = prompts.iter().map(|prompt| asked(prompt, save.is_some())).collect::<Result<Vec<_>>>()?;
     let job = GenerateJob {
         args: &args.generation,
@@ -242,7 +255,8 @@ fn generated(args: &IfevalArgs, prompts: &[Prompt], model: &Path, save: Option<&
     }
     let place = save.unwrap_or(&model.to_path_buf()).display().to_string();
     complain(&answers.summary(&place));
-    Ok(answers.of_rows.into_iter().flatten().map(|Answer { response, .. }| response).collect())
+    let figures = answers.figures();
+    Ok((answers.of_rows.into_iter().flatten().map(|Answer { response, .. }| response).collect(), figures))
 }
 
 /// The row of a prompt as one that asks for a response. With `saved`, refuses what an output row

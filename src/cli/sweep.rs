@@ -31,18 +31,30 @@ pub struct SweepArgs {
     /// Keep the folders of the runs with their models, not only the studies
     #[arg(long)]
     keep_runs: bool,
+    /// Value of an input that the file names, such as model=FOLDER; once per input
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = named_value)]
+    given: Vec<(String, String)>,
+}
+
+/// Parses NAME=VALUE.
+fn named_value(text: &str) -> std::result::Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && !value.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write NAME=VALUE, such as model=FOLDER".into()),
+    }
 }
 
 /// Files of a sweep.
 const TOP_FILES: [&str; 3] = ["sweep.csv", "sweep.json", "report.html"];
 /// Files of a point, and the folder of its run.
-const POINT_FILES: [&str; 6] = ["study.json", "command.json", "hw.jsonl", "report.html", "run", "eval.json"];
+const POINT_FILES: [&str; 8] =
+    ["study.json", "command.json", "hw.jsonl", "report.html", "run", "eval.json", "ifeval.json", "responses.jsonl"];
 /// Commands of `prepare` that have finished.
 const PREPARED: &str = "prepared.json";
 
 /// Runs the unfinished points. A point that fails is a row with its error.
 pub fn run(args: &SweepArgs) -> Result<()> {
-    let grid = Grid::read(&args.file, &args.output_dir)?;
+    let grid = Grid::read(&args.file, &args.output_dir, &args.given)?;
     check_commands(&grid)?;
     args.spare_inputs(&grid)?;
     check_folder_writable(&args.output_dir)?;
@@ -55,10 +67,10 @@ pub fn run(args: &SweepArgs) -> Result<()> {
         let named: Vec<String> =
             grid.axes.iter().zip(&point.values).map(|(axis, value)| format!("{axis}={value}")).collect();
         let label = format!("{}/{} {}", at + 1, grid.points.len(), named.join(" "));
-        let outcome = match finished_study(&folder, &commands(point, &words), point.measure.is_some()) {
-            Some([study, evaluation]) => {
+        let outcome = match finished_study(&folder, &commands(point, &words), point) {
+            Some(found) => {
                 say(&format!("{label}: finished earlier"));
-                Outcome::of(point, &study, &evaluation)
+                Outcome::of(point, &found)
             }
             None => {
                 args.prepare(&point.prepare)?;
@@ -97,7 +109,7 @@ impl SweepArgs {
         let mut written: Vec<PathBuf> = TOP_FILES.iter().map(|name| self.output_dir.join(name)).collect();
         for point in &grid.points {
             let mut flag = "";
-            let measured = point.measure.iter().flatten();
+            let measured = point.measure.iter().chain(&point.ifeval).flatten();
             for word in point.words.iter().chain(point.prepare.iter().flatten()).chain(measured) {
                 let word = word.as_str();
                 let (name, value) = word.split_once('=').unwrap_or((word, ""));
@@ -132,7 +144,7 @@ impl SweepArgs {
                 continue;
             }
             say(&format!("$ mapl {}", command.iter().map(|word| quoted(word.as_ref())).collect::<Vec<_>>().join(" ")));
-            if let Some(why) = call(command)? {
+            if let Err(why) = call(command)? {
                 return Err(Error::Runtime(format!("prepare, mapl {}: {why}", command.join(" "))));
             }
             done.retain(|earlier| earlier != command);
@@ -144,32 +156,32 @@ impl SweepArgs {
 
     fn point(&self, point: &Point, folder: &Path, words: &[String]) -> Result<Outcome> {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        let [study, evaluation] = ["study.json", "eval.json"].map(|name| folder.join(name));
+        let [study, evaluation, ifeval, responses] =
+            ["study.json", "eval.json", "ifeval.json", "responses.jsonl"].map(|name| folder.join(name));
         // An earlier result of other commands must not pass for this one.
-        for earlier in [&study, &evaluation].into_iter().filter(|path| path.exists()) {
+        for earlier in [&study, &evaluation, &ifeval, &responses].into_iter().filter(|path| path.exists()) {
             std::fs::remove_file(earlier).map_err(Error::io("remove", earlier))?;
         }
         write_atomic(&folder.join("command.json"), json_text(&commands(point, words)).as_bytes())?;
         let run = folder.join("run");
-        let mut failure = call(words)?;
-        if let (None, Some(flags)) = (&failure, &point.measure) {
-            let text = |path: &Path| path.to_string_lossy().into_owned();
-            let words: Vec<String> = measure_words(&text(&run), &text(&evaluation), flags).collect();
-            failure = call(&words)?.map(|why| format!("evaluation: {why}"));
-        }
+        let failure = call(words)?
+            .err()
+            .map_or_else(|| measure(point, &run, [&evaluation, &ifeval, &responses]), |why| Ok(Some(why)))?;
         if !self.keep_runs && run.exists() {
             std::fs::remove_dir_all(&run).map_err(Error::io("remove", &run))?;
         }
         if let Some(why) = failure {
             return Ok(Outcome::failed(point, why));
         }
-        let read = || -> Result<[Value; 2]> {
-            Ok([read_json(&study)?, if point.measure.is_some() { read_json(&evaluation)? } else { Value::Null }])
+        let found = |path: &PathBuf, wanted: bool| if wanted { read_json(path) } else { Ok(Value::Null) };
+        let read = || -> Result<[Value; 3]> {
+            Ok([
+                read_json(&study)?,
+                found(&evaluation, point.measure.is_some())?,
+                found(&ifeval, point.ifeval.is_some())?,
+            ])
         };
-        Ok(read().map_or_else(
-            |why| Outcome::failed(point, why.to_string()),
-            |[study, evaluation]| Outcome::of(point, &study, &evaluation),
-        ))
+        Ok(read().map_or_else(|why| Outcome::failed(point, why.to_string()), |found| Outcome::of(point, &found)))
     }
 
     fn write(&self, grid: &Grid, outcomes: &[Outcome]) -> Result<()> {
@@ -212,9 +224,14 @@ fn check_commands(grid: &Grid) -> Result<()> {
             }
             check(&format!("prepare, mapl {}", command.join(" ")), &mut command.iter().map(String::as_str))?;
         }
-        if let Some(flags) = &point.measure {
-            let words: Vec<String> = measure_words("run", "eval.json", flags).collect();
-            check("[measure]", &mut words.iter().map(String::as_str))?;
+        let after = [
+            ("[measure]", point.measure.as_ref().map(|flags| measure_words("run", "eval.json", flags))),
+            ("[ifeval]", point.ifeval.as_ref().map(|flags| ifeval_words("run", "responses.jsonl", flags))),
+        ];
+        for (table, words) in after {
+            if let Some(words) = words {
+                check(table, &mut words.iter().map(String::as_str))?;
+            }
         }
     }
     Ok(())
@@ -230,24 +247,46 @@ fn outputs(command: &[String]) -> impl Iterator<Item = &Path> {
     })
 }
 
-/// Arguments of the evaluation of a run.
-fn measure_words(run: &str, output: &str, flags: &[String]) -> impl Iterator<Item = String> {
-    let own = ["eval", "--model", run, "--output", output, "--benchmark", "none"].map(str::to_owned);
-    own.into_iter().chain(flags.iter().cloned())
+/// Evaluates a run and its responses, as the point asks; returns why that failed, if it did.
+fn measure(point: &Point, run: &Path, [evaluation, ifeval, responses]: [&Path; 3]) -> Result<Option<String>> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    if let Some(flags) = &point.measure
+        && let Err(why) = call(&measure_words(&text(run), &text(evaluation), flags))?
+    {
+        return Ok(Some(format!("evaluation: {why}")));
+    }
+    if let Some(flags) = &point.ifeval {
+        match call(&ifeval_words(&text(run), &text(responses), flags))? {
+            Ok(json) => write_atomic(ifeval, &json)?,
+            Err(why) => return Ok(Some(format!("ifeval: {why}"))),
+        }
+    }
+    Ok(None)
 }
 
-/// Runs this program in a process of its own; returns why it failed, if it did.
-fn call(words: &[String]) -> Result<Option<String>> {
+/// Arguments of the evaluation of a run.
+fn measure_words(run: &str, output: &str, flags: &[String]) -> Vec<String> {
+    let own = ["eval", "--model", run, "--output", output, "--benchmark", "none"].map(str::to_owned);
+    own.into_iter().chain(flags.iter().cloned()).collect()
+}
+
+/// Arguments of `ifeval` for a run.
+fn ifeval_words(run: &str, responses: &str, flags: &[String]) -> Vec<String> {
+    let own = ["ifeval", "--model", run, "--save-responses", responses, "--json"].map(str::to_owned);
+    own.into_iter().chain(flags.iter().cloned()).collect()
+}
+
+/// Runs this program in a process of its own; returns what it printed, or why it failed.
+fn call(words: &[String]) -> Result<std::result::Result<Vec<u8>, String>> {
     let program = std::env::current_exe().map_err(|e| Error::Runtime(format!("cannot find this program: {e}")))?;
     let output = Command::new(program).args(words).stdin(Stdio::null()).output();
     let output = output.map_err(|e| Error::Runtime(format!("cannot start a run: {e}")))?;
     if output.status.success() {
-        return Ok(None);
+        return Ok(Ok(output.stdout));
     }
     let text = String::from_utf8_lossy(&output.stderr);
     let line = text.lines().find(|line| line.starts_with("error:")).or(text.lines().last());
-    let why = line.map_or_else(|| output.status.to_string(), |line| line.trim_start_matches("error: ").into());
-    Ok(Some(why))
+    Ok(Err(line.map_or_else(|| output.status.to_string(), |line| line.trim_start_matches("error: ").into())))
 }
 
 /// Reads a file that a sweep has written.
@@ -269,7 +308,12 @@ mod tests {
             if path.extension().is_none_or(|end| end != "toml") {
                 continue;
             }
-            let grid = Grid::read(&path, Path::new("out")).unwrap();
+            let inputs = ["model", "train", "test", "prompts"].map(|name| (name.to_owned(), name.to_owned()));
+            let text = std::fs::read_to_string(&path).unwrap();
+            let given = if text.contains("\ninputs = ") { &inputs[..] } else { &[] };
+            let given: Vec<_> =
+                given.iter().filter(|(name, _)| text.contains(&format!("\"{name}\""))).cloned().collect();
+            let grid = Grid::read(&path, Path::new("out"), &given).unwrap();
             check_commands(&grid).unwrap();
             for point in &grid.points {
                 let words = ["mapl", "study", &grid.method].into_iter().chain(point.words.iter().map(String::as_str));

@@ -338,7 +338,7 @@ fn generation_flags_without_a_model_and_rows_that_cannot_be_saved_are_refused() 
         "short.jsonl",
         short_prompts().lines().next().unwrap().replace("\"key\"", "\"response\": \"a\", \"key\""),
     );
-    let slow = "--max-new-tokens 100000000";
+    let slow = "--max-new-tokens 16777216";
     bench.run(&format!("{run} --compare model short.jsonl {slow}")).fails(3, &["short.jsonl"]);
     bench.run("reward --model model --train-file pairs.jsonl --max-steps 1 --output-dir judge").ok();
     bench.run(&format!("{run} --compare model judge")).fails(6, &["judge: is a reward model"]);

@@ -20,9 +20,10 @@
 //! input = "test.jsonl"
 //! ```
 //!
-//! `prepare` holds commands of this program that run once before the runs that need them, and
-//! `[measure]` the flags of `mapl eval` after every run. In all words `{out}` stands for the output
-//! folder and `{flag}` for the value of a varied flag.
+//! `prepare` holds commands of this program that run once before the runs that need them,
+//! `[measure]` the flags of `mapl eval` after every run, and `[ifeval]` those of `mapl ifeval`. In all
+//! words `{out}` stands for the output folder, `{flag}` for the value of a varied flag, and `{name}`
+//! for an input: `inputs = ["model"]` asks for `--set model=FOLDER`.
 
 use std::path::Path;
 
@@ -37,6 +38,9 @@ use crate::{Error, Result};
 #[serde(deny_unknown_fields)]
 struct SweepFile {
     method: String,
+    /// Names of values that the command line gives.
+    #[serde(default)]
+    inputs: Vec<String>,
     #[serde(default)]
     prepare: Vec<Vec<String>>,
     flags: Table,
@@ -45,6 +49,7 @@ struct SweepFile {
     #[serde(default)]
     variants: Vec<Variant>,
     measure: Option<Table>,
+    ifeval: Option<Table>,
 }
 
 /// A named set of flags. Its flags replace those of `[flags]`.
@@ -79,6 +84,8 @@ pub struct Point {
     pub prepare: Vec<Vec<String>>,
     /// Arguments of `eval` after the run, except the model.
     pub measure: Option<Vec<String>>,
+    /// Arguments of `ifeval` after the run, except the model.
+    pub ifeval: Option<Vec<String>>,
 }
 
 /// Name of the axis over variants.
@@ -91,13 +98,16 @@ const RESERVED_FLAGS: [&str; 6] =
     ["output-dir", "overwrite-output-dir", "resume-from-checkpoint", "quiet", "study-dir", "profile"];
 /// Flags of `[measure]` that the sweep sets itself.
 const RESERVED_MEASURE: [&str; 5] = ["model", "output", "json", "compare", "benchmark"];
+/// Flags of `[ifeval]` that the sweep sets itself.
+const RESERVED_IFEVAL: [&str; 6] = ["model", "output", "json", "compare", "responses", "save-responses"];
 
 /// Maximum number of runs of a sweep.
 const MAX_POINTS: usize = 1000;
 
 impl Grid {
-    /// Reads a file, with `out` as the output folder. [`Error::Data`] names the line of an error.
-    pub fn read(path: &Path, out: &Path) -> Result<Self> {
+    /// Reads a file, with `out` as the output folder and the given values of its inputs.
+    /// [`Error::Data`] names the line of an error.
+    pub fn read(path: &Path, out: &Path, given: &[(String, String)]) -> Result<Self> {
         let bytes = input::read_once(path, input::MAX_CONFIG).map_err(input::data_error(path))?;
         let wrong = |line: usize, why: String| Error::Data { file: path.to_owned(), line, id: None, why };
         let text = String::from_utf8(bytes).map_err(|_| wrong(0, "is not UTF-8 text".into()))?;
@@ -106,11 +116,12 @@ impl Grid {
             let needs = "a sweep needs method, [flags], and [vary] or [[variants]]";
             wrong(line, format!("{}; {needs}", e.message().trim()))
         })?;
-        Self::of(&file, &out.to_string_lossy()).map_err(|why| wrong(0, why))
+        file.check().map_err(|why| wrong(0, why))?;
+        check_given(&file.inputs, given)?;
+        Self::of(&file, &out.to_string_lossy(), given).map_err(|why| wrong(0, why))
     }
 
-    fn of(file: &SweepFile, out: &str) -> Result<Self, String> {
-        file.check()?;
+    fn of(file: &SweepFile, out: &str, given: &[(String, String)]) -> Result<Self, String> {
         let mut axes: Vec<(&str, &[Value])> = Vec::new();
         for (name, values) in &file.vary {
             let Some(values) = values.as_array().filter(|values| !values.is_empty()) else {
@@ -123,7 +134,7 @@ impl Grid {
         let Some(count) = count.filter(|&count| count <= MAX_POINTS) else {
             return Err(format!("the lists make more than {MAX_POINTS} runs; shorten them"));
         };
-        let points = (0..count).map(|index| file.point(&axes, index, out)).collect::<Result<_, _>>()?;
+        let points = (0..count).map(|index| file.point(&axes, index, out, given)).collect::<Result<_, _>>()?;
         let variant = (!file.variants.is_empty()).then(|| VARIANT.to_owned());
         let axes = variant.into_iter().chain(axes.iter().map(|axis| axis.0.to_owned())).collect();
         Ok(Self { method: file.method.clone(), axes, points })
@@ -160,10 +171,25 @@ impl SweepFile {
                 return Err(format!("{name}: the sweep sets this flag itself; leave it out"));
             }
         }
-        for name in self.measure.iter().flat_map(Table::keys) {
-            let name = name.replace('_', "-");
-            if RESERVED_MEASURE.contains(&name.as_str()) {
-                return Err(format!("[measure] {name}: the sweep sets this flag itself; leave it out"));
+        let tables = [("measure", &self.measure, &RESERVED_MEASURE[..]), ("ifeval", &self.ifeval, &RESERVED_IFEVAL)];
+        for (table, flags, reserved) in tables {
+            for name in flags.iter().flat_map(Table::keys) {
+                let name = name.replace('_', "-");
+                if reserved.contains(&name.as_str()) {
+                    return Err(format!("[{table}] {name}: the sweep sets this flag itself; leave it out"));
+                }
+            }
+        }
+        if self.ifeval.is_some() && self.method == "reward" {
+            return Err("[ifeval]: a reward model writes no responses; leave the table out".into());
+        }
+        for (at, name) in self.inputs.iter().enumerate() {
+            if !is_name(name) {
+                return Err(format!("inputs: {name:?} is not a name of lower-case letters, digits, - and _"));
+            }
+            let others = ["out", VARIANT].contains(&name.as_str()) || self.vary.contains_key(name);
+            if others || self.inputs[..at].contains(name) {
+                return Err(format!("inputs: the name {name} is taken; choose another"));
             }
         }
         if let Some(name) = self.vary.keys().find(|name| self.flags.contains_key(*name)) {
@@ -188,7 +214,13 @@ impl SweepFile {
     }
 
     /// Point `index` of the grid. The last axis changes fastest.
-    fn point(&self, axes: &[(&str, &[Value])], index: usize, out: &str) -> Result<Point, String> {
+    fn point(
+        &self,
+        axes: &[(&str, &[Value])],
+        index: usize,
+        out: &str,
+        given: &[(String, String)],
+    ) -> Result<Point, String> {
         let mut rest = index;
         let mut chosen: Vec<(&str, &Value)> = Vec::new();
         for (name, list) in axes.iter().rev() {
@@ -211,32 +243,57 @@ impl SweepFile {
         for (name, value) in &chosen {
             arguments.extend(words(name, value)?);
         }
-        let measure = match &self.measure {
-            None => None,
-            Some(flags) => {
-                let mut arguments = Vec::new();
-                for (name, value) in flags {
-                    arguments.extend(words(name, value)?);
-                }
-                Some(filled(&arguments, &places)?)
+        let values = places[1..].iter().map(|(_, value)| value.clone()).collect();
+        places.extend(given.iter().cloned());
+        let after = |flags: &Option<Table>| -> Result<Option<Vec<String>>, String> {
+            let Some(flags) = flags else { return Ok(None) };
+            let mut arguments = Vec::new();
+            for (name, value) in flags {
+                arguments.extend(words(name, value)?);
             }
+            filled(&arguments, &places).map(Some)
         };
         Ok(Point {
             name: format!("p{:03}", index + 1),
-            values: places[1..].iter().map(|(_, value)| value.clone()).collect(),
+            values,
             words: filled(&arguments, &places)?,
             prepare: self.prepare.iter().map(|command| filled(command, &places)).collect::<Result<_, _>>()?,
-            measure,
+            measure: after(&self.measure)?,
+            ifeval: after(&self.ifeval)?,
         })
+    }
+}
+
+/// True for a name that can stand in braces.
+fn is_name(text: &str) -> bool {
+    let rest = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
+    text.starts_with(|c: char| c.is_ascii_lowercase()) && text.chars().all(rest)
+}
+
+/// Refuses values that the file does not ask for, values given twice, and inputs without a value.
+fn check_given(inputs: &[String], given: &[(String, String)]) -> Result<()> {
+    for (at, (name, _)) in given.iter().enumerate() {
+        if !inputs.contains(name) {
+            let has =
+                if inputs.is_empty() { "it has none".to_owned() } else { format!("it has {}", inputs.join(", ")) };
+            return Err(Error::Usage(format!("--set {name}: the sweep's file has no such input; {has}")));
+        }
+        if given[..at].iter().any(|(other, _)| other == name) {
+            return Err(Error::Usage(format!("--set {name} is given twice; keep one")));
+        }
+    }
+    let missing: Vec<String> = (inputs.iter())
+        .filter(|name| given.iter().all(|(other, _)| other != *name))
+        .map(|name| format!("--set {name}=..."))
+        .collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Usage(format!("the sweep's file needs {}", missing.join(" ")))),
     }
 }
 
 /// Replaces `{name}` by the value of a place. Braces around other text, as in JSON, stay.
 fn filled(words: &[String], places: &[(String, String)]) -> Result<Vec<String>, String> {
-    let is_name = |text: &str| {
-        let rest = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
-        text.starts_with(|c: char| c.is_ascii_lowercase()) && text.chars().all(rest)
-    };
     let one = |word: &String| {
         let mut out = String::new();
         let mut rest = word.as_str();
@@ -294,10 +351,15 @@ mod tests {
     use super::*;
 
     fn grid(text: &str) -> Result<Grid, String> {
+        grid_with(text, &[])
+    }
+
+    fn grid_with(text: &str, given: &[(&str, &str)]) -> Result<Grid, String> {
+        let given: Vec<_> = given.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sweep.toml");
         std::fs::write(&path, text).unwrap();
-        Grid::read(&path, Path::new("grid")).map_err(|e| e.to_string())
+        Grid::read(&path, Path::new("grid"), &given).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -330,6 +392,34 @@ mod tests {
     }
 
     #[test]
+    fn inputs_are_filled_into_all_words() {
+        let text = "method = \"dpo\"\ninputs = [\"model\", \"rows\"]\nprepare = [[\"tokenizer\", \"--input={rows}\"]]\n\
+                    [flags]\nmodel = \"{model}\"\n[vary]\nseed = [7]\n[measure]\ninput = \"{rows}\"\n[ifeval]\n\
+                    input = \"{rows}\"\ngreedy = true\n";
+        let grid = grid_with(text, &[("rows", "a b"), ("model", "m")]).unwrap();
+        let point = &grid.points[0];
+        assert_eq!(
+            (&point.values[..], &point.words[..]),
+            (&["7".to_owned()][..], &["--model=m".into(), "--seed=7".into()][..])
+        );
+        assert_eq!(point.prepare, [["tokenizer", "--input=a b"]]);
+        assert_eq!(point.measure.as_deref(), Some(&["--input=a b".to_owned()][..]));
+        assert_eq!(point.ifeval.as_deref(), Some(&["--greedy".to_owned(), "--input=a b".into()][..]));
+        for (given, part) in [
+            (&[("model", "m")][..], "needs --set rows=..."),
+            (&[], "needs --set model=... --set rows=..."),
+            (
+                &[("model", "m"), ("rows", "r"), ("file", "f")],
+                "--set file: the sweep's file has no such input; it has model, rows",
+            ),
+            (&[("model", "m"), ("rows", "r"), ("model", "n")], "--set model is given twice"),
+        ] {
+            let error = grid_with(text, given).unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
     fn errors_name_their_line() {
         for (text, part) in [
             ("method = \"ppo\"\n[flags]\n[vary]\na = [1]", "one of sft, reward, dpo"),
@@ -350,6 +440,14 @@ mod tests {
             ("method = \"dpo\"\n[flags]\nb = \"{c}\"\n[vary]\na = [1]", "{c} is not one of out, a"),
             ("method = \"dpo\"\nprepare = [[]]\n[flags]\n[vary]\na = [1]", "prepare: []"),
             ("method = \"dpo\"\n[flags]\n[vary]\na = [1]\n[measure]\nmodel = \"m\"", "[measure] model: the sweep sets"),
+            (
+                "method = \"dpo\"\n[flags]\n[vary]\na = [1]\n[ifeval]\nresponses = \"m\"",
+                "[ifeval] responses: the sweep",
+            ),
+            ("method = \"reward\"\n[flags]\n[vary]\na = [1]\n[ifeval]\ninput = \"m\"", "a reward model writes no"),
+            ("method = \"dpo\"\ninputs = [\"A\"]\n[flags]\n[vary]\na = [1]", "\"A\" is not a name"),
+            ("method = \"dpo\"\ninputs = [\"a\"]\n[flags]\n[vary]\na = [1]", "the name a is taken"),
+            ("method = \"dpo\"\ninputs = [\"b\", \"b\"]\n[flags]\n[vary]\na = [1]", "the name b is taken"),
             (&format!("method = \"dpo\"\n[flags]\n[vary]\na = [{0}]\nb = [{0}]", "1, ".repeat(40)), "more than 1000"),
         ] {
             let error = grid(text).unwrap_err();

@@ -36,7 +36,7 @@ pub struct Outcome {
     pub peak_resident_mib: Option<f64>,
     /// FLOPs of the run at the mean of its measured steps, in units of 10^12.
     pub tflop: Option<f64>,
-    /// Accuracies of the evaluation after the run, by measure.
+    /// Accuracies of the evaluation after the run, by measure, and figures of its responses.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub accuracy: BTreeMap<String, f64>,
 }
@@ -66,8 +66,9 @@ impl Outcome {
         Self { point: point.name.clone(), values: point.values.clone(), error, ..Self::default() }
     }
 
-    /// Outcome of a run, read from its study and from its evaluation (null without one).
-    pub fn of(point: &Point, study: &Value, evaluation: &Value) -> Self {
+    /// Outcome of a run, read from its study, its evaluation and the verdicts on its responses (null
+    /// without them).
+    pub fn of(point: &Point, [study, evaluation, ifeval]: &[Value; 3]) -> Self {
         let number = |path: &str| study.pointer(path).and_then(Value::as_f64);
         let mib = |path: &str| number(path).map(|bytes| bytes / f64::from(1 << 20));
         let tflop_per_s = number("/summary/tflop_per_s");
@@ -92,13 +93,30 @@ impl Outcome {
             taken_mib: mib("/memory/taken"),
             peak_resident_mib: mib("/memory/peak_resident"),
             tflop: number("/summary/flops_per_step").map(|flops| all_steps * flops / 1e12),
-            accuracy: accuracies(evaluation),
+            accuracy: accuracies(evaluation).into_iter().chain(of_responses(ifeval)).collect(),
             ..Self::failed(point, String::new())
         }
     }
 }
 
-/// Accuracies of an evaluation: every measure, and its parts by functions held out of training.
+/// Figures of responses: name, and place in the JSON of `mapl ifeval`.
+const OF_RESPONSES: [(&str, &str); 6] = [
+    ("prompts strict", "/prompt/strict/accuracy"),
+    ("prompts loose", "/prompt/loose/accuracy"),
+    ("instructions strict", "/instruction/strict/accuracy"),
+    ("instructions loose", "/instruction/loose/accuracy"),
+    ("response tokens", "/response_tokens"),
+    ("responses ended", "/responses_ended"),
+];
+
+/// Figures of the responses of a policy.
+fn of_responses(ifeval: &Value) -> impl Iterator<Item = (String, f64)> {
+    let one = |(name, place): (&str, &str)| Some((name.to_owned(), ifeval.pointer(place)?.as_f64()?));
+    OF_RESPONSES.into_iter().filter_map(one)
+}
+
+/// Accuracies of an evaluation: every measure, its parts by functions held out of training, and that
+/// of pairs by the longer response.
 fn accuracies(evaluation: &Value) -> BTreeMap<String, f64> {
     let mut found = BTreeMap::new();
     for quantity in Quantity::ALL {
@@ -106,10 +124,12 @@ fn accuracies(evaluation: &Value) -> BTreeMap<String, f64> {
         if let Some(value) = evaluation[name]["accuracy"].as_f64() {
             found.insert(name.to_owned(), value);
         }
-        let parts = evaluation[By::Holdout.name()][name].as_object();
-        for (label, part) in parts.into_iter().flatten() {
-            if let Some(value) = part["accuracy"].as_f64() {
-                found.insert(format!("{name}, {}", By::Holdout.title(label)), value);
+        for by in [By::Holdout, By::Length] {
+            let parts = evaluation[by.name()][name].as_object();
+            for (label, part) in parts.into_iter().flatten() {
+                if let Some(value) = part["accuracy"].as_f64() {
+                    found.insert(format!("{name}, {}", by.title(label)), value);
+                }
             }
         }
     }
@@ -124,7 +144,9 @@ pub fn accuracy_names(outcomes: &[Outcome]) -> Vec<String> {
         let part = format!("{name}, ");
         all.iter().filter(|found| ***found == name || found.starts_with(&part)).map(|found| (*found).clone()).collect()
     };
-    Quantity::ALL.iter().flat_map(|quantity| -> Vec<String> { of(quantity) }).collect()
+    let measures = Quantity::ALL.iter().flat_map(|quantity| -> Vec<String> { of(quantity) });
+    let responses = OF_RESPONSES.iter().map(|(name, _)| (*name).to_owned()).filter(|name| all.contains(name));
+    measures.chain(responses).collect()
 }
 
 /// Rows as CSV: point, varied flags, error, values.
@@ -147,18 +169,23 @@ pub fn csv(grid: &Grid, outcomes: &[Outcome]) -> Result<Vec<u8>> {
 
 /// All commands of a point, as they are recorded in its folder.
 pub fn commands(point: &Point, words: &[String]) -> Value {
-    match (point.prepare.is_empty(), &point.measure) {
-        (true, None) => json!(words),
-        (_, measure) => json!({ "prepare": point.prepare, "train": words, "measure": measure }),
+    match (point.prepare.is_empty(), &point.measure, &point.ifeval) {
+        (true, None, None) => json!(words),
+        (_, measure, None) => json!({ "prepare": point.prepare, "train": words, "measure": measure }),
+        (_, measure, ifeval) => {
+            json!({ "prepare": point.prepare, "train": words, "measure": measure, "ifeval": ifeval })
+        }
     }
 }
 
-/// Finished study and evaluation of an earlier sweep in `folder`, if the same commands made them.
-pub fn finished_study(folder: &Path, commands: &Value, is_measured: bool) -> Option<[Value; 2]> {
+/// Finished study, evaluation and verdicts on responses of an earlier sweep in `folder`, if the
+/// commands of this point made them.
+pub fn finished_study(folder: &Path, commands: &Value, point: &Point) -> Option<[Value; 3]> {
     let read = |name: &str| -> Option<Value> {
         serde_json::from_slice(&input::read(&folder.join(name), input::MAX_RECORD).ok()?).ok()
     };
     let study = read("study.json").filter(|study| study["outcome"] == "finished")?;
-    let evaluation = if is_measured { read("eval.json")? } else { Value::Null };
-    (read("command.json")? == *commands).then_some([study, evaluation])
+    let evaluation = if point.measure.is_some() { read("eval.json")? } else { Value::Null };
+    let ifeval = if point.ifeval.is_some() { read("ifeval.json")? } else { Value::Null };
+    (read("command.json")? == *commands).then_some([study, evaluation, ifeval])
 }

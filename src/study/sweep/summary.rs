@@ -166,6 +166,7 @@ mod tests {
             words: vec![],
             prepare: vec![],
             measure: None,
+            ifeval: None,
         };
         let grid = Grid {
             method: "reward".into(),
