@@ -278,6 +278,29 @@ struct Window {
     }
 };
 
+/// Factors of scores: their scale, and a soft cap c, which makes s to c tanh(s / c), or 0 for none.
+struct ScoreForm {
+    float scale, softcap;
+
+    /// Scaled and capped score in base 2, for exp2f.
+    DEVICE float base2(float product) const {
+        if (softcap == 0.0f) {
+            return product * (scale * LOG2_E);
+        }
+        return softcap * LOG2_E * tanhf(product * (scale / softcap));
+    }
+    /// As `base2`; `slope` receives the slope of the cap.
+    DEVICE float base2(float product, float& slope) const {
+        if (softcap == 0.0f) {
+            slope = 1.0f;
+            return product * (scale * LOG2_E);
+        }
+        float t = tanhf(product * (scale / softcap));
+        slope = 1.0f - t * t;
+        return softcap * LOG2_E * t;
+    }
+};
+
 /// Traverses the positions of a path below `length` in tiles of Layout::ROWS keys, from the tile with
 /// position `first` on: calls use(first position, keys, values) with the tiles in shared memory. `stages` holds STAGES pairs
 /// of tiles, `index` the rows of two tiles. Hazard: the caller must have passed a barrier since

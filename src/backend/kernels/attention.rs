@@ -109,6 +109,11 @@ pub(super) fn window(window: Option<usize>) -> Result<i32> {
     window.map_or(Ok(i32::MAX), int)
 }
 
+/// A soft cap as the kernels take it: 0 for none.
+pub(super) fn softcap(softcap: Option<f64>) -> f32 {
+    softcap.map_or(0.0, |cap| cap as f32)
+}
+
 /// Builds the work list: the tiles of all segments, by depth.
 fn plan<D: Device, A: Element>(
     k: &Kernels<D, A>,
@@ -150,6 +155,7 @@ pub(super) fn attention_fwd<D: Device, A: Element>(
         kv_heads: int(d.kv_heads)?,
         head_dim: int(d.head_dim)?,
         scale: d.scale as f32,
+        softcap: softcap(d.softcap),
         window: window(d.window)?,
     }
     .launch(&k.device, shape.head, blocks(k, shape.tiles(&d) * d.heads), shape.forward_bytes())
@@ -199,6 +205,7 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
         kv_heads: int(d.kv_heads)?,
         head_dim: int(d.head_dim)?,
         scale: d.scale as f32,
+        softcap: softcap(d.softcap),
         window: window(d.window)?,
     }
     .launch(
@@ -224,6 +231,7 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
         kv_heads: int(d.kv_heads)?,
         head_dim: int(d.head_dim)?,
         scale: d.scale as f32,
+        softcap: softcap(d.softcap),
         window: window(d.window)?,
     }
     .launch(
