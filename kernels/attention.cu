@@ -227,7 +227,8 @@ KERNELS(128, attention_fwd, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD: 2
     const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
     T* o,                         // (tokens, heads, head_dim)
     float* lse,                   // (heads, tokens)
-    int tokens, int heads, int kv_heads, int head_dim, float scale, float softcap, int window) {
+    int tokens, int heads, int kv_heads, int head_dim, float scale, float softcap,
+    float inverse_softcap, int window) {
     attention_fwd<T, HEAD>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
-                           tokens, {scale, softcap}, {window});
+                           tokens, {scale, softcap, inverse_softcap}, {window});
 }

@@ -278,26 +278,26 @@ struct Window {
     }
 };
 
-/// Factors of scores: their scale, and a soft cap c, which makes s to c tanh(s / c), or 0 for none.
+/// Scale of scores, and a soft cap c, which makes s to c tanh(s / c). The kernels have the cap in base 2,
+/// log2(e) c, or 0 for none, and its inverse: parameters take no registers, unlike products of them.
 struct ScoreForm {
-    float scale, softcap;
+    float scale, softcap, inverse;
 
     /// Scaled and capped score in base 2, for exp2f.
     DEVICE float base2(float product) const {
-        if (softcap == 0.0f) {
-            return product * (scale * LOG2_E);
-        }
-        return softcap * LOG2_E * tanhf(product * (scale / softcap));
+        float score = product * (scale * LOG2_E);
+        return softcap == 0.0f ? score : softcap * tanhf(score * inverse);
     }
     /// As `base2`; `slope` receives the slope of the cap.
     DEVICE float base2(float product, float& slope) const {
-        if (softcap == 0.0f) {
-            slope = 1.0f;
-            return product * (scale * LOG2_E);
+        float score = product * (scale * LOG2_E);
+        slope = 1.0f;
+        if (softcap != 0.0f) {
+            float t = tanhf(score * inverse);
+            slope = 1.0f - t * t;
+            score = softcap * t;
         }
-        float t = tanhf(product * (scale / softcap));
-        slope = 1.0f - t * t;
-        return softcap * LOG2_E * t;
+        return score;
     }
 };
 

@@ -358,9 +358,10 @@ KERNELS(128, attention_bwd_q, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD:
     const int* ancestors,         // (ancestors)
     const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
     T* dqkv,                      // (tokens, heads + 2 kv_heads, head_dim)
-    int tokens, int heads, int kv_heads, int head_dim, float scale, float softcap, int window) {
+    int tokens, int heads, int kv_heads, int head_dim, float scale, float softcap,
+    float inverse_softcap, int window) {
     attention_bwd_q<T, HEAD>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                              {starts, ancestor_offsets, ancestors}, {work}, tokens, {scale, softcap}, {window}}, dqkv);
+                              {starts, ancestor_offsets, ancestors}, {work}, tokens, {scale, softcap, inverse_softcap}, {window}}, dqkv);
 }
 
 template <class T, int HEAD>
@@ -375,7 +376,8 @@ KERNELS(128, attention_bwd_kv, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD
     const int* trees,             // (tree_count + 1)
     const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
     T* dqkv,                      // (tokens, heads + 2 kv_heads, head_dim)
-    int tokens, int tree_count, int heads, int kv_heads, int head_dim, float scale, float softcap, int window) {
+    int tokens, int tree_count, int heads, int kv_heads, int head_dim, float scale, float softcap,
+    float inverse_softcap, int window) {
     attention_bwd_kv<T, HEAD>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, {scale, softcap}, {window}}, trees, tree_count, dqkv);
+                               {starts, ancestor_offsets, ancestors}, {work}, tokens, {scale, softcap, inverse_softcap}, {window}}, trees, tree_count, dqkv);
 }

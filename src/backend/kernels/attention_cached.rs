@@ -63,7 +63,8 @@ pub(super) fn attention_cached_fwd<D: Device, A: Element>(
             head_dim,
             splits: int(splits)?,
             scale: d.scale as f32,
-            softcap: softcap(d.softcap),
+            softcap: softcap(d.softcap)[0],
+            inverse_softcap: softcap(d.softcap)[1],
             window,
         }
         .launch(&k.device, head, k.row_blocks(items, launch::AttentionCachedPart::<A>::WARPS), 0)?;

@@ -1,7 +1,6 @@
 //! The vocabulary head (`kernels/head.cu`), in slices of the vocabulary in the forward and in
 //! chunks in the backward; and log-probabilities of stored logits (`kernels/head_logits.cu`).
 
-use super::attention::softcap;
 use super::device::{ConstPtr, Device, Element, MutPtr};
 use super::launchers::{self as launch, HEAD_SLICE_TILES};
 use super::linear::{blocks, shared_bytes, tile};
@@ -40,7 +39,7 @@ pub(super) fn head_logprob_fwd<D: Device, A: Element>(
         hidden_size: int(d.hidden)?,
         vocab: int(d.vocab)?,
         rows: int(d.rows)?,
-        softcap: softcap(d.softcap),
+        softcap: d.softcap.map_or(0.0, |cap| cap as f32),
     }
     .launch(&k.device, blocks(k, d.rows, slices * tile::<A>()), shared_bytes::<A>())?;
     launch::HeadLogprobJoin {
@@ -93,7 +92,7 @@ pub(super) fn head_logprob_bwd<D: Device, A: Element>(
             first: first_column,
             width: int(width)?,
             stride: row_stride,
-            softcap: softcap(d.softcap),
+            softcap: d.softcap.map_or(0.0, |cap| cap as f32),
         }
         .launch(&k.device, blocks(k, d.rows, width), shared_bytes::<A>())?;
         launch::HeadDrows::<A> {
