@@ -4,8 +4,8 @@
 const MISSING: &[(&[&str], &str)] = &[
     (
         &["gemma3"],
-        "images next to text; its language model alone has the type gemma3_text, and \
-         Gemma3ForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) of transformers writes it",
+        "images next to text; its language model alone has the type gemma3_text, and docs/checkpoints.md has the lines of \
+         Python that save it",
     ),
     (&["gemma3n", "gemma3n_text"], "embeddings of each layer, several residual streams and shared keys and values"),
     (

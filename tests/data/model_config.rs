@@ -89,7 +89,7 @@ fn every_refusal_names_key_value_and_allowed_values() {
         (qwen2(json!({"model_type": "mixtral"})), &["\"mixtral\"", "mixture of experts", "llama, qwen2"]),
         (
             qwen2(json!({"model_type": "gemma3"})),
-            &["\"gemma3\"", "images", "gemma3_text", "Gemma3ForCausalLM", "llama, qwen2"],
+            &["\"gemma3\"", "images", "gemma3_text", "docs/checkpoints.md", "llama, qwen2"],
         ),
         (
             qwen2(json!({"model_type": "gemma3n_text"})),
