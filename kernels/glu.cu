@@ -26,8 +26,8 @@ DEVICE bool is_known(Gate gate) {
 }
 
 /// act = silu(gate) up, or gelu(gate) up.
-template <bool VECTORISED, class T>
-DEVICE void glu_fwd_rows(const T* gate_up, T* act, int tokens, int intermediate, Gate kind) {
+template <bool VECTORISED, bool GELU, class T>
+DEVICE void glu_fwd_rows(const T* gate_up, T* act, int tokens, int intermediate, bool tanh_form) {
     constexpr int N = VEC_ELEMENTS<T>;
     for (long long token = blockIdx.x; token < tokens; token += gridDim.x) {
         const T* gates = gate_up + token * 2 * intermediate;
@@ -39,8 +39,7 @@ DEVICE void glu_fwd_rows(const T* gate_up, T* act, int tokens, int intermediate,
             load_elements(up, gates + intermediate + i, valid, VECTORISED);
 #pragma unroll
             for (int j = 0; j < N; ++j) {
-                gate[j] = kind == SILU ? glu_value(gate[j], up[j])
-                                       : gate[j] * gelu_cumulative(gate[j], kind == GELU_TANH) * up[j];
+                gate[j] = GELU ? gate[j] * gelu_cumulative(gate[j], tanh_form) * up[j] : glu_value(gate[j], up[j]);
             }
             store_elements(to + i, gate, valid, VECTORISED);
         }
@@ -54,16 +53,21 @@ KERNELS(128, glu_fwd, FOR(T: f32 bf16))(const T* gate_up,  // (tokens, 2 interme
     if (!is_known(gate)) {
         trap("glu_fwd: an unknown activation");
     }
-    if (vec_aligned(gate_up, intermediate) && vec_aligned(act, intermediate)) {
-        glu_fwd_rows<true>(gate_up, act, tokens, intermediate, gate);
+    bool vectorised = vec_aligned(gate_up, intermediate) && vec_aligned(act, intermediate);
+    if (gate != SILU && vectorised) {
+        glu_fwd_rows<true, true>(gate_up, act, tokens, intermediate, gate == GELU_TANH);
+    } else if (gate != SILU) {
+        glu_fwd_rows<false, true>(gate_up, act, tokens, intermediate, gate == GELU_TANH);
+    } else if (vectorised) {
+        glu_fwd_rows<true, false>(gate_up, act, tokens, intermediate, false);
     } else {
-        glu_fwd_rows<false>(gate_up, act, tokens, intermediate, gate);
+        glu_fwd_rows<false, false>(gate_up, act, tokens, intermediate, false);
     }
 }
 
 /// dgate and dup from dact, gate and up.
-template <bool VECTORISED, class T>
-DEVICE void glu_bwd_rows(const T* dact, const T* gate_up, T* dgate_up, int tokens, int intermediate, Gate kind) {
+template <bool VECTORISED, bool GELU, class T>
+DEVICE void glu_bwd_rows(const T* dact, const T* gate_up, T* dgate_up, int tokens, int intermediate, bool tanh_form) {
     constexpr int N = VEC_ELEMENTS<T>;
     for (long long token = blockIdx.x; token < tokens; token += gridDim.x) {
         const T* gates = gate_up + token * 2 * intermediate;
@@ -77,12 +81,12 @@ DEVICE void glu_bwd_rows(const T* dact, const T* gate_up, T* dgate_up, int token
             load_elements(d, from + i, valid, VECTORISED);
 #pragma unroll
             for (int j = 0; j < N; ++j) {
-                if (kind == SILU) {
-                    glu_gradient(d[j], gate[j], up[j]);
-                } else {
-                    float dgate = d[j] * up[j] * gelu_slope(gate[j], kind == GELU_TANH);
-                    up[j] = d[j] * (gate[j] * gelu_cumulative(gate[j], kind == GELU_TANH));
+                if (GELU) {
+                    float dgate = d[j] * up[j] * gelu_slope(gate[j], tanh_form);
+                    up[j] = d[j] * (gate[j] * gelu_cumulative(gate[j], tanh_form));
                     gate[j] = dgate;
+                } else {
+                    glu_gradient(d[j], gate[j], up[j]);
                 }
             }
             store_elements(to + i, gate, valid, VECTORISED);
@@ -99,10 +103,16 @@ KERNELS(128, glu_bwd, FOR(T: f32 bf16))(const T* dact,     // (tokens, intermedi
     if (!is_known(gate)) {
         trap("glu_bwd: an unknown activation");
     }
-    if (vec_aligned(gate_up, intermediate) && vec_aligned(dact, intermediate) && vec_aligned(dgate_up, intermediate)) {
-        glu_bwd_rows<true>(dact, gate_up, dgate_up, tokens, intermediate, gate);
+    bool vectorised =
+        vec_aligned(gate_up, intermediate) && vec_aligned(dact, intermediate) && vec_aligned(dgate_up, intermediate);
+    if (gate != SILU && vectorised) {
+        glu_bwd_rows<true, true>(dact, gate_up, dgate_up, tokens, intermediate, gate == GELU_TANH);
+    } else if (gate != SILU) {
+        glu_bwd_rows<false, true>(dact, gate_up, dgate_up, tokens, intermediate, gate == GELU_TANH);
+    } else if (vectorised) {
+        glu_bwd_rows<true, false>(dact, gate_up, dgate_up, tokens, intermediate, false);
     } else {
-        glu_bwd_rows<false>(dact, gate_up, dgate_up, tokens, intermediate, gate);
+        glu_bwd_rows<false, false>(dact, gate_up, dgate_up, tokens, intermediate, false);
     }
 }
 
