@@ -5,7 +5,7 @@
 //   for each work item (tile of 64 queries of a segment, head), by stride over blocks:
 //     load Q; m = -inf, l = 0, O = 0
 //     for each tile of keys and values on the path, in the window of a query, up to the last query:
-//       S = scale log2(e) Q Kᵀ, masked causally and by the window
+//       S = scale log2(e) Q Kᵀ, soft-capped on request, masked causally and by the window
 //       m' = max(m, rowmax S); P = 2^(S - m'); r = 2^(m - m')
 //       l = r l + rowsum P; O = r O + P V; m = m'
 //     o = O / l; lse = ln 2 (m + log2 l)
@@ -129,7 +129,7 @@ struct OnlineSoftmax {
 
 template <class T, int HEAD>
 DEVICE void attention_fwd(const FusedQkv<T>& fused, const Segments& segments, const WorkList& work, T* o, float* lse,
-                          int tokens, float scale, const Window& window) {
+                          int tokens, const ScoreForm& form, const Window& window) {
     using F = Forward<T, HEAD>;
     constexpr int ROWS = F::ROWS, KEYS = F::KEYS, THREADS = F::THREADS;
     using Scores = WarpTile<KEYS>;
@@ -166,7 +166,7 @@ DEVICE void attention_fwd(const FusedQkv<T>& fused, const Segments& segments, co
                 for (int j = 0; j < Scores::FRAGMENTS_N; ++j) {
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
-                        scores.acc[0][j].value[e] *= scale * LOG2_E;
+                        scores.acc[0][j].value[e] = form.base2(scores.acc[0][j].value[e]);
                     }
                 }
                 // Some row does not see some key.
@@ -227,7 +227,8 @@ KERNELS(128, attention_fwd, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD: 2
     const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
     T* o,                         // (tokens, heads, head_dim)
     float* lse,                   // (heads, tokens)
-    int tokens, int heads, int kv_heads, int head_dim, float scale, int window) {
+    int tokens, int heads, int kv_heads, int head_dim, float scale, float softcap,
+    float inverse_softcap, int window) {
     attention_fwd<T, HEAD>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
-                           tokens, scale, {window});
+                           tokens, {scale, softcap, inverse_softcap}, {window});
 }

@@ -278,6 +278,29 @@ struct Window {
     }
 };
 
+/// Scale of scores, and a soft cap c, which makes s to c tanh(s / c). The kernels have the cap in base 2,
+/// log2(e) c, or 0 for none, and its inverse: parameters take no registers, unlike products of them.
+struct ScoreForm {
+    float scale, softcap, inverse;
+
+    /// Scaled and capped score in base 2, for exp2f.
+    DEVICE float base2(float product) const {
+        float score = product * (scale * LOG2_E);
+        return softcap == 0.0f ? score : softcap * tanhf(score * inverse);
+    }
+    /// As `base2`; `slope` receives the slope of the cap.
+    DEVICE float base2(float product, float& slope) const {
+        float score = product * (scale * LOG2_E);
+        slope = 1.0f;
+        if (softcap != 0.0f) {
+            float t = tanhf(score * inverse);
+            slope = 1.0f - t * t;
+            score = softcap * t;
+        }
+        return score;
+    }
+};
+
 /// Traverses the positions of a path below `length` in tiles of Layout::ROWS keys, from the tile with
 /// position `first` on: calls use(first position, keys, values) with the tiles in shared memory. `stages` holds STAGES pairs
 /// of tiles, `index` the rows of two tiles. Hazard: the caller must have passed a barrier since

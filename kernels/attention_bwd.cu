@@ -3,7 +3,8 @@
 //   attention_bwd_delta: delta = do · o per row and head
 //   attention_bwd_q, for each work item (tile of queries, head):
 //     for each tile of keys on the path, in the window of a query:
-//       P = exp(scale q kᵀ - lse); dS = P (do vᵀ - delta); dq += dS k
+//       S = scale q kᵀ, soft-capped on request; P = exp(S - lse)
+//       dS = P (do vᵀ - delta), times the slope of the cap; dq += dS k
 //     dq *= scale
 //   attention_bwd_kv, for each work item (tile of keys, key-value head):
 //     for each tile of queries that see the keys, each head of the group:
@@ -100,7 +101,7 @@ struct BackwardInputs {
     Segments segments;
     WorkList work;
     int tokens;
-    float scale;
+    ScoreForm form;
     Window window;
 
     /// `rows` rows of do of one head.
@@ -112,10 +113,13 @@ struct BackwardInputs {
 };
 
 /// Replaces a score by P and dP by dS.
-DEVICE void softmax_backward(float& score, float& dp, bool seen, float factor, float lse, float delta) {
-    float p = seen ? exp2f(score * factor - lse) : 0.0f;
+DEVICE void softmax_backward(float& score, float& dp, bool seen, const ScoreForm& form, float lse, float delta) {
+    float slope = 1.0f, p = seen ? exp2f(form.base2(score, slope) - lse) : 0.0f;
     score = p;
     dp = p * (dp - delta);
+    if (form.softcap != 0.0f) {
+        dp *= slope;
+    }
 }
 
 template <class T, int HEAD>
@@ -169,7 +173,7 @@ DEVICE void attention_bwd_q(const BackwardInputs<T>& in, T* dqkv) {
                     for (int e = 0; e < 4; ++e) {
                         bool seen = unmasked || in.window.sees(position + Scores::row_of(0, e / 2) -
                                                                (begin + Scores::column_of(j, e % 2)));
-                        softmax_backward(p.acc[0][j].value[e], ds.acc[0][j].value[e], seen, in.scale * LOG2_E,
+                        softmax_backward(p.acc[0][j].value[e], ds.acc[0][j].value[e], seen, in.form,
                                          lse[e / 2], delta[e / 2]);
                     }
                 }
@@ -179,7 +183,7 @@ DEVICE void attention_bwd_q(const BackwardInputs<T>& in, T* dqkv) {
             long long stride = in.fused.stride();
             int head_dim = in.fused.head_dim;
             dq.store(dqkv + first * stride + 1LL * head * head_dim + part * PART, stride, rows, head_dim - part * PART,
-                     [&](int) { return in.scale; });
+                     [&](int) { return in.form.scale; });
         }
     }
 }
@@ -318,7 +322,7 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int 
                     for (int e = 0; e < 4; ++e) {
                         int query = Scores::column_of(j, e % 2);
                         bool seen = in.window.sees(ahead + query - Scores::row_of(0, e / 2));
-                        softmax_backward(p.acc[0][j].value[e], ds.acc[0][j].value[e], seen, in.scale * LOG2_E,
+                        softmax_backward(p.acc[0][j].value[e], ds.acc[0][j].value[e], seen, in.form,
                                          row_stats[query] * LOG2_E, row_stats[QUERIES + query]);
                     }
                 }
@@ -336,7 +340,7 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int 
             int head_dim = in.fused.head_dim, columns = head_dim - part * PART;
             T* row = dqkv + first * stride + part * PART;
             dk.store(row + 1LL * (in.fused.heads + kv_head) * head_dim, stride, rows, columns,
-                     [&](int) { return in.scale; });
+                     [&](int) { return in.form.scale; });
             dv.store(row + 1LL * (in.fused.heads + kv_heads + kv_head) * head_dim, stride, rows, columns,
                      [&](int) { return 1.0f; });
         }
@@ -354,9 +358,10 @@ KERNELS(128, attention_bwd_q, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD:
     const int* ancestors,         // (ancestors)
     const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
     T* dqkv,                      // (tokens, heads + 2 kv_heads, head_dim)
-    int tokens, int heads, int kv_heads, int head_dim, float scale, int window) {
+    int tokens, int heads, int kv_heads, int head_dim, float scale, float softcap,
+    float inverse_softcap, int window) {
     attention_bwd_q<T, HEAD>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                              {starts, ancestor_offsets, ancestors}, {work}, tokens, scale, {window}}, dqkv);
+                              {starts, ancestor_offsets, ancestors}, {work}, tokens, {scale, softcap, inverse_softcap}, {window}}, dqkv);
 }
 
 template <class T, int HEAD>
@@ -371,7 +376,8 @@ KERNELS(128, attention_bwd_kv, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD
     const int* trees,             // (tree_count + 1)
     const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
     T* dqkv,                      // (tokens, heads + 2 kv_heads, head_dim)
-    int tokens, int tree_count, int heads, int kv_heads, int head_dim, float scale, int window) {
+    int tokens, int tree_count, int heads, int kv_heads, int head_dim, float scale, float softcap,
+    float inverse_softcap, int window) {
     attention_bwd_kv<T, HEAD>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                               {starts, ancestor_offsets, ancestors}, {work}, tokens, scale, {window}}, trees, tree_count, dqkv);
+                               {starts, ancestor_offsets, ancestors}, {work}, tokens, {scale, softcap, inverse_softcap}, {window}}, trees, tree_count, dqkv);
 }

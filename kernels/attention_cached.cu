@@ -6,7 +6,7 @@
 //   attention_cached_part    for each (new token, key-value head, 4 of its query heads, split of the keys):
 //     m = -inf, l = 0, O = 0
 //     for each 32 keys of the split of which the token sees some:
-//       s = scale log2(e) q · k              one key per lane
+//       s = scale log2(e) q · k, soft-capped on request (attention.cuh); one key per lane
 //       m' = max(m, max s); p = 2^(s - m'); r = 2^(m - m')
 //       l = r l + p; O = r O + sum of p v    one column in 32 per lane
 //     part = (m, sum of l, O)
@@ -90,7 +90,7 @@ KERNELS(128, attention_cached_store, FOR(T: f32 bf16))(const T* qkv,      // (to
 template <class T, int HEAD>
 DEVICE void attention_cached_part(const T* qkv, const T* cache, const CachedPaths& paths, float* parts, int first,
                                   int tokens, int heads, int kv_heads, int head_dim, int splits, float scale,
-                                  int window) {
+                                  float softcap, float inverse_softcap, int window) {
     constexpr int N = VEC_ELEMENTS<T>, G = CACHED_QUERIES, COLUMNS = HEAD / WARP;
     int group = heads / kv_heads, chunks = ceil_div(group, G), lane = lane_index();
     long long fused = (long long)(heads + 2 * kv_heads) * head_dim, width = 2LL * kv_heads * head_dim;
@@ -142,7 +142,9 @@ DEVICE void attention_cached_part(const T* qkv, const T* cache, const CachedPath
             }
 #pragma unroll
             for (int g = 0; g < G; ++g) {
-                float s = seen ? score[g] * (scale * LOG2_E) : -INFINITY;
+                float scaled = score[g] * (scale * LOG2_E);
+                scaled = softcap == 0.0f ? scaled : softcap * tanhf(scaled * inverse_softcap);
+                float s = seen ? scaled : -INFINITY;
                 float next = fmaxf(top[g], reduce_warp(s, Max{}));
                 // While all scores are -inf, use 0: -inf - -inf would be NaN.
                 float base = next == -INFINITY ? 0.0f : next, rescale = exp2f(top[g] - base);
@@ -202,9 +204,10 @@ KERNELS(128, attention_cached_part, FOR(HEAD: 64 128 256; T: f32 bf16))(
     const int* span_offsets,  // (sequences + 1)
     const int* spans,         // (spans, 2)
     float* parts,             // (tokens, heads, splits, 2 + head_dim): maximum, sum, columns
-    int sequences, int first, int tokens, int heads, int kv_heads, int head_dim, int splits, float scale, int window) {
+    int sequences, int first, int tokens, int heads, int kv_heads, int head_dim, int splits, float scale,
+    float softcap, float inverse_softcap, int window) {
     attention_cached_part<T, HEAD>(qkv, cache, {starts, span_offsets, spans, sequences}, parts, first, tokens, heads,
-                                   kv_heads, head_dim, splits, scale, window);
+                                   kv_heads, head_dim, splits, scale, softcap, inverse_softcap, window);
 }
 
 /// Joins the parts of each token and head; a warp takes one.

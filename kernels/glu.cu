@@ -1,6 +1,7 @@
-// The gated activation (SwiGLU, arXiv 2002.05202), alone and in the epilogue of the GEMMs around it:
+// The gated activations SwiGLU and GeGLU (arXiv 2002.05202), alone, and SwiGLU in the epilogue of the
+// GEMMs around it:
 //
-//   glu_fwd         act = silu(gate) up
+//   glu_fwd         act = silu(gate) up, or gelu(gate) up
 //   glu_bwd         dgate, dup from dact, gate, up (glu.cuh)
 //   linear_glu_fwd  gate_up = x weightᵀ; epilogue: act = silu(gate) up
 //   linear_glu_bwd  dact = dy weight; epilogue: dgate, dup from dact, gate, up
@@ -10,15 +11,23 @@
 // bytes are accessed element by element. The results have the same bits as the GEMM followed by the
 // activation.
 #include "common.cuh"
+#include "gelu.cuh"
 #include "glu.cuh"
 #include "linear.cuh"
 #include "rows.cuh"
 
 constexpr int GLU_THREADS = 128;
 
-/// act = silu(gate) up.
-template <bool VECTORISED, class T>
-DEVICE void glu_fwd_rows(const T* gate_up, T* act, int tokens, int intermediate) {
+/// Activation of the gate.
+EXPORT enum Gate : int { SILU, GELU_ERF, GELU_TANH };
+
+DEVICE bool is_known(Gate gate) {
+    return gate == SILU || gate == GELU_ERF || gate == GELU_TANH;
+}
+
+/// act = silu(gate) up, or gelu(gate) up.
+template <bool VECTORISED, bool GELU, class T>
+DEVICE void glu_fwd_rows(const T* gate_up, T* act, int tokens, int intermediate, bool tanh_form) {
     constexpr int N = VEC_ELEMENTS<T>;
     for (long long token = blockIdx.x; token < tokens; token += gridDim.x) {
         const T* gates = gate_up + token * 2 * intermediate;
@@ -30,7 +39,7 @@ DEVICE void glu_fwd_rows(const T* gate_up, T* act, int tokens, int intermediate)
             load_elements(up, gates + intermediate + i, valid, VECTORISED);
 #pragma unroll
             for (int j = 0; j < N; ++j) {
-                gate[j] = glu_value(gate[j], up[j]);
+                gate[j] = GELU ? gate[j] * gelu_cumulative(gate[j], tanh_form) * up[j] : glu_value(gate[j], up[j]);
             }
             store_elements(to + i, gate, valid, VECTORISED);
         }
@@ -40,17 +49,25 @@ DEVICE void glu_fwd_rows(const T* gate_up, T* act, int tokens, int intermediate)
 template <class T>
 KERNELS(128, glu_fwd, FOR(T: f32 bf16))(const T* gate_up,  // (tokens, 2 intermediate): gate, then up
                                         T* act,            // (tokens, intermediate)
-                                        int tokens, int intermediate) {
-    if (vec_aligned(gate_up, intermediate) && vec_aligned(act, intermediate)) {
-        glu_fwd_rows<true>(gate_up, act, tokens, intermediate);
+                                        int tokens, int intermediate, Gate gate) {
+    if (!is_known(gate)) {
+        trap("glu_fwd: an unknown activation");
+    }
+    bool vectorised = vec_aligned(gate_up, intermediate) && vec_aligned(act, intermediate);
+    if (gate != SILU && vectorised) {
+        glu_fwd_rows<true, true>(gate_up, act, tokens, intermediate, gate == GELU_TANH);
+    } else if (gate != SILU) {
+        glu_fwd_rows<false, true>(gate_up, act, tokens, intermediate, gate == GELU_TANH);
+    } else if (vectorised) {
+        glu_fwd_rows<true, false>(gate_up, act, tokens, intermediate, false);
     } else {
-        glu_fwd_rows<false>(gate_up, act, tokens, intermediate);
+        glu_fwd_rows<false, false>(gate_up, act, tokens, intermediate, false);
     }
 }
 
 /// dgate and dup from dact, gate and up.
-template <bool VECTORISED, class T>
-DEVICE void glu_bwd_rows(const T* dact, const T* gate_up, T* dgate_up, int tokens, int intermediate) {
+template <bool VECTORISED, bool GELU, class T>
+DEVICE void glu_bwd_rows(const T* dact, const T* gate_up, T* dgate_up, int tokens, int intermediate, bool tanh_form) {
     constexpr int N = VEC_ELEMENTS<T>;
     for (long long token = blockIdx.x; token < tokens; token += gridDim.x) {
         const T* gates = gate_up + token * 2 * intermediate;
@@ -64,7 +81,13 @@ DEVICE void glu_bwd_rows(const T* dact, const T* gate_up, T* dgate_up, int token
             load_elements(d, from + i, valid, VECTORISED);
 #pragma unroll
             for (int j = 0; j < N; ++j) {
-                glu_gradient(d[j], gate[j], up[j]);
+                if (GELU) {
+                    float dgate = d[j] * up[j] * gelu_slope(gate[j], tanh_form);
+                    up[j] = d[j] * (gate[j] * gelu_cumulative(gate[j], tanh_form));
+                    gate[j] = dgate;
+                } else {
+                    glu_gradient(d[j], gate[j], up[j]);
+                }
             }
             store_elements(to + i, gate, valid, VECTORISED);
             store_elements(to + intermediate + i, up, valid, VECTORISED);
@@ -76,11 +99,20 @@ template <class T>
 KERNELS(128, glu_bwd, FOR(T: f32 bf16))(const T* dact,     // (tokens, intermediate)
                                         const T* gate_up,  // (tokens, 2 intermediate)
                                         T* dgate_up,       // (tokens, 2 intermediate)
-                                        int tokens, int intermediate) {
-    if (vec_aligned(gate_up, intermediate) && vec_aligned(dact, intermediate) && vec_aligned(dgate_up, intermediate)) {
-        glu_bwd_rows<true>(dact, gate_up, dgate_up, tokens, intermediate);
+                                        int tokens, int intermediate, Gate gate) {
+    if (!is_known(gate)) {
+        trap("glu_bwd: an unknown activation");
+    }
+    bool vectorised =
+        vec_aligned(gate_up, intermediate) && vec_aligned(dact, intermediate) && vec_aligned(dgate_up, intermediate);
+    if (gate != SILU && vectorised) {
+        glu_bwd_rows<true, true>(dact, gate_up, dgate_up, tokens, intermediate, gate == GELU_TANH);
+    } else if (gate != SILU) {
+        glu_bwd_rows<false, true>(dact, gate_up, dgate_up, tokens, intermediate, gate == GELU_TANH);
+    } else if (vectorised) {
+        glu_bwd_rows<true, false>(dact, gate_up, dgate_up, tokens, intermediate, false);
     } else {
-        glu_bwd_rows<false>(dact, gate_up, dgate_up, tokens, intermediate);
+        glu_bwd_rows<false, false>(dact, gate_up, dgate_up, tokens, intermediate, false);
     }
 }
 

@@ -3,12 +3,12 @@
 //
 //   head_logprob_slices, for each (tile of rows, slice of the vocabulary), by stride over blocks:
 //     for each tile of columns in the slice:
-//       z = logits of the tile (tile.cuh); hit[r] = z[target]
+//       z = logits of the tile (tile.cuh), soft-capped on request; hit[r] = z[target]
 //       (max, sum) = combine((max, sum), (tile max, sum exp(z - tile max)))
 //     store (max, sum) per slice and row
 //   head_logprob_join: lse = combine all slices in ascending order; logp = hit - lse
 //   backward, for each chunk of the vocabulary (a loop of the host):
-//     head_dlogits: recompute z; dlogits = dlogp (onehot(target) - exp(z - lse))
+//     head_dlogits: recompute z; dlogits = dlogp (onehot(target) - exp(z - lse)), times the slope of the cap
 //     head_drows:   drows = or += dlogits head[chunk]
 //     head_dhead:   dhead[chunk] = or += dlogitsᵀ hidden[source]
 //   head_gather: dhidden[h] = sum of drows over the rows that share hidden row h, ascending
@@ -35,6 +35,21 @@ DEVICE LogSumExp combine_quad(LogSumExp partial) {
     return partial;
 }
 
+/// Soft cap of a tile of logits: c tanh(z / c).
+template <class P>
+DEVICE void cap_logits(P& gemm, float cap) {
+#pragma unroll
+    for (int i = 0; i < P::FRAGMENTS_M; ++i) {
+#pragma unroll
+        for (int j = 0; j < P::FRAGMENTS_N; ++j) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                gemm.acc[i][j].value[e] = cap * tanhf(gemm.acc[i][j].value[e] / cap);
+            }
+        }
+    }
+}
+
 template <class T>
 KERNELS(256, head_logprob_slices, FOR(T: f32 bf16))(const T* hidden,    // (tokens, hidden_size)
                                                     const T* head,      // (vocab, hidden_size)
@@ -43,7 +58,8 @@ KERNELS(256, head_logprob_slices, FOR(T: f32 bf16))(const T* hidden,    // (toke
                                                     float* max,         // (slices, rows)
                                                     float* sum,         // (slices, rows)
                                                     float* hit,         // (rows): the target's logit
-                                                    int hidden_size, int vocab, int rows) {
+                                                    int hidden_size, int vocab, int rows,
+                                                    float softcap) {  // 0 for none
     using P = BlockGemm<T, true, true>;
     DYNAMIC_SHARED_OF(shared, P::SHARED_BYTES);
     constexpr int SLICE = HEAD_SLICE_TILES * P::COLUMNS, FRAGMENTS_N = P::S::WARPS_N;
@@ -70,6 +86,9 @@ KERNELS(256, head_logprob_slices, FOR(T: f32 bf16))(const T* hidden,    // (toke
             sync_block();
             P gemm;
             gemm.compute(shared, a, b, row, column, hidden_size);
+            if (softcap != 0.0f) {
+                cap_logits(gemm, softcap);
+            }
 #pragma unroll
             for (int i = 0; i < P::FRAGMENTS_M; ++i) {
 #pragma unroll
@@ -159,7 +178,8 @@ KERNELS(256, head_dlogits, FOR(T: f32 bf16))(const T* hidden,     // (tokens, hi
                                              const float* lse,    // (rows)
                                              const float* dlogp,  // (rows)
                                              T* dlogits,          // (rows, stride)
-                                             int hidden_size, int rows, int first, int width, int stride) {
+                                             int hidden_size, int rows, int first, int width, int stride,
+                                             float softcap) {  // 0 for none
     using P = BlockGemm<T, true, true>;
     DYNAMIC_SHARED_OF(shared, P::SHARED_BYTES);
     auto a = MatrixView<T>::of(hidden, rows, hidden_size, source);
@@ -180,7 +200,13 @@ KERNELS(256, head_dlogits, FOR(T: f32 bf16))(const T* hidden,     // (tokens, hi
             int target_column = target[r] - first - column - j;
 #pragma unroll
             for (int e = 0; e < 8; ++e) {
-                values[e] = factor * ((e == target_column ? 1.0f : 0.0f) - expf(values[e] - base));
+                float slope = 1.0f;
+                if (softcap != 0.0f) {
+                    float t = tanhf(values[e] / softcap);
+                    slope = 1.0f - t * t;
+                    values[e] = softcap * t;
+                }
+                values[e] = slope * factor * ((e == target_column ? 1.0f : 0.0f) - expf(values[e] - base));
             }
             // Rows start at multiples of 16 bytes; the columns between width and stride are never
             // read.

@@ -1,7 +1,7 @@
 // RMSNorm with residual add (arXiv 1910.07467): forward, input gradient, weight gradient.
 //
 //   norm_fwd, one token per block, by stride:
-//     sum = x + residual; rstd = 1 / sqrt(mean(sum²) + eps); y = base + sum rstd weight
+//     sum = x + residual; rstd = 1 / sqrt(mean(sum²) + eps); y = base + sum rstd (offset + weight)
 //   norm_bwd, one slice of NORM_SLICE tokens per block, by stride:
 //     for each token: n = sum rstd; g = dy weight; dsum = or += rstd (g - n mean(g n))
 //                     dweight[slice] += dy n
@@ -13,6 +13,8 @@
 // Departures from the usual kernel: the weight gradient needs no atomics. Each slice has a partial
 // sum, and sum_slices adds the slices. A row is reduced by the whole block in one fixed order, so
 // neither the grid nor other rows affect a result.
+//
+// The offset is 0, or 1 for weights that are stored as their distance from 1. Below, weight is the sum.
 //
 // Cost: every operand is read once from memory; a row is read twice, the second time from cache.
 #include "common.cuh"
@@ -33,7 +35,8 @@ KERNELS(128, norm_fwd, FOR(T: f32 bf16))(const T* x,         // (tokens, hidden)
                                          T* sum,             // (tokens, hidden)
                                          T* y,               // (tokens, hidden)
                                          float* rstd,        // (tokens)
-                                         int tokens, int hidden, float eps) {
+                                         int tokens, int hidden, float eps,
+                                         float offset) {  // added to the weight: 0 or 1
     SHARED(float, partial, NORM_THREADS / WARP);
     constexpr int N = VEC_ELEMENTS<T>;
     bool vectorised = vec_aligned(x, hidden) && vec_aligned(y, hidden) && vec_aligned(weight, 0) &&
@@ -88,18 +91,18 @@ KERNELS(128, norm_fwd, FOR(T: f32 bf16))(const T* x,         // (tokens, hidden)
                     Floats<T> other = load_floats(under + h);
 #pragma unroll
                     for (int i = 0; i < N; ++i) {
-                        value.x[i] = fmaf(value.x[i] * scale, factor.x[i], other.x[i]);
+                        value.x[i] = fmaf(value.x[i] * scale, offset + factor.x[i], other.x[i]);
                     }
                 } else {
 #pragma unroll
                     for (int i = 0; i < N; ++i) {
-                        value.x[i] = value.x[i] * scale * factor.x[i];
+                        value.x[i] = value.x[i] * scale * (offset + factor.x[i]);
                     }
                 }
                 store_floats(out + h, value);
             } else {
                 for (int i = h; i < min_of(h + N, hidden); ++i) {
-                    float value = to_float(row[i]) * scale, factor = to_float(weight[i]);
+                    float value = to_float(row[i]) * scale, factor = offset + to_float(weight[i]);
                     out[i] = from_float<T>(under != nullptr ? fmaf(value, factor, to_float(under[i])) : value * factor);
                 }
             }
@@ -117,7 +120,7 @@ KERNELS(128, norm_bwd, FOR(T: f32 bf16))(const T* dy,        // (tokens, hidden)
                                          const T* weight,    // (hidden)
                                          T* dsum,            // (tokens, hidden)
                                          float* slices,      // (ceil(tokens / NORM_SLICE), hidden)
-                                         int tokens, int hidden, int add,
+                                         int tokens, int hidden, float offset, int add,
                                          int in_shared) {  // 1 if the launch has 4 hidden bytes of shared memory
     SHARED(float, partial, NORM_THREADS / WARP);
     DYNAMIC_SHARED(dynamic);
@@ -140,7 +143,7 @@ KERNELS(128, norm_bwd, FOR(T: f32 bf16))(const T* dy,        // (tokens, hidden)
                 int valid = min_of(N, hidden - h);
                 float d[N], w[N], x[N];
                 load_elements(d, dy + row + h, valid, vectorised);
-                load_elements(w, weight + h, valid, vectorised);
+                load_factors(w, weight + h, valid, vectorised, offset);
                 load_elements(x, sum + row + h, valid, vectorised);
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
@@ -153,7 +156,7 @@ KERNELS(128, norm_bwd, FOR(T: f32 bf16))(const T* dy,        // (tokens, hidden)
                 int valid = min_of(N, hidden - h);
                 float d[N], w[N], x[N], gradient[N] = {}, total[N];
                 load_elements(d, dy + row + h, valid, vectorised);
-                load_elements(w, weight + h, valid, vectorised);
+                load_factors(w, weight + h, valid, vectorised, offset);
                 load_elements(x, sum + row + h, valid, vectorised);
                 load_elements(total, dweight + h, valid, vectorised);
                 if (add != 0) {
@@ -188,7 +191,8 @@ template <class T>
 KERNELS(128, qk_norm_fwd, FOR(T: f32 bf16))(const T* weight,  // (2, head_dim): of queries, of keys
                                             T* x,             // (tokens, heads + kv_heads, head_dim), may be null
                                             T* qkv,           // (tokens, heads + 2 kv_heads, head_dim), in place
-                                            int tokens, int heads, int kv_heads, int head_dim, float eps) {
+                                            int tokens, int heads, int kv_heads, int head_dim, float eps,
+                                            float offset) {
     constexpr int N = VEC_ELEMENTS<T>;
     bool vectorised = vec_aligned(weight, head_dim) && vec_aligned(x, head_dim) && vec_aligned(qkv, head_dim);
     int normalised = heads + kv_heads;
@@ -204,7 +208,7 @@ KERNELS(128, qk_norm_fwd, FOR(T: f32 bf16))(const T* weight,  // (2, head_dim): 
             int valid = min_of(N, head_dim - h);
             float value[N], factor[N];
             load_elements(value, row + h, valid, vectorised);
-            load_elements(factor, factors + h, valid, vectorised);
+            load_factors(factor, factors + h, valid, vectorised, offset);
 #pragma unroll
             for (int i = 0; i < N; ++i) {
                 value[i] = value[i] * scale * factor[i];
@@ -222,7 +226,8 @@ KERNELS(128, qk_norm_bwd, FOR(T: f32 bf16))(const T* x,       // (tokens, heads 
                                             const T* weight,  // (2, head_dim): of queries, of keys
                                             T* dqkv,          // (tokens, heads + 2 kv_heads, head_dim), in place
                                             float* slices,    // (ceil(tokens / QK_NORM_SLICE), 2, head_dim)
-                                            int tokens, int heads, int kv_heads, int head_dim, float eps) {
+                                            int tokens, int heads, int kv_heads, int head_dim, float eps,
+                                            float offset) {
     DYNAMIC_SHARED(dynamic);
     constexpr int N = VEC_ELEMENTS<T>;
     constexpr int WARPS = QK_NORM_THREADS / WARP;
@@ -250,7 +255,7 @@ KERNELS(128, qk_norm_bwd, FOR(T: f32 bf16))(const T* x,       // (tokens, heads 
                 int valid = min_of(N, head_dim - h);
                 float d[N], w[N], value[N];
                 load_elements(d, row + h, valid, vectorised);
-                load_elements(w, factors + h, valid, vectorised);
+                load_factors(w, factors + h, valid, vectorised, offset);
                 load_elements(value, in + h, valid, vectorised);
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
@@ -265,7 +270,7 @@ KERNELS(128, qk_norm_bwd, FOR(T: f32 bf16))(const T* x,       // (tokens, heads 
                 int valid = min_of(N, head_dim - h);
                 float d[N], w[N], value[N];
                 load_elements(d, row + h, valid, vectorised);
-                load_elements(w, factors + h, valid, vectorised);
+                load_factors(w, factors + h, valid, vectorised, offset);
                 load_elements(value, in + h, valid, vectorised);
 #pragma unroll
                 for (int i = 0; i < N; ++i) {

@@ -34,7 +34,7 @@ KERNELS(128, qk_norm_whole_fwd, FOR(T: f32 bf16))(
     const T* weight,  // (query_width + key_width)
     T* x,             // (tokens, query_width + key_width), may be null
     T* qkv,           // (tokens, query_width + 2 key_width), in place
-    int tokens, int query_width, int key_width, float eps) {
+    int tokens, int query_width, int key_width, float eps, float offset) {
     SHARED(float, partial, QK_NORM_WHOLE_THREADS / WARP);
     constexpr int N = VEC_ELEMENTS<T>;
     bool vectorised = vec_aligned(weight, query_width) && vec_aligned(x, query_width) && vec_aligned(qkv, query_width) &&
@@ -62,7 +62,7 @@ KERNELS(128, qk_norm_whole_fwd, FOR(T: f32 bf16))(
             int valid = min_of(N, at.width - h);
             float value[N], factor[N];
             load_elements(value, row + h, valid, vectorised);
-            load_elements(factor, weight + at.weight + h, valid, vectorised);
+            load_factors(factor, weight + at.weight + h, valid, vectorised, offset);
 #pragma unroll
             for (int i = 0; i < N; ++i) {
                 value[i] = value[i] * scale * factor[i];
@@ -80,7 +80,7 @@ KERNELS(128, qk_norm_whole_bwd, FOR(T: f32 bf16))(
     const T* weight,  // (query_width + key_width)
     T* dqkv,          // (tokens, query_width + 2 key_width), in place
     float* slices,    // (ceil(tokens / QK_NORM_WHOLE_SLICE), query_width + key_width)
-    int tokens, int query_width, int key_width, float eps) {
+    int tokens, int query_width, int key_width, float eps, float offset) {
     SHARED(float, partial, QK_NORM_WHOLE_THREADS / WARP);
     constexpr int N = VEC_ELEMENTS<T>;
     bool vectorised = vec_aligned(weight, query_width) && vec_aligned(x, query_width) &&
@@ -98,7 +98,7 @@ KERNELS(128, qk_norm_whole_bwd, FOR(T: f32 bf16))(
                 int valid = min_of(N, at.width - h);
                 float d[N], w[N], value[N];
                 load_elements(d, row + h, valid, vectorised);
-                load_elements(w, factors + h, valid, vectorised);
+                load_factors(w, factors + h, valid, vectorised, offset);
                 load_elements(value, in + h, valid, vectorised);
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
@@ -113,7 +113,7 @@ KERNELS(128, qk_norm_whole_bwd, FOR(T: f32 bf16))(
                 int valid = min_of(N, at.width - h);
                 float d[N], w[N], value[N], total[N] = {};
                 load_elements(d, row + h, valid, vectorised);
-                load_elements(w, factors + h, valid, vectorised);
+                load_factors(w, factors + h, valid, vectorised, offset);
                 load_elements(value, in + h, valid, vectorised);
                 if (unit / 2 > first) {
                     load_elements(total, dweight + h, valid, vectorised);

@@ -29,6 +29,16 @@ DEVICE void load_elements(float (&x)[N], const T* from, int valid, bool vectoris
     }
 }
 
+/// Factors of a norm, as load_elements: weights plus an offset, in f32.
+template <int N, class T>
+DEVICE void load_factors(float (&x)[N], const T* weight, int valid, bool vectorised, float offset) {
+    load_elements(x, weight, valid, vectorised);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        x[i] += offset;
+    }
+}
+
 /// Inverse of load_elements: rounds to T and stores the first `valid` elements.
 template <int N, class T>
 DEVICE void store_elements(T* to, const float (&x)[N], int valid, bool vectorised) {

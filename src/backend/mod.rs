@@ -257,7 +257,7 @@ backend! {
     rope_fwd, rope_fwd_impl: Rope;
     /// Gradient of [`Backend::rope_fwd`]: the inverse rotation of the gradients, in place.
     rope_bwd, rope_bwd_impl: Rope;
-    /// SwiGLU (arXiv 2002.05202): `act = silu(gate) * up`.
+    /// SwiGLU or GeGLU (arXiv 2002.05202): `act = silu(gate) * up`, or `gelu(gate) * up`.
     glu_fwd, glu_fwd_impl: GluFwd;
     /// Gradient of [`Backend::glu_fwd`] with respect to gate and up.
     glu_bwd, glu_bwd_impl: GluBwd;

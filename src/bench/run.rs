@@ -233,7 +233,7 @@ mod tests {
         let both = workspace(PreferenceHead::new(16_384, 896, 151_936).into());
         // The exponentials of a chunk of at least 4,096 rows are stored.
         assert!((4096 * 151_936 * 2..=5 << 29).contains(&both), "{both}");
-        let norm = Norm { backward: false, dims: NormDims { tokens: 64, hidden: 64, eps: 1e-6 } };
+        let norm = Norm { backward: false, dims: NormDims { tokens: 64, hidden: 64, eps: 1e-6, offset: 0.0 } };
         assert_eq!(workspace(norm.into()), 0);
     }
 }

@@ -245,9 +245,9 @@ fn body(m: &ModelSizes, tokens: usize, add: &mut impl FnMut(&'static str, Work))
         head_dim: m.head_dim,
     };
     add("generation", cached.into());
-    let (seqs, glu) = ((tokens / 256).max(2), GluDims { tokens, intermediate: m.intermediate });
+    let (seqs, glu) = ((tokens / 256).max(2), GluDims { tokens, intermediate: m.intermediate, gelu: None });
     for backward in [false, true] {
-        add("norm", Norm { backward, dims: NormDims { tokens, hidden: m.hidden, eps: 1e-6 } }.into());
+        add("norm", Norm { backward, dims: NormDims { tokens, hidden: m.hidden, eps: 1e-6, offset: 0.0 } }.into());
         let dims = EmbeddingDims { tokens, vocab: m.vocab, hidden: m.hidden };
         add("embedding", Embedding::new(backward, dims).into());
         if m.gated {
@@ -262,7 +262,7 @@ fn body(m: &ModelSizes, tokens: usize, add: &mut impl FnMut(&'static str, Work))
             };
             add("rotation", RotaryEmbedding::new(backward, dims).into());
             let (heads, kv_heads, head_dim) = (m.heads, m.kv_heads, m.head_dim);
-            let dims = QkNormDims { tokens, heads, kv_heads, head_dim, whole: false, eps: 1e-6 };
+            let dims = QkNormDims { tokens, heads, kv_heads, head_dim, whole: false, eps: 1e-6, offset: 0.0 };
             // Of the models here none has this norm; it is timed at their sizes.
             add("head norm", QkNorm { backward, dims }.into());
             add("activation", Glu { backward, dims: glu }.into());

@@ -127,7 +127,7 @@ fn short(hash: &blake3::Hasher) -> String {
 
 /// Sizes and constants that the forward pass depends on, as text.
 fn config_line(c: &ModelConfig) -> String {
-    let mut traits = c.traits.text();
+    let mut traits = format!("{} {}", c.traits.text(), c.softcaps.text()).trim().to_owned();
     if c.rotated != c.head_dim {
         traits = format!("{traits} {} elements rotate", c.rotated);
     }

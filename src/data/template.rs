@@ -193,7 +193,16 @@ impl ChatTemplate {
             Err(_) if text.overflowed => {
                 Err(format!("the chat template wrote more than {} MiB; does it loop?", limits::MAX_TEXT >> 20))
             }
-            Err(e) => Err(format!("the chat template failed: {}", error_text(&e))),
+            Err(e) => {
+                let why = error_text(&e);
+                let of_system = why.to_lowercase().contains("system") && messages.iter().any(|m| m.role == "system");
+                // Templates such as Gemma's refuse the role.
+                let advice = match of_system {
+                    true => "; put the system text at the start of the first user turn, or remove it from the row",
+                    false => "",
+                };
+                Err(format!("the chat template failed: {why}{advice}"))
+            }
         }
     }
 
@@ -338,6 +347,31 @@ mod tests {
         let why = render("{{ raise_exception('roles must alternate') }}").unwrap_err();
         assert!(why.contains("roles must alternate") && why.contains("line 1"), "{why}");
         assert!(render("{% if %}").unwrap_err().contains("does not parse"));
+    }
+
+    /// A template in the form of Gemma's: no system turn, alternating roles, the assistant is the model.
+    #[test]
+    fn a_template_without_a_system_turn_says_where_the_text_can_go() {
+        let source = "{{ bos_token }}{% if messages[0]['role'] == 'system' %}\
+            {{ raise_exception('System role not supported') }}{% endif %}\
+            {% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}\
+            {{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}\
+            {% set role = 'model' if m['role'] == 'assistant' else m['role'] %}\
+            {{ '<start_of_turn>' + role + '\\n' + m['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}\
+            {% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}";
+        let template = ChatTemplate::compile(source, vec![("bos_token".into(), "<bos>".into())]).unwrap();
+        let turns = [Message::new("user", " Hi "), Message::new("assistant", "Hello")];
+        let text = template.render(&turns, true, None, None).unwrap();
+        assert_eq!(
+            text,
+            "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello<end_of_turn>\n\
+             <start_of_turn>model\n"
+        );
+        let with_system = [Message::new("system", "Be brief."), Message::new("user", "Hi")];
+        let why = template.render(&with_system, true, None, None).unwrap_err();
+        assert!(why.contains("System role not supported") && why.contains("first user turn"), "{why}");
+        let why = template.render(&turns[1..], true, None, None).unwrap_err();
+        assert!(why.contains("must alternate") && !why.contains("first user turn"), "{why}");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::prefix::{Piece, Prefixes};
 use super::sampling::Sampler;
 use super::slots::Slots;
 use super::step::Tables;
-use crate::backend::{Backend, View};
+use crate::backend::Backend;
 use crate::model::activations::{Activations, Mode};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Model;
@@ -242,7 +242,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             self.model.forward_cached(self.backend, &inputs, &mut acts, &mut state.cache, &mut out)?;
             let vocab = self.model.config.vocab;
             logits.resize(tables.sequences() * vocab, 0.0);
-            self.backend.read_act(View::first(&out.logits, logits.len()), &mut logits)?;
+            out.read(self.backend, &self.model.config, &mut logits)?;
             let count = state.rows.len();
             self.advance(&mut state, &logits[..count * vocab], stop)?;
             for (piece, logits) in pieces.iter().zip(logits[count * vocab..].chunks_exact(vocab)) {

@@ -11,7 +11,7 @@
 use super::run::{Finish, Generated, Limits, PROMPT_TOKENS, sample_rng};
 use super::sampling::Sampler;
 use super::step::Tables;
-use crate::backend::{Backend, View};
+use crate::backend::Backend;
 use crate::model::activations::{Activations, Mode};
 use crate::model::decoder::Model;
 use crate::model::decoder_cached::{KvCache, LastLogits};
@@ -128,6 +128,6 @@ impl<'a, B: Backend> Session<'a, B> {
         self.model.forward_cached(self.backend, &inputs, &mut self.acts, &mut self.cache, &mut self.out)?;
         self.cached.extend(ids);
         self.logits.resize(self.model.config.vocab, 0.0);
-        self.backend.read_act(View::first(&self.out.logits, self.logits.len()), &mut self.logits)
+        self.out.read(self.backend, &self.model.config, &mut self.logits)
     }
 }

@@ -43,7 +43,7 @@ pub struct Branch<B: Backend> {
 
 /// Activations that the backward of one layer reads.
 pub struct LayerActivations<B: Backend> {
-    /// (tokens, hidden) input of the attention block, normalised; empty if the norms are behind the blocks
+    /// (tokens, hidden) input of the attention block, normalised; empty without norms in front of the blocks
     pub attention_input: B::Act,
     /// (tokens), or (tokens, 2) of a LayerNorm: mean, then the reciprocal deviation
     pub input_rstd: B::Acc,
@@ -56,12 +56,12 @@ pub struct LayerActivations<B: Backend> {
     pub attention: B::Act,
     /// (heads, tokens)
     pub lse: B::Acc,
-    /// (tokens, hidden) input of the MLP, normalised; empty if the norms are behind the blocks
+    /// (tokens, hidden) input of the MLP, normalised; empty without norms in front of the blocks
     pub mlp_input: B::Act,
     /// As `input_rstd`
     pub post_rstd: B::Acc,
     /// (tokens, 2 intermediate), or (tokens, intermediate) without a gate; present in training, and if
-    /// gate or up have an adapter or a bias
+    /// gate or up have an adapter or a bias, or the activation is GELU
     pub gate_up: Option<B::Act>,
     /// (tokens, intermediate)
     pub act: B::Act,
@@ -83,7 +83,7 @@ pub struct Gradients<B: Backend> {
     pub dqkv: B::Act,
     /// (tokens, 2 intermediate), or (tokens, intermediate) without a gate
     pub dgate_up: B::Act,
-    /// (tokens, intermediate); present if the down projection has an adapter and there is a gate
+    /// (tokens, intermediate); present with a gate, if the down projection has an adapter or the gate GELU
     pub dact: Option<B::Act>,
 }
 
@@ -137,10 +137,10 @@ impl<B: Backend> Activations<B> {
             Mode::Infer => (1, 2),
         };
         let has = |group: Group| adapters.as_ref().is_some_and(|adapters| adapters.has(group));
-        let gated = config.family.gated;
-        let keeps_gate_up = mode.trains() || has(Group::GateUp) || config.mlp_bias || !gated;
+        let (gated, fuses_glu) = (config.family.gated, config.fuses_glu());
+        let keeps_gate_up = mode.trains() || has(Group::GateUp) || config.mlp_bias || !fuses_glu;
         let behind = config.family.norms_behind;
-        let (normalised, rows) = if behind { (0, 0) } else { (hidden, tokens) };
+        let (normalised, rows) = if config.family.norms_in_front { (hidden, tokens) } else { (0, 0) };
         let stats = |rows: usize| backend.zeros_acc(rows * config.norm_stats());
         let branch = || -> Result<Branch<B>> { Ok(Branch { x: act(hidden)?, rstd: stats(tokens)? }) };
         let branches = || -> Result<[Branch<B>; 2]> { Ok([branch()?, branch()?]) };
@@ -170,7 +170,7 @@ impl<B: Backend> Activations<B> {
                 dattention: act(query)?,
                 dqkv: act(fused)?,
                 dgate_up: act(config.mlp_width())?,
-                dact: (gated && has(Group::Down)).then(|| act(inner)).transpose()?,
+                dact: (gated && (has(Group::Down) || !fuses_glu)).then(|| act(inner)).transpose()?,
             }),
         };
         Ok(Self {

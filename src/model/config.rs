@@ -26,6 +26,7 @@ use super::family::Family;
 use super::reward_heads::{RewardNorm, has_value_head, read_head};
 use super::rope::{self, RopeConfig, read_partial};
 use super::rope_layers::LocalRope;
+use super::softcaps::Softcaps;
 use super::traits::Traits;
 use super::window::{SlidingWindow, layers_without_rope, read_window};
 use crate::files::input::is_named;
@@ -54,7 +55,7 @@ impl Head {
     pub(super) fn class(self, family: &Family) -> &'static str {
         match self {
             Head::LanguageModel => family.language_model,
-            Head::Reward => "ForSequenceClassification",
+            Head::Reward => family.classifier,
         }
     }
 }
@@ -117,6 +118,7 @@ pub struct ModelConfig {
     /// Biases on the projections of the MLP.
     pub mlp_bias: bool,
     pub traits: Traits,
+    pub softcaps: Softcaps,
     /// The vocabulary projection is the embedding table.
     pub tied: bool,
     pub rope: RopeConfig,
@@ -276,6 +278,7 @@ impl ModelConfig {
         let local_rope = LocalRope::of(local, &rope, sliding);
         let window = window.and_then(|window| window.that_cuts(max_positions));
 
+        let softcaps = Softcaps::read(keys, family, &mut notes)?;
         let pad = keys.token_id("pad_token_id", vocab)?;
         if head == Head::Reward && pad.is_none() {
             notes.push(
@@ -308,6 +311,7 @@ impl ModelConfig {
             output_bias: read_bias(keys, family.output_bias)?,
             mlp_bias: read_bias(keys, family.mlp_bias)?,
             traits: Traits::read(keys, family)?,
+            softcaps,
             tied: keys.flag_or("tie_word_embeddings", family.tied)?,
             rope,
             partial_rotary_factor,
@@ -411,7 +415,10 @@ impl ModelConfig {
             (true, true) => query.checked_add(kv)?,
         };
         let norm = self.norm_width();
-        let of_layer = if self.shares_norm() { 1 } else { 2 };
+        let of_layer = match (self.shares_norm(), self.family.norms_in_front && self.family.norms_behind) {
+            (true, _) => 1,
+            (false, both) => 2 * (1 + usize::from(both)),
+        };
         let output = usize::from(self.output_bias) * self.hidden;
         let mlp = usize::from(self.mlp_bias) * self.mlp_width().checked_add(self.hidden)?;
         let wide = product(of_layer, norm)?.checked_add(output)?.checked_add(mlp)?;

@@ -42,8 +42,13 @@ pub(super) fn no_config(folder: &Path) -> String {
 pub(super) fn supported() -> String {
     let classes: Vec<&str> = FAMILIES.iter().map(|family| family.class).collect();
     let heads = [Head::LanguageModel, Head::Reward].map(|head| head.class(&LLAMA)).join(" and ");
-    let others = FAMILIES.iter().filter(|family| family.language_model != LLAMA.language_model);
-    let others: String = others.map(|family| format!(", {}{}", family.class, family.language_model)).collect();
+    let of_others = FAMILIES.iter().flat_map(|family| {
+        [Head::LanguageModel, Head::Reward]
+            .into_iter()
+            .filter(|head| head.class(family) != head.class(&LLAMA))
+            .map(|head| format!(", {}", family.class_of(head)))
+    });
+    let others: String = of_others.collect();
     format!("{heads} of {}{others}", classes.join(", "))
 }
 
@@ -76,6 +81,9 @@ fn clash(family: &Family) -> Option<(&'static str, &'static str)> {
         (family.norms_behind && family.layer_norm, behind, "LayerNorm"),
         (family.norms_behind && family.multipliers, behind, "factors on the residuals"),
         (family.norms_behind && parallel, behind, "attention and MLP in parallel"),
+        (!family.norms_in_front && !family.norms_behind, "attention and MLP without a norm in front", "none behind"),
+        (family.unit_offset && family.layer_norm, "norm weights stored as their distance from 1", "LayerNorm"),
+        (family.scaled_embeddings && family.multipliers, "scaled embeddings", "factors on the residuals"),
         (family.whole_norm && !family.qk_norm, "one norm of all heads", "no norm of queries and keys"),
         (family.rope.by_layer_type && family.rope.partial.is_some(), by_type, "RoPE on a part of each head"),
         (family.rope.by_layer_type && family.learned_positions, by_type, "learned positions"),
@@ -141,6 +149,9 @@ mod tests {
             (Family { norms_behind: true, layer_norm: true, ..LLAMA }, ["norms behind", "LayerNorm"]),
             (Family { norms_behind: true, multipliers: true, ..LLAMA }, ["norms behind", "factors"]),
             (Family { norms_behind: true, parallel, ..LLAMA }, ["norms behind", "in parallel"]),
+            (Family { norms_in_front: false, ..LLAMA }, ["without a norm in front", "none behind"]),
+            (Family { unit_offset: true, layer_norm: true, ..LLAMA }, ["distance from 1", "LayerNorm"]),
+            (Family { scaled_embeddings: true, multipliers: true, ..LLAMA }, ["scaled embeddings", "factors"]),
             (Family { whole_norm: true, ..LLAMA }, ["all heads", "no norm"]),
             (Family { rope: by_type(Some(0.5)), ..LLAMA }, ["by layer type", "part of each head"]),
             (Family { rope: by_type(None), learned_positions: true, ..LLAMA }, ["by layer type", "learned"]),

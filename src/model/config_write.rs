@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::{Head, ModelConfig, StoredDtype};
 use super::family::{Bias, Family};
+use super::traits::gelu;
 use crate::files::{json_text, write_atomic};
 use crate::{Error, Result};
 
@@ -36,7 +37,9 @@ impl ModelConfig {
         if self.family.wide_heads {
             set("head_dim", json!(self.head_dim));
         }
-        if self.family.gated || !self.original.contains_key(name(self.family, "hidden_act")) {
+        // Other names of SiLU are replaced; those of GELU differ in what they mean.
+        let only_silu = gelu(self.family.activation).is_none();
+        if only_silu || !self.original.contains_key(name(self.family, "hidden_act")) {
             set("hidden_act", json!(self.family.activation));
         }
         set("max_position_embeddings", json!(self.declared_positions));

@@ -10,11 +10,11 @@
 //! ```
 //!
 //! With attention and MLP in parallel, the MLP's norm reads `stream[2i]`. Norms are RMSNorm or LayerNorm;
-//! without a gate the MLP is gelu(norm(stream) W_up + b_up) W_down + b_down. With the norms behind the
-//! blocks (`decoder_behind`), the input of a block is the stream itself.
+//! without a gate the MLP is gelu(norm(stream) W_up + b_up) W_down + b_down. Norms may be behind the
+//! blocks (`decoder_behind`), too or instead; without norms in front, the input of a block is the stream.
 //!
 //! The op of a block's last GEMM also adds the residual stream and writes the next stream. The op
-//! of the gate and up GEMM also applies SwiGLU. RoPE rotates only queries and keys.
+//! of the gate and up GEMM also applies SwiGLU, but not GeGLU. RoPE rotates only queries and keys.
 //!
 //! With adapters (`lora`), the low-rank part of a GEMM's output is computed first and enters the GEMM as
 //! residual. Gate and up then need their values before SwiGLU, so the two ops run one by one.
@@ -107,7 +107,8 @@ impl<B: Backend> Model<B> {
     /// Number of head rows of this model that [`Backend::head_preference`] processes at a time.
     pub fn max_head_rows(&self, backend: &B) -> usize {
         let ModelConfig { hidden, vocab, .. } = self.config;
-        backend.max_head_rows(HeadDims { tokens: 0, hidden, vocab, rows: 0 })
+        let softcap = self.config.softcaps.logits;
+        backend.max_head_rows(HeadDims { tokens: 0, hidden, vocab, rows: 0, softcap })
     }
 
     /// Returns a view of a range of the weights.
@@ -117,7 +118,15 @@ impl<B: Backend> Model<B> {
 
     pub(super) fn qk_norm_dims(&self, tokens: usize) -> QkNormDims {
         let ModelConfig { heads, kv_heads, head_dim, rms_norm_eps: eps, .. } = self.config;
-        QkNormDims { tokens, heads, kv_heads, head_dim, whole: self.config.family.whole_norm, eps }
+        QkNormDims {
+            tokens,
+            heads,
+            kv_heads,
+            head_dim,
+            whole: self.config.family.whole_norm,
+            eps,
+            offset: self.config.norm_offset(),
+        }
     }
 
     /// Arguments of RoPE on the queries and keys of a fused buffer of layer i, for tokens at `positions`.
@@ -192,7 +201,7 @@ impl<B: Backend> Model<B> {
                 Some(View::first(hidden, wide))
             }
         };
-        self.scale(backend, config.embedding_factor(), addend, ViewMut::first(&mut streams[0], wide))
+        self.scale(backend, config.embedding_factor(B::PRECISION), addend, ViewMut::first(&mut streams[0], wide))
     }
 
     /// Writes `acts.hidden` from the last stream.
@@ -239,13 +248,13 @@ impl<B: Backend> Model<B> {
         let hidden = config.hidden;
         let fused = config.query_width() + 2 * config.kv_width();
         let (layer, entry) = (acts.layer_index(i), acts.stream_index(2 * i));
-        if !config.family.norms_behind {
+        if config.family.norms_in_front {
             self.normalise(backend, acts, tokens, 2 * i, &at.input_norm, Norm::Input(layer))?;
         }
         let place = |group| Place { layer: i, set: layer, group, tokens };
         let Activations { streams, layers, lora, .. } = &mut *acts;
         let saved = &mut layers[layer];
-        let x = if config.family.norms_behind { &streams[entry] } else { &saved.attention_input };
+        let x = if config.family.norms_in_front { &saved.attention_input } else { &streams[entry] };
         let x = View::first(x, tokens * hidden);
         backend.linear_fwd(LinearFwd {
             dims: LinearDims { tokens, inputs: hidden, outputs: fused },
@@ -278,7 +287,8 @@ impl<B: Backend> Model<B> {
         let linear = |inputs, outputs| LinearDims { tokens, inputs, outputs };
         let wide = tokens * hidden;
         let layer = acts.layer_index(i);
-        let (behind, middle) = (config.family.norms_behind, acts.stream_index(2 * i + 1));
+        let (front, behind) = (config.family.norms_in_front, config.family.norms_behind);
+        let middle = acts.stream_index(2 * i + 1);
         let place = |group| Place { layer: i, set: layer, group, tokens };
         if behind {
             self.run_branch(backend, tokens, acts, i, Group::Output)?;
@@ -295,16 +305,18 @@ impl<B: Backend> Model<B> {
                 residual: self.low_rank(backend, lora, place(Group::Output), x, stream)?,
                 y: ViewMut::first(to, wide),
             })?;
+        }
+        if front {
             let stream = if config.traits.parallel { 2 * i } else { 2 * i + 1 };
             self.normalise(backend, acts, tokens, stream, &at.post_norm, Norm::Post(layer))?;
         }
         let Activations { streams, layers, lora, .. } = &mut *acts;
         let saved = &mut layers[layer];
-        let x = View::first(if behind { &streams[middle] } else { &saved.mlp_input }, wide);
+        let x = View::first(if front { &saved.mlp_input } else { &streams[middle] }, wide);
         let low = self.low_rank(backend, lora.as_mut(), place(Group::GateUp), x, None)?;
         let act = ViewMut::first(&mut saved.act, tokens * inner);
         let bias = at.gate_up_bias.as_ref().map(|range| self.weight(range));
-        let fuses = low.is_none() && bias.is_none() && config.family.gated;
+        let fuses = low.is_none() && bias.is_none() && config.fuses_glu();
         match (fuses, &mut saved.gate_up) {
             (false, Some(gate_up)) => {
                 let mut gate_up = ViewMut::first(gate_up, tokens * width);

@@ -1,8 +1,8 @@
-//! Norms behind attention and MLP: the stream adds the normalised output of a block, whose input is the
-//! stream itself.
+//! Norms behind attention and MLP: the stream adds the normalised output of a block. Its input is the
+//! stream itself, or another norm of it.
 //!
 //! ```text
-//! branch = block(stream[k]);  stream[k + 1] = stream[k] + norm(branch)
+//! branch = block(stream[k] or norm(stream[k]));  stream[k + 1] = stream[k] + norm(branch)
 //! ```
 //!
 //! The projection at the end of a block then has no residual, and its output is kept for the backward.

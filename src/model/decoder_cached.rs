@@ -5,7 +5,7 @@
 //! stream[0] = embedding[ids of the new tokens]
 //! for each layer: as in `decoder`, with attention over the layer's part of the cache
 //! last = norm(stream[2 layers])[last new token of each sequence]
-//! logits = last W_headᵀ
+//! logits = last W_headᵀ, soft-capped on the host
 //! ```
 //!
 //! Keys are cached after their norm and rotation, so that no later step touches them again.
@@ -83,14 +83,24 @@ pub struct LastLogits<B: Backend> {
     capacity: usize,
     /// (sequences, hidden)
     hidden: B::Act,
-    /// (sequences, vocab)
-    pub logits: B::Act,
+    /// (sequences, vocab) before the soft cap
+    logits: B::Act,
 }
 
 impl<B: Backend> LastLogits<B> {
     /// Buffers without room; they grow with the steps.
     pub fn new(backend: &B) -> Result<Self> {
         Ok(Self { capacity: 0, hidden: backend.zeros_act(0)?, logits: backend.zeros_act(0)? })
+    }
+
+    /// Copies the logits of the first sequences to the host, with the model's soft cap; `to` is
+    /// (sequences, vocab).
+    pub fn read(&self, backend: &B, config: &ModelConfig, to: &mut [f64]) -> Result<()> {
+        backend.read_act(View::first(&self.logits, to.len()), to)?;
+        if let cap @ Some(_) = config.softcaps.logits {
+            to.iter_mut().for_each(|logit| *logit = capped(cap, *logit).0);
+        }
+        Ok(())
     }
 
     /// Ensures room for `sequences`.
@@ -138,6 +148,7 @@ impl<B: Backend> Model<B> {
             longest_path: inputs.longest_path,
             scale: config.attention_scale(0),
             window: None,
+            softcap: config.softcaps.attention,
         };
         self.embed(backend, inputs.ids, inputs.positions, acts)?;
         for i in 0..config.layers {

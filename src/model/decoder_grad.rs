@@ -97,9 +97,9 @@ impl<B: Backend> Model<B> {
                 place: place(Group::Down),
                 dy,
                 x: View::first(&saved.act, tokens * inner),
-                dx: match config.traits.gelu {
-                    None => g.dact.as_mut().map(|dact| ViewMut::first(dact, tokens * inner)),
-                    Some(_) => Some(ViewMut::first(&mut g.dgate_up, tokens * inner)),
+                dx: match config.family.gated {
+                    true => g.dact.as_mut().map(|dact| ViewMut::first(dact, tokens * inner)),
+                    false => Some(ViewMut::first(&mut g.dgate_up, tokens * inner)),
                 },
                 dx_write: Write::Overwrite,
             };
@@ -107,12 +107,12 @@ impl<B: Backend> Model<B> {
             let gate_up = View::first(saved_gate_up, tokens * width);
             let dgate_up = ViewMut::first(&mut g.dgate_up, tokens * width);
             match (&g.dact, config.traits.gelu) {
-                (_, Some(form)) => {
+                (None, Some(form)) => {
                     let dims = GeluDims { tokens, intermediate: inner, form };
                     backend.gelu_bwd(GeluBwd { dims, x: gate_up, dact_in_place: dgate_up })?;
                 }
-                (Some(dact), None) => {
-                    let dims = GluDims { tokens, intermediate: inner };
+                (Some(dact), gelu) => {
+                    let dims = GluDims { tokens, intermediate: inner, gelu };
                     backend.glu_bwd(GluBwd { dims, dact: View::first(dact, tokens * inner), gate_up, dgate_up })?;
                 }
                 (None, None) => {
@@ -121,13 +121,14 @@ impl<B: Backend> Model<B> {
                     backend.linear_glu_bwd(LinearGluBwd { dims, dy, weight, gate_up, dgate_up })?;
                 }
             }
-            let (behind, dx_write) =
-                (config.family.norms_behind, if config.family.norms_behind { Write::Add } else { Write::Overwrite });
+            let front = config.family.norms_in_front;
+            // Without a norm in front, the gradient reaches the stream itself.
+            let dx_write = if front { Write::Overwrite } else { Write::Add };
             let gate_up = Projection {
                 place: place(Group::GateUp),
                 dy: View::first(&g.dgate_up, tokens * width),
-                x: View::first(if behind { &streams[middle] } else { &saved.mlp_input }, wide),
-                dx: Some(ViewMut::first(if behind { &mut g.dstream } else { &mut g.dnormed }, wide)),
+                x: View::first(if front { &saved.mlp_input } else { &streams[middle] }, wide),
+                dx: Some(ViewMut::first(if front { &mut g.dnormed } else { &mut g.dstream }, wide)),
                 dx_write,
             };
             self.projection_bwd(backend, gate_up, lora, &mut out)?;
@@ -143,10 +144,9 @@ impl<B: Backend> Model<B> {
                         dx_write: Write::Overwrite,
                     };
                     self.projection_bwd(backend, output, lora, &mut out)?;
-                } else if let (Some(branches), Some(norm)) = (&saved.branches, &at.attention_norm) {
-                    let dweight = self.norm_gradient(&mut out, lora, norm)?;
-                    self.branch_bwd(backend, (tokens, i), (branches, Group::Output), g, dweight)?;
-                } else {
+                    continue;
+                }
+                if front {
                     let (dweight, dweight_write) = self.norm_gradient(&mut out, lora, &at.post_norm)?;
                     self.norm_bwd(
                         backend,
@@ -161,6 +161,10 @@ impl<B: Backend> Model<B> {
                             dweight_write,
                         },
                     )?;
+                }
+                if let (Some(branches), Some(norm)) = (&saved.branches, &at.attention_norm) {
+                    let dweight = self.norm_gradient(&mut out, lora, norm)?;
+                    self.branch_bwd(backend, (tokens, i), (branches, Group::Output), g, dweight)?;
                 }
             }
             backend.attention_bwd(AttentionBwd {
@@ -193,15 +197,15 @@ impl<B: Backend> Model<B> {
             let qkv = Projection {
                 place: place(Group::Qkv),
                 dy: View::first(&g.dqkv, tokens * fused),
-                x: View::first(if behind { &streams[entry] } else { &saved.attention_input }, wide),
-                dx: (!ends).then(|| ViewMut::first(if behind { &mut g.dstream } else { &mut g.dnormed }, wide)),
+                x: View::first(if front { &saved.attention_input } else { &streams[entry] }, wide),
+                dx: (!ends).then(|| ViewMut::first(if front { &mut g.dnormed } else { &mut g.dstream }, wide)),
                 dx_write,
             };
             self.projection_bwd(backend, qkv, lora, &mut out)?;
             if ends {
                 return Ok(());
             }
-            if behind {
+            if !front {
                 continue;
             }
             let (dweight, mut dweight_write) = self.norm_gradient(&mut out, lora, &at.input_norm)?;
@@ -236,7 +240,7 @@ impl<B: Backend> Model<B> {
                 write: out.write,
             })?;
         }
-        self.scale(backend, config.embedding_factor(), None, ViewMut::first(&mut g.dstream, wide))?;
+        self.scale(backend, config.embedding_factor(B::PRECISION), None, ViewMut::first(&mut g.dstream, wide))?;
         backend.embedding_bwd(EmbeddingBwd {
             dims: EmbeddingDims { tokens, vocab: config.vocab, hidden },
             dx: View::first(&g.dstream, wide),

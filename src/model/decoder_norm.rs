@@ -46,7 +46,7 @@ impl<B: Backend> Model<B> {
                 self.scale(backend, 1.0, base, y)
             }
             false => backend.norm_fwd(NormFwd {
-                dims: NormDims { tokens, hidden, eps },
+                dims: NormDims { tokens, hidden, eps, offset: self.config.norm_offset() },
                 x,
                 residual: None,
                 weight,
@@ -81,7 +81,7 @@ impl<B: Backend> Model<B> {
                 })
             }
             false => backend.norm_bwd(NormBwd {
-                dims: NormDims { tokens, hidden, eps },
+                dims: NormDims { tokens, hidden, eps, offset: self.config.norm_offset() },
                 dy,
                 sum: x,
                 rstd: stats,
@@ -103,9 +103,11 @@ impl<B: Backend> Model<B> {
         act: ViewMut<'_, B::Act>,
     ) -> Result<()> {
         let intermediate = self.config.intermediate;
-        match self.config.traits.gelu {
-            None => backend.glu_fwd(GluFwd { dims: GluDims { tokens, intermediate }, gate_up, act }),
-            Some(form) => backend.gelu_fwd(GeluFwd { dims: GeluDims { tokens, intermediate, form }, x: gate_up, act }),
+        match (self.config.family.gated, self.config.traits.gelu) {
+            (false, Some(form)) => {
+                backend.gelu_fwd(GeluFwd { dims: GeluDims { tokens, intermediate, form }, x: gate_up, act })
+            }
+            (_, gelu) => backend.glu_fwd(GluFwd { dims: GluDims { tokens, intermediate, gelu }, gate_up, act }),
         }
     }
 

@@ -3,12 +3,14 @@
 //! the name.
 //!
 //! All families share the decoder of `decoder.rs`: RMSNorm or LayerNorm, rotary or learned
-//! positions, grouped-query attention, SwiGLU or GELU. `family_missing.rs` says what
+//! positions, grouped-query attention, SwiGLU, GeGLU or GELU. `family_missing.rs` says what
 //! other well-known families would need.
 
 use super::config::{Head, ModelConfig};
 use super::family_names::TensorNames;
+use super::family_names::{GEMMA_KEYS, GEMMA2_NAMES};
 use super::family_names::{GPT2_KEYS, GPT2_NAMES, KeyNames, LAYER_NORM_KEYS, LLAMA_NAMES, NEOX_KEYS, NEOX_NAMES};
+use super::softcaps::SoftcapRule;
 use super::tensors::Order;
 
 /// What a family has. Defaults are those of transformers for a key that a file lacks.
@@ -41,18 +43,30 @@ pub struct Family {
     /// As [`Family::qk_norm`], but of all query heads and of all key heads together, with a weight for
     /// each element.
     pub(super) whole_norm: bool,
-    /// RMSNorm of the outputs of attention and MLP, behind their last projections, instead of their inputs.
+    /// Norms of the inputs of attention and MLP.
+    pub(super) norms_in_front: bool,
+    /// RMSNorm of the outputs of attention and MLP, behind their last projections.
     pub(super) norms_behind: bool,
+    /// Norm weights are stored as their distance from 1.
+    pub(super) unit_offset: bool,
+    /// Embeddings are multiplied by sqrt(hidden_size), rounded to the type of the weights.
+    pub(super) scaled_embeddings: bool,
+    /// Default of `query_pre_attn_scalar`: attention scores are divided by its square root instead of
+    /// that of head_dim.
+    pub(super) query_scalar: Option<f64>,
+    pub(super) softcaps: Option<SoftcapRule>,
     pub(super) window: Window,
     pub(super) rope: RopeRule,
     /// Query, key and value projections are one tensor in the files, and so are gate and up.
     pub(super) fused: bool,
     /// LayerNorm with weight and bias instead of RMSNorm.
     pub(super) layer_norm: bool,
-    /// Two projections with a product of their results (SwiGLU) instead of one.
+    /// Two projections with a product of their results (SwiGLU, GeGLU) instead of one.
     pub(super) gated: bool,
     /// Default of `hidden_act`.
     pub(super) activation: &'static str,
+    /// `gelu` means its approximation by tanh.
+    pub(super) legacy_gelu: bool,
     /// Biases of the projections of the MLP.
     pub(super) mlp_bias: Bias,
     /// Default of `intermediate_size`, as a multiple of `hidden_size`.
@@ -81,6 +95,10 @@ pub struct Family {
     pub(super) has_classifier: bool,
     /// Class of the language model, after the prefix.
     pub(super) language_model: &'static str,
+    /// Class of the model without a head, after the prefix.
+    pub(super) base_model: &'static str,
+    /// Class of the reward model, after the prefix.
+    pub(super) classifier: &'static str,
 }
 
 /// Whether attention and MLP of a layer have the same input, and both are added to the stream.
@@ -117,8 +135,8 @@ pub(super) enum Window {
     /// Layers without RoPE, if `use_sliding_window` is set.
     LayersWithoutRope,
     /// All layers except every n-th, unless `layer_types` says otherwise; with the default of
-    /// `sliding_window` and n.
-    Except(usize, usize),
+    /// `sliding_window` and n, and the key of n.
+    Except(usize, usize, Option<&'static str>),
 }
 
 /// Rotary positions of a family.
@@ -136,10 +154,18 @@ pub(super) struct RopeRule {
     pub partial: Option<f64>,
     /// Layers with a sliding window have settings of their own (`rope_layers.rs`).
     pub by_layer_type: bool,
+    /// Default of `rope_local_base_freq`, the base of layers with a sliding window.
+    pub local_theta: Option<f64>,
 }
 
-const ROPE: RopeRule =
-    RopeRule { theta: 10_000.0, original: None, skips_layers: false, partial: None, by_layer_type: false };
+const ROPE: RopeRule = RopeRule {
+    theta: 10_000.0,
+    original: None,
+    skips_layers: false,
+    partial: None,
+    by_layer_type: false,
+    local_theta: None,
+};
 
 /// Common values of the rows.
 const COMMON: Family = Family {
@@ -155,13 +181,19 @@ const COMMON: Family = Family {
     output_bias: Bias::Key("attention_bias", false),
     qk_norm: false,
     whole_norm: false,
+    norms_in_front: true,
     norms_behind: false,
+    unit_offset: false,
+    scaled_embeddings: false,
+    query_scalar: None,
+    softcaps: None,
     window: Window::None,
     rope: ROPE,
     fused: false,
     layer_norm: false,
     gated: true,
     activation: "silu",
+    legacy_gelu: false,
     mlp_bias: Bias::Never,
     default_inner: None,
     parallel: Parallel::Never,
@@ -177,6 +209,8 @@ const COMMON: Family = Family {
     keys: &[],
     has_classifier: true,
     language_model: "ForCausalLM",
+    base_model: "Model",
+    classifier: "ForSequenceClassification",
 };
 
 /// The family of most models.
@@ -203,12 +237,44 @@ const OLMO2: Family = Family {
     eps: 1e-5,
     qk_norm: true,
     whole_norm: true,
+    norms_in_front: false,
     norms_behind: true,
     ..COMMON
 };
 
+/// Gemma; later versions add norms behind the blocks and windows.
+const GEMMA: Family = Family {
+    model_type: "gemma",
+    class: "Gemma",
+    positions: 8192,
+    needs_kv_heads: true,
+    head_dim: Some(256),
+    whole_heads: false,
+    tied: true,
+    unit_offset: true,
+    scaled_embeddings: true,
+    activation: "gelu_pytorch_tanh",
+    legacy_gelu: true,
+    unsupported: &[("use_bidirectional_attention", "attention in both directions is")],
+    ..COMMON
+};
+
+/// Gemma 2; Gemma 3 has norms of heads instead of the softcap of attention.
+const GEMMA2: Family = Family {
+    model_type: "gemma2",
+    class: "Gemma2",
+    norms_behind: true,
+    query_scalar: Some(256.0),
+    softcaps: Some(SoftcapRule { attention: Some(50.0), logits: Some(30.0), reads_attention: true }),
+    window: Window::Except(4096, 2, None),
+    legacy_gelu: false,
+    names: &GEMMA2_NAMES,
+    keys: GEMMA_KEYS,
+    ..GEMMA
+};
+
 /// Every supported family.
-pub static FAMILIES: [&Family; 14] = [
+pub static FAMILIES: [&Family; 17] = [
     &LLAMA,
     &QWEN2,
     &Family {
@@ -355,9 +421,23 @@ pub static FAMILIES: [&Family; 14] = [
     &Family {
         model_type: "olmo3",
         class: "Olmo3",
-        window: Window::Except(4096, 4),
+        window: Window::Except(4096, 4, None),
         rope: RopeRule { theta: 500_000.0, by_layer_type: true, ..ROPE },
         ..OLMO2
+    },
+    &GEMMA,
+    &GEMMA2,
+    &Family {
+        model_type: "gemma3_text",
+        class: "Gemma3",
+        positions: 131_072,
+        qk_norm: true,
+        softcaps: Some(SoftcapRule { attention: None, logits: None, reads_attention: false }),
+        window: Window::Except(4096, 6, Some("sliding_window_pattern")),
+        rope: RopeRule { theta: 1_000_000.0, by_layer_type: true, local_theta: Some(10_000.0), ..ROPE },
+        base_model: "TextModel",
+        classifier: "TextForSequenceClassification",
+        ..GEMMA2
     },
 ];
 

@@ -54,6 +54,9 @@ const LLAMA: TensorNames = TensorNames {
 /// Names of Llama, which most families have.
 pub(super) static LLAMA_NAMES: TensorNames = LLAMA;
 
+/// Names of Gemma 2: the norm behind attention has the name of Llama's norm in front of the MLP.
+pub(super) static GEMMA2_NAMES: TensorNames = TensorNames { post_norm: "pre_feedforward_layernorm", ..LLAMA };
+
 /// Names of GPT-NeoX.
 pub(super) static NEOX_NAMES: TensorNames = TensorNames {
     base: "gpt_neox.",
@@ -89,6 +92,7 @@ pub(super) static GPT2_NAMES: TensorNames = TensorNames {
 /// transformers takes both.
 pub(super) type KeyNames = &'static [(&'static str, &'static str, bool)];
 
+pub(super) const GEMMA_KEYS: KeyNames = &[("hidden_act", "hidden_activation", false)];
 /// LayerNorm calls its eps by its own name.
 pub(super) const LAYER_NORM_KEYS: KeyNames = &[("rms_norm_eps", "layer_norm_eps", false)];
 pub(super) const NEOX_KEYS: KeyNames = &[

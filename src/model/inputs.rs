@@ -45,6 +45,7 @@ impl<B: Backend> Inputs<'_, B> {
             longest_path: self.longest_path,
             scale: config.attention_scale(i),
             window,
+            softcap: config.softcaps.attention,
         }
     }
 }

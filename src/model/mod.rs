@@ -35,6 +35,7 @@ pub mod reward_heads;
 pub mod rope;
 mod rope_frequencies;
 pub mod rope_layers;
+pub mod softcaps;
 pub mod store;
 pub mod tensors;
 pub mod trained;

@@ -7,6 +7,7 @@ use serde_json::Map;
 use super::config::{Head, ModelConfig};
 use super::family::{self, Family};
 use super::rope::{RopeConfig, RopeScaling};
+use super::softcaps::Softcaps;
 use super::traits::Traits;
 use crate::{Error, Result};
 
@@ -221,6 +222,7 @@ impl Preset {
             output_bias: Family::default_bias(self.family.output_bias),
             mlp_bias: Family::default_bias(self.family.mlp_bias),
             traits: Traits::of_family(self.family),
+            softcaps: Softcaps::of_family(self.family),
             tied: self.tied,
             rope: RopeConfig { theta: self.theta, scaling },
             partial_rotary_factor: 1.0,

@@ -120,7 +120,8 @@ pub(super) fn read_head(keys: Keys, family: &Family, folder: Option<&Path>) -> R
         None => Head::LanguageModel,
         Some(Value::Array(list)) if list.len() == 1 => {
             let class = list[0].as_str().unwrap_or_default();
-            let kinds = [("Model", Head::LanguageModel), (Head::LanguageModel.class(family), Head::LanguageModel)];
+            let kinds =
+                [(family.base_model, Head::LanguageModel), (Head::LanguageModel.class(family), Head::LanguageModel)];
             kinds
                 .into_iter()
                 .chain([(Head::Reward.class(family), Head::Reward)])
@@ -129,7 +130,8 @@ pub(super) fn read_head(keys: Keys, family: &Family, folder: Option<&Path>) -> R
                 .ok_or_else(|| {
                     let of_other = FAMILIES.iter().any(|other| {
                         class.strip_prefix(other.class).is_some_and(|rest| {
-                            ["Model", Head::LanguageModel.class(other), Head::Reward.class(other)].contains(&rest)
+                            [other.base_model, Head::LanguageModel.class(other), Head::Reward.class(other)]
+                                .contains(&rest)
                         })
                     });
                     let why = match of_other {

@@ -125,8 +125,9 @@ impl RopeConfig {
             && four != five
         {
             let why = format!(
-                "\"rope_theta\" is {four} but \"rope_parameters.rope_theta\" is {five}; they must agree. Delete the \
-                 key that is wrong"
+                "\"{}\" is {four} but \"rope_parameters.rope_theta\" is {five}; they must agree. Delete the key that \
+                 is wrong",
+                keys.name("rope_theta")
             );
             return Err(Error::model(keys.path, why));
         }

@@ -2,16 +2,21 @@
 //! sliding window.
 //!
 //! transformers 5 writes both under `rope_parameters`. In the style of transformers 4, `rope_theta` and
-//! `rope_scaling` are those of full attention; layers with a window then have the family's base without
-//! scaling, as in transformers 5.
+//! `rope_scaling` are those of full attention; layers with a window then have `rope_local_base_freq` in
+//! Gemma 3, and the family's base in others as in transformers 5, without scaling.
 
 use serde_json::{Map, Value, json};
 
 use super::config::ModelConfig;
 use super::config_json::Keys;
 use super::family::RopeRule;
+use super::family_names::KeyNames;
 use super::rope::{RopeConfig, read_partial};
 use crate::Result;
+
+/// Keys of layers with a window.
+const LOCAL_KEYS: KeyNames = &[("rope_theta", LOCAL_THETA, false)];
+const LOCAL_THETA: &str = "rope_local_base_freq";
 
 const FULL: &str = "full_attention";
 const SLIDING: &str = "sliding_attention";
@@ -74,8 +79,11 @@ impl RopeConfig {
             read_partial(Keys { map, ..keys }, rule, sizes.1)?;
         }
         let rope = Self::read(Keys { map: &full, ..keys }, rule, sizes, notes)?;
-        let local = Self::read(Keys { map: &sliding, ..keys }, rule, sizes, notes)?;
-        if !sliding.contains_key("rope_parameters") && keys.get("rope_theta").is_some() && rope.theta != local.theta {
+        let names = if rule.local_theta.is_some() { LOCAL_KEYS } else { keys.names };
+        let local_rule = RopeRule { theta: rule.local_theta.unwrap_or(rule.theta), ..rule };
+        let local = Self::read(Keys { map: &sliding, names, ..keys }, local_rule, sizes, notes)?;
+        let inherits = rule.local_theta.is_none() && !sliding.contains_key("rope_parameters");
+        if inherits && keys.get("rope_theta").is_some() && rope.theta != local.theta {
             notes.push(format!(
                 "layers with a sliding window have rope_theta {}, the default, as in transformers 5; \"rope_theta\" is \
                  that of the others",
@@ -103,6 +111,9 @@ impl ModelConfig {
             parameters.insert("rope_theta".into(), json!(rope.theta));
             parameters
         };
+        if self.family.rope.local_theta.is_some() {
+            map.insert(LOCAL_THETA.into(), json!(local.theta));
+        }
         map.insert("rope_parameters".into(), json!({FULL: parameters(&self.rope), SLIDING: parameters(local)}));
     }
 }

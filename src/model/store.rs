@@ -119,7 +119,7 @@ pub fn read_in_full<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, to
     })
 }
 
-/// Creates a model with random weights: matrices from normal(0, initializer_range), norms one,
+/// Creates a model with random weights: matrices from normal(0, initializer_range), factors of norms one,
 /// biases zero, a reward head from normal(0, 1/sqrt(hidden + 1)). transformers and TRL initialise
 /// models in the same way.
 pub fn random<B: Backend>(backend: &B, config: ModelConfig, seed: u64) -> Result<Model<B>> {
@@ -144,7 +144,7 @@ pub fn random<B: Backend>(backend: &B, config: ModelConfig, seed: u64) -> Result
             | Role::AttentionOutputNorm
             | Role::MlpOutputNorm
             | Role::FinalNorm => {
-                let ones = vec![1.0; slot.spec.elements()];
+                let ones = vec![1.0 - model.config.norm_offset(); slot.spec.elements()];
                 backend.write_act(ViewMut::new(&mut model.weights, slot.start, ones.len()), &ones)?;
                 continue;
             }

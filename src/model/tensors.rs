@@ -5,7 +5,7 @@
 //! head. Query, key and value are adjacent, as are gate and up, so each group is one matrix of
 //! stacked rows for a GEMM; families that store such a group as one tensor, or its elements in another
 //! order, have the same arena. Tensors without decay follow: per layer input norm, q, k, v biases, q
-//! and k norms, output bias, post-attention norm or the norms of both outputs, biases of the MLP, then
+//! and k norms, output bias, norms of both outputs, norm of the MLP's input, biases of the MLP, then
 //! the final norm. The bias of a LayerNorm follows its weight.
 
 use super::config::{Head, ModelConfig};
@@ -233,7 +233,7 @@ impl ModelConfig {
                 tensors.push(spec(name, vec![width], role, Some(layer)));
             };
             let bias = |module: &str| format!("{module}.bias");
-            if !family.norms_behind {
+            if family.norms_in_front {
                 add(format!("{}.weight", names.input_norm), hidden, Role::InputNorm);
                 if family.layer_norm {
                     add(bias(names.input_norm), hidden, Role::InputNormBias);
@@ -257,7 +257,8 @@ impl ModelConfig {
             if family.norms_behind {
                 add("post_attention_layernorm.weight".into(), hidden, Role::AttentionOutputNorm);
                 add("post_feedforward_layernorm.weight".into(), hidden, Role::MlpOutputNorm);
-            } else if !self.shares_norm() {
+            }
+            if family.norms_in_front && !self.shares_norm() {
                 add(format!("{}.weight", names.post_norm), hidden, Role::PostAttentionNorm);
                 if family.layer_norm {
                     add(bias(names.post_norm), hidden, Role::PostAttentionNormBias);

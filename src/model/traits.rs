@@ -4,7 +4,7 @@
 use super::config::{Head, ModelConfig};
 use super::config_json::Keys;
 use super::family::{Family, Parallel};
-use crate::backend::contract::Gelu;
+use crate::backend::contract::{Gelu, Precision};
 use crate::{Error, Result};
 
 /// What a configuration says beyond sizes, biases and positions.
@@ -20,7 +20,7 @@ pub struct Traits {
     pub attention_scale: Option<f64>,
     /// Whether layer i, from 0, divides its attention scores by i + 1.
     pub scale_by_layer: bool,
-    /// Activation of an MLP without a gate; `None` for SwiGLU.
+    /// GELU of the MLP, or of its gate (GeGLU); `None` for SwiGLU.
     pub gelu: Option<Gelu>,
     /// Attention and MLP of a layer have the same input.
     pub parallel: bool,
@@ -36,7 +36,7 @@ impl Traits {
             embedding_multiplier: 1.0,
             residual_multiplier: 1.0,
             logits_scaling: 1.0,
-            attention_scale: None,
+            attention_scale: family.query_scalar.map(|x| x.powf(-0.5)),
             scale_by_layer: false,
             gelu: gelu(family.activation),
             parallel: matches!(family.parallel, Parallel::Key { default: true, .. }),
@@ -52,6 +52,11 @@ impl Traits {
             traits.logits_scaling = factor("logits_scaling")?;
             traits.attention_scale = Some(factor("attention_multiplier")?);
         }
+        if let Some(default) = family.query_scalar {
+            let scalar =
+                keys.number_or("query_pre_attn_scalar", default, |x| FACTORS.contains(&x), "from 1e-6 to 1e6")?;
+            traits.attention_scale = Some(scalar.powf(-0.5));
+        }
         if family.attention_scale_keys {
             traits.attention_scale = (!keys.flag_or("scale_attn_weights", true)?).then_some(1.0);
             traits.scale_by_layer = keys.flag_or("scale_attn_by_inverse_layer_idx", false)?;
@@ -60,7 +65,8 @@ impl Traits {
             traits.parallel = keys.flag_or("use_parallel_residual", default)?;
         }
         let act = keys.text("hidden_act")?.unwrap_or(family.activation);
-        let (known, allowed) = match family.gated {
+        let act = if family.legacy_gelu && act == "gelu" { family.activation } else { act };
+        let (known, allowed) = match gelu(family.activation).is_none() {
             true => (["silu", "swish"].contains(&act), "\"silu\" (or \"swish\", its other name)"),
             false => (gelu(act).is_some(), "\"gelu\", \"gelu_new\", \"gelu_fast\" or \"gelu_pytorch_tanh\""),
         };
@@ -94,7 +100,7 @@ impl Traits {
 }
 
 /// Form of GELU by its name in transformers.
-fn gelu(name: &str) -> Option<Gelu> {
+pub(super) fn gelu(name: &str) -> Option<Gelu> {
     match name {
         "gelu" | "gelu_python" => Some(Gelu::Erf),
         "gelu_new" | "gelu_fast" | "gelu_accurate" | "gelu_pytorch_tanh" | "gelu_python_tanh" => Some(Gelu::Tanh),
@@ -109,9 +115,22 @@ impl ModelConfig {
         if self.traits.scale_by_layer { scale / (i + 1) as f64 } else { scale }
     }
 
+    /// What a norm adds to its weight.
+    pub(super) fn norm_offset(&self) -> f64 {
+        f64::from(u8::from(self.family.unit_offset))
+    }
+
     /// Factor on the embeddings. The residual stream is kept divided by the residual multiplier, so
     /// the outputs of attention and MLP are added as they are: the norms undo the factor.
-    pub(super) fn embedding_factor(&self) -> f64 {
+    pub(super) fn embedding_factor(&self, precision: Precision) -> f64 {
+        if self.family.scaled_embeddings {
+            let root = (self.hidden as f64).sqrt();
+            return match precision {
+                Precision::F64 => root,
+                Precision::F32 => f64::from(root as f32),
+                Precision::Bf16 => half::bf16::from_f64(root).to_f64(),
+            };
+        }
         self.traits.embedding_multiplier / self.traits.residual_multiplier
     }
 
@@ -137,6 +156,11 @@ impl ModelConfig {
     /// Width of the first projection of the MLP: gate and up, or up alone.
     pub(crate) fn mlp_width(&self) -> usize {
         if self.family.gated { 2 * self.intermediate } else { self.intermediate }
+    }
+
+    /// Whether the ops that join GEMMs with SwiGLU apply.
+    pub(super) fn fuses_glu(&self) -> bool {
+        self.family.gated && self.traits.gelu.is_none()
     }
 
     /// Whether attention and MLP of a layer share their norm.

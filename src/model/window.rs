@@ -87,8 +87,9 @@ pub(super) fn read_window(
             (named, required(keys, read(Some(4096))?)?)
         }
         (Window::LayerTypes(default), Some(named)) => (named, required(keys, read(default)?)?),
-        (Window::Except(default, _), Some(named)) => (named, required(keys, read(Some(default))?)?),
-        (Window::Except(default, nth), None) => {
+        (Window::Except(default, ..), Some(named)) => (named, required(keys, read(Some(default))?)?),
+        (Window::Except(default, nth, key), None) => {
+            let nth = key.map_or(Ok(nth), |key| keys.size_or(key, nth, MAX_WINDOW))?;
             let sliding = (0..layers).filter(|i| !(i + 1).is_multiple_of(nth)).collect();
             (sliding, required(keys, read(Some(default))?)?)
         }

@@ -257,6 +257,7 @@ fn head_dims<B: Backend>(model: &Model<B>, batch: &DeviceBatch<B>) -> HeadDims {
         hidden: model.config.hidden,
         vocab: model.config.vocab,
         rows: batch.sizes.rows,
+        softcap: model.config.softcaps.logits,
     }
 }
 

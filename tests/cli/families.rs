@@ -9,7 +9,8 @@ use crate::workbench::{Bench, golden};
 
 /// `config.json` of the golden model of a family, for the bench's tokenizer.
 fn write_config(bench: &Bench, family: &str) {
-    let text = std::fs::read_to_string(golden(family).join("config.json")).unwrap();
+    let folder = golden(family.trim_end_matches("_text"));
+    let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
     let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
     config["vocab_size"] = bench.json("model/config.json")["vocab_size"].clone();
     if family == "phi3" {

@@ -38,6 +38,11 @@ pub fn keys_of_family(family: &str, config: Value) -> Value {
         }
         _ => {}
     }
+    if family.starts_with("gemma") {
+        let key = if family == "gemma" { "hidden_act" } else { "hidden_activation" };
+        map.remove("hidden_act");
+        map.insert(key.into(), json!("gelu_pytorch_tanh"));
+    }
     for (key, act) in [("hidden_act", "gelu"), ("activation_function", "gelu_new")] {
         if ["gpt_neox", "gpt2"].contains(&family) {
             map.remove("num_key_value_heads");
@@ -70,6 +75,10 @@ pub fn tiny_config(family: &str, reward: bool) -> ModelConfig {
             "attention_multiplier": 0.3, "residual_multiplier": 0.5, "logits_scaling": 2.0}),
         "stablelm" => json!({"use_qkv_bias": true, "use_parallel_residual": reward}),
         "gpt2" => json!({"scale_attn_by_inverse_layer_idx": true}),
+        "gemma2" => json!({"sliding_window": 3, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.5,
+            "query_pre_attn_scalar": 9, "tie_word_embeddings": true}),
+        "gemma3_text" => json!({"sliding_window": 3, "sliding_window_pattern": 2, "query_pre_attn_scalar": 5,
+            "rope_local_base_freq": 20.0}),
         _ => json!({}),
     };
     value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

@@ -9,8 +9,8 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-/// Cases of language models. The first two have a reference, a DPO loss, gradients and AdamW steps.
-pub const LANGUAGE_CASES: [&str; 20] = [
+/// Cases of language models.
+pub const LANGUAGE_CASES: [&str; 25] = [
     "llama",
     "qwen2",
     "llama-bf16-sharded",
@@ -31,9 +31,16 @@ pub const LANGUAGE_CASES: [&str; 20] = [
     "qwen3-window",
     "olmo2",
     "olmo3",
+    "gemma",
+    "gemma2",
+    "gemma2-untied",
+    "gemma3",
+    "gemma3-untied",
 ];
+/// Language models with a reference, a DPO loss, gradients and AdamW steps.
+pub const TRAINED_CASES: [&str; 4] = ["llama", "qwen2", "gemma2", "gemma3"];
 /// Cases of reward models.
-pub const REWARD_CASES: [&str; 15] = [
+pub const REWARD_CASES: [&str; 18] = [
     "llama-reward",
     "qwen2-reward",
     "mistral-reward",
@@ -49,6 +56,9 @@ pub const REWARD_CASES: [&str; 15] = [
     "qwen2-window-reward",
     "olmo2-reward",
     "olmo3-reward",
+    "gemma-reward",
+    "gemma2-reward",
+    "gemma3-reward",
 ];
 
 /// Adapters of PEFT with three AdamW steps.
@@ -58,7 +68,12 @@ pub const BOS: u32 = 1;
 
 /// Every model folder.
 pub fn models() -> Vec<&'static str> {
-    [&LANGUAGE_CASES[..], &REWARD_CASES, &["llama-reference", "qwen2-reference"]].concat()
+    [
+        &LANGUAGE_CASES[..],
+        &REWARD_CASES,
+        &["llama-reference", "qwen2-reference", "gemma2-reference", "gemma3-reference"],
+    ]
+    .concat()
 }
 
 /// A preference pair of token ids.

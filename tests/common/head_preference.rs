@@ -57,7 +57,7 @@ impl Case {
         }
         let rows = source.len();
         let seqs = groups.iter().map(Vec::len).sum();
-        let dims = HeadDims { tokens, hidden, vocab, rows };
+        let dims = HeadDims { tokens, hidden, vocab, rows, softcap: None };
         Self {
             label: label.into(),
             dims,

@@ -52,6 +52,7 @@ impl HostPaths {
             longest_path: self.paths.iter().map(|(path, _)| path.len()).max().unwrap_or(0),
             scale: 1.0 / (head_dim as f64).sqrt(),
             window: None,
+            softcap: None,
         }
     }
 }

@@ -59,6 +59,7 @@ impl HostTree {
             longest_path,
             scale: 1.0 / (head_dim as f64).sqrt(),
             window: None,
+            softcap: None,
         }
     }
 }

@@ -8,6 +8,7 @@ mod draw_keys;
 mod file_kinds;
 mod foreign_folders;
 mod fuzz_seeds;
+mod gemma;
 mod ifeval;
 mod instructions;
 mod lost_text;

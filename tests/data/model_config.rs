@@ -87,7 +87,14 @@ fn every_refusal_names_key_value_and_allowed_values() {
             &["vocab_size 4000000", "more than 100000000000 parameters"],
         ),
         (qwen2(json!({"model_type": "mixtral"})), &["\"mixtral\"", "mixture of experts", "llama, qwen2"]),
-        (qwen2(json!({"model_type": "gemma2"})), &["\"gemma2\"", "1 + weight", "softcaps", "llama, qwen2"]),
+        (
+            qwen2(json!({"model_type": "gemma3"})),
+            &["\"gemma3\"", "images", "gemma3_text", "docs/checkpoints.md", "llama, qwen2"],
+        ),
+        (
+            qwen2(json!({"model_type": "gemma3n_text"})),
+            &["\"gemma3n_text\"", "embeddings of each layer", "llama, qwen2"],
+        ),
         (qwen2(json!({"model_type": "mine"})), &["\"mine\" is not supported; supported are llama, qwen2"]),
         (qwen2(json!({"model_type": "<absent>"})), &["model_type", "missing", "llama, qwen2"]),
         (

@@ -24,8 +24,9 @@ fn keys(family: &str, changes: Value) -> Map<String, Value> {
         "intermediate_size": 56, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 8, "max_position_embeddings": 128, "sliding_window": null,
     });
-    // OLMo-3 has layers with a window by default, which need its length.
-    let own = if family == "olmo3" { json!({"sliding_window": 4096}) } else { json!({}) };
+    // OLMo-3 and Gemma have layers with a window by default, which need its length.
+    let windows = ["olmo3", "gemma2", "gemma3_text"].contains(&family);
+    let own = if windows { json!({"sliding_window": 4096}) } else { json!({}) };
     let base = Value::Object(changed(&base, &own));
     changed(&keys_of_family(family, base), &changes)
 }
@@ -35,12 +36,12 @@ fn parse(family: &str, changes: Value) -> mapl::Result<ModelConfig> {
 }
 
 #[track_caller]
-fn accepted(family: &str, changes: Value) -> ModelConfig {
+pub(crate) fn accepted(family: &str, changes: Value) -> ModelConfig {
     parse(family, changes.clone()).unwrap_or_else(|e| panic!("{family} {changes}: {e}"))
 }
 
 #[track_caller]
-fn refused(family: &str, changes: Value, parts: &[&str]) {
+pub(crate) fn refused(family: &str, changes: Value, parts: &[&str]) {
     let error = parse(family, changes.clone()).expect_err(&format!("{family} {changes} was accepted"));
     let text = error.to_string();
     assert_eq!(error.exit_code(), 6, "{text}");
@@ -89,6 +90,9 @@ fn missing_keys_have_the_defaults_of_transformers() {
         ("gpt2", 1024),
         ("olmo2", 2048),
         ("olmo3", 2048),
+        ("gemma", 8192),
+        ("gemma2", 8192),
+        ("gemma3_text", 131_072),
     ] {
         let key = if family == "gpt2" { "n_positions" } else { "max_position_embeddings" };
         assert_eq!(config(family, key).max_positions, positions, "{family}");
@@ -101,12 +105,13 @@ fn missing_keys_have_the_defaults_of_transformers() {
     // null is not missing: transformers then divides.
     assert_eq!(accepted("seed_oss", json!({"head_dim": null})).head_dim, 8);
     for family in FAMILIES {
-        let tied = ["smollm3", "gpt2"].contains(&family.model_type);
+        let tied = ["smollm3", "gpt2", "gemma", "gemma2", "gemma3_text"].contains(&family.model_type);
         let wide = ["phi3", "stablelm", "gpt_neox", "gpt2", "olmo2", "olmo3"];
         let eps = if wide.contains(&family.model_type) { 1e-5 } else { 1e-6 };
         let theta = match family.model_type {
             "smollm3" => 2e6,
             "olmo3" => 5e5,
+            "gemma3_text" => 1e6,
             _ => 1e4,
         };
         let config = accepted(family.model_type, json!({}));
@@ -160,7 +165,7 @@ fn biases_follow_their_keys() {
 
 /// Length and layers of the window.
 #[track_caller]
-fn window(family: &str, changes: Value) -> Option<(usize, Vec<usize>)> {
+pub(crate) fn window(family: &str, changes: Value) -> Option<(usize, Vec<usize>)> {
     let config = accepted(family, changes);
     let window = config.window.as_ref().map(|window| (window.length, window.layers.clone()));
     for i in 0..config.layers {

@@ -24,6 +24,7 @@ MODELS = [
     ["llama", "qwen2", "mistral", "ministral", "seed_oss", "smollm3", "phi3", "qwen3"],
     ["llama_bias", "granite", "stablelm", "gpt_neox", "gpt2"],
     ["mistral-window", "qwen2-window", "phi3-window", "qwen3-window", "olmo2", "olmo3"],
+    ["gemma", "gemma2", "gemma2-untied", "gemma3", "gemma3-untied"],
 ]
 VOCAB, BOS, EOS, PAD = 160, 1, 2, 159
 NEW_TOKENS = 24

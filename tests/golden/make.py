@@ -28,6 +28,7 @@ from tokenizers import Tokenizer, models as tokenizer_models
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, MinistralConfig, MistralConfig, Phi3Config, PreTrainedTokenizerFast, Qwen2Config
 from transformers import Olmo2Config, Olmo3Config, Qwen3Config, SeedOssConfig, SmolLM3Config, Trainer
+from transformers import Gemma2Config, Gemma3TextConfig, GemmaConfig
 from transformers import GPT2Config, GPTNeoXConfig, GraniteConfig, StableLmConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.modeling_layers import GenericForSequenceClassification
@@ -119,6 +120,25 @@ BY_LAYER_TYPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
 }
 
+# Caps near the scores and logits of a tiny random model, so that they bend them.
+GEMMA2 = {
+    "head_dim": 8,
+    "sliding_window": 5,
+    "attn_logit_softcapping": 1.5,
+    "final_logit_softcapping": 4.0,
+    "query_pre_attn_scalar": 12,
+}
+GEMMA3 = {
+    "head_dim": 12,
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "query_pre_attn_scalar": 20,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+
 # Families that differ from Llama in the row of a table: a language model, without training, and a reward model.
 FAMILIES = [
     ("mistral", MistralConfig, 60, {"head_dim": 12, "sliding_window": None}, {"sliding_window": 128, "rope_parameters": YARN}),
@@ -169,7 +189,14 @@ FAMILIES = [
         {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"], "rope_parameters": BY_LAYER_TYPE},
         {"sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"], "rope_parameters": BY_LAYER_TYPE},
     ),
+    ("gemma", GemmaConfig, 205, {"head_dim": 12, "tie_word_embeddings": True}, {"head_dim": 8, "attention_bias": True}),
+    ("gemma2", Gemma2Config, 210, {**GEMMA2, "tie_word_embeddings": True}, GEMMA2),
+    ("gemma2-untied", Gemma2Config, 220, {**GEMMA2, "head_dim": 12, "attn_logit_softcapping": None}, None),
+    ("gemma3", Gemma3TextConfig, 230, {**GEMMA3, "tie_word_embeddings": True}, {**GEMMA3, "attention_bias": True}),
+    ("gemma3-untied", Gemma3TextConfig, 240, {**GEMMA3, "final_logit_softcapping": 6.0}, None),
 ]
+# Families with a reference, a DPO loss and AdamW steps.
+TRAINED = ["gemma2", "gemma3"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -193,7 +220,8 @@ def randomise(model, seed, base=None):
         if name.endswith("bias"):
             scale, middle = 0.3, 0.0
         elif "norm" in name or ".ln_" in name:
-            scale, middle = 0.2, 1.0
+            # Gemma stores the distance from 1.
+            scale, middle = 0.2, 0.0 if "Gemma" in type(model).__name__ else 1.0
         elif any(table in name for table in ["embed_tokens", "embed_in", "wte", "wpe"]):
             scale, middle = 0.5, 0.0
         else:
@@ -538,8 +566,13 @@ def main():
     # Further families, stored as bf16. The body's gradients come from the reward model.
     for name, config, seed, language, reward in FAMILIES:
         language = {"tie_word_embeddings": False, **language}
-        model = save(build(lm, small(config, **language), seed + 1), models / name, torch.bfloat16)
-        write_json(out / f"{name}.json", language_model_case(out, name, model, None, make_pairs(seed + 3), False))
+        policy, reference, trained = build(lm, small(config, **language), seed + 1), None, name in TRAINED
+        if trained:
+            reference = build(lm, policy.config, seed + 2, policy)
+            reference = save(reference, models / f"{name}-reference", torch.bfloat16)
+        policy = save(policy, models / name, torch.bfloat16)
+        case = language_model_case(out, name, policy, reference, make_pairs(seed + 3), trained)
+        write_json(out / f"{name}.json", case)
         if reward is not None:
             model = build(rm, small(config, num_labels=1, tie_word_embeddings=False, **reward), seed + 5)
             model = save(model, models / f"{name}-reward", torch.bfloat16)

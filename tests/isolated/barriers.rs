@@ -69,12 +69,12 @@ fn check_every_barrier<A: Element>(name: &str, op: Run<A>) -> usize {
 }
 
 fn norm_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
-    let d = NormDims { tokens: 40, hidden: 1100, eps: 1e-6 };
+    let d = NormDims { tokens: 40, hidden: 1100, eps: 1e-6, offset: 0.0 };
     runs::norm_fwd(on, d, &normal("x", 44_000, 1.0), Some(&normal("r", 44_000, 1.0)), &normal("w", 1100, 1.0))
 }
 
 fn norm_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
-    let d = NormDims { tokens: 40, hidden: 1100, eps: 1e-6 };
+    let d = NormDims { tokens: 40, hidden: 1100, eps: 1e-6, offset: 0.0 };
     let (rows, row) = (normal("rows", 44_000, 1.0), normal("row", 1100, 1.0));
     let rstd = normal("rstd", 40, 1.0);
     let i = NormBwdInputs {
@@ -90,7 +90,7 @@ fn norm_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
 }
 
 fn qk_norm_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
-    let d = QkNormDims { tokens: 40, heads: 3, kv_heads: 2, head_dim: 550, whole: false, eps: 1e-6 };
+    let d = QkNormDims { tokens: 40, heads: 3, kv_heads: 2, head_dim: 550, whole: false, eps: 1e-6, offset: 0.0 };
     let (x, dqkv) = (normal("x", 40 * 5 * 550, 1.0), normal("dqkv", 40 * d.width(), 1.0));
     let weight = normal("w", 1100, 1.0);
     runs::qk_norm_bwd(on, d, [&x, &weight, &dqkv, &weight], Write::Add)
@@ -109,7 +109,7 @@ fn layer_norm_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
 
 /// One norm over all query heads and one over all key heads.
 fn all_heads() -> QkNormDims {
-    QkNormDims { tokens: 40, heads: 2, kv_heads: 1, head_dim: 550, whole: true, eps: 1e-6 }
+    QkNormDims { tokens: 40, heads: 2, kv_heads: 1, head_dim: 550, whole: true, eps: 1e-6, offset: 0.0 }
 }
 
 fn qk_norm_whole_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
@@ -154,7 +154,7 @@ fn linear_bwd_weight<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
 
 /// K takes four steps of 32. So the last step uses the first stage, through which warps exchange
 /// partial results.
-const HEAD: HeadDims = HeadDims { tokens: 30, hidden: 104, vocab: 1500, rows: 140 };
+const HEAD: HeadDims = HeadDims { tokens: 30, hidden: 104, vocab: 1500, rows: 140, softcap: None };
 
 fn head_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     let (x, head) = (normal("x", 30 * 104, 1.0), normal("head", 1500 * 104, 0.1));

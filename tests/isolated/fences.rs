@@ -85,7 +85,7 @@ fn linear_glu_bwd(on: &On<'_, Kernels<Emulator, bf16>>) -> Outputs {
     runs::linear_glu_bwd(on, d, &dy, &weight, &normal("gate_up", 130 * 144, 1.0))
 }
 
-const HEAD: HeadDims = HeadDims { tokens: 30, hidden: 72, vocab: 300, rows: 40 };
+const HEAD: HeadDims = HeadDims { tokens: 30, hidden: 72, vocab: 300, rows: 40, softcap: None };
 
 fn head_fwd(on: &On<'_, Kernels<Emulator, bf16>>) -> Outputs {
     let (x, head) = (normal("x", 30 * 72, 1.0), normal("head", 300 * 72, 0.1));

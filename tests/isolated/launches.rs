@@ -166,14 +166,14 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
         ("embedding_fwd", runs::embedding_fwd(on, d, &ids, &normal("table", vocab * hidden, 1.0))),
         ("embedding_bwd", runs::embedding_bwd(on, d, &ids, &dy, &vec![0.0; vocab * hidden], Write::Overwrite)),
     ];
-    let d = NormDims { tokens, hidden, eps: 1e-6 };
+    let d = NormDims { tokens, hidden, eps: 1e-6, offset: 0.0 };
     let forward = runs::norm_fwd(on, d, &x, Some(&dy), &weight);
     let (rstd, write) = (forward[1].1.clone(), Write::Add);
     let inputs =
         runs::NormBwdInputs { dy: &dy, sum: &x, rstd: &rstd, weight: &weight, dsum: &x, dweight: &weight, write };
     all.push(("norm_fwd", forward));
     all.push(("norm_bwd", runs::norm_bwd(on, d, &inputs)));
-    let d = QkNormDims { tokens: 37, heads: 2, kv_heads: 1, head_dim: 16, whole: false, eps: 1e-6 };
+    let d = QkNormDims { tokens: 37, heads: 2, kv_heads: 1, head_dim: 16, whole: false, eps: 1e-6, offset: 0.0 };
     let (qkv, w) = (normal("heads", 37 * d.width(), 1.0), normal("head weights", 32, 1.0));
     let normalised = runs::qk_norm_fwd(on, d, &qkv, &w, true);
     let copy = normalised[1].1.clone();
@@ -202,7 +202,7 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
         indices("p", 25, 50),
     );
     all.push(("rope", runs::rope(on, d, &positions, (&cos, &sin), &normal("qkv", 25 * 64, 1.0), false)));
-    let d = GluDims { tokens: 9, intermediate: 40 };
+    let d = GluDims { tokens: 9, intermediate: 40, gelu: None };
     let (gate_up, dact) = (normal("gu", 720, 2.0), normal("dact", 360, 1.0));
     all.push(("glu_fwd", runs::glu_fwd(on, d, &gate_up)));
     all.push(("glu_bwd", runs::glu_bwd(on, d, &dact, &gate_up)));
@@ -320,7 +320,7 @@ fn activation(cut: usize, shift: usize) -> Option<Result<()>> {
     backend.device().cut.store(cut, Ordering::Relaxed);
     backend.device().shift.store(shift, Ordering::Relaxed);
     let mut act = backend.zeros_act(40).unwrap();
-    let dims = GluDims { tokens: 4, intermediate: 10 };
+    let dims = GluDims { tokens: 4, intermediate: 10, gelu: None };
     Some(backend.glu_fwd(GluFwd { dims, gate_up: View::first(&gate_up, 80), act: ViewMut::first(&mut act, 40) }))
 }
 

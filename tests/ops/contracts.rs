@@ -102,7 +102,7 @@ fn every_op<B: Backend>(b: &B) {
         })
     });
 
-    let d = NormDims { tokens: 3, hidden: 4, eps: 1e-6 };
+    let d = NormDims { tokens: 3, hidden: 4, eps: 1e-6, offset: 0.0 };
     probe("norm_fwd", c, |l| {
         let (mut sum, mut y, mut rstd) = (act(b), act(b), acc(b));
         b.norm_fwd(NormFwd {
@@ -131,7 +131,7 @@ fn every_op<B: Backend>(b: &B) {
         })
     });
 
-    let d = QkNormDims { tokens: 3, heads: 2, kv_heads: 1, head_dim: 4, whole: false, eps: 1e-6 };
+    let d = QkNormDims { tokens: 3, heads: 2, kv_heads: 1, head_dim: 4, whole: false, eps: 1e-6, offset: 0.0 };
     probe("qk_norm_fwd", c, |l| {
         let (mut x, mut qkv) = (act(b), act(b));
         b.qk_norm_fwd(QkNormFwd {
@@ -212,7 +212,7 @@ fn every_op<B: Backend>(b: &B) {
         });
     }
 
-    let d = GluDims { tokens: 3, intermediate: 4 };
+    let d = GluDims { tokens: 3, intermediate: 4, gelu: None };
     probe("glu_fwd", c, |l| {
         let mut out = act(b);
         let gate_up = View::first(a, l.of("gate_up", 24));
@@ -291,7 +291,7 @@ fn every_op<B: Backend>(b: &B) {
 fn head<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
     let (a, s, i) = (&act(b), &acc(b), &b.zeros_idx(LEN).unwrap());
     let w = Write::Overwrite;
-    let d = HeadDims { tokens: 3, hidden: 4, vocab: 6, rows: 2 };
+    let d = HeadDims { tokens: 3, hidden: 4, vocab: 6, rows: 2, softcap: None };
     probe("head_logprob_fwd", c, |l| {
         let (mut logp, mut lse) = (acc(b), acc(b));
         b.head_logprob_fwd(HeadLogprobFwd {
@@ -397,7 +397,7 @@ fn invalid_sizes_are_rejected() {
     assert!(matches!(odd, Err(Error::Contract { what: "rotated", .. })), "{odd:?}");
     let (mut y, mut rstd) = (act(&b), acc(&b));
     let alone = b.norm_fwd(NormFwd {
-        dims: NormDims { tokens: 1, hidden: 4, eps: 1e-6 },
+        dims: NormDims { tokens: 1, hidden: 4, eps: 1e-6, offset: 0.0 },
         x: View::first(&a, 4),
         residual: Some(View::first(&a, 4)),
         weight: View::first(&a, 4),

@@ -39,7 +39,7 @@ fn bitwise_equal_for_any_number_of_threads() {
     let (tokens, hidden) = (700, 80);
     let x = normal("x", tokens * hidden, 1.0);
     let rstd: Vec<f64> = normal("rstd", tokens, 1.0).iter().map(|x| x.abs() + 0.5).collect();
-    let d = NormDims { tokens, hidden, eps: 1e-6 };
+    let d = NormDims { tokens, hidden, eps: 1e-6, offset: 0.0 };
     let weight = normal("weight", hidden, 1.0);
     same_bits("norm_fwd", |on| runs::norm_fwd(on, d, &x, Some(&x), &weight));
     let inputs = runs::NormBwdInputs {
@@ -53,7 +53,7 @@ fn bitwise_equal_for_any_number_of_threads() {
     };
     same_bits("norm_bwd", |on| runs::norm_bwd(on, d, &inputs));
     for whole in [false, true] {
-        let d = QkNormDims { tokens, heads: 2, kv_heads: 1, head_dim: 20, whole, eps: 1e-6 };
+        let d = QkNormDims { tokens, heads: 2, kv_heads: 1, head_dim: 20, whole, eps: 1e-6, offset: 0.0 };
         let (inputs, w) = (&x[..tokens * 60], normal("head weight", d.weights(), 1.0));
         same_bits("qk_norm_fwd", |on| runs::qk_norm_fwd(on, d, &x, &w, true));
         same_bits("qk_norm_bwd", |on| runs::qk_norm_bwd(on, d, [inputs, &w, &x, &w], Write::Add));
@@ -66,7 +66,7 @@ fn bitwise_equal_for_any_number_of_threads() {
     let table = normal("table", 300 * hidden, 1.0);
     same_bits("embedding_bwd", |on| runs::embedding_bwd(on, d, &ids, &x, &table, Write::Add));
 
-    let d = HeadDims { tokens, hidden, vocab: 1999, rows: 1100 };
+    let d = HeadDims { tokens, hidden, vocab: 1999, rows: 1100, softcap: None };
     let head = normal("head", 1999 * hidden, 0.1);
     let (source, target) = (indices("source", 1100, tokens), indices("target", 1100, 1999));
     same_bits("head_logprob_fwd", |on| runs::head_logprob_fwd(on, d, &x, &head, &source, &target));
@@ -182,7 +182,7 @@ fn head_rows_do_not_depend_on_other_rows() {
     let on = On::new(&backend, Precision::F32);
     for (hidden, vocab) in [(24, 257), (64, 1999), (600, 700)] {
         let (tokens, rows) = (90, 300);
-        let d = HeadDims { tokens, hidden, vocab, rows };
+        let d = HeadDims { tokens, hidden, vocab, rows, softcap: None };
         let (x, head) = (normal("x", tokens * hidden, 1.0), normal("head", vocab * hidden, 0.1));
         let (source, target) = (indices("s", rows, tokens), indices("t", rows, vocab));
         let all = runs::head_logprob_fwd(&on, d, &x, &head, &source, &target);
@@ -225,7 +225,13 @@ fn norm_and_glu_rows_do_not_depend_on_other_rows() {
     let (total, width) = (400, 90);
     let (x, weight) = (normal("x", total * width, 1.0), normal("w", width, 1.0));
     let norm = |x: &[f64]| {
-        runs::norm_fwd(&on, NormDims { tokens: x.len() / width, hidden: width, eps: 1e-5 }, x, Some(x), &weight)
+        runs::norm_fwd(
+            &on,
+            NormDims { tokens: x.len() / width, hidden: width, eps: 1e-5, offset: 0.0 },
+            x,
+            Some(x),
+            &weight,
+        )
     };
     let norm_bwd = |x: &[f64]| {
         let tokens = x.len() / width;
@@ -238,11 +244,12 @@ fn norm_and_glu_rows_do_not_depend_on_other_rows() {
             dweight: &weight,
             write: Write::Add,
         };
-        let mut outputs = runs::norm_bwd(&on, NormDims { tokens, hidden: width, eps: 1e-5 }, &inputs);
+        let mut outputs = runs::norm_bwd(&on, NormDims { tokens, hidden: width, eps: 1e-5, offset: 0.0 }, &inputs);
         outputs.truncate(1);
         outputs
     };
-    let glu = |x: &[f64]| runs::glu_fwd(&on, GluDims { tokens: x.len() / width, intermediate: width / 2 }, x);
+    let glu =
+        |x: &[f64]| runs::glu_fwd(&on, GluDims { tokens: x.len() / width, intermediate: width / 2, gelu: None }, x);
     type Op<'a> = (&'a str, Box<dyn Fn(&[f64]) -> Outputs + 'a>);
     let ops: [Op; 3] = [("norm", Box::new(norm)), ("norm_bwd", Box::new(norm_bwd)), ("glu", Box::new(glu))];
     for (label, op) in ops {

@@ -54,6 +54,7 @@ cases! {
     linear_glu: glu::linear_glu => ["linear_glu_bwd"];
     attention_over_trees: attention::trees => ["attention_bwd"];
     attention_with_windows: attention::windows => ["attention_bwd"];
+    attention_with_soft_caps: attention::softcaps => ["attention_bwd"];
     attention_gradient_stays_on_the_path: attention::hidden_rows => ["attention_bwd"];
     attention_cached_equals_attention: attention::cached_equals_whole => ["attention_cached_fwd"];
     head_logprob: head::head_logprob => ["head_logprob_bwd"];

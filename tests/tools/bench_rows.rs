@@ -23,7 +23,7 @@ fn bytes_and_flops_match_values_computed_by_hand() {
 
     // RMSNorm of a sum in f32, 2048 rows of 4096: x, residual, sum and y of 33,554,432 bytes each,
     // rstd 8,192; five FLOPs per element: 41,943,040.
-    let norm = Norm { backward: false, dims: NormDims { tokens: 2048, hidden: 4096, eps: 1e-6 } };
+    let norm = Norm { backward: false, dims: NormDims { tokens: 2048, hidden: 4096, eps: 1e-6, offset: 0.0 } };
     let norm = cost(&Work::from(norm), Precision::F32).unwrap();
     assert_eq!(norm, Cost { bytes: 134_225_920, flops: 41_943_040 });
 

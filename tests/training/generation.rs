@@ -60,7 +60,7 @@ fn run(sampler: Sampler, limits: Limits, prompts: &[Prompt]) -> Vec<Vec<Generate
 
 fn greedy_tokens_equal_transformers<B: Backend>(backend: &B, most: usize) {
     let all = texts();
-    assert_eq!(all.len(), 19);
+    assert_eq!(all.len(), 24);
     for (name, texts) in all {
         let mut model = model(backend, &name);
         let mut penalties: Vec<f64> = texts.iter().map(|text| text.repetition_penalty).collect();
@@ -99,7 +99,7 @@ fn greedy_tokens_of_the_reference_equal_those_of_transformers() {
 fn kernels_generate_the_first_tokens_of_transformers() {
     let Some(device) = common::emulator(Schedule::Rising, 2) else { return };
     let backend = Kernels::<_, f32>::new(device);
-    for name in ["qwen3", "olmo3"] {
+    for name in ["qwen3", "olmo3", "gemma2"] {
         let texts = &texts()[name];
         let mut model = model(&backend, name);
         let ids: Vec<Vec<u32>> = texts[..3].iter().map(|text| text.prompt.clone()).collect();

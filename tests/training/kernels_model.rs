@@ -36,6 +36,11 @@ fn config(family: &str, reward: bool) -> ModelConfig {
         value["sliding_window"] = json!(3);
         value["layer_types"] = json!(["sliding_attention", "full_attention"]);
     }
+    if family.starts_with("gemma") {
+        let more = json!({"sliding_window": 3, "sliding_window_pattern": 2, "query_pre_attn_scalar": 12,
+            "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "rms_norm_eps": 1e-6});
+        value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    }
     if reward {
         value["id2label"] = json!({"0": "LABEL_0"});
         value["label2id"] = json!({"LABEL_0": 0});
@@ -147,6 +152,9 @@ fn f32_agrees_with_the_cpu() {
     }
     // A window, norms behind the blocks and over all heads.
     agrees::<f32>("olmo3", Method::Dpo, 1e-4, 1e-4);
+    // Soft caps, GeGLU, norm weights near 1, scaled embeddings; norms of heads.
+    agrees::<f32>("gemma2", Method::Dpo, 1e-4, 1e-4);
+    agrees::<f32>("gemma3_text", Method::Reward, 1e-4, 1e-4);
 }
 
 /// Every activation has a relative rounding error of 2^-9. Over 2 layers of about 12 roundings
@@ -159,4 +167,5 @@ fn bf16_agrees_with_the_cpu() {
         agrees::<bf16>(family, Method::Reward, 4e-2, 5e-2);
     }
     agrees::<bf16>("olmo3", Method::Dpo, 4e-2, 5e-2);
+    agrees::<bf16>("gemma2", Method::Dpo, 4e-2, 5e-2);
 }

@@ -60,7 +60,7 @@ fn recomputed_steps_equal_direct_steps_bit_for_bit() {
     same_bits(&Reference, &every);
     same_bits(&Cpu::new(), &every);
     let Some(emulator) = common::emulator(Schedule::Random(5), 3) else { return };
-    same_bits(&Kernels::<_, bf16>::new(emulator), &["qwen3", "olmo3"]);
+    same_bits(&Kernels::<_, bf16>::new(emulator), &["qwen3", "olmo3", "gemma2"]);
 }
 
 /// Total number of activation elements.

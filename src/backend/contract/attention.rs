@@ -10,7 +10,7 @@
 //! With a sliding window of w, a query sees the keys of its path at distances below w: itself and the
 //! w - 1 positions before it. Distances are counted along the path.
 
-use super::{Precision, Result, Tolerance, expect, expect_len};
+use super::{Precision, Result, Tolerance, check_softcap, expect, expect_len};
 use crate::backend::{Backend, View, ViewMut};
 
 /// Sizes of [`AttentionFwd`] and [`AttentionBwd`].
@@ -33,6 +33,8 @@ pub struct AttentionDims {
     pub scale: f64,
     /// Sliding window: number of keys that a query sees at most. `None` for all keys of its path.
     pub window: Option<usize>,
+    /// Soft cap c of the scaled scores s: the softmax is of `c tanh(s / c)`.
+    pub softcap: Option<f64>,
 }
 
 impl AttentionDims {
@@ -91,6 +93,7 @@ impl AttentionDims {
 
     fn check(&self, op: &'static str) -> Result<()> {
         check_window(op, self.window)?;
+        check_softcap(op, self.softcap)?;
         check_heads(op, self.heads, self.kv_heads)
     }
 }
@@ -134,7 +137,7 @@ impl<I> Tree<'_, I> {
 }
 
 /// `o = softmax(scale q kᵀ) v` over the visible keys. `lse` is the logsumexp of the scaled scores
-/// of a query.
+/// of a query. With a soft cap, both are of the capped scores.
 pub struct AttentionFwd<'a, B: Backend> {
     pub dims: AttentionDims,
     /// (tokens, heads + 2 kv_heads, head_dim): queries, then keys, then values
@@ -210,6 +213,8 @@ pub struct AttentionCachedDims {
     pub scale: f64,
     /// Sliding window: number of keys that a query sees at most. `None` for all keys of its path.
     pub window: Option<usize>,
+    /// Soft cap c of the scaled scores s: the softmax is of `c tanh(s / c)`.
+    pub softcap: Option<f64>,
 }
 
 impl AttentionCachedDims {
@@ -282,6 +287,7 @@ impl<B: Backend> AttentionCachedFwd<'_, B> {
     pub(crate) fn check(&self) -> Result<()> {
         let (op, d) = ("attention_cached_fwd", self.dims);
         check_window(op, d.window)?;
+        check_softcap(op, d.softcap)?;
         check_heads(op, d.heads, d.kv_heads)?;
         expect_len(op, "paths.starts", self.paths.starts.len, d.sequences + 1)?;
         expect_len(op, "paths.span_offsets", self.paths.span_offsets.len, d.sequences + 1)?;

@@ -1,8 +1,8 @@
-//! Contracts of the gated activation (SwiGLU, arXiv 2002.05202), and of the linear layers that have
-//! it as epilogue. With the epilogue, the values between GEMM and activation are stored only if
+//! Contracts of the gated activations SwiGLU and GeGLU (arXiv 2002.05202), and of the linear layers that
+//! have SwiGLU as epilogue. With the epilogue, the values between GEMM and activation are stored only if
 //! requested.
 
-use super::{LinearDims, Precision, Result, Tolerance, expect_len};
+use super::{Gelu, LinearDims, Precision, Result, Tolerance, expect_len};
 use crate::backend::{Backend, View, ViewMut};
 
 /// Sizes of [`GluFwd`] and [`GluBwd`].
@@ -10,6 +10,8 @@ use crate::backend::{Backend, View, ViewMut};
 pub struct GluDims {
     pub tokens: usize,
     pub intermediate: usize,
+    /// GELU of the gate (GeGLU); `None` for SiLU (SwiGLU).
+    pub gelu: Option<Gelu>,
 }
 
 impl GluDims {
@@ -29,7 +31,7 @@ impl GluDims {
     }
 }
 
-/// `act = gate * sigmoid(gate) * up`.
+/// `act = gate * sigmoid(gate) * up`, or `act = gelu(gate) * up`.
 pub struct GluFwd<'a, B: Backend> {
     pub dims: GluDims,
     /// (tokens, 2 intermediate): gate, then up
@@ -89,7 +91,7 @@ impl LinearGluDims {
 
     /// Sizes of the activation.
     pub fn glu(&self) -> GluDims {
-        GluDims { tokens: self.tokens, intermediate: self.intermediate }
+        GluDims { tokens: self.tokens, intermediate: self.intermediate, gelu: None }
     }
 
     /// Tolerance of either pass for inputs of order one and weights of order 1/sqrt(K), where K is

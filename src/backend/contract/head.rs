@@ -1,6 +1,6 @@
 //! Contracts of the vocabulary head and of its oracle over stored logits.
 
-use super::{Precision, Result, Runs, Tolerance, expect_len};
+use super::{Precision, Result, Runs, Tolerance, check_softcap, expect_len};
 use crate::backend::{Backend, View, ViewMut, Write};
 
 /// Sizes of the vocabulary head. A head row is a (hidden row, target token) pair. Several head rows
@@ -12,6 +12,8 @@ pub struct HeadDims {
     pub hidden: usize,
     pub vocab: usize,
     pub rows: usize,
+    /// Soft cap c of the logits z: the softmax is of `c tanh(z / c)`.
+    pub softcap: Option<f64>,
 }
 
 impl HeadDims {
@@ -62,6 +64,7 @@ pub struct HeadLogprobFwd<'a, B: Backend> {
 impl<B: Backend> HeadLogprobFwd<'_, B> {
     pub(crate) fn check(&self) -> Result<()> {
         let (op, d) = ("head_logprob_fwd", self.dims);
+        check_softcap(op, d.softcap)?;
         expect_len(op, "hidden", self.hidden.len, d.tokens * d.hidden)?;
         expect_len(op, "head", self.head.len, d.vocab * d.hidden)?;
         expect_len(op, "source", self.source.len, d.rows)?;
@@ -71,7 +74,8 @@ impl<B: Backend> HeadLogprobFwd<'_, B> {
     }
 }
 
-/// Gradient of [`HeadLogprobFwd`]. With `dlogits = dlogp (onehot(target) - softmax)`:
+/// Gradient of [`HeadLogprobFwd`]. With `dlogits = dlogp (onehot(target) - softmax)`, times the slope of the
+/// soft cap if there is one:
 ///
 /// - `dhidden = dlogits head`, summed over the head rows of a hidden row in ascending order
 /// - `dhead (+)= dlogitsᵀ hidden`
@@ -103,6 +107,7 @@ pub struct HeadLogprobBwd<'a, B: Backend> {
 impl<B: Backend> HeadLogprobBwd<'_, B> {
     pub(crate) fn check(&self) -> Result<()> {
         let (op, d) = ("head_logprob_bwd", self.dims);
+        check_softcap(op, d.softcap)?;
         expect_len(op, "hidden", self.hidden.len, d.tokens * d.hidden)?;
         expect_len(op, "head", self.head.len, d.vocab * d.hidden)?;
         expect_len(op, "source", self.source.len, d.rows)?;

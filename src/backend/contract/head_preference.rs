@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::{
     Comparisons, HeadDims, KINDS, Link, Precision, PreferenceFwd, Reduce, Result, Runs, SUM_FIELDS, TERMS, Tolerance,
-    WeightedCurve, curve, expect, expect_len,
+    WeightedCurve, check_softcap, curve, expect, expect_len,
 };
 use crate::backend::{Backend, View, ViewMut, Write};
 
@@ -171,6 +171,7 @@ pub struct HeadPreference<'a, B: Backend> {
 impl<B: Backend> HeadPreference<'_, B> {
     pub(crate) fn check(&self) -> Result<()> {
         let (d, s) = (self.dims, self.seqs);
+        check_softcap(OP, d.softcap)?;
         expect_len(OP, "hidden", self.hidden.len, d.tokens * d.hidden)?;
         expect_len(OP, "head", self.head.len, d.vocab * d.hidden)?;
         expect_len(OP, "source", self.source.len, d.rows)?;

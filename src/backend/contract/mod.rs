@@ -23,6 +23,7 @@ mod reward;
 mod rope;
 mod scale;
 mod segment;
+mod softcap;
 
 pub use attention::*;
 pub use cost::*;
@@ -41,6 +42,8 @@ pub use reward::*;
 pub use rope::*;
 pub use scale::*;
 pub use segment::*;
+pub use softcap::capped;
+use softcap::check_softcap;
 
 use crate::{Error, Result};
 

@@ -10,6 +10,8 @@ pub struct NormDims {
     pub hidden: usize,
     /// Added to the mean square before the square root.
     pub eps: f64,
+    /// Added to the weight: 1 for weights that are stored as their distance from 1.
+    pub offset: f64,
 }
 
 impl NormDims {
@@ -25,7 +27,8 @@ impl NormDims {
 }
 
 /// RMSNorm with an optional residual: `sum = x + residual`, or `sum = x` without one;
-/// `rstd = 1 / sqrt(mean(sum²) + eps)`; `y = base + sum * rstd * weight`, with a base of 0 if there is none.
+/// `rstd = 1 / sqrt(mean(sum²) + eps)`; `y = base + sum * rstd * (offset + weight)`, with a base of 0 if there is
+/// none.
 /// The base is for a norm behind a block, whose result the stream adds. Its gradient is that of `y`.
 pub struct NormFwd<'a, B: Backend> {
     pub dims: NormDims,
@@ -112,6 +115,8 @@ pub struct QkNormDims {
     pub whole: bool,
     /// Added to the mean square before the square root.
     pub eps: f64,
+    /// As [`NormDims::offset`].
+    pub offset: f64,
 }
 
 impl QkNormDims {
@@ -158,7 +163,7 @@ impl QkNormDims {
     }
 }
 
-/// RMSNorm of each query head and each key head: `head <- head * rstd * weight` with
+/// RMSNorm of each query head and each key head: `head <- head * rstd * (offset + weight)` with
 /// `rstd = 1 / sqrt(mean(head²) + eps)`. One weight serves all queries, another all keys. With
 /// [`QkNormDims::whole`] the heads of a kind are one row, with a weight for each element.
 pub struct QkNormFwd<'a, B: Backend> {

@@ -6,7 +6,7 @@
 //!         gather the keys (transposed) and values of the segment's path,
 //!             reusing the ancestors shared with the previous segment
 //!         for each block of queries:
-//!             S = scale Q Kᵀ                       // all keys up to the last query's position
+//!             S = scale Q Kᵀ, soft-capped          // all keys up to the last query's position
 //!             P = exp(S - rowmax(S)), 0 for later keys
 //!             lse = logsumexp(S);  O = (P V) / rowsum(P)
 //! ```
@@ -28,7 +28,7 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::head::logsumexp;
-use super::math::softmax_row;
+use super::math::{cap_row, softmax_row};
 use super::matmul::{DEPTH, matmul};
 use super::panels::{Panels, score_stride};
 use super::path::{Path, Segments};
@@ -149,7 +149,7 @@ pub(super) fn attention_fwd(cpu: &Cpu, a: AttentionFwd<'_, Cpu>) {
         let (mut o, mut lse) = (o.claim(unit, kv_head), lse.claim(kv_head, unit));
         let unit = &units[unit];
         let heads = Heads::new(&d, kv_head);
-        let mut work = Forward::new(cpu, heads, qkv, capacity, (d.scale as f32, Visible::of(d.window)));
+        let mut work = Forward::new(cpu, heads, qkv, capacity, Scores::of(d.scale, d.window, d.softcap));
         let mut path = Path::new(segments);
         let mut segment = unit.segment;
         let mut row = unit.rows.start;
@@ -198,12 +198,25 @@ impl Visible {
     }
 }
 
+/// Form of the scores of attention.
+#[derive(Clone, Copy)]
+pub(super) struct Scores {
+    scale: f32,
+    visible: Visible,
+    softcap: Option<f32>,
+}
+
+impl Scores {
+    pub fn of(scale: f64, window: Option<usize>, softcap: Option<f64>) -> Self {
+        Self { scale: scale as f32, visible: Visible::of(window), softcap: softcap.map(|cap| cap as f32) }
+    }
+}
+
 /// Workspace of one forward task.
 pub(super) struct Forward<'a> {
     pub heads: Heads,
     qkv: &'a [f32],
-    scale: f32,
-    visible: Visible,
+    form: Scores,
     keys_t: Panels<'a>,
     /// (capacity, head_dim)
     values: Scratch<'a>,
@@ -217,14 +230,13 @@ pub(super) struct Forward<'a> {
 
 impl<'a> Forward<'a> {
     /// Workspace for paths of up to `capacity` rows, a multiple of [`LANES`].
-    pub fn new(cpu: &'a Cpu, heads: Heads, qkv: &'a [f32], capacity: usize, (scale, visible): (f32, Visible)) -> Self {
+    pub fn new(cpu: &'a Cpu, heads: Heads, qkv: &'a [f32], capacity: usize, form: Scores) -> Self {
         let block = heads.block_tokens() * heads.group;
         let take = |len| cpu.scratch.take(len);
         Self {
             heads,
             qkv,
-            scale,
-            visible,
+            form,
             keys_t: Panels::new(cpu, heads.head_dim, capacity),
             values: take(heads.head_dim * capacity),
             queries: take(block * heads.head_dim),
@@ -256,10 +268,10 @@ impl<'a> Forward<'a> {
     ) {
         let Heads { head_dim, group, .. } = self.heads;
         let count = rows.len() * group;
-        let first = self.visible.first(position);
+        let first = self.form.visible.first(position);
         let path = first..(position + rows.len()).next_multiple_of(LANES);
         let keys = path.len();
-        self.heads.queries(&mut self.queries, self.qkv, rows, self.scale);
+        self.heads.queries(&mut self.queries, self.qkv, rows, self.form.scale);
         let queries = Mat::new(&self.queries, count, head_dim, head_dim);
         self.keys_t.product(&mut self.scores, queries, path);
         let mut scores = Tile::new(&mut self.scores, count, keys, score_stride(keys));
@@ -275,9 +287,12 @@ impl<'a> Forward<'a> {
         for (r, inverse) in inverse[..count].iter_mut().enumerate() {
             // Pads with -inf to a multiple of LANES: the exponential of -inf is 0, the probability
             // of an invisible key.
-            let visible = self.visible.keys(position + r / group);
+            let visible = self.form.visible.keys(position + r / group);
             let visible = visible.start - first..visible.end - first;
             let (row, hidden) = scores.row(r).split_at_mut(visible.end.next_multiple_of(LANES));
+            if let Some(cap) = self.form.softcap {
+                cap_row(&mut row[visible.clone()], cap);
+            }
             row[..visible.start].fill(f32::NEG_INFINITY);
             row[visible.end..].fill(f32::NEG_INFINITY);
             let (largest, sum) = softmax_row(row);

@@ -6,8 +6,8 @@
 //!         add dK, dV of the segments that leave the path to the output
 //!         gather K, Kᵀ, Vᵀ of the segments that join the path, and zero their dK, dV
 //!         for each block of queries:
-//!             P  = exp(scale Q Kᵀ - lse)
-//!             dS = P (dO Vᵀ - rowsum(dO O))
+//!             P  = exp(S - lse) with S = scale Q Kᵀ, soft-capped
+//!             dS = P (dO Vᵀ - rowsum(dO O)), times the slope of the soft cap
 //!             dV += Pᵀ dO;  dK += dSᵀ (scale Q);  dQ = scale dS K
 //!     add dK, dV of the remaining path to the output
 //! ```
@@ -20,7 +20,7 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::attention::{Heads, Visible, copy_head};
-use super::math::exp;
+use super::math::{cap_row, cap_row_bwd, exp};
 use super::matmul::matmul;
 use super::panels::{Panels, score_stride};
 use super::path::{Path, Segments, Step};
@@ -98,6 +98,8 @@ struct Backward<'a> {
     /// (block, keys), with rows of [`score_stride`]
     probabilities: Scratch<'a>,
     dscores: Scratch<'a>,
+    /// (keys) capped scores of a row; empty without a soft cap
+    capped: Scratch<'a>,
 }
 
 impl<'a> Backward<'a> {
@@ -120,6 +122,7 @@ impl<'a> Backward<'a> {
             dqueries: rows(),
             probabilities: cpu.scratch.take(block * score_stride(capacity)),
             dscores: cpu.scratch.take(block * score_stride(capacity)),
+            capped: cpu.scratch.take(inputs.dims.softcap.map_or(0, |_| capacity)),
         }
     }
 
@@ -179,7 +182,16 @@ impl<'a> Backward<'a> {
             let lse = self.inputs.lse[(self.kv_head * group + head) * d.tokens + token];
             let visible = visible.keys(position + r / group);
             let visible = visible.start - hidden..visible.end - hidden;
-            softmax_row_bwd(p.row(r), ds.row(r), visible, lse, o, &self.dout[r * head_dim..(r + 1) * head_dim]);
+            let dout = &self.dout[r * head_dim..(r + 1) * head_dim];
+            let Some(cap) = d.softcap.map(|cap| cap as f32) else {
+                softmax_row_bwd(p.row(r), ds.row(r), visible, lse, o, dout);
+                continue;
+            };
+            let capped = &mut self.capped[..visible.len()];
+            cap_row(&mut p.row(r)[visible.clone()], cap);
+            capped.copy_from_slice(&p.row(r)[visible.clone()]);
+            softmax_row_bwd(p.row(r), ds.row(r), visible.clone(), lse, o, dout);
+            cap_row_bwd(&mut ds.row(r)[visible], capped, cap);
         }
         let [p, ds] = [&self.probabilities, &self.dscores].map(|data| Mat::new(data, count, keys, stride));
         let skipped = hidden * head_dim;

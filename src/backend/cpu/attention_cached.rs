@@ -16,7 +16,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::attention::{Forward, Heads, Visible};
+use super::attention::{Forward, Heads, Scores, Visible};
 use super::simd::LANES;
 use super::tile::Grid;
 use crate::backend::contract::*;
@@ -87,7 +87,8 @@ pub(super) fn attention_cached_fwd(cpu: &Cpu, a: AttentionCachedFwd<'_, Cpu>) {
         let heads = Heads::fused([d.heads, d.kv_heads, d.head_dim], kv_head);
         let stored = Heads { width, key: kv_head * d.head_dim, value: (d.kv_heads + kv_head) * d.head_dim, ..heads };
         let visible = Visible::of(d.window);
-        let mut work = Forward::new(cpu, heads, qkv, end.next_multiple_of(LANES), (d.scale as f32, visible));
+        let mut work =
+            Forward::new(cpu, heads, qkv, end.next_multiple_of(LANES), Scores::of(d.scale, d.window, d.softcap));
         let mut position = 0;
         for span in tables.spans(*sequence) {
             let span = span.start..span.end.min(span.start + end - position);

@@ -17,18 +17,28 @@ const B: f32 = 0.071_354_814;
 pub(super) fn gelu_fwd(a: GeluFwd<'_, Cpu>) {
     let task = rows_of_task(1);
     let tasks = a.act.into_slice().par_chunks_mut(task).zip(a.x.slice().par_chunks(task));
-    match a.dims.form {
-        Gelu::Erf => tasks.for_each(|(act, x)| erf_row(act, x)),
-        Gelu::Tanh => tasks.for_each(|(act, x)| tanh_row(act, x)),
-    }
+    tasks.for_each(|(act, x)| gelu_row(a.dims.form, act, x));
 }
 
 pub(super) fn gelu_bwd(a: GeluBwd<'_, Cpu>) {
     let task = rows_of_task(1);
     let tasks = a.dact_in_place.into_slice().par_chunks_mut(task).zip(a.x.slice().par_chunks(task));
-    match a.dims.form {
-        Gelu::Erf => tasks.for_each(|(d, x)| erf_row_bwd(d, x)),
-        Gelu::Tanh => tasks.for_each(|(d, x)| tanh_row_bwd(d, x)),
+    tasks.for_each(|(d, x)| gelu_row_bwd(a.dims.form, d, x));
+}
+
+/// `act = gelu(x)`.
+pub(super) fn gelu_row(form: Gelu, act: &mut [f32], x: &[f32]) {
+    match form {
+        Gelu::Erf => erf_row(act, x),
+        Gelu::Tanh => tanh_row(act, x),
+    }
+}
+
+/// Multiplies `d` by the slope at x.
+pub(super) fn gelu_row_bwd(form: Gelu, d: &mut [f32], x: &[f32]) {
+    match form {
+        Gelu::Erf => erf_row_bwd(d, x),
+        Gelu::Tanh => tanh_row_bwd(d, x),
     }
 }
 

@@ -1,9 +1,10 @@
-//! SwiGLU, the linear layers with SwiGLU as epilogue, and their gradients. The linear layers run as
+//! SwiGLU and GeGLU, the linear layers with SwiGLU as epilogue, and their gradients. The linear layers run as
 //! a GEMM followed by a pass over its result, which gives the bits of the separate ops.
 
 use rayon::prelude::*;
 
 use super::Cpu;
+use super::gelu::{gelu_row, gelu_row_bwd};
 use super::math::sigmoid;
 use super::matmul::par_matmul;
 use super::rows::rows_of_task;
@@ -13,12 +14,11 @@ use crate::backend::Write;
 use crate::backend::contract::*;
 
 pub(super) fn glu_fwd(a: GluFwd<'_, Cpu>) {
-    glu_rows(a.act.into_slice(), a.gate_up.slice(), a.dims.intermediate);
+    glu_rows(a.act.into_slice(), a.gate_up.slice(), (a.dims.intermediate, a.dims.gelu));
 }
 
 /// Computes `act` (tokens, intermediate) from `gate_up` (tokens, 2 intermediate).
-fn glu_rows(act: &mut [f32], gate_up: &[f32], intermediate: usize) {
-    let i = intermediate;
+fn glu_rows(act: &mut [f32], gate_up: &[f32], (i, gelu): (usize, Option<Gelu>)) {
     if i == 0 {
         return;
     }
@@ -26,9 +26,23 @@ fn glu_rows(act: &mut [f32], gate_up: &[f32], intermediate: usize) {
     act.par_chunks_mut(rows * i).zip(gate_up.par_chunks(rows * 2 * i)).for_each(|(act, gate_up)| {
         for (act, gate_up) in act.chunks_exact_mut(i).zip(gate_up.chunks_exact(2 * i)) {
             let (gate, up) = gate_up.split_at(i);
-            glu_row(act, gate, up);
+            match gelu {
+                None => glu_row(act, gate, up),
+                Some(form) => {
+                    gelu_row(form, act, gate);
+                    multiply(act, up);
+                }
+            }
         }
     });
+}
+
+vectorised! {
+    fn multiply(x: &mut [f32], factors: &[f32]) {
+        for (x, factor) in x.iter_mut().zip(factors) {
+            *x *= factor;
+        }
+    }
 }
 
 vectorised! {
@@ -41,12 +55,11 @@ vectorised! {
 }
 
 pub(super) fn glu_bwd(a: GluBwd<'_, Cpu>) {
-    glu_rows_bwd(a.dgate_up.into_slice(), a.gate_up.slice(), a.dact.slice(), a.dims.intermediate);
+    glu_rows_bwd(a.dgate_up.into_slice(), a.gate_up.slice(), a.dact.slice(), (a.dims.intermediate, a.dims.gelu));
 }
 
 /// Computes `dgate_up` (tokens, 2 intermediate) from `gate_up` and `dact` (tokens, intermediate).
-fn glu_rows_bwd(dgate_up: &mut [f32], gate_up: &[f32], dact: &[f32], intermediate: usize) {
-    let i = intermediate;
+fn glu_rows_bwd(dgate_up: &mut [f32], gate_up: &[f32], dact: &[f32], (i, gelu): (usize, Option<Gelu>)) {
     if i == 0 {
         return;
     }
@@ -58,7 +71,16 @@ fn glu_rows_bwd(dgate_up: &mut [f32], gate_up: &[f32], dact: &[f32], intermediat
         for ((dgate_up, gate_up), dact) in rows {
             let (dgate, dup) = dgate_up.split_at_mut(i);
             let (gate, up) = gate_up.split_at(i);
-            glu_row_bwd(dgate, dup, gate, up, dact);
+            match gelu {
+                None => glu_row_bwd(dgate, dup, gate, up, dact),
+                Some(form) => {
+                    gelu_row(form, dup, gate);
+                    multiply(dup, dact);
+                    dgate.copy_from_slice(up);
+                    multiply(dgate, dact);
+                    gelu_row_bwd(form, dgate, gate);
+                }
+            }
         }
     });
 }
@@ -85,7 +107,7 @@ pub(super) fn linear_glu_fwd(cpu: &Cpu, a: LinearGluFwd<'_, Cpu>) {
     let x = Mat::new(a.x.slice(), d.tokens, d.hidden, d.hidden);
     let weight = Mat::new(a.weight.slice(), 2 * d.intermediate, d.hidden, d.hidden);
     par_matmul(gate_up, x, weight.t(), Write::Overwrite, |_, _| {});
-    glu_rows(a.act.into_slice(), gate_up, d.intermediate);
+    glu_rows(a.act.into_slice(), gate_up, (d.intermediate, None));
 }
 
 pub(super) fn linear_glu_bwd(cpu: &Cpu, a: LinearGluBwd<'_, Cpu>) {
@@ -94,5 +116,5 @@ pub(super) fn linear_glu_bwd(cpu: &Cpu, a: LinearGluBwd<'_, Cpu>) {
     let dy = Mat::new(a.dy.slice(), d.tokens, d.hidden, d.hidden);
     let weight = Mat::new(a.weight.slice(), d.hidden, d.intermediate, d.intermediate);
     par_matmul(&mut dact, dy, weight, Write::Overwrite, |_, _| {});
-    glu_rows_bwd(a.dgate_up.into_slice(), a.gate_up.slice(), &dact, d.intermediate);
+    glu_rows_bwd(a.dgate_up.into_slice(), a.gate_up.slice(), &dact, (d.intermediate, None));
 }

@@ -5,13 +5,14 @@
 //! forward:
 //!     gather the hidden rows of the head rows
 //!     for each strip and panel, in parallel:
-//!         logits = rows[strip] head[panel]ᵀ               // at most 512 KiB of workspace
+//!         logits = rows[strip] head[panel]ᵀ, soft-capped  // at most 512 KiB of workspace
 //!         store per row: max, sum of exp(logit - max), logit of the target
 //!     for each row: lse = logsumexp over the panels;  logp = target logit - lse
 //! backward:
 //!     gather the hidden rows of the head rows
 //!     for each block of 4 strips by 4 panels:
 //!         dlogits = dlogp (onehot - exp(logits - lse))    // logits recomputed, 8 MiB of workspace
+//!         dlogits *= slopes of the soft cap
 //!         drows[strips] += dlogits head[panels]
 //!         dhead[panels] += dlogitsᵀ rows[strips]          // unless the head is frozen
 //!     sum drows over the head rows of each hidden row
@@ -26,7 +27,7 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::embedding::{add_runs, gather};
-use super::math::{exp, softmax_row};
+use super::math::{cap_row, cap_row_bwd, exp, softmax_row};
 use super::matmul::matmul;
 use super::rows::rows_of_task;
 use super::simd::vectorised;
@@ -75,6 +76,9 @@ pub(super) fn head_logprob_fwd(cpu: &Cpu, a: HeadLogprobFwd<'_, Cpu>) {
         matmul(&mut tile, rows.rows(strip.clone()), head.rows(panel.clone()).t(), Write::Overwrite);
         for (i, r) in strip.enumerate() {
             let row = tile.row(i);
+            if let Some(cap) = d.softcap {
+                cap_row(row, cap as f32);
+            }
             if panel.contains(&(target[r] as usize)) {
                 stats.row(2)[i] = row[target[r] as usize - panel.start];
             }
@@ -132,9 +136,18 @@ pub(super) fn head_logprob_bwd(cpu: &Cpu, a: HeadLogprobBwd<'_, Cpu>) {
                     let (strip, panel) = (strip(task % down), panel(task / down));
                     let mut tile = Tile::new(logits, strip.len(), panel.len(), PANEL);
                     matmul(&mut tile, rows.rows(strip.clone()), head.rows(panel.clone()).t(), Write::Overwrite);
+                    let mut capped = cpu.scratch.take(d.softcap.map_or(0, |_| panel.len()));
                     for (i, r) in strip.enumerate() {
                         let target = (target[r] as usize).wrapping_sub(panel.start);
+                        if let Some(cap) = d.softcap {
+                            cap_row(tile.row(i), cap as f32);
+                            capped.copy_from_slice(tile.row(i));
+                        }
                         dlogits(tile.row(i), target, lse[r], dlogp[r]);
+                        // A row without a slope is 0 already, whatever its logits are.
+                        if let Some(cap) = d.softcap.filter(|_| dlogp[r] != 0.0) {
+                            cap_row_bwd(tile.row(i), &capped, cap as f32);
+                        }
                     }
                 },
             );

@@ -106,7 +106,7 @@ impl Backend for Cpu {
         Ok(())
     }
     fn norm_fwd_impl(&self, a: NormFwd<'_, Self>) -> Result<()> {
-        norm::norm_fwd(a);
+        norm::norm_fwd(self, a);
         Ok(())
     }
     fn norm_bwd_impl(&self, a: NormBwd<'_, Self>) -> Result<()> {
@@ -122,7 +122,7 @@ impl Backend for Cpu {
         Ok(())
     }
     fn qk_norm_fwd_impl(&self, a: QkNormFwd<'_, Self>) -> Result<()> {
-        norm::qk_norm_fwd(a);
+        norm::qk_norm_fwd(self, a);
         Ok(())
     }
     fn qk_norm_bwd_impl(&self, a: QkNormBwd<'_, Self>) -> Result<()> {

@@ -6,13 +6,27 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::rows::{add_rows, rows_of_task, sum_slices};
+use super::scratch::Scratch;
 use super::simd::{LANES, dot, fma, sum_lanes, vectorised};
 use crate::backend::Write;
 use crate::backend::contract::*;
 
-pub(super) fn norm_fwd(a: NormFwd<'_, Cpu>) {
-    let (h, eps) = (a.dims.hidden, a.dims.eps);
-    let (rstd, weight, x) = (a.rstd.into_slice(), a.weight.slice(), a.x.slice());
+/// Factors of a norm: the weight, or its sum with the offset in `room`.
+fn factors<'a, 'b>(cpu: &'a Cpu, weight: &'b [f32], offset: f64, room: &'b mut Option<Scratch<'a>>) -> &'b [f32] {
+    if offset == 0.0 {
+        return weight;
+    }
+    let sums = room.insert(cpu.scratch.take(weight.len()));
+    for (sum, w) in sums.iter_mut().zip(weight) {
+        *sum = offset as f32 + w;
+    }
+    sums
+}
+
+pub(super) fn norm_fwd(cpu: &Cpu, a: NormFwd<'_, Cpu>) {
+    let (h, eps, mut room) = (a.dims.hidden, a.dims.eps, None);
+    let (rstd, x) = (a.rstd.into_slice(), a.x.slice());
+    let weight = factors(cpu, a.weight.slice(), a.dims.offset, &mut room);
     if h == 0 {
         rstd.fill(0.0);
         return;
@@ -73,7 +87,9 @@ pub(super) fn norm_bwd(cpu: &Cpu, a: NormBwd<'_, Cpu>) {
     if h == 0 {
         return;
     }
-    let (weight, add) = (a.weight.slice(), a.dsum_write == Write::Add);
+    let mut room = None;
+    let weight = factors(cpu, a.weight.slice(), a.dims.offset, &mut room);
+    let add = a.dsum_write == Write::Add;
     let mut partial = cpu.scratch.take(a.dims.tokens.div_ceil(NORM_TOKENS) * h);
     let rows = NORM_TOKENS * h;
     partial
@@ -129,8 +145,9 @@ vectorised! {
     }
 }
 
-pub(super) fn qk_norm_fwd(a: QkNormFwd<'_, Cpu>) {
-    let (d, weight) = (a.dims, a.weight.slice());
+pub(super) fn qk_norm_fwd(cpu: &Cpu, a: QkNormFwd<'_, Cpu>) {
+    let (d, mut room) = (a.dims, None);
+    let weight = factors(cpu, a.weight.slice(), d.offset, &mut room);
     let (width, copied) = (d.width(), d.normalised() * d.head_dim);
     if copied == 0 {
         return;
@@ -176,7 +193,8 @@ vectorised! {
 }
 
 pub(super) fn qk_norm_bwd(cpu: &Cpu, a: QkNormBwd<'_, Cpu>) {
-    let (d, weight) = (a.dims, a.weight.slice());
+    let (d, mut room) = (a.dims, None);
+    let weight = factors(cpu, a.weight.slice(), d.offset, &mut room);
     let (width, copied) = (d.width(), d.normalised() * d.head_dim);
     let mut partial = cpu.scratch.take(d.tokens.div_ceil(NORM_TOKENS) * d.weights());
     if copied > 0 {

@@ -109,6 +109,12 @@ pub(super) fn window(window: Option<usize>) -> Result<i32> {
     window.map_or(Ok(i32::MAX), int)
 }
 
+/// A soft cap and its inverse as the kernels take them: for scores in base 2, or 0 for none.
+pub(super) fn softcap(softcap: Option<f64>) -> [f32; 2] {
+    let in_base_2 = |cap: f64| cap * std::f64::consts::LOG2_E;
+    softcap.map_or([0.0; 2], |cap| [in_base_2(cap) as f32, in_base_2(cap).recip() as f32])
+}
+
 /// Builds the work list: the tiles of all segments, by depth.
 fn plan<D: Device, A: Element>(
     k: &Kernels<D, A>,
@@ -150,6 +156,8 @@ pub(super) fn attention_fwd<D: Device, A: Element>(
         kv_heads: int(d.kv_heads)?,
         head_dim: int(d.head_dim)?,
         scale: d.scale as f32,
+        softcap: softcap(d.softcap)[0],
+        inverse_softcap: softcap(d.softcap)[1],
         window: window(d.window)?,
     }
     .launch(&k.device, shape.head, blocks(k, shape.tiles(&d) * d.heads), shape.forward_bytes())
@@ -199,6 +207,8 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
         kv_heads: int(d.kv_heads)?,
         head_dim: int(d.head_dim)?,
         scale: d.scale as f32,
+        softcap: softcap(d.softcap)[0],
+        inverse_softcap: softcap(d.softcap)[1],
         window: window(d.window)?,
     }
     .launch(
@@ -224,6 +234,8 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
         kv_heads: int(d.kv_heads)?,
         head_dim: int(d.head_dim)?,
         scale: d.scale as f32,
+        softcap: softcap(d.softcap)[0],
+        inverse_softcap: softcap(d.softcap)[1],
         window: window(d.window)?,
     }
     .launch(

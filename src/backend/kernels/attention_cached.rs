@@ -1,7 +1,7 @@
 //! Attention over a cache (`kernels/attention_cached.cu`): new keys and values are stored, then keys are
 //! read in splits and the splits are joined.
 
-use super::attention::window;
+use super::attention::{softcap, window};
 use super::device::{Device, Element};
 use super::launchers as launch;
 use super::{Kernels, int, read, write};
@@ -63,6 +63,8 @@ pub(super) fn attention_cached_fwd<D: Device, A: Element>(
             head_dim,
             splits: int(splits)?,
             scale: d.scale as f32,
+            softcap: softcap(d.softcap)[0],
+            inverse_softcap: softcap(d.softcap)[1],
             window,
         }
         .launch(&k.device, head, k.row_blocks(items, launch::AttentionCachedPart::<A>::WARPS), 0)?;

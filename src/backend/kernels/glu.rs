@@ -1,4 +1,4 @@
-//! The gated activation, and the GEMMs around it with the activation in their epilogue
+//! The gated activations, and the GEMMs around SwiGLU with the activation in their epilogue
 //! (`kernels/glu.cu`).
 
 use super::device::{Device, Element};
@@ -12,12 +12,22 @@ use crate::backend::contract::*;
 /// the forward (`GateUpView`).
 const INTERLEAVED_ROWS: usize = 8;
 
+/// Activation of the gate, for the kernels.
+fn gate(dims: GluDims) -> launch::Gate {
+    match dims.gelu {
+        None => launch::Gate::Silu,
+        Some(Gelu::Erf) => launch::Gate::GeluErf,
+        Some(Gelu::Tanh) => launch::Gate::GeluTanh,
+    }
+}
+
 pub(super) fn glu_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: GluFwd<'_, Kernels<D, A>>) -> Result<()> {
     launch::GluFwd::<A> {
         gate_up: read(a.gate_up),
         act: write(&mut a.act),
         tokens: int(a.dims.tokens)?,
         intermediate: int(a.dims.intermediate)?,
+        gate: gate(a.dims),
     }
     .launch(&k.device, k.row_blocks(a.dims.tokens, 1), 0)
 }
@@ -29,6 +39,7 @@ pub(super) fn glu_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: GluBwd<'_
         dgate_up: write(&mut a.dgate_up),
         tokens: int(a.dims.tokens)?,
         intermediate: int(a.dims.intermediate)?,
+        gate: gate(a.dims),
     }
     .launch(&k.device, k.row_blocks(a.dims.tokens, 1), 0)
 }

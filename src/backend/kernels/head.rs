@@ -39,6 +39,7 @@ pub(super) fn head_logprob_fwd<D: Device, A: Element>(
         hidden_size: int(d.hidden)?,
         vocab: int(d.vocab)?,
         rows: int(d.rows)?,
+        softcap: d.softcap.map_or(0.0, |cap| cap as f32),
     }
     .launch(&k.device, blocks(k, d.rows, slices * tile::<A>()), shared_bytes::<A>())?;
     launch::HeadLogprobJoin {
@@ -91,6 +92,7 @@ pub(super) fn head_logprob_bwd<D: Device, A: Element>(
             first: first_column,
             width: int(width)?,
             stride: row_stride,
+            softcap: d.softcap.map_or(0.0, |cap| cap as f32),
         }
         .launch(&k.device, blocks(k, d.rows, width), shared_bytes::<A>())?;
         launch::HeadDrows::<A> {

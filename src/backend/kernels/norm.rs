@@ -24,6 +24,7 @@ pub(super) fn norm_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormFwd<
         tokens: int(d.tokens)?,
         hidden: int(d.hidden)?,
         eps: d.eps as f32,
+        offset: d.offset as f32,
     }
     .launch(&k.device, k.row_blocks(d.tokens, 1), 0)
 }
@@ -45,6 +46,7 @@ pub(super) fn norm_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormBwd<
         slices: scratch.write(slices),
         tokens: int(d.tokens)?,
         hidden: int(d.hidden)?,
+        offset: d.offset as f32,
         add: adds(a.dsum_write),
         in_shared: i32::from(in_shared),
     }
@@ -63,6 +65,7 @@ pub(super) fn qk_norm_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: QkNor
             query_width: int(d.widths()[0])?,
             key_width: int(d.widths()[1])?,
             eps: d.eps as f32,
+            offset: d.offset as f32,
         }
         .launch(&k.device, k.row_blocks(2 * d.tokens, 1), 0);
     }
@@ -75,6 +78,7 @@ pub(super) fn qk_norm_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: QkNor
         kv_heads: int(d.kv_heads)?,
         head_dim: int(d.head_dim)?,
         eps: d.eps as f32,
+        offset: d.offset as f32,
     }
     .launch(&k.device, k.row_blocks(d.tokens * d.normalised(), launch::QkNormFwd::<A>::WARPS), 0)
 }
@@ -95,6 +99,7 @@ pub(super) fn qk_norm_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: QkNor
             query_width: int(d.widths()[0])?,
             key_width: int(d.widths()[1])?,
             eps: d.eps as f32,
+            offset: d.offset as f32,
         }
         .launch(&k.device, k.row_blocks(count, 1), 0)?;
         return sum_slices(k, &scratch, slices, count, &mut a.dweight, a.write);
@@ -111,6 +116,7 @@ pub(super) fn qk_norm_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: QkNor
         kv_heads: int(d.kv_heads)?,
         head_dim: int(d.head_dim)?,
         eps: d.eps as f32,
+        offset: d.offset as f32,
     }
     .launch(&k.device, k.row_blocks(count, 1), shared)?;
     sum_slices(k, &scratch, slices, count, &mut a.dweight, a.write)

@@ -47,7 +47,8 @@ pub fn attention_fwd(a: AttentionFwd<'_, Reference>) {
             let rows = visible(&a.tree, segment, row, d.window);
             for head in 0..d.heads {
                 let query = &qkv[layout.q(row, head)];
-                let scores: Vec<f64> = rows.iter().map(|&r| d.scale * dot(query, &qkv[layout.k(r, head)])).collect();
+                let scores: Vec<f64> =
+                    rows.iter().map(|&r| capped(d.softcap, d.scale * dot(query, &qkv[layout.k(r, head)])).0).collect();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
                 lse[head * d.tokens + row] = max + sum.ln();
@@ -65,7 +66,7 @@ pub fn attention_fwd(a: AttentionFwd<'_, Reference>) {
 
 /// With the probabilities P and dP = do · v:
 ///
-/// - dS = P (dP - sum of P dP)
+/// - dS = P (dP - sum of P dP), times the slope of the soft cap
 /// - dq = scale dS k, dk = scale dS q, dv = P do
 pub fn attention_bwd(a: AttentionBwd<'_, Reference>) {
     let (d, qkv, layout, do_) = (a.dims, a.qkv.slice(), Layout(a.dims), a.do_.slice());
@@ -78,14 +79,13 @@ pub fn attention_bwd(a: AttentionBwd<'_, Reference>) {
             for head in 0..d.heads {
                 let query = &qkv[layout.q(row, head)];
                 let dout = &do_[(row * d.heads + head) * d.head_dim..][..d.head_dim];
-                let p: Vec<f64> = rows
-                    .iter()
-                    .map(|&r| (d.scale * dot(query, &qkv[layout.k(r, head)]) - lse[head * d.tokens + row]).exp())
-                    .collect();
+                let scores: Vec<(f64, f64)> =
+                    rows.iter().map(|&r| capped(d.softcap, d.scale * dot(query, &qkv[layout.k(r, head)]))).collect();
+                let p: Vec<f64> = scores.iter().map(|(s, _)| (s - lse[head * d.tokens + row]).exp()).collect();
                 let dp: Vec<f64> = rows.iter().map(|&r| dot(dout, &qkv[layout.v(r, head)])).collect();
                 let delta = dot(&p, &dp);
                 for (i, &r) in rows.iter().enumerate() {
-                    let ds = d.scale * p[i] * (dp[i] - delta);
+                    let ds = d.scale * scores[i].1 * p[i] * (dp[i] - delta);
                     for c in 0..d.head_dim {
                         dqkv[layout.q(row, head).start + c] += ds * qkv[layout.k(r, head).start + c];
                         dqkv[layout.k(r, head).start + c] += ds * query[c];
@@ -119,7 +119,8 @@ pub fn attention_cached_fwd(a: AttentionCachedFwd<'_, Reference>) {
                 let kv_head = head / (d.heads / d.kv_heads);
                 let query = &qkv[token * wide + head * d.head_dim..][..d.head_dim];
                 let of_row = |row: usize, head: usize| &cache[row * width + head * d.head_dim..][..d.head_dim];
-                let scores: Vec<f64> = rows.iter().map(|&r| d.scale * dot(query, of_row(r, kv_head))).collect();
+                let scores: Vec<f64> =
+                    rows.iter().map(|&r| capped(d.softcap, d.scale * dot(query, of_row(r, kv_head))).0).collect();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
                 let out = &mut o[(token * d.heads + head) * d.head_dim..][..d.head_dim];

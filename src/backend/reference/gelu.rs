@@ -8,7 +8,7 @@ use crate::backend::contract::*;
 type R = Reference;
 
 /// Value and slope.
-fn gelu(form: Gelu, x: f64) -> (f64, f64) {
+pub fn gelu(form: Gelu, x: f64) -> (f64, f64) {
     match form {
         Gelu::Erf => {
             let cumulative = 0.5 * (1.0 + libm::erf(x * FRAC_1_SQRT_2));

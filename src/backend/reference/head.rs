@@ -21,7 +21,10 @@ pub fn head_logprob_fwd(a: HeadLogprobFwd<'_, R>) {
     let (d, hidden, head) = (a.dims, a.hidden.slice(), a.head.slice());
     let (logp, lse) = (a.logp.into_slice(), a.lse.into_slice());
     for r in 0..d.rows {
-        let row = logits(&hidden[at(a.source.slice(), r) * d.hidden..][..d.hidden], head);
+        let row: Vec<f64> = logits(&hidden[at(a.source.slice(), r) * d.hidden..][..d.hidden], head)
+            .into_iter()
+            .map(|z| capped(d.softcap, z).0)
+            .collect();
         lse[r] = logsumexp(&row);
         logp[r] = row[at(a.target.slice(), r)] - lse[r];
     }
@@ -39,7 +42,8 @@ pub fn head_logprob_bwd(a: HeadLogprobBwd<'_, R>) {
         let row = logits(&hidden[source..][..d.hidden], head);
         for (v, logit) in row.iter().enumerate() {
             let hit = if v == at(a.target.slice(), r) { 1.0 } else { 0.0 };
-            let dlogit = dlogp[r] * (hit - (logit - lse[r]).exp());
+            let (logit, slope) = capped(d.softcap, *logit);
+            let dlogit = slope * dlogp[r] * (hit - (logit - lse[r]).exp());
             for h in 0..d.hidden {
                 dhidden[source + h] += dlogit * head[v * d.hidden + h];
             }

@@ -6,8 +6,13 @@ use crate::backend::contract::*;
 
 type R = Reference;
 
+/// Factors of a norm.
+fn factors(weight: &[f64], offset: f64) -> Vec<f64> {
+    weight.iter().map(|w| offset + w).collect()
+}
+
 pub fn norm_fwd(a: NormFwd<'_, R>) {
-    let (d, x, weight) = (a.dims, a.x.slice(), a.weight.slice());
+    let (d, x, weight) = (a.dims, a.x.slice(), factors(a.weight.slice(), a.dims.offset));
     let mut sum = x.to_vec();
     if let (Some(residual), Some(out)) = (a.residual, a.sum) {
         for (s, r) in sum.iter_mut().zip(residual.slice()) {
@@ -26,10 +31,11 @@ pub fn norm_fwd(a: NormFwd<'_, R>) {
     }
 }
 
-/// With n = sum * rstd and g = dy * weight: dsum = rstd (g - n mean(g n)), dweight = sum over the
+/// With n = sum * rstd and g = dy * (offset + weight): dsum = rstd (g - n mean(g n)), dweight = sum over the
 /// tokens of dy n.
 pub fn norm_bwd(a: NormBwd<'_, R>) {
-    let (d, dy, sum, rstd, weight) = (a.dims, a.dy.slice(), a.sum.slice(), a.rstd.slice(), a.weight.slice());
+    let (d, dy, sum, rstd) = (a.dims, a.dy.slice(), a.sum.slice(), a.rstd.slice());
+    let weight = factors(a.weight.slice(), d.offset);
     let (dsum, dweight) = (a.dsum.into_slice(), a.dweight.into_slice());
     if a.dweight_write == Write::Overwrite {
         dweight.fill(0.0);
@@ -53,7 +59,8 @@ fn rstd_of(head: &[f64], eps: f64) -> f64 {
 }
 
 pub fn qk_norm_fwd(a: QkNormFwd<'_, R>) {
-    let (d, weight, qkv) = (a.dims, a.weight.slice(), a.qkv_in_place.into_slice());
+    let (d, qkv) = (a.dims, a.qkv_in_place.into_slice());
+    let weight = factors(a.weight.slice(), d.offset);
     let mut x = a.x.map(|x| x.into_slice());
     for t in 0..d.tokens {
         for (at, weights) in d.rows() {
@@ -72,7 +79,7 @@ pub fn qk_norm_fwd(a: QkNormFwd<'_, R>) {
 
 /// As [`norm_bwd`], for each head, or all heads of a kind.
 pub fn qk_norm_bwd(a: QkNormBwd<'_, R>) {
-    let (d, x, weight) = (a.dims, a.x.slice(), a.weight.slice());
+    let (d, x, weight) = (a.dims, a.x.slice(), factors(a.weight.slice(), a.dims.offset));
     let (dqkv, dweight) = (a.dqkv_in_place.into_slice(), a.dweight.into_slice());
     if a.write == Write::Overwrite {
         dweight.fill(0.0);

@@ -69,6 +69,7 @@ impl Attention {
             longest_path: visible.into_iter().max().unwrap_or(0),
             scale: 1.0 / (self.head_dim as f64).sqrt(),
             window: None,
+            softcap: None,
         }
     }
 

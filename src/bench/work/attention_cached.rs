@@ -37,6 +37,7 @@ impl AttentionCached {
             longest_path: path,
             scale: 1.0 / (self.head_dim as f64).sqrt(),
             window: None,
+            softcap: None,
         }
     }
 

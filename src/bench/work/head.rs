@@ -47,7 +47,7 @@ impl Head {
     pub fn new(backward: bool, rows: usize, hidden: usize, vocab: usize) -> Self {
         let source: Vec<i32> = (0..rows).map(|r| (r - r / SHARED) as i32).collect();
         let tokens = source.iter().max().map_or(0, |&last| last as usize + 1);
-        let dims = HeadDims { tokens, hidden, vocab, rows };
+        let dims = HeadDims { tokens, hidden, vocab, rows, softcap: None };
         Self { backward, dims, source: Arc::new(source), target: Arc::new(targets(rows, vocab)) }
     }
 

@@ -62,7 +62,7 @@ impl PreferenceHead {
             ends.push(GroupEnd { row: source.len(), seq: 2 * (group + 1) });
         }
         Self {
-            dims: HeadDims { tokens, hidden, vocab, rows: source.len() },
+            dims: HeadDims { tokens, hidden, vocab, rows: source.len(), softcap: None },
             pairs: pairs.into(),
             ends: ends.into(),
             source: source.into(),

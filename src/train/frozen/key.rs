@@ -90,6 +90,9 @@ pub(super) fn weights_hash(folder: &Path, config: &ModelConfig) -> Result<Finger
     if let Some(window) = &c.window {
         hash_text(&mut hash, &format!("{window:?}"));
     }
+    if !c.softcaps.text().is_empty() {
+        hash_text(&mut hash, &c.softcaps.text());
+    }
     let files = WeightFiles::open(folder, config, LoadAs::Exact)?;
     let mut bytes = Vec::new();
     for spec in config.tensors() {

@@ -43,7 +43,7 @@ fn invalid_configurations_are_refused_by_key() {
         ("rope_scaling", json!({"rope_type": "ntk"}), &["\"ntk\"", "linear"]),
         ("max_position_embeddings", json!(0), &["max_position_embeddings"]),
         ("initializer_range", json!(-1), &["initializer_range"]),
-        ("model_type", json!("gemma2"), &["\"gemma2\" is not supported", "llama"]),
+        ("model_type", json!("mixtral"), &["\"mixtral\" is not supported", "llama"]),
         ("model_type", json!(7), &["model_type"]),
         ("architectures", json!(["LlamaForTokenClassification"]), &["architectures"]),
         ("pad_token_id", json!(320), &["pad_token_id"]),

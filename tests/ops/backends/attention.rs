@@ -87,6 +87,29 @@ fn windows_of_every_tree_shape() {
     }
 }
 
+fn capped(on: Where, name: &str, tree: &HostTree, (heads, window): (Heads, usize), softcap: f64) {
+    let d = AttentionDims { softcap: Some(softcap), ..tree.windowed(heads, window) };
+    let qkv = normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.5);
+    forward_and_backward(on, &format!("{name}, {heads:?}, window {window}, soft cap {softcap}"), d, tree, &qkv);
+}
+
+/// Caps that bend most scores and caps far above them, over several tiles of keys.
+#[test]
+fn soft_caps() {
+    for (name, tree) in batches() {
+        for softcap in [0.8, 50.0] {
+            capped(Where::Cpu, name, &tree, ((4, 2, 16), 1000), softcap);
+        }
+        capped(Where::Cpu, name, &tree, ((3, 1, 24), 9), 1.5);
+    }
+    let tree = HostTree::new().tree(&[(70, None), (100, Some(0)), (1, Some(0)), (9, Some(1))]);
+    capped(Where::Kernels, "tiles", &tree, ((2, 1, 8), 1000), 0.8);
+    for heads in [(2, 1, 20), (1, 1, 64), (1, 1, 96), (1, 1, 128), (2, 1, 256)] {
+        let tree = HostTree::new().tree(&[(41, None), (30, Some(0)), (9, Some(0))]);
+        capped(Where::Kernels, "head sizes", &tree, (heads, 35), 1.5);
+    }
+}
+
 /// Windows around the rows of a warp and the tiles of keys and queries, over several tiles of a segment
 /// and of its descendants.
 #[test]

@@ -67,6 +67,18 @@ fn windows_of_every_kind_of_path() {
     case_of("blocks", &paths, paths.windowed((2, 1, 8), 60), false);
 }
 
+#[test]
+fn soft_caps() {
+    for (name, paths) in calls() {
+        let d = AttentionCachedDims { softcap: Some(0.9), ..paths.dims(4, 2, 16) };
+        case_of(name, &paths, d, false);
+    }
+    let paths = HostPaths::new(700).sequence(&[0..31], 1).sequence(&[100..355, 400..700], 3);
+    for (heads, softcap) in [((3, 1, 8), 0.9), ((1, 1, 256), 3.0)] {
+        case_of("splits", &paths, AttentionCachedDims { softcap: Some(softcap), ..paths.windowed(heads, 300) }, true);
+    }
+}
+
 /// Another batch, other spans and other rows of the cache: the same bits.
 #[test]
 fn kernel_results_depend_only_on_the_path() {

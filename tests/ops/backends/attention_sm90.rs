@@ -239,6 +239,7 @@ fn other_calls_use_the_portable_kernels() {
         [(2, 1, 16), (2, 1, 36), (1, 1, 136), (129, 1, 40)].map(|(h, kv, width)| tree.dims(h, kv, width)).to_vec();
     cases.extend([0.0, -0.5].map(|scale| AttentionDims { scale, ..tree.dims(2, 1, 64) }));
     cases.push(tree.windowed((2, 1, 64), 20));
+    cases.push(AttentionDims { softcap: Some(2.0), ..tree.dims(2, 1, 64) });
     for d in cases {
         let (qkv, dout) = inputs(&d);
         let forward = Case { d, tree: &tree, qkv: &qkv, saved: None };

@@ -32,7 +32,7 @@ struct Case {
 impl Case {
     fn new((tokens, hidden, vocab, rows): (usize, usize, usize, usize), on: On) -> Self {
         Self {
-            d: HeadDims { tokens, hidden, vocab, rows },
+            d: HeadDims { tokens, hidden, vocab, rows, softcap: None },
             label: format!("{tokens} x {hidden} x {vocab}, {rows} rows"),
             x: normal("hidden", tokens * hidden, 1.0),
             head: normal("head", vocab * hidden, 1.0 / (hidden as f64).sqrt()),
@@ -42,6 +42,15 @@ impl Case {
             target: indices("target", rows, vocab),
             on,
         }
+    }
+}
+
+impl Case {
+    /// A soft cap that bends most logits, or few.
+    fn capped(sizes: (usize, usize, usize, usize), softcap: f64) -> Self {
+        let case = Self::new(sizes, On::All);
+        let label = format!("{}, soft cap {softcap}", case.label);
+        Self { d: HeadDims { softcap: Some(softcap), ..case.d }, label, ..case }
     }
 }
 
@@ -73,7 +82,9 @@ fn cases() -> Vec<Case> {
         ((0, 16, 257, 0), On::All),
     ]
     .map(|(sizes, on)| Case::new(sizes, on))
-    .into()
+    .into_iter()
+    .chain([(0.7, (7, 64, 257, 30)), (30.0, (9, 24, 600, 140))].map(|(cap, sizes)| Case::capped(sizes, cap)))
+    .collect()
 }
 
 #[test]
@@ -129,7 +140,7 @@ fn forward_of_a_large_vocabulary() {
 
 #[test]
 fn huge_and_infinite_logits_match_the_reference() {
-    let d = HeadDims { tokens: 3, hidden: 16, vocab: 600, rows: 4 };
+    let d = HeadDims { tokens: 3, hidden: 16, vocab: 600, rows: 4, softcap: None };
     let mut x = normal("hidden", 48, 1.0);
     x.iter_mut().for_each(|x| *x = x.abs());
     let mut head = normal("head", 600 * 16, 0.25);
@@ -153,7 +164,12 @@ fn huge_and_infinite_logits_match_the_reference() {
 
 #[test]
 fn nan_row_of_weight_zero_has_gradient_zero() {
-    let d = HeadDims { tokens: 2, hidden: 8, vocab: 20, rows: 2 };
+    nan_row(None);
+    nan_row(Some(2.0));
+}
+
+fn nan_row(softcap: Option<f64>) {
+    let d = HeadDims { tokens: 2, hidden: 8, vocab: 20, rows: 2, softcap };
     let (mut x, head) = (normal("hidden", 16, 1.0), normal("head", 160, 1.0));
     x[8] = f64::NAN;
     let inputs = HeadBwdInputs {

@@ -58,7 +58,7 @@ fn vocabulary_head_equals_stored_logits_logprob() {
     let (source, target) = (indices("s", rows, tokens), indices("t", rows, vocab));
     let cpu = Cpu::new();
     let on = common::On::new(&cpu, Precision::F32);
-    let d = HeadDims { tokens, hidden, vocab, rows };
+    let d = HeadDims { tokens, hidden, vocab, rows, softcap: None };
     let got = runs::head_logprob_fwd(&on, d, &x, &head, &source, &target);
     let gathered: Vec<f64> =
         source.iter().flat_map(|&s| x[s as usize * hidden..(s as usize + 1) * hidden].to_vec()).collect();

@@ -37,6 +37,7 @@ fn shapes() -> Vec<Case> {
         // Two blocks of rows, two slices of the vocabulary, K not a multiple of 16.
         Case::new("blocks of rows", &[&[40, 35], &[50, 20]], (40, 1301)),
         mixed().padded(7),
+        mixed().with("a soft cap", |case| case.dims.softcap = Some(1.5)),
         Case::new("only padding", &[], SMALL).padded(5),
     ]
 }

@@ -28,7 +28,7 @@ struct Head {
 impl Head {
     fn new((tokens, hidden, vocab, rows): (usize, usize, usize, usize)) -> Self {
         Self {
-            d: HeadDims { tokens, hidden, vocab, rows },
+            d: HeadDims { tokens, hidden, vocab, rows, softcap: None },
             x: normal("hidden", tokens * hidden, 1.0),
             head: normal("head", vocab * hidden, 1.0 / (hidden as f64).sqrt()),
             source: indices("source", rows, (tokens * 3 / 4).max(1)),
@@ -196,4 +196,21 @@ fn row_does_not_depend_on_its_batch() {
             run_on(two, Hopper::Chosen, &Alone(Head::new(sizes), row)),
         );
     }
+}
+
+/// Heads with a soft cap of the logits use the portable kernels, alone and with the loss.
+#[test]
+fn soft_caps_use_the_portable_kernels() {
+    let plain = Head::new((20, 40, 500, 70));
+    let capped = Head { d: HeadDims { softcap: Some(1.5), ..plain.d }, ..Head::new((20, 40, 500, 70)) };
+    let on = |how, case: &Head| Some(run_on(emulator(Schedule::Rising, 2)?, how, case));
+    for backward in [None, Some(Write::Overwrite)] {
+        let case = Head { backward, d: capped.d, ..Head::new((20, 40, 500, 70)) };
+        let (Some(portable), Some(got)) = (on(Hopper::Off, &case), on(Hopper::Chosen, &case)) else { return };
+        compare::same_bits("soft cap", &got, &portable);
+    }
+    let Some(device) = emulator(Schedule::Rising, 2) else { return };
+    let backend = Kernels::<_, bf16>::new(device).with_hopper(Hopper::Chosen);
+    assert!(backend.max_head_rows(plain.d) < usize::MAX);
+    assert_eq!(backend.max_head_rows(capped.d), usize::MAX);
 }

@@ -42,14 +42,42 @@ fn forward_and_backward(label: &str, d: NormDims, x: &[f64]) {
 fn sizes_with_and_without_full_vectors() {
     // Rows of 8200 exceed the shared memory that kernels use to sum the weight gradient.
     for (tokens, hidden) in [(0, 16), (1, 1), (1, 64), (7, 33), (129, 80), (300, 257), (3, 8200)] {
-        let d = NormDims { tokens, hidden, eps: 1e-6 };
+        let d = NormDims { tokens, hidden, eps: 1e-6, offset: 0.0 };
         forward_and_backward(&format!("{tokens} x {hidden}"), d, &normal("x", tokens * hidden, 1.0));
     }
 }
 
+/// Weights stored as their distance from 1: near 0, where the sum must not be rounded as the weight is.
+#[test]
+fn weights_near_one() {
+    for (tokens, hidden) in [(3, 7), (20, 64)] {
+        let d = NormDims { tokens, hidden, eps: 1e-6, offset: 1.0 };
+        let [x, base, weight] = [("x", 1.0), ("base", 1.0), ("weight", 0.01)]
+            .map(|(name, size)| normal(name, if name == "weight" { hidden } else { tokens * hidden }, size));
+        forward_and_backward(&format!("{tokens} x {hidden}, offset 1"), d, &x);
+        let tolerance = |p: Precision, _: &str| {
+            let sums = d.tolerance(p).scaled(2.0);
+            Tolerance { atol: sums.atol + 8.0 * p.act_roundoff(), ..sums }
+        };
+        check!("offset 1", |on: &_| runs::norm_on_base(on, d, [&x, &weight], None, Some(&base)), tolerance);
+    }
+    for whole in [false, true] {
+        let d = QkNormDims { tokens: 7, heads: 4, kv_heads: 2, head_dim: 10, whole, eps: 1e-5, offset: 1.0 };
+        queries_and_keys(d, 1.0);
+    }
+    // The sum is taken in f32: a weight of bf16 that would vanish beside 1 shows.
+    let d = NormDims { tokens: 1, hidden: 8, eps: 1e-12, offset: 1.0 };
+    let f32_result = |weight: f64| {
+        let backend = mapl::backend::cpu::Cpu::new();
+        let on = common::On::new(&backend, Precision::F32);
+        runs::norm_fwd(&on, d, &[1.0; 8], None, &[weight; 8])[0].1[0]
+    };
+    assert!(f32_result(2f64.powi(-20)) > f32_result(0.0));
+}
+
 #[test]
 fn equal_zero_and_tiny_rows() {
-    let d = NormDims { tokens: 3, hidden: 48, eps: 1e-5 };
+    let d = NormDims { tokens: 3, hidden: 48, eps: 1e-5, offset: 0.0 };
     let mut x = vec![0.25; 144];
     x[48..96].fill(0.0);
     x[96..].copy_from_slice(&normal("tiny", 48, 1e-4));
@@ -62,7 +90,7 @@ fn queries_and_keys_by_head() {
     for (tokens, heads, kv_heads, head_dim, size) in
         [(0, 2, 1, 16, 1.0), (1, 1, 1, 2, 1.0), (7, 4, 2, 10, 1.0), (70, 3, 1, 64, 1.0), (9, 2, 2, 300, 1e-4)]
     {
-        queries_and_keys(QkNormDims { tokens, heads, kv_heads, head_dim, whole: false, eps: 1e-5 }, size);
+        queries_and_keys(QkNormDims { tokens, heads, kv_heads, head_dim, whole: false, eps: 1e-5, offset: 0.0 }, size);
     }
 }
 
@@ -72,14 +100,14 @@ fn all_queries_and_all_keys() {
     for (tokens, heads, kv_heads, head_dim, size) in
         [(0, 2, 1, 16, 1.0), (1, 1, 1, 2, 1.0), (7, 4, 2, 10, 1.0), (37, 4, 1, 16, 1.0), (5, 6, 2, 200, 1e-4)]
     {
-        queries_and_keys(QkNormDims { tokens, heads, kv_heads, head_dim, whole: true, eps: 1e-5 }, size);
+        queries_and_keys(QkNormDims { tokens, heads, kv_heads, head_dim, whole: true, eps: 1e-5, offset: 0.0 }, size);
     }
 }
 
 #[test]
 fn norm_behind_a_block() {
     for (tokens, hidden) in [(1, 1), (3, 7), (5, 64), (40, 700)] {
-        let d = NormDims { tokens, hidden, eps: 1e-6 };
+        let d = NormDims { tokens, hidden, eps: 1e-6, offset: 0.0 };
         let [x, base] = ["x", "base"].map(|name| normal(name, tokens * hidden, 1.0));
         let weight = normal("weight", hidden, 1.0);
         let run = |residual: Option<&[f64]>| {
@@ -99,7 +127,10 @@ fn norm_behind_a_block() {
 fn queries_and_keys(d: QkNormDims, size: f64) {
     let QkNormDims { tokens, heads, kv_heads, head_dim, .. } = d;
     {
-        let label = format!("{tokens} tokens, {heads} and {kv_heads} heads x {head_dim}, whole: {}", d.whole);
+        let label = format!(
+            "{tokens} tokens, {heads} and {kv_heads} heads x {head_dim}, whole: {}, offset {}",
+            d.whole, d.offset
+        );
         let (qkv, weight) = (normal("qkv", tokens * d.width(), size), normal("weight", d.weights(), 1.0));
         for copies in [false, true] {
             let tolerance = |p, _: &str| d.tolerance(p);
@@ -124,7 +155,7 @@ fn queries_and_keys(d: QkNormDims, size: f64) {
 /// Values are neither read nor written, and the copy is the input.
 #[test]
 fn values_stay_unchanged_and_the_copy_is_the_input() {
-    let d = QkNormDims { tokens: 5, heads: 3, kv_heads: 2, head_dim: 8, whole: false, eps: 1e-6 };
+    let d = QkNormDims { tokens: 5, heads: 3, kv_heads: 2, head_dim: 8, whole: false, eps: 1e-6, offset: 0.0 };
     let (qkv, weight) = (vec![0.5; d.tokens * d.width()], vec![2.0; 16]);
     let cpu = mapl::backend::cpu::Cpu::new();
     let on = common::On::new(&cpu, Precision::F32);

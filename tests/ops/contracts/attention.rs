@@ -22,6 +22,7 @@ pub fn every_argument<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
         longest_path: 0,
         scale: 1.0,
         window: None,
+        softcap: None,
     };
     // All segments are empty: offsets of 0 are a valid tree.
     let tree = |l: &Lengths| Tree {
@@ -57,6 +58,7 @@ pub fn every_argument<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
                 longest_path: 0,
                 scale: 0.5,
                 window: None,
+                softcap: None,
             },
             qkv: View::first(a, l.of("qkv", 0)),
             paths: Paths {

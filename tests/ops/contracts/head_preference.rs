@@ -53,7 +53,7 @@ fn with<B: Backend>(
         std::array::from_fn(|_| acc(b));
     let mut dhidden = act(b);
     let mut args = HeadPreference {
-        dims: HeadDims { tokens: 3, hidden: 4, vocab: 6, rows: 2 },
+        dims: HeadDims { tokens: 3, hidden: 4, vocab: 6, rows: 2, softcap: None },
         seqs: 3,
         reduce: Reduce::Mean,
         groups,

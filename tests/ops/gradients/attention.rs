@@ -1,7 +1,7 @@
 //! Gradient of attention over prefix trees.
 
 use mapl::backend::Write::Overwrite;
-use mapl::backend::contract::AttentionDims;
+use mapl::backend::contract::{AttentionCachedDims, AttentionDims};
 
 use super::difference::{ORACLE, check};
 use common::paths::HostPaths;
@@ -55,6 +55,23 @@ pub fn windows() {
     }
 }
 
+/// Soft caps that bend most scores, with and without a window.
+pub fn softcaps() {
+    for (name, tree) in batches() {
+        for (softcap, window) in [(0.7, 9), (3.0, 2)] {
+            let d = AttentionDims { softcap: Some(softcap), ..tree.windowed((4, 2, 2), window) };
+            let forward = |qkv: &[f64]| runs::attention_fwd(&ORACLE, d, &tree, qkv);
+            check(
+                &format!("attention, {name}, soft cap {softcap}"),
+                &[normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.5)],
+                &[Overwrite],
+                |i| forward(&i[0])[0].1.clone(),
+                |i, do_, _| vec![runs::attention_bwd(&ORACLE, d, &tree, &i[0], do_, &forward(&i[0]))[0].1.clone()],
+            );
+        }
+    }
+}
+
 /// Rows outside a query's path, and rows of the path before its window, get a gradient of exactly 0 from it.
 pub fn hidden_rows() {
     // Rows 0-1: root; 2-3: first branch; 4-5: second branch; 6: another tree.
@@ -86,8 +103,15 @@ fn rows_with_gradient(tree: &HostTree, d: AttentionDims, expected: &[(usize, Vec
 /// with a shared prompt, get the output of attention over the prefix tree.
 pub fn cached_equals_whole() {
     let tree = HostTree::new().tree(&[(5, None), (3, Some(0)), (4, Some(0))]);
-    for (heads, kv_heads, window) in [(1, 1, 99), (4, 2, 99), (3, 1, 99), (1, 1, 1), (4, 2, 3), (3, 1, 5)] {
-        let d = tree.windowed((heads, kv_heads, 4), window);
+    for (heads, kv_heads, window, softcap) in [
+        (1, 1, 99, None),
+        (4, 2, 99, None),
+        (3, 1, 99, Some(0.8)),
+        (1, 1, 1, None),
+        (4, 2, 3, Some(2.0)),
+        (3, 1, 5, None),
+    ] {
+        let d = AttentionDims { softcap, ..tree.windowed((heads, kv_heads, 4), window) };
         let qkv = normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0);
         let expected = &runs::attention_fwd(&ORACLE, d, &tree, &qkv)[0].1;
         let (width, out) = (d.fused_heads() * d.head_dim, d.heads * d.head_dim);
@@ -106,8 +130,8 @@ pub fn cached_equals_whole() {
         for (paths, tokens) in steps {
             let new: Vec<f64> = tokens.iter().flat_map(|t| qkv[t.start * width..t.end * width].to_vec()).collect();
             let wanted: Vec<f64> = tokens.iter().flat_map(|t| expected[t.start * out..t.end * out].to_vec()).collect();
-            let got =
-                runs::attention_cached_fwd(&ORACLE, paths.windowed((heads, kv_heads, 4), window), &paths, &new, &cache);
+            let d = AttentionCachedDims { softcap, ..paths.windowed((heads, kv_heads, 4), window) };
+            let got = runs::attention_cached_fwd(&ORACLE, d, &paths, &new, &cache);
             assert_eq!(got[0].1.len(), wanted.len());
             for (got, wanted) in got[0].1.iter().zip(&wanted) {
                 assert!((got - wanted).abs() < 1e-14, "{heads}/{kv_heads}, {tokens:?}: {got} instead of {wanted}");

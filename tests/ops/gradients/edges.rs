@@ -34,7 +34,7 @@ fn nothing<B: Backend>(on: &On<B>) {
     let weight = normal("weight", 6, 1.0);
     let embedding = EmbeddingDims { tokens: 0, vocab: 3, hidden: 2 };
     assert!(runs::embedding_fwd(on, embedding, &[], &weight)[0].1.is_empty());
-    let norm = NormDims { tokens: 0, hidden: 6, eps: 1e-6 };
+    let norm = NormDims { tokens: 0, hidden: 6, eps: 1e-6, offset: 0.0 };
     runs::norm_fwd(on, norm, &[], None, &weight);
     runs::norm_fwd(on, norm, &[], Some(&[]), &weight);
     let linear = LinearDims { tokens: 0, inputs: 2, outputs: 3 };
@@ -50,7 +50,7 @@ fn nothing<B: Backend>(on: &On<B>) {
     runs::scale(on, ScaleDims { tokens: 0, hidden: 3, factor: 2.0 }, &[], None);
     let layer_norm = LayerNormDims { tokens: 0, hidden: 3, eps: 1e-6 };
     runs::layer_norm_fwd(on, layer_norm, &[], &weight);
-    let glu = GluDims { tokens: 0, intermediate: 3 };
+    let glu = GluDims { tokens: 0, intermediate: 3, gelu: None };
     runs::glu_fwd(on, glu, &[]);
     runs::glu_bwd(on, glu, &[], &[]);
     let gated = LinearGluDims { tokens: 0, hidden: 1, intermediate: 3 };
@@ -76,7 +76,7 @@ fn nothing<B: Backend>(on: &On<B>) {
 
         // Tokens but no head rows: dhidden is 0 everywhere. Then no tokens.
         for tokens in [4, 0] {
-            let d = HeadDims { tokens, hidden: 2, vocab: 3, rows: 0 };
+            let d = HeadDims { tokens, hidden: 2, vocab: 3, rows: 0, softcap: None };
             let hidden = normal("hidden", 2 * tokens, 1.0);
             runs::head_logprob_fwd(on, d, &hidden, &weight, &[], &[]);
             let inputs = runs::HeadBwdInputs {

@@ -1,4 +1,4 @@
-//! Gradients of SwiGLU, alone and fused with the GEMMs around it.
+//! Gradients of SwiGLU and GeGLU, alone and fused with the GEMMs around it.
 
 use mapl::backend::Write::Overwrite;
 use mapl::backend::contract::*;
@@ -33,11 +33,13 @@ pub fn linear_glu() {
 }
 
 pub fn glu() {
-    for (tokens, intermediate) in [(1, 1), (3, 4)] {
-        let d = GluDims { tokens, intermediate };
+    for (tokens, intermediate, gelu) in
+        [(1, 1, None), (3, 4, None), (3, 4, Some(Gelu::Erf)), (1, 1, Some(Gelu::Tanh)), (3, 4, Some(Gelu::Tanh))]
+    {
+        let d = GluDims { tokens, intermediate, gelu };
         // A deviation of 3 reaches both tails of the sigmoid.
         check(
-            &format!("glu {tokens} x {intermediate}"),
+            &format!("glu {tokens} x {intermediate}, {gelu:?}"),
             &[normal("gate_up", 2 * tokens * intermediate, 3.0)],
             &[Overwrite],
             |i| runs::glu_fwd(&ORACLE, d, &i[0])[0].1.clone(),

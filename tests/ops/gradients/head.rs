@@ -10,7 +10,7 @@ use common::{normal, runs};
 
 /// Hidden row 1 is the source of three head rows; rows 0 and 3 are the source of none. One target
 /// repeats.
-const HEAD: HeadDims = HeadDims { tokens: 5, hidden: 3, vocab: 7, rows: 6 };
+const HEAD: HeadDims = HeadDims { tokens: 5, hidden: 3, vocab: 7, rows: 6, softcap: None };
 const SOURCE: [i32; 6] = [1, 4, 1, 2, 1, 2];
 const TARGET: [i32; 6] = [0, 6, 3, 3, 5, 0];
 
@@ -19,8 +19,9 @@ fn head_inputs() -> [Vec<f64>; 2] {
 }
 
 pub fn head_logprob() {
-    for write in [Overwrite, Add] {
-        let forward = |i: &[Vec<f64>]| runs::head_logprob_fwd(&ORACLE, HEAD, &i[0], &i[1], &SOURCE, &TARGET);
+    for (write, softcap) in [(Overwrite, None), (Add, None), (Overwrite, Some(0.9)), (Add, Some(4.0))] {
+        let d = HeadDims { softcap, ..HEAD };
+        let forward = |i: &[Vec<f64>]| runs::head_logprob_fwd(&ORACLE, d, &i[0], &i[1], &SOURCE, &TARGET);
         check(
             "head_logprob",
             &head_inputs(),
@@ -37,7 +38,7 @@ pub fn head_logprob() {
                     dhead: &start[1],
                     write,
                 };
-                runs::head_logprob_bwd(&ORACLE, HEAD, &inputs).into_iter().map(|(_, values)| values).collect()
+                runs::head_logprob_bwd(&ORACLE, d, &inputs).into_iter().map(|(_, values)| values).collect()
             },
         );
     }
@@ -113,6 +114,7 @@ pub fn head_preference() {
     for (reduce, write) in [(Reduce::Sum, Overwrite), (Reduce::Mean, Add)] {
         let mut case = Case::new("head_preference", &[&[2, 3], &[1, 2, 0, 1]], (3, 7));
         (case.reduce, case.write) = (reduce, write);
+        case.dims.softcap = (reduce == Reduce::Mean).then_some(1.5);
         if let Some(p) = &mut case.loss {
             p.kind_scale = vec![1.0; KINDS];
             p.weight = vec![1.0; p.terms.len()];

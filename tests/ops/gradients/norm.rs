@@ -8,8 +8,8 @@ use common::{normal, runs};
 
 /// `x` and `residual` both have the gradient of their sum; finite differences check each of them.
 pub fn norm() {
-    for (tokens, hidden, eps) in [(1, 1, 0.1), (3, 5, 1e-6), (4, 8, 0.5)] {
-        let (d, size) = (NormDims { tokens, hidden, eps }, tokens * hidden);
+    for (tokens, hidden, eps, offset) in [(1, 1, 0.1, 0.0), (3, 5, 1e-6, 0.0), (4, 8, 0.5, 0.0), (4, 8, 0.5, 1.0)] {
+        let (d, size) = (NormDims { tokens, hidden, eps, offset }, tokens * hidden);
         let (x, residual, weight) = (normal("x", size, 1.0), normal("residual", size, 1.0), normal("w", hidden, 1.0));
         for write in [Overwrite, Add] {
             let backward = |sum: &[f64], rstd: &[f64], weight: &[f64], dy: &[f64], dsum: &[f64], dweight: &[f64]| {
@@ -18,7 +18,7 @@ pub fn norm() {
                 (outputs[0].1.clone(), outputs[1].1.clone())
             };
             check(
-                &format!("norm {tokens} x {hidden}"),
+                &format!("norm {tokens} x {hidden}, offset {offset}"),
                 &[x.clone(), weight.clone()],
                 &[write; 2],
                 |i| runs::norm_fwd(&ORACLE, d, &i[0], None, &i[1])[0].1.clone(),
@@ -51,9 +51,11 @@ pub fn norm() {
 
 /// Queries, keys and values of a token differ; values pass unchanged.
 pub fn heads() {
-    for (tokens, heads, kv_heads, head_dim, eps) in [(3, 2, 1, 4, 1e-6), (2, 3, 3, 6, 0.5)] {
+    for (tokens, heads, kv_heads, head_dim, eps, offset) in
+        [(3, 2, 1, 4, 1e-6, 0.0), (2, 3, 3, 6, 0.5, 0.0), (2, 3, 3, 6, 0.5, 1.0)]
+    {
         for (whole, write) in [(false, Overwrite), (false, Add), (true, Overwrite), (true, Add)] {
-            let d = QkNormDims { tokens, heads, kv_heads, head_dim, whole, eps };
+            let d = QkNormDims { tokens, heads, kv_heads, head_dim, whole, eps, offset };
             let (qkv, weight) = (normal("qkv", tokens * d.width(), 1.0), normal("w", d.weights(), 1.0));
             check(
                 &format!("norm of {heads} and {kv_heads} heads x {head_dim}, whole: {whole}"),
@@ -72,7 +74,7 @@ pub fn heads() {
 
 /// A norm behind a block: the gradient of the base is that of the result.
 pub fn on_base() {
-    let d = NormDims { tokens: 3, hidden: 5, eps: 1e-6 };
+    let d = NormDims { tokens: 3, hidden: 5, eps: 1e-6, offset: 1.0 };
     let forward = |i: &[Vec<f64>]| runs::norm_on_base(&ORACLE, d, [&i[0], &i[1]], None, Some(&i[2]));
     check(
         "norm on a base",

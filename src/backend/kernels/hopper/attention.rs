@@ -38,6 +38,7 @@ fn padded_head<D: Device, A: Element>(k: &Kernels<D, A>, d: &AttentionDims, most
         && all_multiples(8, &[d.head_dim])
         && group(d) <= most
         && d.window.is_none()
+        && d.softcap.is_none()
         // The running maximum is of scores before scaling.
         && d.scale as f32 > 0.0;
     launch::AttentionFwdSm90::HEAD.into_iter().find(|&head| fits && d.head_dim <= head)

@@ -92,9 +92,14 @@ fn backward_rows(d: HeadDims) -> usize {
     rows_within(EXPS_BYTES, 2 * stride(d))
 }
 
+/// Whether these kernels support heads of this kind. Their exponentials are of logits without a soft cap.
+fn handles<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims) -> bool {
+    is_supported(k) && d.hidden > 0 && all_multiples(8, &[d.hidden]) && d.softcap.is_none()
+}
+
 /// Whether these kernels support the head.
 pub(in super::super) fn is_fit<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims, addresses: &[u64]) -> bool {
-    is_supported(k) && d.rows * d.vocab * d.hidden > 0 && all_multiples(8, &[d.hidden]) && are_aligned(addresses)
+    handles(k, d) && d.rows * d.vocab > 0 && are_aligned(addresses)
 }
 
 /// Requests scratch memory for chunks of `rows` rows.
@@ -364,7 +369,7 @@ pub(in super::super) fn fuses_preference<D: Device, A: Element>(
 /// Maximum number of head rows per chunk of `head_preference`; unbounded if these kernels do not
 /// support it.
 pub(in super::super) fn rows_at_once<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims) -> usize {
-    if is_supported(k) && all_multiples(8, &[d.hidden]) { k.head_rows.unwrap_or(backward_rows(d)) } else { usize::MAX }
+    if handles(k, d) { k.head_rows.unwrap_or(backward_rows(d)) } else { usize::MAX }
 }
 
 /// Enqueues the head and its preference loss.
