@@ -81,6 +81,21 @@ pub struct Family {
     pub(super) has_classifier: bool,
     /// Class of the language model, after the prefix.
     pub(super) language_model: &'static str,
+    pub(super) ids: ClassIds,
+}
+
+/// Special ids of a config.json that lacks their keys: the defaults of the class in transformers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ClassIds {
+    pub pad: Option<u32>,
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+}
+
+impl ClassIds {
+    const NONE: Self = Self { pad: None, bos: None, eos: None };
+    /// Of Llama and most others.
+    const COMMON: Self = Self { pad: None, bos: Some(1), eos: Some(2) };
 }
 
 /// Whether attention and MLP of a layer have the same input, and both are added to the stream.
@@ -177,6 +192,7 @@ const COMMON: Family = Family {
     keys: &[],
     has_classifier: true,
     language_model: "ForCausalLM",
+    ids: ClassIds::COMMON,
 };
 
 /// The family of most models.
@@ -192,6 +208,7 @@ pub(super) static QWEN2: Family = Family {
     qkv_bias: Bias::Always,
     output_bias: Bias::Never,
     window: Window::LastLayers,
+    ids: ClassIds::NONE,
     ..COMMON
 };
 
@@ -204,6 +221,7 @@ const OLMO2: Family = Family {
     qk_norm: true,
     whole_norm: true,
     norms_behind: true,
+    ids: ClassIds { pad: Some(1), bos: None, eos: Some(50_279) },
     ..COMMON
 };
 
@@ -220,6 +238,7 @@ pub static FAMILIES: [&Family; 14] = [
         whole_heads: false,
         qk_norm: true,
         window: Window::LastLayers,
+        ids: ClassIds::NONE,
         ..COMMON
     },
     &Family {
@@ -254,6 +273,7 @@ pub static FAMILIES: [&Family; 14] = [
         qkv_bias: Bias::Key("attention_bias", true),
         output_bias: Bias::Key("attention_out_bias", false),
         mlp_bias: Bias::Key("mlp_bias", false),
+        ids: ClassIds { pad: Some(1), bos: Some(0), eos: Some(2) },
         ..COMMON
     },
     &Family {
@@ -266,6 +286,7 @@ pub static FAMILIES: [&Family; 14] = [
         window: Window::LayersWithoutRope,
         mlp_bias: Bias::Key("mlp_bias", false),
         rope: RopeRule { theta: 2_000_000.0, skips_layers: true, ..ROPE },
+        ids: ClassIds { pad: Some(128_004), bos: Some(128_000), eos: Some(128_001) },
         ..COMMON
     },
     &Family {
@@ -279,6 +300,7 @@ pub static FAMILIES: [&Family; 14] = [
         window: Window::All(None),
         rope: RopeRule { original: Some(4096), ..ROPE },
         fused: true,
+        ids: ClassIds { pad: Some(32_000), bos: Some(1), eos: Some(32_000) },
         ..COMMON
     },
     &Family {
@@ -303,6 +325,7 @@ pub static FAMILIES: [&Family; 14] = [
         wide_heads: false,
         unsupported: &[("qk_layernorm", "LayerNorms of query and key heads are")],
         keys: LAYER_NORM_KEYS,
+        ids: ClassIds { pad: None, bos: Some(0), eos: Some(0) },
         ..COMMON
     },
     &Family {
@@ -323,6 +346,7 @@ pub static FAMILIES: [&Family; 14] = [
         order: Order::RowsByHead,
         names: &NEOX_NAMES,
         keys: NEOX_KEYS,
+        ids: ClassIds { pad: None, bos: Some(0), eos: Some(2) },
         ..COMMON
     },
     &Family {
@@ -349,6 +373,7 @@ pub static FAMILIES: [&Family; 14] = [
         names: &GPT2_NAMES,
         keys: GPT2_KEYS,
         language_model: "LMHeadModel",
+        ids: ClassIds { pad: None, bos: Some(50_256), eos: Some(50_256) },
         ..COMMON
     },
     &OLMO2,

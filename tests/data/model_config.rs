@@ -313,7 +313,7 @@ fn missing_keys_get_the_defaults_of_transformers() {
     assert_eq!((config.tied, config.rms_norm_eps, config.max_positions), (false, 1e-6, 2048));
     assert_eq!((config.rope.theta, &config.rope.scaling), (10_000.0, &RopeScaling::Default));
     assert_eq!((config.kv_heads, config.head_dim, config.head), (4, 8, Head::LanguageModel));
-    assert_eq!((config.dtype, config.eos.len(), config.initializer_range), (None, 0, 0.02));
+    assert_eq!((config.dtype, &config.eos[..], config.initializer_range), (None, &[2][..], 0.02));
     let mut map = qwen2(json!({}));
     map.remove("max_position_embeddings");
     assert_eq!(parse(map).unwrap().max_positions, 32_768);

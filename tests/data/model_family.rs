@@ -17,7 +17,7 @@ use crate::model_config::changed;
 
 /// A small configuration of a family with `changes` merged in; a change to the string "<absent>"
 /// removes the key.
-fn keys(family: &str, changes: Value) -> Map<String, Value> {
+pub(crate) fn keys(family: &str, changes: Value) -> Map<String, Value> {
     let class = Family::find(family).unwrap().class_of(Head::LanguageModel);
     let base = json!({
         "architectures": [class], "model_type": family, "vocab_size": 160, "hidden_size": 32,
@@ -30,17 +30,17 @@ fn keys(family: &str, changes: Value) -> Map<String, Value> {
     changed(&keys_of_family(family, base), &changes)
 }
 
-fn parse(family: &str, changes: Value) -> mapl::Result<ModelConfig> {
+pub(crate) fn parse(family: &str, changes: Value) -> mapl::Result<ModelConfig> {
     ModelConfig::from_json(keys(family, changes), Path::new("m/config.json"))
 }
 
 #[track_caller]
-fn accepted(family: &str, changes: Value) -> ModelConfig {
+pub(crate) fn accepted(family: &str, changes: Value) -> ModelConfig {
     parse(family, changes.clone()).unwrap_or_else(|e| panic!("{family} {changes}: {e}"))
 }
 
 #[track_caller]
-fn refused(family: &str, changes: Value, parts: &[&str]) {
+pub(crate) fn refused(family: &str, changes: Value, parts: &[&str]) {
     let error = parse(family, changes.clone()).expect_err(&format!("{family} {changes} was accepted"));
     let text = error.to_string();
     assert_eq!(error.exit_code(), 6, "{text}");
