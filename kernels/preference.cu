@@ -17,6 +17,11 @@
 // a kind with a weight; AOT_UNPAIRED sorts a and b. The argument is x - y of equal rank. A rank is a
 // count over all comparisons, so a sort takes comparisons² / 256 steps.
 //
+// KTO has z - sign scale KL, where KL is the mean of score - reference over the detached terms of the
+// batch, at least 0. Every thread sums it in the same order.
+//
+// With `doubled`, the weight of c is multiplied by exp(sum over its terms of (doubled - plain)).
+//
 // A call computes one curve f of weight w. A loss of several curves is as many calls: the first
 // writes loss, logit and dscore, and each later one adds its loss and takes dscore as its direct
 // gradient.
@@ -52,7 +57,9 @@ EXPORT enum Curve : int {
     BCO_PAIR,
     SPPO_HARD,
     AOT,
-    AOT_UNPAIRED
+    AOT_UNPAIRED,
+    KTO,
+    APO_ZERO_UNPAIRED
 };
 EXPORT enum Link : int { IDENTITY, FORWARD_KL, JENSEN_SHANNON, ALPHA, ODDS };
 
@@ -159,6 +166,11 @@ DEVICE Point curve_at(Curve curve, Shape p, float z, float a, float b) {
             float win = (a - 0.5f) / p.beta, lose = (b + 0.5f) / p.beta;
             return {win * win + lose * lose, 2.0f * win / p.beta, 2.0f * lose / p.beta};
         }
+        case KTO:
+        case APO_ZERO_UNPAIRED: {
+            Logistic at = logistic(z);
+            return of_z(at.lower, -at.upper * at.lower);
+        }
     }
     trap("preference_fwd: an unknown curve");
     return {};
@@ -238,6 +250,8 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
                             const float* kind_scale,     // (KINDS)
                             const int* use_offsets,      // (seqs + 1)
                             const int* uses,             // (terms used)
+                            const float* doubled,        // (seqs), may be null
+                            const float* plain,          // (seqs), null if `doubled` is
                             const float* direct,         // (seqs), may be null
                             float* loss,                 // (comparisons)
                             float* logit,                // (comparisons)
@@ -286,9 +300,26 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
         // Partners are read below.
         sync_block();
     }
+    float divergence = 0.0f;
+    if (curve == KTO) {
+        double total = 0.0;
+        int count = 0;
+        for (int slot = 0; slot < comparisons * TERMS; ++slot) {
+            int s = term_sequence[slot], sign = term_sign[slot];
+            if (s >= 0 && (sign == 2 || sign == -2)) {
+                total += double(ratio_of(score, reference, s));
+                ++count;
+            }
+        }
+        divergence = float(total / double(max_of(count, 1)));
+        // NaN passes.
+        divergence = divergence < 0.0f ? 0.0f : divergence;
+    }
     for (int c = int(threadIdx.x); c < comparisons; c += PREFERENCE_THREADS) {
         // Signed and scaled sums of trained and of detached terms.
         float trained = 0.0f, detached = 0.0f, both = 0.0f, positive = 0.0f, negative = 0.0f;
+        // Sum of the signs of trained terms, and log of the factor on the weight.
+        float signs = 0.0f, log_factor = 0.0f;
         int terms = 0;
 #pragma unroll
         for (int slot = c * TERMS; slot < (c + 1) * TERMS; ++slot) {
@@ -305,9 +336,12 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
             bool is_detached = sign == 2 || sign == -2;
             trained += is_detached ? 0.0f : rho;
             detached += is_detached ? rho : 0.0f;
+            signs += is_detached ? 0.0f : float(sign);
+            log_factor += doubled == nullptr ? 0.0f : doubled[s] - plain[s];
             both += score[s];
             ++terms;
         }
+        float factor_of_terms = doubled == nullptr ? 1.0f : expf(log_factor);
         // NaN passes through both bounds.
         float low = detached_clip[2 * c], high = detached_clip[2 * c + 1];
         detached = detached < low ? low : detached;
@@ -320,6 +354,9 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
         if (weight[c] != 0.0f) {
             Shape shape = {smoothing, rest, norm, temperature, scale[c]};
             float z = total - margin[c];
+            if (curve == KTO) {
+                z -= signs * scale[c] * divergence;
+            }
             if (sorts) {
                 z = x_of[c] - sorted_y[rank_of(x_of, kind, weight, comparisons, c)];
             }
@@ -328,7 +365,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
                 float of_negative = sorted_x[rank_of(y_of, kind, weight, comparisons, c)] - y_of[c];
                 point.negative = curve_at(curve, shape, of_negative, positive, negative).negative;
             }
-            value = weight[c] * curve_weight * (point.value + center * both * both);
+            value = weight[c] * curve_weight * factor_of_terms * (point.value + center * both * both);
             // The slopes can be finite when logit or loss is not (-1 at -inf). NaN makes the
             // gradient norm reject the step.
             if (!(finite(total) && finite(value))) {
@@ -339,9 +376,9 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
             logit[c] = total;
         }
         loss[c] = is_first != 0 ? value : loss[c] + value;
-        positive_slopes[c] = point.positive;
-        negative_slopes[c] = point.negative;
-        center_slopes[c] = 2.0f * center * both;
+        positive_slopes[c] = factor_of_terms * point.positive;
+        negative_slopes[c] = factor_of_terms * point.negative;
+        center_slopes[c] = factor_of_terms * (2.0f * center * both);
     }
     // All comparisons are written before sequences gather from them.
     sync_block();

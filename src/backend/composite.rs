@@ -25,6 +25,7 @@ pub(super) fn head_preference<B: Backend>(on: &B, mut a: HeadPreference<'_, B>) 
         reduce,
         values: a.logp.as_view(),
         offsets: a.seq_offsets,
+        tail: a.tail,
         sums: a.score.reborrow(),
     })?;
     let given_dscore = match a.comparison {
@@ -40,6 +41,7 @@ pub(super) fn head_preference<B: Backend>(on: &B, mut a: HeadPreference<'_, B>) 
         reduce,
         dsums: given_dscore.unwrap_or(a.dscore.as_view()),
         offsets: a.seq_offsets,
+        tail: a.tail,
         dvalues: a.dlogp.reborrow(),
     })?;
     on.head_logprob_bwd(HeadLogprobBwd {

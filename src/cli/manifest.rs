@@ -167,6 +167,11 @@ impl ManifestFacts<'_> {
             Method::Reward => {
                 put("center_rewards_coefficient", json!(loss.center));
             }
+            Method::Kto => {
+                put("beta", json!(loss.scale[0]));
+                put("desirable_weight", json!(loss.label_weights[0]));
+                put("undesirable_weight", json!(loss.label_weights[1]));
+            }
             Method::Dpo => {
                 match loss.types[0].0 {
                     // Its scores have no factor: beta is the weight of the loss.
@@ -179,6 +184,8 @@ impl ManifestFacts<'_> {
                     }
                 };
                 put("nll_weight", json!(loss.nll_weight));
+                put("ld_alpha", json!(loss.ld_alpha));
+                put("use_weighting", json!(loss.use_weighting));
                 let scope = match loss.scope {
                     LogpScope::Response => ScopeName::Response,
                     LogpScope::PromptAndResponse => ScopeName::PromptAndResponse,

@@ -12,12 +12,15 @@ use crate::data::options::BuildArgs;
 use crate::loss::objective::Method;
 use crate::{Error, Result};
 
-const METHODS: [Method; 3] = [Method::Sft, Method::Reward, Method::Dpo];
+const METHODS: [Method; 4] = [Method::Sft, Method::Reward, Method::Dpo, Method::Kto];
 
-/// Options of DPO, by id.
-const OF_DPO: [&str; 15] = [
-    "ref_model",
-    "beta",
+/// Options of methods with a policy and a reference, by id.
+const OF_POLICIES: [&str; 5] =
+    ["ref_model", "beta", "precompute_ref_log_probs", "precompute_ref_batch_size", "ref_cache_dir"];
+/// Options of KTO.
+const OF_KTO: [&str; 2] = ["desirable_weight", "undesirable_weight"];
+/// Options of DPO.
+const OF_DPO: [&str; 12] = [
     "beta_intra",
     "beta_inter",
     "nll_weight",
@@ -28,9 +31,8 @@ const OF_DPO: [&str; 15] = [
     "f_alpha_divergence_coef",
     "logp_scope",
     "logp_reduce",
-    "precompute_ref_log_probs",
-    "precompute_ref_batch_size",
-    "ref_cache_dir",
+    "ld_alpha",
+    "use_weighting",
 ];
 /// Options of methods that train comparisons, besides the construction of groups.
 const OF_COMPARISONS: [&str; 8] =
@@ -84,12 +86,16 @@ fn construction() -> &'static BTreeSet<String> {
 /// Whether a method takes an option of the training commands.
 fn takes(method: Method, id: &str) -> bool {
     match method {
+        _ if OF_POLICIES.contains(&id) => method.has_policy(),
         _ if OF_DPO.contains(&id) => method == Method::Dpo,
+        _ if OF_KTO.contains(&id) => method == Method::Kto,
         // A reward model gives scores and no text.
         _ if id.starts_with("ifeval_") => method != Method::Reward,
         _ if ["center_rewards_coefficient", "pad_token"].contains(&id) => method == Method::Reward,
-        // Supervised fine-tuning has no margins.
-        _ if id == "score_margin" => method != Method::Sft,
+        // Rows with one response have no margins.
+        _ if id == "score_margin" => matches!(method, Method::Reward | Method::Dpo),
+        _ if id == "loss_type" => method != Method::Sft,
+        _ if method == Method::Kto && (OF_COMPARISONS.contains(&id) || construction().contains(id)) => false,
         _ if OF_COMPARISONS.contains(&id) || construction().contains(id) => method != Method::Sft,
         _ => true,
     }
@@ -118,11 +124,19 @@ pub fn check(arguments: &[OsString]) -> Result<()> {
             return Err(Error::Usage(format!(
                 "{flag} has no effect in this {} run; only {} {verb} it",
                 method.name(),
-                others.join(" and ")
+                listing(&others)
             )));
         }
     }
     Ok(())
+}
+
+/// Names as a list in a sentence.
+fn listing(names: &[&str]) -> String {
+    match names {
+        [before @ .., a, b] => before.iter().map(|name| format!("{name}, ")).collect::<String>() + a + " and " + b,
+        _ => names.concat(),
+    }
 }
 
 #[cfg(test)]
@@ -153,7 +167,7 @@ mod tests {
             }
         }
         assert!(refused > 50, "{refused}");
-        for id in OF_DPO.iter().chain(&OF_COMPARISONS).chain(&COMMON) {
+        for id in OF_DPO.iter().chain(&OF_POLICIES).chain(&OF_KTO).chain(&OF_COMPARISONS).chain(&COMMON) {
             let dpo = all.find_subcommand("dpo").unwrap();
             assert!(dpo.get_arguments().any(|arg| arg.get_id() == *id), "{id}");
         }
@@ -165,7 +179,10 @@ mod tests {
             let words: Vec<OsString> = words.split(' ').map(OsString::from).collect();
             check(&words).unwrap_err().to_string()
         };
-        assert_eq!(refused("mapl reward --beta 0.1"), "--beta has no effect in this reward run; only dpo takes it");
+        assert_eq!(
+            refused("mapl reward --beta 0.1"),
+            "--beta has no effect in this reward run; only dpo and kto take it"
+        );
         assert_eq!(
             refused("mapl study sft --k-max=2"),
             "--k-max has no effect in this sft run; only reward and dpo take it"

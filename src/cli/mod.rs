@@ -12,7 +12,7 @@
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`, `scored_loss`: the reference that
 //!   scores are relative to, and the loss that has them; `evaluate`: `eval`, `compare`; `ifeval`: `ifeval`
 //! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`,
-//!   `manifest`, `config_record`: `sft`, `reward`, `dpo`; `train_models`: their models; `lora`: flags
+//!   `manifest`, `config_record`: `sft`, `reward`, `dpo`, `kto`; `train_models`: their models; `lora`: flags
 //!   of adapters; `reward_pad`: the pad token of a reward model; `train_ifeval`: instruction following
 //!   of the policy at evaluations
 //! - `model_folder`: adapters and their bases
@@ -122,6 +122,9 @@ pub enum Command {
     /// Train a policy on comparisons by direct preference optimisation
     #[command(mut_args(|arg| method_options::listed(Method::Dpo, arg)), after_help = MORE_OPTIONS)]
     Dpo(train_args::TrainArgs),
+    /// Train a policy on responses with a label, desirable or not, by Kahneman-Tversky optimisation
+    #[command(mut_args(|arg| method_options::listed(Method::Kto, arg)), after_help = MORE_OPTIONS)]
+    Kto(train_args::TrainArgs),
     /// Answer prompts with a language model, greedily or by sampling
     Generate(Box<generate::GenerateArgs>),
     /// Talk to a language model in the terminal, or over pipes
@@ -162,7 +165,7 @@ impl Command {
         match self {
             Command::Tokenizer(args) => args.data_files(),
             Command::Data(command) => command.data_files(),
-            Command::Sft(args) | Command::Reward(args) | Command::Dpo(args) => args.data_files(),
+            Command::Sft(args) | Command::Reward(args) | Command::Dpo(args) | Command::Kto(args) => args.data_files(),
             Command::Generate(args) => args.data_files(),
             Command::Score(args) => args.data_files(),
             Command::Eval(args) => args.data_files(),
@@ -187,7 +190,9 @@ impl Command {
     /// Keeps the environment variables of a configuration file for the record of the run.
     pub fn set_variables(&mut self, variables: &[(String, String)]) {
         match self {
-            Command::Sft(args) | Command::Reward(args) | Command::Dpo(args) => args.env = variables.to_vec(),
+            Command::Sft(args) | Command::Reward(args) | Command::Dpo(args) | Command::Kto(args) => {
+                args.env = variables.to_vec();
+            }
             Command::Study(command) => command.set_variables(variables),
             _ => {}
         }
@@ -196,7 +201,7 @@ impl Command {
     /// Whether only errors, warnings and the result are printed.
     pub fn is_quiet(&self) -> bool {
         match self {
-            Command::Sft(args) | Command::Reward(args) | Command::Dpo(args) => args.quiet,
+            Command::Sft(args) | Command::Reward(args) | Command::Dpo(args) | Command::Kto(args) => args.quiet,
             Command::Study(command) => command.is_quiet(),
             _ => false,
         }
@@ -248,6 +253,7 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
         Command::Sft(args) => train::run(Method::Sft, &args, command_line).map(|_| ()),
         Command::Reward(args) => train::run(Method::Reward, &args, command_line).map(|_| ()),
         Command::Dpo(args) => train::run(Method::Dpo, &args, command_line).map(|_| ()),
+        Command::Kto(args) => train::run(Method::Kto, &args, command_line).map(|_| ()),
         Command::Generate(args) => generate::generate(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Score(args) => score::score(&args),

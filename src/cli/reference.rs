@@ -47,7 +47,7 @@ impl ReferenceArgs {
             ];
             return refuse_given(&given, "without --precompute-ref-log-probs").map(|()| None);
         }
-        if method != Method::Dpo {
+        if !method.has_policy() {
             return refuse(format!("--precompute-ref-log-probs has no effect in this {} run", method.name()));
         }
         if !has_reference {

@@ -223,6 +223,7 @@ impl Job for ScoreJob<'_> {
         warn(report.warnings());
         report.bare_text().iter().for_each(|note| complain(&format!("note: {note}")));
         check_ids(&groups, folder, config.vocab)?;
+        loss.check_tails(&groups)?;
         let vocab = config.vocab;
         let notes =
             config.notes.iter().chain(tokenizer.notes()).cloned().chain(pad_note(&config, folder, &groups, &tokenizer));

@@ -97,7 +97,8 @@ impl ScoredLoss {
         };
         let (names, known) = (args.names(), recorded.is_some());
         let options = with(recorded.unwrap_or_default(), args);
-        let loss = options.resolve(Method::Dpo, [1.0; 3], false).map_err(|e| match (e, args.loss_type) {
+        let method = if options.loss_type.iter().any(|of| of.is_unpaired()) { Method::Kto } else { Method::Dpo };
+        let loss = options.resolve(method, [1.0; 3], false).map_err(|e| match (e, args.loss_type) {
             // The record of a run cannot be out of range, unless it was edited.
             (Error::Usage(why), None) if names.is_empty() => {
                 Error::Usage(format!("the loss in the run.json of {}: {why}; give --loss-type", model.display()))
@@ -169,18 +170,21 @@ fn with(recorded: LossOptions, args: &ScoredLossArgs) -> LossOptions {
         f_alpha_divergence_coef: coefficient,
         logp_scope: args.logp_scope.or(recorded.logp_scope),
         logp_reduce: args.logp_reduce.or(recorded.logp_reduce),
+        ld_alpha: recorded.ld_alpha,
         ..LossOptions::default()
     }
 }
 
-/// Loss options of the DPO run that wrote a folder, as far as the score depends on them; `None` for
+/// Loss options of the DPO or KTO run that wrote a folder, as far as the score depends on them; `None` for
 /// another folder.
 fn recorded(model: &Path) -> Option<LossOptions> {
     let path = run_file(model)?;
     let run = input::read(&path, input::MAX_CONFIG).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
-    let config = run.as_ref().filter(|run| run["method"] == "dpo").map(|run| &run["config"])?;
+    let config =
+        run.as_ref().filter(|run| run["method"] == "dpo" || run["method"] == "kto").map(|run| &run["config"])?;
     let mut kept = Map::new();
-    for name in ["beta", "beta_intra", "beta_inter", "label_smoothing", "f_divergence_type", "logp_scope"] {
+    let names = ["beta", "beta_intra", "beta_inter", "label_smoothing", "f_divergence_type", "logp_scope", "ld_alpha"];
+    for name in names {
         kept.insert(name.into(), config[name].clone());
     }
     let types = match &config["loss_type"] {
@@ -196,7 +200,8 @@ fn recorded(model: &Path) -> Option<LossOptions> {
     if is("orpo") {
         kept.retain(|name, _| !name.starts_with("beta_"));
     }
-    if config["label_smoothing"] == 0.0 {
+    let types_are_unpaired = is("kto") || is("apo_zero_unpaired");
+    if config["label_smoothing"] == 0.0 || types_are_unpaired {
         kept.remove("label_smoothing");
     }
     if config["f_divergence_type"] == "alpha_divergence" {

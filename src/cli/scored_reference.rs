@@ -47,7 +47,7 @@ impl ScoredReference {
             Error::model(&run_path, why)
         })?;
         match run["method"].as_str() {
-            Some("dpo") => {}
+            Some("dpo" | "kto") => {}
             Some(_) => return Ok(Self::Unrecorded),
             None => {
                 let why = "is damaged, so the reference is not known: it names no \"method\"; give --ref-model FOLDER or \

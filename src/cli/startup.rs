@@ -211,6 +211,15 @@ impl Startup<'_> {
                 notes.push(note.to_owned());
             }
         }
+        let dropout = self.config.dropout();
+        if !dropout.is_empty() {
+            let rates: Vec<String> = dropout.iter().map(|(key, rate)| format!("{key} {rate}")).collect();
+            notes.push(format!(
+                "config.json has {}, which is not applied: this program trains without dropout, as TRL's DPO, KTO and reward \
+                 trainers do unless --disable_dropout is false",
+                rates.join(", ")
+            ));
+        }
         if let Some(seed) = self.setup.args.build.data_seed {
             notes.push(format!(
                 "--data-seed {seed} seeds the construction of groups here; in TRL it seeds the order of rows, which is \

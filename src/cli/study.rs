@@ -44,6 +44,9 @@ pub enum StudyCommand {
     /// Observe a `mapl dpo` run
     #[command(mut_args(|arg| listed(Method::Dpo, arg)))]
     Dpo(Box<StudyArgs>),
+    /// Observe a `mapl kto` run
+    #[command(mut_args(|arg| listed(Method::Kto, arg)))]
+    Kto(Box<StudyArgs>),
     /// Observe a benchmark, with hardware readings while every row is timed
     Bench(Box<BenchStudyArgs>),
     /// Observe runs over a grid of flags
@@ -54,14 +57,14 @@ impl StudyCommand {
     /// `--quiet` of a training run.
     pub(super) fn is_quiet(&self) -> bool {
         match self {
-            StudyCommand::Sft(args) | StudyCommand::Reward(args) | StudyCommand::Dpo(args) => args.train.quiet,
+            Self::Sft(args) | Self::Reward(args) | Self::Dpo(args) | Self::Kto(args) => args.train.quiet,
             StudyCommand::Bench(_) | StudyCommand::Sweep(_) => false,
         }
     }
 
     /// Keeps the environment variables of a configuration file for the record of the run.
     pub(super) fn set_variables(&mut self, variables: &[(String, String)]) {
-        if let StudyCommand::Sft(args) | StudyCommand::Reward(args) | StudyCommand::Dpo(args) = self {
+        if let Self::Sft(args) | Self::Reward(args) | Self::Dpo(args) | Self::Kto(args) = self {
             args.train.env = variables.to_vec();
         }
     }
@@ -69,13 +72,13 @@ impl StudyCommand {
     /// Lists of data files.
     pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
         match self {
-            StudyCommand::Sft(args) | StudyCommand::Reward(args) | StudyCommand::Dpo(args) => args.train.data_files(),
+            Self::Sft(args) | Self::Reward(args) | Self::Dpo(args) | Self::Kto(args) => args.train.data_files(),
             StudyCommand::Bench(_) | StudyCommand::Sweep(_) => Vec::new(),
         }
     }
 }
 
-/// Arguments of `study sft`, `reward` and `dpo`: the run's and the observation's.
+/// Arguments of `study sft`, `reward`, `dpo` and `kto`: the run's and the observation's.
 #[derive(Args, Clone, Debug)]
 pub struct StudyArgs {
     #[command(flatten)]
@@ -118,6 +121,7 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
         StudyCommand::Sft(args) => (Method::Sft, args),
         StudyCommand::Reward(args) => (Method::Reward, args),
         StudyCommand::Dpo(args) => (Method::Dpo, args),
+        StudyCommand::Kto(args) => (Method::Kto, args),
         StudyCommand::Bench(args) => return benchmark(args, command_line),
         StudyCommand::Sweep(args) => return super::sweep::run(args),
     };

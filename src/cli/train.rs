@@ -83,7 +83,9 @@ pub fn run_observed(
             args.loss.resolve(method, [1.0; 3], false)?;
             Loss::sft()
         }
-        Method::Reward | Method::Dpo => args.loss.resolve(method, build.objective.kind_weights(), pop_detached)?,
+        Method::Reward | Method::Dpo | Method::Kto => {
+            args.loss.resolve(method, build.objective.kind_weights(), pop_detached)?
+        }
     };
     loss.share_prefixes = args.prefix_sharing == Switch::On;
     let has_reference = loss.has_reference(args.ref_model.as_deref())?;
@@ -91,6 +93,17 @@ pub fn run_observed(
     let study = observed.is_some();
     settings.observed = observed;
     loss.check_split(settings.accumulation)?;
+    if loss.estimates_divergence() {
+        if settings.micro_batch == 1 {
+            return Err(Error::Usage(
+                "--per-device-train-batch-size 1: --loss-type kto estimates the divergence from mismatched rows of a \
+                 micro-batch, so at least 2 are needed"
+                    .into(),
+            ));
+        }
+        // Rows are matched in the order of the file.
+        settings.shuffle = None;
+    }
     loss.check_likelihood()?;
     let precompute = args.reference.resolve(method, has_reference, settings.micro_batch, settings.quiet)?;
     if precompute.is_some() && !loss.share_prefixes {
@@ -99,6 +112,12 @@ pub fn run_observed(
              --precompute-ref-log-probs"
                 .into(),
         ));
+    }
+    if let (Some(alpha), true) = (loss.ld_alpha, precompute.is_some()) {
+        return Err(Error::Usage(format!(
+            "--ld-alpha {alpha}: precomputed reference log-probs are of whole responses, and here their tokens weigh by the \
+             other response of the pair; leave out --precompute-ref-log-probs"
+        )));
     }
     let adamw = args.adamw()?;
     let tokenize = args.tokenize.clone();
@@ -154,6 +173,11 @@ impl Job for TrainJob<'_> {
         }
         let limit = setup.tokenize.limit();
         let (rows, eval_rows) = setup.read()?;
+        if setup.loss.estimates_divergence() {
+            setup.print(
+                "rows are trained in the order of the file: --loss-type kto matches each with the row before it",
+            );
+        }
         let redraws = setup.build.objective.builds() && setup.build.redraw == Redraw::Epoch;
         let kept_rows = if redraws { rows.clone() } else { Vec::new() };
         let (train_groups, report) = setup.tokenize(rows, &tokenizer, 0)?;
@@ -319,9 +343,9 @@ impl<'a> TrainSetup<'a> {
         match (&self.method, &self.args.ref_model) {
             (Method::Sft | Method::Reward, _) => None,
             _ if self.loss.is_reference_free() => None,
-            (Method::Dpo, Some(path)) if path.as_os_str() == "none" => None,
-            (Method::Dpo, Some(path)) => Some(path),
-            (Method::Dpo, None) => Some(&self.args.model),
+            (Method::Dpo | Method::Kto, Some(path)) if path.as_os_str() == "none" => None,
+            (Method::Dpo | Method::Kto, Some(path)) => Some(path),
+            (Method::Dpo | Method::Kto, None) => Some(&self.args.model),
         }
     }
 
@@ -334,8 +358,8 @@ impl<'a> TrainSetup<'a> {
     ) -> Result<(Vec<TokenizedGroup>, TokenizeReport)> {
         let rows = self.construct(rows, epoch)?;
         let (groups, report) = tokenize_rows_for(self.purpose(), rows, tokenizer, &self.tokenize)?;
-        let groups = if self.method == Method::Sft { groups } else { self.loss.prepare(groups) };
-        self.loss.check_comparisons(&groups).map(|()| (groups, report))
+        let mut groups = if self.method == Method::Sft { groups } else { self.loss.prepare(groups) };
+        self.check_groups(&mut groups, report.max_length).map(|()| (groups, report))
     }
 
     /// Evaluation groups, with all their kinds of comparisons, whatever is trained.
@@ -348,8 +372,15 @@ impl<'a> TrainSetup<'a> {
             return Ok((Vec::new(), TokenizeReport::default()));
         }
         let rows = if self.build.objective == Objective::Base { rows } else { self.construct(rows, 0)? };
-        let data = tokenize_rows_for(self.purpose(), rows, tokenizer, &self.tokenize)?;
-        self.loss.check_comparisons(&data.0).map(|()| data)
+        let mut data = tokenize_rows_for(self.purpose(), rows, tokenizer, &self.tokenize)?;
+        self.check_groups(&mut data.0, data.1.max_length).map(|()| data)
+    }
+
+    /// Completes rows with a label, and checks that the loss has a meaning for the groups.
+    fn check_groups(&self, groups: &mut [TokenizedGroup], max_length: usize) -> Result<()> {
+        self.loss.prepare_unpaired(groups, self.settings.micro_batch, max_length);
+        self.loss.check_tails(groups)?;
+        self.loss.check_comparisons(groups)
     }
 
     fn purpose(&self) -> Purpose {
@@ -372,8 +403,8 @@ impl<'a> TrainSetup<'a> {
     fn policy_config(&self, start: &Path, config: ModelConfig, reward: Option<PadChoice>) -> Result<ModelConfig> {
         match self.method {
             Method::Reward => store::reward_config(config, reward.map(|pad| pad.id)),
-            Method::Sft | Method::Dpo if config.head == Head::LanguageModel => Ok(config),
-            Method::Sft | Method::Dpo => {
+            Method::Sft | Method::Dpo | Method::Kto if config.head == Head::LanguageModel => Ok(config),
+            Method::Sft | Method::Dpo | Method::Kto => {
                 let why = format!("holds a reward model; {} needs a language model", self.method.name());
                 Err(Error::model(start, why))
             }

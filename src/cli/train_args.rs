@@ -223,7 +223,7 @@ pub struct OptimiserArgs {
     /// Epochs [default: 3; 5 with --objective mapl or rc]
     #[arg(long)]
     pub num_train_epochs: Option<f64>,
-    /// Peak learning rate [default: sft 2e-5, reward 1e-4, dpo 1e-6; reward 1e-5 with --objective
+    /// Peak learning rate [default: sft 2e-5, reward 1e-4, dpo and kto 1e-6; reward 1e-5 with --objective
     /// mapl or rc]
     #[arg(long)]
     pub learning_rate: Option<f64>,
@@ -300,7 +300,7 @@ impl TrainArgs {
             (Method::Sft, _) => 2e-5,
             (Method::Reward, false) => 1e-4,
             (Method::Reward, true) => 1e-5,
-            (Method::Dpo, _) => 1e-6,
+            (Method::Dpo | Method::Kto, _) => 1e-6,
         });
         if !(learning_rate.is_finite() && learning_rate > 0.0) {
             return refuse("--learning-rate", &learning_rate, "a finite number above 0 is needed");

@@ -8,10 +8,11 @@ use super::output::warn;
 use super::template::check_template_used;
 use super::train::TrainSetup;
 use crate::data::source::{
-    ReadOptions, SourceRow, check_used, read_files_with_reports, read_sft_files, refuse_pipe_named_twice,
+    ReadOptions, SourceRow, check_used, read_files_with_reports, read_sft_files, read_unpaired_files,
+    refuse_pipe_named_twice, split_pairs,
 };
 use crate::loss::objective::Method;
-use crate::terminal::complain;
+use crate::terminal::{complain, counted};
 use crate::train::checkpoint;
 use crate::train::run::RunSettings;
 use crate::{Error, Result};
@@ -23,7 +24,8 @@ impl TrainSetup<'_> {
         let total = self.settings.total_steps(groups);
         let observed = self.settings.observed.take();
         let settled = self.args.run_settings(self.method, self.build.objective, Some(total))?;
-        self.settings = RunSettings { observed, ..settled };
+        // The loss may have decided the order of the rows.
+        self.settings = RunSettings { observed, shuffle: self.settings.shuffle, ..settled };
         Ok(())
     }
 
@@ -55,6 +57,7 @@ impl TrainSetup<'_> {
             _ if files.is_empty() => Ok(Default::default()),
             Method::Sft => read_sft_files(files, &options),
             Method::Reward | Method::Dpo => read_files_with_reports(files, &options),
+            Method::Kto => read_unpaired_files(files, &options),
         };
         let files = [&self.args.train_file[..], &self.args.eval_file, &self.args.ifeval.ifeval_file];
         refuse_pipe_named_twice(&files.concat())?;
@@ -67,6 +70,21 @@ impl TrainSetup<'_> {
         }
         check_used(&options, &reports)?;
         check_template_used(None, self.args.chat_template_kwargs.as_ref(), train.iter().chain(&eval))?;
-        Ok((train, eval))
+        Ok((self.split(train, "training")?, self.split(eval, "evaluation")?))
+    }
+
+    /// Splits pairs into rows with a label, for the method that trains on them.
+    fn split(&self, rows: Vec<SourceRow>, of: &str) -> Result<Vec<SourceRow>> {
+        if self.method != Method::Kto {
+            return Ok(rows);
+        }
+        let (rows, pairs) = split_pairs(rows)?;
+        if pairs > 0 {
+            let [pairs, twice] = [counted(pairs, "pair"), counted(2 * pairs, "row")];
+            self.print(&format!(
+                "{of}: {pairs} became {twice} with a label, the chosen ones of 1000 rows before the rejected"
+            ));
+        }
+        Ok(rows)
     }
 }

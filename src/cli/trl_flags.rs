@@ -1,4 +1,4 @@
-//! Flags of TRL 1.16 (DPO, reward and SFT arguments with those of transformers, model and script
+//! Flags of TRL 1.16 (DPO, KTO, reward and SFT arguments with those of transformers, model and script
 //! arguments) and of its launcher that the training commands do not have under that name: what each
 //! value means here. A flag that the parser knows is never looked up, so a flag that is added later
 //! leaves its row here without effect.
@@ -167,18 +167,6 @@ const TABLE: &[Rows] = &[
             ("ref-model-mixup-alpha", One, Only(&["0.6"])),
             ("ref-model-sync-steps", One, Only(&["512"])),
         ],
-    ),
-    (
-        "log-probs of a response count alike; weights by position are not implemented",
-        &[("ld-alpha", One, Only(&["none", "1"]))],
-    ),
-    (
-        "WPO weighs pairs by the sum of squared probabilities of every token, which the vocabulary head does not compute",
-        &[("use-weighting", Switch, OFF)],
-    ),
-    (
-        "KTO trains on rows with one response and a label, and rows are pairs here",
-        &[("desirable-weight", One, Only(&["1", "1.0"])), ("undesirable-weight", One, Only(&["1", "1.0"]))],
     ),
     ("use --ref-model none", &[("reference-free", Switch, OFF)]),
     // Model.

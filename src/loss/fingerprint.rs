@@ -1,5 +1,6 @@
 //! Text of a loss in the fingerprint of a checkpoint. Equal texts mean that a run may be resumed.
 
+use super::loss_type::LossType;
 use super::objective::{Loss, Method, Mix};
 use crate::backend::contract::{Curve, KINDS, Link, Reduce, WeightedCurve};
 use crate::data::pack::LogpScope;
@@ -8,11 +9,62 @@ impl Loss {
     /// Every setting of the loss. A loss of one plain curve has the text of version 0.1.0, so the
     /// checkpoints of that version can be resumed.
     pub fn fingerprint(&self) -> String {
-        match (self.link, &self.types[..], &self.curves[..]) {
+        let mut text = match (self.link, &self.types[..], &self.curves[..]) {
             (Link::Identity, [_], &[WeightedCurve { curve, weight: 1.0, per_token: false }]) => plain(self, curve),
-            _ => format!("{self:?}"),
+            _ => several(self),
+        };
+        // Texts of earlier versions end here.
+        if let Some(alpha) = self.ld_alpha {
+            text += &format!(", ld_alpha: {alpha}");
         }
+        if self.use_weighting {
+            text += ", use_weighting";
+        }
+        if self.label_weights != [1.0; 2] {
+            text += &format!(", label_weights: {:?}", self.label_weights);
+        }
+        text
     }
+}
+
+/// The text of a loss of several curves, of another link, or per token.
+fn several(of: &Loss) -> String {
+    /// Fields in the order of the text.
+    #[derive(Debug)]
+    #[expect(dead_code, reason = "read by Debug")]
+    struct Loss<'a> {
+        method: Method,
+        types: &'a [(LossType, f64)],
+        curves: &'a [WeightedCurve],
+        link: Link,
+        scale: [f64; KINDS],
+        weights: [f64; KINDS],
+        mix: Mix,
+        margin: f64,
+        pop_clip: Option<f64>,
+        nll_weight: f64,
+        center: f64,
+        scope: LogpScope,
+        reduce: Reduce,
+        share_prefixes: bool,
+    }
+    let text = Loss {
+        method: of.method,
+        types: &of.types,
+        curves: &of.curves,
+        link: of.link,
+        scale: of.scale,
+        weights: of.weights,
+        mix: of.mix,
+        margin: of.margin,
+        pop_clip: of.pop_clip,
+        nll_weight: of.nll_weight,
+        center: of.center,
+        scope: of.scope,
+        reduce: of.reduce,
+        share_prefixes: of.share_prefixes,
+    };
+    format!("{text:?}")
 }
 
 fn plain(of: &Loss, curve: Curve) -> String {
@@ -69,6 +121,13 @@ mod tests {
              mix: Sum, margin: 0.0, pop_clip: None, nll_weight: 0.0, center: 0.0, scope: Response, reduce: Sum, \
              share_prefixes: true }"
         );
+        assert_eq!(
+            text(of(&[LossType::Sigmoid, LossType::Hinge])),
+            "Loss { method: Dpo, types: [(Sigmoid, 1.0), (Hinge, 1.0)], curves: [WeightedCurve { curve: Sigmoid { \
+             smoothing: 0.0 }, weight: 1.0, per_token: false }, WeightedCurve { curve: Hinge, weight: 1.0, per_token: \
+             false }], link: Identity, scale: [0.1, 0.1, 0.1], weights: [1.0, 1.0, 1.0], mix: Sum, margin: 0.0, pop_clip: \
+             None, nll_weight: 0.0, center: 0.0, scope: Response, reduce: Sum, share_prefixes: true }"
+        );
         let texts = [
             text(of(&[LossType::Sigmoid])),
             text(of(&[LossType::SigmoidNorm])),
@@ -78,6 +137,8 @@ mod tests {
             text(of(&[LossType::Sigmoid, LossType::Hinge])),
             text(LossOptions { loss_weights: vec![1.0, 2.0], ..of(&[LossType::Sigmoid, LossType::Hinge]) }),
             text(LossOptions { loss_weights: vec![2.0], ..of(&[LossType::Sigmoid]) }),
+            text(LossOptions { ld_alpha: Some(0.5), ..of(&[LossType::Sigmoid]) }),
+            text(LossOptions { use_weighting: true, ..of(&[LossType::Sigmoid]) }),
         ];
         for (i, a) in texts.iter().enumerate() {
             texts[i + 1..].iter().for_each(|b| assert_ne!(a, b));

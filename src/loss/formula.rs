@@ -12,6 +12,9 @@ impl Loss {
         if self.method == Method::Sft {
             return "-mean log pi(response token)".into();
         }
+        if self.method == Method::Kto {
+            return self.unpaired_formula();
+        }
         let trained: Vec<Kind> = Kind::ALL.into_iter().filter(|k| self.weights[k.index()] != 0.0).collect();
         let first = trained.first().map_or(self.scale[0], |k| self.scale[k.index()]);
         let same_scale = trained.iter().all(|k| self.scale[k.index()] == first);
@@ -55,6 +58,13 @@ impl Loss {
         if let Some(clip) = self.pop_clip {
             text += &format!(", in inter the gap under the bare prompt is detached and clipped to [0, {clip}]");
         }
+        if let Some(alpha) = self.ld_alpha {
+            text += &format!(", log-probs beyond the shorter response of a pair times {alpha}");
+        }
+        if self.use_weighting {
+            text +=
+                ", each comparison times the product over its sequences of exp(mean(log p - log sum p^2)), detached";
+        }
         if self.nll_weight != 0.0 {
             text += &format!(", + {} mean nll of preferred tokens", self.nll_weight);
         }
@@ -67,6 +77,22 @@ impl Loss {
         text
     }
 
+    /// The loss of rows with a label.
+    fn unpaired_formula(&self) -> String {
+        let (beta, [desirable, undesirable]) = (self.scale[0], self.label_weights);
+        let (shift, kl) = match self.curves[0].curve {
+            Curve::Kto => (
+                " - KL",
+                ", KL = max(0, mean of log pi - log ref over mismatched responses of the micro-batch), detached",
+            ),
+            _ => ("", ""),
+        };
+        format!(
+            "mean of {desirable} sigmoid(-z) over desirable and {undesirable} sigmoid(z) over undesirable rows, \
+             z = {beta} (log pi - log ref{shift}){kl}"
+        )
+    }
+
     /// The score of a sequence with its numbers, as the first curve takes it. `frozen` is true if it
     /// is relative to a frozen reference model.
     pub(crate) fn score_text(&self, frozen: bool) -> String {
@@ -74,6 +100,9 @@ impl Loss {
         let mut text = self.score(self.scale[0].to_string(), frozen);
         if self.curves[0].per_token {
             text += " / tokens";
+        }
+        if let Some(alpha) = self.ld_alpha {
+            text += &format!(", tokens beyond the shorter response of a pair times {alpha}");
         }
         if implicit {
             text = format!("the implicit reward, {text}");
@@ -151,6 +180,7 @@ fn curve_text(curve: Curve) -> String {
         Curve::AotUnpaired { smoothing } => {
             format!("{} with z = a - b of equal rank", curve_text(Curve::Sigmoid { smoothing }))
         }
+        Curve::Kto | Curve::ApoZeroUnpaired => "sigmoid(-z)".to_owned(),
         Curve::SppoHard => "((a - 1/2) / beta)^2 + ((b + 1/2) / beta)^2".to_owned(),
     }
 }

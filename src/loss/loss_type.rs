@@ -38,11 +38,10 @@ pub enum LossType {
     Aot,
     #[value(alias = "aot-unpaired")]
     AotUnpaired,
-    /// Refused: it trains on rows of one response.
-    #[value(hide = true)]
+    /// Of rows with one response and a label.
     Kto,
-    /// Refused: it trains on rows of one response.
-    #[value(hide = true, alias = "apo-zero-unpaired")]
+    /// Of rows with one response and a label.
+    #[value(alias = "apo-zero-unpaired")]
     ApoZeroUnpaired,
 }
 
@@ -75,15 +74,9 @@ impl LossType {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// Reason why a loss that TRL has is not trained here.
-    pub(super) fn missing(self) -> Option<&'static str> {
-        match self {
-            LossType::Kto | LossType::ApoZeroUnpaired => Some(
-                "it trains on rows with one response and a label, and rows are pairs here; for pairs, bco_pair and \
-                 apo_zero have one term for each response",
-            ),
-            _ => None,
-        }
+    /// Whether the loss is of rows with one response and a label, as `mapl kto` trains them.
+    pub(crate) fn is_unpaired(self) -> bool {
+        matches!(self, LossType::Kto | LossType::ApoZeroUnpaired)
     }
 
     /// Curve over the comparisons; `None` for a loss without one.
@@ -103,7 +96,9 @@ impl LossType {
             LossType::SppoHard => Curve::SppoHard,
             LossType::Aot => Curve::Aot { smoothing: p.smoothing },
             LossType::AotUnpaired => Curve::AotUnpaired { smoothing: p.smoothing },
-            LossType::Sft | LossType::Kto | LossType::ApoZeroUnpaired => return None,
+            LossType::Kto => Curve::Kto,
+            LossType::ApoZeroUnpaired => Curve::ApoZeroUnpaired,
+            LossType::Sft => return None,
         })
     }
 

@@ -8,6 +8,7 @@
 //! - `fingerprint`: the loss in the fingerprint of a checkpoint
 //! - `spelled_out`: options with every value in use, for the record of a run
 //! - [`signed_sum`]: the argument z of a comparison
+//! - `unpaired`: rows with one response and a label; `weights`: weights of tokens, pairs and rows
 //! - [`value`]: losses of a comparison on the host
 
 mod fingerprint;
@@ -17,4 +18,6 @@ pub mod objective;
 pub mod options;
 pub mod signed_sum;
 mod spelled_out;
+mod unpaired;
 pub mod value;
+mod weights;

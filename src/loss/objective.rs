@@ -28,6 +28,8 @@ pub enum Method {
     Reward,
     /// Direct preference optimisation (arXiv 2305.18290).
     Dpo,
+    /// Kahneman-Tversky optimisation of rows with one response and a label (arXiv 2402.01306).
+    Kto,
 }
 
 impl Method {
@@ -37,7 +39,13 @@ impl Method {
             Method::Sft => "sft",
             Method::Reward => "reward",
             Method::Dpo => "dpo",
+            Method::Kto => "kto",
         }
+    }
+
+    /// Whether the method trains a policy whose scores may be relative to a frozen reference.
+    pub fn has_policy(self) -> bool {
+        matches!(self, Method::Dpo | Method::Kto)
     }
 }
 
@@ -73,6 +81,14 @@ pub struct Loss {
     pub center: f64,
     pub scope: LogpScope,
     pub reduce: Reduce,
+    /// Weight of the log-probs of a response beyond the shorter response of its pair (arXiv 2409.06411);
+    /// `None` for 1.
+    pub ld_alpha: Option<f64>,
+    /// Whether comparisons are weighted by the policy's probability of their sequences (arXiv
+    /// 2406.11827).
+    pub use_weighting: bool,
+    /// Weights of desirable and of undesirable rows.
+    pub label_weights: [f64; 2],
     /// Share prompt prefixes within a group: tokens of a common prefix are computed once. Results
     /// agree up to rounding.
     pub share_prefixes: bool,
@@ -95,6 +111,9 @@ impl Loss {
             center: 0.0,
             scope: LogpScope::Response,
             reduce: Reduce::Sum,
+            ld_alpha: None,
+            use_weighting: false,
+            label_weights: [1.0; 2],
             share_prefixes: true,
         }
     }
@@ -138,8 +157,8 @@ impl Loss {
     }
 
     /// Whether a curve sorts the comparisons of a batch.
-    pub fn is_of_batch(&self) -> bool {
-        self.curves.iter().any(|part| part.curve.is_of_batch())
+    pub fn sorts(&self) -> bool {
+        self.curves.iter().any(|part| part.curve.sorts())
     }
 
     /// Refuses a step of several micro-batches if a curve sorts the comparisons of the whole step:
@@ -148,7 +167,7 @@ impl Loss {
     /// # Errors
     /// [`Error::Usage`] with the loss.
     pub fn check_split(&self, micro_batches: usize) -> Result<()> {
-        let mut sorting = self.curve_types().zip(&self.curves).filter(|(_, part)| part.curve.is_of_batch());
+        let mut sorting = self.curve_types().zip(&self.curves).filter(|(_, part)| part.curve.sorts());
         match sorting.next() {
             Some((of, _)) if micro_batches > 1 => Err(Error::Usage(format!(
                 "--loss-type {} sorts the pairs of a whole step, so the step must be one micro-batch; set \
@@ -190,7 +209,7 @@ impl Loss {
         let none = given.is_some_and(|path| path.as_os_str() == "none");
         let names = || self.types.iter().map(|(of, _)| of.name()).collect::<Vec<_>>().join(" ");
         let why = match (given, self.link) {
-            (Some(_), _) if self.method != Method::Dpo => {
+            (Some(_), _) if !self.method.has_policy() => {
                 format!("--ref-model has no effect in this {} run; leave it out", self.method.name())
             }
             (Some(_), _) if !none && self.is_reference_free() => {
@@ -199,7 +218,11 @@ impl Loss {
             (_, Link::ForwardKl | Link::JensenShannon | Link::Alpha { .. }) if none => {
                 "--f-divergence-type: a divergence is between policy and reference; leave out --ref-model none".into()
             }
-            _ => return Ok(self.method == Method::Dpo && !none && !self.is_reference_free()),
+            _ if none && self.method == Method::Kto => format!(
+                "--ref-model none: --loss-type {} is a function of the log-ratio of policy and reference; leave it out",
+                names()
+            ),
+            _ => return Ok(self.method.has_policy() && !none && !self.is_reference_free()),
         };
         Err(Error::Usage(why))
     }
@@ -218,7 +241,7 @@ impl Loss {
             let is_pair = c.terms.len() == 2 && [of_sign(1), of_sign(-1)] == [1, 1];
             let (why, advice) = match (trained(c), is_pair, c.margin == 0.0) {
                 (false, ..) => continue,
-                (true, true, true) if c.weight == 1.0 || !self.is_of_batch() => continue,
+                (true, true, true) if c.weight == 1.0 || !self.sorts() => continue,
                 (true, true, true) => {
                     let why = format!("has the weight {}, but sorted pairs weigh the same", c.weight);
                     (why, "set it to 1 (--lambda-resp 1)".to_owned())

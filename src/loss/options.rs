@@ -40,7 +40,7 @@ pub enum ReduceName {
 #[serde(default, deny_unknown_fields)]
 #[command(next_help_heading = "Loss")]
 pub struct LossOptions {
-    /// Factor on log pi - log ref [DPO; default 0.1]
+    /// Factor on log pi - log ref [DPO, KTO; default 0.1]
     #[arg(long)]
     pub beta: Option<f64>,
     /// beta of intra comparisons [default: --beta]
@@ -68,7 +68,7 @@ pub struct LossOptions {
     /// Bound of the detached gap [--inter-loss pop-detached; default 5]
     #[arg(long, alias = "pop_clip")]
     pub pop_clip: Option<f64>,
-    /// Loss of a comparison, or several that are added [default sigmoid]
+    /// Loss of a comparison, or several that are added [default sigmoid; kto in kto runs]
     #[arg(long, alias = "loss_type", value_enum, value_delimiter = ',', num_args = 1..)]
     pub loss_type: Vec<LossType>,
     /// Weight of each loss of --loss-type [DPO; default 1 each]
@@ -94,6 +94,19 @@ pub struct LossOptions {
     /// simpo and orpo]
     #[arg(long, aliases = ["nll_weight", "rpo-alpha", "cpo-alpha"])]
     pub nll_weight: Option<f64>,
+    /// Factor on the log-probs of a response beyond the length of the shorter response of its pair
+    /// [DPO; default 1]
+    #[arg(long, alias = "ld_alpha")]
+    pub ld_alpha: Option<f64>,
+    /// Weigh pairs by the policy's probability of both responses (WPO) [DPO]
+    #[arg(long, alias = "use_weighting")]
+    pub use_weighting: bool,
+    /// Weight of desirable rows [KTO; default 1]
+    #[arg(long, alias = "desirable_weight")]
+    pub desirable_weight: Option<f64>,
+    /// Weight of undesirable rows [KTO; default 1]
+    #[arg(long, alias = "undesirable_weight")]
+    pub undesirable_weight: Option<f64>,
     /// Coefficient of the squared sum of a pair's rewards [reward; default 0]
     #[arg(long, alias = "center_rewards_coefficient")]
     pub center_rewards_coefficient: Option<f64>,
@@ -148,6 +161,8 @@ impl LossOptions {
             scale
         };
         let reduce = self.reduce(&types, &mut curves, link)?;
+        let preset = if method == Method::Kto { [1.0, 0.0, 0.0] } else { preset };
+        let nll_weight = self.likelihood(&types)?;
         let weights = [
             non_negative("--base-weight", self.base_weight.unwrap_or(preset[0]))?,
             non_negative("--intra-weight", self.intra_weight.unwrap_or(preset[1]))?,
@@ -172,13 +187,16 @@ impl LossOptions {
                 true => Some(non_negative("--pop-clip", self.pop_clip.unwrap_or(5.0))?),
                 false => None,
             },
-            nll_weight: self.likelihood(&types)?,
+            nll_weight,
             center: non_negative("--center-rewards-coefficient", self.center_rewards_coefficient.unwrap_or(0.0))?,
             scope: match self.logp_scope.unwrap_or(ScopeName::Response) {
                 ScopeName::Response => LogpScope::Response,
                 ScopeName::PromptAndResponse => LogpScope::PromptAndResponse,
             },
             reduce,
+            ld_alpha: self.tail_weight(&types, nll_weight)?,
+            use_weighting: self.weighs_pairs(&types, nll_weight)?,
+            label_weights: self.label_weights(method)?,
             share_prefixes: true,
             curves,
             types,
@@ -189,12 +207,24 @@ impl LossOptions {
     fn types(&self, method: Method) -> Result<Vec<(LossType, f64)>> {
         let mut types = self.loss_type.clone();
         if types.is_empty() {
-            types.push(LossType::Sigmoid);
+            types.push(if method == Method::Kto { LossType::Kto } else { LossType::Sigmoid });
         }
         for (i, of) in types.iter().enumerate() {
             let name = of.name();
-            if let Some(why) = of.missing() {
-                return usage(format!("--loss-type {name} is known in TRL and not supported here: {why}"));
+            if of.is_unpaired() && method != Method::Kto {
+                return usage(format!(
+                    "--loss-type {name} trains on rows with one response and a label, and this {} run on pairs; use \
+                     `mapl kto --loss-type {name}`, which also splits pairs, or bco_pair or apo_zero, which have one \
+                     term for each response of a pair",
+                    method.name()
+                ));
+            }
+            if method == Method::Kto && (types.len() > 1 || !of.is_unpaired()) {
+                let all: Vec<String> = types.iter().map(|of| of.name()).collect();
+                return usage(format!(
+                    "--loss-type {} has no effect in this kto run; give one of kto and apo_zero_unpaired",
+                    all.join(" ")
+                ));
             }
             if types[..i].contains(of) {
                 return usage(format!("--loss-type: {name} is given twice; give it once, with its --loss-weights"));
@@ -271,7 +301,7 @@ impl LossOptions {
 
     /// Factor on scores by kind.
     fn scale(&self, method: Method) -> Result<[f64; KINDS]> {
-        if method != Method::Dpo {
+        if !method.has_policy() {
             return Ok([1.0; KINDS]);
         }
         let beta = self.beta.unwrap_or(DEFAULT_BETA);
@@ -393,6 +423,8 @@ impl LossOptions {
             ("--logp-reduce", self.logp_reduce.is_some()),
             ("--loss-weights", !self.loss_weights.is_empty()),
             ("--f-divergence-type", self.f_divergence_type.is_some()),
+            ("--ld-alpha", self.ld_alpha.is_some()),
+            ("--use-weighting", self.use_weighting),
         ];
         let comparison_only = [
             ("--base-weight", self.base_weight.is_some()),
@@ -404,11 +436,12 @@ impl LossOptions {
             ("--label-smoothing", self.label_smoothing.is_some()),
         ];
         let mut unused = Vec::new();
+        let is_kto = method == Method::Kto;
         if method != Method::Dpo {
-            unused.extend(dpo_only);
+            unused.extend(dpo_only.into_iter().filter(|(flag, _)| !is_kto || *flag != "--beta"));
         }
-        if method == Method::Sft {
-            unused.extend(comparison_only);
+        if method == Method::Sft || is_kto {
+            unused.extend(comparison_only.into_iter().filter(|(flag, _)| !is_kto || *flag != "--loss-type"));
         }
         if method != Method::Reward {
             unused.push(("--center-rewards-coefficient", self.center_rewards_coefficient.is_some()));

@@ -31,6 +31,12 @@ impl LossOptions {
         match loss.method {
             Method::Sft => {}
             Method::Reward => all.center_rewards_coefficient = Some(loss.center),
+            Method::Kto => {
+                [all.desirable_weight, all.undesirable_weight] = loss.label_weights.map(Some);
+                all.beta = Some(loss.scale[0]);
+                all.mix = None;
+                [all.base_weight, all.intra_weight, all.inter_weight, all.margin] = [None; 4];
+            }
             Method::Dpo => {
                 all.loss_weights = loss.types.iter().map(|(_, weight)| *weight).collect();
                 all.nll_weight = Some(self.own_likelihood(&loss.types));

@@ -4,7 +4,7 @@
 use super::objective::Loss;
 use super::signed_sum::signed_sum;
 use crate::backend::contract::Curve;
-use crate::backend::contract::curve::{Arguments, SortKeys, linked, matched, value_and_slopes};
+use crate::backend::contract::curve::{self, Arguments, SortKeys, linked, matched, value_and_slopes};
 
 /// A term of a comparison with the scores of its sequence.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +43,12 @@ pub struct ComparisonValues {
     pub values: Vec<f64>,
 }
 
+/// The divergence that [`Curve::Kto`] takes from the detached terms of comparisons.
+pub fn batch_divergence(comparisons: &[ScoredComparison]) -> f64 {
+    let detached = comparisons.iter().flat_map(|c| &c.terms).filter(|t| t.detached);
+    curve::divergence(detached.map(|t| t.score - t.reference))
+}
+
 impl Loss {
     /// Score of a sequence as the first curve takes it: `difference` is its log-prob or reward without
     /// that of the frozen reference, and `rows` the number of scored tokens.
@@ -57,12 +63,27 @@ impl Loss {
         for (number, part) in self.curves.iter().enumerate().filter(|(_, part)| part.curve.is_of_batch()) {
             let members: Vec<usize> = (0..comparisons.len()).filter(|&c| comparisons[c].weight != 0.0).collect();
             let keys: Vec<SortKeys> = members.iter().map(|&c| self.sort_keys(&comparisons[c], part.curve)).collect();
+            if part.curve == Curve::Kto {
+                self.unpaired_values(comparisons, &mut all, number);
+                continue;
+            }
             for (&c, [z, _]) in members.iter().zip(matched(&keys)) {
                 let arguments = Arguments { z, terms: [0.0; 2], beta: self.scale[comparisons[c].kind] };
                 all[c].values[number] = value_and_slopes(part.curve, arguments).value;
             }
         }
         all
+    }
+
+    /// Values of [`Curve::Kto`], with the divergence that all comparisons have in common.
+    fn unpaired_values(&self, comparisons: &[ScoredComparison], all: &mut [ComparisonValues], number: usize) {
+        let divergence = batch_divergence(comparisons);
+        for (c, of) in comparisons.iter().zip(all) {
+            let sign: f64 = c.terms.iter().filter(|t| !t.detached).map(|t| t.sign).sum();
+            let z = of.logit - c.margins[0] - c.margins[1] - sign * self.scale[c.kind] * divergence;
+            let arguments = Arguments { z, terms: [0.0; 2], beta: self.scale[c.kind] };
+            of.values[number] = value_and_slopes(Curve::Kto, arguments).value;
+        }
     }
 
     /// What a curve of the batch sorts.

@@ -279,7 +279,12 @@ impl ModelConfig {
         let window = window.and_then(|window| window.that_cuts(max_positions));
 
         let softcaps = Softcaps::read(keys, family, &mut notes)?;
-        let pad = keys.token_id("pad_token_id", vocab)?;
+        // An id outside the vocabulary belongs to a published size.
+        let of_class = |key: &str, id: Option<u32>| id.filter(|&id| !keys.has(key) && (id as usize) < vocab);
+        let pad = keys.token_id("pad_token_id", vocab)?.or(of_class("pad_token_id", family.ids.pad));
+        let mut eos = keys.ids_in_vocabulary("eos_token_id", vocab, &mut notes)?;
+        eos.extend(of_class("eos_token_id", family.ids.eos));
+        let bos = keys.one_of("bos_token_id", keys.ids_in_vocabulary("bos_token_id", vocab, &mut notes)?)?;
         if head == Head::Reward && pad.is_none() {
             notes.push(
                 "config.json names no pad_token_id, so rewards are read at the last token, as transformers does for one text \
@@ -327,8 +332,8 @@ impl ModelConfig {
                 |x| (0.0..=1.0).contains(&x),
                 "from 0 to 1",
             )?,
-            eos: keys.ids_in_vocabulary("eos_token_id", vocab, &mut notes)?,
-            bos: keys.one_of("bos_token_id", keys.ids_in_vocabulary("bos_token_id", vocab, &mut notes)?)?,
+            eos,
+            bos: bos.or(of_class("bos_token_id", family.ids.bos)),
             pad: pad.filter(|_| !found_head.last_token),
             reward_norm: if head == Head::Reward { RewardNorm::read(keys)? } else { None },
             adapter: None,

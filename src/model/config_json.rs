@@ -56,6 +56,11 @@ pub(super) struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
+    /// Whether the file has the key, also with the value null.
+    pub fn has(&self, key: &str) -> bool {
+        self.map.contains_key(self.name(key))
+    }
+
     /// Returns the value of `key`, unless it is missing or null.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         let value = self.map.get(self.name(key)).filter(|v| !v.is_null());

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::config::{Head, StoredDtype};
+use serde_json::Value;
+
+use super::config::{Head, ModelConfig, StoredDtype};
 use super::config_json::{Keys, shown};
 use super::family::{Bias, FAMILIES, Family, LLAMA, Parallel};
 use super::family_missing::missing;
@@ -36,6 +38,27 @@ pub(super) fn no_config(folder: &Path) -> String {
         "is not a folder here; --model takes a Hugging Face model folder: download it first, or make one with `mapl init`"
     };
     why.to_owned()
+}
+
+/// Keys of rates of dropout in the configurations of all families.
+const DROPOUT: [&str; 8] = [
+    "attention_dropout",
+    "hidden_dropout",
+    "residual_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "classifier_dropout",
+    "summary_first_dropout",
+];
+
+impl ModelConfig {
+    /// Keys of dropout above 0 with their rates, which transformers applies in training and this program
+    /// does not.
+    pub fn dropout(&self) -> Vec<(&'static str, f64)> {
+        let rate = |key: &str| self.original.get(key).and_then(Value::as_f64).filter(|&rate| rate > 0.0);
+        DROPOUT.into_iter().filter_map(|key| Some((key, rate(key)?))).collect()
+    }
 }
 
 /// Returns the names of all supported architectures, for messages.

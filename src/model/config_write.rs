@@ -46,9 +46,9 @@ impl ModelConfig {
         set("rms_norm_eps", json!(self.rms_norm_eps));
         set("initializer_range", json!(self.initializer_range));
         set("tie_word_embeddings", json!(self.tied));
-        set("bos_token_id", json!(self.bos));
-        set("eos_token_id", self.eos_json());
-        set("pad_token_id", json!(self.pad));
+        for (key, value) in self.special_ids() {
+            set(key, value);
+        }
         set("torch_dtype", json!(dtype.name()));
         set("dtype", json!(dtype.name()));
         if self.head == Head::Reward {
@@ -83,6 +83,20 @@ impl ModelConfig {
         map
     }
 
+    /// Special ids by their keys. Those that the class brings stay out of a file that was read without
+    /// them: they would become ends of texts in training.
+    fn special_ids(&self) -> Vec<(&'static str, Value)> {
+        let of_class = self.family.ids;
+        let all = [
+            ("bos_token_id", json!(self.bos), json!(of_class.bos)),
+            ("eos_token_id", self.eos_json(), json!(of_class.eos)),
+            ("pad_token_id", json!(self.pad), json!(of_class.pad)),
+        ];
+        let is_brought = |key: &str| !self.original.is_empty() && !self.original.contains_key(key);
+        let kept = all.into_iter().filter(|(key, value, class)| value.is_null() || !is_brought(key) || value != class);
+        kept.map(|(key, value, _)| (key, value)).collect()
+    }
+
     /// Returns `eos_token_id` for config.json: the value as read if generation_config.json names
     /// the further ids, otherwise null, one id or a list. A reward model has no
     /// generation_config.json, so its config.json names all ids.
@@ -112,9 +126,7 @@ impl ModelConfig {
         }
         let mut map = Map::new();
         map.insert("_from_model_config".into(), json!(true));
-        let ids =
-            [("bos_token_id", json!(self.bos)), ("eos_token_id", self.eos_json()), ("pad_token_id", json!(self.pad))];
-        for (key, value) in ids.into_iter().filter(|(_, value)| !value.is_null()) {
+        for (key, value) in self.special_ids().into_iter().filter(|(_, value)| !value.is_null()) {
             map.insert(key.into(), value);
         }
         Some(map)

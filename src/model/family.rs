@@ -99,6 +99,21 @@ pub struct Family {
     pub(super) base_model: &'static str,
     /// Class of the reward model, after the prefix.
     pub(super) classifier: &'static str,
+    pub(super) ids: ClassIds,
+}
+
+/// Special ids of a config.json that lacks their keys: the defaults of the class in transformers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ClassIds {
+    pub pad: Option<u32>,
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+}
+
+impl ClassIds {
+    const NONE: Self = Self { pad: None, bos: None, eos: None };
+    /// Of Llama and most others.
+    const COMMON: Self = Self { pad: None, bos: Some(1), eos: Some(2) };
 }
 
 /// Whether attention and MLP of a layer have the same input, and both are added to the stream.
@@ -211,6 +226,7 @@ const COMMON: Family = Family {
     language_model: "ForCausalLM",
     base_model: "Model",
     classifier: "ForSequenceClassification",
+    ids: ClassIds::COMMON,
 };
 
 /// The family of most models.
@@ -226,6 +242,7 @@ pub(super) static QWEN2: Family = Family {
     qkv_bias: Bias::Always,
     output_bias: Bias::Never,
     window: Window::LastLayers,
+    ids: ClassIds::NONE,
     ..COMMON
 };
 
@@ -239,6 +256,7 @@ const OLMO2: Family = Family {
     whole_norm: true,
     norms_in_front: false,
     norms_behind: true,
+    ids: ClassIds { pad: Some(1), bos: None, eos: Some(50_279) },
     ..COMMON
 };
 
@@ -256,6 +274,7 @@ const GEMMA: Family = Family {
     activation: "gelu_pytorch_tanh",
     legacy_gelu: true,
     unsupported: &[("use_bidirectional_attention", "attention in both directions is")],
+    ids: ClassIds { pad: Some(0), bos: Some(2), eos: Some(1) },
     ..COMMON
 };
 
@@ -286,6 +305,7 @@ pub static FAMILIES: [&Family; 17] = [
         whole_heads: false,
         qk_norm: true,
         window: Window::LastLayers,
+        ids: ClassIds::NONE,
         ..COMMON
     },
     &Family {
@@ -320,6 +340,7 @@ pub static FAMILIES: [&Family; 17] = [
         qkv_bias: Bias::Key("attention_bias", true),
         output_bias: Bias::Key("attention_out_bias", false),
         mlp_bias: Bias::Key("mlp_bias", false),
+        ids: ClassIds { pad: Some(1), bos: Some(0), eos: Some(2) },
         ..COMMON
     },
     &Family {
@@ -332,6 +353,7 @@ pub static FAMILIES: [&Family; 17] = [
         window: Window::LayersWithoutRope,
         mlp_bias: Bias::Key("mlp_bias", false),
         rope: RopeRule { theta: 2_000_000.0, skips_layers: true, ..ROPE },
+        ids: ClassIds { pad: Some(128_004), bos: Some(128_000), eos: Some(128_001) },
         ..COMMON
     },
     &Family {
@@ -345,6 +367,7 @@ pub static FAMILIES: [&Family; 17] = [
         window: Window::All(None),
         rope: RopeRule { original: Some(4096), ..ROPE },
         fused: true,
+        ids: ClassIds { pad: Some(32_000), bos: Some(1), eos: Some(32_000) },
         ..COMMON
     },
     &Family {
@@ -369,6 +392,7 @@ pub static FAMILIES: [&Family; 17] = [
         wide_heads: false,
         unsupported: &[("qk_layernorm", "LayerNorms of query and key heads are")],
         keys: LAYER_NORM_KEYS,
+        ids: ClassIds { pad: None, bos: Some(0), eos: Some(0) },
         ..COMMON
     },
     &Family {
@@ -389,6 +413,7 @@ pub static FAMILIES: [&Family; 17] = [
         order: Order::RowsByHead,
         names: &NEOX_NAMES,
         keys: NEOX_KEYS,
+        ids: ClassIds { pad: None, bos: Some(0), eos: Some(2) },
         ..COMMON
     },
     &Family {
@@ -415,6 +440,7 @@ pub static FAMILIES: [&Family; 17] = [
         names: &GPT2_NAMES,
         keys: GPT2_KEYS,
         language_model: "LMHeadModel",
+        ids: ClassIds { pad: None, bos: Some(50_256), eos: Some(50_256) },
         ..COMMON
     },
     &OLMO2,

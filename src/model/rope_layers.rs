@@ -58,6 +58,16 @@ impl RopeConfig {
             let allowed = format!("it must hold an object under {FULL:?} and one under {SLIDING:?}, and nothing else");
             return Err(keys.refuse("rope_parameters", value, &allowed));
         }
+        if let Some(scaling) = keys.object("rope_scaling")?
+            && scaling.get("rope_type").is_none_or(Value::is_null)
+            && let Some(kind) = scaling.get("type").filter(|kind| !kind.is_null() && *kind != "default")
+        {
+            let why = format!(
+                "it names the scaling {kind} under \"type\", which transformers does not read for this family and then \
+                 scales nothing; name it under \"rope_type\", or remove \"rope_scaling\""
+            );
+            return Err(keys.refuse("rope_scaling", &Value::Object(scaling.clone()), &why));
+        }
         // The keys of one layer type as a file that has only those.
         let of_type = |kind: &str, old: bool| {
             let mut map = keys.map.clone();

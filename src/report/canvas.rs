@@ -44,7 +44,7 @@ pub enum Shade {
 pub fn method_style(method: &str, shade: Shade) -> usize {
     let hue = match method {
         "reward" => 0,
-        "dpo" => 1,
+        "dpo" | "kto" => 1,
         _ => 2,
     };
     RUN_STYLES + 3 * hue + shade as usize

@@ -1,8 +1,9 @@
 //! Scores of a data set, for `mapl score`, `mapl eval` and evaluation during training.
 //! [`crate::eval`] derives measures from them.
 
-use super::batch::upload::DeviceBatch;
+use super::batch::upload::{DeviceBatch, SequenceNumbers};
 use super::frozen::Frozen;
+use super::losses::LossBuffers;
 use super::metrics::{Tally, tally_scores};
 use super::score::Scorer;
 use super::signals::Signals;
@@ -16,7 +17,7 @@ use crate::data::tokenized::{SequenceComparison, SequenceTerm, TokenizedGroup};
 use crate::data::tree::token_counts;
 use crate::loss::objective::{Loss, Method};
 use crate::loss::signed_sum::signed_sum;
-use crate::loss::value::{ScoredComparison, ScoredTerm};
+use crate::loss::value::{ScoredComparison, ScoredTerm, batch_divergence};
 use crate::model::activations::Mode;
 use crate::model::decoder::Model;
 
@@ -30,6 +31,8 @@ pub struct GroupScores {
     pub policy: Vec<f64>,
     /// Per sequence: score of the frozen reference, if there is one.
     pub reference: Option<Vec<f64>>,
+    /// Per sequence: log of its factor on the weights of comparisons, if pairs are weighted.
+    pub log_weights: Option<Vec<f64>>,
     /// Per comparison: signed sum of the scores of its terms, as the loss takes them.
     pub logits: Vec<f64>,
 }
@@ -52,10 +55,18 @@ impl GroupScores {
 
     /// Logit of a comparison of `group`.
     fn logit(&self, loss: &Loss, group: &TokenizedGroup, comparison: &SequenceComparison) -> f64 {
-        signed_sum(comparison.terms.iter().map(|t| {
+        // A mismatched sequence of a row with a label is no part of its score.
+        let terms = comparison.terms.iter().filter(|t| loss.method != Method::Kto || !t.detached);
+        signed_sum(terms.map(|t| {
             let prompt = group.sequences[t.sequence].prompt;
             (prompt, f64::from(t.sign) * self.rho_of(loss, group, t.sequence, comparison.kind))
         }))
+    }
+
+    /// Factor of the policy's probabilities on the weight of a comparison.
+    fn weight_of(&self, comparison: &SequenceComparison) -> f64 {
+        let log = |of: &Vec<f64>| comparison.terms.iter().map(|t| of[t.sequence]).sum::<f64>();
+        self.log_weights.as_ref().map_or(1.0, |of| log(of).exp())
     }
 
     /// A comparison of `group` with its scores.
@@ -70,20 +81,23 @@ impl GroupScores {
         };
         ScoredComparison {
             kind: comparison.kind.index(),
-            weight: comparison.weight,
+            weight: comparison.weight * self.weight_of(comparison),
             margins: [comparison.margin, loss.margin],
-            clip: None,
+            clip: comparison.detached_clip.filter(|_| loss.method == Method::Kto),
             terms: comparison.terms.iter().map(term).collect(),
         }
     }
 }
 
-/// Adds the comparisons of the scored groups. A curve of the batch sorts all of them.
+/// Adds the comparisons of the scored groups. A curve of the batch takes all of them as one batch.
 fn tally_comparisons(tally: &mut Tally, loss: &Loss, groups: &[TokenizedGroup], scores: &[GroupScores]) {
     let of_group = |(group, scores): (&TokenizedGroup, &GroupScores)| -> Vec<ScoredComparison> {
         group.comparisons.iter().map(|c| scores.scored(loss, group, c)).collect()
     };
     let comparisons: Vec<ScoredComparison> = groups.iter().zip(scores).flat_map(of_group).collect();
+    if loss.estimates_divergence() && comparisons.iter().any(|c| c.terms.iter().any(|t| t.detached)) {
+        tally.add_divergence(batch_divergence(&comparisons));
+    }
     for (c, of) in comparisons.iter().zip(loss.values_of(&comparisons)) {
         tally.kinds[c.kind].add(c.weight * loss.sum_of(&of.values), of.logit);
         if of.values.len() > 1 {
@@ -117,6 +131,8 @@ pub struct Evaluator<B: Backend> {
     frozen_scorer: Option<Scorer<B>>,
     batch: DeviceBatch<B>,
     packed: Batch,
+    tail_starts: Vec<f64>,
+    losses: LossBuffers<B>,
     token_budget: usize,
     /// Signals that interrupt an evaluation.
     signals: Option<Signals>,
@@ -131,6 +147,8 @@ impl<B: Backend> Evaluator<B> {
             frozen_scorer: reference.map(|r| Scorer::new(backend, r, Mode::Infer)).transpose()?,
             batch: DeviceBatch::new(backend)?,
             packed: Batch::default(),
+            tail_starts: Vec::new(),
+            losses: LossBuffers::new(backend)?,
             token_budget: TOKEN_BUDGET,
             signals: None,
             interrupted: false,
@@ -206,16 +224,24 @@ impl<B: Backend> Evaluator<B> {
         for range in split_by_tokens(&sizes, self.token_budget) {
             let members: Vec<&TokenizedGroup> = groups[range].iter().collect();
             pack_into(&mut self.packed, &members, &pack_options, &comparison_options)?;
-            self.batch.upload(backend, &self.packed, [0.0; KINDS])?;
+            loss.tail_starts(&members, &mut self.tail_starts);
+            let of_seqs = SequenceNumbers {
+                tail_starts: &self.tail_starts,
+                tail_alpha: loss.ld_alpha,
+                ..SequenceNumbers::default()
+            };
+            self.batch.upload_with(backend, &self.packed, [0.0; KINDS], of_seqs)?;
             model.reserve_positions(backend, self.packed.longest_path)?;
             self.scorer.forward(backend, model, &self.batch, loss.reduce)?;
             let seqs = self.packed.sequences.len();
             let policy = self.scorer.read_score(backend, seqs)?;
+            let log_weights = self.log_weights(backend, model, loss)?;
             let frozen = frozen_scores(model, &self.batch, self.packed.longest_path, &members)?;
             tally.tokens += self.packed.ids.len();
             let zeros = vec![0.0; seqs];
             tally_scores(&mut tally, &self.packed, &policy, frozen.as_deref().unwrap_or(&zeros));
-            self.distribute(&members, loss, &policy, frozen.as_deref(), &mut scores, &mut tally);
+            let of_batch = BatchScores { policy: &policy, frozen: frozen.as_deref(), log_weights };
+            distribute(&members, loss, of_batch, &mut scores, &mut tally);
             progress(scores.len());
             if scores.len() < groups.len() && self.signals.as_ref().is_some_and(|s| s.stop().is_some()) {
                 self.interrupted = true;
@@ -227,34 +253,48 @@ impl<B: Backend> Evaluator<B> {
         Ok((scores, tally))
     }
 
-    /// Splits the scores of a batch by group and computes the logits.
-    fn distribute(
-        &self,
-        members: &[&TokenizedGroup],
-        loss: &Loss,
-        policy: &[f64],
-        reference: Option<&[f64]>,
-        scores: &mut Vec<GroupScores>,
-        tally: &mut Tally,
-    ) {
-        let mut start = 0;
-        for group in members {
-            let range = start..start + group.sequences.len();
-            start = range.end;
-            let mut result = GroupScores {
-                policy: policy[range.clone()].to_vec(),
-                reference: reference.map(|r| r[range].to_vec()),
-                logits: Vec::new(),
-            };
-            for comparison in &group.comparisons {
-                let logit = result.logit(loss, group, comparison);
-                result.logits.push(logit);
-            }
-            if loss.method == Method::Sft {
-                tally.logp += result.policy.iter().sum::<f64>();
-            }
-            tally.response_tokens += group.response_tokens();
-            scores.push(result);
+    /// Logs of the factors of the batch's sequences on the weights of comparisons, if pairs are weighted.
+    fn log_weights(&mut self, backend: &B, model: &Model<B>, loss: &Loss) -> Result<Option<Vec<f64>>> {
+        let seqs = self.batch.sizes.seqs;
+        let Some(weights) = self.losses.weights(backend, loss, seqs)? else { return Ok(None) };
+        self.scorer.pair_weights(backend, model, &self.batch, weights)?;
+        self.losses.read_log_weights(backend, seqs).map(Some)
+    }
+}
+
+/// Scores of the sequences of a batch.
+struct BatchScores<'a> {
+    policy: &'a [f64],
+    frozen: Option<&'a [f64]>,
+    log_weights: Option<Vec<f64>>,
+}
+
+/// Splits the scores of a batch by group and computes the logits.
+fn distribute(
+    members: &[&TokenizedGroup],
+    loss: &Loss,
+    of: BatchScores<'_>,
+    scores: &mut Vec<GroupScores>,
+    tally: &mut Tally,
+) {
+    let mut start = 0;
+    for group in members {
+        let range = start..start + group.sequences.len();
+        start = range.end;
+        let mut result = GroupScores {
+            policy: of.policy[range.clone()].to_vec(),
+            reference: of.frozen.map(|r| r[range.clone()].to_vec()),
+            log_weights: of.log_weights.as_ref().map(|logs| logs[range].to_vec()),
+            logits: Vec::new(),
+        };
+        for comparison in &group.comparisons {
+            let logit = result.logit(loss, group, comparison);
+            result.logits.push(logit);
         }
+        if loss.method == Method::Sft {
+            tally.logp += result.policy.iter().sum::<f64>();
+        }
+        tally.response_tokens += group.response_tokens();
+        scores.push(result);
     }
 }

@@ -2,7 +2,7 @@
 //! seen and are reused.
 
 use super::batch::upload::DeviceBatch;
-use super::score::{grow, reserve};
+use super::score::{grow, read, reserve};
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut};
@@ -19,6 +19,8 @@ pub struct LossBuffers<B: Backend> {
     logit: B::Acc,
     /// (KINDS, SUM_FIELDS)
     sums: B::Acc,
+    /// (seqs) mean log-prob under doubled logits, and as they are; empty unless pairs are weighted
+    weights: [B::Acc; 2],
 }
 
 /// Op arguments of a batch's losses: the stage between scores and score gradients.
@@ -35,14 +37,39 @@ impl<B: Backend> LossBuffers<B> {
     /// Empty buffers.
     pub fn new(backend: &B) -> Result<Self> {
         let empty = || backend.zeros_acc(0);
-        Ok(Self { dscore: empty()?, loss: empty()?, logit: empty()?, sums: backend.zeros_acc(KINDS * SUM_FIELDS)? })
+        Ok(Self {
+            dscore: empty()?,
+            loss: empty()?,
+            logit: empty()?,
+            sums: backend.zeros_acc(KINDS * SUM_FIELDS)?,
+            weights: [empty()?, empty()?],
+        })
     }
 
     /// Reserves buffers for every batch within `limits`, so that no later call allocates.
-    pub fn reserve(&mut self, backend: &B, limits: &BatchLimits) -> Result<()> {
+    pub fn reserve(&mut self, backend: &B, loss: &Loss, limits: &BatchLimits) -> Result<()> {
+        if loss.use_weighting {
+            self.weights.iter_mut().try_for_each(|buffer| reserve(backend, buffer, limits.seqs))?;
+        }
         reserve(backend, &mut self.dscore, limits.seqs)?;
         reserve(backend, &mut self.loss, limits.comparisons)?;
         reserve(backend, &mut self.logit, limits.comparisons)
+    }
+
+    /// Buffers of the numbers that weigh pairs, for `seqs` sequences; `None` if pairs are not weighted.
+    pub fn weights(&mut self, backend: &B, loss: &Loss, seqs: usize) -> Result<Option<[ViewMut<'_, B::Acc>; 2]>> {
+        if !loss.use_weighting {
+            return Ok(None);
+        }
+        self.weights.iter_mut().try_for_each(|buffer| grow(backend, buffer, seqs))?;
+        Ok(Some(self.weights.each_mut().map(|buffer| ViewMut::first(buffer, seqs))))
+    }
+
+    /// Log of each sequence's factor on the weights of its comparisons, as last computed.
+    pub fn read_log_weights(&self, backend: &B, seqs: usize) -> Result<Vec<f64>> {
+        let [doubled, plain] = &self.weights;
+        let [doubled, plain] = [read(backend, doubled, seqs)?, read(backend, plain, seqs)?];
+        Ok(doubled.iter().zip(&plain).map(|(doubled, plain)| doubled - plain).collect())
     }
 
     /// Op arguments for the losses of `batch`. `frozen` is (seqs), the scores of the frozen
@@ -58,7 +85,8 @@ impl<B: Backend> LossBuffers<B> {
         grow(backend, &mut self.dscore, s.seqs)?;
         grow(backend, &mut self.loss, s.comparisons)?;
         grow(backend, &mut self.logit, s.comparisons)?;
-        let Self { dscore, loss: losses, logit, sums } = self;
+        let Self { dscore, loss: losses, logit, sums, weights } = self;
+        let [doubled, plain] = weights;
         let comparison = (loss.method != Method::Sft).then(|| ComparisonLoss {
             comparisons: s.comparisons,
             curves: &loss.curves,
@@ -66,6 +94,9 @@ impl<B: Backend> LossBuffers<B> {
             center: loss.center,
             reference: frozen,
             inverse_rows: loss.needs_rows().then(|| batch.inverse_rows()),
+            pair_weights: loss
+                .use_weighting
+                .then(|| PairWeights { doubled: View::first(doubled, s.seqs), plain: View::first(plain, s.seqs) }),
             table: batch.comparisons(),
             loss: ViewMut::first(losses, s.comparisons),
             logit: ViewMut::first(logit, s.comparisons),

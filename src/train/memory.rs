@@ -306,6 +306,9 @@ fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> Res
         scorer.run_model(&backend, &policy, &batch)?;
         let reference = reference_scorer.as_ref().map(|scorer| View::first(&scorer.score, limits.seqs));
         let mut buffers = LossBuffers::new(&backend)?;
+        if let Some(weights) = buffers.weights(&backend, subject.loss, limits.seqs)? {
+            scorer.pair_weights(&backend, &policy, &batch, weights)?;
+        }
         let losses = buffers.of_batch(&backend, subject.loss, &batch, reference)?;
         scorer.head_and_losses(&backend, &policy, &batch, reduce, losses, (&mut grads, Write::Overwrite))?;
         let out = GradientsOut { grads: &mut grads, write: Write::Overwrite, norms: Some(&mut norms) };

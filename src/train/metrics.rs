@@ -68,13 +68,18 @@ pub struct Tally {
     pub kinds: [KindTally; KINDS],
     /// Sums of weight * value by kind, of each of several losses; empty for a single one.
     pub losses: Vec<[f64; KINDS]>,
-    /// Sums of the chosen and the rejected sequence's reward over base pairs.
+    /// Sums of the chosen and the rejected sequence's reward over base pairs, or of desirable and
+    /// undesirable rows.
     pub chosen_reward: f64,
     pub rejected_reward: f64,
     /// Sums of the same sequences' policy scores.
     pub chosen_score: f64,
     pub rejected_score: f64,
-    pub base_pairs: usize,
+    /// Number of these chosen sequences, and of the rejected ones.
+    pub sides: [usize; 2],
+    /// Divergences that the loss estimated from batches, summed, and their number.
+    pub divergence: f64,
+    pub divergences: usize,
     pub min_score: f64,
     pub max_score: f64,
     pub score_sum: f64,
@@ -97,7 +102,9 @@ impl Default for Tally {
             rejected_reward: 0.0,
             chosen_score: 0.0,
             rejected_score: 0.0,
-            base_pairs: 0,
+            sides: [0; 2],
+            divergence: 0.0,
+            divergences: 0,
             min_score: f64::INFINITY,
             max_score: f64::NEG_INFINITY,
             score_sum: 0.0,
@@ -126,7 +133,9 @@ impl Tally {
         self.rejected_reward += other.rejected_reward;
         self.chosen_score += other.chosen_score;
         self.rejected_score += other.rejected_score;
-        self.base_pairs += other.base_pairs;
+        self.sides = [0, 1].map(|side| self.sides[side] + other.sides[side]);
+        self.divergence += other.divergence;
+        self.divergences += other.divergences;
         self.min_score = self.min_score.min(other.min_score);
         self.max_score = self.max_score.max(other.max_score);
         self.score_sum += other.score_sum;
@@ -137,12 +146,23 @@ impl Tally {
         self.tokens += other.tokens;
     }
 
+    /// Adds a divergence that the loss estimated from a batch.
+    pub(super) fn add_divergence(&mut self, divergence: f64) {
+        self.divergence += divergence;
+        self.divergences += 1;
+    }
+
     /// Adds the values of a comparison's losses.
     pub(super) fn add_losses(&mut self, kind: usize, weight: f64, values: &[f64]) {
         self.losses.resize(values.len(), [0.0; KINDS]);
         for (sums, value) in self.losses.iter_mut().zip(values) {
             sums[kind] += weight * value;
         }
+    }
+
+    /// Mean rewards of the chosen and of the rejected sequences.
+    fn mean_rewards(&self) -> [f64; 2] {
+        [ratio(self.chosen_reward, self.sides[0]), ratio(self.rejected_reward, self.sides[1])]
     }
 
     /// Mean over the comparisons, from sums by kind.
@@ -176,7 +196,7 @@ impl Tally {
                 put("mean_reward", ratio(self.score_sum, self.sequences));
                 put("max_reward", self.max_score);
             }
-            Method::Reward | Method::Dpo => {}
+            Method::Reward | Method::Dpo | Method::Kto => {}
         }
         if loss.nll_weight != 0.0 {
             put("nll_loss", self.nll);
@@ -191,23 +211,35 @@ impl Tally {
         if base.count > 0 {
             let names = match loss.method {
                 Method::Reward => ["accuracy", "margin"],
-                Method::Sft | Method::Dpo => ["rewards/accuracies", "rewards/margins"],
+                Method::Sft | Method::Dpo | Method::Kto => ["rewards/accuracies", "rewards/margins"],
             };
             put(names[0], base.accuracy());
-            put(names[1], ratio(base.logit, base.count));
+            match loss.method {
+                // Rows are not pairs: the difference of two means, of which both must be there.
+                Method::Kto if self.sides.contains(&0) => {}
+                Method::Kto => put(names[1], self.mean_rewards()[0] - self.mean_rewards()[1]),
+                _ => put(names[1], ratio(base.logit, base.count)),
+            }
         }
-        if loss.method == Method::Dpo && self.base_pairs > 0 {
-            put("rewards/chosen", ratio(self.chosen_reward, self.base_pairs));
-            put("rewards/rejected", ratio(self.rejected_reward, self.base_pairs));
-            put("logps/chosen", ratio(self.chosen_score, self.base_pairs));
-            put("logps/rejected", ratio(self.rejected_score, self.base_pairs));
+        if loss.method.has_policy() {
+            let scores = [self.chosen_score, self.rejected_score];
+            for (side, name) in ["chosen", "rejected"].into_iter().enumerate().filter(|(side, _)| self.sides[*side] > 0)
+            {
+                put(&format!("rewards/{name}"), self.mean_rewards()[side]);
+                put(&format!("logps/{name}"), ratio(scores[side], self.sides[side]));
+            }
+        }
+        if self.divergences > 0 {
+            put("kl", ratio(self.divergence, self.divergences));
         }
         for kind in Kind::ALL {
             let (tally, name) = (&self.kinds[kind.index()], kind.name());
             if tally.count > 0 {
                 put(&format!("loss/{name}"), ratio(tally.loss, tally.count));
                 put(&format!("rewards/accuracies/{name}"), tally.accuracy());
-                put(&format!("rewards/margins/{name}"), ratio(tally.logit, tally.count));
+                if loss.method != Method::Kto {
+                    put(&format!("rewards/margins/{name}"), ratio(tally.logit, tally.count));
+                }
                 put(&format!("ties/{name}"), tally.ties as f64);
                 put(&format!("comparisons/{name}"), tally.count as f64);
             }
@@ -230,13 +262,24 @@ pub(super) fn tally_scores(tally: &mut Tally, batch: &Batch, score: &[f64], refe
         if table.kind[c] as usize != Kind::Base.index() || terms[2] >= 0 {
             continue;
         }
-        let (first, second) = (terms[0] as usize, terms[1] as usize);
-        let (chosen, rejected) = if table.term_sign[c * TERMS] > 0 { (first, second) } else { (second, first) };
-        tally.base_pairs += 1;
-        tally.chosen_reward += table.scale[c] * (score[chosen] - reference[chosen]);
-        tally.rejected_reward += table.scale[c] * (score[rejected] - reference[rejected]);
-        tally.chosen_score += score[chosen];
-        tally.rejected_score += score[rejected];
+        for slot in (c * TERMS..c * TERMS + 2).filter(|&slot| table.term_sequence[slot] >= 0) {
+            let s = table.term_sequence[slot] as usize;
+            let reward = table.scale[c] * (score[s] - reference[s]);
+            match table.term_sign[slot] {
+                1 => {
+                    tally.sides[0] += 1;
+                    tally.chosen_reward += reward;
+                    tally.chosen_score += score[s];
+                }
+                -1 => {
+                    tally.sides[1] += 1;
+                    tally.rejected_reward += reward;
+                    tally.rejected_score += score[s];
+                }
+                // A mismatched sequence of a divergence.
+                _ => {}
+            }
+        }
     }
 }
 

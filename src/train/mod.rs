@@ -40,7 +40,7 @@ use crate::model::config::ModelConfig;
 pub fn pack_options(loss: &Loss, vocab: usize, pad: Option<u32>) -> PackOptions {
     let scoring = match loss.method {
         Method::Reward => Scoring::Reward,
-        Method::Sft | Method::Dpo => Scoring::LogProb { scope: loss.scope },
+        Method::Sft | Method::Dpo | Method::Kto => Scoring::LogProb { scope: loss.scope },
     };
     PackOptions { share_prefixes: loss.share_prefixes, scoring, vocab, pad, position_runs: false }
 }

@@ -38,7 +38,6 @@ use crate::backend::Backend;
 use crate::data::loader::{Loader, LoaderOptions, Position};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
-use crate::loss::objective::Method;
 use crate::model::config::StoredDtype;
 use crate::model::decoder::Model;
 use crate::optim::schedule::{Schedule, Scheduler, Shape};
@@ -307,7 +306,7 @@ impl<B: Backend> Run<'_, '_, B> {
         if let Some(folder) = self.data.resume.clone() {
             return self.restore(&folder);
         }
-        if self.data.same_weights && self.trainer.loss.method == Method::Dpo {
+        if self.data.same_weights && self.trainer.loss.method.has_policy() {
             let first: Vec<&TokenizedGroup> = self.groups.iter().take(self.settings.micro_batch).collect();
             self.trainer.identity_check(&first)?;
             self.console.line("identity check passed: policy and reference give every sequence the same score");

@@ -105,8 +105,55 @@ impl<B: Backend> Scorer<B> {
             reduce,
             values: View::first(&self.logp, s.rows),
             offsets: batch.seq_offsets(),
+            tail: batch.tail(),
             sums: ViewMut::first(&mut self.score, s.seqs),
         })
+    }
+
+    /// Computes the numbers of each sequence that weigh its comparisons, as [`PairWeights`] takes them,
+    /// after [`Scorer::run_model`] on the same batch: the mean log-prob under doubled logits, and as
+    /// they are. It costs two passes of the head. The hidden rows are unchanged after it: doubling and
+    /// halving are exact.
+    pub(super) fn pair_weights(
+        &mut self,
+        backend: &B,
+        model: &Model<B>,
+        batch: &DeviceBatch<B>,
+        weights: [ViewMut<'_, B::Acc>; 2],
+    ) -> Result<()> {
+        let (s, hidden) = (batch.sizes, model.config.hidden);
+        let wide = s.tokens * hidden;
+        for (sums, [before, after]) in weights.into_iter().zip([[2.0, 0.5], [1.0, 1.0]]) {
+            self.scale_hidden(backend, (s.tokens, hidden), before)?;
+            backend.head_logprob_fwd(HeadLogprobFwd {
+                dims: head_dims(model, batch),
+                hidden: View::first(&self.acts.hidden, wide),
+                head: head(model),
+                source: batch.source(),
+                target: batch.target(),
+                logp: ViewMut::first(&mut self.logp, s.rows),
+                lse: ViewMut::first(&mut self.lse, s.rows),
+            })?;
+            self.scale_hidden(backend, (s.tokens, hidden), after)?;
+            backend.segment_sum_fwd(SegmentSumFwd {
+                rows: s.rows,
+                seqs: s.seqs,
+                reduce: Reduce::Mean,
+                values: View::first(&self.logp, s.rows),
+                offsets: batch.seq_offsets(),
+                tail: None,
+                sums,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn scale_hidden(&mut self, backend: &B, (tokens, hidden): (usize, usize), factor: f64) -> Result<()> {
+        if factor == 1.0 {
+            return Ok(());
+        }
+        let x_in_place = ViewMut::first(&mut self.acts.hidden, tokens * hidden);
+        backend.scale(Scale { dims: ScaleDims { tokens, hidden, factor }, addend: None, x_in_place })
     }
 
     /// Runs the model on the batch up to the hidden rows, which are the input of the head.
@@ -148,6 +195,7 @@ impl<B: Backend> Scorer<B> {
             target: batch.target(),
             runs: batch.head_runs(),
             seq_offsets: batch.seq_offsets(),
+            tail: batch.tail(),
             comparison,
             direct,
             logp: ViewMut::first(&mut self.logp, s.rows),

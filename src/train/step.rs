@@ -192,7 +192,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
         }
         self.scorer.reserve(backend, &self.policy, self.mode, limits)?;
         self.batch.reserve(backend, limits)?;
-        self.losses.reserve(backend, limits)?;
+        self.losses.reserve(backend, &self.loss, limits)?;
         for slot in &mut self.upload_slots {
             slot.reserve(backend, limits)?;
         }
@@ -308,6 +308,9 @@ impl<'b, B: Backend> Trainer<'b, B> {
             frozen.forward(backend, policy, batch, reduce)?;
         }
         self.scorer.run_model(backend, policy, batch)?;
+        if let Some(weights) = self.losses.weights(backend, &self.loss, batch.sizes.seqs)? {
+            self.scorer.pair_weights(backend, policy, batch, weights)?;
+        }
         let frozen = self.frozen.as_ref().map(|frozen| frozen.scores(batch));
         let losses = self.losses.of_batch(backend, &self.loss, batch, frozen)?;
         self.scorer.head_and_losses(backend, policy, batch, reduce, losses, (&mut self.grads, write))?;

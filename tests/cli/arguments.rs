@@ -38,8 +38,6 @@ fn unsupported_trl_flags_are_explained() {
         ("--torch_compile yes", "compiled kernels"),
         ("--max_prompt_length 128", "use --max-length"),
         ("--reference_free", "--ref-model none"),
-        ("--use_weighting true", "sum of squared probabilities"),
-        ("--ld_alpha 0.5", "weights by position"),
         ("--run_name a", "metrics and event files"),
         ("--dataset_name x", "--train-file"),
         ("--report_to wandb", "use tensorboard"),

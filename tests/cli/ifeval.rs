@@ -435,7 +435,7 @@ fn a_subset_of_prompts_is_answered_together_with_evaluation_rows() {
     assert!(last["eval_loss"].is_f64() && last["eval_ifeval/prompt_strict"].is_f64(), "{last}");
     let run = |method: &str, flags: &str| format!("{method} --model model {TRAIN} --output-dir none {flags}");
     for (method, flags, parts) in [
-        ("reward", "--ifeval-file prompts.jsonl", &["--ifeval-file", "reward", "sft and dpo"][..]),
+        ("reward", "--ifeval-file prompts.jsonl", &["--ifeval-file", "reward", "sft, dpo and kto"][..]),
         ("dpo", "--ifeval-samples 2", &["--ifeval-samples has no effect", "--ifeval-file"]),
         ("sft", "--ifeval-max-new-tokens 2", &["--ifeval-max-new-tokens has no effect"]),
         ("dpo", "--ifeval-file prompts.jsonl --ifeval-samples 4", &["--ifeval-samples 4", "3 prompts"]),

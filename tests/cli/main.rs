@@ -42,6 +42,7 @@ mod generate;
 mod html;
 mod ifeval;
 mod kills;
+mod kto;
 mod lora;
 mod lost_text;
 mod pipeline;

@@ -6,7 +6,7 @@ use mapl::backend::contract::*;
 use super::{On, Outputs, Slot, normal};
 
 /// Every curve.
-pub const CURVES: [Curve; 16] = [
+pub const CURVES: [Curve; 18] = [
     Curve::Sigmoid { smoothing: 0.0 },
     Curve::Sigmoid { smoothing: 0.2 },
     Curve::Robust { smoothing: 0.0 },
@@ -23,6 +23,8 @@ pub const CURVES: [Curve; 16] = [
     Curve::SppoHard,
     Curve::Aot { smoothing: 0.0 },
     Curve::AotUnpaired { smoothing: 0.2 },
+    Curve::Kto,
+    Curve::ApoZeroUnpaired,
 ];
 
 /// Every link.
@@ -39,6 +41,8 @@ pub struct Preference {
     pub reference: Option<Vec<f64>>,
     /// Head rows of each sequence, for curves per token.
     pub rows: Option<Vec<f64>>,
+    /// Mean log-probs under doubled logits, and as they are, of each sequence.
+    pub pair_weights: Option<[Vec<f64>; 2]>,
     pub direct: Option<Vec<f64>>,
     /// (sequence, sign) of the terms of each comparison
     pub terms: Vec<Vec<(i32, i32)>>,
@@ -63,6 +67,7 @@ impl Preference {
             score: normal("score", 2 * pairs, 2.0),
             reference: Some(normal("reference", 2 * pairs, 2.0)),
             rows: None,
+            pair_weights: None,
             direct: None,
             terms: (0..pairs as i32).map(reversed).collect(),
             kind: (0..pairs as i32).map(|c| i32::from(c % 3 == 1)).collect(),
@@ -72,6 +77,23 @@ impl Preference {
             weight: (0..pairs).map(|c| if c == 2 { 0.0 } else { 1.0 }).collect(),
             clip: vec![0.0; 2 * pairs],
             kind_scale: vec![0.5, 0.25, 1.0],
+        }
+    }
+
+    /// Rows of one trained response with a label, each with a detached one. The last comparison is
+    /// padding.
+    pub fn unpaired(curve: Curve, rows: usize) -> Self {
+        let sign = |c: i32| if c % 3 == 1 { -1 } else { 1 };
+        let terms = |c: i32| if c as usize == rows { vec![] } else { vec![(2 * c, sign(c)), (2 * c + 1, -2)] };
+        Self {
+            terms: (0..=rows as i32).map(terms).collect(),
+            kind: vec![0; rows + 1],
+            scale: vec![0.5; rows + 1],
+            margin: vec![0.0; rows + 1],
+            weight: (0..=rows).map(|c| if c == rows { 0.0 } else { [1.0, 0.75, 0.0][c % 3] }).collect(),
+            clip: vec![0.0; 2 * (rows + 1)],
+            kind_scale: vec![0.5, 0.25, 1.0],
+            ..Self::sorted(curve, rows)
         }
     }
 
@@ -144,6 +166,7 @@ pub fn preference<B: Backend>(on: &On<B>, p: &Preference) -> Outputs {
     let (table, score) = (Table::of(on, p, seqs), on.acc(&p.score));
     let (reference, direct) = (p.reference.as_ref().map(|x| on.acc(x)), p.direct.as_ref().map(|x| on.acc(x)));
     let inverse_rows = p.rows.as_ref().map(|rows| on.acc(&rows.iter().map(|rows| 1.0 / rows).collect::<Vec<_>>()));
+    let weights = p.pair_weights.as_ref().map(|of| of.each_ref().map(|x| on.acc(x)));
     let (mut loss, mut logit) = (on.acc_out(comparisons), on.acc_out(comparisons));
     let (mut dscore, mut sums) = (on.acc_out(seqs), on.acc_out(KINDS * SUM_FIELDS));
     let args = PreferenceFwd {
@@ -156,6 +179,9 @@ pub fn preference<B: Backend>(on: &On<B>, p: &Preference) -> Outputs {
         reference: reference.as_ref().map(|x| x.view()),
         inverse_rows: inverse_rows.as_ref().map(|x| x.view()),
         table: table.view(),
+        pair_weights: weights
+            .as_ref()
+            .map(|[doubled, plain]| PairWeights { doubled: doubled.view(), plain: plain.view() }),
         direct: direct.as_ref().map(|x| x.view()),
         loss: loss.view_mut(),
         logit: logit.view_mut(),

@@ -296,6 +296,39 @@ pub struct StepLosses {
     pub grad_norms: Vec<f64>,
 }
 
+/// Four steps of the losses of rows with a label.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KtoSteps {
+    pub model: String,
+    pub reference: String,
+    pub learning_rate: f64,
+    /// Rows of a micro-batch. The last one has fewer.
+    pub block: usize,
+    pub rows: Vec<KtoRow>,
+    pub cases: Vec<KtoCase>,
+}
+
+/// A row of [`KtoSteps`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KtoRow {
+    pub prompt_ids: Vec<u32>,
+    pub completion_ids: Vec<u32>,
+    pub label: bool,
+}
+
+/// A loss of [`KtoSteps`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KtoCase {
+    pub options: LossOptions,
+    pub losses: Vec<f64>,
+    pub grad_norms: Vec<f64>,
+    /// Mean over the micro-batches of each step.
+    pub divergences: Vec<f64>,
+}
+
 /// A tensor of a fixture file.
 #[derive(Clone, Debug)]
 pub struct Tensor {
@@ -337,6 +370,11 @@ pub fn lora_case(name: &str) -> LoraCase {
 /// Returns TRL's losses over four steps.
 pub fn loss_steps() -> LossSteps {
     json("loss-steps.json")
+}
+
+/// Returns TRL's KTO losses over four steps.
+pub fn kto_steps() -> KtoSteps {
+    json("kto-steps.json")
 }
 
 /// Returns TRL's losses for given log-probabilities.

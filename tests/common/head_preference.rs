@@ -219,6 +219,7 @@ impl Case {
             Curve::Exo { smoothing } => (0.25 * (0.5 - smoothing.ln()), 0.5 - 0.1 * smoothing.ln()),
             Curve::DiscoPop { temperature } => (2.0 + 1.0 / temperature, (2.0 + 1.0 / temperature).powi(2)),
             Curve::ApoZero | Curve::ApoDown | Curve::NcaPair | Curve::BcoPair => (1.0, 0.5),
+            Curve::Kto | Curve::ApoZeroUnpaired => (0.25, 0.1),
         };
         let sum = |(a, b): (f64, f64), part: &WeightedCurve| {
             let (first, second) = bounds(part);
@@ -263,6 +264,7 @@ impl Case {
             reduce,
             values: o.logp.view(),
             offsets: o.seq_offsets.view(),
+            tail: None,
             sums: o.score.view_mut(),
         })
         .unwrap();
@@ -277,6 +279,7 @@ impl Case {
                 reference: o.reference.as_ref().map(|r| r.view()),
                 inverse_rows: o.inverse_rows.as_ref().map(|r| r.view()),
                 table: table.view(),
+                pair_weights: None,
                 direct: o.direct.as_ref().map(|d| d.view()),
                 loss: o.loss.view_mut(),
                 logit: o.logit.view_mut(),
@@ -292,6 +295,7 @@ impl Case {
             reduce,
             dsums: given.unwrap_or(&o.dscore).view(),
             offsets: o.seq_offsets.view(),
+            tail: None,
             dvalues: o.dlogp.view_mut(),
         })
         .unwrap();
@@ -344,6 +348,7 @@ fn comparisons(groups: &[Vec<usize>], seqs: usize) -> Preference {
         score: Vec::new(),
         reference: Some(normal("reference", seqs, 2.0)),
         rows: None,
+        pair_weights: None,
         direct: None,
         scale: (0..count).map(|c| [0.3, 0.2, 0.4][c % 3]).collect(),
         margin: (0..count).map(|c| [0.0, 0.25, -0.5][c % 3]).collect(),
@@ -424,6 +429,7 @@ impl<B: Backend> Operands<B> {
                 reference: self.reference.as_ref().map(|r| r.view()),
                 inverse_rows: self.inverse_rows.as_ref().map(|r| r.view()),
                 table: table.view(),
+                pair_weights: None,
                 loss: self.loss.view_mut(),
                 logit: self.logit.view_mut(),
                 sums: self.sums.view_mut(),
@@ -441,6 +447,7 @@ impl<B: Backend> Operands<B> {
             target: self.target.view(),
             runs: Runs { order, offsets, keys },
             seq_offsets: self.seq_offsets.view(),
+            tail: None,
             comparison,
             direct: self.direct.as_ref().map(|d| d.view()),
             logp: self.logp.view_mut(),

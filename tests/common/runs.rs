@@ -375,13 +375,27 @@ pub fn reward_head<B: Backend>(on: &On<B>, d: RewardDims, inputs: [&[f64]; 4], r
 
 /// Per-sequence sums and their gradient in one call.
 pub fn segment_sum<B: Backend>(on: &On<B>, reduce: Reduce, values: &[f64], offsets: &[i32], dsums: &[f64]) -> Outputs {
+    segment_sum_with(on, reduce, values, offsets, dsums, None)
+}
+
+/// [`segment_sum`] with the start of every sequence's tail and its weight.
+pub fn segment_sum_with<B: Backend>(
+    on: &On<B>,
+    reduce: Reduce,
+    values: &[f64],
+    offsets: &[i32],
+    dsums: &[f64],
+    tail: Option<(&[f64], f64)>,
+) -> Outputs {
     let (rows, seqs) = (values.len(), offsets.len() - 1);
     let (values, offsets, dsums) = (on.acc(values), on.idx(offsets), on.acc(dsums));
     let (mut sums, mut dvalues) = (on.acc_out(seqs), on.acc_out(rows));
     let (v, o) = (values.view(), offsets.view());
-    let args = SegmentSumFwd { rows, seqs, reduce, values: v, offsets: o, sums: sums.view_mut() };
+    let starts = tail.map(|(starts, alpha)| (on.acc(starts), alpha));
+    let tail = starts.as_ref().map(|(starts, alpha)| Tail { starts: starts.view(), alpha: *alpha });
+    let args = SegmentSumFwd { rows, seqs, reduce, values: v, offsets: o, tail, sums: sums.view_mut() };
     on.backend.segment_sum_fwd(args).unwrap();
-    let args = SegmentSumBwd { rows, seqs, reduce, dsums: dsums.view(), offsets: o, dvalues: dvalues.view_mut() };
+    let args = SegmentSumBwd { rows, seqs, reduce, dsums: dsums.view(), offsets: o, tail, dvalues: dvalues.view_mut() };
     on.backend.segment_sum_bwd(args).unwrap();
     vec![("sums", on.read_acc(&sums)), ("dvalues", on.read_acc(&dvalues))]
 }

@@ -17,7 +17,7 @@ use crate::model_config::changed;
 
 /// A small configuration of a family with `changes` merged in; a change to the string "<absent>"
 /// removes the key.
-fn keys(family: &str, changes: Value) -> Map<String, Value> {
+pub(crate) fn keys(family: &str, changes: Value) -> Map<String, Value> {
     let class = Family::find(family).unwrap().class_of(Head::LanguageModel);
     let base = json!({
         "architectures": [class], "model_type": family, "vocab_size": 160, "hidden_size": 32,
@@ -31,7 +31,7 @@ fn keys(family: &str, changes: Value) -> Map<String, Value> {
     changed(&keys_of_family(family, base), &changes)
 }
 
-fn parse(family: &str, changes: Value) -> mapl::Result<ModelConfig> {
+pub(crate) fn parse(family: &str, changes: Value) -> mapl::Result<ModelConfig> {
     ModelConfig::from_json(keys(family, changes), Path::new("m/config.json"))
 }
 

@@ -82,6 +82,7 @@ fn value(loss: &Loss, score: &dyn Fn(usize, usize) -> f64) -> (f64, Vec<Slope>) 
             reference: None,
             inverse_rows: None,
             table: batch.comparisons(),
+            pair_weights: None,
             direct: None,
             loss: ViewMut::first(&mut out, comparisons),
             logit: ViewMut::first(&mut logit, comparisons),
@@ -383,8 +384,8 @@ fn losses_without_a_meaning_are_refused_by_name() {
     refused(of(&[Sigmoid, Hinge, Sigmoid]), &["sigmoid is given twice"]);
     refused(of(&[Simpo, Sigmoid]), &["simpo", "give it alone"]);
     refused(of(&[Sigmoid, Orpo]), &["orpo", "give it alone"]);
-    for (one, why) in [(Kto, "one response"), (ApoZeroUnpaired, "one response")] {
-        refused(of(&[one]), &["known in TRL and not supported here", why]);
+    for one in [Kto, ApoZeroUnpaired] {
+        refused(of(&[one]), &["rows with one response and a label", &format!("`mapl kto --loss-type {}`", one.name())]);
     }
     for weights in [vec![1.0], vec![1.0, 2.0, 3.0], vec![0.0, 0.0], vec![1.0, -1.0], vec![f64::NAN, 1.0]] {
         refused(LossOptions { loss_weights: weights, ..of(&[Sigmoid, Hinge]) }, &["--loss-weights"]);

@@ -2,7 +2,10 @@
 //! text is the system turn, and the better answer is preferred, or the row is refused by name.
 
 use mapl::data::group::{Comparison, Kind, Message, PreferenceGroup, Prompt, Response};
-use mapl::data::source::{FileReport, Pairs, ReadOptions, check_used, read_files_with_reports, read_sft_files};
+use mapl::data::source::{
+    FileReport, Pairs, ReadOptions, check_used, read_files_with_reports, read_sft_files, read_unpaired_files,
+    split_pairs,
+};
 use serde_json::{Value, json};
 
 use crate::sources::Folder;
@@ -276,7 +279,10 @@ fn ties_leave_rows_out_with_a_count() {
 #[test]
 fn rows_without_a_comparison_are_refused_by_name() {
     for (row, parts) in [
-        (json!({"prompt": Q, "completion": GOOD, "label": true}), &["unpaired", "KTO", "\"label\"", "mapl sft"][..]),
+        (
+            json!({"prompt": Q, "completion": GOOD, "label": true}),
+            &["unpaired", "KTO", "\"label\"", "mapl kto", "mapl sft"][..],
+        ),
         (json!({"messages": [user(Q), assistant(GOOD)], "label": false}), &["unpaired", "KTO"]),
         (json!({"instruction": Q, "output": GOOD, "kto_tag": true}), &["unpaired", "\"kto_tag\""]),
         (json!({"prompt": Q, "completion": GOOD, "label": 0}), &["unpaired", "KTO"]),

@@ -1,5 +1,6 @@
-"""Generates losses.json and loss-steps.json: every loss of TRL's DPO, CPO and ORPO trainers by TRL's own code, for given
-log-probabilities in float64, and over four steps of a tiny model in float32. Run from any directory, after make.py:
+"""Generates losses.json, loss-steps.json and kto-steps.json: every loss of TRL's DPO, CPO, ORPO and KTO trainers by TRL's own
+code, for given log-probabilities in float64, and over four steps of a tiny model in float32. Run from any directory, after
+make.py:
 
     python tests/golden/losses.py [OUTPUT_DIR]
 
@@ -26,6 +27,14 @@ LEARNING_RATE = 1e-4
 PLAIN = ["sigmoid", "hinge", "ipo", "apo_zero", "apo_down", "nca_pair", "bco_pair", "sppo_hard", "discopop", "sft", "sigmoid_norm"]
 SMOOTHED = ["robust", "exo_pair", "aot", "aot_unpaired"]
 DIVERGENCES = [("sigmoid", "forward_kl"), ("ipo", "js_divergence"), ("sigmoid_norm", "alpha_divergence"), ("hinge", "alpha_divergence")]
+# Weights of the tokens beyond the shorter response, and of pairs.
+WEIGHED = [
+    {"loss_type": ["sigmoid"], "ld_alpha": 0.3},
+    {"loss_type": ["ipo"], "ld_alpha": 0.0},
+    {"loss_type": ["bco_pair"], "ld_alpha": 0.7},
+    {"loss_type": ["sigmoid"], "use_weighting": True},
+    {"loss_type": ["sigmoid", "sigmoid_norm"], "use_weighting": True, "ld_alpha": 0.5},
+]
 LIST = ["sigmoid", "ipo", "bco_pair", "sft"]
 LIST_WEIGHTS = [0.8, 0.3, 0.2, 1.0]
 
@@ -170,8 +179,8 @@ def steps_of(model, loss_of):
     return {"losses": losses, "grad_norms": norms}
 
 
-def dpo_steps(folders, pairs, scratch, smoothing, attributes):
-    trainer = make.trl_dpo(load(folders[0]), load(folders[1]), pairs, scratch)
+def dpo_steps(folders, pairs, scratch, smoothing, attributes, **options):
+    trainer = make.trl_dpo(load(folders[0]), load(folders[1]), pairs, scratch, **options)
     configure(trainer, make.BETA, smoothing, attributes)
     batch = trainer.data_collator([dict(pair) for pair in pairs])
     return steps_of(trainer.model, lambda: trainer.compute_loss(trainer.model, dict(batch)))
@@ -194,12 +203,94 @@ def loss_steps(folders, scratch):
         reference = NAMES[0] if near else NAMES[1]
         of = dpo_steps([folders[0], folders[0] if near else folders[1]], pairs, scratch, 0.1, attributes)
         steps.append({"options": {**options, "beta": make.BETA}, "prompts": "whole", "reference": reference, **of})
+    for options in WEIGHED:
+        attributes = {"loss_types": options["loss_type"]}
+        own = {name: options[name] for name in ["ld_alpha", "use_weighting"] if name in options}
+        of = dpo_steps(folders, pairs, scratch, 0.0, attributes, **own)
+        steps.append({"options": {**options, "beta": make.BETA}, "prompts": "whole", "reference": NAMES[1], **of})
     simpo = lambda **more: CPOConfig(loss_type="simpo", **more)
     of = reference_free_steps(folders, pairs, scratch, simpo, CPOTrainer)
     steps.append({"options": {"loss_type": ["simpo"]}, "prompts": "whole", "reference": None, **of})
     of = reference_free_steps(folders, short_prompts(pairs), scratch, ORPOConfig, ORPOTrainer)
     steps.append({"options": {"loss_type": ["orpo"]}, "prompts": "one token", "reference": None, **of})
     return pairs, steps
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# KTO
+
+KTO_BLOCK = 4
+KTO = [
+    {"loss_type": ["kto"]},
+    {"loss_type": ["kto"], "desirable_weight": 1.5, "undesirable_weight": 0.25},
+    {"loss_type": ["apo_zero_unpaired"], "desirable_weight": 0.5},
+]
+
+
+def kto_rows():
+    """Returns rows with a label; every response ends with the end token, so TRL adds none."""
+    pairs = make.make_pairs(29) + make.make_pairs(31)[:1]
+    rows = []
+    for number, pair in enumerate(pairs):
+        for side, label in [("chosen", True), ("rejected", number % 3 == 1)]:
+            ids = [i for i in pair[f"{side}_ids"] if i != make.EOS] + [make.EOS]
+            rows.append({"prompt_ids": pair["prompt_ids"], "completion_ids": ids, "label": label})
+    return rows
+
+
+def kto_tokenizer():
+    # Words of one width: no special token is a part of another word.
+    vocab = {f"w{i:03}": i for i in range(make.VOCAB)}
+    tokenizer = make.Tokenizer(make.tokenizer_models.WordLevel(vocab, unk_token="w000"))
+    tokenizer.pre_tokenizer = make.WhitespaceSplit()
+    special = {"pad_token": f"w{make.PAD:03}", "bos_token": f"w{make.BOS:03}", "eos_token": f"w{make.EOS:03}"}
+    return make.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def kto_steps(folders, scratch):
+    rows, cases = kto_rows(), []
+    words = lambda ids: " ".join(f"w{i:03}" for i in ids)
+    texts = [
+        {"prompt": words(row["prompt_ids"]), "completion": " " + words(row["completion_ids"]), "label": row["label"]}
+        for row in rows
+    ]
+    for options in KTO:
+        arguments = make.trainer_arguments(scratch, rows)
+        arguments["per_device_train_batch_size"] = KTO_BLOCK
+        weights = {name: value for name, value in options.items() if name != "loss_type"}
+        config = trl.KTOConfig(loss_type=options["loss_type"][0], beta=make.BETA, **weights, **arguments)
+        trainer = trl.KTOTrainer(
+            model=load(folders[0]),
+            ref_model=load(folders[1]),
+            args=config,
+            train_dataset=Dataset.from_list(texts),
+            processing_class=kto_tokenizer(),
+        )
+        found = [trainer.train_dataset[i] for i in range(len(rows))]
+        for row, own in zip(found, rows, strict=True):
+            assert all(row[key] == own[key] for key in own), (row, own)
+        blocks = [found[i : i + KTO_BLOCK] for i in range(0, len(rows), KTO_BLOCK)]
+        batches = [trainer.data_collator([dict(row) for row in block]) for block in blocks]
+
+        def loss_of(trainer=trainer, batches=batches, blocks=blocks):
+            # The mean over the rows of a step, however long its last block is.
+            losses = [trainer.compute_loss(trainer.model, dict(batch)) for batch in batches]
+            return sum(loss * len(block) for loss, block in zip(losses, blocks)) / len(rows)
+
+        of = steps_of(trainer.model, loss_of)
+        # Models are in evaluation mode. One divergence a block.
+        logged = trainer._metrics["eval"]["kl"]
+        per_step = [logged[i : i + len(blocks)] for i in range(0, len(logged), len(blocks))]
+        divergences = [make.short(sum(step) / len(step)) for step in per_step]
+        cases.append({"options": {**options, "beta": make.BETA}, **of, "divergences": divergences})
+    return {
+        "model": NAMES[0],
+        "reference": NAMES[1],
+        "learning_rate": LEARNING_RATE,
+        "block": KTO_BLOCK,
+        "rows": rows,
+        "cases": cases,
+    }
 
 
 def main():
@@ -210,6 +301,7 @@ def main():
         trainer = make.trl_dpo(load(folders[0]), load(folders[1]), make.make_pairs(23), scratch)
         make.write_json(out / "losses.json", {"rows": loss_table(trainer)})
         pairs, steps = loss_steps(folders, scratch)
+        make.write_json(out / "kto-steps.json", kto_steps(folders, scratch))
     table = {"model": NAMES[0], "learning_rate": LEARNING_RATE, "pairs": pairs, "losses": steps}
     make.write_json(out / "loss-steps.json", table)
     print("trl", trl.__version__, len(steps), "losses")

@@ -388,10 +388,10 @@ def trainer_arguments(folder, pairs):
     }
 
 
-def trl_dpo(model, reference, pairs, folder):
+def trl_dpo(model, reference, pairs, folder, **options):
     # The trainer requires a text data set; the batches below are collated from ids instead.
     text = Dataset.from_list([{"prompt": "t3", "chosen": " t4", "rejected": " t5"}])
-    arguments = trl.DPOConfig(beta=BETA, disable_dropout=True, **trainer_arguments(folder, pairs))
+    arguments = trl.DPOConfig(beta=BETA, disable_dropout=True, **trainer_arguments(folder, pairs), **options)
     return trl.DPOTrainer(
         model=model, ref_model=reference, args=arguments, train_dataset=text, processing_class=dummy_tokenizer()
     )

@@ -1,4 +1,4 @@
-"""Writes trl_arguments.tsv: the arguments of TRL's DPO, reward and SFT commands. Run from any directory:
+"""Writes trl_arguments.tsv: the arguments of TRL's DPO, KTO, reward and SFT commands. Run from any directory:
 
     python tests/golden/trl_arguments.py
 
@@ -13,10 +13,10 @@ os.environ.update(CUDA_VISIBLE_DEVICES="", HF_HUB_OFFLINE="1", TRANSFORMERS_VERB
 
 import transformers
 import trl
-from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, RewardConfig, ScriptArguments, SFTConfig
+from trl import DatasetMixtureConfig, DPOConfig, KTOConfig, ModelConfig, RewardConfig, ScriptArguments, SFTConfig
 from trl.scripts.utils import TrlParser
 
-CLASSES = [DPOConfig, RewardConfig, SFTConfig, ModelConfig, ScriptArguments, DatasetMixtureConfig]
+CLASSES = [DPOConfig, KTOConfig, RewardConfig, SFTConfig, ModelConfig, ScriptArguments, DatasetMixtureConfig]
 
 
 def kind_of(action):

@@ -222,6 +222,7 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
         score: normal("score", 17, 1.0),
         reference: None,
         rows: None,
+        pair_weights: None,
         direct: Some(dscore),
         terms: (0..300).map(pair).collect(),
         kind: (0..300).map(|c| c % 3).collect(),

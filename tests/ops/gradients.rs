@@ -64,9 +64,12 @@ cases! {
     head_preference_with_given_score_gradients: head::likelihood => ["head_preference"];
     reward_head: reward::reward_head => ["reward_head_bwd"];
     segment_sum: segment::sum_and_mean => ["segment_sum_bwd"];
+    segment_sum_with_tails: segment::tails => ["segment_sum_bwd"];
     preference_gradient_for_every_curve: preference::curves => ["preference_fwd"];
     preference_detached_terms_have_no_gradient: preference::detached_terms_are_constants => ["preference_fwd"];
     preference_gradient_of_sorted_pairs: preference::sorted_pairs => ["preference_fwd"];
+    preference_gradient_of_unpaired_rows: preference::unpaired_rows => ["preference_fwd"];
+    preference_gradient_with_weights_of_pairs: preference::pair_weights => ["preference_fwd"];
     preference_sums_by_kind: preference::sums => ["preference_fwd"];
     gradient_norm_and_clip: optim::norm_and_clip => ["grad_norm"];
     gradient_norm_from_patch_norms: optim::norms_of_patches => ["grad_norm", "linear_bwd_weight"];

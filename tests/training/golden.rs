@@ -42,7 +42,7 @@ pub(crate) fn single(prompt: &[u32], response: &[u32]) -> TokenizedGroup {
     group("single", &[prompt], &[response, response], &[(Kind::Base, &[(0, 0, 1), (0, 1, -1)])])
 }
 
-fn pairs(pairs: &[Pair]) -> Vec<TokenizedGroup> {
+pub(crate) fn pairs(pairs: &[Pair]) -> Vec<TokenizedGroup> {
     let one = |p: &Pair| {
         let responses: [&[u32]; 2] = [&p.chosen_ids, &p.rejected_ids];
         group("pair", &[&p.prompt_ids], &responses, &[(Kind::Base, &[(0, 0, 1), (0, 1, -1)])])
@@ -171,7 +171,7 @@ fn compare_gradients(name: &str, got: &BTreeMap<String, Vec<f64>>, expected: &BT
     }
 }
 
-fn trainer<'b, B: Backend>(
+pub(crate) fn trainer<'b, B: Backend>(
     backend: &'b B,
     policy: &str,
     reference: Option<&str>,
@@ -182,7 +182,7 @@ fn trainer<'b, B: Backend>(
     Trainer::new(backend, model(backend, policy), reference, loss, settings).unwrap()
 }
 
-fn resolve(method: Method, options: LossOptions) -> Loss {
+pub(crate) fn resolve(method: Method, options: LossOptions) -> Loss {
     // The likelihood alone has no beta.
     let beta = options.beta.filter(|_| options.loss_type != [LossType::Sft]);
     LossOptions { beta, ..options }.resolve(method, [1.0; KINDS], false).unwrap()
@@ -306,6 +306,7 @@ fn curves<B: Backend>(backend: &B) {
                         use_offsets: View::first(&offsets, 3),
                         uses: View::first(&uses, 2),
                     },
+                    pair_weights: None,
                     direct: None,
                     loss: ViewMut::first(&mut loss, 1),
                     logit: ViewMut::first(&mut logit, 1),
@@ -351,7 +352,7 @@ fn steps_of_every_loss<B: Backend>(backend: &B) {
         // The split matters where counts of the batch do: a mean over tokens, and several losses.
         let splits = loss.nll_weight > 0.0 || loss.curves.len() > 1 || matches!(loss.curves[0].curve, Curve::ApoZero);
         let mut all = vec![vec![whole.clone()]];
-        if splits && !loss.is_of_batch() {
+        if splits && !loss.sorts() {
             all.push(halves);
         }
         for micro_batches in all {

@@ -41,7 +41,7 @@ fn adapted<B: Backend>(backend: &B, config: &ModelConfig, spec: LoraSpec) -> Mod
 fn loss_of(method: Method) -> Loss {
     match method {
         Method::Sft => Loss::sft(),
-        Method::Dpo => {
+        Method::Dpo | Method::Kto => {
             LossOptions { beta: Some(0.3), ..LossOptions::default() }.resolve(method, [1.0, 0.7, 0.4], false).unwrap()
         }
         Method::Reward => LossOptions::default().resolve(method, [1.0, 0.7, 0.4], false).unwrap(),

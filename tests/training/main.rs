@@ -7,6 +7,7 @@ mod fitting;
 mod generation;
 mod golden;
 mod golden_fixtures;
+mod golden_kto;
 mod golden_lora;
 mod grads;
 mod kernels_model;

@@ -105,8 +105,8 @@ fn plan<A: Element>(
         config,
         lora: trainer.policy.lora.as_ref().map(|lora| &lora.layout.spec),
         reference: match loss.method {
-            Method::Dpo if trainer.policy.lora.is_some() => PlannedReference::Base,
-            Method::Dpo => PlannedReference::Model(config),
+            Method::Dpo | Method::Kto if trainer.policy.lora.is_some() => PlannedReference::Base,
+            Method::Dpo | Method::Kto => PlannedReference::Model(config),
             Method::Sft | Method::Reward => PlannedReference::None,
         },
         loss,

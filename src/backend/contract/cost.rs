@@ -258,7 +258,8 @@ impl<B: Backend> Costed for HeadPreference<'_, B> {
         let (dhead, gemms) = head_gradient::<B>(d, self.dhead.is_some(), self.dhead_write);
         let direct = usize::from(self.direct.is_some());
         let loss = self.comparison.as_ref().map_or(Cost::new(acc::<B>((1 + direct) * s), 0), |c| {
-            let extra = [c.reference, c.inverse_rows].iter().flatten().count();
+            let weights = c.pair_weights.map_or(0, |_| 2);
+            let extra = [c.reference, c.inverse_rows].iter().flatten().count() + weights;
             comparisons::<B>(s, c.comparisons, c.table.uses.len, (direct + extra, c.curves.len()))
         });
         let per_row = acc::<B>(d.rows) + idx(s + 1);
@@ -306,19 +307,22 @@ impl<B: Backend> Costed for RewardHeadBwd<'_, B> {
 
 impl<B: Backend> Costed for SegmentSumFwd<'_, B> {
     fn cost(&self) -> Cost {
-        Cost::new(acc::<B>(self.rows + self.seqs) + idx(self.seqs + 1), self.rows as u64)
+        let tail = if self.tail.is_some() { self.seqs } else { 0 };
+        Cost::new(acc::<B>(self.rows + self.seqs + tail) + idx(self.seqs + 1), self.rows as u64)
     }
 }
 
 impl<B: Backend> Costed for SegmentSumBwd<'_, B> {
     fn cost(&self) -> Cost {
-        Cost::new(acc::<B>(self.rows + self.seqs) + idx(self.seqs + 1), 0)
+        let tail = if self.tail.is_some() { self.seqs } else { 0 };
+        Cost::new(acc::<B>(self.rows + self.seqs + tail) + idx(self.seqs + 1), 0)
     }
 }
 
 impl<B: Backend> Costed for PreferenceFwd<'_, B> {
     fn cost(&self) -> Cost {
-        let extra = [self.reference, self.inverse_rows, self.direct].iter().flatten().count();
+        let weights = self.pair_weights.map_or(0, |_| 2);
+        let extra = [self.reference, self.inverse_rows, self.direct].iter().flatten().count() + weights;
         comparisons::<B>(self.seqs, self.comparisons, self.table.uses.len, (extra, self.curves.len()))
     }
 }

@@ -40,6 +40,12 @@ pub enum Curve {
     Aot { smoothing: f64 },
     /// The curve of [`Curve::Sigmoid`] at `a - b` of equal rank, unpaired AOT (arXiv 2406.05882).
     AotUnpaired { smoothing: f64 },
+    /// `sigmoid(-z)` with `z = sign (rho - scale KL)`, KTO (arXiv 2402.01306): one trained term, and KL
+    /// the mean of `score - reference` over the detached terms of the batch, at least 0. It is a
+    /// constant.
+    Kto,
+    /// `sigmoid(-z)`, APO-zero of one trained term (arXiv 2408.06266).
+    ApoZeroUnpaired,
 }
 
 /// One of the curves that a loss is the weighted sum of.
@@ -101,12 +107,19 @@ impl Curve {
             | Curve::ApoDown
             | Curve::NcaPair
             | Curve::BcoPair
-            | Curve::SppoHard => Ok(()),
+            | Curve::SppoHard
+            | Curve::Kto
+            | Curve::ApoZeroUnpaired => Ok(()),
         }
     }
 
-    /// Whether the curve sorts the comparisons of a batch: those of the same kind with a weight.
+    /// Whether the curve takes a number from the whole batch: it sorts, or estimates a divergence.
     pub fn is_of_batch(self) -> bool {
+        self.sorts() || self == Curve::Kto
+    }
+
+    /// Whether the curve sorts the comparisons of a batch: those of the same kind with a weight.
+    pub fn sorts(self) -> bool {
         matches!(self, Curve::Aot { .. } | Curve::AotUnpaired { .. })
     }
 
@@ -126,7 +139,9 @@ impl Curve {
             | Curve::Hinge
             | Curve::Ipo
             | Curve::Exo { .. }
-            | Curve::DiscoPop { .. } => false,
+            | Curve::DiscoPop { .. }
+            | Curve::Kto
+            | Curve::ApoZeroUnpaired => false,
         }
     }
 }
@@ -139,7 +154,13 @@ pub(super) fn check(op: &'static str, curves: &[WeightedCurve], link: Link, has_
         let weighted = part.weight.is_finite() && part.weight >= 0.0;
         expect(op, "weight of a curve", weighted, "a finite number of at least 0", part.weight)?;
         let whole = link == Link::Identity && !part.per_token;
-        expect(op, "link", whole || !part.curve.is_of_batch(), "log-ratios, because a curve sorts", "another")?;
+        expect(
+            op,
+            "link",
+            whole || !part.curve.is_of_batch(),
+            "log-ratios, because of a curve of the batch",
+            "another",
+        )?;
         expect(op, "inverse_rows", has_rows || !part.per_token, "given, because a curve is per token", "none")?;
     }
     match link {
@@ -231,7 +252,20 @@ pub(crate) fn value_and_slopes(curve: Curve, at: Arguments) -> Point {
             let (win, lose) = ((a - 0.5) / beta, (b + 0.5) / beta);
             Point { value: win * win + lose * lose, slopes: [2.0 * win / beta, 2.0 * lose / beta] }
         }
+        Curve::Kto | Curve::ApoZeroUnpaired => of_z(sigmoid(-z), -sigmoid(z) * sigmoid(-z)),
     }
+}
+
+/// KL of [`Curve::Kto`] from `score - reference` of the detached terms: their mean, at least 0; 0
+/// without terms. NaN stays NaN.
+pub(crate) fn divergence(ratios: impl Iterator<Item = f64>) -> f64 {
+    let (mut sum, mut count) = (0.0, 0usize);
+    for ratio in ratios {
+        sum += ratio;
+        count += 1;
+    }
+    let mean = sum / count.max(1) as f64;
+    if mean < 0.0 { 0.0 } else { mean }
 }
 
 /// The two numbers of a comparison that a curve of the batch sorts.
@@ -292,7 +326,7 @@ pub(crate) mod tests {
     use super::*;
 
     /// Every curve, with and without smoothing.
-    pub(crate) const CURVES: [Curve; 16] = [
+    pub(crate) const CURVES: [Curve; 18] = [
         Curve::Sigmoid { smoothing: 0.0 },
         Curve::Sigmoid { smoothing: 0.1 },
         Curve::Robust { smoothing: 0.0 },
@@ -309,6 +343,8 @@ pub(crate) mod tests {
         Curve::SppoHard,
         Curve::Aot { smoothing: 0.0 },
         Curve::AotUnpaired { smoothing: 0.1 },
+        Curve::Kto,
+        Curve::ApoZeroUnpaired,
     ];
     pub(crate) const LINKS: [Link; 6] = [
         Link::Identity,
@@ -367,6 +403,14 @@ pub(crate) mod tests {
         let with_nan = matched(&[key(0, -f64::NAN, 1.0), key(0, 4.0, 3.0), key(0, 2.0, 9.0)]);
         assert!(with_nan[0][0].is_nan() && with_nan[2][1].is_nan());
         assert_eq!([with_nan[0][1], with_nan[1][0], with_nan[1][1], with_nan[2][0]], [1.0, 1.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn the_divergence_is_a_mean_of_at_least_0() {
+        assert_eq!(divergence([3.0, -1.0, 4.0].into_iter()), 2.0);
+        assert_eq!(divergence([-3.0, 1.0].into_iter()), 0.0);
+        assert_eq!(divergence([].into_iter()), 0.0);
+        assert!(divergence([f64::NAN, -9.0].into_iter()).is_nan());
     }
 
     #[test]

@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use super::{
-    Comparisons, HeadDims, KINDS, Link, Precision, PreferenceFwd, Reduce, Result, Runs, SUM_FIELDS, TERMS, Tolerance,
-    WeightedCurve, check_softcap, curve, expect, expect_len,
+    Comparisons, HeadDims, KINDS, Link, PairWeights, Precision, PreferenceFwd, Reduce, Result, Runs, SUM_FIELDS, TERMS,
+    Tail, Tolerance, WeightedCurve, check_softcap, curve, expect, expect_len,
 };
 use crate::backend::{Backend, View, ViewMut, Write};
 
@@ -61,6 +61,8 @@ pub struct ComparisonLoss<'a, B: Backend> {
     pub reference: Option<View<'a, B::Acc>>,
     /// (seqs) as [`PreferenceFwd::inverse_rows`]
     pub inverse_rows: Option<View<'a, B::Acc>>,
+    /// As [`PreferenceFwd::pair_weights`].
+    pub pair_weights: Option<PairWeights<'a, B>>,
     /// All terms of a comparison are sequences of one group.
     pub table: Comparisons<'a, B>,
     /// (comparisons), overwritten
@@ -90,6 +92,7 @@ impl<'a, B: Backend> ComparisonLoss<'a, B> {
             reference: self.reference,
             inverse_rows: self.inverse_rows,
             table: self.table,
+            pair_weights: self.pair_weights,
             direct,
             loss: self.loss,
             logit: self.logit,
@@ -146,6 +149,8 @@ pub struct HeadPreference<'a, B: Backend> {
     pub runs: Runs<'a, B::Idx>,
     /// (seqs + 1) CSR offsets of the head rows of each sequence
     pub seq_offsets: View<'a, B::Idx>,
+    /// As [`SegmentSumFwd::tail`](super::SegmentSumFwd::tail).
+    pub tail: Option<Tail<'a, B>>,
     /// `None` if `direct` gives the gradient of the scores, as for next-token likelihood.
     pub comparison: Option<ComparisonLoss<'a, B>>,
     /// (seqs) gradient of each score from other losses; required without comparisons, because it is
@@ -181,12 +186,14 @@ impl<B: Backend> HeadPreference<'_, B> {
         if let Some(c) = &self.comparison {
             expect_len(OP, "reference", c.reference.map_or(s, |r| r.len), s)?;
             expect_len(OP, "inverse_rows", c.inverse_rows.map_or(s, |r| r.len), s)?;
+            c.pair_weights.map_or(Ok(()), |weights| weights.check(OP, s))?;
             c.table.check(OP, s, c.comparisons)?;
             expect_len(OP, "loss", c.loss.len, c.comparisons)?;
             expect_len(OP, "logit", c.logit.len, c.comparisons)?;
             expect_len(OP, "sums", c.sums.len, KINDS * SUM_FIELDS)?;
             curve::check(OP, c.curves, c.link, c.inverse_rows.is_some())?;
         }
+        self.tail.map_or(Ok(()), |tail| tail.check(OP, s))?;
         let given = self.comparison.is_some() || self.direct.is_some();
         expect(OP, "direct", given, "a gradient of the scores, because the batch has no comparisons", "none")?;
         expect_len(OP, "direct", self.direct.map_or(s, |r| r.len), s)?;

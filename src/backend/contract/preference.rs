@@ -67,6 +67,32 @@ impl<B: Backend> Comparisons<'_, B> {
     }
 }
 
+/// Numbers of the sequences that weigh their comparisons (WPO, arXiv 2406.11827). With a token's
+/// log-prob `p` and its log-prob `q` under doubled logits, `q - p` is the log of its probability over
+/// the sum of the squared probabilities of all tokens.
+pub struct PairWeights<'a, B: Backend> {
+    /// (seqs) mean log-prob under doubled logits
+    pub doubled: View<'a, B::Acc>,
+    /// (seqs) mean log-prob
+    pub plain: View<'a, B::Acc>,
+}
+
+impl<B: Backend> Clone for PairWeights<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for PairWeights<'_, B> {}
+
+impl<B: Backend> PairWeights<'_, B> {
+    /// Checks the lengths for `seqs` sequences.
+    pub(super) fn check(&self, op: &'static str, seqs: usize) -> Result<()> {
+        expect_len(op, "doubled", self.doubled.len, seqs)?;
+        expect_len(op, "plain", self.plain.len, seqs)
+    }
+}
+
 /// Comparison losses. For each of the curves, with `rho_k = scale * link(score_k - reference_k)` for
 /// the sequence of term k, divided by the sequence's head rows if the curve is per token:
 ///
@@ -74,8 +100,11 @@ impl<B: Backend> Comparisons<'_, B> {
 ///   `+ clip(sum over detached terms of sign_k rho_k)`
 /// - `z = logit - margin`
 /// - `a` and `b`: sums of rho over the trained terms of positive and of negative sign
-/// - a curve of the batch has z = `x - y` of equal rank; the comparisons of a kind that it sorts have
+/// - a curve that sorts has z = `x - y` of equal rank; the comparisons of a kind that it sorts have
 ///   one weight
+/// - [`Curve::Kto`] has `z = logit - margin - sign scale KL`
+/// - `weight` is multiplied by `exp(sum over terms of (doubled_k - plain_k))`, a constant, if the op got
+///   [`PairWeights`]
 /// - `loss = weight * sum over curves of curve weight * (f(z, a, b) + center * (sum of both scores)²)`,
 ///   with `center` for base pairs and the first curve only
 /// - `dscore_k = direct_k + sum over the uses of sequence k of kind_scale * d loss / d score_k`
@@ -102,6 +131,8 @@ pub struct PreferenceFwd<'a, B: Backend> {
     /// (seqs) 1 / head rows of each sequence; needed if a curve is per token
     pub inverse_rows: Option<View<'a, B::Acc>>,
     pub table: Comparisons<'a, B>,
+    /// Factors on the weights of the comparisons.
+    pub pair_weights: Option<PairWeights<'a, B>>,
     /// (seqs) gradient of each score from other losses, such as the likelihood term
     pub direct: Option<View<'a, B::Acc>>,
     /// (comparisons)
@@ -121,6 +152,7 @@ impl<B: Backend> PreferenceFwd<'_, B> {
         expect_len(op, "reference", self.reference.map_or(s, |r| r.len), s)?;
         expect_len(op, "inverse_rows", self.inverse_rows.map_or(s, |r| r.len), s)?;
         self.table.check(op, s, c)?;
+        self.pair_weights.map_or(Ok(()), |weights| weights.check(op, s))?;
         expect_len(op, "direct", self.direct.map_or(s, |r| r.len), s)?;
         expect_len(op, "loss", self.loss.len, c)?;
         expect_len(op, "logit", self.logit.len, c)?;

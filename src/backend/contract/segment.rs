@@ -1,6 +1,6 @@
 //! Contracts of sums over the rows of each sequence.
 
-use super::{Result, expect_len};
+use super::{Result, expect, expect_len};
 use crate::backend::{Backend, View, ViewMut};
 
 /// Reduction from the values of a sequence's rows to its score.
@@ -8,6 +8,35 @@ use crate::backend::{Backend, View, ViewMut};
 pub enum Reduce {
     Sum,
     Mean,
+}
+
+/// Weight of the last rows of a sequence (LD-DPO, arXiv 2409.06411). A mean still divides by all rows.
+pub struct Tail<'a, B: Backend> {
+    /// (seqs) rows of the sequence before its tail, a whole number
+    pub starts: View<'a, B::Acc>,
+    /// Factor on the values of the tail, from 0 to 1.
+    pub alpha: f64,
+}
+
+impl<B: Backend> Clone for Tail<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Tail<'_, B> {}
+
+impl<'a, B: Backend> Tail<'a, B> {
+    /// Checks the arguments for `seqs` sequences.
+    pub(super) fn check(&self, op: &'static str, seqs: usize) -> Result<()> {
+        expect_len(op, "tail_starts", self.starts.len, seqs)?;
+        expect(op, "tail_alpha", (0.0..=1.0).contains(&self.alpha), "0 to 1", self.alpha)
+    }
+
+    /// The tails of `count` sequences from `first` on.
+    pub fn part(self, first: usize, count: usize) -> Self {
+        Self { starts: self.starts.part(first, count), ..self }
+    }
 }
 
 /// Sum or mean of the values of each sequence's rows, 0 for a sequence without rows. `offsets` is
@@ -20,6 +49,7 @@ pub struct SegmentSumFwd<'a, B: Backend> {
     pub values: View<'a, B::Acc>,
     /// (seqs + 1)
     pub offsets: View<'a, B::Idx>,
+    pub tail: Option<Tail<'a, B>>,
     /// (seqs)
     pub sums: ViewMut<'a, B::Acc>,
 }
@@ -29,6 +59,7 @@ impl<B: Backend> SegmentSumFwd<'_, B> {
         let op = "segment_sum_fwd";
         expect_len(op, "values", self.values.len, self.rows)?;
         expect_len(op, "offsets", self.offsets.len, self.seqs + 1)?;
+        self.tail.map_or(Ok(()), |tail| tail.check(op, self.seqs))?;
         expect_len(op, "sums", self.sums.len, self.seqs)
     }
 }
@@ -42,6 +73,7 @@ pub struct SegmentSumBwd<'a, B: Backend> {
     pub dsums: View<'a, B::Acc>,
     /// (seqs + 1)
     pub offsets: View<'a, B::Idx>,
+    pub tail: Option<Tail<'a, B>>,
     /// (rows)
     pub dvalues: ViewMut<'a, B::Acc>,
 }
@@ -51,6 +83,7 @@ impl<B: Backend> SegmentSumBwd<'_, B> {
         let op = "segment_sum_bwd";
         expect_len(op, "dsums", self.dsums.len, self.seqs)?;
         expect_len(op, "offsets", self.offsets.len, self.seqs + 1)?;
+        self.tail.map_or(Ok(()), |tail| tail.check(op, self.seqs))?;
         expect_len(op, "dvalues", self.dvalues.len, self.rows)
     }
 }

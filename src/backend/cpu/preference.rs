@@ -75,6 +75,7 @@ fn value_and_slopes(curve: Curve, z: f32, [a, b]: [f32; 2], beta: f32) -> (f32, 
             let (win, lose) = ((a - 0.5) / beta, (b + 0.5) / beta);
             (win * win + lose * lose, [2.0 * win / beta, 2.0 * lose / beta])
         }
+        Curve::Kto | Curve::ApoZeroUnpaired => of_z(sigmoid_lower, -sigmoid_upper * sigmoid_lower),
     }
 }
 
@@ -104,6 +105,8 @@ fn linked(link: Link, u: f32) -> (f32, f32) {
 struct Sums {
     /// Signed rho of trained and of detached terms.
     signed: [f32; 2],
+    /// Signs of trained terms.
+    signs: f32,
     /// Rho of trained terms with a positive and with a negative sign.
     by_sign: [f32; 2],
     /// Scores of all terms.
@@ -144,7 +147,7 @@ fn matched(a: &PreferenceFwd<'_, Cpu>, curve: Curve) -> Vec<[f32; 2]> {
 
 pub(super) fn preference_fwd(a: PreferenceFwd<'_, Cpu>) {
     let matched: Vec<Option<Vec<[f32; 2]>>> =
-        a.curves.iter().map(|part| part.curve.is_of_batch().then(|| matched(&a, part.curve))).collect();
+        a.curves.iter().map(|part| part.curve.sorts().then(|| matched(&a, part.curve))).collect();
     let (score, table) = (a.score.slice(), &a.table);
     let (sequence, sign, kind) = (table.term_sequence.slice(), table.term_sign.slice(), table.kind.slice());
     let (scale, weight, clip) = (table.scale.slice(), table.weight.slice(), table.detached_clip.slice());
@@ -157,6 +160,8 @@ pub(super) fn preference_fwd(a: PreferenceFwd<'_, Cpu>) {
         None => dscore.fill(0.0),
     }
     let ratio = |s: usize| score[s] - reference.map_or(0.0, |r| r[s]);
+    let detached = (0..a.comparisons * TERMS).filter(|&slot| sequence[slot] >= 0 && sign[slot].abs() == 2);
+    let divergence = curve::divergence(detached.map(|slot| f64::from(ratio(sequence[slot] as usize)))) as f32;
     let mut sums = [[0.0f64; SUM_FIELDS]; KINDS];
     for c in 0..a.comparisons {
         let terms = || {
@@ -165,6 +170,10 @@ pub(super) fn preference_fwd(a: PreferenceFwd<'_, Cpu>) {
         };
         let kind = kind[c] as usize;
         loss[c] = 0.0;
+        let factor_of_terms = a.pair_weights.map_or(1.0, |of| {
+            let log = |(s, _): (usize, i32)| of.doubled.slice()[s] - of.plain.slice()[s];
+            terms().map(log).sum::<f32>().exp()
+        });
         for (number, part) in a.curves.iter().enumerate() {
             // Factor on the link of a sequence.
             let scale_of = |s: usize| match inverse_rows.filter(|_| part.per_token) {
@@ -177,6 +186,7 @@ pub(super) fn preference_fwd(a: PreferenceFwd<'_, Cpu>) {
                 of.signed[usize::from(sign.abs() == 2)] += sign.signum() as f32 * rho;
                 if sign.abs() == 1 {
                     of.by_sign[usize::from(sign < 0)] += rho;
+                    of.signs += sign as f32;
                 }
                 of.scores += score[s];
             }
@@ -193,6 +203,7 @@ pub(super) fn preference_fwd(a: PreferenceFwd<'_, Cpu>) {
             let pair_sum = if centred { of.scores } else { 0.0 };
             let at = |z: f32| value_and_slopes(part.curve, z, of.by_sign, scale[c]);
             let (f, slopes) = match &matched[number] {
+                None if part.curve == Curve::Kto => at(total - margin[c] - of.signs * scale[c] * divergence),
                 None => at(total - margin[c]),
                 Some(matched) => {
                     let [positive, negative] = matched[c];
@@ -200,7 +211,7 @@ pub(super) fn preference_fwd(a: PreferenceFwd<'_, Cpu>) {
                     (at(positive).0, [at(positive).1[0], at(negative).1[1]])
                 }
             };
-            let weight = weight[c] * part.weight as f32;
+            let weight = weight[c] * part.weight as f32 * factor_of_terms;
             let value = weight * (f + center * pair_sum * pair_sum);
             loss[c] += value;
             // The slope may be finite although logit or loss is not (-1 at -inf). NaN marks the

@@ -36,6 +36,8 @@ fn curve_parameters(curve: Curve) -> (launch::Curve, f64, f64) {
         Curve::SppoHard => (launch::Curve::SppoHard, 0.0, 1.0),
         Curve::Aot { smoothing } => (launch::Curve::Aot, smoothing, 1.0),
         Curve::AotUnpaired { smoothing } => (launch::Curve::AotUnpaired, smoothing, 1.0),
+        Curve::Kto => (launch::Curve::Kto, 0.0, 1.0),
+        Curve::ApoZeroUnpaired => (launch::Curve::ApoZeroUnpaired, 0.0, 1.0),
     }
 }
 
@@ -63,7 +65,7 @@ pub(super) fn preference_fwd<D: Device, A: Element>(
 ) -> Result<()> {
     let mut scratch = k.scratch()?;
     let [positive_slopes, negative_slopes, center_slopes] = gradient_pieces(&mut scratch, a.comparisons);
-    let sorts = a.curves.iter().any(|part| part.curve.is_of_batch());
+    let sorts = a.curves.iter().any(|part| part.curve.sorts());
     let keys = if sorts { a.comparisons } else { 0 };
     let [x_of, y_of, sorted_x, sorted_y] = std::array::from_fn(|_| scratch.request::<f32>(keys));
     scratch.take()?;
@@ -86,6 +88,8 @@ pub(super) fn preference_fwd<D: Device, A: Element>(
             kind_scale: read(t.kind_scale),
             use_offsets: read(t.use_offsets),
             uses: read(t.uses),
+            doubled: read_option(a.pair_weights.map(|of| of.doubled)),
+            plain: read_option(a.pair_weights.map(|of| of.plain)),
             // Later curves add to the gradient of the earlier ones.
             direct: if is_first { read_option(a.direct) } else { read(a.dscore.as_view()) },
             loss: write(&mut a.loss),
@@ -146,8 +150,8 @@ mod tests {
                 [0, 1, 2, 3, 4, 5].map(|i| Emulator::address(&out[i]));
             let keys = [6, 7, 8, 9].map(|i: usize| Emulator::address(&out[i]));
             let pointers = [
-                zeros, 0, 0, terms, zeros, zeros, ones, zeros, ones, zeros, zeros, zeros, zeros, 0, loss, logit, zeros,
-                sums, positive, negative, center, keys[0], keys[1], keys[2], keys[3],
+                zeros, 0, 0, terms, zeros, zeros, ones, zeros, ones, zeros, zeros, zeros, zeros, 0, 0, 0, loss, logit,
+                zeros, sums, positive, negative, center, keys[0], keys[1], keys[2], keys[3],
             ];
             let (numbers, factors) = ([1, 1, curve], [0.25f32, 0.75, 0.5, 1.0]);
             let (linked, rest) = ([link], [1.0f32, 1.0]);

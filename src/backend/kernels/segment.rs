@@ -2,7 +2,7 @@
 
 use super::device::{Device, Element};
 use super::launchers as launch;
-use super::{Kernels, int, read, write};
+use super::{Kernels, int, read, read_option, write};
 use crate::Result;
 use crate::backend::contract::*;
 
@@ -13,9 +13,11 @@ pub(super) fn segment_sum_fwd<D: Device, A: Element>(
     launch::SegmentSumFwd {
         values: read(a.values),
         offsets: read(a.offsets),
+        tail_starts: read_option(a.tail.map(|tail| tail.starts)),
         sums: write(&mut a.sums),
         seqs: int(a.seqs)?,
         mean: i32::from(a.reduce == Reduce::Mean),
+        alpha: a.tail.map_or(1.0, |tail| tail.alpha as f32),
     }
     .launch(&k.device, k.row_blocks(a.seqs, launch::SegmentSumFwd::WARPS), 0)
 }
@@ -27,9 +29,11 @@ pub(super) fn segment_sum_bwd<D: Device, A: Element>(
     launch::SegmentSumBwd {
         dsums: read(a.dsums),
         offsets: read(a.offsets),
+        tail_starts: read_option(a.tail.map(|tail| tail.starts)),
         dvalues: write(&mut a.dvalues),
         seqs: int(a.seqs)?,
         mean: i32::from(a.reduce == Reduce::Mean),
+        alpha: a.tail.map_or(1.0, |tail| tail.alpha as f32),
     }
     .launch(&k.device, k.row_blocks(a.seqs, launch::SegmentSumBwd::WARPS), 0)
 }

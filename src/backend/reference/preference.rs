@@ -50,12 +50,20 @@ pub fn preference_fwd(a: PreferenceFwd<'_, R>) {
         all
     };
     let matched: Vec<Option<Vec<[f64; 2]>>> =
-        a.curves.iter().map(|part| part.curve.is_of_batch().then(|| sorted(part.curve))).collect();
+        a.curves.iter().map(|part| part.curve.sorts().then(|| sorted(part.curve))).collect();
+    let ratio = |s: usize| score[s] - a.reference.map_or(0.0, |r| r.slice()[s]);
+    let detached = (0..a.comparisons).flat_map(terms_of).filter(|(_, sign)| sign.abs() == 2);
+    let divergence = curve::divergence(detached.map(|(s, _)| ratio(s)));
     for c in 0..a.comparisons {
         let terms = terms_of(c);
         let kind = at(table.kind.slice(), c);
         let weighted = weight[c] != 0.0;
-        let link = |s: usize| curve::linked(a.link, score[s] - a.reference.map_or(0.0, |r| r.slice()[s]));
+        let factor_of_terms = a.pair_weights.map_or(1.0, |of| {
+            let log = |&(s, _): &(usize, i32)| of.doubled.slice()[s] - of.plain.slice()[s];
+            terms.iter().map(log).sum::<f64>().exp()
+        });
+        let weight_of_c = weight[c] * factor_of_terms;
+        let link = |s: usize| curve::linked(a.link, ratio(s));
         for (number, part) in a.curves.iter().enumerate() {
             // Factor on the link of a sequence.
             let scale_of = |s: usize| if part.per_token { scale[c] * inverse(a.inverse_rows, s) } else { scale[c] };
@@ -65,8 +73,12 @@ pub fn preference_fwd(a: PreferenceFwd<'_, R>) {
             };
             let detached = signed(&|sign| sign.abs() == 2).clamp(clip[2 * c], clip[2 * c + 1]);
             let total = signed(&|sign| sign.abs() == 1) + detached;
+            let shift = match part.curve {
+                Curve::Kto => signed_count(&terms) * scale[c] * divergence,
+                _ => 0.0,
+            };
             let arguments = curve::Arguments {
-                z: total - table.margin.slice()[c],
+                z: total - table.margin.slice()[c] - shift,
                 terms: [signed(&|sign| sign == 1), -signed(&|sign| sign == -1)],
                 beta: scale[c],
             };
@@ -89,9 +101,9 @@ pub fn preference_fwd(a: PreferenceFwd<'_, R>) {
                     curve::Point { value: point.value, slopes: [point.slopes[0], at(negative).slopes[1]] }
                 }
             };
-            let value = weight[c] * part.weight * (point.value + a.center * both * both);
+            let value = weight_of_c * part.weight * (point.value + a.center * both * both);
             loss[c] += value;
-            let factor = table.kind_scale.slice()[kind] * (weight[c] * part.weight);
+            let factor = table.kind_scale.slice()[kind] * (weight_of_c * part.weight);
             for &(s, sign) in &terms {
                 let slope = match (sign.abs() == 1, total.is_finite() && value.is_finite()) {
                     (false, _) => 0.0,
@@ -108,6 +120,11 @@ pub fn preference_fwd(a: PreferenceFwd<'_, R>) {
         row[SUM_TIES] += f64::from(u8::from(logit[c] == 0.0));
         row[SUM_LOGIT] += logit[c];
     }
+}
+
+/// Sum of the signs of trained terms.
+fn signed_count(terms: &[(usize, i32)]) -> f64 {
+    terms.iter().filter(|(_, sign)| sign.abs() == 1).map(|&(_, sign)| f64::from(sign)).sum()
 }
 
 /// 1 / head rows of a sequence. The contract refuses a curve per token without them.

@@ -170,7 +170,7 @@ impl Call for PreferenceHead {
         let logp_out = ViewMut::first(&mut logp, rows);
         on.head_logprob_fwd(HeadLogprobFwd { dims, hidden, head, source, target, logp: logp_out, lse })?;
         let (values, sums) = (View::first(&logp, rows), ViewMut::first(&mut score, seqs));
-        on.segment_sum_fwd(SegmentSumFwd { rows, seqs, reduce, values, offsets, sums })?;
+        on.segment_sum_fwd(SegmentSumFwd { rows, seqs, reduce, values, offsets, tail: None, sums })?;
         let table = table_views(&mut o)?;
         let [mut loss, mut logit] = [on.zeros_acc(self.pairs.len())?, on.zeros_acc(self.pairs.len())?];
         let mut sums = on.zeros_acc(KINDS * SUM_FIELDS)?;
@@ -181,6 +181,7 @@ impl Call for PreferenceHead {
             center: 0.0,
             reference: Some(reference),
             inverse_rows: None,
+            pair_weights: None,
             table,
             loss: ViewMut::first(&mut loss, self.pairs.len()),
             logit: ViewMut::first(&mut logit, self.pairs.len()),
@@ -192,7 +193,7 @@ impl Call for PreferenceHead {
             ViewMut::first(&mut dscore, seqs),
         ))?;
         let dsums = View::first(&dscore, seqs);
-        on.segment_sum_bwd(SegmentSumBwd { rows, seqs, reduce, dsums, offsets, dvalues })
+        on.segment_sum_bwd(SegmentSumBwd { rows, seqs, reduce, dsums, offsets, tail: None, dvalues })
     }
 
     fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
@@ -207,6 +208,7 @@ impl Call for PreferenceHead {
             center: 0.0,
             reference: Some(reference),
             inverse_rows: None,
+            pair_weights: None,
             table: table_views(&mut o)?,
             loss: o.acc_out()?,
             logit: o.acc_out()?,
@@ -242,6 +244,7 @@ impl Call for PreferenceHead {
             target,
             runs,
             seq_offsets,
+            tail: None,
             comparison: Some(comparison),
             direct: None,
             logp,

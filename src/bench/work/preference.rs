@@ -142,6 +142,7 @@ impl Call for PreferenceLoss {
             reference: Some(o.acc()?),
             inverse_rows: None,
             table: table_views(&mut o)?,
+            pair_weights: None,
             direct: None,
             loss: o.acc_out()?,
             logit: o.acc_out()?,

@@ -46,6 +46,7 @@ impl Call for SegmentSum {
                 reduce,
                 values: o.acc()?,
                 offsets: o.idx()?,
+                tail: None,
                 sums: o.acc_out()?,
             }),
             true => on.segment_sum_bwd(SegmentSumBwd {
@@ -54,6 +55,7 @@ impl Call for SegmentSum {
                 reduce,
                 dsums: o.acc()?,
                 offsets: o.idx()?,
+                tail: None,
                 dvalues: o.acc_out()?,
             }),
         }

@@ -139,9 +139,10 @@ fn fields() -> Vec<Field> {
 }
 
 /// Commands with the arguments of TRL that they correspond to.
-const COMMANDS: [(&str, &str); 3] = [("sft", "SFTConfig"), ("reward", "RewardConfig"), ("dpo", "DPOConfig")];
+const COMMANDS: [(&str, &str); 4] =
+    [("sft", "SFTConfig"), ("reward", "RewardConfig"), ("dpo", "DPOConfig"), ("kto", "KTOConfig")];
 
-/// Every argument of TRL's DPO, reward and SFT commands is a flag of ours, or in the table; and the
+/// Every argument of TRL's DPO, KTO, reward and SFT commands is a flag of ours, or in the table; and the
 /// command line takes it in both spellings, or refuses it with a reason.
 #[test]
 fn every_argument_of_trl_is_taken_or_refused_with_its_reason() {

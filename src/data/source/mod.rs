@@ -7,6 +7,7 @@
 //!   `message`: messages of conversations
 //! - `shape`: detects the format of a row from its keys
 //! - `group_row`, `text_pair`, `chat_pair`, `hh`, `candidates`, `two_columns`: the readers
+//! - `unpaired`: rows with one response and a label, and pairs that are split into such rows
 //! - `context`: system text, earlier turns and question of a row, whatever their columns are called
 //! - `overlooked`: columns that a reader does not use though they may hold a part of the conversation
 //! - `sft`: prompt and completion, conversations, plain text, and the chosen side of preference
@@ -50,6 +51,7 @@ mod table;
 mod text_pair;
 mod turns;
 mod two_columns;
+mod unpaired;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -79,6 +81,7 @@ use reading::read_with;
 pub use report::{FileReport, Skipped};
 pub use samples::{SampleFiles, Samples, read_samples};
 use shape::{Shape, preference_row};
+pub use unpaired::{read_unpaired_files, split_pairs};
 
 /// A group with its file and line.
 #[derive(Clone, Debug, PartialEq)]
@@ -132,6 +135,8 @@ pub enum Format {
     Messages,
     /// `text` (SFT only).
     PlainText,
+    /// One response with a label (KTO only).
+    Unpaired,
 }
 
 impl fmt::Display for Format {
@@ -152,6 +157,7 @@ impl fmt::Display for Format {
             Format::PromptCompletion => "prompts with completions",
             Format::Messages => "conversations",
             Format::PlainText => "plain text",
+            Format::Unpaired => "responses with a label",
         })
     }
 }

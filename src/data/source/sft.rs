@@ -46,8 +46,17 @@ pub(super) fn sft_row(row: &mut Row<'_>) -> Result<Parsed, String> {
             return Err(why);
         }
     }
+    let (format, pairs) = pairs_of(row)?;
+    let (prompts, responses) = pairs.into_iter().unzip();
+    let mut group = PreferenceGroup::new(row.id().to_owned(), prompts, responses, Vec::new());
+    row.template_settings(&mut group)?;
+    Ok(Parsed::new(format, group))
+}
+
+/// Prompts with their responses of a row that is not a comparison, in the order of the conversation.
+pub(super) fn pairs_of(row: &mut Row<'_>) -> Result<(Format, Pairs), String> {
     let given = ["completion", "messages", "text"].into_iter().filter(|key| row.has(key)).collect::<Vec<_>>();
-    let (format, pairs) = match given[..] {
+    Ok(match given[..] {
         ["completion"] => (Format::PromptCompletion, completion(row, "completion")?),
         ["messages"] => (Format::Messages, conversation(row, "messages")?),
         ["text"] => {
@@ -66,11 +75,7 @@ pub(super) fn sft_row(row: &mut Row<'_>) -> Result<Parsed, String> {
             }
         },
         _ => return Err(format!("only one of {} may be given", given.join(", "))),
-    };
-    let (prompts, responses) = pairs.into_iter().unzip();
-    let mut group = PreferenceGroup::new(row.id().to_owned(), prompts, responses, Vec::new());
-    row.template_settings(&mut group)?;
-    Ok(Parsed::new(format, group))
+    })
 }
 
 /// Replaces the comparisons with the chosen sides of the base comparisons.
@@ -92,7 +97,7 @@ fn chosen_sides(group: &mut PreferenceGroup) -> Result<(), String> {
     Ok(())
 }
 
-type Pairs = Vec<(Prompt, Response)>;
+pub(super) type Pairs = Vec<(Prompt, Response)>;
 
 fn completion(row: &mut Row<'_>, key: &'static str) -> Result<Pairs, String> {
     let conversation = is_conversation(row);

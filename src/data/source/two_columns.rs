@@ -114,20 +114,37 @@ fn numbers(row: &mut Row<'_>, column: &'static str, label: Label) -> Result<([f6
     })
 }
 
+/// Column of the label of one response, as for KTO, with its sign: 1 for a desirable one.
+pub(super) fn label_of(row: &Row<'_>) -> Option<(&'static str, i8)> {
+    ["label", "kto_tag", "is_desirable"].into_iter().find_map(|key| {
+        let label = match row.get(key)? {
+            Value::Bool(label) => *label,
+            Value::Number(label) => match label.as_f64()? {
+                0.0 => false,
+                1.0 => true,
+                _ => return None,
+            },
+            Value::String(text) => match &*text.to_lowercase() {
+                "true" | "1" | "1.0" => true,
+                "false" | "0" | "0.0" => false,
+                _ => return None,
+            },
+            _ => return None,
+        };
+        Some((key, if label { 1 } else { -1 }))
+    })
+}
+
 /// Message for a row with one completion and a label of its own, as for KTO.
 pub(super) fn unpaired(row: &Row<'_>) -> Option<String> {
-    let label = ["label", "kto_tag", "is_desirable"].into_iter().find(|key| match row.get(key) {
-        Some(Value::Bool(_)) => true,
-        Some(Value::Number(label)) => label.as_f64().is_some_and(|label| label == 0.0 || label == 1.0),
-        Some(Value::String(text)) => ["true", "false", "1", "0", "1.0", "0.0"].contains(&&*text.to_lowercase()),
-        _ => false,
-    })?;
+    let (label, _) = label_of(row)?;
     let one = ["completion", "messages", "conversations", "response", "output", "answer", "text"];
     one.iter().any(|key| row.has(key)).then(|| {
         format!(
-            "this is an unpaired row, one completion with a label (\"{label}\"), as for KTO; a comparison needs two \
-             responses to one prompt: join rows of equal prompts, the one with true as chosen and the one with false as \
-             rejected, or keep the rows with true, without the column (--drop-columns {label}), for `mapl sft`"
+            "this is an unpaired row, one completion with a label (\"{label}\"), as for KTO; train on it with `mapl kto`. A \
+             comparison needs two responses to one prompt: join rows of equal prompts, the one with true as chosen and the \
+             one with false as rejected, or keep the rows with true, without the column (--drop-columns {label}), for \
+             `mapl sft`"
         )
     })
 }

@@ -55,7 +55,7 @@ impl PairStatistics {
 
 /// Whether rewards are differences to a frozen reference, so that their sign has a meaning.
 pub(super) fn has_reference(run: &RunLog) -> bool {
-    run.method() == "dpo" && !run.manifest["config"]["ref_model"].is_null()
+    ["dpo", "kto"].contains(&run.method()) && !run.manifest["config"]["ref_model"].is_null()
 }
 
 /// Histograms, scatter charts and statistics; a note if nothing was evaluated.

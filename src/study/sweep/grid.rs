@@ -158,8 +158,8 @@ impl Grid {
 impl SweepFile {
     /// Refuses what no run could do.
     fn check(&self) -> Result<(), String> {
-        if !["sft", "reward", "dpo"].contains(&self.method.as_str()) {
-            return Err(format!("method {:?} is not one of sft, reward, dpo", self.method));
+        if !["sft", "reward", "dpo", "kto"].contains(&self.method.as_str()) {
+            return Err(format!("method {:?} is not one of sft, reward, dpo, kto", self.method));
         }
         if self.vary.is_empty() && self.variants.is_empty() {
             return Err("[vary] is empty; list at least one flag with its values, or add [[variants]]".into());
@@ -422,7 +422,7 @@ mod tests {
     #[test]
     fn errors_name_their_line() {
         for (text, part) in [
-            ("method = \"ppo\"\n[flags]\n[vary]\na = [1]", "one of sft, reward, dpo"),
+            ("method = \"ppo\"\n[flags]\n[vary]\na = [1]", "one of sft, reward, dpo, kto"),
             ("method = \"dpo\"\n[flags]\n[vary]\n", "[vary] is empty"),
             ("method = \"dpo\"\n[flags]\n[vary]\na = 1", "a: a list"),
             ("method = \"dpo\"\n[flags]\n[vary]\na = []", "a: a list"),

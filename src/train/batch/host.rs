@@ -65,6 +65,8 @@ pub struct HostBatch {
     pub(in crate::train) groups: Vec<GroupEnd>,
     /// Visible pairs by distance ([`distances`]).
     pub(in crate::train) distances: Vec<u32>,
+    /// Weight of the tails, if there are any.
+    pub(in crate::train) tail_alpha: Option<f64>,
     pub sizes: BatchSizes,
 }
 
@@ -113,6 +115,7 @@ impl HostBatch {
         self.index_ranges = concatenate(&mut self.indices, Index::sources(&source));
         self.number_ranges = concatenate(&mut self.numbers, Number::sources(&source));
         self.groups.clone_from(&batch.group_ends);
+        self.tail_alpha = of_seqs.tail_alpha;
         distances(&batch.positions, batch.longest_path, &mut self.distances);
         self.sizes = BatchSizes::of(batch);
     }

@@ -25,6 +25,10 @@ pub struct SequenceNumbers<'a> {
     pub frozen: &'a [f64],
     /// 1 / head rows, if a curve is per token.
     pub inverse_rows: &'a [f64],
+    /// Head rows before the tail, if tails have a weight of their own.
+    pub tail_starts: &'a [f64],
+    /// Weight of tails, if there are any.
+    pub tail_alpha: Option<f64>,
 }
 
 /// Values that pad an index table to its length in a shape.
@@ -131,6 +135,8 @@ tables! {
     Frozen[l.seqs] = s.of_seqs.frozen, NumberPadding::ZerosIfPresent;
     /// (seqs) 1 / head rows of each sequence; empty unless a curve is per token.
     InverseRows[l.seqs] = s.of_seqs.inverse_rows, NumberPadding::ZerosIfPresent;
+    /// (seqs) head rows of each sequence before its tail; empty unless tails have a weight.
+    TailStarts[l.seqs] = s.of_seqs.tail_starts, NumberPadding::ZerosIfPresent;
 }
 
 impl IndexPadding {

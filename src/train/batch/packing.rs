@@ -22,7 +22,7 @@ use crate::data::group::Kind;
 use crate::data::pack::{Batch, ComparisonOptions, LogpScope, PackOptions, pack_into};
 use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{Loss, Method};
-use crate::loss::value::{ScoredComparison, ScoredTerm};
+use crate::loss::value::{ScoredComparison, ScoredTerm, batch_divergence};
 use crate::train::frozen::FrozenCache;
 use crate::train::metrics::{Tally, tally_scores};
 
@@ -48,6 +48,7 @@ pub struct PackedMicroBatch {
     direct: Vec<f64>,
     frozen: Vec<f64>,
     inverse_rows: Vec<f64>,
+    tail_starts: Vec<f64>,
     /// Shape level to which `host` is padded.
     pub(in crate::train) level: Option<usize>,
 }
@@ -95,8 +96,14 @@ impl Packer {
             if self.loss.needs_rows() {
                 packed.inverse_rows.extend(rows_of(&packed.batch).map(|rows| 1.0 / rows.max(1) as f64));
             }
-            let of_seqs =
-                SequenceNumbers { direct: &packed.direct, frozen: &packed.frozen, inverse_rows: &packed.inverse_rows };
+            self.loss.tail_starts(groups, &mut packed.tail_starts);
+            let of_seqs = SequenceNumbers {
+                direct: &packed.direct,
+                frozen: &packed.frozen,
+                inverse_rows: &packed.inverse_rows,
+                tail_starts: &packed.tail_starts,
+                tail_alpha: self.loss.ld_alpha,
+            };
             packed.host.lay_out(&packed.batch, kind_scale, of_seqs);
             packed.level = self.shapes.and_then(|shapes| shapes.level(&packed.host.sizes));
             if let (Some(shapes), Some(level)) = (self.shapes, packed.level) {
@@ -173,6 +180,9 @@ impl PackedMicroBatch {
         let zeros = vec![0.0; if results.frozen.is_empty() { results.score.len() } else { 0 }];
         let frozen = if results.frozen.is_empty() { &zeros } else { results.frozen };
         tally_scores(&mut tally, &self.batch, results.score, frozen);
+        if loss.estimates_divergence() {
+            tally.add_divergence(batch_divergence(&self.scored((results.score, frozen))));
+        }
         if loss.curves.len() > 1 {
             self.tally_losses(&mut tally, loss, (results.score, frozen));
         }
@@ -181,7 +191,15 @@ impl PackedMicroBatch {
 
     /// Adds each of several losses. The device returns only their sum, so the host computes them
     /// from the scores; `score` and `reference` are (seqs).
-    fn tally_losses(&self, tally: &mut Tally, loss: &Loss, (score, reference): (&[f64], &[f64])) {
+    fn tally_losses(&self, tally: &mut Tally, loss: &Loss, scores: (&[f64], &[f64])) {
+        let comparisons = self.scored(scores);
+        for (c, of) in comparisons.iter().zip(loss.values_of(&comparisons)).filter(|(c, _)| c.weight != 0.0) {
+            tally.add_losses(c.kind, c.weight, &of.values);
+        }
+    }
+
+    /// Comparisons that are not padding, with the scores of their sequences.
+    fn scored(&self, (score, reference): (&[f64], &[f64])) -> Vec<ScoredComparison> {
         let table = &self.batch.comparisons;
         let rows: Vec<usize> = rows_of(&self.batch).collect();
         let term = |slot: usize| {
@@ -202,11 +220,7 @@ impl PackedMicroBatch {
             clip: Some((table.detached_clip[2 * c], table.detached_clip[2 * c + 1])),
             terms: (c * TERMS..(c + 1) * TERMS).filter(|&slot| table.term_sequence[slot] >= 0).map(term).collect(),
         };
-        let comparisons: Vec<ScoredComparison> =
-            (0..table.kind.len()).filter(|&c| table.weight[c] != 0.0).map(comparison).collect();
-        for (c, of) in comparisons.iter().zip(loss.values_of(&comparisons)) {
-            tally.add_losses(c.kind, c.weight, &of.values);
-        }
+        (0..table.kind.len()).map(comparison).collect()
     }
 }
 

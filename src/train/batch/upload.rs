@@ -31,6 +31,8 @@ pub struct DeviceBatch<B: Backend> {
     groups: Vec<GroupEnd>,
     /// Visible pairs by distance.
     distances: Vec<u32>,
+    /// Weight of the tails, if there are any.
+    tail_alpha: Option<f64>,
     /// Host side of [`DeviceBatch::upload`].
     staging: HostBatch,
     pub sizes: BatchSizes,
@@ -88,6 +90,7 @@ impl<B: Backend> DeviceBatch<B> {
             number_ranges: std::array::from_fn(|_| 0..0),
             groups: Vec::new(),
             distances: Vec::new(),
+            tail_alpha: None,
             staging: HostBatch::default(),
             sizes: BatchSizes::default(),
         })
@@ -124,6 +127,7 @@ impl<B: Backend> DeviceBatch<B> {
         self.number_ranges.clone_from(&batch.number_ranges);
         self.groups.clone_from(&batch.groups);
         self.distances.clone_from(&batch.distances);
+        self.tail_alpha = batch.tail_alpha;
         self.sizes = batch.sizes;
         Ok(())
     }
@@ -137,8 +141,19 @@ impl<B: Backend> DeviceBatch<B> {
 
     /// Replaces the batch by a blocking copy from the host.
     pub fn upload(&mut self, backend: &B, batch: &Batch, kind_scale: [f64; KINDS]) -> Result<()> {
+        self.upload_with(backend, batch, kind_scale, SequenceNumbers::default())
+    }
+
+    /// [`DeviceBatch::upload`] with numbers of the sequences.
+    pub(in crate::train) fn upload_with(
+        &mut self,
+        backend: &B,
+        batch: &Batch,
+        kind_scale: [f64; KINDS],
+        of_seqs: SequenceNumbers<'_>,
+    ) -> Result<()> {
         let mut staging = std::mem::take(&mut self.staging);
-        staging.lay_out(batch, kind_scale, SequenceNumbers::default());
+        staging.lay_out(batch, kind_scale, of_seqs);
         let (indices, numbers) = staging.len();
         let written = self.take_layout(backend, &staging).and_then(|()| {
             backend.write_idx(ViewMut::first(&mut self.indices, indices), &staging.indices)?;
@@ -254,6 +269,11 @@ impl<B: Backend> DeviceBatch<B> {
     /// (seqs) 1 / head rows of each sequence, for curves per token.
     pub(in crate::train) fn inverse_rows(&self) -> View<'_, B::Acc> {
         self.number(Number::InverseRows)
+    }
+
+    /// Tails of the sequences, if they have a weight of their own.
+    pub(in crate::train) fn tail(&self) -> Option<Tail<'_, B>> {
+        Some(Tail { starts: self.number(Number::TailStarts), alpha: self.tail_alpha? })
     }
 
     /// Comparison tables.

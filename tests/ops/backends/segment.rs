@@ -27,6 +27,36 @@ fn sums_and_means_match_the_reference() {
     }
 }
 
+/// Tails that start before, in and after a sequence, of no, part and whole weight.
+#[test]
+fn tails_match_the_reference() {
+    let offsets = [0, 0, 7, 7, 129, 1999];
+    let (values, dsums) = (normal("values", 1999, 3.0), normal("dsums", 5, 1.0));
+    for starts in [[0.0; 5], [0.0, 7.0, 0.0, 60.0, 33.0], [9.0, 9.0, 0.0, 1.0, 1870.0]] {
+        for (reduce, alpha) in [(Reduce::Sum, 0.25), (Reduce::Mean, 0.0), (Reduce::Mean, 1.0)] {
+            let tolerance = |p, _: &str| Tolerance::dot(stored_as_acc(p), 1999).scaled(3.0 * 45.0);
+            check!(
+                format!("{starts:?}, {alpha}, {reduce:?}"),
+                |on: &_| runs::segment_sum_with(on, reduce, &values, &offsets, &dsums, Some((&starts, alpha))),
+                tolerance
+            );
+        }
+    }
+}
+
+fn tail_of_whole_weight<B: Backend>(on: &On<B>) {
+    let (values, dsums) = (normal("values", 40, 3.0), normal("dsums", 2, 1.0));
+    let run = |tail| runs::segment_sum_with(on, Reduce::Sum, &values, &[0, 31, 40], &dsums, tail);
+    assert_eq!(run(Some((&[99.0, 99.0], 0.5))), run(None), "no row is in a tail");
+    let outputs = run(Some((&[30.0, 0.0], 0.0)));
+    assert_eq!((outputs[0].1[1], outputs[1].1[30], outputs[1].1[29]), (0.0, 0.0, run(None)[1].1[0]));
+}
+
+#[test]
+fn rows_before_the_tail_keep_their_bits() {
+    each_backend!(tail_of_whole_weight);
+}
+
 fn empty_sequences<B: Backend>(on: &On<B>) {
     for reduce in [Reduce::Sum, Reduce::Mean] {
         let outputs = runs::segment_sum(on, reduce, &[2.0, 4.0], &[0, 0, 2], &[1.0, 1.0]);

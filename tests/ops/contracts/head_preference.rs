@@ -67,6 +67,7 @@ fn with<B: Backend>(
             keys: View::first(i, 1),
         },
         seq_offsets: View::first(i, l.of("seq_offsets", 4)),
+        tail: None,
         comparison: Some(ComparisonLoss {
             comparisons: 2,
             curves: &[curve.into()],
@@ -75,6 +76,7 @@ fn with<B: Backend>(
             reference: Some(View::first(s, l.of("reference", 3))),
             inverse_rows: Some(View::first(s, l.of("inverse_rows", 3))),
             table: table(l, (s, i)),
+            pair_weights: None,
             loss: ViewMut::first(&mut loss, l.of("loss", 2)),
             logit: ViewMut::first(&mut logit, l.of("logit", 2)),
             sums: ViewMut::first(&mut sums, l.of("sums", KINDS * SUM_FIELDS)),

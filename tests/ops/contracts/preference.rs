@@ -75,6 +75,10 @@ fn preference_with<B: Backend>(
         reference: Some(View::first(s, l.of("reference", 3))),
         inverse_rows: with_rows.then(|| View::first(s, l.of("inverse_rows", 3))),
         table: table(l, (s, i)),
+        pair_weights: Some(PairWeights {
+            doubled: View::first(s, l.of("doubled", 3)),
+            plain: View::first(s, l.of("plain", 3)),
+        }),
         direct: Some(View::first(s, l.of("direct", 3))),
         loss: ViewMut::first(&mut loss, l.of("loss", 2)),
         logit: ViewMut::first(&mut logit, l.of("logit", 2)),

@@ -18,6 +18,7 @@ pub fn every_argument<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
             reduce: Reduce::Mean,
             values: View::first(s, l.of("values", 5)),
             offsets: View::first(i, l.of("offsets", 3)),
+            tail: Some(Tail { starts: View::first(s, l.of("tail_starts", 2)), alpha: 0.5 }),
             sums: ViewMut::first(&mut sums, l.of("sums", 2)),
         })
     });
@@ -29,6 +30,7 @@ pub fn every_argument<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
             reduce: Reduce::Mean,
             dsums: View::first(s, l.of("dsums", 2)),
             offsets: View::first(i, l.of("offsets", 3)),
+            tail: Some(Tail { starts: View::first(s, l.of("tail_starts", 2)), alpha: 0.5 }),
             dvalues: ViewMut::first(&mut dvalues, l.of("dvalues", 5)),
         })
     });

@@ -136,6 +136,7 @@ fn comparisons(curve: Curve, weights: &[f64], score: Vec<f64>) -> Preference {
         score,
         reference: None,
         rows: None,
+        pair_weights: None,
         direct: None,
         terms: (0..n as i32).map(|c| vec![(2 * c, 1), (2 * c + 1, -1)]).collect(),
         kind: vec![0; n],

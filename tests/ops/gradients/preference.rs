@@ -18,6 +18,7 @@ fn batch(curve: Curve) -> Preference {
         score: vec![0.8, -0.5, 1.3, 0.2, -1.1, 0.6, 0.9, 2.0],
         reference: None,
         rows: None,
+        pair_weights: None,
         direct: None,
         terms: vec![
             vec![(0, 1), (1, -1)],
@@ -167,6 +168,55 @@ pub fn sorted_pairs() {
             let own = Preference { curves: vec![CURVES[0].into()], ..p.clone() };
             assert!(outputs(&own)[0].iter().zip(&outputs(&p)[0]).any(|(a, b)| (a - b).abs() > 0.1), "ranks differ");
         }
+    }
+}
+
+/// The divergence of the batch and the sequences that it is estimated from are constants.
+pub fn unpaired_rows() {
+    for curve in [Curve::Kto, Curve::ApoZeroUnpaired] {
+        let mut p = Preference::unpaired(curve, 7);
+        // Mismatched sequences above their reference, so that the divergence is above 0.
+        for c in 0..7 {
+            p.score[2 * c + 1] = p.reference.as_ref().unwrap()[2 * c + 1] + 1.0 + 0.25 * c as f64;
+        }
+        let [_, logit, dscore, _] = outputs(&p);
+        let full = difference_of(&p);
+        for c in 0..7 {
+            assert_eq!(dscore[2 * c + 1], 0.0, "{curve:?}");
+            assert_eq!(full[2 * c + 1] != 0.0, curve == Curve::Kto, "{curve:?}: {full:?}");
+            let sign = f64::from(p.terms[c][0].1);
+            let rho = p.scale[c] * (p.score[2 * c] - p.reference.as_ref().unwrap()[2 * c]);
+            assert_eq!(logit[c], sign * rho);
+            let shift = if curve == Curve::Kto { p.scale[c] * 1.75 } else { 0.0 };
+            let by_hand = p.weight[c] / (1.0 + (sign * (rho - shift)).exp());
+            assert!((outputs(&p)[0][c] - by_hand).abs() < 1e-14, "{curve:?}: {by_hand}");
+        }
+        let trained = |values: &[f64]| values.iter().step_by(2).copied().collect::<Vec<_>>();
+        agree(&format!("{curve:?}"), &trained(&dscore), &trained(&full));
+        // Below its reference on average: no divergence.
+        p.score.iter_mut().skip(1).step_by(2).for_each(|score| *score -= 40.0);
+        let apo = Preference { curves: vec![Curve::ApoZeroUnpaired.into()], ..p.clone() };
+        assert_eq!(outputs(&p)[0], outputs(&apo)[0]);
+    }
+}
+
+/// Weights of pairs are constants, and scale losses and slopes.
+pub fn pair_weights() {
+    for curve in [CURVES[0], Curve::BcoPair] {
+        let mut p = batch(curve);
+        p.center = if curve.is_of_terms() { 0.0 } else { 0.3 };
+        let plain = outputs(&p);
+        p.pair_weights = Some([normal("doubled", 8, 0.5), normal("plain", 8, 0.5)]);
+        let weighted = outputs(&p);
+        let [doubled, single] = p.pair_weights.clone().unwrap();
+        let factor =
+            |c: usize| p.terms[c].iter().map(|&(s, _)| doubled[s as usize] - single[s as usize]).sum::<f64>().exp();
+        for c in 0..p.terms.len() {
+            assert!((weighted[0][c] - factor(c) * plain[0][c]).abs() < 1e-12 * (1.0 + plain[0][c]), "{curve:?} {c}");
+        }
+        assert_eq!(weighted[1], plain[1], "logits have no weight");
+        p.retain(|p, c| p.terms[c].iter().all(|(_, sign)| sign.abs() == 1));
+        agree(&format!("{curve:?} with weights"), &outputs(&p)[2], &difference_of(&p));
     }
 }
 

@@ -362,8 +362,8 @@ pub(in super::super) fn fuses_preference<D: Device, A: Element>(
     let dhead = a.dhead.as_ref().map_or(0, |dhead| read(dhead.as_view()).address());
     // A curve of the batch needs the scores of all chunks at once.
     let curves = a.comparison.as_ref().map_or(&[][..], |c| c.curves);
-    let sorts = curves.iter().any(|part| part.curve.is_of_batch());
-    !sorts && is_fit(k, a.dims, &[read(a.hidden).address(), read(a.head).address(), dhead])
+    let of_batch = curves.iter().any(|part| part.curve.is_of_batch());
+    !of_batch && is_fit(k, a.dims, &[read(a.hidden).address(), read(a.head).address(), dhead])
 }
 
 /// Maximum number of head rows per chunk of `head_preference`; unbounded if these kernels do not
@@ -411,6 +411,7 @@ pub(in super::super) fn preference<D: Device, A: Element>(
                 reduce: a.reduce,
                 values: a.logp.as_view(),
                 offsets: a.seq_offsets.part(seqs.start, seqs.len() + 1),
+                tail: a.tail.map(|tail| tail.part(seqs.start, seqs.len())),
                 sums: a.score.reborrow().part(seqs.start, seqs.len()),
             },
         )?;
@@ -422,6 +423,7 @@ pub(in super::super) fn preference<D: Device, A: Element>(
                 center: c.center,
                 reference: c.reference,
                 inverse_rows: c.inverse_rows,
+                pair_weights: c.pair_weights,
                 table: c.table,
                 loss: c.loss.reborrow(),
                 logit: c.logit.reborrow(),
@@ -441,6 +443,7 @@ pub(in super::super) fn preference<D: Device, A: Element>(
                 reduce: a.reduce,
                 dsums: dsums.part(seqs.start, seqs.len()),
                 offsets: a.seq_offsets.part(seqs.start, seqs.len() + 1),
+                tail: a.tail.map(|tail| tail.part(seqs.start, seqs.len())),
                 dvalues: a.dlogp.reborrow(),
             },
         )?;

@@ -1,0 +1,131 @@
+//! Options that weigh tokens, pairs or rows of a loss, and where they have no meaning: `--ld-alpha`,
+//! `--use-weighting`, `--desirable-weight` and `--undesirable-weight`.
+
+use std::collections::BTreeSet;
+
+use super::loss_type::LossType;
+use super::objective::{Loss, Method};
+use super::options::LossOptions;
+use crate::data::tokenized::TokenizedGroup;
+use crate::error::{refuse_given, refuse_outside_f32};
+use crate::{Error, Result};
+
+/// Losses with their weights.
+type Types<'a> = &'a [(LossType, f64)];
+
+impl LossOptions {
+    /// Weight of the tokens beyond the shorter response; `None` for 1, which changes nothing.
+    pub(super) fn tail_weight(&self, types: Types<'_>, nll_weight: f64) -> Result<Option<f64>> {
+        let Some(alpha) = self.ld_alpha else { return Ok(None) };
+        if !(0.0..=1.0).contains(&alpha) {
+            return Err(Error::Usage(format!("--ld-alpha {alpha}: a number from 0 to 1 is needed")));
+        }
+        if types.iter().any(|(of, _)| of.is_reference_free()) || nll_weight != 0.0 {
+            return Err(Error::Usage(
+                "--ld-alpha weighs the log-probs of scores, and a likelihood term (--loss-type sft, simpo or orpo, \
+                 --nll-weight) counts every token of a response alike; leave one of them out"
+                    .into(),
+            ));
+        }
+        Ok(Some(alpha).filter(|&alpha| alpha != 1.0))
+    }
+
+    /// Whether pairs are weighted by the policy's probability of their sequences.
+    pub(super) fn weighs_pairs(&self, types: Types<'_>, nll_weight: f64) -> Result<bool> {
+        if !self.use_weighting {
+            return Ok(false);
+        }
+        let sorting = [LossType::Aot, LossType::AotUnpaired];
+        let why = match types.iter().find(|(of, _)| sorting.contains(of) || of.is_reference_free()) {
+            Some((of, _)) if sorting.contains(of) => {
+                format!("--loss-type {} sorts the pairs, so no pair has a weight of its own", of.name())
+            }
+            Some((of, _)) => format!("--loss-type {} is one of TRL's CPO or ORPO, which do not have it", of.name()),
+            None if nll_weight != 0.0 => {
+                "the likelihood term (--loss-type sft, --nll-weight) is a mean over tokens of all pairs".into()
+            }
+            None => return Ok(true),
+        };
+        Err(Error::Usage(format!("--use-weighting: {why}; leave one of them out")))
+    }
+
+    /// Weights of desirable and of undesirable rows.
+    pub(super) fn label_weights(&self, method: Method) -> Result<[f64; 2]> {
+        let given = [("--desirable-weight", self.desirable_weight), ("--undesirable-weight", self.undesirable_weight)];
+        if method != Method::Kto {
+            let unused = given.map(|(flag, weight)| (flag, weight.is_some()));
+            refuse_given(&unused, &format!("in this {} run; leave it out", method.name()))?;
+        }
+        let mut weights = [1.0; 2];
+        for (to, (flag, weight)) in weights.iter_mut().zip(given) {
+            *to = weight.unwrap_or(1.0);
+            if !(to.is_finite() && *to >= 0.0) {
+                return Err(Error::Usage(format!("{flag} {to}: a finite number of at least 0 is needed")));
+            }
+            refuse_outside_f32(flag, *to)?;
+        }
+        if weights == [0.0; 2] {
+            return Err(Error::Usage(
+                "--desirable-weight and --undesirable-weight are both 0; at least one must be above 0".into(),
+            ));
+        }
+        Ok(weights)
+    }
+}
+
+impl Loss {
+    /// Head rows of each sequence of `groups` before its tail, in the order of a batch; empty unless
+    /// tails have a weight of their own.
+    pub(crate) fn tail_starts(&self, groups: &[&TokenizedGroup], starts: &mut Vec<f64>) {
+        starts.clear();
+        if self.ld_alpha.is_none() {
+            return;
+        }
+        for group in groups {
+            for (s, sequence) in group.sequences.iter().enumerate() {
+                let length = sequence.response_ids.len();
+                let before = group.scored_tokens(s, self.scope) - length;
+                starts.push((before + shared_length(group, sequence.response).min(length)) as f64);
+            }
+        }
+    }
+
+    /// Checks that every response has one common length with the responses it is compared with.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with the group.
+    pub fn check_tails(&self, groups: &[TokenizedGroup]) -> Result<()> {
+        if self.ld_alpha.is_none() {
+            return Ok(());
+        }
+        for group in groups {
+            for response in 0..group.group.responses.len() {
+                let with: BTreeSet<BTreeSet<usize>> = compared_with(group, response).collect();
+                if with.len() > 1 {
+                    return Err(Error::Usage(format!(
+                        "--ld-alpha weighs a response by its common length with one other, and response {response} of \
+                         group {} is compared with several; set --pairs best-worst or --mix union, or leave --ld-alpha out",
+                        group.group.id
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sets of the responses of comparisons that a response of `group` is in. A comparison of one response
+/// under two prompts has no other length.
+fn compared_with(group: &TokenizedGroup, response: usize) -> impl Iterator<Item = BTreeSet<usize>> + '_ {
+    let responses = |c: usize| -> BTreeSet<usize> {
+        group.comparisons[c].terms.iter().map(|t| group.sequences[t.sequence].response).collect()
+    };
+    (0..group.comparisons.len()).map(responses).filter(move |of| of.len() > 1 && of.contains(&response))
+}
+
+/// Tokens of the shortest response that `response` is compared with, or of itself.
+fn shared_length(group: &TokenizedGroup, response: usize) -> usize {
+    let shared: BTreeSet<usize> = compared_with(group, response).flatten().collect();
+    let lengths = group.sequences.iter().filter(|s| shared.contains(&s.response)).map(|s| s.response_ids.len());
+    lengths.min().unwrap_or(usize::MAX)
+}
