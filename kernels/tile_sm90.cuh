@@ -342,8 +342,11 @@ DEVICE void consume(const Ring<H>& ring, Job& job, unsigned rank, int group, int
         job.prefetch(ring, tile, group, thread);
         float acc[H::HALVES][H::ACCUMULATORS];
         if constexpr (Job::STARTS_FROM_C) {
-            // These loads overlap the other consumer's main loop.
+            // These loads overlap the other consumer's main loop. Unless the values are pinned, ptxas moves
+            // them between the wgmmas and serialises those.
             job.start(acc, tile, group, thread);
+            pin_accumulators(acc[0]);
+            pin_accumulators(acc[1]);
         }
         if (H::PING_PONG && tile_index > 0) {
             sync_named(3 + group, 256);  // the other consumer has issued its wgmmas

@@ -16,9 +16,9 @@ use crate::backend::kernels::{Kernels, Piece, Scratch, int};
 /// exponentials of a backward.
 const FORWARD_BYTES: usize = 64 << 20;
 const EXPS_BYTES: usize = 2400 << 20;
-/// Fewest rows of a chunk that a memory plan chooses: with fewer, dhead is read and written too
-/// often for the time of its GEMM.
-const FEWEST_ROWS: usize = 512;
+/// Fewest rows of a chunk that a memory plan chooses. At hidden size 896, half as many take twice the
+/// predicted time: few tiles of drows, and dhead is read and written often.
+const FEWEST_ROWS: usize = 1024;
 /// Rows for which the splits of the GEMM of the row gradient are chosen, unless a call has fewer.
 const SPLIT_ROWS: usize = 2048;
 /// Rows that a wgmma sums.
