@@ -243,23 +243,24 @@ KERNELS(256, head_dhead, FOR(T: f32 bf16))(const T* dlogits,   // (rows, stride)
 }
 
 /// dhidden[keys[k]] = sum of the rows order[offsets[k]..offsets[k + 1]] of drows, in that order.
-/// Rows without a key are not written; runs with a negative key are skipped.
+/// Rows without a key are not written; runs with a negative key are skipped. Only runs that begin
+/// with one of `count` rows, `first` on; drows has these rows, and all rows of such runs.
 template <class T>
-KERNELS(128, head_gather, FOR(T: f32 bf16))(const float* drows,  // (rows, hidden_size)
+KERNELS(128, head_gather, FOR(T: f32 bf16))(const float* drows,  // (count, hidden_size)
                                             const int* order,    // (rows)
                                             const int* offsets,  // (distinct + 1)
                                             const int* keys,     // (distinct)
                                             T* dhidden,          // (tokens, hidden_size)
-                                            int distinct, int hidden_size) {
+                                            int distinct, int hidden_size, int first, int count) {
     for (long long k = blockIdx.x; k < distinct; k += gridDim.x) {
-        if (keys[k] < 0) {
+        if (keys[k] < 0 || unsigned(order[offsets[k]] - first) >= unsigned(count)) {
             continue;
         }
         T* to = dhidden + 1LL * keys[k] * hidden_size;
         for (int h = int(threadIdx.x); h < hidden_size; h += int(blockDim.x)) {
             float sum = 0.0f;
             for (int i = offsets[k]; i < offsets[k + 1]; ++i) {
-                sum += drows[1LL * order[i] * hidden_size + h];
+                sum += drows[1LL * (order[i] - first) * hidden_size + h];
             }
             to[h] = from_float<T>(sum);
         }

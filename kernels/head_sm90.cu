@@ -8,7 +8,10 @@
 //                  S out of range: recompute the row with k from its maximum
 //   head_factors:  v = -dlogp / S; scaled = v packed; E[target] -= S, which makes E'
 //   head_drows:    dhidden rows = v (E' head)                  split-K over the vocabulary
-//   head_dhead:    dhead = E'ᵀ scaled                          linear_bwd_weight, linear_sm90.cu
+//   dhead:         dhead = E'ᵀ scaled                          linear_bwd_weight, linear_sm90.cu
+//     later chunks of rows: head_dhead starts its accumulators from dhead, so the sum over rows
+//     has the same order, and the same bits, at every chunk size
+//   head_carry:    rows beyond a multiple of 16 move to the next chunk, since a wgmma sums 16 rows
 //
 // Departures from logsumexp with a running maximum (head.cu):
 //   - The reference point of row r is an integer k near its target's logit in base 2, known before the
@@ -354,6 +357,61 @@ KERNEL(128, head_factors_sm90)(const bf16* packed,  // (rows, hidden_size)
             exps[r * stride + target[r]] = from_float<bf16>(fast_exp2(fmaf(hit[r], LOG2_E, -base[r])) - sum);
         }
     }
+}
+
+/// Moves the last rows of a chunk to the begin of the buffers. Source and destination do not overlap.
+KERNEL(128, head_carry_sm90)(bf16* exps,    // (from + rows, stride): rows `from` on become rows 0 on
+                             bf16* scaled,  // (from + rows, hidden_size)
+                             int from, int rows, int hidden_size, int stride) {
+    const long long threads = 1LL * gridDim.x * blockDim.x, first = 1LL * blockIdx.x * blockDim.x + threadIdx.x;
+    auto move = [&](bf16* array, long long width) {
+        for (long long i = first * EIGHT; i < rows * width; i += threads * EIGHT) {
+            float x[EIGHT];
+            load_elements(x, array + from * width + i, EIGHT, true);
+            store_elements(array + i, x, EIGHT, true);
+        }
+    };
+    move(exps, stride);
+    move(scaled, hidden_size);
+}
+
+/// The job: dhead += expsᵀ scaled, where the accumulators start from dhead. The bits are those of one
+/// GEMM over the rows of all launches, provided that each but the last has a multiple of 16 rows.
+template <class H>
+struct DheadJob : MatmulJob<H> {
+    const float* dhead;  // (vocab, hidden)
+    static constexpr bool STARTS_FROM_C = true;
+    static_assert(H::PING_PONG, "a consumer has all rows of a tile");
+
+    DEVICE void start(float (&acc)[H::HALVES][H::ACCUMULATORS], const Tile& tile, int, int thread) const {
+        const int vocab = this->rows, hidden = this->columns;
+        int column = tile.column + column_of_thread(thread);
+#pragma unroll
+        for (int half = 0; half < H::HALVES; ++half) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                int row = tile.row + 64 * half + row_of_thread(thread) + 8 * i;
+                const float* from = dhead + 1LL * row * hidden + column;
+#pragma unroll
+                for (int j = 0; j < H::COLUMNS / 8; ++j) {
+                    // hidden is even, so both elements of a pair are inside or both are outside.
+                    bool inside = row < vocab && column + 8 * j < hidden;
+                    uint64_t pair = inside ? *reinterpret_cast<const uint64_t*>(from + 8 * j) : 0;
+                    acc[half][4 * j + 2 * i] = float_of_bits(uint32_t(pair));
+                    acc[half][4 * j + 2 * i + 1] = float_of_bits(uint32_t(pair >> 32));
+                }
+            }
+        }
+    }
+};
+
+// dhead += expsᵀ scaled. A: exps (rows, vocab), B: scaled (rows, hidden), C: dhead (vocab, hidden).
+KERNEL(384, head_dhead_sm90, EARLY, ALONE(384))(TensorMap exps, TensorMap scaled, TensorMap map,
+    const float* dhead,  // (vocab, hidden), the array of `map`
+    int vocab, int hidden, int rows) {
+    using H = HopperGemm<N192_PING_PONG, Major::ACROSS, Major::ACROSS, float>;
+    Problem problem{vocab, hidden, rows, 1, 0, nullptr, nullptr, nullptr, nullptr};
+    run_job<H>(exps, scaled, DheadJob<H>{{{vocab, hidden, rows}, problem, &map, nullptr, 0, 0u}, dhead});
 }
 
 // drows = v (exps head), split-K over the vocabulary. A: exps (rows, vocab), B: head (vocab, hidden).

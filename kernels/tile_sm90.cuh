@@ -33,6 +33,7 @@
 //   int b_row(const Tile&, int share) const  first row of a share of B, if B is K-major
 //   void prefetch(ring, tile, group, thread)
 //   void epilogue(ring, acc, number, tile, group, thread)
+//   STARTS_FROM_C, and if true: void start(acc, tile, group, thread)   accumulators before the main loop
 // `group` is the consumer, 0 or 1; `thread` is 0 to 127 within it.
 //
 // Results do not depend on the number of multiprocessors or the order of threads: an element is
@@ -151,6 +152,8 @@ struct Ring {
 template <class H, int WIDTH = H::COLUMNS>
 struct Raster {
     int rows, columns, depth;
+    /// Whether the job sets the accumulators before the main loop; otherwise sums start at 0.
+    static constexpr bool STARTS_FROM_C = false;
 
     DEVICE int tiles_down() const {
         return ceil_div(rows, H::ROWS * H::BLOCKS);
@@ -337,15 +340,24 @@ DEVICE void consume(const Ring<H>& ring, Job& job, unsigned rank, int group, int
             continue;
         }
         job.prefetch(ring, tile, group, thread);
+        float acc[H::HALVES][H::ACCUMULATORS];
+        if constexpr (Job::STARTS_FROM_C) {
+            // These loads overlap the other consumer's main loop. Unless the values are pinned, ptxas moves
+            // them between the wgmmas and serialises those.
+            job.start(acc, tile, group, thread);
+            pin_accumulators(acc[0]);
+            pin_accumulators(acc[1]);
+        }
         if (H::PING_PONG && tile_index > 0) {
             sync_named(3 + group, 256);  // the other consumer has issued its wgmmas
         }
-        float acc[H::HALVES][H::ACCUMULATORS];
+        if constexpr (!Job::STARTS_FROM_C) {
 #pragma unroll
-        for (int half = 0; half < H::HALVES; ++half) {
+            for (int half = 0; half < H::HALVES; ++half) {
 #pragma unroll
-            for (int i = 0; i < H::ACCUMULATORS; ++i) {
-                acc[half][i] = 0.0f;
+                for (int i = 0; i < H::ACCUMULATORS; ++i) {
+                    acc[half][i] = 0.0f;
+                }
             }
         }
         int previous = -1;
@@ -356,7 +368,7 @@ DEVICE void consume(const Ring<H>& ring, Job& job, unsigned rank, int group, int
             } else {
                 wgmma_fence(acc[0]);
             }
-            multiply_stage<H>(ring, stage, group, acc, step == 0);
+            multiply_stage<H>(ring, stage, group, acc, !Job::STARTS_FROM_C && step == 0);
             wgmma_commit();
             if (previous >= 0) {
                 wgmma_wait<1>();

@@ -30,6 +30,8 @@ PACKAGES = {
     "cut-cross-entropy": "cut-cross-entropy",
     "quack": "quack-kernels",
     "flash-attn": "flash-attn",
+    "flash-attn-3": "flash_attn_3",
+    "magi-attention": "magi_attention",
 }
 
 

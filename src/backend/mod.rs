@@ -120,6 +120,13 @@ macro_rules! backend {
             fn max_head_rows(&self, _dims: HeadDims) -> usize {
                 usize::MAX
             }
+            /// Values for [`Backend::set_max_head_rows`] that a memory plan chooses from, the
+            /// default first, then ever smaller ones. Empty if the backend does not split batches.
+            fn head_row_choices(&self, _dims: HeadDims) -> Vec<usize> {
+                Vec::new()
+            }
+            /// Sets [`Backend::max_head_rows`]; 0 sets the default. No result changes a bit.
+            fn set_max_head_rows(&self, _rows: usize) {}
 
             /// Allocates a zeroed buffer of activations or weights.
             fn zeros_act(&self, len: usize) -> Result<Self::Act>;

@@ -56,7 +56,7 @@ impl Entry {
     ) -> Result<Self> {
         let cost = cost(&case.work, B::PRECISION)?;
         let prediction = match on.kernel_properties() {
-            Some(gpu) if B::PRECISION == Precision::Bf16 => predict(&case.work, gpu)?,
+            Some(gpu) if B::PRECISION == Precision::Bf16 => predict(&case.work, gpu, 0)?,
             _ => Prediction::default(),
         };
         let (lanes, last_span, load) = (Vec::new(), None, (0.0, 0.0));

@@ -82,7 +82,7 @@ pub struct Row {
     pub product_tflop_per_s: Option<f64>,
     /// Floor divided by median.
     pub share: Option<f64>,
-    /// Microseconds predicted by the tile selection.
+    /// Predicted microseconds: by tiles, by a simulated work list, or by bytes and latency.
     #[serde(default)]
     pub predicted_us: Option<f64>,
     pub energy_mj: Option<f64>,

@@ -15,10 +15,13 @@ use super::shapes::{Case, MODELS, SQUARE, SizeLimits, cases, squares};
 use super::work::{Call, Work};
 use crate::Result;
 use crate::backend::Backend;
-use crate::backend::contract::{Bound, Cost, Precision};
+use crate::backend::contract::{Bound, Cost, Precision, uses_gemm_rate};
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::device::{Element, Properties};
 use crate::backend::kernels::rehearsal::Rehearsal;
+use crate::perf::data_sheets::data_sheet;
+use crate::perf::predict::attention::Family;
+use crate::perf::predict::row_wise;
 
 /// Selection of the calls, sampling limits, and labels of the rows.
 #[derive(Clone, Debug)]
@@ -163,21 +166,37 @@ fn max_rates(a: Option<Rates>, b: Option<Rates>) -> Option<Rates> {
 /// Predicted time and workspace of a call on a GPU.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Prediction {
-    /// Predicted microseconds, if the call selects tiles.
+    /// Predicted microseconds, if the call has a prediction.
     pub microseconds: Option<f64>,
     /// Bytes of memory in addition to the operands.
     pub workspace: usize,
 }
 
-/// Rehearses a bf16 call on a GPU with these properties.
-pub(super) fn predict(work: &Work, gpu: &Properties) -> Result<Prediction> {
-    let on = Kernels::<_, bf16>::new(Rehearsal::of(gpu)).keeping_choices();
+/// Rehearses a bf16 call on a GPU with these properties, with at most `head_rows` head rows at once (0:
+/// the default). Row-wise ops are predicted at the copy rate of the GPU's data sheet.
+pub(super) fn predict(work: &Work, gpu: &Properties, head_rows: usize) -> Result<Prediction> {
+    let on = Kernels::<_, bf16>::new(Rehearsal::of(gpu)).keeping_choices().with_head_rows(head_rows);
     let mut set = OperandSet::new(&on, &work.operands())?;
     on.take_chosen();
+    on.device().take_launches();
     work.call(&on, set.cursor())?;
     let chosen = on.take_chosen();
-    let microseconds = (!chosen.is_empty()).then(|| 1e6 * chosen.iter().map(|c| c.choice.seconds).sum::<f64>());
-    Ok(Prediction { microseconds, workspace: on.scratch_bytes() })
+    let launched = on.device().take_launches();
+    let copy = data_sheet(&gpu.name).map(|gpu| gpu.copy());
+    let seconds = match work {
+        _ if !chosen.is_empty() => Some(chosen.iter().map(|c| c.choice.seconds).sum::<f64>()),
+        Work::Attention(call) => {
+            let kernel = launched.iter().find(|l| l.kernel.starts_with(work.op())).map_or("", |l| l.kernel);
+            call.predicted(Family::of(kernel), gpu.processors).filter(|_| gpu.compute_capability == (9, 0))
+        }
+        _ if uses_gemm_rate(work.op()) || work.op() == "attention_cached_fwd" => None,
+        _ => copy.and_then(|copy| {
+            let tokens = work.sizes().iter().find(|(name, _)| *name == "tokens").map_or(0, |&(_, size)| size);
+            let bytes = cost(work, Precision::Bf16).ok()?.bytes;
+            Some(row_wise(work.op(), 1, bytes, tokens, (copy, gpu.processors)))
+        }),
+    };
+    Ok(Prediction { microseconds: seconds.map(|seconds| 1e6 * seconds), workspace: on.scratch_bytes() })
 }
 
 /// Bytes and FLOPs of a call by its contract, from a rehearsal on a counting device.
@@ -219,6 +238,7 @@ fn set_share(row: &mut Row, rates: Option<Rates>) {
 mod tests {
     use super::*;
     use crate::backend::contract::NormDims;
+    use crate::bench::shapes::small;
     use crate::bench::work::head::Head;
     use crate::bench::work::head_preference::PreferenceHead;
     use crate::bench::work::norm::Norm;
@@ -227,7 +247,7 @@ mod tests {
     #[test]
     fn workspace_of_the_head_on_a_hopper_gpu() {
         let gpu = Properties { name: "h".into(), processors: 132, shared_bytes: 227 << 10, compute_capability: (9, 0) };
-        let workspace = |work: Work| predict(&work, &gpu).unwrap().workspace;
+        let workspace = |work: Work| predict(&work, &gpu, 0).unwrap().workspace;
         let forward = workspace(Head::new(false, 16_384, 1152, 262_144).into());
         assert!((1..=64 << 20).contains(&forward), "{forward}");
         let both = workspace(PreferenceHead::new(16_384, 896, 151_936).into());
@@ -235,5 +255,30 @@ mod tests {
         assert!((4096 * 151_936 * 2..=5 << 29).contains(&both), "{both}");
         let norm = Norm { backward: false, dims: NormDims { tokens: 64, hidden: 64, eps: 1e-6, offset: 0.0 } };
         assert_eq!(workspace(norm.into()), 0);
+    }
+
+    /// Fewer rows at once: at most 0.6 GiB, at no more than 5 % of the predicted time.
+    #[test]
+    fn the_head_needs_little_memory_at_little_time() {
+        let gpu = Properties { name: "h".into(), processors: 132, shared_bytes: 227 << 10, compute_capability: (9, 0) };
+        let work: Work = PreferenceHead::new(8192, 896, 151_936).into();
+        let [most, few] = [0, 2048].map(|rows| predict(&work, &gpu, rows).unwrap());
+        assert!(few.workspace as f64 <= 0.6 * f64::from(1 << 30) && most.workspace > 2 << 30, "{few:?} {most:?}");
+        let ratio = few.microseconds.unwrap() / most.microseconds.unwrap();
+        assert!((1.0..=1.05).contains(&ratio), "{ratio}");
+    }
+
+    /// GEMMs have one where the kernels for Hopper support their sizes.
+    #[test]
+    fn attention_and_row_wise_ops_have_a_prediction() {
+        let gpu =
+            Properties { name: "h200".into(), processors: 132, shared_bytes: 227 << 10, compute_capability: (9, 0) };
+        for work in small(Precision::Bf16) {
+            let attention = work.op() == "attention_fwd" || work.op() == "attention_bwd";
+            if attention || !uses_gemm_rate(work.op()) && work.op() != "attention_cached_fwd" {
+                let prediction = predict(&work, &gpu, 0).unwrap();
+                assert!(prediction.microseconds.is_some_and(|us| us > 1.0), "{}: {prediction:?}", work.op());
+            }
+        }
     }
 }

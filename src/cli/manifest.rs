@@ -104,6 +104,7 @@ impl ManifestFacts<'_> {
         put("device", json!(self.device));
         put("dtype", json!(self.dtype));
         put("max_length", json!(setup.tokenize.max_length));
+        put("head_rows", json!(setup.head_rows));
         put("report_to", json!(s.report_to.names()));
         put("gradient_accumulation_steps", json!(s.accumulation));
         put("total_batch_size", json!(s.micro_batch * s.accumulation));

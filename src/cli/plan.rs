@@ -6,7 +6,7 @@ use crate::model::lora::MAX_RANK;
 use crate::model::presets;
 use crate::perf::data_sheets::data_sheet;
 use crate::study::plan::decode::DecodePlan;
-use crate::study::plan::{GpuRates, StepPlan, Workload};
+use crate::study::plan::{GpuRates, PlanOptions, StepPlan, Workload};
 use crate::terminal::{emit, emit_exactly};
 use crate::{Error, Result};
 
@@ -54,6 +54,13 @@ pub struct StepPlanArgs {
     /// Plan a decoding step of this number of texts, each with --prompt and half of --response tokens
     #[arg(long, requires = "plan", value_name = "TEXTS", value_parser = super::generate::count, conflicts_with_all = ["pairs", "reward", "lora_r"])]
     decode: Option<usize>,
+    /// Plan the vocabulary head with at most this many rows at once [default: the most that the
+    /// kernels take]
+    #[arg(long, requires = "plan", value_name = "ROWS", value_parser = super::generate::count, conflicts_with_all = ["reward", "decode"])]
+    head_rows: Option<usize>,
+    /// Predict attention by the portable kernels as they were when the committed step was recorded
+    #[arg(long, requires = "plan", conflicts_with = "decode")]
+    recorded_attention: bool,
     /// Print JSON
     #[arg(long, requires = "plan")]
     json: bool,
@@ -83,7 +90,8 @@ impl StepPlanArgs {
             dpo: !self.reward,
             lora_rank: self.lora_r,
         };
-        let plan = StepPlan::new(&config, &workload, &card(self)?)?;
+        let options = PlanOptions { head_rows: self.head_rows, recorded_attention: self.recorded_attention };
+        let plan = StepPlan::with(&config, &workload, &card(self)?, options)?;
         match self.json {
             true => emit_exactly(&json_text(&plan)?),
             false => emit(&plan.text()),

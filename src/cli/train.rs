@@ -56,6 +56,8 @@ pub(super) struct TrainSetup<'a> {
     /// Adapters as asked for, and with the layers of the model once it is known.
     pub(super) adapters: Option<LoraChoice>,
     pub(super) lora: Option<LoraSpec>,
+    /// Head rows at once by the memory plan, if the head works in chunks of rows.
+    pub(super) head_rows: Option<usize>,
 }
 
 /// Runs a training command.
@@ -134,6 +136,7 @@ pub fn run_observed(
         precompute,
         adapters,
         lora: None,
+        head_rows: None,
     };
     match study {
         true => args.device.run_observed(TrainJob(setup)),
@@ -223,6 +226,7 @@ impl Job for TrainJob<'_> {
             setup.memory(backend, &config, &train_groups, asked.as_ref().map(|asked| asked.planned(&config)))?;
         if let Some(memory) = &memory {
             memory.check()?;
+            setup.head_rows = Some(memory.head_rows).filter(|&rows| rows > 0);
             setup.settings.observed.iter().for_each(|observed| observed.plan(memory.named_parts()));
             backend.reserve_workspace(memory.workspace())?;
         }

@@ -130,6 +130,10 @@ pub struct TrainArgs {
     /// and one graph is captured per shape. Only on devices that run kernels [default: on]
     #[arg(long, value_enum, help_heading = SPEED)]
     pub cuda_graph: Option<Switch>,
+    /// Rows of the vocabulary head at once, on Hopper GPUs: fewer need less memory and a little more
+    /// time, with identical bits. A group with more rows is not cut [default: the most that fit]
+    #[arg(long, value_name = "ROWS", value_parser = super::generate::count, help_heading = SPEED)]
+    pub head_rows: Option<usize>,
     /// Share prompt prefixes within a group; off shows what sharing saves. Results differ only by
     /// rounding
     #[arg(long, value_enum, default_value_t = Switch::On, help_heading = SPEED)]

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::output::same_file;
 use super::train::TrainSetup;
 use crate::backend::Backend;
+use crate::backend::contract::HeadDims;
 use crate::data::pack::{ComparisonOptions, GroupSizes};
 use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::Method;
@@ -56,10 +57,34 @@ impl TrainSetup<'_> {
             replays: self.replays(backend)?,
             kernels: backend.kernel_properties(),
             generation,
+            head_rows: 0,
         };
         let loss = ComparisonOptions { scale: self.loss.scale, margin_add: self.loss.margin };
         let sizes = GroupSizes::measure(groups, &pack_for(&self.loss, config), &loss)?;
-        MemoryPlan::new(&subject, &sizes, self.settings.micro_batch, backend.memory_free())
+        let choices = self.head_rows(backend, config)?;
+        let free = backend.memory_free();
+        let plan = MemoryPlan::with_fitting_head_rows(&subject, &choices, &sizes, self.settings.micro_batch, free)?;
+        // No plan exists for f64, whose head has no chunks.
+        backend.set_max_head_rows(plan.as_ref().map_or(0, |plan| plan.head_rows));
+        Ok(plan)
+    }
+
+    /// Numbers of head rows at once among which the memory plan chooses; empty if the head has no
+    /// chunks of rows.
+    fn head_rows<B: Backend>(&self, backend: &B, config: &ModelConfig) -> Result<Vec<usize>> {
+        let dims = HeadDims { tokens: 0, hidden: config.hidden, vocab: config.vocab, rows: 0 };
+        let choices = match config.head {
+            Head::LanguageModel => backend.head_row_choices(dims),
+            Head::Reward => Vec::new(),
+        };
+        match self.args.head_rows {
+            None => Ok(choices),
+            Some(rows) if !choices.is_empty() => Ok(vec![rows]),
+            Some(rows) => Err(Error::Usage(format!(
+                "--head-rows {rows}: only the kernels for Hopper GPUs work on some rows of a vocabulary head at a time, \
+                 in bf16; leave it out"
+            ))),
+        }
     }
 
     /// Policy, and reference unless its log-probs are precomputed or it is the policy's base. With

@@ -111,6 +111,13 @@ impl<B: Backend> Model<B> {
         backend.max_head_rows(HeadDims { tokens: 0, hidden, vocab, rows: 0, softcap })
     }
 
+    /// As [`Model::max_head_rows`], without a setting by [`Backend::set_max_head_rows`].
+    pub(crate) fn default_head_rows(&self, backend: &B) -> usize {
+        let ModelConfig { hidden, vocab, .. } = self.config;
+        let choices = backend.head_row_choices(HeadDims { tokens: 0, hidden, vocab, rows: 0 });
+        choices.first().copied().unwrap_or_else(|| self.max_head_rows(backend))
+    }
+
     /// Returns a view of a range of the weights.
     pub fn weight(&self, range: &std::ops::Range<usize>) -> View<'_, B::Act> {
         View::new(&self.weights, range.start, range.len())

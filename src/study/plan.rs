@@ -7,6 +7,7 @@
 
 pub mod decode;
 mod pair;
+mod waves;
 
 use std::fmt::Write as _;
 
@@ -16,10 +17,9 @@ use serde::Serialize;
 use crate::backend::Backend as _;
 use crate::backend::contract::{Bound, uses_gemm_rate};
 use crate::backend::kernels::Kernels;
-use crate::backend::kernels::device::{Properties, Resources};
+use crate::backend::kernels::device::Properties;
 use crate::backend::kernels::geometry::{Chosen, of_card};
-use crate::backend::kernels::launchers::{KERNELS, RESOURCES};
-use crate::backend::kernels::rehearsal::{Launched, Rehearsal};
+use crate::backend::kernels::rehearsal::Rehearsal;
 use crate::backend::probe::OpTime;
 use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{LossOptions, Method};
@@ -28,10 +28,14 @@ use crate::model::decoder::Model;
 use crate::model::lora::{Lora, LoraSpec};
 use crate::optim::adamw::AdamWSettings;
 use crate::perf::data_sheets::{DATA_SHEETS, data_sheet};
+use crate::perf::predict::attention::{Family, Heads, Segments, seconds};
+use crate::perf::predict::row_wise;
 use crate::train::batch::packing::PackedStep;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
 use pair::synthetic_pair;
+pub use waves::LaunchEstimate;
+use waves::{launch_estimate, wave_efficiency};
 
 /// Rates of a GPU. `copy` and `product` are rates that good programs reach, and `peak` is the data
 /// sheet's. All are given, not measured.
@@ -74,6 +78,9 @@ pub struct OpFloor {
     /// Whichever takes longer: `product` (FLOPs) or `copy` (bytes).
     pub bound: &'static str,
     pub floor_seconds: f64,
+    /// Predicted time: by tiles for GEMMs, by a simulated work list for attention, by bytes and
+    /// latency for row-wise ops ([`crate::perf`]).
+    pub predicted_seconds: f64,
 }
 
 /// GEMMs of one size with selected tiles, and their predicted time.
@@ -93,23 +100,6 @@ pub struct GemmEstimate {
     pub predicted_seconds: f64,
 }
 
-/// Launches of one kernel with the same number of tiles.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct LaunchEstimate {
-    pub kernel: &'static str,
-    pub launches: u64,
-    /// Number of tiles or rows of the work: the blocks on a GPU without a limit.
-    pub tiles: u64,
-    pub threads: u32,
-    pub shared_bytes: usize,
-    /// Resident blocks per multiprocessor; `None` in a build without compiled kernels.
-    pub blocks_held: Option<u32>,
-    /// Tiles over the blocks that the GPU holds at a time.
-    pub waves: Option<f64>,
-    /// Waves over the next whole number of waves; below 1 if the last wave is not full.
-    pub efficiency: Option<f64>,
-}
-
 /// Floors of a step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepPlan {
@@ -127,11 +117,21 @@ pub struct StepPlan {
     pub recomputed_flops: u64,
     pub flops: u64,
     pub floor_seconds: f64,
-    /// Predicted time. For ops with selected tiles it is the prediction of the tile selection,
-    /// elsewhere the floor divided by the wave efficiency of the launches.
+    /// Sum of the ops' predicted times.
     pub predicted_seconds: f64,
     /// Share of the data sheet's FLOP/s at the predicted time.
     pub utilisation: f64,
+    /// Bytes that ops use in addition to their operands, most of them for the vocabulary head.
+    pub workspace_bytes: u64,
+}
+
+/// Settings of a planned step that no workload has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlanOptions {
+    /// Most head rows at once; the default of the kernels without it.
+    pub head_rows: Option<usize>,
+    /// Attention by the portable kernels as they were recorded, for comparison with the record.
+    pub recorded_attention: bool,
 }
 
 impl GpuRates {
@@ -186,6 +186,11 @@ fn shared_bytes(compute_capability: (u32, u32)) -> usize {
 impl StepPlan {
     /// Rehearses a step of a bf16 model with this configuration.
     pub fn new(config: &ModelConfig, workload: &Workload, gpu: &GpuRates) -> Result<Self> {
+        Self::with(config, workload, gpu, PlanOptions::default())
+    }
+
+    /// As [`StepPlan::new`], with options.
+    pub fn with(config: &ModelConfig, workload: &Workload, gpu: &GpuRates, options: PlanOptions) -> Result<Self> {
         let longest = workload.prompt + workload.response;
         if workload.pairs == 0 || workload.response == 0 || workload.prompt == 0 || longest > config.max_positions {
             return Err(Error::Usage(format!(
@@ -199,6 +204,7 @@ impl StepPlan {
             config = if config.head == Head::Reward { config } else { config.into_reward(0)? };
         }
         let backend = Kernels::<_, bf16>::probed(Rehearsal::of(&gpu.unbounded())).keeping_choices();
+        backend.set_max_head_rows(options.head_rows.unwrap_or(0));
         let method = if workload.dpo { Method::Dpo } else { Method::Reward };
         let loss = LossOptions::default().resolve(method, [1.0; 3], false)?;
         let mut policy = Model::zeros(&backend, config.clone(), longest)?;
@@ -219,6 +225,7 @@ impl StepPlan {
         let mut packed = PackedStep::default();
         trainer.packer().pack(&[groups.iter().collect()], &mut packed)?;
         let sizes = packed.micro_batches()[0].host.sizes;
+        let tree = packed.micro_batches()[0].batch.tree.clone();
         backend.device().take_launches();
         backend.op_times()?;
         backend.take_chosen();
@@ -226,22 +233,48 @@ impl StepPlan {
         let ops = backend.op_times()?;
         let launches = backend.device().take_launches();
         let products = gemm_estimates(gpu, &backend.take_chosen());
-        Ok(Self::of(gpu, workload, (parameters, sizes.tokens, sizes.rows), &ops, products, &launches))
+        let launches: Vec<LaunchEstimate> = launches.iter().map(|launched| launch_estimate(gpu, launched)).collect();
+        let segments = Segments {
+            starts: &tree.starts,
+            offsets: &tree.ancestor_offsets,
+            ancestors: &tree.ancestors,
+            trees: &tree.trees,
+        };
+        let heads = Heads { heads: config.heads, kv_heads: config.kv_heads, head_dim: config.head_dim };
+        let ops: Vec<OpFloor> = ops
+            .iter()
+            .map(|op| {
+                let floor = op_floor(gpu, op);
+                let predicted_seconds = match op.op {
+                    "attention_fwd" | "attention_bwd" => {
+                        let kernel = launches.iter().find(|l| l.kernel.starts_with(op.op)).map_or("", |l| l.kernel);
+                        let family = match options.recorded_attention {
+                            true => Family::PortableInBatchOrder,
+                            false => Family::of(kernel),
+                        };
+                        let call = seconds(family, op.op == "attention_bwd", &segments, heads, gpu.processors);
+                        call.map_or(floor.floor_seconds, |call| (op.calls as f64 * call).max(floor.floor_seconds))
+                    }
+                    _ => predicted(&floor, &products, &launches, (gpu, sizes.tokens)),
+                };
+                OpFloor { predicted_seconds, ..floor }
+            })
+            .collect();
+        let workspace = backend.scratch_bytes() as u64;
+        Ok(Self::of(gpu, workload, (parameters, sizes.tokens, sizes.rows), ops, products, (launches, workspace)))
     }
 
     fn of(
         gpu: &GpuRates,
         workload: &Workload,
         ([parameters, trained_parameters], tokens, head_rows): ([usize; 2], usize, usize),
-        ops: &[OpTime],
+        ops: Vec<OpFloor>,
         products: Vec<GemmEstimate>,
-        launches: &[Launched],
+        (launches, workspace_bytes): (Vec<LaunchEstimate>, u64),
     ) -> Self {
-        let ops: Vec<OpFloor> = ops.iter().map(|op| op_floor(gpu, op)).collect();
-        let launches: Vec<LaunchEstimate> = launches.iter().map(|launched| launch_estimate(gpu, launched)).collect();
         let flops = ops.iter().map(|op| op.flops).sum();
         let floor_seconds = ops.iter().map(|op| op.floor_seconds).sum();
-        let predicted_seconds = ops.iter().map(|op| predicted(op, &products, &launches)).sum::<f64>();
+        let predicted_seconds = ops.iter().map(|op| op.predicted_seconds).sum::<f64>();
         let head = ops.iter().find(|op| op.op == "head_logprob_bwd");
         Self {
             card: gpu.clone(),
@@ -257,6 +290,7 @@ impl StepPlan {
             floor_seconds,
             predicted_seconds,
             utilisation: flops as f64 / predicted_seconds / gpu.peak,
+            workspace_bytes,
             ops,
             products,
             launches,
@@ -289,16 +323,21 @@ impl StepPlan {
             gpu.product / 1e12,
             gpu.peak / 1e12
         );
-        let _ = writeln!(out, "{:<20} {:>6} {:>9} {:>9} {:>8}  bound", "op", "calls", "TFLOP", "GB", "floor ms");
+        let _ = writeln!(
+            out,
+            "{:<20} {:>6} {:>9} {:>9} {:>8} {:>12}  bound",
+            "op", "calls", "TFLOP", "GB", "floor ms", "predicted ms"
+        );
         for op in &self.ops {
             let _ = writeln!(
                 out,
-                "{:<20} {:>6} {:>9.3} {:>9.3} {:>8.3}  {}",
+                "{:<20} {:>6} {:>9.3} {:>9.3} {:>8.3} {:>12.3}  {}",
                 op.op,
                 op.calls,
                 op.flops as f64 / 1e12,
                 op.bytes as f64 / 1e9,
                 1e3 * op.floor_seconds,
+                1e3 * op.predicted_seconds,
                 op.bound
             );
         }
@@ -344,10 +383,11 @@ impl StepPlan {
         }
         let _ = write!(
             out,
-            "\n{:.1} TFLOP per step, {:.1} of them recomputed logits; floor {:.1} ms, predicted with the selected tiles and wave quantisation \
+            "\n{:.1} TFLOP per step, {:.1} of them recomputed logits; workspace of ops {:.2} GiB; floor {:.1} ms, predicted \
              {:.1} ms: {:.0} % of the data sheet's peak",
             self.flops as f64 / 1e12,
             self.recomputed_flops as f64 / 1e12,
+            self.workspace_bytes as f64 / f64::from(1 << 30),
             1e3 * self.floor_seconds,
             1e3 * self.predicted_seconds,
             100.0 * self.utilisation
@@ -380,11 +420,24 @@ fn gemm_estimates(gpu: &GpuRates, chosen: &[Chosen]) -> Vec<GemmEstimate> {
     products
 }
 
-/// Predicted seconds of an op: by its selected tiles, else its floor over the wave efficiency.
-fn predicted(op: &OpFloor, products: &[GemmEstimate], launches: &[LaunchEstimate]) -> f64 {
+/// Predicted seconds of an op: by its selected tiles; else by bytes and latency, or for GEMMs its
+/// floor over the wave efficiency. Not for attention over trees.
+fn predicted(
+    op: &OpFloor,
+    products: &[GemmEstimate],
+    launches: &[LaunchEstimate],
+    (gpu, tokens): (&GpuRates, usize),
+) -> f64 {
+    if !uses_gemm_rate(&op.op) {
+        return row_wise(&op.op, op.calls, op.bytes, tokens, (gpu.copy, gpu.processors));
+    }
     let of_op = products.iter().filter(|p| p.op == op.op);
     let chosen: f64 = of_op.map(|p| p.calls as f64 * p.predicted_seconds).sum();
-    chosen.max(op.floor_seconds / wave_efficiency(&op.op, launches))
+    // Tiles are predicted where they were measured, and a floor by a lower GEMM rate does not bound them.
+    if chosen > 0.0 {
+        return chosen.max(op.bytes as f64 / gpu.copy);
+    }
+    op.floor_seconds / wave_efficiency(&op.op, launches)
 }
 
 fn op_floor(gpu: &GpuRates, op: &OpTime) -> OpFloor {
@@ -396,91 +449,6 @@ fn op_floor(gpu: &GpuRates, op: &OpTime) -> OpFloor {
         bytes: op.cost.bytes,
         bound: if bound == Bound::Gemm { "product" } else { "copy" },
         floor_seconds,
-    }
-}
-
-/// Limits per multiprocessor of compute capability 9.0 (CUDA programming guide, technical
-/// specifications).
-const MAX_THREADS: u32 = 2048;
-const MAX_BLOCKS: u32 = 32;
-const REGISTERS: u32 = 65536;
-/// Registers are allocated per warp in units of this size.
-const REGISTER_UNIT: u32 = 256;
-const SHARED_BYTES: usize = 228 << 10;
-/// Shared memory per block that the system reserves.
-const SYSTEM_SHARED_BYTES: usize = 1 << 10;
-
-/// Number of blocks that a multiprocessor holds at a time.
-fn blocks_per_multiprocessor(threads: u32, registers: u32, shared_bytes: usize) -> u32 {
-    let warps = threads.div_ceil(32);
-    let of_block = warps * (registers * 32).next_multiple_of(REGISTER_UNIT);
-    let by_shared = (SHARED_BYTES / (shared_bytes + SYSTEM_SHARED_BYTES)) as u32;
-    (MAX_THREADS / threads).min(MAX_BLOCKS).min(REGISTERS / of_block.max(1)).min(by_shared)
-}
-
-fn launch_estimate(gpu: &GpuRates, launched: &Launched) -> LaunchEstimate {
-    let threads = KERNELS.iter().find(|k| k.name == launched.kernel).map_or(0, |k| k.threads);
-    let resources: Option<&Resources> = RESOURCES.iter().find(|r| r.kernel == launched.kernel && r.target == "sm_90a");
-    let blocks_held =
-        resources.map(|r| blocks_per_multiprocessor(threads, r.registers, launched.shared_bytes + r.shared as usize));
-    let waves = blocks_held.map(|b| launched.blocks as f64 / (f64::from(b.max(1)) * gpu.processors as f64));
-    LaunchEstimate {
-        kernel: launched.kernel,
-        launches: launched.count,
-        tiles: launched.blocks,
-        threads,
-        shared_bytes: launched.shared_bytes,
-        blocks_held,
-        waves,
-        efficiency: waves.map(|w| w / w.ceil()),
-    }
-}
-
-/// Wave efficiency of an op's launches, weighted by their waves; 1 if unknown. Memory-bound ops
-/// loop over rows with a grid stride, so their floors are not stretched.
-fn wave_efficiency(op: &str, launches: &[LaunchEstimate]) -> f64 {
-    if !uses_gemm_rate(op) {
-        return 1.0;
-    }
-    let (mut waves, mut whole) = (0.0, 0.0);
-    for launch in launches.iter().filter(|l| l.kernel.starts_with(op)) {
-        if let Some(w) = launch.waves {
-            waves += w * launch.launches as f64;
-            whole += w.ceil() * launch.launches as f64;
-        }
-    }
-    if whole > 0.0 { waves / whole } else { 1.0 }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_multiprocessor_holds_what_its_scarcest_resource_allows() {
-        // 128 threads of 168 registers: 4 warps of 5376, so 21504 per block and 3 blocks.
-        assert_eq!(blocks_per_multiprocessor(128, 168, 0), 3);
-        assert_eq!(blocks_per_multiprocessor(256, 32, 0), 8);
-        assert_eq!(blocks_per_multiprocessor(32, 16, 0), 32);
-        // 228 KiB hold two blocks of 100 KiB with the system's reserve.
-        assert_eq!(blocks_per_multiprocessor(128, 32, 100 << 10), 2);
-    }
-
-    #[test]
-    fn unfilled_waves_stretch_only_gemms() {
-        let launch = |kernel, tiles: u64, waves: f64| LaunchEstimate {
-            kernel,
-            launches: 2,
-            tiles,
-            threads: 128,
-            shared_bytes: 0,
-            blocks_held: Some(1),
-            waves: Some(waves),
-            efficiency: Some(waves / waves.ceil()),
-        };
-        let launches = [launch("linear_fwd_bf16", 10, 1.25), launch("norm_fwd_bf16", 1, 0.1)];
-        assert_eq!(wave_efficiency("linear_fwd", &launches), 0.625);
-        assert_eq!(wave_efficiency("norm_fwd", &launches), 1.0);
-        assert_eq!(wave_efficiency("linear_bwd_input", &launches), 1.0);
+        predicted_seconds: floor_seconds,
     }
 }

@@ -47,6 +47,8 @@ pub struct MemoryInputs<'a> {
     pub kernels: Option<&'a Properties>,
     /// Text that the policy generates at evaluations.
     pub generation: Option<PlannedGeneration>,
+    /// Most head rows at once ([`Backend::set_max_head_rows`]); 0 for the default.
+    pub head_rows: usize,
 }
 
 /// Buffers of generation at evaluations.
@@ -89,6 +91,8 @@ pub struct MemoryPlan {
     pub recompute: bool,
     /// Total bytes and largest number of groups with `recompute` inverted.
     pub other_mode: (u64, Option<usize>),
+    /// Most head rows at once; 0 if the head does not work in chunks of rows.
+    pub head_rows: usize,
 }
 
 impl MemoryPlan {
@@ -110,7 +114,28 @@ impl MemoryPlan {
             max_groups,
             recompute: subject.recompute,
             other_mode: other_mode.map_or((0, None), |(parts, most)| (total(&parts), most)),
+            head_rows: subject.head_rows,
         }))
+    }
+
+    /// As [`MemoryPlan::new`], with the first of these numbers of head rows at once that fits in
+    /// memory, or the last one if none does. `subject.head_rows` is not used.
+    pub fn with_fitting_head_rows(
+        subject: &MemoryInputs<'_>,
+        choices: &[usize],
+        sizes: &GroupSizes,
+        micro_batch: usize,
+        available: Option<u64>,
+    ) -> Result<Option<Self>> {
+        let plan = |head_rows| Self::new(&MemoryInputs { head_rows, ..*subject }, sizes, micro_batch, available);
+        let Some((&last, others)) = choices.split_last() else { return plan(0) };
+        for &rows in others {
+            match plan(rows)? {
+                Some(plan) if available.is_some_and(|free| plan.total() > free) => {}
+                fits => return Ok(fits),
+            }
+        }
+        plan(last)
     }
 
     /// Bytes of all parts.
@@ -126,7 +151,9 @@ impl MemoryPlan {
             parts.iter().take(3).map(|(name, bytes)| format!("{name} {}", mib(*bytes))).collect();
         let free = self.available.map_or(String::new(), |free| format!(" of {} free", free >> 20));
         let fit = self.max_groups.map_or(String::new(), |most| format!("; at most {most} groups a micro-batch fit"));
-        format!("{} MiB planned{free} ({}){fit}", mib(self.total()), largest.join(", "))
+        let rows =
+            if self.head_rows > 0 { format!("; head of {} rows at once", self.head_rows) } else { String::new() };
+        format!("{} MiB planned{free} ({}){fit}{rows}", mib(self.total()), largest.join(", "))
     }
 
     /// Name and bytes of each part.
@@ -249,6 +276,7 @@ fn generation_buffers<B: Backend>(
 fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> Result<Parts> {
     let none = Properties { name: String::new(), processors: 1, shared_bytes: 0, compute_capability: (0, 0) };
     let backend = Kernels::<_, A>::new(Rehearsal::of(subject.kernels.unwrap_or(&none)));
+    backend.set_max_head_rows(subject.head_rows);
     let mut parts = Vec::new();
     let mut seen = 0;
     let mut part = |name: &'static str, backend: &Kernels<Rehearsal, A>| {

@@ -68,6 +68,8 @@ pub struct Trainer<'b, B: Backend> {
     /// CUDA graphs of micro-batches, by shape level and phase.
     graphs: HashMap<(usize, Phase), GraphState<B>>,
     replay_graphs: bool,
+    /// Steps of shapes with more head rows than the head takes at once are not captured.
+    captured_rows: usize,
 }
 
 /// Results of one step.
@@ -119,6 +121,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
             spare_steps: Vec::new(),
             graphs: HashMap::new(),
             replay_graphs: false,
+            captured_rows: usize::MAX,
             frozen: frozen.map(|model| Frozen::online(backend, model)).transpose()?,
             backend,
             loss,
@@ -182,8 +185,11 @@ impl<'b, B: Backend> Trainer<'b, B> {
     /// over such batches do not allocate on the device.
     pub fn reserve(&mut self, limits: &BatchLimits, accumulation: usize) -> Result<()> {
         let backend = self.backend;
-        let rows_at_once = self.policy.max_head_rows(backend);
-        self.packer.shapes = self.replay_graphs.then(|| Shapes::of(*limits, rows_at_once));
+        // Which batches are padded does not depend on how many rows the head takes at once by this
+        // run's memory plan, so neither does a result.
+        self.captured_rows = self.policy.max_head_rows(backend);
+        let padded_rows = self.policy.default_head_rows(backend);
+        self.packer.shapes = self.replay_graphs.then(|| Shapes::of(*limits, padded_rows));
         let limits = &self.packer.shapes.map_or(*limits, |shapes| shapes.limits());
         self.graphs.clear();
         self.policy.reserve_positions(backend, limits.longest_path)?;
@@ -276,7 +282,10 @@ impl<'b, B: Backend> Trainer<'b, B> {
             self.upload(micro_batch)?;
             let write = if i == 0 { Write::Overwrite } else { Write::Add };
             let phase = Phase { write, last: i + 1 == packed.micro_batches().len() };
-            self.compute_or_replay(micro_batch.level, phase)?;
+            let shapes = self.packer.shapes.as_ref();
+            let rows = |level: &usize| shapes.map_or(usize::MAX, |shapes| shapes.shape(*level).rows);
+            let level = micro_batch.level.filter(|level| rows(level) <= self.captured_rows);
+            self.compute_or_replay(level, phase)?;
             at = self.fetch(&micro_batch.batch, &mut results, at)?;
         }
         Ok(Pending { packed, results, capacity })

@@ -4,16 +4,22 @@ python3 run.py [--device cuda|emulator] [--out DIR] [--strict] [--seconds N] [--
 
 Stages, in order
   device      the device as seen by the binary and by nvidia-smi
+  new         the kernels for Hopper that no record has yet: their tests, then under compute-sanitizer
+  step        a DPO step of the shape of Qwen2.5-0.5B by op, with the head whole and in chunks, beside the prediction
+  attention   attention, then FlashAttention, cuDNN, FlexAttention (causal and trees) and MagiAttention at the same shapes
+  steps       DPO and reward steps of mapl, torch and TRL on pairs
+  models      GEMMs and heads of Qwen2.5-1.5B and Llama-3.1-8B
+  rows        row-wise ops, then torch's
   ops         every op against the f64 reference and every primitive against its tables, only on this device
   sanitizer   compute-sanitizer memcheck, racecheck, initcheck and synccheck on small tests of every kernel file
   train       20 steps of reward and DPO in f32 and bf16 compared with the CPU; in bf16 also repeated, without CUDA graphs, and
               with gradient checkpointing
   quickstart  the quick start on the device
-  bench       every op at the sizes of published models, verified, then timed and compared with cuBLASLt and ceilings; the same
-              shapes with PyTorch and libraries based on it, if installed; rows in bench-*.csv, described in benches/README.md
   speed       tokens per second and memory use compared with the plan, with and without CUDA graphs: shape of Qwen2.5-0.5B,
               random weights
 
+Every stage has a limit of its own, so that ten minutes are enough for the stages up to `steps`. The stages that time ops and steps
+verify first, and write rows to bench-*.csv (benches/README.md); libraries that are not installed are rows with the reason.
 A stage that cannot run gives a row with the reason; with --strict such a row is a failure. Writes suite.json, suite.txt and logs
 to DIR. Requires only Python 3.10. Exits with 1 if anything failed.
 """
@@ -30,7 +36,18 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-STAGES = ["device", "ops", "sanitizer", "train", "quickstart", "bench", "speed"]
+# Packed beside this file; benches/peers in a checkout.
+sys.path += [str(HERE), str(HERE.parent.parent / "benches" / "peers")]
+import steps  # noqa: E402
+
+# Stages in order, with the seconds that each may take.
+LIMITS = {"device": 15, "new": 120, "step": 90, "attention": 105, "steps": 230, "models": 120, "rows": 120, "ops": 300, "sanitizer": 300,
+          "train": 300, "quickstart": 400, "speed": 200}
+STAGES = list(LIMITS)
+# Tests of the kernels that were changed since the last record.
+NEW = ["backends::attention_sm90", "backends::head_sm90::gradients_", "backends::head_sm90::forward_and",
+       "backends::head_preference::every_number_of", "backends::linear_sm90::gated_"]
+ROW_WISE = "norm_,layer_norm_,qk_norm_,rope_,bias_,embedding_,gelu_,scale,glu_,grad_norm,adamw,segment_,reward_head,preference_"
 # Small tests of every kernel file: the sanitizer slows kernels down a hundredfold.
 SMALL = ["backends::segment", "backends::preference", "backends::embedding", "backends::rope", "backends::glu", "backends::reward",
          "backends::optim", "backends::head_logits", "backends::norm::equal_", "backends::attention::equal_",
@@ -51,9 +68,12 @@ class Suite:
         self.rows = []
         self.facts = json.loads((HERE / "source.json").read_text()) if (HERE / "source.json").exists() else {}
         self.began = time.monotonic()
+        self.stage_ends = self.began + self.options.seconds
 
     def left(self):
-        return max(1.0, self.options.seconds - (time.monotonic() - self.began))
+        """Seconds that the current stage may still take."""
+        now = time.monotonic()
+        return max(1.0, min(self.options.seconds - (now - self.began), self.stage_ends - now))
 
     def row(self, stage, name, outcome, detail="", seconds=0.0):
         self.rows.append({"stage": stage, "name": name, "outcome": outcome, "detail": detail, "seconds": round(seconds, 1)})
@@ -114,19 +134,26 @@ class Suite:
             return self.row(stage, name, "failed", f"{detail}; exit code {code}", seconds)
         self.row(stage, name, "skipped" if skips else "ok", detail, seconds)
 
+    def new(self):
+        self.tests("new", "kernels without a record", "new", [], NEW, 4)
+        for name in ["memcheck", "racecheck"]:
+            self.sanitize("new", name, NEW)
+
     def ops(self):
         self.tests("ops", "every op and primitive", "ops", [], ["backends::", "primitives::"], 4)
 
-    def sanitizer(self):
+    def sanitize(self, stage, name, filters):
         tool = shutil.which("compute-sanitizer") or next(
             (str(p) for p in Path("/usr/local").glob("cuda*/bin/compute-sanitizer")), None)
+        if self.options.device != "cuda" or tool is None:
+            why = "requires a GPU" if self.options.device != "cuda" else "no compute-sanitizer on this machine"
+            return self.row(stage, name, "skipped", why)
+        prefix = [tool, "--tool", name, "--error-exitcode", "99"]
+        self.tests(stage, name, f"{stage}-{name}", prefix, filters, 1)
+
+    def sanitizer(self):
         for name in ["memcheck", "racecheck", "initcheck", "synccheck"]:
-            if self.options.device != "cuda" or tool is None:
-                why = "requires a GPU" if self.options.device != "cuda" else "no compute-sanitizer on this machine"
-                self.row("sanitizer", name, "skipped", why)
-            else:
-                prefix = [tool, "--tool", name, "--error-exitcode", "99"]
-                self.tests("sanitizer", name, f"sanitizer-{name}", prefix, SMALL, 1)
+            self.sanitize("sanitizer", name, SMALL)
 
     def losses(self, run):
         lines = (self.work / run / "metrics.jsonl").read_text().splitlines()
@@ -193,43 +220,95 @@ class Suite:
         detail = "; ".join(f"{name} {' '.join(map(str, values))}" for name, values in shares.items())
         self.row("quickstart", f"scale {scale:.2f}", "ok" if code == 0 else "failed", detail, seconds)
 
-    def bench(self):
-        device, commit = self.options.device, self.facts.get("commit", "unknown") + ("+" if self.facts.get("changed") else "")
+    # Timed stages
+
+    def commit(self):
+        return self.facts.get("commit", "unknown") + ("+" if self.facts.get("changed") else "")
+
+    def step(self):
+        """Time by op of whole steps, beside the prediction of the plan."""
+        cuda = self.options.device == "cuda"
+        model, pairs, prompt, response = ("qwen2.5-0.5b", 16, 512, 256) if cuda else ("tiny", 1, 16, 8)
+        sizes = argparse.Namespace(mapl=HERE / "mapl", work=self.work / "steps", model=model, pairs=pairs, prompt=prompt, response=response,
+                                   steps=8 if cuda else 3, warmup=2, deadline=time.monotonic() + self.left(), patience=60.0)
+        sizes.work.mkdir(parents=True, exist_ok=True)
+        try:
+            folder = steps.prepare(sizes)
+        except (RuntimeError, OSError) as why:
+            return self.row("step", "material", "failed", str(why)[-300:])
+        plan = f"bench --plan --json --pairs {pairs} --prompt {prompt} --response {response}"
+        for name, flags in {"whole head": "", "head of 2,048 rows": " --head-rows 2048"}.items():
+            if not cuda and flags:
+                # The emulator runs the kernels for Hopper only if the data is bf16, at sizes that take it minutes.
+                self.row("step", name, "skipped", "requires a GPU")
+                continue
+            log = "step-" + ("chunks" if flags else "whole")
+            words = (f"study dpo --model {folder / 'model'} --train-file {folder / 'pairs.jsonl'} --output-dir {log} --study-dir {log}-study "
+                     f"--device {self.options.device} --max-steps {sizes.steps} --per-device-train-batch-size {pairs} --no-shuffle "
+                     f"--max-length {prompt + response} --learning-rate 1e-6 --save-strategy no{flags}")
+            code, text, seconds = self.mapl(log, words)
+            if code != 0:
+                self.row("step", name, "failed", f"exit code {code}: {text.strip()[-300:]}", seconds)
+                continue
+            record = json.loads((self.work / f"{log}-study" / "study.json").read_text())
+            self.facts[log] = record
+            (self.out / f"{log}.json").write_text(json.dumps(record, indent=1))
+            detail = f"{1e3 * record['summary']['step_seconds']:.1f} ms"
+            if cuda:
+                code, text, _ = self.mapl(f"{log}-plan", plan + flags)
+                detail += f", predicted {1e3 * json.loads(text)['predicted_seconds']:.1f} ms" if code == 0 else ", no prediction"
+            self.row("step", name, "ok", detail, seconds)
+
+    def timed(self, stage, flags):
+        """Times ops of mapl in the first half of the stage, those of other libraries at the same shapes in the second."""
+        device = self.options.device
         # cuBLASLt comes with CUDA or with PyTorch's packages; the loader searches neither by default.
         folders = [str(path.parent) for path in Path(sys.prefix).glob("lib/python*/*-packages/nvidia/*/lib/libcublasLt.so*")]
         folders += [str(path) for path in Path("/usr/local").glob("cuda*/lib64")]
         libraries = ":".join([*dict.fromkeys(folders), os.environ.get("LD_LIBRARY_PATH", "")])
-        # A third of the remaining time each for our ops, for other libraries at the same shapes, and for whole steps.
-        part = self.left() / 3
-        sizes = {"cuda": f"--tokens 2048,8192 --dtype bf16 --seconds 0.2 --repeats 20 --limit {part:.0f}", "emulator": "--repeats 1 --seconds 0"}[device]
-        if self.options.models:
-            sizes += f" --model {self.options.models}"
-        ours = self.out / "bench-mapl.csv"
-        words = f"bench --device {device} {sizes} --commit {commit} --output {ours}".split()
-        code, text, seconds = self.call("bench", [HERE / "mapl", *words], LD_LIBRARY_PATH=libraries)
+        half = self.left() / 2
+        sizes = {"cuda": f"--tokens 2048,8192 --dtype bf16 --seconds 0.2 --repeats 20 --limit {half:.0f}",
+                 "emulator": f"--model tiny --tokens 16 --repeats 1 --seconds 0 --limit {half:.0f}"}[device]
+        ours = self.out / f"bench-{stage}.csv"
+        words = f"bench --device {device} {flags} {sizes} --commit {self.commit()} --output {ours}".split()
+        code, text, seconds = self.call(f"bench-{stage}", [HERE / "mapl", *words], LD_LIBRARY_PATH=libraries)
         said = next((line for line in text.splitlines() if " rows measured, " in line), text.strip()[-300:])
-        self.row("bench", "ops", "ok" if code == 0 else "failed", said, seconds)
-        if device != "cuda":
-            return self.row("bench", "peers", "skipped", "requires a GPU")
+        self.row(stage, "mapl", "ok" if code == 0 else "failed", said, seconds)
         if not ours.exists():
             return
-        words = ["-B", HERE / "ops.py", "--rows", ours, "--output", self.out / "bench-peers.csv", "--device", "cuda",
-                 "--seconds", "0.3", "--patience", "30", "--no-compile", "--limit", f"{part:.0f}"]
-        code, text, seconds = self.call("bench-peers", [sys.executable, *words])
-        measured = text.count(": measured ")
-        fine = code == 0 and measured > 0
-        detail = f"{measured} rows" if fine else text.strip()[-300:]
+        peers = self.out / f"bench-{stage}-peers.csv"
+        words = ["-B", HERE / "ops.py", "--rows", ours, "--output", peers, "--device", "cuda" if device == "cuda" else "cpu",
+                 "--seconds", "0.3" if device == "cuda" else "0", "--patience", "30", "--no-compile", "--limit", f"{self.left():.0f}"]
+        code, text, seconds = self.call(f"bench-{stage}-peers", [sys.executable, *words])
+        measured, others = text.count(": measured "), len(re.findall(r": (?:absent|skipped|failed) ", text))
         missing = "No module named 'torch'" in text
-        self.row("bench", "peers", "ok" if fine else "skipped" if missing else "failed", detail, seconds)
-        words = ["-B", HERE / "steps.py", "--mapl", HERE / "mapl", "--python", sys.executable, "--work", self.work / "steps", "--device", "cuda",
-                 "--model", "qwen2.5-0.5b", "--pairs", "16", "--prompt", "512", "--response", "256", "--rounds", "1",
-                 "--no-compile", "--patience", "60", "--limit", f"{max(1.0, self.left() - 10):.0f}",
-                 "--commit", commit, "--output", self.out / "bench-steps.csv"]
+        fine = code == 0 and measured > 0
+        detail = f"{measured} rows, {others} with a reason why not" if fine else text.strip()[-300:]
+        self.row(stage, "peers", "ok" if fine else "skipped" if missing else "failed", detail, seconds)
+
+    def attention(self):
+        self.timed("attention", f"--op attention_fwd,attention_bwd --model {self.options.models or 'qwen2.5-0.5b,llama-3.1-8b'}"
+                   if self.options.device == "cuda" else "--op attention_fwd,attention_bwd")
+
+    def models(self):
+        self.timed("models", f"--op linear_,head_ --model {self.options.models or 'qwen2.5-1.5b,llama-3.1-8b'}"
+                   if self.options.device == "cuda" else "--op linear_fwd,head_logprob")
+
+    def rows_of_ops(self):
+        self.timed("rows", f"--op {ROW_WISE} --model {self.options.models or 'qwen2.5-0.5b'}" if self.options.device == "cuda" else "--op norm_,rope_")
+
+    def steps(self):
+        cuda = self.options.device == "cuda"
+        sizes = "--model qwen2.5-0.5b --pairs 16 --prompt 512 --response 256" if cuda else "--model tiny --pairs 1 --prompt 16 --response 8 --steps 2"
+        words = ["-B", HERE / "steps.py", "--mapl", HERE / "mapl", "--python", sys.executable, "--work", self.work / "steps",
+                 "--device", "cuda" if cuda else "cpu", *sizes.split(), "--rounds", "1", "--no-compile", "--patience", "60",
+                 "--limit", f"{max(1.0, self.left() - 10):.0f}", "--commit", self.commit(), "--output", self.out / "bench-steps.csv"]
         code, text, seconds = self.call("bench-steps", [sys.executable, *words])
-        self.row("bench", "steps", "ok" if code == 0 else "failed", f"{text.count(' pairs/s')} sides" if code == 0 else text.strip()[-300:], seconds)
-        files = [path for path in (ours, self.out / "bench-peers.csv", self.out / "bench-steps.csv") if path.exists()]
+        self.row("steps", "pairs", "ok" if code == 0 else "failed", f"{text.count(' pairs/s')} sides" if code == 0 else text.strip()[-300:], seconds)
+        self.row("steps", "MAPL quads", "skipped", "steps.py builds pairs only")
+        files = sorted(self.out.glob("bench-*.csv"))
         code, text, seconds = self.call("bench-summary", [sys.executable, "-B", HERE / "summary.py", *files])
-        self.row("bench", "summary", "ok" if code == 0 else "failed", f"{text.count('not reached')} goals not reached", seconds)
+        self.row("steps", "summary", "ok" if code == 0 else "failed", f"{text.count('not reached')} goals not reached", seconds)
 
     def speed(self):
         if self.options.device != "cuda":
@@ -285,7 +364,7 @@ def main():
     parser.add_argument("--strict", action="store_true", help="treat a stage that cannot run as a failure")
     parser.add_argument("--seconds", type=float, default=570.0, help="time limit of all stages together")
     parser.add_argument("--rows", help="preference rows for the speed stage")
-    parser.add_argument("--models", help="models to benchmark, in the format of mapl bench --model; all by default")
+    parser.add_argument("--models", help="models of the timed stages, in the format of mapl bench --model; all by default")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     options = parser.parse_args()
     suite = Suite(options)
@@ -293,8 +372,9 @@ def main():
         if time.monotonic() - suite.began > options.seconds:
             suite.row(stage, stage, "skipped", "no time left")
             continue
+        suite.stage_ends = time.monotonic() + LIMITS[stage]
         # Without the device no other stage can run.
-        if getattr(suite, stage)() is False and stage == "device":
+        if getattr(suite, {"rows": "rows_of_ops"}.get(stage, stage))() is False and stage == "device":
             break
     suite.write()
     outcomes = [row["outcome"] for row in suite.rows]

@@ -38,9 +38,11 @@ fn filters_of_scripts_match_tests() {
         .collect();
     assert!(filters.len() > 10, "{filters:?}");
     let suite = read("tests/gpu/run.py");
-    let list = suite.split_once("SMALL = [").unwrap().1.split_once(']').unwrap().0;
     let quoted = Regex::new(r#""([^"]+)""#).unwrap();
-    filters.extend(quoted.captures_iter(list).map(|name| ("ops".to_owned(), name[1].to_owned())));
+    for start in ["SMALL = [", "NEW = ["] {
+        let list = suite.split_once(start).unwrap().1.split_once(']').unwrap().0;
+        filters.extend(quoted.captures_iter(list).map(|name| ("ops".to_owned(), name[1].to_owned())));
+    }
     let faults: serde_json::Value = serde_json::from_str(&read("tests/mutations/faults.json")).unwrap();
     let lists = faults["faults"].as_array().unwrap().iter().map(|fault| &fault["tests"]).chain([&faults["tests"]]);
     let names = lists.filter_map(|list| list.as_array()).flatten().map(|name| name.as_str().unwrap().to_owned());

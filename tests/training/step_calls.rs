@@ -101,6 +101,7 @@ fn plan<A: Element>(
 ) -> MemoryPlan {
     let (config, loss) = (&trainer.policy.config, &trainer.loss);
     let subject = MemoryInputs {
+        head_rows: 0,
         generation: None,
         config,
         lora: trainer.policy.lora.as_ref().map(|lora| &lora.layout.spec),

@@ -122,14 +122,16 @@ pub(super) fn head_logprob_bwd<D: Device, A: Element>(
         }
         .launch(&k.device, blocks(k, width, d.hidden), shared_bytes::<A>())?;
     }
-    gather(k, d, scratch.read(drows), a.runs, dhidden)
+    gather(k, d, scratch.read(drows), 0..d.rows, a.runs, dhidden)
 }
 
-/// Sums drows to dhidden. Hidden rows without a head row are not written.
+/// Sums drows to dhidden, for the runs that begin in `rows`; `drows` has these rows, and all rows
+/// of these runs. Hidden rows without a head row are not written.
 pub(super) fn gather<D: Device, A: Element>(
     k: &Kernels<D, A>,
     d: HeadDims,
     drows: ConstPtr<f32>,
+    rows: std::ops::Range<usize>,
     runs: Runs<'_, Array<D, i32>>,
     dhidden: MutPtr<A>,
 ) -> Result<()> {
@@ -141,6 +143,8 @@ pub(super) fn gather<D: Device, A: Element>(
         dhidden,
         distinct: int(runs.keys.len)?,
         hidden_size: int(d.hidden)?,
+        first: int(rows.start)?,
+        count: int(rows.len())?,
     }
     .launch(&k.device, k.row_blocks(runs.keys.len, 1), 0)
 }

@@ -41,7 +41,7 @@ mod generate;
 mod grammar;
 
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -97,9 +97,8 @@ pub struct Kernels<D: Device, A> {
     recording: AtomicBool,
     /// Use of the Hopper kernels.
     hopper: Hopper,
-    /// Maximum number of head rows per chunk of `head_preference`; by default as many as the memory
-    /// budget allows.
-    head_rows: Option<usize>,
+    /// Maximum number of head rows at once; 0 for the default.
+    head_rows: AtomicUsize,
     /// GEMMs and their tiles, if they are recorded.
     chosen: Option<Mutex<Vec<Chosen>>>,
     /// Split-K semaphores, zero between launches.
@@ -118,7 +117,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
             observed: Mutex::default(),
             recording: AtomicBool::new(false),
             hopper: Hopper::of_environment(),
-            head_rows: None,
+            head_rows: AtomicUsize::new(0),
             chosen: None,
             semaphores: Mutex::new(None),
             activations: PhantomData,
@@ -137,7 +136,8 @@ impl<D: Device, A: Element> Kernels<D, A> {
 
     /// Sets the most rows of a chunk of [`Backend::head_preference`], if it works in chunks.
     pub fn with_head_rows(self, rows: usize) -> Self {
-        Self { head_rows: Some(rows), ..self }
+        self.head_rows.store(rows, Ordering::Relaxed);
+        self
     }
 
     /// Records the GEMMs of ops and their tiles.
@@ -156,18 +156,6 @@ impl<D: Device, A: Element> Kernels<D, A> {
         if let Some(chosen) = &self.chosen {
             chosen.lock().unwrap_or_else(|e| e.into_inner()).push(Chosen { op, sizes, choice });
         }
-    }
-
-    /// Address of `count` zeroed semaphores; null for 0. Every call must pass the same count or 0.
-    fn semaphores(&self, count: usize) -> Result<u64> {
-        if count == 0 {
-            return Ok(0);
-        }
-        let mut semaphores = self.semaphores.lock().unwrap_or_else(|e| e.into_inner());
-        if semaphores.is_none() {
-            *semaphores = Some(self.device.allocate(count * size_of::<i32>())?);
-        }
-        Ok(semaphores.as_ref().map_or(0, D::address))
     }
 
     /// The device.
@@ -487,6 +475,12 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     }
     fn max_head_rows(&self, d: HeadDims) -> usize {
         hopper::head::rows_at_once(self, d)
+    }
+    fn head_row_choices(&self, d: HeadDims) -> Vec<usize> {
+        hopper::head::row_choices_of(self, d)
+    }
+    fn set_max_head_rows(&self, rows: usize) {
+        self.head_rows.store(rows, Ordering::Relaxed);
     }
     fn grad_norm_impl(&self, a: GradNorm<'_, Self>) -> Result<()> {
         optim::grad_norm(self, a)

@@ -25,6 +25,18 @@ impl<D: Device, A: Element> Kernels<D, A> {
         hopper::reserve(self)
     }
 
+    /// Address of `count` zeroed semaphores; null for 0. Every call must pass the same count or 0.
+    pub(super) fn semaphores(&self, count: usize) -> Result<u64> {
+        if count == 0 {
+            return Ok(0);
+        }
+        let mut semaphores = self.semaphores.lock().unwrap_or_else(|e| e.into_inner());
+        if semaphores.is_none() {
+            *semaphores = Some(self.device.allocate(count * size_of::<i32>())?);
+        }
+        Ok(semaphores.as_ref().map_or(0, D::address))
+    }
+
     /// Scratch memory for the launches of one op. All of them must be enqueued while the guard is
     /// held. The contents are left over from earlier ops.
     pub(super) fn scratch(&self) -> Result<Scratch<'_, D>> {

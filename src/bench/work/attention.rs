@@ -7,6 +7,7 @@ use crate::Result;
 use crate::backend::Backend;
 use crate::backend::contract::*;
 use crate::bench::operand::{Axis, Cursor, Fill, Operand, Selection};
+use crate::perf::predict::attention::{Family, Heads, Segments, seconds};
 
 /// Shape of every tree in the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,8 +74,15 @@ impl Attention {
         }
     }
 
-    /// Operands of the tables of [`Tree`].
-    fn tables(&self) -> [Operand; 4] {
+    /// Predicted seconds of the call, if the kernels support its heads.
+    pub(crate) fn predicted(&self, family: Family, processors: usize) -> Option<f64> {
+        let [starts, offsets, ancestors, trees] = &self.lists();
+        let heads = Heads { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim };
+        seconds(family, self.backward, &Segments { starts, offsets, ancestors, trees }, heads, processors)
+    }
+
+    /// Tables of [`Tree`]: starts, offsets of ancestors, ancestors, trees.
+    fn lists(&self) -> [Vec<i32>; 4] {
         let segments = self.shape.segments();
         let (mut starts, mut offsets, mut ancestors) = (vec![0i32], vec![0i32], Vec::new());
         for tree in 0..self.trees {
@@ -85,8 +93,13 @@ impl Attention {
             }
         }
         let trees = (0..=self.trees).map(|tree| (tree * segments.len()) as i32).collect();
+        [starts, offsets, ancestors, trees]
+    }
+
+    /// Operands of the tables of [`Tree`].
+    fn tables(&self) -> [Operand; 4] {
         let names = ["starts", "ancestor_offsets", "ancestors", "trees"];
-        let [a, b, c, d] = [starts, offsets, ancestors, trees].map(Arc::new);
+        let [a, b, c, d] = self.lists().map(Arc::new);
         [&a, &b, &c, &d].map({
             let mut names = names.into_iter();
             move |table| Operand::idx(names.next().unwrap_or_default(), table)

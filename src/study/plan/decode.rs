@@ -88,10 +88,13 @@ impl DecodePlan {
         backend.op_times()?;
         backend.take_chosen();
         model.forward_cached(&backend, &inputs, &mut acts, &mut cache, &mut out)?;
-        let ops: Vec<OpFloor> = backend.op_times()?.iter().map(|op| op_floor(gpu, op)).collect();
+        let floors: Vec<OpFloor> = backend.op_times()?.iter().map(|op| op_floor(gpu, op)).collect();
         let launches: Vec<LaunchEstimate> =
             backend.device().take_launches().iter().map(|launched| launch_estimate(gpu, launched)).collect();
         let products = gemm_estimates(gpu, &backend.take_chosen());
+        let seconds = |op: &OpFloor| predicted(op, &products, &launches, (gpu, rows));
+        let ops: Vec<OpFloor> =
+            floors.into_iter().map(|op| OpFloor { predicted_seconds: seconds(&op), ..op }).collect();
         let parameters = model.layout.len;
         let weight_bytes = 2 * parameters as u64;
         let row_bytes = KvCache::<Kernels<Rehearsal, bf16>>::row_bytes(config);
@@ -105,7 +108,7 @@ impl DecodePlan {
             cache_bytes,
             byte_floor_seconds: (weight_bytes + cache_bytes) as f64 / gpu.copy,
             floor_seconds: ops.iter().map(|op| op.floor_seconds).sum(),
-            predicted_seconds: ops.iter().map(|op| predicted(op, &products, &launches)).sum(),
+            predicted_seconds: ops.iter().map(|op| op.predicted_seconds).sum(),
             ops,
             products,
             launches,
@@ -141,7 +144,7 @@ impl DecodePlan {
                 op.flops as f64 / 1e9,
                 op.bytes as f64 / 1e6,
                 1e6 * op.floor_seconds,
-                1e6 * predicted(op, &self.products, &self.launches),
+                1e6 * op.predicted_seconds,
                 op.bound
             );
         }
@@ -149,7 +152,7 @@ impl DecodePlan {
         let _ = write!(
             out,
             "\nfloor by the bytes of weights and cache {:.3} ms ({:.0} tokens/s); sum of the ops' floors {:.3} ms ({:.0} \
-             tokens/s); predicted {:.3} ms ({:.0} tokens/s), without the time of launches",
+             tokens/s); predicted {:.3} ms ({:.0} tokens/s)",
             1e3 * self.byte_floor_seconds,
             rate(self.byte_floor_seconds),
             1e3 * self.floor_seconds,

@@ -13,7 +13,8 @@
 //!
 //! A batch with more head rows than the head takes at once is cut into chunks at group ends
 //! ([`crate::backend::Backend::max_head_rows`]). The enqueued ops then depend on the batch, so
-//! shapes with that many rows do not exist: such batches are neither padded nor captured.
+//! it is not captured. Shapes with more rows than the head takes at once by default do not exist:
+//! batches of that size are not padded either.
 
 use super::upload::BatchSizes;
 use crate::data::pack::BatchLimits;

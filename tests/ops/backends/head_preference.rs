@@ -4,12 +4,13 @@
 //! head. Sequential chunks of whole groups give the same result as the whole batch.
 
 use common::head_preference::{Case, output};
-use common::sm90::{Work, check_variant};
-use common::{On, Outputs, check, compare, each_backend, normal};
+use common::sm90::{Work, check_variant, run_on};
+use common::{On, Outputs, check, compare, each_backend, emulator, normal};
 use half::bf16;
 use mapl::backend::contract::*;
 use mapl::backend::kernels::Kernels;
 use mapl::backend::kernels::device::Device;
+use mapl::backend::kernels::emulator::Schedule;
 use mapl::backend::kernels::hopper::Hopper;
 use mapl::backend::reference::Reference;
 use mapl::backend::{Backend, Write};
@@ -266,6 +267,26 @@ impl Work for OnHopper<'_> {
         match self.1 {
             Some(rows) => kernels.with_head_rows(rows),
             None => kernels,
+        }
+    }
+}
+
+/// The number of rows at once changes no bit: neither of losses nor of gradients, whether the gradient
+/// of the head is overwritten or added to, and wherever chunks end within the 16 rows that a tensor
+/// core sums at a time.
+#[test]
+fn every_number_of_rows_at_once_gives_the_same_bits() {
+    let many = Case::new("many rows", &[&[37, 41], &[5, 3], &[60, 11], &[1, 2], &[70, 80], &[16, 16]], (40, 203));
+    let added = |case: &mut Case| case.write = Write::Add;
+    let frozen = |case: &mut Case| case.frozen = true;
+    let cases = [many.clone(), many.with("added", added), many.padded(29), many.with("frozen", frozen)];
+    for case in cases.into_iter().chain(shapes()) {
+        let on =
+            |rows| emulator(Schedule::Rising, 2).map(|device| run_on(device, Hopper::Chosen, &OnHopper(&case, rows)));
+        let Some(whole) = on(None) else { return };
+        for rows in [1, 20, 100] {
+            let label = format!("{}, {rows} rows at once", case.label);
+            compare::same_bits(&label, &on(Some(rows)).expect("an emulator"), &whole);
         }
     }
 }

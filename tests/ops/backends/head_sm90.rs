@@ -111,6 +111,29 @@ fn forward_and_backward() {
     }
 }
 
+/// Chunks of rows end anywhere; rows with the same source may be in different chunks.
+#[test]
+fn gradients_have_the_same_bits_at_every_number_of_rows_at_once() {
+    struct Chunks<'a>(&'a Head, usize);
+    impl Work for Chunks<'_> {
+        fn on<D: Device>(&self, on: &On<'_, Kernels<D, bf16>>) -> Outputs {
+            self.0.run(on)
+        }
+        fn prepare<D: Device>(&self, kernels: Kernels<D, bf16>) -> Kernels<D, bf16> {
+            kernels.with_head_rows(self.1)
+        }
+    }
+    for write in [Write::Overwrite, Write::Add] {
+        let case = Head { backward: Some(write), ..Head::new((40, 24, 399, 150)) };
+        let on = |rows| emulator(Schedule::Rising, 2).map(|d| run_on(d, Hopper::Chosen, &Chunks(&case, rows)));
+        let Some(whole) = on(150) else { return };
+        for rows in [7, 100] {
+            let label = case.label(&format!("{rows} rows at once"));
+            compare::same_bits(&label, &on(rows).expect("an emulator"), &whole);
+        }
+    }
+}
+
 #[test]
 fn large_vocabulary_in_one_block_of_rows() {
     let sizes = (4, 16, 151_936, 5);

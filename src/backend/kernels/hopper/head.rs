@@ -10,9 +10,16 @@
 //!     score = sums of logp by sequence;  loss, dscore = preference(score);  dlogp = dscore by row
 //!     v = -dlogp / S;  scaled = v x;  E[target] -= S                         head_factors
 //!     drows = v (E head), split-K over the vocabulary                        head_drows
-//!     dhead += Eᵀ scaled                                                     linear_bwd_weight
-//! dhidden = sums of the drows with the same source                           head_gather
+//!     dhead += Eᵀ scaled                                    linear_bwd_weight, head_dhead
+//!     dhidden = sums of the drows with the same source                       head_gather
 //! ```
+//!
+//! The number of rows of a chunk changes no bit of a result:
+//! - A row's E and drows depend on that row only. The splits over the vocabulary are chosen for the
+//!   rows of the call, up to `SPLIT_ROWS`, not for those of a chunk.
+//! - dhead sums rows in ascending steps of 16, the depth of a wgmma. A later chunk starts its
+//!   accumulators from dhead (`head_dhead_sm90`), as does a call that adds to dhead. Rows beyond a
+//!   multiple of 16 move to the begin of the next chunk (`Carry`).
 //!
 //! The three ops run parts of this loop. `head_logprob_fwd` runs the first three lines, with
 //! head_sums, so E is not stored. `head_logprob_bwd` recomputes E, since it gets dlogp from the
@@ -23,266 +30,19 @@
 //! A row with S outside 2^-100 .. 2^90 is recomputed in head_join by one block, with the largest
 //! logit as base.
 
-use std::ops::Range;
+use std::sync::atomic::Ordering;
 
-use super::{ROWS, all_multiples, are_aligned, f32_result, is_supported, matrix, operand};
+use super::head_chunk::{
+    Arrays, Dhead, Operands, add_to_dhead, backward_rows, chunk_backward, chunk_forward, chunks, forward_rows, handles,
+    is_fit, request, row_choices,
+};
 use crate::Result;
-use crate::backend::Write as Mode;
 use crate::backend::contract::*;
-use crate::backend::kernels::device::{ConstPtr, Device, Element, MutPtr};
-use crate::backend::kernels::geometry::{Choice, PLANNED_PROCESSORS, Sizes, Tile, blocks_of, cut};
+use crate::backend::kernels::device::{ConstPtr, Device, Element};
 use crate::backend::kernels::head::gather;
-use crate::backend::kernels::launchers::{self as launch, HEAD_COLUMNS, HEAD_JOIN_ROWS};
 use crate::backend::kernels::preference::{preference_fwd, preference_scratch};
 use crate::backend::kernels::segment::{segment_sum_bwd, segment_sum_fwd};
-use crate::backend::kernels::{Kernels, Piece, Scratch, int, read, write};
-
-/// Scratch memory of a forward at any vocabulary size (performance goal G-HEAD-1), and of the
-/// exponentials of a backward.
-const FORWARD_BYTES: usize = 64 << 20;
-const EXPS_BYTES: usize = 2400 << 20;
-/// Chunks are multiples of this many rows, so that GEMMs fill the clusters of a GPU.
-const CHUNK_UNIT: usize = 256;
-const LARGE_CHUNK_UNIT: usize = 2048;
-/// Maximum number of splits over the vocabulary in the GEMM of the row gradient.
-const MAX_DROWS_SPLITS: usize = 4;
-/// Tile of the GEMM that gives the exponentials: `Head` in `kernels/head_sm90.cu`.
-const TILE: Tile = Tile::N192PingPong;
-
-/// Device addresses of the arrays of a call.
-#[derive(Clone, Copy)]
-struct Arrays {
-    packed: u64,
-    base: u64,
-    sums: u64,
-    hit: u64,
-    total: u64,
-    /// The rest is for gradients only.
-    exps: u64,
-    factor: u64,
-    scaled: u64,
-    /// Rows of the whole call; the other arrays hold one chunk.
-    drows: u64,
-}
-
-/// Row stride of the exponentials in elements: a multiple of 16 bytes.
-fn stride(d: HeadDims) -> usize {
-    d.vocab.next_multiple_of(8)
-}
-
-/// Tiles across the vocabulary.
-fn slices(d: HeadDims) -> usize {
-    d.vocab.div_ceil(HEAD_COLUMNS)
-}
-
-/// Rows of a chunk within a budget of bytes.
-fn rows_within(budget: usize, bytes_of_row: usize) -> usize {
-    let rows = (budget / bytes_of_row.max(1)).max(1);
-    let unit = if rows >= LARGE_CHUNK_UNIT { LARGE_CHUNK_UNIT } else { CHUNK_UNIT };
-    (rows / unit * unit).max(CHUNK_UNIT)
-}
-
-/// Rows of a chunk of the forward.
-fn forward_rows(d: HeadDims) -> usize {
-    rows_within(FORWARD_BYTES, 2 * d.hidden + 4 * slices(d) + 12)
-}
-
-/// Rows of a chunk with stored exponentials.
-fn backward_rows(d: HeadDims) -> usize {
-    rows_within(EXPS_BYTES, 2 * stride(d))
-}
-
-/// Whether these kernels support heads of this kind. Their exponentials are of logits without a soft cap.
-fn handles<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims) -> bool {
-    is_supported(k) && d.hidden > 0 && all_multiples(8, &[d.hidden]) && d.softcap.is_none()
-}
-
-/// Whether these kernels support the head.
-pub(in super::super) fn is_fit<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims, addresses: &[u64]) -> bool {
-    handles(k, d) && d.rows * d.vocab > 0 && are_aligned(addresses)
-}
-
-/// Requests scratch memory for chunks of `rows` rows.
-fn request<D: Device>(scratch: &mut Scratch<'_, D>, d: HeadDims, rows: usize, backward: bool) -> [Piece; 9] {
-    let of = |backward: bool, len: usize| if backward { len } else { 0 };
-    [
-        scratch.request::<u16>(rows * d.hidden),
-        scratch.request::<f32>(rows),
-        scratch.request::<f32>(rows * slices(d)),
-        scratch.request::<f32>(rows),
-        scratch.request::<f32>(rows),
-        scratch.request::<u16>(of(backward, rows * stride(d))),
-        scratch.request::<f32>(of(backward, rows)),
-        scratch.request::<u16>(of(backward, rows * d.hidden)),
-        scratch.request::<f32>(of(backward, d.rows * d.hidden)),
-    ]
-}
-
-impl Arrays {
-    fn of<D: Device>(scratch: &Scratch<'_, D>, pieces: [Piece; 9]) -> Self {
-        let [packed, base, sums, hit, total, exps, factor, scaled, drows] = pieces.map(|piece| scratch.address(piece));
-        Self { packed, base, sums, hit, total, exps, factor, scaled, drows }
-    }
-}
-
-/// Operands of a call.
-#[derive(Clone, Copy)]
-struct Operands {
-    /// The op that is called.
-    name: &'static str,
-    d: HeadDims,
-    hidden: u64,
-    head: u64,
-    source: ConstPtr<i32>,
-    target: ConstPtr<i32>,
-    logp: MutPtr<f32>,
-    lse: MutPtr<f32>,
-}
-
-fn offset<T>(pointer: ConstPtr<T>, rows: usize) -> ConstPtr<T> {
-    ConstPtr::new(pointer.address(), rows)
-}
-
-/// Log-probabilities of a chunk of rows; `stored` keeps the exponentials.
-fn chunk_forward<D: Device, A: Element>(
-    k: &Kernels<D, A>,
-    o: &Operands,
-    at: &Arrays,
-    rows: Range<usize>,
-    stored: bool,
-) -> Result<()> {
-    let (d, count, device) = (o.d, rows.len(), &k.device);
-    let (hidden_size, vocab, number) = (int(d.hidden)?, int(d.vocab)?, int(count)?);
-    let target = offset(o.target, rows.start);
-    launch::HeadRowsSm90 {
-        hidden: ConstPtr::new(o.hidden, 0),
-        head: ConstPtr::new(o.head, 0),
-        source: offset(o.source, rows.start),
-        target,
-        packed: MutPtr::new(at.packed, 0),
-        base: MutPtr::new(at.base, 0),
-        hidden_size,
-        rows: number,
-    }
-    .launch(device, k.row_blocks(count, launch::HeadRowsSm90::WARPS), 0)?;
-    let packed = matrix(device, at.packed, (count, d.hidden), d.hidden, ROWS)?;
-    let head = matrix(device, o.head, (d.vocab, d.hidden), d.hidden, HEAD_COLUMNS)?;
-    let (base, sums, hit) = (ConstPtr::new(at.base, 0), MutPtr::new(at.sums, 0), MutPtr::new(at.hit, 0));
-    let grid = blocks_of(count, d.vocab, HEAD_COLUMNS, device.properties().processors);
-    let shared = TILE.shared_bytes(false, 2);
-    let sizes = Sizes { m: count, n: d.vocab, k: d.hidden, out_bytes: 2, may_split: false };
-    k.note_choice(o.name, sizes, cut(sizes, TILE, 1, device.properties().processors));
-    if stored {
-        let exps = matrix(device, at.exps, (count, d.vocab), stride(d), 64)?;
-        launch::HeadPowersSm90 {
-            packed,
-            head,
-            exps,
-            target,
-            base,
-            sums,
-            hit,
-            rows: number,
-            vocab,
-            hidden: hidden_size,
-        }
-        .launch(device, grid, shared)?;
-    } else {
-        launch::HeadSumsSm90 { packed, head, target, base, sums, hit, rows: number, vocab, hidden: hidden_size }
-            .launch(device, grid, shared)?;
-    }
-    launch::HeadJoinSm90 {
-        packed: ConstPtr::new(at.packed, 0),
-        head: ConstPtr::new(o.head, 0),
-        sums: ConstPtr::new(at.sums, 0),
-        hit: ConstPtr::new(at.hit, 0),
-        base: MutPtr::new(at.base, 0),
-        total: MutPtr::new(at.total, 0),
-        logp: MutPtr::new(o.logp.address(), rows.start),
-        lse: MutPtr::new(o.lse.address(), rows.start),
-        exps: if stored { MutPtr::new(at.exps, 0) } else { MutPtr::NONE },
-        hidden_size,
-        vocab,
-        rows: number,
-        slices: int(slices(d))?,
-        stride: int(stride(d))?,
-    }
-    .launch(device, k.row_blocks(count, launch::HeadJoinSm90::WARPS * HEAD_JOIN_ROWS), 0)
-}
-
-/// Tile and splits over the vocabulary for the drows of a chunk.
-fn drows_choice(d: HeadDims, rows: usize, processors: usize) -> (Sizes, Choice) {
-    let sizes = Sizes { m: rows, n: d.hidden, k: d.vocab, out_bytes: 4, may_split: true };
-    let ways = launch::HeadDrowsSm90::TILE
-        .into_iter()
-        .flat_map(|tile| (1..=MAX_DROWS_SPLITS).map(move |splits| (tile, splits)))
-        .filter(|&(tile, splits)| splits == 1 || super::linear::may_split(rows, d.hidden, tile));
-    let mut choices: Vec<Choice> = ways.map(|(tile, splits)| cut(sizes, tile, splits, PLANNED_PROCESSORS)).collect();
-    choices.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(a.splits.cmp(&b.splits)));
-    (sizes, cut(sizes, choices[0].tile, choices[0].splits, processors))
-}
-
-/// Gradients of a chunk from its exponentials; `dhead` is the weight gradient, if wanted.
-fn chunk_backward<D: Device, A: Element>(
-    k: &Kernels<D, A>,
-    o: &Operands,
-    at: &Arrays,
-    rows: Range<usize>,
-    dlogp: ConstPtr<f32>,
-    dhead: Option<(u64, Mode)>,
-) -> Result<()> {
-    let (d, count, device) = (o.d, rows.len(), &k.device);
-    let (hidden_size, vocab, number) = (int(d.hidden)?, int(d.vocab)?, int(count)?);
-    launch::HeadFactorsSm90 {
-        packed: ConstPtr::new(at.packed, 0),
-        target: offset(o.target, rows.start),
-        hit: ConstPtr::new(at.hit, 0),
-        base: ConstPtr::new(at.base, 0),
-        total: ConstPtr::new(at.total, 0),
-        dlogp: offset(dlogp, rows.start),
-        factor: MutPtr::new(at.factor, 0),
-        scaled: MutPtr::new(at.scaled, 0),
-        exps: MutPtr::new(at.exps, 0),
-        hidden_size,
-        rows: number,
-        stride: int(stride(d))?,
-    }
-    .launch(device, k.row_blocks(count, launch::HeadFactorsSm90::WARPS), 0)?;
-
-    let (sizes, choice) = drows_choice(d, count, device.properties().processors);
-    k.note_choice(o.name, sizes, choice);
-    let exps = matrix(device, at.exps, (count, d.vocab), stride(d), ROWS)?;
-    let head = operand(device, o.head, true, (d.hidden, d.vocab), d.hidden, 64)?;
-    let drows = f32_result(device, at.drows + 4 * (rows.start * d.hidden) as u64, (count, d.hidden))?;
-    let factor = ConstPtr::new(at.factor, 0);
-    let semaphores = MutPtr::new(super::linear::semaphores(k, &choice)?, 0);
-    let (splits, shared) = (int(choice.splits)?, choice.tile.shared_bytes(true, 4));
-    launch::HeadDrowsSm90 { exps, head, drows, factor, semaphores, rows: number, hidden: hidden_size, vocab, splits }
-        .launch(device, choice.tile, choice.grid, shared)?;
-    let Some((dhead, mode)) = dhead else { return Ok(()) };
-    let gemm = super::Gemm::<A> {
-        name: o.name,
-        op: super::Op::Weight,
-        a: ConstPtr::new(at.exps, 0),
-        a_stride: stride(d),
-        b: ConstPtr::new(at.scaled, 0),
-        c: dhead,
-        bias: ConstPtr::NONE,
-        residual: ConstPtr::NONE,
-        norms: 0,
-        m: d.vocab,
-        n: d.hidden,
-        k: count,
-        mode,
-    };
-    let choice = super::best(&gemm, device.properties().processors);
-    super::enqueue(k, &gemm, choice)
-}
-
-/// Rows `0..rows` in chunks of at most `most` rows.
-fn chunks(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..rows).step_by(most.max(1)).map(move |first| first..rows.min(first + most))
-}
+use crate::backend::kernels::{Kernels, read, write};
 
 /// Enqueues the forward. Returns false, without effect, if these kernels do not support the call.
 pub(in super::super) fn forward<D: Device, A: Element>(
@@ -305,7 +65,7 @@ pub(in super::super) fn forward<D: Device, A: Element>(
     }
     let most = forward_rows(d);
     let mut scratch = k.scratch()?;
-    let pieces = request(&mut scratch, d, most.min(d.rows), false);
+    let pieces = request(&mut scratch, d, most.min(d.rows), false, 0);
     scratch.take()?;
     let at = Arrays::of(&scratch, pieces);
     for rows in chunks(d.rows, most) {
@@ -326,11 +86,13 @@ pub(in super::super) fn backward<D: Device, A: Element>(
     if !is_fit(k, d, &[hidden, head, dhead.unwrap_or(0)]) {
         return Ok(false);
     }
-    let most = backward_rows(d);
+    let most = rows_at_once(k, d);
     let mut scratch = k.scratch()?;
-    let pieces = request(&mut scratch, d, most.min(d.rows), true);
+    let pieces = request(&mut scratch, d, most.min(d.rows), true, 0);
     // The results of the forward belong to the caller, so the recomputed ones go to scratch memory.
     let (logp, lse) = (scratch.request::<f32>(d.rows), scratch.request::<f32>(d.rows));
+    // Rows with the same source may be in different chunks.
+    let drows = scratch.request::<f32>(d.rows * d.hidden);
     scratch.take()?;
     let at = Arrays::of(&scratch, pieces);
     let o = Operands {
@@ -343,14 +105,19 @@ pub(in super::super) fn backward<D: Device, A: Element>(
         logp: scratch.write(logp),
         lse: scratch.write(lse),
     };
+    let mut dhead = Dhead::of(dhead, a.dhead_write);
     for rows in chunks(d.rows, most) {
-        let mode = if rows.start > 0 { Mode::Add } else { a.dhead_write };
-        chunk_forward(k, &o, &at, rows.clone(), true)?;
-        chunk_backward(k, &o, &at, rows, read(a.dlogp), dhead.map(|dhead| (dhead, mode)))?;
+        let behind = at.behind(dhead.map_or(0, |dhead| dhead.carry.rows), d);
+        chunk_forward(k, &o, &behind, rows.clone(), true)?;
+        let drows = scratch.address(drows) + 4 * (rows.start * d.hidden) as u64;
+        chunk_backward(k, &o, &behind, rows.clone(), read(a.dlogp), drows)?;
+        if let Some(dhead) = &mut dhead {
+            add_to_dhead(k, &o, &at, rows.len(), dhead, rows.end == d.rows)?;
+        }
     }
     let dhidden = write(&mut a.dhidden);
     k.clear(a.dhidden.reborrow())?;
-    gather(k, d, ConstPtr::new(at.drows, 0), a.runs, dhidden)?;
+    gather(k, d, scratch.read(drows), 0..d.rows, a.runs, dhidden)?;
     Ok(true)
 }
 
@@ -369,7 +136,19 @@ pub(in super::super) fn fuses_preference<D: Device, A: Element>(
 /// Maximum number of head rows per chunk of `head_preference`; unbounded if these kernels do not
 /// support it.
 pub(in super::super) fn rows_at_once<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims) -> usize {
-    if handles(k, d) { k.head_rows.unwrap_or(backward_rows(d)) } else { usize::MAX }
+    if !handles(k, d) {
+        return usize::MAX;
+    }
+    match k.head_rows.load(Ordering::Relaxed) {
+        0 => backward_rows(d),
+        rows => rows,
+    }
+}
+
+/// Numbers of rows of a chunk among which a memory plan chooses, most first; empty if these kernels
+/// do not support the head.
+pub(in super::super) fn row_choices_of<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims) -> Vec<usize> {
+    if handles(k, d) { row_choices(d) } else { Vec::new() }
 }
 
 /// Enqueues the head and its preference loss.
@@ -383,7 +162,8 @@ pub(in super::super) fn preference<D: Device, A: Element>(
     let comparisons = a.comparison.as_ref().map_or(0, |c| c.comparisons);
     // The preference loss uses the scratch memory before this.
     let mut scratch = k.scratch_after(preference_scratch(k, comparisons)?)?;
-    let pieces = request(&mut scratch, d, most, true);
+    // Once the sums of a chunk are added up, its drows take their place.
+    let pieces = request(&mut scratch, d, most, true, most * d.hidden);
     scratch.take()?;
     let at = Arrays::of(&scratch, pieces);
     drop(scratch);
@@ -397,11 +177,14 @@ pub(in super::super) fn preference<D: Device, A: Element>(
         logp: write(&mut a.logp),
         lse: write(&mut a.lse),
     };
-    let dhead = a.dhead.as_mut().map(|dhead| write(dhead).address());
-    for (number, chunk) in chunks.iter().enumerate() {
+    let mut dhead = Dhead::of(a.dhead.as_mut().map(|dhead| write(dhead).address()), a.dhead_write);
+    let dhidden = write(&mut a.dhidden);
+    k.clear(a.dhidden)?;
+    for chunk in &chunks {
         let seqs = chunk.seqs.clone();
+        let behind = at.behind(dhead.map_or(0, |dhead| dhead.carry.rows), d);
         if !chunk.rows.is_empty() {
-            chunk_forward(k, &o, &at, chunk.rows.clone(), true)?;
+            chunk_forward(k, &o, &behind, chunk.rows.clone(), true)?;
         }
         segment_sum_fwd(
             k,
@@ -448,12 +231,12 @@ pub(in super::super) fn preference<D: Device, A: Element>(
             },
         )?;
         if !chunk.rows.is_empty() {
-            let mode = if number > 0 { Mode::Add } else { a.dhead_write };
-            let dhead = dhead.map(|dhead| (dhead, mode));
-            chunk_backward(k, &o, &at, chunk.rows.clone(), read(a.dlogp.as_view()), dhead)?;
+            chunk_backward(k, &o, &behind, chunk.rows.clone(), read(a.dlogp.as_view()), at.sums)?;
+            gather(k, d, ConstPtr::new(at.sums, 0), chunk.rows.clone(), a.runs, dhidden)?;
+            if let Some(dhead) = &mut dhead {
+                add_to_dhead(k, &o, &at, chunk.rows.len(), dhead, chunk.rows.end == d.rows)?;
+            }
         }
     }
-    let dhidden = write(&mut a.dhidden);
-    k.clear(a.dhidden)?;
-    gather(k, d, ConstPtr::new(at.drows, 0), a.runs, dhidden)
+    Ok(())
 }

@@ -104,6 +104,11 @@ pub(super) fn best<A>(gemm: &Gemm<A>, processors: usize) -> Choice {
     limit_splits(gemm.sizes(), choose(gemm.sizes(), processors), processors)
 }
 
+/// Tile with the least predicted time without splits.
+pub(super) fn unsplit<A>(gemm: &Gemm<A>, processors: usize) -> Choice {
+    choose(Sizes { may_split: false, ..gemm.sizes() }, processors)
+}
+
 /// Drops the splits of a choice that needs more semaphores than there are.
 fn limit_splits(sizes: Sizes, choice: Choice, processors: usize) -> Choice {
     if choice.splits > 1 && !may_split(sizes.m, sizes.n, choice.tile) {

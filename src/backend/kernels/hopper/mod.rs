@@ -4,11 +4,12 @@
 mod attention;
 mod glu;
 pub(super) mod head;
+mod head_chunk;
 mod linear;
 
 pub(super) use attention::{attention_bwd, attention_fwd};
 pub(super) use glu::{linear_glu_bwd, linear_glu_fwd};
-use linear::best;
+use linear::unsplit;
 pub(super) use linear::{Gemm, Op, choice, enqueue, reserve};
 
 use super::Kernels;

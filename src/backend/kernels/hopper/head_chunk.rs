@@ -1,0 +1,375 @@
+//! Steps of the vocabulary head on one chunk of rows, and the sizes of chunks; `head` has the
+//! algorithm and runs them over the chunks of a call.
+
+use std::ops::Range;
+
+use super::{ROWS, all_multiples, are_aligned, f32_result, is_supported, matrix, operand};
+use crate::Result;
+use crate::backend::Write as Mode;
+use crate::backend::contract::HeadDims;
+use crate::backend::kernels::device::{ConstPtr, Device, Element, MutPtr};
+use crate::backend::kernels::geometry::{Choice, PLANNED_PROCESSORS, Sizes, Tile, blocks_of, cut};
+use crate::backend::kernels::launchers::{self as launch, HEAD_COLUMNS, HEAD_JOIN_ROWS};
+use crate::backend::kernels::{Kernels, Piece, Scratch, int};
+
+/// Scratch memory of a forward at any vocabulary size (performance goal G-HEAD-1), and of the
+/// exponentials of a backward.
+const FORWARD_BYTES: usize = 64 << 20;
+const EXPS_BYTES: usize = 2400 << 20;
+/// Fewest rows of a chunk that a memory plan chooses. At hidden size 896, half as many take twice the
+/// predicted time: few tiles of drows, and dhead is read and written often.
+const FEWEST_ROWS: usize = 1024;
+/// Rows for which the splits of the GEMM of the row gradient are chosen, unless a call has fewer.
+const SPLIT_ROWS: usize = 2048;
+/// Rows that a wgmma sums.
+const WGMMA_DEPTH: usize = 16;
+/// Chunks are multiples of this many rows, so that GEMMs fill the clusters of a GPU.
+const CHUNK_UNIT: usize = 256;
+const LARGE_CHUNK_UNIT: usize = 2048;
+/// Maximum number of splits over the vocabulary in the GEMM of the row gradient.
+const MAX_DROWS_SPLITS: usize = 4;
+/// Tile of the GEMM that gives the exponentials: `Head` in `kernels/head_sm90.cu`.
+const TILE: Tile = Tile::N192PingPong;
+
+/// Device addresses of the arrays of a call.
+#[derive(Clone, Copy)]
+pub(super) struct Arrays {
+    /// x, and once the gradients start, `scaled`. It and `exps` have room for carried rows.
+    pub packed: u64,
+    pub base: u64,
+    pub sums: u64,
+    pub hit: u64,
+    pub total: u64,
+    /// The rest is for gradients only.
+    pub exps: u64,
+    pub factor: u64,
+}
+
+/// Rows of earlier chunks at the begin of `exps` and `packed` whose part of dhead is not computed
+/// yet, since a wgmma sums [`WGMMA_DEPTH`] rows.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Carry {
+    pub rows: usize,
+    /// Whether dhead has a sum to continue.
+    pub continues: bool,
+}
+
+/// dhead of a call, for its gradient.
+#[derive(Clone, Copy)]
+pub(super) struct Dhead {
+    pub address: u64,
+    pub carry: Carry,
+}
+
+impl Dhead {
+    pub fn of(address: Option<u64>, write: Mode) -> Option<Self> {
+        address.map(|address| Self { address, carry: Carry { rows: 0, continues: write == Mode::Add } })
+    }
+}
+
+/// Row stride of the exponentials in elements: a multiple of 16 bytes.
+fn stride(d: HeadDims) -> usize {
+    d.vocab.next_multiple_of(8)
+}
+
+/// Tiles across the vocabulary.
+fn slices(d: HeadDims) -> usize {
+    d.vocab.div_ceil(HEAD_COLUMNS)
+}
+
+/// Rows of a chunk within a budget of bytes.
+fn rows_within(budget: usize, bytes_of_row: usize) -> usize {
+    let rows = (budget / bytes_of_row.max(1)).max(1);
+    let unit = if rows >= LARGE_CHUNK_UNIT { LARGE_CHUNK_UNIT } else { CHUNK_UNIT };
+    (rows / unit * unit).max(CHUNK_UNIT)
+}
+
+/// Rows of a chunk of the forward.
+pub(super) fn forward_rows(d: HeadDims) -> usize {
+    rows_within(FORWARD_BYTES, 2 * d.hidden + 4 * slices(d) + 12)
+}
+
+/// Rows of a chunk with stored exponentials.
+pub(super) fn backward_rows(d: HeadDims) -> usize {
+    rows_within(EXPS_BYTES, 2 * stride(d))
+}
+
+/// Rows of a chunk that a memory plan may choose, most first: halves of [`backward_rows`].
+pub(super) fn row_choices(d: HeadDims) -> Vec<usize> {
+    let halves = std::iter::successors(Some(backward_rows(d)), |rows| Some(rows / 2));
+    halves.take_while(|&rows| rows >= FEWEST_ROWS).filter(|&rows| rows.is_multiple_of(CHUNK_UNIT)).collect()
+}
+
+/// Whether these kernels support heads of this kind. Their exponentials are of logits without a soft cap.
+pub(super) fn handles<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims) -> bool {
+    is_supported(k) && d.hidden > 0 && all_multiples(8, &[d.hidden]) && d.softcap.is_none()
+}
+
+/// Whether these kernels support the head.
+pub(in super::super) fn is_fit<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims, addresses: &[u64]) -> bool {
+    handles(k, d) && d.rows * d.vocab > 0 && are_aligned(addresses)
+}
+
+/// Requests scratch memory for chunks of `rows` rows. The sums have room for `sums` elements at least.
+pub(super) fn request<D: Device>(
+    scratch: &mut Scratch<'_, D>,
+    d: HeadDims,
+    rows: usize,
+    backward: bool,
+    sums: usize,
+) -> [Piece; 7] {
+    let of = |len: usize| if backward { len } else { 0 };
+    let carried = rows + of(WGMMA_DEPTH - 1);
+    [
+        scratch.request::<u16>(carried * d.hidden),
+        scratch.request::<f32>(rows),
+        scratch.request::<f32>((rows * slices(d)).max(sums)),
+        scratch.request::<f32>(rows),
+        scratch.request::<f32>(rows),
+        scratch.request::<u16>(of(carried * stride(d))),
+        scratch.request::<f32>(of(rows)),
+    ]
+}
+
+impl Arrays {
+    pub fn of<D: Device>(scratch: &Scratch<'_, D>, pieces: [Piece; 7]) -> Self {
+        let [packed, base, sums, hit, total, exps, factor] = pieces.map(|piece| scratch.address(piece));
+        Self { packed, base, sums, hit, total, exps, factor }
+    }
+
+    /// Arrays whose rows start behind the carried rows.
+    pub fn behind(self, carry: usize, d: HeadDims) -> Self {
+        let (packed, exps) = (2 * carry * d.hidden, 2 * carry * stride(d));
+        Self { packed: self.packed + packed as u64, exps: self.exps + exps as u64, ..self }
+    }
+}
+
+/// Operands of a call.
+#[derive(Clone, Copy)]
+pub(super) struct Operands {
+    /// The op that is called.
+    pub name: &'static str,
+    pub d: HeadDims,
+    pub hidden: u64,
+    pub head: u64,
+    pub source: ConstPtr<i32>,
+    pub target: ConstPtr<i32>,
+    pub logp: MutPtr<f32>,
+    pub lse: MutPtr<f32>,
+}
+
+fn offset<T>(pointer: ConstPtr<T>, rows: usize) -> ConstPtr<T> {
+    ConstPtr::new(pointer.address(), rows)
+}
+
+/// Log-probabilities of a chunk of rows; `stored` keeps the exponentials.
+pub(super) fn chunk_forward<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    o: &Operands,
+    at: &Arrays,
+    rows: Range<usize>,
+    stored: bool,
+) -> Result<()> {
+    let (d, count, device) = (o.d, rows.len(), &k.device);
+    let (hidden_size, vocab, number) = (int(d.hidden)?, int(d.vocab)?, int(count)?);
+    let target = offset(o.target, rows.start);
+    launch::HeadRowsSm90 {
+        hidden: ConstPtr::new(o.hidden, 0),
+        head: ConstPtr::new(o.head, 0),
+        source: offset(o.source, rows.start),
+        target,
+        packed: MutPtr::new(at.packed, 0),
+        base: MutPtr::new(at.base, 0),
+        hidden_size,
+        rows: number,
+    }
+    .launch(device, k.row_blocks(count, launch::HeadRowsSm90::WARPS), 0)?;
+    let packed = matrix(device, at.packed, (count, d.hidden), d.hidden, ROWS)?;
+    let head = matrix(device, o.head, (d.vocab, d.hidden), d.hidden, HEAD_COLUMNS)?;
+    let (base, sums, hit) = (ConstPtr::new(at.base, 0), MutPtr::new(at.sums, 0), MutPtr::new(at.hit, 0));
+    let grid = blocks_of(count, d.vocab, HEAD_COLUMNS, device.properties().processors);
+    let shared = TILE.shared_bytes(false, 2);
+    let sizes = Sizes { m: count, n: d.vocab, k: d.hidden, out_bytes: 2, may_split: false };
+    k.note_choice(o.name, sizes, cut(sizes, TILE, 1, device.properties().processors));
+    if stored {
+        let exps = matrix(device, at.exps, (count, d.vocab), stride(d), 64)?;
+        launch::HeadPowersSm90 {
+            packed,
+            head,
+            exps,
+            target,
+            base,
+            sums,
+            hit,
+            rows: number,
+            vocab,
+            hidden: hidden_size,
+        }
+        .launch(device, grid, shared)?;
+    } else {
+        launch::HeadSumsSm90 { packed, head, target, base, sums, hit, rows: number, vocab, hidden: hidden_size }
+            .launch(device, grid, shared)?;
+    }
+    launch::HeadJoinSm90 {
+        packed: ConstPtr::new(at.packed, 0),
+        head: ConstPtr::new(o.head, 0),
+        sums: ConstPtr::new(at.sums, 0),
+        hit: ConstPtr::new(at.hit, 0),
+        base: MutPtr::new(at.base, 0),
+        total: MutPtr::new(at.total, 0),
+        logp: MutPtr::new(o.logp.address(), rows.start),
+        lse: MutPtr::new(o.lse.address(), rows.start),
+        exps: if stored { MutPtr::new(at.exps, 0) } else { MutPtr::NONE },
+        hidden_size,
+        vocab,
+        rows: number,
+        slices: int(slices(d))?,
+        stride: int(stride(d))?,
+    }
+    .launch(device, k.row_blocks(count, launch::HeadJoinSm90::WARPS * HEAD_JOIN_ROWS), 0)
+}
+
+/// Tiles with numbers of splits over the vocabulary for the drows of `rows` rows, fastest first.
+fn drows_choices(d: HeadDims, rows: usize, splits: Range<usize>) -> (Sizes, Vec<Choice>) {
+    let sizes = Sizes { m: rows, n: d.hidden, k: d.vocab, out_bytes: 4, may_split: true };
+    let ways = launch::HeadDrowsSm90::TILE
+        .into_iter()
+        .flat_map(|tile| splits.clone().map(move |splits| (tile, splits)))
+        .filter(|&(tile, splits)| splits == 1 || super::linear::may_split(rows, d.hidden, tile));
+    let mut choices: Vec<Choice> = ways.map(|(tile, splits)| cut(sizes, tile, splits, PLANNED_PROCESSORS)).collect();
+    choices.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(a.splits.cmp(&b.splits)));
+    (sizes, choices)
+}
+
+/// Splits over the vocabulary for the drows of a call. They fix the order of the sums, so they do
+/// not depend on the rows of a chunk.
+fn drows_splits(d: HeadDims) -> usize {
+    drows_choices(d, d.rows.min(SPLIT_ROWS), 1..MAX_DROWS_SPLITS + 1).1[0].splits
+}
+
+/// Row gradients of a chunk, in pieces small enough for the semaphores of split GEMMs.
+fn drows<D: Device, A: Element>(k: &Kernels<D, A>, o: &Operands, at: &Arrays, count: usize, drows: u64) -> Result<()> {
+    let (d, device) = (o.d, &k.device);
+    let (splits, head) = (drows_splits(d), operand(device, o.head, true, (d.hidden, d.vocab), d.hidden, 64)?);
+    let may_split = |rows: usize| !drows_choices(d, rows, splits..splits + 1).1.is_empty();
+    let most = if may_split(count) { count } else { SPLIT_ROWS };
+    for rows in chunks(count, most) {
+        let (sizes, choices) = drows_choices(d, rows.len(), splits..splits + 1);
+        let choice = cut(sizes, choices[0].tile, splits, device.properties().processors);
+        k.note_choice(o.name, sizes, choice);
+        let exps = at.exps + 2 * (rows.start * stride(d)) as u64;
+        launch::HeadDrowsSm90 {
+            exps: matrix(device, exps, (rows.len(), d.vocab), stride(d), ROWS)?,
+            head,
+            drows: f32_result(device, drows + 4 * (rows.start * d.hidden) as u64, (rows.len(), d.hidden))?,
+            factor: ConstPtr::new(at.factor, rows.start),
+            semaphores: MutPtr::new(super::linear::semaphores(k, &choice)?, 0),
+            rows: int(rows.len())?,
+            hidden: int(d.hidden)?,
+            vocab: int(d.vocab)?,
+            splits: int(choice.splits)?,
+        }
+        .launch(device, choice.tile, choice.grid, choice.tile.shared_bytes(true, 4))?;
+    }
+    Ok(())
+}
+
+/// Adds rows to dhead: the carried ones and `count` behind them. `at` has the arrays from the
+/// carried rows on. All rows of the last chunk are added; of the others, a multiple of
+/// [`WGMMA_DEPTH`], and the rest is carried.
+pub(super) fn add_to_dhead<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    o: &Operands,
+    at: &Arrays,
+    count: usize,
+    dhead: &mut Dhead,
+    is_last: bool,
+) -> Result<()> {
+    let (d, device) = (o.d, &k.device);
+    let ready = dhead.carry.rows + count;
+    let depth = if is_last { ready } else { ready / WGMMA_DEPTH * WGMMA_DEPTH };
+    if depth > 0 && dhead.carry.continues {
+        let processors = device.properties().processors;
+        let sizes = Sizes { m: d.vocab, n: d.hidden, k: depth, out_bytes: 4, may_split: false };
+        k.note_choice(o.name, sizes, cut(sizes, TILE, 1, processors));
+        launch::HeadDheadSm90 {
+            exps: operand(device, at.exps, true, (d.vocab, depth), stride(d), ROWS)?,
+            scaled: operand(device, at.packed, true, (d.hidden, depth), d.hidden, 64)?,
+            map: f32_result(device, dhead.address, (d.vocab, d.hidden))?,
+            dhead: ConstPtr::new(dhead.address, 0),
+            vocab: int(d.vocab)?,
+            hidden: int(d.hidden)?,
+            rows: int(depth)?,
+        }
+        .launch(
+            device,
+            blocks_of(d.vocab, d.hidden, TILE.columns(), processors),
+            TILE.shared_bytes(true, 4),
+        )?;
+    } else if depth > 0 {
+        let gemm = super::Gemm::<A> {
+            name: o.name,
+            op: super::Op::Weight,
+            a: ConstPtr::new(at.exps, 0),
+            a_stride: stride(d),
+            b: ConstPtr::new(at.packed, 0),
+            c: dhead.address,
+            bias: ConstPtr::NONE,
+            residual: ConstPtr::NONE,
+            norms: 0,
+            m: d.vocab,
+            n: d.hidden,
+            k: depth,
+            mode: Mode::Overwrite,
+        };
+        super::enqueue(k, &gemm, super::unsplit(&gemm, device.properties().processors))?;
+    }
+    dhead.carry = Carry { rows: ready - depth, continues: dhead.carry.continues || depth > 0 };
+    if depth > 0 && dhead.carry.rows > 0 {
+        launch::HeadCarrySm90 {
+            exps: MutPtr::new(at.exps, 0),
+            scaled: MutPtr::new(at.packed, 0),
+            from: int(depth)?,
+            rows: int(dhead.carry.rows)?,
+            hidden_size: int(d.hidden)?,
+            stride: int(stride(d))?,
+        }
+        .launch(device, k.row_blocks(dhead.carry.rows * stride(d), 8 * launch::HeadCarrySm90::THREADS), 0)?;
+    }
+    Ok(())
+}
+
+/// Gradients of a chunk from its exponentials: its drows to `drows_at`, and its part of `dhead`.
+/// `at` has the arrays from the chunk's rows on.
+pub(super) fn chunk_backward<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    o: &Operands,
+    at: &Arrays,
+    rows: Range<usize>,
+    dlogp: ConstPtr<f32>,
+    drows_at: u64,
+) -> Result<()> {
+    let (d, count, device) = (o.d, rows.len(), &k.device);
+    let (hidden_size, number) = (int(d.hidden)?, int(count)?);
+    launch::HeadFactorsSm90 {
+        packed: ConstPtr::new(at.packed, 0),
+        target: offset(o.target, rows.start),
+        hit: ConstPtr::new(at.hit, 0),
+        base: ConstPtr::new(at.base, 0),
+        total: ConstPtr::new(at.total, 0),
+        dlogp: offset(dlogp, rows.start),
+        factor: MutPtr::new(at.factor, 0),
+        scaled: MutPtr::new(at.packed, 0),
+        exps: MutPtr::new(at.exps, 0),
+        hidden_size,
+        rows: number,
+        stride: int(stride(d))?,
+    }
+    .launch(device, k.row_blocks(count, launch::HeadFactorsSm90::WARPS), 0)?;
+    drows(k, o, at, count, drows_at)
+}
+
+/// Rows `0..rows` in chunks of at most `most` rows.
+pub(super) fn chunks(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..rows).step_by(most.max(1)).map(move |first| first..rows.min(first + most))
+}

@@ -1,0 +1,77 @@
+//! Predicted time of ops on a Hopper GPU, from counts that need no GPU:
+//!
+//! - GEMMs: `backend::kernels::geometry`, by tiles
+//! - `attention`: a simulated work list, an item's time by the instructions of the kernel's main loop
+//!   (kernels/sass.csv) and the products of the tensor cores
+//! - row-wise ops, here: the bytes at the copy rate, or the memory accesses that one thread makes one
+//!   after the other, whichever takes longer
+//!
+//! ```text
+//! row-wise op = launches + max(bytes / copy, rounds x latency)
+//! rounds: accesses of a thread that wait for the one before, over all its rows
+//! ```
+//!
+//! Constants marked as fitted come from one record, the step of
+//! `benches/record/nvidia-h200/2026-11-27-8ddee10-step.json`; benches/README.md has the errors.
+
+pub(crate) mod attention;
+
+use crate::backend::kernels::launchers::{BIAS_SLICE, NORM_SLICE};
+
+/// Time of a launch that follows another one, as for GEMMs (`geometry::LAUNCH_NS`).
+pub(crate) const LAUNCH_SECONDS: f64 = 1.8e-6;
+/// Time of a memory access and of what waits for it, with many accesses in flight. Fitted to the
+/// recorded RMSNorms.
+const LATENCY_SECONDS: f64 = 0.9e-6;
+/// Copy rate that AdamW reaches: seven arrays at a time. Fitted to the recorded AdamW.
+const ADAMW_OF_COPY: f64 = 0.86;
+/// Blocks per multiprocessor of a launch over rows (`Kernels::row_blocks`), and warps of a block.
+const ROW_BLOCKS: usize = 8;
+const ROW_WARPS: usize = 4;
+
+/// Launches of a call of a row-wise op, and accesses that one thread makes one after the other.
+fn rounds(op: &str, tokens: usize, processors: usize) -> (usize, usize) {
+    let blocks = ROW_BLOCKS * processors.max(1);
+    let of_rows = tokens.div_ceil(blocks);
+    let of_warps = tokens.div_ceil(blocks * ROW_WARPS);
+    // sum_slices: eight warps share the slices of a column, with eight loads in flight.
+    let sum = |slices: usize| slices.div_ceil(8).div_ceil(8);
+    let slices = tokens.div_ceil(NORM_SLICE);
+    match op {
+        // A block takes a row: the row, then after its sum the row again from cache, and the result.
+        "norm_fwd" | "layer_norm_fwd" => (1, 2 * of_rows),
+        // For each token of a slice: the row, the row again, the gradient that is added to.
+        "norm_bwd" | "layer_norm_bwd" => (2, 3 * NORM_SLICE * slices.div_ceil(blocks) + sum(slices)),
+        // Four loads of the slice's tokens in flight.
+        "bias_bwd" => (2, BIAS_SLICE.div_ceil(4) + sum(tokens.div_ceil(BIAS_SLICE))),
+        // The position or token id, then the row.
+        "rope_fwd" | "rope_bwd" | "embedding_fwd" => (1, 2 * of_warps),
+        "grad_norm" => (2, 0),
+        _ => (1, 0),
+    }
+}
+
+/// Seconds of `calls` calls of an op that reads and writes `bytes` in total, for rows of `tokens`
+/// tokens.
+pub(crate) fn row_wise(op: &str, calls: u64, bytes: u64, tokens: usize, (copy, processors): (f64, usize)) -> f64 {
+    let (launches, rounds) = rounds(op, tokens, processors);
+    let rate = if op == "adamw" { ADAMW_OF_COPY * copy } else { copy };
+    let by_latency = calls as f64 * rounds as f64 * LATENCY_SECONDS;
+    calls as f64 * launches as f64 * LAUNCH_SECONDS + by_latency.max(bytes as f64 / rate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_rows_are_bound_by_latency_and_many_bytes_by_the_copy_rate() {
+        let gpu = (4.3e12, 132);
+        // 16 rows for each of 1,056 blocks, two accesses a row.
+        let norm = row_wise("norm_fwd", 1, 58_000_000, 16_384, gpu);
+        assert!((norm - LAUNCH_SECONDS - 32.0 * LATENCY_SECONDS).abs() < 1e-12, "{norm}");
+        let copied = row_wise("grad_norm", 1, 4_300_000_000, 16_384, gpu);
+        assert!((copied - 2.0 * LAUNCH_SECONDS - 1e-3).abs() < 1e-12, "{copied}");
+        assert_eq!(rounds("rope_fwd", 16_352, 132), (1, 8));
+    }
+}
