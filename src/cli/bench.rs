@@ -1,12 +1,13 @@
 //! `mapl bench`: times every op, next to ceilings measured in the same run. With `--plan` it
 //! predicts the floor of a training step on a GPU that need not be present.
 
+mod own;
 mod selection;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use half::bf16;
 
 use self::selection::no_call;
@@ -19,6 +20,7 @@ use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
 use crate::bench::compare::{self, RowComparison, Verdict};
 use crate::bench::measure::Effort;
+use crate::bench::own::OwnContender;
 use crate::bench::rates::BenchBackend;
 use crate::bench::row::{self, Row, Status};
 use crate::bench::run::{BenchOptions, Progress, run as bench};
@@ -32,6 +34,7 @@ use crate::{Error, Result};
 
 /// Arguments of `bench`.
 #[derive(Args, Clone, Debug)]
+#[command(group = ArgGroup::new("compared").args(["compare", "kernel"]))]
 pub struct BenchArgs {
     #[command(flatten)]
     plan: StepPlanArgs,
@@ -86,14 +89,18 @@ pub struct BenchArgs {
     /// File to write the rows to, as CSV or, if the name ends in .json, JSON; can be repeated
     #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"])]
     output: Vec<PathBuf>,
+    /// Kernel file of your own (docs/kernels.md): compiled, verified and timed next to the shipped
+    /// kernels of the same names, or by the TOML file beside it
+    #[arg(long, value_name = "FILE.cu", conflicts_with_all = ["StepPlanArgs", "list", "variant"])]
+    kernel: Option<PathBuf>,
     /// Compare with the rows of an earlier file
     #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"])]
     compare: Option<PathBuf>,
     /// Relative time difference that a comparison ignores
-    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"], default_value_t = 0.05, requires = "compare")]
+    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"], default_value_t = 0.05, requires = "compared")]
     threshold: f64,
-    /// Exit with code 1 if a row is slower than in the earlier file
-    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"], requires = "compare")]
+    /// Exit with code 1 if a row is slower than in the earlier file, or than the shipped kernel
+    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"], requires = "compared")]
     fail_if_slower: bool,
     /// Version of the program to store in the rows [default: commit of the git checkout in the
     /// working directory]
@@ -107,7 +114,7 @@ pub struct BenchArgs {
 impl BenchArgs {
     /// Files that the benchmark reads.
     pub fn inputs(&self) -> Inputs {
-        Inputs::default().with("--compare", &self.compare)
+        Inputs::default().with("--compare", &self.compare).with("--kernel", &self.kernel)
     }
 
     /// Refuses options that time nothing, for a run under observation.
@@ -134,6 +141,9 @@ struct RunRecord {
     earlier: Option<Vec<Row>>,
     /// Time spans in which rows were sampled.
     spans: Vec<Span>,
+    /// Kernels of `--kernel`, and whether one is slower than the shipped kernel.
+    own: Option<OwnContender>,
+    slower: bool,
 }
 
 impl RunRecord {
@@ -173,15 +183,17 @@ pub fn run_observed(args: &BenchArgs, see: impl FnOnce(&[Row], &[Span]) -> Resul
 }
 
 fn bench_rows(args: &BenchArgs, printed: bool, see: impl FnOnce(&[Row], &[Span]) -> Result<()>) -> Result<()> {
+    let (args, own) = args.with_own()?;
     args.check()?;
     let earlier = args.compare.as_deref().map(read_earlier).transpose()?;
-    let mut record = RunRecord { printed, rows: Vec::new(), earlier, spans: Vec::new() };
+    let mut record = RunRecord { printed, rows: Vec::new(), earlier, spans: Vec::new(), own, slower: false };
     for &device in &args.device {
         args.on_device(device, &mut record)?;
     }
     if args.list {
         return Ok(());
     }
+    own::check_launched(&record)?;
     let rows = &record.rows;
     args.write(rows, true)?;
     see(rows, &record.spans)?;
@@ -206,6 +218,9 @@ fn bench_rows(args: &BenchArgs, printed: bool, see: impl FnOnce(&[Row], &[Span])
             "no row was measured ({others}); the notes of the rows say why; --variant, --longest and --limit decide what \
              is measured"
         )));
+    }
+    if args.fail_if_slower && record.slower {
+        return Err(Error::Runtime("a kernel is slower than the shipped kernel (--fail-if-slower)".into()));
     }
     pairs.map_or(Ok(()), |pairs| args.judge(&pairs))
 }
@@ -318,11 +333,12 @@ impl BenchArgs {
             limit: self.limit.map(Duration::from_secs_f64),
             date: frozen_date(),
             commit: self.commit.clone().unwrap_or_else(commit),
+            own: None,
         }
     }
 
     fn on_device(&self, device: Device, record: &mut RunRecord) -> Result<()> {
-        let both = |default: &[Dtype]| if self.dtype.is_empty() { default.to_vec() } else { self.dtype.clone() };
+        let both = |default: &[Dtype]| self.dtypes(default);
         let refuse = |text: &str| Err(Error::Usage(text.into()));
         match device {
             Device::Reference => {
@@ -343,8 +359,8 @@ impl BenchArgs {
                 let options = self.options(false, true);
                 for dtype in both(&[Dtype::Bf16]) {
                     match dtype {
-                        Dtype::Bf16 => self.on(&Kernels::<_, bf16>::new(Emulator::new()?), &options, record)?,
-                        Dtype::F32 => self.on(&Kernels::<_, f32>::new(Emulator::new()?), &options, record)?,
+                        Dtype::Bf16 => self.on_kernels(&Kernels::<_, bf16>::new(Emulator::new()?), &options, record)?,
+                        Dtype::F32 => self.on_kernels(&Kernels::<_, f32>::new(Emulator::new()?), &options, record)?,
                         Dtype::F64 => return refuse("--dtype f64: kernels compute in bf16 or f32; choose one of them"),
                     }
                 }
@@ -361,12 +377,12 @@ impl BenchArgs {
             driver = Some(match dtype {
                 Dtype::Bf16 => {
                     let on = Kernels::<_, bf16>::new(device);
-                    self.on(&on, &options, record)?;
+                    self.on_kernels(&on, &options, record)?;
                     on.into_device()
                 }
                 Dtype::F32 => {
                     let on = Kernels::<_, f32>::new(device);
-                    self.on(&on, &options, record)?;
+                    self.on_kernels(&on, &options, record)?;
                     on.into_device()
                 }
                 Dtype::F64 => {
@@ -378,7 +394,7 @@ impl BenchArgs {
     }
 
     fn on<B: BenchBackend>(&self, on: &B, options: &BenchOptions, record: &mut RunRecord) -> Result<()> {
-        let cases = options.cases(B::PRECISION);
+        let cases = options.cases_on(on)?;
         if cases.is_empty() {
             return Err(no_call(B::NAME));
         }

@@ -44,6 +44,7 @@ mod ifeval;
 mod kills;
 mod lora;
 mod lost_text;
+mod own_kernels;
 mod pipeline;
 mod quickstart;
 mod random_signals;

@@ -20,6 +20,7 @@ use cudarc::driver::sys;
 
 use super::device::{Device, Grid, Kernel, Properties};
 use super::launchers::CUDA_VERSION;
+use super::own::{self, Target};
 use super::tensor_map::{MapElement, MapSwizzle, TensorMap, TensorMapSpec};
 use crate::{Error, Result};
 use transfer::{Graph, ReadbackBuffer, Stamp, UploadBuffer};
@@ -46,7 +47,7 @@ pub struct Driver {
 #[derive(Default)]
 struct Loaded {
     modules: HashMap<usize, sys::CUmodule>,
-    functions: HashMap<&'static str, sys::CUfunction>,
+    functions: HashMap<(usize, &'static str), sys::CUfunction>,
 }
 
 // SAFETY: driver handles may be used from any thread that has made the context current, and every
@@ -128,6 +129,7 @@ impl Driver {
                 "the driver library (libcuda) cannot be loaded; install NVIDIA's driver, or use --device cpu",
             );
         }
+        own::prepare_environment(Target::Gpu)?;
         result::init().map_err(failed("cuInit"))?;
         let mut driver = 0;
         // SAFETY: the call writes one number.
