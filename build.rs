@@ -38,7 +38,13 @@ fn main() {
     for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "MAPL_REQUIRE_NVCC", "MAPL_REQUIRE_EMULATOR", "CXX"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
-    println!("cargo:rerun-if-env-changed=MAPL_EMULATOR_SANITIZE");
+    println!("cargo:rustc-check-cfg=cfg(mapl_guard)");
+    for name in ["MAPL_EMULATOR_SANITIZE", "MAPL_GUARD"] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+    if compile::guarded() {
+        println!("cargo:rustc-cfg=mapl_guard");
+    }
     export_commit();
     if let Err(why) = build() {
         // A panic's backtrace would bury the message.

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use half::bf16;
 
 use super::compare::{Verdict, compare};
+use super::explain::resources_of;
 use super::occupancy::{BlockNeeds, Multiprocessor};
 use super::operand::OperandSet;
 use super::row::Row;
@@ -18,7 +19,7 @@ use crate::backend::contract::Precision;
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::device::{Element, Kernel, Properties};
 use crate::backend::kernels::emulator::shared_arrays;
-use crate::backend::kernels::launchers::{KERNELS, RESOURCES};
+use crate::backend::kernels::launchers::KERNELS;
 use crate::backend::kernels::own::{self, OwnKernels};
 use crate::backend::kernels::rehearsal::{Launched, Rehearsal};
 
@@ -93,6 +94,9 @@ pub(crate) fn verdicts(rows: &[Row], name: &str, threshold: f64) -> (String, boo
     (text.trim_end().to_owned(), slower)
 }
 
+/// Compiled forms of kernels.
+const TARGETS: [&str; 2] = ["sm_80", "sm_90a"];
+
 /// What is known of a kernel's resources.
 struct Known {
     target: Option<&'static str>,
@@ -106,7 +110,7 @@ struct Known {
 impl From<&own::Resources> for Known {
     fn from(r: &own::Resources) -> Self {
         Self {
-            target: ["sm_80", "sm_90a"].into_iter().find(|target| *target == r.target),
+            target: TARGETS.into_iter().find(|target| *target == r.target),
             registers: Some(r.registers),
             spills: Some(r.spill_stores + r.spill_loads),
             fixed: Some(r.shared as usize),
@@ -125,11 +129,10 @@ pub(crate) fn resources(
     let mut text = String::from("resources of a block:");
     for kernel in KERNELS {
         let Some(&bytes) = dynamic.get(kernel.name) else { continue };
-        let shipped = RESOURCES.iter().filter(|r| r.kernel == kernel.name).map(|r| Known {
-            target: Some(r.target),
-            registers: Some(r.registers),
-            spills: Some(r.spill_stores + r.spill_loads),
-            fixed: Some(r.shared as usize),
+        // The committed table serves builds without nvcc too; a test compares it with ptxas.
+        let shipped = TARGETS.into_iter().filter_map(|target| {
+            let (registers, spills, fixed) = resources_of(kernel.name, target)?;
+            Some(Known { target: Some(target), registers: Some(registers), spills: Some(spills), fixed: Some(fixed) })
         });
         lines(&mut text, OWN_VARIANT, kernel, bytes, shipped.collect(), gpu, emulated);
         let own = of_own(contender, kernel);

@@ -1,8 +1,10 @@
 //! `mapl bench`: times every op, next to ceilings measured in the same run. With `--plan` it
 //! predicts the floor of a training step on a GPU that need not be present.
 
+mod explain;
 mod own;
 mod selection;
+mod table;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +13,7 @@ use clap::{ArgGroup, Args};
 use half::bf16;
 
 use self::selection::no_call;
+use self::table::{header, line};
 use super::device::{Device, Dtype, on_pool};
 use super::inputs::Inputs;
 use super::plan::StepPlanArgs;
@@ -106,6 +109,17 @@ pub struct BenchArgs {
     /// working directory]
     #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"])]
     commit: Option<String>,
+    /// Explain the calls of ops with this prefix: floor, launches, occupancy, loops, prediction and the
+    /// limit that binds, for qwen2.5-0.5b and 8192 tokens without --model and --tokens
+    #[arg(long, value_name = "OP", conflicts_with_all = ["StepPlanArgs", "list", "op", "kernel", "compare", "output", "device"])]
+    explain: Option<String>,
+    /// GPU to explain for, such as h200 or a100 [default: that of this machine, else h200]
+    #[arg(long, requires = "explain")]
+    gpu: Option<String>,
+    /// Print the command of NVIDIA's profiler for each explained call, and run it where ncu and the GPU
+    /// are
+    #[arg(long, requires = "explain")]
+    ncu: bool,
     /// List the calls without running them
     #[arg(long, conflicts_with = "StepPlanArgs")]
     list: bool,
@@ -119,9 +133,9 @@ impl BenchArgs {
 
     /// Refuses options that time nothing, for a run under observation.
     pub fn check_timed(&self) -> Result<()> {
-        if self.list || self.plan.wanted() {
+        if self.list || self.plan.wanted() || self.explain.is_some() {
             return Err(Error::Usage(
-                "--list and --plan time nothing that a study could observe; leave them out".into(),
+                "--list, --plan and --explain time nothing that a study could observe; leave them out".into(),
             ));
         }
         self.check()
@@ -147,6 +161,11 @@ struct RunRecord {
 }
 
 impl RunRecord {
+    /// A record whose rows the caller shows.
+    fn silent() -> Self {
+        Self { printed: false, rows: Vec::new(), earlier: None, spans: Vec::new(), own: None, slower: false }
+    }
+
     fn tell(&self, text: &str) -> Result<()> {
         if self.printed {
             return emit(text);
@@ -173,6 +192,9 @@ fn model(text: &str) -> Result<String, String> {
 
 /// Benchmarks, or prints the plan.
 pub fn run(args: &BenchArgs) -> Result<()> {
+    if let Some(op) = &args.explain {
+        return args.explain_calls(op);
+    }
     if args.plan.wanted() { args.plan.print() } else { bench_rows(args, args.output.is_empty(), |_, _| Ok(())) }
 }
 
@@ -456,30 +478,4 @@ fn commit() -> String {
         },
         None => "unknown".into(),
     }
-}
-
-fn header() -> String {
-    format!(
-        "{:<18} {:<12} {:<14} {:>10} {:>13} {:>8} {:>8} {:>6} {:>6}  shape",
-        "op", "variant", "model", "median us", "p20-p80", "GB/s", "TFLOP/s", "share", "error"
-    )
-}
-
-/// A row as text for a terminal.
-fn line(row: &Row) -> String {
-    let start = format!("{:<18} {:<12} {:<14}", row.op, row.variant, row.model);
-    let (Some(median), Some(p20), Some(p80)) = (row.median_us, row.p20_us, row.p80_us) else {
-        let status = format!("{:?}", row.status).to_lowercase();
-        return format!("{start} {status}: {} ({} {})", row.note, row.layer, row.shape);
-    };
-    let share = row.share.map_or("-".into(), |share| format!("{:.0}%", 100.0 * share));
-    format!(
-        "{start} {median:>10.2} {:>13} {:>8.1} {:>8.3} {share:>6} {:>6.2}  {} {}",
-        format!("{p20:.1}-{p80:.1}"),
-        row.gb_per_s.unwrap_or(0.0),
-        row.tflop_per_s.unwrap_or(0.0),
-        row.error_share.unwrap_or(0.0),
-        row.layer,
-        row.shape
-    )
 }

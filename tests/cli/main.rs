@@ -33,6 +33,7 @@ mod data_files;
 mod data_pairs;
 mod devices;
 mod evaluation;
+mod explain;
 mod families;
 mod first_use;
 mod foreign;

@@ -105,6 +105,8 @@ fn a_kernel_without_a_launcher_runs_by_its_sheet() {
     example(&bench);
     let text = |name: &str| String::from_utf8(bench.bytes(name)).unwrap();
     assert!(text("relu_squared.cu").lines().count() < 40 && text("relu_squared.toml").lines().count() < 25);
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/kernels.md")).unwrap();
+    assert!(page.contains(&text("relu_squared.toml")), "docs/kernels.md shows another relu_squared.toml");
     let words = "bench --device emulator --kernel relu_squared.cu --repeats 2 --output rows.csv";
     run(&bench, words, "").ok();
     let rows = mapl::bench::row::read(&bench.at("rows.csv")).unwrap();

@@ -24,6 +24,9 @@ pub fn nvcc_command(nvcc: &Path, includes: &[&Path], file: &Path, fatbin: &Path)
     for include in includes {
         command.arg("-I").arg(include);
     }
+    if guarded() {
+        command.arg("-DMAPL_GUARD");
+    }
     // The program carries the code of every target. Compression shrinks it to a quarter.
     command.args(["-Xfatbin", "-compress-all"]);
     for target in TARGETS {
@@ -31,6 +34,11 @@ pub fn nvcc_command(nvcc: &Path, includes: &[&Path], file: &Path, fatbin: &Path)
     }
     command.arg(file).arg("-o").arg(fatbin);
     command
+}
+
+/// Whether `MAPL_GUARD` is 1: waits of kernels on a GPU end after some two seconds and say where.
+pub fn guarded() -> bool {
+    env::var_os("MAPL_GUARD").is_some_and(|value| value == "1")
 }
 
 /// nvcc from the environment, from PATH, or from the packages of the active Python.

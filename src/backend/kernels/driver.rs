@@ -18,6 +18,7 @@ use std::sync::{Mutex, MutexGuard};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
+use super::compile::guarded;
 use super::device::{Device, Grid, Kernel, Properties};
 use super::launchers::CUDA_VERSION;
 use super::own::{self, Target};
@@ -40,7 +41,7 @@ pub struct Driver {
     /// Loaded modules by file, and functions by kernel.
     loaded: Mutex<Loaded>,
     /// Whether every launch is waited for, so that a fault names its kernel
-    /// (`MAPL_SYNC_LAUNCHES=1`).
+    /// (`MAPL_SYNC_LAUNCHES=1`, and with guarded waits).
     synchronous: bool,
 }
 
@@ -173,7 +174,9 @@ impl Driver {
         let stream = || result::stream::create(result::stream::StreamKind::NonBlocking);
         let (stream, copies) =
             (stream().map_err(failed("cuStreamCreate"))?, stream().map_err(failed("cuStreamCreate"))?);
-        let synchronous = std::env::var_os("MAPL_SYNC_LAUNCHES").is_some_and(|v| v == "1");
+        let asked = std::env::var_os("MAPL_SYNC_LAUNCHES").is_some_and(|v| v == "1");
+        // The error of a launch that a guard ends names the kernel.
+        let synchronous = asked || cfg!(mapl_guard) || guarded();
         Ok(Self { properties, context, ordinal: device, stream, copies, loaded: Mutex::default(), synchronous })
     }
 

@@ -115,23 +115,19 @@ impl SheetCall {
     }
 
     fn launch<D: Device>(&self, device: &D, memory: &[D::Memory]) -> Result<()> {
-        let mut words: Vec<[u8; 8]> = self
-            .arguments
-            .iter()
-            .map(|argument| {
-                let mut word = [0; 8];
-                match argument {
-                    Argument::Operand(at) => word = D::address(&memory[*at]).to_ne_bytes(),
-                    Argument::Long(x) => word = x.to_ne_bytes(),
-                    Argument::Double(x) => word = x.to_ne_bytes(),
-                    Argument::Int(x) => word[..4].copy_from_slice(&x.to_ne_bytes()),
-                    Argument::Float(x) => word[..4].copy_from_slice(&x.to_ne_bytes()),
-                }
-                word
-            })
-            .collect();
+        let word = |argument: &Argument| {
+            let mut bytes = [0; 8];
+            match argument {
+                Argument::Operand(at) => bytes = D::address(&memory[*at]).to_ne_bytes(),
+                Argument::Long(x) => bytes = x.to_ne_bytes(),
+                Argument::Double(x) => bytes = x.to_ne_bytes(),
+                Argument::Int(x) => bytes[..4].copy_from_slice(&x.to_ne_bytes()),
+                Argument::Float(x) => bytes[..4].copy_from_slice(&x.to_ne_bytes()),
+            }
+            u64::from_ne_bytes(bytes)
+        };
         // Words are aligned for every kind of parameter.
-        let mut words: Vec<u64> = words.drain(..).map(u64::from_ne_bytes).collect();
+        let mut words: Vec<u64> = self.arguments.iter().map(word).collect();
         let mut parameters: Vec<*mut c_void> = words.iter_mut().map(|word| (&raw mut *word).cast()).collect();
         // SAFETY: number, order and types of the parameters are those of the kernel's line. The
         // pointers are to memory of the sheet's shapes; the author of the kernel answers for its

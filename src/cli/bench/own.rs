@@ -4,7 +4,8 @@
 use std::ffi::OsStr;
 
 use super::super::device::{Device, Dtype};
-use super::{BenchArgs, RunRecord, line};
+use super::table::{header, line};
+use super::{BenchArgs, RunRecord};
 use crate::backend::kernels::device::{Device as KernelDevice, Element};
 use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
@@ -126,7 +127,7 @@ impl BenchArgs {
             return Ok(());
         }
         record.tell(&format!("{} ({}, {})", on.device().properties().name, D::NAME, A::PRECISION.name()))?;
-        record.tell(&super::header())?;
+        record.tell(&header())?;
         for call in &calls {
             let row = call.row(on.device(), options, &contender.name, contender.kernels.label())?;
             record.tell(&line(&row))?;
