@@ -14,6 +14,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
+#[path = "src/backend/kernels/compile.rs"]
+mod compile;
 #[path = "src/backend/kernels/exports.rs"]
 mod exports;
 #[path = "src/backend/kernels/generate.rs"]
@@ -21,27 +23,28 @@ mod generate;
 #[path = "src/backend/kernels/grammar.rs"]
 mod grammar;
 
+use compile::{EMULATOR_FLAGS, NVCC_PLACES, files_of, find_nvcc, nvcc_command};
 use exports::Export;
 use generate::{Resources, Source};
-
-/// Targets: a cubin for sm_80, its PTX for later GPUs, and a cubin for the instructions that only
-/// Hopper has.
-const TARGETS: [&str; 2] = ["arch=compute_80,code=[sm_80,compute_80]", "arch=compute_90a,code=sm_90a"];
-/// Places searched for nvcc, for the warning.
-const PLACES: &str = "NVCC, CUDA_HOME, CUDA_PATH, PATH and site-packages/nvidia/cu13 of the active Python";
 
 fn main() {
     println!("cargo:rustc-check-cfg=cfg(mapl_nvcc)");
     println!("cargo:rustc-check-cfg=cfg(mapl_emulator)");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=kernels");
-    for file in ["exports", "generate", "grammar"] {
+    for file in ["compile", "exports", "generate", "grammar"] {
         println!("cargo:rerun-if-changed=src/backend/kernels/{file}.rs");
     }
     for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "MAPL_REQUIRE_NVCC", "MAPL_REQUIRE_EMULATOR", "CXX"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
-    println!("cargo:rerun-if-env-changed=MAPL_EMULATOR_SANITIZE");
+    println!("cargo:rustc-check-cfg=cfg(mapl_guard)");
+    for name in ["MAPL_EMULATOR_SANITIZE", "MAPL_GUARD"] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+    if compile::guarded() {
+        println!("cargo:rustc-cfg=mapl_guard");
+    }
     export_commit();
     if let Err(why) = build() {
         // A panic's backtrace would bury the message.
@@ -97,7 +100,7 @@ fn build() -> Result<(), String> {
         }
         None if required("MAPL_REQUIRE_NVCC") => {
             return Err(format!(
-                "MAPL_REQUIRE_NVCC is set, but nvcc was not found in {PLACES}; pip install -r kernels/nvcc-requirements.txt"
+                "MAPL_REQUIRE_NVCC is set, but nvcc was not found in {NVCC_PLACES}; pip install -r kernels/nvcc-requirements.txt"
             ));
         }
         None => {
@@ -110,8 +113,25 @@ fn build() -> Result<(), String> {
     };
     let emulated = emulator(&sources, &out)?;
     let compiled = compiled.as_ref().map(|(version, r)| (*version, &r[..]));
-    let text = generate::launchers(&sources, &exports, compiled, emulated);
-    fs::write(out.join("launchers.rs"), text).map_err(|e| format!("cannot write launchers.rs: {e}"))
+    let text = generate::launchers(&sources, &exports, compiled, emulated.is_some());
+    fs::write(out.join("launchers.rs"), text).map_err(|e| format!("cannot write launchers.rs: {e}"))?;
+    let text = generate::shipped(&shipped_files()?, &emulated.unwrap_or_default());
+    write_changed(&out.join("shipped.rs"), &text)
+}
+
+/// Every file that a compilation of a kernel reads, relative to `kernels`: the program carries them,
+/// so that it compiles kernels of the user's own without this folder.
+fn shipped_files() -> Result<Vec<String>, String> {
+    let mut files = Vec::new();
+    for (folder, extension) in [("", "cu"), ("", "cuh"), ("primitives", "cuh"), ("emulator", "h")] {
+        files.extend(files_of(&Path::new("kernels").join(folder), extension)?);
+    }
+    let mut files: Vec<String> = files
+        .iter()
+        .filter_map(|path| Some(path.strip_prefix("kernels").ok()?.to_string_lossy().into_owned()))
+        .collect();
+    files.sort();
+    Ok(files)
 }
 
 /// Writes a file unless it has this text already, so that its modification time changes with its
@@ -152,31 +172,6 @@ fn read_sources(dir: &Path) -> Result<(Vec<Source>, Vec<Export>), String> {
         sources.push(Source { stem, path, declarations });
     }
     Ok((sources, exports))
-}
-
-fn files_of(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, String> {
-    let entries = fs::read_dir(dir).map_err(|e| format!("cannot list {}: {e}", dir.display()))?;
-    let paths = entries.flatten().map(|entry| entry.path());
-    Ok(paths.filter(|path| path.extension().is_some_and(|e| e == extension)).collect())
-}
-
-/// nvcc from the environment, from PATH, or from the packages of the active Python.
-fn find_nvcc() -> Option<PathBuf> {
-    let named = env::var_os("NVCC").map(PathBuf::from).into_iter();
-    let homes =
-        ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(env::var_os).map(|home| PathBuf::from(home).join("bin/nvcc"));
-    let path = env::var_os("PATH").unwrap_or_default();
-    let on_path: Vec<PathBuf> = env::split_paths(&path).map(|dir| dir.join("nvcc")).collect();
-    named.chain(homes).chain(on_path).chain(wheel_nvcc()).find(|path| path.is_file())
-}
-
-fn wheel_nvcc() -> Option<PathBuf> {
-    let script = "import sysconfig; print(sysconfig.get_paths()['purelib'])";
-    let venv = env::var_os("VIRTUAL_ENV").map(|venv| PathBuf::from(venv).join("bin/python3"));
-    let python = venv.filter(|python| python.is_file()).unwrap_or_else(|| "python3".into());
-    let output = Command::new(python).args(["-c", script]).output().ok().filter(|o| o.status.success())?;
-    let packages = String::from_utf8(output.stdout).ok()?;
-    Some(Path::new(packages.trim()).join("nvidia/cu13/bin/nvcc"))
 }
 
 /// CUDA version of nvcc, as the driver counts: 13000 is 13.0.
@@ -232,15 +227,8 @@ fn compile_all(nvcc: &Path, sources: &[Source], out: &Path) -> Result<Vec<Resour
 fn compile(nvcc: &Path, source: &Source, out: &Path) -> Result<String, String> {
     let (fatbin, report) = (out.join(format!("{}.fatbin", source.stem)), out.join(format!("{}.ptxas", source.stem)));
     let stamp = out.join(format!("{}.stamp", source.stem));
-    let mut command = Command::new(nvcc);
-    command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v", "-I", "kernels"]);
-    // The program carries the code of every target. Compression shrinks it to a quarter.
-    command.args(["-Xfatbin", "-compress-all"]);
-    for target in TARGETS {
-        command.args(["-gencode", target]);
-    }
     let entries = out.join(format!("{}_entries.cu", source.stem));
-    command.arg(&entries).arg("-o").arg(&fatbin);
+    let mut command = nvcc_command(nvcc, &[Path::new("kernels")], &entries, &fatbin);
     let print = fingerprint(&[source.path.clone(), entries], &format!("{command:?}"))?;
     if fs::read_to_string(&stamp).is_ok_and(|old| old == print)
         && fatbin.is_file()
@@ -259,14 +247,12 @@ fn compile(nvcc: &Path, source: &Source, out: &Path) -> Result<String, String> {
     Ok(text)
 }
 
-/// Builds the emulator with every kernel, unless its library is up to date. Returns false without a
-/// C++ compiler.
-fn emulator(sources: &[Source], out: &Path) -> Result<bool, String> {
+/// Builds the emulator with every kernel, unless its library is up to date. Returns the command of
+/// the C++ compiler, or `None` without one.
+fn emulator(sources: &[Source], out: &Path) -> Result<Option<Vec<String>>, String> {
     let mut build = cc::Build::new();
-    build.cpp(true).std("c++17").opt_level(2).debug(false).include("kernels").warnings(false).cargo_warnings(false);
-    // Fibers leave their stacks by longjmp, which the fortified longjmp refuses. Contraction to
-    // fused multiply-adds would change sums.
-    build.flag("-U_FORTIFY_SOURCE").flag("-ffp-contract=off").flag("-Wno-unknown-pragmas").flag("-fno-strict-aliasing");
+    build.cpp(true).std("c++17").opt_level(2).debug(false).warnings(false).cargo_warnings(false);
+    build.flags(EMULATOR_FLAGS);
     if required("MAPL_EMULATOR_SANITIZE") {
         // Compiles in two thirds of the time; the sanitised tests are small.
         build
@@ -282,14 +268,16 @@ fn emulator(sources: &[Source], out: &Path) -> Result<bool, String> {
     // The command and the compiler's version.
     let compiler = build.try_get_compiler().ok().and_then(|compiler| {
         let version = compiler.to_command().arg("--version").output().ok()?;
-        Some(format!("{:?} {}", compiler.to_command(), String::from_utf8_lossy(&version.stdout)))
+        let command = std::iter::once(compiler.path().as_os_str()).chain(compiler.args().iter().map(|arg| &**arg));
+        let command: Vec<String> = command.map(|word| word.to_string_lossy().into_owned()).collect();
+        Some((command, format!("{:?} {}", compiler.to_command(), String::from_utf8_lossy(&version.stdout))))
     });
-    let Some(compiler) = compiler else {
+    let Some((command, compiler)) = compiler else {
         if required("MAPL_REQUIRE_EMULATOR") {
             return Err("MAPL_REQUIRE_EMULATOR is set, but no C++ compiler was found (CXX, or c++ on PATH)".into());
         }
         println!("cargo:warning=no C++ compiler found: this build has no kernel emulator");
-        return Ok(false);
+        return Ok(None);
     };
     let mut files = Vec::new();
     for source in sources {
@@ -305,7 +293,7 @@ fn emulator(sources: &[Source], out: &Path) -> Result<bool, String> {
     let print = fingerprint(&inputs, &compiler)?;
     let (library, stamp) = (out.join("libmapl_emulator.a"), out.join("emulator.stamp"));
     if !library.is_file() || fs::read_to_string(&stamp).ok().as_ref() != Some(&print) {
-        let built = build.cargo_metadata(false).files(files).try_compile("mapl_emulator");
+        let built = build.include("kernels").cargo_metadata(false).files(files).try_compile("mapl_emulator");
         built.map_err(|e| format!("the emulator does not compile: {e}"))?;
         fs::write(&stamp, &print).map_err(|e| format!("cannot write {}: {e}", stamp.display()))?;
     }
@@ -313,5 +301,5 @@ fn emulator(sources: &[Source], out: &Path) -> Result<bool, String> {
     println!("cargo:rustc-link-lib=static=mapl_emulator");
     println!("cargo:rustc-link-lib={}", if cfg!(target_vendor = "apple") { "c++" } else { "stdc++" });
     println!("cargo:rustc-cfg=mapl_emulator");
-    Ok(true)
+    Ok(Some(command))
 }

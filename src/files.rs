@@ -5,6 +5,7 @@
 //! A temporary file is locked while its writer lives. The next writer in the folder removes unlocked
 //! ones of the same file, which a killed process has left.
 
+pub(crate) mod cache;
 pub(crate) mod hub;
 pub(crate) mod input;
 

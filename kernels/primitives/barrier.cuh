@@ -17,6 +17,35 @@ struct Mbarrier {
 
 #ifdef __CUDACC__
 
+// A build with MAPL_GUARD=1 ends waits that take some two seconds, and says where. Without it the
+// macros are empty, and the code is the same as without them.
+#ifdef MAPL_GUARD
+#include <cstdio>
+
+/// Two seconds of a clock of 2 GHz.
+constexpr long long GUARD_CLOCKS = 4000000000;
+
+/// Ends the launch if a wait that began at `start` has lasted too long. The error of the launch
+/// names the kernel: a guarded program waits after each.
+DEVICE void guard_wait(long long start, const char* what, unsigned long long address, int phase, const char* function,
+                       const char* file, int line) {
+    if (clock64() - start > GUARD_CLOCKS) {
+        printf("mapl guard: %s (%s:%d): block %u,%u,%u thread %u waits for %s at 0x%llx, phase or value %d\n", function,
+               file, line, blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x, what, address, phase);
+        __trap();
+    }
+}
+
+#define GUARD_CALLER \
+    , const char *function = __builtin_FUNCTION(), const char *file = __builtin_FILE(), int line = __builtin_LINE()
+#define GUARD_START long long start = clock64();
+#define GUARD_WAIT(what, address, phase) guard_wait(start, what, address, phase, function, file, line);
+#else
+#define GUARD_CALLER
+#define GUARD_START
+#define GUARD_WAIT(what, address, phase)
+#endif
+
 /// Named barrier `id` (1 to 15; sync_block uses 0) of `threads` threads, whole warps.
 DEVICE void sync_named(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -68,27 +97,31 @@ DEVICE void arrive_remote_after_reads(Mbarrier* barrier, unsigned rank) {
 
 /// Waits until the phase of this parity is complete. On a new mbarrier, parity 1 counts as
 /// complete.
-DEVICE void wait_mbarrier(Mbarrier* barrier, int parity) {
+DEVICE void wait_mbarrier(Mbarrier* barrier, int parity GUARD_CALLER) {
     uint32_t done = 0;
+    GUARD_START
     do {
         HOPPER("{\n.reg .pred complete;\nmbarrier.try_wait.parity.shared::cta.b64 complete, [%1], %2;\n"
                "selp.u32 %0, 1, 0, complete;\n}"
                : "=r"(done)
                : "r"(shared_address_of(barrier)), "r"(parity)
                : "memory");
+        GUARD_WAIT("the mbarrier", shared_address_of(barrier), parity)
     } while (done == 0);
 }
 
 /// As wait_mbarrier with acquire at cluster scope: writes of other blocks before their arrival are
 /// visible.
-DEVICE void wait_mbarrier_cluster(Mbarrier* barrier, int parity) {
+DEVICE void wait_mbarrier_cluster(Mbarrier* barrier, int parity GUARD_CALLER) {
     uint32_t done = 0;
+    GUARD_START
     do {
         HOPPER("{\n.reg .pred complete;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 complete, [%1], %2;\n"
                "selp.u32 %0, 1, 0, complete;\n}"
                : "=r"(done)
                : "r"(shared_address_of(barrier)), "r"(parity)
                : "memory");
+        GUARD_WAIT("the mbarrier", shared_address_of(barrier), parity)
     } while (done == 0);
 }
 
@@ -134,8 +167,10 @@ DEVICE int fetch_add(int* address, int value) {
 
 /// Semaphore: spins until the word equals `value`, written with store_release. Only in kernels
 /// marked CORESIDENT.
-DEVICE void wait_semaphore(const int* address, int value) {
+DEVICE void wait_semaphore(const int* address, int value GUARD_CALLER) {
+    GUARD_START
     while (load_acquire(address) != value) {
+        GUARD_WAIT("the semaphore", (unsigned long long)address, value)
     }
 }
 

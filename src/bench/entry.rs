@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::energy::{Energy, energy};
 use super::measure::{PreparedCall, Samples, TimedCall, Timing, interleaved};
 use super::operand::{Operand, OperandSet};
+use super::own::OwnContender;
 use super::rates::{BenchBackend, Peers, Rates};
 use super::row::{Cache, Row, SCHEMA, Status};
 use super::run::{Baseline, BenchOptions, OWN_VARIANT, Prediction, cost, floor, needs_more_samples, predict};
@@ -14,6 +15,7 @@ use super::verify::Oracle;
 use super::work::{Call, Work};
 use crate::Result;
 use crate::backend::contract::{Bound, Cost, Precision, uses_gemm_rate};
+use crate::backend::kernels::own;
 use crate::perf::hardware::host::OtherLoad;
 
 /// Maximum number of operand sets that a call rotates over.
@@ -95,8 +97,16 @@ impl Entry {
             let workspace = entry.prediction.workspace;
             let note = if name == OWN_VARIANT && workspace > 0 {
                 format!("workspace {} MiB", workspace >> 20)
+            } else if let Some(own) = options.own.as_ref().filter(|own| own.name == *name) {
+                own.kernels.label()
             } else {
                 String::new()
+            };
+            let note = match own::used_on(B::NAME) {
+                Some(own) if name == OWN_VARIANT => {
+                    [note, format!("{}: {}", own::VARIABLE, own.label())].join(" ").trim_start().to_owned()
+                }
+                _ => note,
             };
             let mut row = entry.empty_row(on, options, name, Status::Measured, note);
             row.cache = Some(if cold { Cache::Cold } else { Cache::Warm });
@@ -292,10 +302,14 @@ fn contenders<'a, B: BenchBackend>(
     on: &'a B,
     set: &mut OperandSet<B>,
 ) -> Vec<(String, Result<PreparedCall<'a, B>>)> {
-    let own = |on: &B, set: &mut OperandSet<B>| case.work.call(on, set.cursor());
+    let shipped = |on: &B, set: &mut OperandSet<B>| case.work.call(on, set.cursor());
     let mut contenders: Vec<(String, Result<PreparedCall<'a, B>>)> = Vec::new();
     if options.selects(OWN_VARIANT) {
-        contenders.push((OWN_VARIANT.into(), Ok(Some(Box::new(own)))));
+        contenders.push((OWN_VARIANT.into(), Ok(Some(Box::new(shipped)))));
+    }
+    if let Some(OwnContender { kernels, name }) = &options.own {
+        let call = |on: &B, set: &mut OperandSet<B>| own::with(kernels, || case.work.call(on, set.cursor()));
+        contenders.push((name.clone(), Ok(Some(Box::new(call)))));
     }
     for peer in peers.present.iter().filter(|peer| options.selects(&peer.name())) {
         contenders.push((peer.name(), peer.prepare(on, &case.work, set)));

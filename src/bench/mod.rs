@@ -6,6 +6,9 @@
 //! - `measure`: interleaved samples, medians and quantiles
 //! - `yardstick`: the control workload, timed between the calls' samples on CPUs
 //! - [`rates`]: measured ceilings, and the trait of a benchmarked backend; `peer`: cuBLASLt
+//! - `own`: kernels of the user's own next to the shipped ones; `occupancy`: blocks per multiprocessor
+//! - `explain`: why a call takes its time on a GPU
+//! - `sheet`: kernels without a launcher, described by a TOML file
 //! - `entry`: one call of the table with its contenders; [`run`]: the passes over the table
 //! - [`row`]: rows of a record; [`compare`]: a record against an earlier one
 //!
@@ -14,13 +17,17 @@
 pub mod compare;
 mod energy;
 mod entry;
+pub(crate) mod explain;
 pub(crate) mod measure;
+mod occupancy;
 mod operand;
+pub(crate) mod own;
 mod peer;
 pub mod rates;
 pub mod row;
 pub mod run;
 pub(crate) mod shapes;
+pub(crate) mod sheet;
 mod verify;
 pub mod work;
 mod yardstick;

@@ -9,6 +9,7 @@ use super::compare::{Verdict, compare};
 use super::entry::Entry;
 use super::measure::Effort;
 use super::operand::OperandSet;
+use super::own::{OwnContender, launching};
 use super::rates::{BenchBackend, Rates};
 use super::row::{Cache, Row};
 use super::shapes::{Case, MODELS, SQUARE, SizeLimits, cases, squares};
@@ -50,6 +51,8 @@ pub(crate) struct BenchOptions {
     pub limit: Option<Duration>,
     pub date: String,
     pub commit: String,
+    /// Kernels of the user's own; only calls that launch them are run.
+    pub own: Option<OwnContender>,
 }
 
 /// Name of this project's own ops in records.
@@ -80,6 +83,16 @@ impl BenchOptions {
         let mut seen = std::collections::BTreeSet::new();
         chosen.retain(|case| seen.insert((case.work.op(), case.model, case.layer, case.shape())));
         chosen
+    }
+
+    /// Calls that these options select on a backend: of kernels of the user's own, those that launch
+    /// them.
+    pub fn cases_on<B: Backend>(&self, on: &B) -> Result<Vec<Case>> {
+        let cases = self.cases(B::PRECISION);
+        match (&self.own, on.kernel_properties()) {
+            (Some(own), Some(gpu)) => Ok(launching(cases, own.kernels, gpu, B::PRECISION)?.0),
+            _ => Ok(cases),
+        }
     }
 
     /// Whether a contender of this name is selected.
@@ -113,7 +126,7 @@ pub(crate) fn run<B: BenchBackend>(
     let began = Instant::now();
     let mut measured = began;
     let passes = options.passes.max(1);
-    let cases = options.cases(B::PRECISION);
+    let cases = options.cases_on(on)?;
     let mut entries: Vec<Entry> = Vec::new();
     on.with_peers(|peers| {
         for pass in 0..2 * passes {

@@ -150,6 +150,11 @@ impl Case {
         shape_text(&self.work.sizes())
     }
 
+    /// Name of the op.
+    pub fn work_op(&self) -> &'static str {
+        self.work.op()
+    }
+
     /// Whether a text is the call's layer or one of its sizes, as `hidden=896`.
     pub fn answers(&self, text: &str) -> bool {
         self.layer == text || self.shape().split(' ').any(|size| size == text)

@@ -1,15 +1,19 @@
 //! `mapl bench`: times every op, next to ceilings measured in the same run. With `--plan` it
 //! predicts the floor of a training step on a GPU that need not be present.
 
+mod explain;
+mod own;
 mod selection;
+mod table;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use half::bf16;
 
 use self::selection::no_call;
+use self::table::{header, line};
 use super::device::{Device, Dtype, on_pool};
 use super::inputs::Inputs;
 use super::plan::StepPlanArgs;
@@ -19,6 +23,7 @@ use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
 use crate::bench::compare::{self, RowComparison, Verdict};
 use crate::bench::measure::Effort;
+use crate::bench::own::OwnContender;
 use crate::bench::rates::BenchBackend;
 use crate::bench::row::{self, Row, Status};
 use crate::bench::run::{BenchOptions, Progress, run as bench};
@@ -32,6 +37,7 @@ use crate::{Error, Result};
 
 /// Arguments of `bench`.
 #[derive(Args, Clone, Debug)]
+#[command(group = ArgGroup::new("compared").args(["compare", "kernel"]))]
 pub struct BenchArgs {
     #[command(flatten)]
     plan: StepPlanArgs,
@@ -86,19 +92,34 @@ pub struct BenchArgs {
     /// File to write the rows to, as CSV or, if the name ends in .json, JSON; can be repeated
     #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"])]
     output: Vec<PathBuf>,
+    /// Kernel file of your own (docs/kernels.md): compiled, verified and timed next to the shipped
+    /// kernels of the same names, or by the TOML file beside it
+    #[arg(long, value_name = "FILE.cu", conflicts_with_all = ["StepPlanArgs", "list", "variant"])]
+    kernel: Option<PathBuf>,
     /// Compare with the rows of an earlier file
     #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"])]
     compare: Option<PathBuf>,
     /// Relative time difference that a comparison ignores
-    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"], default_value_t = 0.05, requires = "compare")]
+    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"], default_value_t = 0.05, requires = "compared")]
     threshold: f64,
-    /// Exit with code 1 if a row is slower than in the earlier file
-    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"], requires = "compare")]
+    /// Exit with code 1 if a row is slower than in the earlier file, or than the shipped kernel
+    #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"], requires = "compared")]
     fail_if_slower: bool,
     /// Version of the program to store in the rows [default: commit of the git checkout in the
     /// working directory]
     #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"])]
     commit: Option<String>,
+    /// Explain the calls of ops with this prefix: floor, launches, occupancy, loops, prediction and the
+    /// limit that binds, for qwen2.5-0.5b and 8192 tokens without --model and --tokens
+    #[arg(long, value_name = "OP", conflicts_with_all = ["StepPlanArgs", "list", "op", "kernel", "compare", "output", "device"])]
+    explain: Option<String>,
+    /// GPU to explain for, such as h200 or a100 [default: that of this machine, else h200]
+    #[arg(long, requires = "explain")]
+    gpu: Option<String>,
+    /// Print the command of NVIDIA's profiler for each explained call, and run it where ncu and the GPU
+    /// are
+    #[arg(long, requires = "explain")]
+    ncu: bool,
     /// List the calls without running them
     #[arg(long, conflicts_with = "StepPlanArgs")]
     list: bool,
@@ -107,14 +128,14 @@ pub struct BenchArgs {
 impl BenchArgs {
     /// Files that the benchmark reads.
     pub fn inputs(&self) -> Inputs {
-        Inputs::default().with("--compare", &self.compare)
+        Inputs::default().with("--compare", &self.compare).with("--kernel", &self.kernel)
     }
 
     /// Refuses options that time nothing, for a run under observation.
     pub fn check_timed(&self) -> Result<()> {
-        if self.list || self.plan.wanted() {
+        if self.list || self.plan.wanted() || self.explain.is_some() {
             return Err(Error::Usage(
-                "--list and --plan time nothing that a study could observe; leave them out".into(),
+                "--list, --plan and --explain time nothing that a study could observe; leave them out".into(),
             ));
         }
         self.check()
@@ -134,9 +155,17 @@ struct RunRecord {
     earlier: Option<Vec<Row>>,
     /// Time spans in which rows were sampled.
     spans: Vec<Span>,
+    /// Kernels of `--kernel`, and whether one is slower than the shipped kernel.
+    own: Option<OwnContender>,
+    slower: bool,
 }
 
 impl RunRecord {
+    /// A record whose rows the caller shows.
+    fn silent() -> Self {
+        Self { printed: false, rows: Vec::new(), earlier: None, spans: Vec::new(), own: None, slower: false }
+    }
+
     fn tell(&self, text: &str) -> Result<()> {
         if self.printed {
             return emit(text);
@@ -163,6 +192,9 @@ fn model(text: &str) -> Result<String, String> {
 
 /// Benchmarks, or prints the plan.
 pub fn run(args: &BenchArgs) -> Result<()> {
+    if let Some(op) = &args.explain {
+        return args.explain_calls(op);
+    }
     if args.plan.wanted() { args.plan.print() } else { bench_rows(args, args.output.is_empty(), |_, _| Ok(())) }
 }
 
@@ -173,15 +205,17 @@ pub fn run_observed(args: &BenchArgs, see: impl FnOnce(&[Row], &[Span]) -> Resul
 }
 
 fn bench_rows(args: &BenchArgs, printed: bool, see: impl FnOnce(&[Row], &[Span]) -> Result<()>) -> Result<()> {
+    let (args, own) = args.with_own()?;
     args.check()?;
     let earlier = args.compare.as_deref().map(read_earlier).transpose()?;
-    let mut record = RunRecord { printed, rows: Vec::new(), earlier, spans: Vec::new() };
+    let mut record = RunRecord { printed, rows: Vec::new(), earlier, spans: Vec::new(), own, slower: false };
     for &device in &args.device {
         args.on_device(device, &mut record)?;
     }
     if args.list {
         return Ok(());
     }
+    own::check_launched(&record)?;
     let rows = &record.rows;
     args.write(rows, true)?;
     see(rows, &record.spans)?;
@@ -206,6 +240,9 @@ fn bench_rows(args: &BenchArgs, printed: bool, see: impl FnOnce(&[Row], &[Span])
             "no row was measured ({others}); the notes of the rows say why; --variant, --longest and --limit decide what \
              is measured"
         )));
+    }
+    if args.fail_if_slower && record.slower {
+        return Err(Error::Runtime("a kernel is slower than the shipped kernel (--fail-if-slower)".into()));
     }
     pairs.map_or(Ok(()), |pairs| args.judge(&pairs))
 }
@@ -318,11 +355,12 @@ impl BenchArgs {
             limit: self.limit.map(Duration::from_secs_f64),
             date: frozen_date(),
             commit: self.commit.clone().unwrap_or_else(commit),
+            own: None,
         }
     }
 
     fn on_device(&self, device: Device, record: &mut RunRecord) -> Result<()> {
-        let both = |default: &[Dtype]| if self.dtype.is_empty() { default.to_vec() } else { self.dtype.clone() };
+        let both = |default: &[Dtype]| self.dtypes(default);
         let refuse = |text: &str| Err(Error::Usage(text.into()));
         match device {
             Device::Reference => {
@@ -343,8 +381,8 @@ impl BenchArgs {
                 let options = self.options(false, true);
                 for dtype in both(&[Dtype::Bf16]) {
                     match dtype {
-                        Dtype::Bf16 => self.on(&Kernels::<_, bf16>::new(Emulator::new()?), &options, record)?,
-                        Dtype::F32 => self.on(&Kernels::<_, f32>::new(Emulator::new()?), &options, record)?,
+                        Dtype::Bf16 => self.on_kernels(&Kernels::<_, bf16>::new(Emulator::new()?), &options, record)?,
+                        Dtype::F32 => self.on_kernels(&Kernels::<_, f32>::new(Emulator::new()?), &options, record)?,
                         Dtype::F64 => return refuse("--dtype f64: kernels compute in bf16 or f32; choose one of them"),
                     }
                 }
@@ -361,12 +399,12 @@ impl BenchArgs {
             driver = Some(match dtype {
                 Dtype::Bf16 => {
                     let on = Kernels::<_, bf16>::new(device);
-                    self.on(&on, &options, record)?;
+                    self.on_kernels(&on, &options, record)?;
                     on.into_device()
                 }
                 Dtype::F32 => {
                     let on = Kernels::<_, f32>::new(device);
-                    self.on(&on, &options, record)?;
+                    self.on_kernels(&on, &options, record)?;
                     on.into_device()
                 }
                 Dtype::F64 => {
@@ -378,7 +416,7 @@ impl BenchArgs {
     }
 
     fn on<B: BenchBackend>(&self, on: &B, options: &BenchOptions, record: &mut RunRecord) -> Result<()> {
-        let cases = options.cases(B::PRECISION);
+        let cases = options.cases_on(on)?;
         if cases.is_empty() {
             return Err(no_call(B::NAME));
         }
@@ -440,30 +478,4 @@ fn commit() -> String {
         },
         None => "unknown".into(),
     }
-}
-
-fn header() -> String {
-    format!(
-        "{:<18} {:<12} {:<14} {:>10} {:>13} {:>8} {:>8} {:>6} {:>6}  shape",
-        "op", "variant", "model", "median us", "p20-p80", "GB/s", "TFLOP/s", "share", "error"
-    )
-}
-
-/// A row as text for a terminal.
-fn line(row: &Row) -> String {
-    let start = format!("{:<18} {:<12} {:<14}", row.op, row.variant, row.model);
-    let (Some(median), Some(p20), Some(p80)) = (row.median_us, row.p20_us, row.p80_us) else {
-        let status = format!("{:?}", row.status).to_lowercase();
-        return format!("{start} {status}: {} ({} {})", row.note, row.layer, row.shape);
-    };
-    let share = row.share.map_or("-".into(), |share| format!("{:.0}%", 100.0 * share));
-    format!(
-        "{start} {median:>10.2} {:>13} {:>8.1} {:>8.3} {share:>6} {:>6.2}  {} {}",
-        format!("{p20:.1}-{p80:.1}"),
-        row.gb_per_s.unwrap_or(0.0),
-        row.tflop_per_s.unwrap_or(0.0),
-        row.error_share.unwrap_or(0.0),
-        row.layer,
-        row.shape
-    )
 }

@@ -12,6 +12,7 @@ use crate::backend::cpu::Cpu;
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::driver::{self, Driver};
 use crate::backend::kernels::emulator::Emulator;
+use crate::backend::kernels::own;
 use crate::backend::reference::Reference;
 use crate::terminal::complain;
 use crate::{Error, Result};
@@ -129,9 +130,18 @@ impl DeviceArgs {
                 "--profile compares ops with the CPU's ceilings, so it needs the cpu device; leave out --device".into(),
             ));
         }
+        let own_kernels = std::env::var_os(own::VARIABLE).is_some_and(|folder| !folder.is_empty());
+        if own_kernels && matches!(self.device, Device::Cpu | Device::Reference) {
+            complain(&format!(
+                "warning: {} has no effect on device {}, which runs no kernels",
+                own::VARIABLE,
+                self.device
+            ));
+        }
         match (self.device, self.dtype) {
             (Device::Auto, _) if !probe => match Driver::new(0) {
                 Ok(driver) => Self { device: Device::Cuda(0), ..self }.on_gpu(driver, job),
+                Err(why) if own_kernels && driver::is_present() => Err(why),
                 Err(why) => {
                     // Without a driver the machine has no GPU that the user could miss.
                     if driver::is_present() {

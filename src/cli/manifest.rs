@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::env::cpu_features;
 use super::train::TrainSetup;
 use crate::backend::contract::Reduce;
+use crate::backend::kernels::own;
 use crate::data::pack::LogpScope;
 use crate::data::tokenize::TokenizeReport;
 use crate::data::tokenized::TokenizedGroup;
@@ -81,6 +82,10 @@ impl ManifestFacts<'_> {
             adapter.insert("base".into(), path_json(&args.model));
             adapter.insert("trained_parameters".into(), json!(self.trained));
             facts.insert("adapter".into(), Value::Object(adapter));
+        }
+        if let Some(own) = own::used_on(self.device) {
+            let hashes = own.hashes().into_iter().map(|(file, hash)| (file, json!(hash)));
+            facts["environment"]["kernels"] = Value::Object(hashes.collect());
         }
         if !args.ifeval.ifeval_file.is_empty() {
             facts["files"]["ifeval"] = hashes(&args.ifeval.ifeval_file);

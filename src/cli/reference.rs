@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::error::refuse_given;
+use crate::files::cache;
 use crate::loss::objective::Method;
 use crate::train::frozen::CacheOptions;
 use crate::{Error, Result};
@@ -70,22 +71,16 @@ impl ReferenceArgs {
     }
 }
 
-/// Cache folder by environment variables. Empty variables count as unset.
+/// Cache folder by environment variables.
 fn default_dir(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
-    let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(dir) = path("MAPL_CACHE_DIR") {
-        return Ok(dir.join("reference"));
-    }
-    // The XDG specification requires relative paths to be ignored.
-    let shared = path("XDG_CACHE_HOME").filter(|dir| dir.is_absolute());
-    match shared.or_else(|| path("HOME").map(|home| home.join(".cache"))) {
-        Some(dir) => Ok(dir.join("mapl").join("reference")),
-        None => Err(Error::Usage(
+    let folder = cache::folder(variable).ok_or_else(|| {
+        Error::Usage(
             "--precompute-ref-log-probs finds no cache folder, because HOME is not set; name one with \
              --ref-cache-dir or MAPL_CACHE_DIR"
                 .into(),
-        )),
-    }
+        )
+    })?;
+    Ok(folder.join("reference"))
 }
 
 #[cfg(test)]

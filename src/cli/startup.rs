@@ -10,6 +10,7 @@ use super::lora::{LoraChoice, described};
 use super::train::TrainSetup;
 use crate::Result;
 use crate::backend::contract::Curve;
+use crate::backend::kernels::own;
 use crate::data::options::Objective;
 use crate::data::pack::LogpScope;
 use crate::data::show::{ShowOptions, render, render_examples};
@@ -118,6 +119,9 @@ impl Startup<'_> {
                 ),
             ),
         ];
+        if let Some(own) = own::used_on(self.device) {
+            lines.push(("kernels", format!("of {}: {}", own::VARIABLE, own.label())));
+        }
         if let Some(lora) = &setup.lora {
             lines.push(("adapter", described(lora, c, self.trained, c.parameters().unwrap_or(0))));
         }

@@ -15,6 +15,7 @@ use super::train_args::{Switch, TrainArgs};
 use super::train_ifeval::PolicyPrompts;
 use super::train_models::RunModels;
 use crate::backend::Backend;
+use crate::backend::kernels::own;
 use crate::data::construct::build_rows;
 use crate::data::options::{BuildOptions, InterLoss, Objective, Redraw};
 use crate::data::source::SourceRow;
@@ -208,6 +209,7 @@ impl Job for TrainJob<'_> {
         let mut fingerprint = setup.fingerprint([&train_groups, &eval_groups], &tokenizer, &config)?;
         let reward = setup.reward_pad(&config, &mut tokenizer, [&train_groups, &eval_groups])?;
         fingerprint.extend(reward.and_then(PadChoice::fingerprint));
+        fingerprint.extend(own::used_on(B::NAME).map(|own| (own::VARIABLE.to_owned(), own.identity())));
         let mut resumed = None;
         if let Some(folder) = &resume {
             // Checked before anything is written: a refused run leaves the other run untouched.

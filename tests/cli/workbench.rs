@@ -84,6 +84,11 @@ impl Bench {
         finish(command, words)
     }
 
+    /// Runs a command of [`Bench::command`].
+    pub fn finish(&self, command: Command, words: &str) -> Done {
+        finish(command, words)
+    }
+
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
         std::fs::write(self.at(name), content).unwrap();
     }

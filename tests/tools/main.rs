@@ -12,6 +12,7 @@ mod evaluation {
     mod measures;
     mod statistics;
 }
+mod guard;
 mod hardware;
 mod imports;
 mod kernel_resources;

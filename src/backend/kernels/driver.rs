@@ -18,8 +18,10 @@ use std::sync::{Mutex, MutexGuard};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
+use super::compile::guarded;
 use super::device::{Device, Grid, Kernel, Properties};
 use super::launchers::CUDA_VERSION;
+use super::own::{self, Target};
 use super::tensor_map::{MapElement, MapSwizzle, TensorMap, TensorMapSpec};
 use crate::{Error, Result};
 use transfer::{Graph, ReadbackBuffer, Stamp, UploadBuffer};
@@ -39,14 +41,14 @@ pub struct Driver {
     /// Loaded modules by file, and functions by kernel.
     loaded: Mutex<Loaded>,
     /// Whether every launch is waited for, so that a fault names its kernel
-    /// (`MAPL_SYNC_LAUNCHES=1`).
+    /// (`MAPL_SYNC_LAUNCHES=1`, and with guarded waits).
     synchronous: bool,
 }
 
 #[derive(Default)]
 struct Loaded {
     modules: HashMap<usize, sys::CUmodule>,
-    functions: HashMap<&'static str, sys::CUfunction>,
+    functions: HashMap<(usize, &'static str), sys::CUfunction>,
 }
 
 // SAFETY: driver handles may be used from any thread that has made the context current, and every
@@ -128,6 +130,7 @@ impl Driver {
                 "the driver library (libcuda) cannot be loaded; install NVIDIA's driver, or use --device cpu",
             );
         }
+        own::prepare_environment(Target::Gpu)?;
         result::init().map_err(failed("cuInit"))?;
         let mut driver = 0;
         // SAFETY: the call writes one number.
@@ -171,7 +174,9 @@ impl Driver {
         let stream = || result::stream::create(result::stream::StreamKind::NonBlocking);
         let (stream, copies) =
             (stream().map_err(failed("cuStreamCreate"))?, stream().map_err(failed("cuStreamCreate"))?);
-        let synchronous = std::env::var_os("MAPL_SYNC_LAUNCHES").is_some_and(|v| v == "1");
+        let asked = std::env::var_os("MAPL_SYNC_LAUNCHES").is_some_and(|v| v == "1");
+        // The error of a launch that a guard ends names the kernel.
+        let synchronous = asked || cfg!(mapl_guard) || guarded();
         Ok(Self { properties, context, ordinal: device, stream, copies, loaded: Mutex::default(), synchronous })
     }
 

@@ -4,7 +4,8 @@
 
 mod recording;
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::Mutex;
@@ -12,6 +13,7 @@ use std::time::Instant;
 
 use super::device::{Device, Grid, Kernel, MapElement, MapSwizzle, Properties, TensorMap, TensorMapSpec};
 use super::launchers::{self, MAP_MAGIC};
+use super::own::{self, Entry, Target};
 use crate::{Error, Result};
 use recording::{Graph, Step};
 
@@ -47,6 +49,8 @@ unsafe extern "C" {
     fn emulator_release(memory: *mut c_void);
     fn emulator_launch(request: *const Request, message: *mut c_char, room: usize) -> c_int;
     fn emulator_sites(fences: c_int, note: NoteSite, context: *mut c_void);
+    fn emulator_interface(bytes: *mut usize) -> *const c_void;
+    fn emulator_shared_arrays() -> usize;
 }
 
 type NoteSite = unsafe extern "C" fn(*mut c_void, *const c_char, c_int);
@@ -64,6 +68,12 @@ mod absent {
         1
     }
     pub unsafe fn emulator_sites(_: c_int, _: NoteSite, _: *mut c_void) {}
+    pub unsafe fn emulator_interface(_: *mut usize) -> *const c_void {
+        std::ptr::null()
+    }
+    pub unsafe fn emulator_shared_arrays() -> usize {
+        0
+    }
 }
 #[cfg(not(mapl_emulator))]
 use absent::*;
@@ -78,6 +88,26 @@ pub enum Schedule {
     Falling,
     /// Random for every launch, from a seed.
     Random(u64),
+}
+
+/// The table of functions that kernel libraries connect to, and its bytes.
+pub(super) fn interface() -> (*const c_void, usize) {
+    let mut bytes = 0;
+    // SAFETY: the call writes one number.
+    let table = unsafe { emulator_interface(&mut bytes) };
+    (table, bytes)
+}
+
+thread_local! {
+    /// Bytes of the shared arrays in the last launch of each entry point on this thread.
+    static SHARED_ARRAYS: RefCell<HashMap<usize, usize>> = RefCell::default();
+}
+
+/// Bytes of a kernel's shared arrays, without dynamic shared memory, if this thread has launched it:
+/// the shipped kernel's, or within [`own::with`] the user's.
+pub fn shared_arrays(kernel: &Kernel) -> Option<usize> {
+    let entry = own::emulated(kernel).or(kernel.emulated)?;
+    SHARED_ARRAYS.with_borrow(|seen| seen.get(&(entry as usize)).copied())
 }
 
 /// An emulated GPU.
@@ -113,6 +143,7 @@ impl Emulator {
                     .into(),
             ));
         }
+        own::prepare_environment(Target::Emulator)?;
         let properties = Properties {
             name: "kernel emulator".into(),
             processors,
@@ -336,7 +367,7 @@ impl Device for Emulator {
         parameters: &mut [*mut c_void],
     ) -> Result<()> {
         let refuse = |why: String| Error::Runtime(format!("emulated kernel {}: {why}", kernel.name));
-        let Some(entry) = kernel.emulated else {
+        let Some(entry) = own::emulated(kernel).or(kernel.emulated) else {
             return Err(refuse("this build has no emulator".into()));
         };
         if shared_bytes > self.properties.shared_bytes {
@@ -349,9 +380,28 @@ impl Device for Emulator {
             return Err(refuse(format!("{} blocks are not whole clusters of {}", grid.0[0], kernel.cluster)));
         }
         // SAFETY: the parameters match the kernel (contract of this function).
-        if self.record_step(|| unsafe { Step::launch(kernel, grid, shared_bytes, parameters) }) {
+        if self.record_step(|| unsafe { Step::launch(kernel, entry, grid, shared_bytes, parameters) }) {
             return Ok(());
         }
+        // SAFETY: contract of this function.
+        unsafe { self.run(kernel, entry, grid, shared_bytes, parameters) }
+    }
+}
+
+impl Emulator {
+    /// Runs a kernel by its entry point: the shipped one or the user's own.
+    ///
+    /// # Safety
+    /// As [`Device::launch`].
+    unsafe fn run(
+        &self,
+        kernel: &'static Kernel,
+        entry: Entry,
+        grid: Grid,
+        shared_bytes: usize,
+        parameters: &mut [*mut c_void],
+    ) -> Result<()> {
+        let refuse = |why: String| Error::Runtime(format!("emulated kernel {}: {why}", kernel.name));
         let (schedule, seed) = match self.schedule {
             Schedule::Rising => (launchers::Schedule::Rising, 0),
             Schedule::Falling => (launchers::Schedule::Falling, 0),
@@ -378,6 +428,9 @@ impl Device for Emulator {
         // function), and the message has the given length.
         let failed = unsafe { emulator_launch(&request, message.as_mut_ptr(), message.len()) };
         if failed == 0 {
+            // SAFETY: no precondition.
+            let arrays = unsafe { emulator_shared_arrays() };
+            SHARED_ARRAYS.with_borrow_mut(|seen| seen.insert(entry as usize, arrays));
             return Ok(());
         }
         // SAFETY: the emulator terminates every message inside the buffer.

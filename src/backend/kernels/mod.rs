@@ -20,6 +20,7 @@ mod layer_norm;
 mod linear;
 mod norm;
 mod optim;
+pub mod own;
 mod preference;
 pub mod rehearsal;
 mod reward;
@@ -30,14 +31,12 @@ mod segment;
 mod tensor_map;
 mod transfer;
 
-// Text processing of build.rs, compiled here for its tests.
-#[cfg(test)]
+// Shared with build.rs.
+mod compile;
 #[allow(dead_code)]
 mod exports;
-#[cfg(test)]
 #[allow(dead_code)]
 mod generate;
-#[cfg(test)]
 mod grammar;
 
 use std::marker::PhantomData;

@@ -19,6 +19,7 @@ use serde_json::json;
 use super::pass::ForwardPass;
 use crate::backend::Backend;
 use crate::backend::contract::Reduce;
+use crate::backend::kernels::own;
 use crate::data::group::{PreferenceGroup, Prompt, Response};
 use crate::data::pack::{LogpScope, PackOptions, Scoring};
 use crate::data::tokenized::{Sequence, TokenizedGroup};
@@ -59,6 +60,9 @@ pub(super) fn fingerprint<B: Backend>(
     hash.update(weights);
     hash_text(&mut hash, &format!("{scope:?} {reduce:?}"));
     hash_text(&mut hash, &format!("{} {:?} {}", B::NAME, B::PRECISION, B::NUMERICS));
+    if let Some(own) = own::used_on(B::NAME) {
+        hash_text(&mut hash, &own.identity());
+    }
     for value in probe_scores(backend)? {
         hash.update(&value.to_le_bytes());
     }

@@ -16,7 +16,7 @@ use rayon::prelude::*;
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels/sass.csv");
 
 /// The folder with cuobjdump and nvdisasm: of nvcc, on PATH, or of the active Python's packages.
-fn tools() -> Option<PathBuf> {
+pub fn tools() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let of_nvcc = variable("NVCC").and_then(|nvcc| nvcc.parent().map(Path::to_path_buf));
     let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(variable).map(|home| home.join("bin"));

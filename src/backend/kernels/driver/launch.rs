@@ -7,23 +7,24 @@ use cudarc::driver::sys;
 
 use super::{Driver, failed};
 use crate::backend::kernels::device::{Device as _, Grid, Kernel};
-use crate::backend::kernels::launchers::FATBINS;
+use crate::backend::kernels::own;
 use crate::{Error, Result};
 
 impl Driver {
     /// Returns the function of a kernel. Loads its module on first use.
     fn function(&self, kernel: &'static Kernel) -> Result<sys::CUfunction> {
+        let file = own::file_of(kernel);
         let mut loaded = self.loaded();
-        if let Some(function) = loaded.functions.get(kernel.name) {
+        if let Some(function) = loaded.functions.get(&(file, kernel.name)) {
             return Ok(*function);
         }
-        let module = match loaded.modules.get(&kernel.file) {
+        let module = match loaded.modules.get(&file) {
             Some(module) => *module,
             None => {
                 // SAFETY: the image is a complete fatbin from nvcc.
-                let module = unsafe { result::module::load_data(FATBINS[kernel.file].as_ptr().cast()) }
+                let module = unsafe { result::module::load_data(own::image(file).as_ptr().cast()) }
                     .map_err(failed(format!("cuModuleLoadData of the file of {}", kernel.name)))?;
-                loaded.modules.insert(kernel.file, module);
+                loaded.modules.insert(file, module);
                 module
             }
         };
@@ -37,7 +38,7 @@ impl Driver {
         let limit = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: as above; static and dynamic memory add up to the limit of the device.
         unsafe { result::function::set_function_attribute(function, limit, dynamic) }.map_err(&failed)?;
-        loaded.functions.insert(kernel.name, function);
+        loaded.functions.insert((file, kernel.name), function);
         Ok(function)
     }
 

@@ -5,7 +5,8 @@
 use std::ffi::c_void;
 
 use super::Emulator;
-use crate::backend::kernels::device::{Device, Grid, Kernel, TensorMap};
+use crate::backend::kernels::device::{Grid, Kernel, TensorMap};
+use crate::backend::kernels::own::Entry;
 use crate::{Error, Result};
 
 /// Copy of one parameter, with the size and alignment of the largest kind.
@@ -16,7 +17,7 @@ pub struct Parameter([u8; size_of::<TensorMap>()]);
 /// A captured call.
 #[derive(Debug)]
 pub enum Step {
-    Launch { kernel: &'static Kernel, grid: Grid, shared_bytes: usize, parameters: Vec<Parameter> },
+    Launch { kernel: &'static Kernel, entry: Entry, grid: Grid, shared_bytes: usize, parameters: Vec<Parameter> },
     Clear { address: u64, bytes: usize },
 }
 
@@ -28,8 +29,14 @@ impl Step {
     /// A launch with a copy of its parameters.
     ///
     /// # Safety
-    /// As [`Device::launch`].
-    pub unsafe fn launch(kernel: &'static Kernel, grid: Grid, shared_bytes: usize, parameters: &[*mut c_void]) -> Self {
+    /// As [`Device::launch`](crate::backend::kernels::device::Device::launch).
+    pub unsafe fn launch(
+        kernel: &'static Kernel,
+        entry: Entry,
+        grid: Grid,
+        shared_bytes: usize,
+        parameters: &[*mut c_void],
+    ) -> Self {
         let copy = |(&parameter, &bytes): (&*mut c_void, &usize)| {
             let mut copy = Parameter([0; size_of::<TensorMap>()]);
             // SAFETY: the parameter has `bytes` bytes (contract of this function), and a tensor map
@@ -38,7 +45,7 @@ impl Step {
             copy
         };
         let parameters = parameters.iter().zip(kernel.parameters).map(copy).collect();
-        Self::Launch { kernel, grid, shared_bytes, parameters }
+        Self::Launch { kernel, entry, grid, shared_bytes, parameters }
     }
 }
 
@@ -72,17 +79,17 @@ impl Emulator {
     }
 
     /// # Safety
-    /// As [`Device::replay`].
+    /// As [`Device::replay`](crate::backend::kernels::device::Device::replay).
     pub(super) unsafe fn replay_steps(&self, graph: &Graph) -> Result<()> {
         self.not_recording("a replay")?;
         for step in &graph.0 {
             match step {
-                Step::Launch { kernel, grid, shared_bytes, parameters } => {
+                Step::Launch { kernel, entry, grid, shared_bytes, parameters } => {
                     let mut copies = parameters.clone();
                     let mut addresses: Vec<_> = copies.iter_mut().map(|p| p.0.as_mut_ptr().cast()).collect();
                     // SAFETY: the parameters of the captured launch; the memory they point to is
                     // still allocated (contract of this function).
-                    unsafe { self.launch(kernel, *grid, *shared_bytes, &mut addresses)? };
+                    unsafe { self.run(kernel, *entry, *grid, *shared_bytes, &mut addresses)? };
                 }
                 // SAFETY: the range is in memory that is still allocated (contract of this
                 // function).

@@ -1,0 +1,64 @@
+//! KERNEL and KERNELS lines as text, to compare a file of the user's own with the launchers.
+
+use std::path::Path;
+
+use super::Export;
+use super::grammar::{self, Declaration};
+use crate::{Error, Result};
+
+/// A declaration and where it is.
+pub struct Line {
+    /// `file:line`.
+    pub place: String,
+    pub number: usize,
+    /// The declaration up to its body, without comments, with single blanks.
+    pub text: String,
+    pub declaration: Declaration,
+}
+
+/// The declarations of a file. An error names its line.
+pub fn read(file: &str, source: &str, exports: &[Export]) -> Result<Vec<Line>, String> {
+    let declarations = grammar::parse(source, exports)?;
+    let (mut texts, mut offset, mut before) = (Vec::new(), 0, "");
+    for (at, line) in source.lines().enumerate() {
+        if line.starts_with("KERNEL(") || line.starts_with("KERNELS(") {
+            let template = if line.starts_with("KERNELS(") { format!("{before} ") } else { String::new() };
+            texts.push((at + 1, template + &head(&source[offset..])));
+        }
+        offset += line.len() + 1;
+        before = line;
+    }
+    let line = |((number, text), declaration): ((usize, String), Declaration)| Line {
+        place: format!("{file}:{number}"),
+        number,
+        text,
+        declaration,
+    };
+    Ok(texts.into_iter().zip(declarations).map(line).collect())
+}
+
+/// Text before the body, without comments and with single blanks, none of them inside brackets'
+/// edges or before a comma.
+fn head(text: &str) -> String {
+    let head = text.split('{').next().unwrap_or("");
+    let code: Vec<&str> = head.lines().map(|line| line.split("//").next().unwrap_or("")).collect();
+    let text = code.join(" ").split_whitespace().collect::<Vec<_>>().join(" ");
+    text.replace("( ", "(").replace(" )", ")").replace(" ,", ",").replace(" (", "(")
+}
+
+/// [`Error::Data`] with both lines if a declaration is not that of the launcher.
+pub fn compare(path: &Path, own: &Line, shipped: &Line) -> Result<()> {
+    if own.declaration == shipped.declaration {
+        return Ok(());
+    }
+    Err(Error::data(
+        path,
+        own.number,
+        None,
+        format!(
+            "`{}` is not the line of the launcher, {}: `{}`; the host code passes the launcher's parameters, so take its \
+             line, or give the kernel another name and a TOML file beside it",
+            own.text, shipped.place, shipped.text
+        ),
+    ))
+}

@@ -1,0 +1,449 @@
+//! Kernels without a launcher, run by a TOML file beside them: a sheet. It has the sizes, and for
+//! each KERNEL or KERNELS name a table with its grid, its operands and what they must hold
+//! afterwards. docs/kernels.md describes the keys.
+//!
+//! - [`expression`]: the formulas of a sheet
+//! - this file: keys, and the launch that they describe
+//! - `contract`: operands and expected results of the project's ops
+//! - [`run`]: contents, launch, verification, times
+//!
+//! Refused: unknown keys, a parameter without a meaning, a written operand that nothing checks,
+//! sizes that are not whole.
+
+mod contract;
+pub mod expression;
+pub mod run;
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use self::expression::{Formula, PLACES, Scope};
+use crate::backend::contract::Precision;
+use crate::backend::kernels::device::{Grid, Kernel};
+use crate::backend::kernels::own::{AxisKind, Declaration, Kind, OwnKernels, ParameterElement as Element};
+use crate::files::input;
+use crate::{Error, Result};
+
+/// Most elements of an operand.
+const MAX_ELEMENTS: f64 = (1u64 << 31) as f64;
+
+/// Contents of an operand before the call.
+#[derive(Clone, Debug)]
+enum Fill {
+    Normal,
+    Uniform,
+    Formula(Formula),
+    /// All ones bits, so that an element that the kernel does not write shows.
+    Unwritten,
+    /// Numbers of the op's operand.
+    Given(Vec<f64>),
+}
+
+/// What an operand must hold after the call.
+#[derive(Clone, Debug)]
+enum Expected {
+    /// Read only, or scratch memory.
+    Nothing,
+    Formula(Formula),
+    Given(Vec<f64>),
+}
+
+/// An operand of a launch.
+#[derive(Clone, Debug)]
+pub(crate) struct SheetOperand {
+    name: String,
+    element: Element,
+    shape: Vec<usize>,
+    fill: Fill,
+    expected: Expected,
+    /// Absolute and relative tolerance.
+    tolerance: (f64, f64),
+    /// Times that the kernel moves the operand: once, twice if it reads and writes it.
+    moves: u64,
+}
+
+/// The value of a kernel's parameter.
+#[derive(Clone, Copy, Debug)]
+enum Argument {
+    Operand(usize),
+    Int(i32),
+    Long(i64),
+    Float(f32),
+    Double(f64),
+}
+
+/// A launch and its verification.
+pub(crate) struct SheetCall {
+    pub kernel: &'static Kernel,
+    pub precision: Precision,
+    /// Sizes as `n=1000`.
+    pub shape: String,
+    grid: Grid,
+    shared_bytes: usize,
+    flops: u64,
+    operands: Vec<SheetOperand>,
+    arguments: Vec<Argument>,
+}
+
+/// A sheet.
+pub(crate) struct Sheet {
+    path: PathBuf,
+    sizes: Vec<(String, f64)>,
+    tables: Vec<(String, Table)>,
+}
+
+/// Keys of a kernel's table that do not name a parameter.
+const KEYS: [&str; 4] = ["grid", "shared", "flops", "op"];
+
+impl Sheet {
+    /// Reads the sheet of a kernel file: its name with `.toml`.
+    pub fn beside(kernel_file: &Path) -> Result<Self> {
+        let path = kernel_file.with_extension("toml");
+        let bytes = input::read(&path, input::MAX_CONFIG).map_err(input::data_error(&path))?;
+        let wrong = |line: usize, why: String| Error::data(&path, line, None, why);
+        let text = String::from_utf8(bytes).map_err(|_| wrong(0, "is not UTF-8 text".into()))?;
+        let table: Table = toml::from_str(&text).map_err(|e: toml::de::Error| {
+            let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+            wrong(line, e.message().to_owned())
+        })?;
+        let (mut sizes, mut tables) = (Vec::new(), Vec::new());
+        for (name, value) in table {
+            match (name.as_str(), value) {
+                ("sizes", Value::Table(values)) => {
+                    for (name, value) in values {
+                        let Value::Integer(size @ 1..) = value else {
+                            return Err(wrong(
+                                0,
+                                format!("size {name} = {}: a whole number of at least 1 is needed", text_of(&value)),
+                            ));
+                        };
+                        sizes.push((name, size as f64));
+                    }
+                }
+                (_, Value::Table(table)) => tables.push((name, table)),
+                (_, value) => {
+                    let why =
+                        format!("{name}: only [sizes] and a table for each kernel are known, not {}", text_of(&value));
+                    return Err(wrong(0, why));
+                }
+            }
+        }
+        Ok(Self { path, sizes, tables })
+    }
+
+    fn wrong(&self, why: String) -> Error {
+        Error::data(&self.path, 0, None, why)
+    }
+
+    /// Refuses tables without a kernel.
+    pub fn check_names(&self, known: &[&str]) -> Result<()> {
+        match self.tables.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+            None => Ok(()),
+            Some((name, _)) => Err(self.wrong(format!(
+                "[{name}] is not a kernel of the file without a launcher; these are {}",
+                known.join(", ")
+            ))),
+        }
+    }
+
+    /// The launches of a declaration: one for each of its entry points.
+    pub fn calls(&self, kernels: &OwnKernels, declaration: &Declaration) -> Result<Vec<SheetCall>> {
+        let Some((_, table)) = self.tables.iter().find(|(name, _)| *name == declaration.name) else {
+            return Err(self.wrong(format!(
+                "has no table [{0}], and no launcher has the kernel {0}; add the table, or take the name of a shipped kernel",
+                declaration.name
+            )));
+        };
+        let in_table = |why: String| self.wrong(format!("[{}]: {why}", declaration.name));
+        (0..declaration.kernels.len())
+            .map(|index| {
+                let kernel = kernels.kernel(declaration, index)?;
+                self.call(declaration, index, kernel, table).map_err(in_table)
+            })
+            .collect()
+    }
+
+    fn call(
+        &self,
+        declaration: &Declaration,
+        index: usize,
+        kernel: &'static Kernel,
+        table: &Table,
+    ) -> Result<SheetCall, String> {
+        let mut sizes = self.sizes.clone();
+        let mut storage = None;
+        for (axis, &value) in declaration.axes.iter().zip(&declaration.kernels[index].values) {
+            match axis.kind {
+                AxisKind::Storage => storage = Some([Element::F32, Element::Bf16][value]),
+                AxisKind::Int | AxisKind::Enum(_) => {
+                    let number = axis.values[value].argument.parse().unwrap_or(value as f64);
+                    sizes.push((axis.name.clone(), number));
+                }
+            }
+        }
+        let shown = sizes.iter().map(|(name, size)| format!("{name}={size}")).collect::<Vec<_>>().join(" ");
+        sizes.push(("threads".into(), f64::from(kernel.threads)));
+        for key in table.keys() {
+            let parameter = declaration.parameters.iter().any(|parameter| parameter.name == *key);
+            if !KEYS.contains(&key.as_str()) && !parameter {
+                let names: Vec<&str> = declaration.parameters.iter().map(|p| p.name.as_str()).collect();
+                return Err(format!(
+                    "{key} is unknown; keys: {}, and parameters: {}",
+                    KEYS.join(", "),
+                    names.join(", ")
+                ));
+            }
+        }
+        let element = |of: Element| if of == Element::Storage { storage.unwrap_or(of) } else { of };
+        let pointers = declaration.parameters.iter().filter_map(|p| match p.kind {
+            Kind::Read(of) => Some((p.name.clone(), element(of), false)),
+            Kind::Write(of) => Some((p.name.clone(), element(of), true)),
+            _ => None,
+        });
+        let pointers: Vec<(String, Element, bool)> = pointers.collect();
+        let precision = storage.or_else(|| pointers.iter().map(|(_, of, _)| *of).find(|of| *of == Element::Bf16));
+        let precision = if precision == Some(Element::Bf16) { Precision::Bf16 } else { Precision::F32 };
+        let op = match table.get("op") {
+            None => Vec::new(),
+            Some(Value::String(op)) => contract::operands(op, &self.sizes, precision)?,
+            Some(value) => return Err(format!("op = {}: the name of an op is needed", text_of(value))),
+        };
+        let operands = self.operands(table, &pointers, &sizes, op)?;
+        let mut arguments = Vec::new();
+        for parameter in &declaration.parameters {
+            let name = &parameter.name;
+            let number = || -> Result<f64, String> {
+                match (table.get(name), sizes.iter().find(|(size, _)| size == name)) {
+                    (Some(value), _) => number(name, value, &sizes),
+                    (None, Some((_, size))) => Ok(*size),
+                    (None, None) => Err(format!("parameter {name} is neither a size nor given: add `{name} = ...`")),
+                }
+            };
+            let whole = |x: f64, most: f64| {
+                if x.fract() == 0.0 && x.abs() <= most {
+                    Ok(x)
+                } else {
+                    Err(format!("{name} = {x} is not a whole number"))
+                }
+            };
+            arguments.push(match parameter.kind {
+                Kind::Read(_) | Kind::Write(_) => {
+                    Argument::Operand(operands.iter().position(|o| o.name == *name).unwrap_or(0))
+                }
+                Kind::Int => Argument::Int(whole(number()?, f64::from(i32::MAX))? as i32),
+                Kind::Long => Argument::Long(whole(number()?, 9e15)? as i64),
+                Kind::Float => Argument::Float(number()? as f32),
+                Kind::Double => Argument::Double(number()?),
+                Kind::TensorMap | Kind::Enum(_) => {
+                    return Err(format!("parameter {name}: a sheet cannot pass tensor maps and enums; use numbers"));
+                }
+            });
+        }
+        let grid =
+            table.get("grid").ok_or("grid is missing: a formula for the number of blocks, or a list of up to three")?;
+        let formulas = list(grid);
+        if formulas.is_empty() || formulas.len() > 3 {
+            return Err(format!("grid = {}: one to three formulas are needed", text_of(grid)));
+        }
+        let mut blocks = [1u32; 3];
+        for (blocks, formula) in blocks.iter_mut().zip(&formulas) {
+            *blocks = whole_number("grid", formula, &sizes, f64::from(i32::MAX))? as u32;
+        }
+        let optional = |name: &str| table.get(name).map_or(Ok(0.0), |value| number(name, value, &sizes));
+        Ok(SheetCall {
+            kernel,
+            precision,
+            shape: if shown.is_empty() { "none".into() } else { shown },
+            grid: Grid(blocks),
+            shared_bytes: optional("shared")?.max(0.0) as usize,
+            flops: optional("flops")?.max(0.0) as u64,
+            operands,
+            arguments,
+        })
+    }
+
+    fn operands(
+        &self,
+        table: &Table,
+        pointers: &[(String, Element, bool)],
+        sizes: &[(String, f64)],
+        mut of_op: Vec<contract::OpOperand>,
+    ) -> Result<Vec<SheetOperand>, String> {
+        let unused: Vec<&str> = of_op
+            .iter()
+            .map(|operand| operand.name)
+            .filter(|name| pointers.iter().all(|(pointer, ..)| pointer != name))
+            .collect();
+        if !unused.is_empty() {
+            return Err(format!(
+                "the op has the operands {}, which are not parameters of the kernel",
+                unused.join(", ")
+            ));
+        }
+        // Shapes first: a formula may use every operand.
+        let mut shapes: Vec<(String, Vec<usize>)> = Vec::new();
+        for (name, ..) in pointers {
+            let given = match table.get(name) {
+                Some(Value::Table(keys)) => {
+                    let known = ["shape", "role", "fill", "expect", "tolerance"];
+                    if let Some(key) = keys.keys().find(|key| !known.contains(&key.as_str())) {
+                        return Err(format!("{name}.{key} is unknown; keys of an operand: {}", known.join(", ")));
+                    }
+                    keys.get("shape")
+                }
+                Some(value) => {
+                    return Err(format!(
+                        "{name} = {}: {name} is a pointer, so `{{ shape = \"...\" }}` is needed",
+                        text_of(value)
+                    ));
+                }
+                None => None,
+            };
+            let shape = match (given, of_op.iter().find(|operand| operand.name == *name)) {
+                (Some(shape), _) => {
+                    let axes = list(shape);
+                    if axes.is_empty() || axes.len() > PLACES.len() {
+                        return Err(format!("{name}.shape = {}: one to three axes are needed", text_of(shape)));
+                    }
+                    axes.iter()
+                        .map(|axis| Ok(whole_number("shape", axis, sizes, MAX_ELEMENTS)? as usize))
+                        .collect::<Result<_, String>>()?
+                }
+                (None, Some(operand)) => vec![operand.rows, operand.columns],
+                (None, None) => {
+                    return Err(format!("{name}.shape is missing: the lengths of its axes, as \"tokens, hidden\""));
+                }
+            };
+            if shape.iter().map(|&n: &usize| n as f64).product::<f64>() > MAX_ELEMENTS {
+                return Err(format!("{name} of shape {shape:?} has more than 2^31 elements"));
+            }
+            shapes.push((name.clone(), shape));
+        }
+        let mut operands = Vec::new();
+        for (at, (name, element, written)) in pointers.iter().enumerate() {
+            let empty = Table::new();
+            let keys = table.get(name).and_then(Value::as_table).unwrap_or(&empty);
+            let text = |key: &str| keys.get(key).map(text_of);
+            let of_op = of_op.iter().position(|operand| operand.name == *name).map(|index| of_op.swap_remove(index));
+            let role = match (text("role").as_deref(), *written) {
+                (Some("input") | None, false) => "input",
+                (Some(role @ ("output" | "in-out" | "scratch")), true) => {
+                    ["output", "in-out", "scratch"].into_iter().find(|known| *known == role).unwrap_or("output")
+                }
+                (None, true) if keys.contains_key("fill") || of_op.as_ref().is_some_and(|o| o.written && !o.zeros) => {
+                    "in-out"
+                }
+                (None, true) => "output",
+                (Some(role), written) => {
+                    let roles = if written { "output, in-out and scratch" } else { "input" };
+                    return Err(format!("{name}.role = {role:?}: roles of this pointer are {roles}"));
+                }
+            };
+            let scope = Scope { sizes, operands: &[], result: &shapes[at].1 };
+            let (given, expected_of_op, tolerance_of_op) = match of_op {
+                Some(operand) => (Some(operand.values), operand.expected, Some(operand.tolerance)),
+                None => (None, None, None),
+            };
+            let fill = match (text("fill"), given) {
+                (Some(_), _) if matches!(role, "output" | "scratch") => {
+                    return Err(format!("{name}.fill: an {role} operand has no contents before the call"));
+                }
+                (Some(text), _) if text == "normal" => Fill::Normal,
+                (Some(text), _) if text == "uniform" => Fill::Uniform,
+                (Some(text), _) => {
+                    Fill::Formula(Formula::parse(&text, &scope).map_err(|why| format!("{name}.fill: {why}"))?)
+                }
+                (None, _) if matches!(role, "output" | "scratch") => Fill::Unwritten,
+                (None, Some(values)) => Fill::Given(values),
+                (None, None) if *element == Element::I32 => {
+                    return Err(format!("{name}.fill is missing: int operands need a formula, such as \"i0\""));
+                }
+                (None, None) => Fill::Normal,
+            };
+            let scope = Scope { sizes, operands: &shapes, result: &shapes[at].1 };
+            let expected = match (text("expect"), expected_of_op, role) {
+                (Some(_), _, "input" | "scratch") => {
+                    return Err(format!("{name}.expect: an {role} operand is not compared"));
+                }
+                (Some(text), ..) => {
+                    Expected::Formula(Formula::parse(&text, &scope).map_err(|why| format!("{name}.expect: {why}"))?)
+                }
+                (None, _, "input" | "scratch") => Expected::Nothing,
+                (None, Some(values), _) => Expected::Given(values),
+                (None, None, _) => {
+                    return Err(format!(
+                        "{name}.expect is missing: the kernel writes {name}, so give its elements as a formula, the op it \
+                         computes (op = \"...\"), or role = \"scratch\""
+                    ));
+                }
+            };
+            let tolerance = match (keys.get("tolerance"), tolerance_of_op) {
+                (Some(value), _) => {
+                    let tolerance = number("tolerance", value, sizes)?;
+                    if tolerance.is_nan() || tolerance < 0.0 {
+                        return Err(format!("{name}.tolerance = {tolerance}: a number of at least 0 is needed"));
+                    }
+                    (tolerance, tolerance)
+                }
+                (None, Some(tolerance)) => tolerance,
+                (None, None) => default_tolerance(*element),
+            };
+            let moves = if role == "in-out" { 2 } else { u64::from(role != "scratch") };
+            let (name, element, shape) = (name.clone(), *element, shapes[at].1.clone());
+            operands.push(SheetOperand { name, element, shape, fill, expected, tolerance, moves });
+        }
+        Ok(operands)
+    }
+}
+
+/// Absolute and relative tolerance of an element that is rounded once, with room for a few
+/// operations before.
+fn default_tolerance(element: Element) -> (f64, f64) {
+    let tolerance = match element {
+        Element::Bf16 | Element::Storage => 1.0 / 128.0,
+        Element::F32 => 1e-5,
+        Element::F64 => 1e-12,
+        Element::I32 => 0.0,
+    };
+    (tolerance, tolerance)
+}
+
+/// A number or a formula as text; other values as TOML's debug form, which no formula parses.
+fn text_of(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Integer(number) => number.to_string(),
+        Value::Float(number) => number.to_string(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// Formulas of a list, or of a text with commas outside brackets.
+fn list(value: &Value) -> Vec<String> {
+    if let Value::Array(values) = value {
+        return values.iter().map(text_of).collect();
+    }
+    let (text, mut depth) = (text_of(value), 0);
+    let parts = text.split(|c| {
+        depth += i32::from(c == '(' || c == '[') - i32::from(c == ')' || c == ']');
+        c == ',' && depth == 0
+    });
+    parts.map(|part| part.trim().to_owned()).collect()
+}
+
+fn number(name: &str, value: &Value, sizes: &[(String, f64)]) -> Result<f64, String> {
+    let scope = Scope { sizes, operands: &[], result: &[] };
+    let formula = Formula::parse(&text_of(value), &scope).map_err(|why| format!("{name}: {why}"))?;
+    let on = expression::Numbers { operands: &[], shapes: &[], place: &[], result: &[] };
+    Ok(formula.value(&on))
+}
+
+/// A formula's value, a whole number from 1.
+fn whole_number(name: &str, text: &str, sizes: &[(String, f64)], most: f64) -> Result<f64, String> {
+    let value = number(name, &Value::String(text.to_owned()), sizes)?;
+    if value.fract() == 0.0 && (1.0..=most).contains(&value) {
+        return Ok(value);
+    }
+    Err(format!("{name}: `{text}` is {value}; a whole number of at least 1 is needed (ceil(...) rounds up)"))
+}

@@ -1,0 +1,264 @@
+//! Runs a sheet's launch: fills the operands, launches, compares with the expected elements, and
+//! times it.
+
+use std::ffi::c_void;
+use std::time::Instant;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::super::measure::{Effort, Samples, Timing};
+use super::super::row::{Cache, Row, SCHEMA, Status};
+use super::super::run::BenchOptions;
+use super::expression::{Formula, Numbers};
+use super::{Argument, Element, Expected, Fill, SheetCall, SheetOperand};
+use crate::backend::kernels::device::Device;
+use crate::rng::Rng;
+use crate::{Error, Result};
+
+/// Bytes of an element.
+fn bytes_of(element: Element) -> usize {
+    match element {
+        Element::F64 => 8,
+        Element::F32 | Element::I32 => 4,
+        Element::Bf16 | Element::Storage => 2,
+    }
+}
+
+/// A number as stored.
+fn rounded(element: Element, x: f64) -> f64 {
+    match element {
+        Element::F64 => x,
+        Element::F32 => f64::from(x as f32),
+        Element::Bf16 | Element::Storage => bf16::from_f64(x).to_f64(),
+        Element::I32 => f64::from(x as i32),
+    }
+}
+
+fn stored(element: Element, values: &[f64]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(values.len() * bytes_of(element));
+    for &x in values {
+        match element {
+            Element::F64 => bytes.extend(x.to_ne_bytes()),
+            Element::F32 => bytes.extend((x as f32).to_ne_bytes()),
+            Element::Bf16 | Element::Storage => bytes.extend(bf16::from_f64(x).to_ne_bytes()),
+            Element::I32 => bytes.extend((x as i32).to_ne_bytes()),
+        }
+    }
+    bytes
+}
+
+fn numbers(element: Element, bytes: &[u8]) -> Vec<f64> {
+    fn each<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+        bytes.chunks_exact(N).map(|chunk| value(std::array::from_fn(|i| chunk[i]))).collect()
+    }
+    match element {
+        Element::F64 => each(bytes, f64::from_ne_bytes),
+        Element::F32 => each(bytes, |b| f64::from(f32::from_ne_bytes(b))),
+        Element::Bf16 | Element::Storage => each(bytes, |b| bf16::from_ne_bytes(b).to_f64()),
+        Element::I32 => each(bytes, |b| f64::from(i32::from_ne_bytes(b))),
+    }
+}
+
+/// Place of an element by axis.
+fn place(shape: &[usize], mut flat: usize) -> Vec<usize> {
+    let mut place = vec![0; shape.len()];
+    for (at, &length) in place.iter_mut().zip(shape).rev() {
+        (*at, flat) = (flat % length, flat / length);
+    }
+    place
+}
+
+/// A formula for every element of a shape.
+fn evaluated(formula: &Formula, shape: &[usize], operands: &[Vec<f64>], shapes: &[(String, Vec<usize>)]) -> Vec<f64> {
+    let count = shape.iter().product();
+    let value = |flat: usize| {
+        let place = place(shape, flat);
+        formula.value(&Numbers { operands, shapes, place: &place, result: shape })
+    };
+    (0..count).into_par_iter().with_min_len(1 << 10).map(value).collect()
+}
+
+impl SheetOperand {
+    fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Contents before the call, as stored. An operand without contents has none.
+    fn contents(&self) -> Vec<f64> {
+        let mut rng = Rng::keyed(1, &["sheet", &self.name]);
+        let values = match &self.fill {
+            Fill::Normal => (0..self.len()).map(|_| rng.normal()).collect(),
+            Fill::Uniform => (0..self.len()).map(|_| rng.unit()).collect(),
+            Fill::Formula(formula) => evaluated(formula, &self.shape, &[], &[]),
+            Fill::Given(values) => values.clone(),
+            Fill::Unwritten => vec![f64::NAN; self.len()],
+        };
+        values.into_iter().map(|x| rounded(self.element, x)).collect()
+    }
+}
+
+impl SheetCall {
+    /// Bytes that the operands move.
+    fn bytes(&self) -> u64 {
+        self.operands.iter().map(|o| o.moves * (o.len() * bytes_of(o.element)) as u64).sum()
+    }
+
+    fn fill<D: Device>(&self, device: &D, memory: &mut [D::Memory], contents: &[Vec<f64>]) -> Result<()> {
+        for ((operand, memory), values) in self.operands.iter().zip(memory).zip(contents) {
+            match operand.fill {
+                Fill::Unwritten => device.upload(memory, 0, &vec![0xff; operand.len() * bytes_of(operand.element)])?,
+                _ => device.upload(memory, 0, &stored(operand.element, values))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn launch<D: Device>(&self, device: &D, memory: &[D::Memory]) -> Result<()> {
+        let word = |argument: &Argument| {
+            let mut bytes = [0; 8];
+            match argument {
+                Argument::Operand(at) => bytes = D::address(&memory[*at]).to_ne_bytes(),
+                Argument::Long(x) => bytes = x.to_ne_bytes(),
+                Argument::Double(x) => bytes = x.to_ne_bytes(),
+                Argument::Int(x) => bytes[..4].copy_from_slice(&x.to_ne_bytes()),
+                Argument::Float(x) => bytes[..4].copy_from_slice(&x.to_ne_bytes()),
+            }
+            u64::from_ne_bytes(bytes)
+        };
+        // Words are aligned for every kind of parameter.
+        let mut words: Vec<u64> = self.arguments.iter().map(word).collect();
+        let mut parameters: Vec<*mut c_void> = words.iter_mut().map(|word| (&raw mut *word).cast()).collect();
+        // SAFETY: number, order and types of the parameters are those of the kernel's line. The
+        // pointers are to memory of the sheet's shapes; the author of the kernel answers for its
+        // accesses, as for those of every kernel.
+        unsafe { device.launch(self.kernel, self.grid, self.shared_bytes, &mut parameters) }
+    }
+
+    /// Largest error as a share of its tolerance. [`Error::Runtime`] for a larger one.
+    fn verify<D: Device>(&self, device: &D, memory: &[D::Memory], contents: &[Vec<f64>]) -> Result<f64> {
+        let shapes: Vec<(String, Vec<usize>)> =
+            self.operands.iter().map(|operand| (operand.name.clone(), operand.shape.clone())).collect();
+        let mut worst = 0.0f64;
+        for (operand, memory) in self.operands.iter().zip(memory) {
+            let expected = match &operand.expected {
+                Expected::Nothing => continue,
+                Expected::Given(values) => values.clone(),
+                Expected::Formula(formula) => evaluated(formula, &operand.shape, contents, &shapes),
+            };
+            let mut bytes = vec![0; operand.len() * bytes_of(operand.element)];
+            device.download(memory, 0, &mut bytes)?;
+            let (absolute, relative) = operand.tolerance;
+            for (flat, (got, value)) in numbers(operand.element, &bytes).into_iter().zip(expected).enumerate() {
+                let error = if got == value { 0.0 } else { (got - value).abs() };
+                let share = if error == 0.0 { 0.0 } else { error / (absolute + relative * value.abs()) };
+                // NaN exceeds every tolerance.
+                if share.is_nan() || share > 1.0 {
+                    return Err(Error::Runtime(format!(
+                        "{} is wrong at {:?}: {got} instead of {value}, {share:.2} times the tolerance",
+                        operand.name,
+                        place(&operand.shape, flat)
+                    )));
+                }
+                worst = worst.max(share);
+            }
+        }
+        Ok(worst)
+    }
+
+    fn sample<D: Device>(&self, device: &D, memory: &[D::Memory], calls: usize) -> Result<f64> {
+        let from = device.stamp()?;
+        for _ in 0..calls {
+            self.launch(device, memory)?;
+        }
+        let to = device.stamp()?;
+        Ok(device.seconds_between(&from, &to)? / calls as f64)
+    }
+
+    fn times<D: Device>(&self, device: &D, memory: &[D::Memory], effort: &Effort) -> Result<Timing> {
+        for _ in 0..effort.warm_up.max(1) {
+            self.launch(device, memory)?;
+        }
+        let one = self.sample(device, memory, 1)?;
+        let calls = (effort.sample.as_secs_f64() / one.max(1e-9)).ceil().clamp(1.0, 1e5) as usize;
+        let (began, mut seconds) = (Instant::now(), Vec::new());
+        while seconds.len() < effort.repeats && (seconds.len() < effort.min_samples || began.elapsed() < effort.budget)
+        {
+            seconds.push(self.sample(device, memory, calls)?);
+        }
+        Ok(Timing::of(&Samples { seconds, calls }))
+    }
+
+    /// Verifies and times the launch. A wrong result is a failed row.
+    pub fn row<D: Device>(&self, device: &D, options: &BenchOptions, variant: &str, label: String) -> Result<Row> {
+        let contents: Vec<Vec<f64>> = self.operands.iter().map(SheetOperand::contents).collect();
+        let memory = self.operands.iter().map(|o| device.allocate(o.len() * bytes_of(o.element)));
+        let mut memory = memory.collect::<Result<Vec<_>>>()?;
+        self.fill(device, &mut memory, &contents)?;
+        let checked = self.launch(device, &memory).and_then(|()| self.verify(device, &memory, &contents));
+        let mut row = self.empty_row::<D>(device, options, variant);
+        match checked {
+            Err(why) => (row.status, row.note) = (Status::Failed, why.to_string()),
+            Ok(share) => {
+                let timing = self.times(device, &memory, &options.effort)?;
+                row.note = label;
+                row.cache = Some(Cache::Warm);
+                row.error_share = Some(share);
+                row.samples = Some(timing.samples as u64);
+                row.calls = Some(timing.calls as u64);
+                row.median_us = Some(1e6 * timing.median);
+                row.p20_us = Some(1e6 * timing.p20);
+                row.p80_us = Some(1e6 * timing.p80);
+                row.least_us = Some(1e6 * timing.min);
+                row.gb_per_s = Some(1e-9 * self.bytes() as f64 / timing.median);
+                row.tflop_per_s = Some(1e-12 * self.flops as f64 / timing.median);
+            }
+        }
+        Ok(row)
+    }
+
+    fn empty_row<D: Device>(&self, device: &D, options: &BenchOptions, variant: &str) -> Row {
+        Row {
+            schema: SCHEMA,
+            date: options.date.clone(),
+            commit: options.commit.clone(),
+            device: device.properties().name.clone(),
+            backend: D::NAME.into(),
+            variant: variant.into(),
+            dtype: self.precision.name().into(),
+            op: self.kernel.name.into(),
+            model: "sheet".into(),
+            layer: "own".into(),
+            shape: self.shape.clone(),
+            cache: None,
+            status: Status::Measured,
+            samples: None,
+            calls: None,
+            median_us: None,
+            p20_us: None,
+            p80_us: None,
+            least_us: None,
+            paced_median: None,
+            paced_p20: None,
+            paced_p80: None,
+            bytes: Some(self.bytes()),
+            flops: Some(self.flops),
+            gb_per_s: None,
+            tflop_per_s: None,
+            bound: None,
+            memory_gb_per_s: None,
+            product_tflop_per_s: None,
+            share: None,
+            predicted_us: None,
+            energy_mj: None,
+            others: None,
+            error_share: None,
+            note: String::new(),
+        }
+    }
+
+    /// Dynamic shared memory of a block in bytes.
+    pub fn shared_bytes(&self) -> usize {
+        self.shared_bytes
+    }
+}

@@ -1,0 +1,54 @@
+//! `mapl bench --explain`: its floors against values computed by hand, and what its text has.
+
+use crate::workbench::Bench;
+
+/// The text about the calls of an op on a GPU of the data sheets.
+fn explained(bench: &Bench, words: &str) -> String {
+    bench.run(&format!("bench --gpu h200 --explain {words}")).ok().out
+}
+
+/// On the H200: 4.3 TB/s, 790 TFLOP/s.
+#[test]
+fn floors_are_those_computed_by_hand() {
+    let bench = Bench::new();
+    // Query, key and value projection of 8192 tokens: x 8192*896*2 = 14,680,064, weight 1152*896*2 =
+    // 2,064,384, y 8192*1152*2 = 18,874,368 bytes: 35,618,816 / 4.3e12 = 8.28 us; 2*8192*896*1152 =
+    // 16,911,433,728 FLOPs / 790e12 = 21.41 us.
+    let linear = explained(&bench, "linear_fwd --shape qkv");
+    for part in [
+        "linear_fwd qwen2.5-0.5b qkv tokens=8192 inputs=896 outputs=1152 (bf16 on h200)",
+        "35618816 bytes, 16911433728 FLOPs: 474.8 FLOP/byte; this GPU computes 183.7 FLOPs while it moves a byte",
+        "8.28 us by bytes at 4.30 TB/s, 21.41 us by FLOPs at 790 TFLOP/s: 21.41 us, set by FLOPs",
+        "GEMM         8192 x 1152 x 896: ",
+        "tensor-core products",
+        "x the floor\n  measured     not here\n  binds        the tile: start and epilogue around a main loop over k = 896",
+    ] {
+        assert!(linear.contains(part), "{part:?} is not in {linear}");
+    }
+    // SwiGLU of 8192 rows of 4864: gate and up 2*8192*4864*2 = 159,383,552, act 79,691,776 bytes:
+    // 239,075,328 / 4.3e12 = 55.60 us. FLOPs of such ops run beside the loads and do not count.
+    let glu = explained(&bench, "glu_fwd");
+    for part in ["239075328 bytes", "55.60 us by bytes", ": 55.60 us, set by bytes", "launch       glu_fwd_bf16: "] {
+        assert!(glu.contains(part), "{part:?} is not in {glu}");
+    }
+    assert!(glu.contains("predicted    not modelled"), "{glu}");
+    // A sum in f32, 2048 rows of 896: x, residual, sum and y of 2048*896*4 = 7,340,032 bytes each and
+    // rstd 8,192: 29,368,320 / 4.3e12 = 6.83 us.
+    let norm = explained(&bench, "norm_fwd --tokens 2048 --dtype f32");
+    for part in ["29368320 bytes", "6.83 us by bytes", "set by bytes", "launch       norm_fwd_f32: "] {
+        assert!(norm.contains(part), "{part:?} is not in {norm}");
+    }
+}
+
+#[test]
+fn the_binding_limit_and_the_profilers_command_are_named() {
+    let bench = Bench::new();
+    // 16 rows of 896 in bf16 take 27 ns; a launch takes 2 us.
+    let norm = explained(&bench, "norm_fwd --tokens 16 --ncu");
+    assert!(norm.contains("binds        launches: 1 of at least 2 us each take longer than the floor"), "{norm}");
+    assert!(norm.contains("profiler     ncu --set full") && norm.contains("norm_fwd_bf16"), "{norm}");
+    let words = "bench --explain nothing";
+    bench.run(words).fails(2, &["--op \"nothing\" is unknown"]);
+    bench.run("bench --explain norm_fwd --gpu abacus").fails(2, &["--gpu abacus: not a known GPU"]);
+    bench.run("bench --gpu h200").fails(2, &["--explain"]);
+}
