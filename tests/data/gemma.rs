@@ -52,7 +52,7 @@ fn attention_scores_and_activations_follow_their_keys() {
     assert_eq!(scale("gemma", json!({"query_pre_attn_scalar": 16})), None);
     for family in ["gemma2", "gemma3_text"] {
         assert_eq!(scale(family, json!({})), Some(0.0625), "{family}");
-        assert_eq!(scale(family, json!({"query_pre_attn_scalar": 144})), Some(1.0 / 12.0), "{family}");
+        assert_eq!(scale(family, json!({"query_pre_attn_scalar": 64})), Some(0.125), "{family}");
         refused(family, json!({"query_pre_attn_scalar": 0}), &["query_pre_attn_scalar"]);
         let erf = accepted(family, json!({"hidden_activation": "gelu"}));
         assert_eq!((erf.traits.gelu, again(&erf).traits.gelu), (Some(Gelu::Erf), Some(Gelu::Erf)));
