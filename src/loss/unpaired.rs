@@ -36,17 +36,17 @@ impl Loss {
         // Taken before anything is added.
         let responses: Vec<_> = groups.iter().map(|group| group.sequences[0].response_ids.clone()).collect();
         let texts: Vec<_> = groups.iter().map(|group| group.group.responses.first().cloned()).collect();
-        for start in (0..groups.len()).step_by(block.max(1)) {
-            let end = groups.len().min(start + block.max(1));
-            for row in start..end {
-                let other = match row {
-                    _ if row > start => row - 1,
-                    _ if end - start == 1 => start.saturating_sub(1),
-                    _ => end - 1,
-                };
-                add_mismatched(&mut groups[row], &responses[other], max_length);
-                Arc::make_mut(&mut groups[row].group).responses.extend(texts[other].clone());
-            }
+        let (rows, block) = (groups.len(), block.max(1));
+        for (row, group) in groups.iter_mut().enumerate() {
+            let start = row - row % block;
+            let end = rows.min(start + block);
+            let other = match row {
+                _ if row > start => row - 1,
+                _ if end - start == 1 => start.saturating_sub(1),
+                _ => end - 1,
+            };
+            add_mismatched(group, &responses[other], max_length);
+            Arc::make_mut(&mut group.group).responses.extend(texts[other].clone());
         }
     }
 }
