@@ -266,7 +266,7 @@ impl Parser<'_> {
     }
 
     fn number(&mut self) -> Result<Formula, String> {
-        let rest = self.text[self.at..].as_bytes();
+        let rest = &self.text.as_bytes()[self.at..];
         let mut end = 0;
         while let Some(&byte) = rest.get(end) {
             let exponent = end > 0 && matches!(rest[end - 1], b'e' | b'E') && matches!(byte, b'+' | b'-');
