@@ -127,9 +127,9 @@ struct OnlineSoftmax {
     }
 };
 
-template <class T, int HEAD>
+template <class T, int HEAD, class Scoring>
 DEVICE void attention_fwd(const FusedQkv<T>& fused, const Segments& segments, const WorkList& work, T* o, float* lse,
-                          int tokens, const ScoreForm& form, const Window& window) {
+                          int tokens, const Scoring& form, const Window& window) {
     using F = Forward<T, HEAD>;
     constexpr int ROWS = F::ROWS, KEYS = F::KEYS, THREADS = F::THREADS;
     using Scores = WarpTile<KEYS>;
@@ -227,8 +227,23 @@ KERNELS(128, attention_fwd, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD: 2
     const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
     T* o,                         // (tokens, heads, head_dim)
     float* lse,                   // (heads, tokens)
+    int tokens, int heads, int kv_heads, int head_dim, float scale, int window) {
+    attention_fwd<T, HEAD, PlainScores>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
+                           tokens, {scale}, {window});
+}
+
+// With a soft cap: few models have one, so fewer sizes.
+template <class T, int HEAD>
+KERNELS(128, attention_capped_fwd, FOR(HEAD: 128 256; T: f32 bf16), IF(HEAD: 256; T: f32; THREADS(64)))(
+    const T* qkv,                 // (tokens, heads + 2 kv_heads, head_dim)
+    const int* starts,            // (segments + 1)
+    const int* ancestor_offsets,  // (segments + 1)
+    const int* ancestors,         // (ancestors)
+    const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
+    T* o,                         // (tokens, heads, head_dim)
+    float* lse,                   // (heads, tokens)
     int tokens, int heads, int kv_heads, int head_dim, float scale, float softcap,
     float inverse_softcap, int window) {
-    attention_fwd<T, HEAD>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
+    attention_fwd<T, HEAD, CappedScores<T>>({qkv, heads, kv_heads, head_dim}, {starts, ancestor_offsets, ancestors}, {work}, o, lse,
                            tokens, {scale, softcap, inverse_softcap}, {window});
 }

@@ -14,6 +14,7 @@
 // A warp takes 16 rows of the block's tile of queries (or keys) and all columns.
 #pragma once
 
+#include "primitives/math.cuh"
 #include "tile.cuh"
 
 /// Warps and tile rows of a block, by storage and padded head_dim. f32 with head_dim 256 halves the
@@ -278,26 +279,45 @@ struct Window {
     }
 };
 
-/// Scale of scores, and a soft cap c, which makes s to c tanh(s / c). The kernels have the cap in base 2,
-/// log2(e) c, or 0 for none, and its inverse: parameters take no registers, unlike products of them.
-struct ScoreForm {
+/// Scores of attention: products times a scale.
+struct PlainScores {
+    static constexpr bool CAPPED = false;
+    float scale;
+
+    /// Scaled score in base 2, for exp2f.
+    DEVICE float base2(float product) const {
+        return product * (scale * LOG2_E);
+    }
+    DEVICE float base2(float product, float& slope) const {
+        slope = 1.0f;
+        return base2(product);
+    }
+};
+
+/// As PlainScores, with a soft cap c, which makes s to c tanh(s / c). The kernels have the cap in base 2,
+/// log2(e) c, and its inverse: parameters take no registers, unlike products of them.
+template <class T>
+struct CappedScores {
+    static constexpr bool CAPPED = true;
     float scale, softcap, inverse;
 
-    /// Scaled and capped score in base 2, for exp2f.
-    DEVICE float base2(float product) const {
-        float score = product * (scale * LOG2_E);
-        return softcap == 0.0f ? score : softcap * tanhf(score * inverse);
-    }
-    /// As `base2`; `slope` receives the slope of the cap.
-    DEVICE float base2(float product, float& slope) const {
-        float score = product * (scale * LOG2_E);
-        slope = 1.0f;
-        if (softcap != 0.0f) {
-            float t = tanhf(score * inverse);
-            slope = 1.0f - t * t;
-            score = softcap * t;
+    /// tanh; for bf16 tensors within 3e-7, by few instructions.
+    static DEVICE float tanh(float x) {
+        if constexpr (sizeof(T) == sizeof(float)) {
+            return tanhf(x);
+        } else {
+            return 1.0f - 2.0f * fast_reciprocal(1.0f + fast_exp2(2.0f * LOG2_E * x));
         }
-        return score;
+    }
+    /// Scaled and capped score in base 2, for exp2f; `slope` receives the slope of the cap.
+    DEVICE float base2(float product, float& slope) const {
+        float t = tanh(product * (scale * LOG2_E) * inverse);
+        slope = 1.0f - t * t;
+        return softcap * t;
+    }
+    DEVICE float base2(float product) const {
+        float slope;
+        return base2(product, slope);
     }
 };
 

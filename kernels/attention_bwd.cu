@@ -92,7 +92,7 @@ struct Backward : BlockShape<T, HEAD> {
 };
 
 /// Inputs of both kernels.
-template <class T>
+template <class T, class Scoring>
 struct BackwardInputs {
     const T* dout;  // (tokens, heads, head_dim)
     FusedQkv<T> fused;
@@ -101,7 +101,7 @@ struct BackwardInputs {
     Segments segments;
     WorkList work;
     int tokens;
-    ScoreForm form;
+    Scoring form;
     Window window;
 
     /// `rows` rows of do of one head.
@@ -113,17 +113,18 @@ struct BackwardInputs {
 };
 
 /// Replaces a score by P and dP by dS.
-DEVICE void softmax_backward(float& score, float& dp, bool seen, const ScoreForm& form, float lse, float delta) {
+template <class Scoring>
+DEVICE void softmax_backward(float& score, float& dp, bool seen, const Scoring& form, float lse, float delta) {
     float slope = 1.0f, p = seen ? exp2f(form.base2(score, slope) - lse) : 0.0f;
     score = p;
     dp = p * (dp - delta);
-    if (form.softcap != 0.0f) {
+    if constexpr (Scoring::CAPPED) {
         dp *= slope;
     }
 }
 
-template <class T, int HEAD>
-DEVICE void attention_bwd_q(const BackwardInputs<T>& in, T* dqkv) {
+template <class T, int HEAD, class Scoring>
+DEVICE void attention_bwd_q(const BackwardInputs<T, Scoring>& in, T* dqkv) {
     using B = Backward<T, HEAD>;
     constexpr int ROWS = B::ROWS, KEYS = B::KEYS, THREADS = B::THREADS, PART = B::PART_Q, PARTS = HEAD / PART;
     using Scores = WarpTile<KEYS>;
@@ -258,8 +259,8 @@ struct QueryCursor {
     }
 };
 
-template <class T, int HEAD>
-DEVICE void attention_bwd_kv(const BackwardInputs<T>& in, const int* trees, int tree_count, T* dqkv) {
+template <class T, int HEAD, class Scoring>
+DEVICE void attention_bwd_kv(const BackwardInputs<T, Scoring>& in, const int* trees, int tree_count, T* dqkv) {
     using B = Backward<T, HEAD>;
     constexpr int ROWS = B::ROWS, QUERIES = B::QUERIES, THREADS = B::THREADS, PART = B::PART_KV, PARTS = HEAD / PART;
     using Scores = WarpTile<QUERIES>;
@@ -358,10 +359,9 @@ KERNELS(128, attention_bwd_q, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD:
     const int* ancestors,         // (ancestors)
     const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
     T* dqkv,                      // (tokens, heads + 2 kv_heads, head_dim)
-    int tokens, int heads, int kv_heads, int head_dim, float scale, float softcap,
-    float inverse_softcap, int window) {
-    attention_bwd_q<T, HEAD>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
-                              {starts, ancestor_offsets, ancestors}, {work}, tokens, {scale, softcap, inverse_softcap}, {window}}, dqkv);
+    int tokens, int heads, int kv_heads, int head_dim, float scale, int window) {
+    attention_bwd_q<T, HEAD, PlainScores>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
+                              {starts, ancestor_offsets, ancestors}, {work}, tokens, {scale}, {window}}, dqkv);
 }
 
 template <class T, int HEAD>
@@ -376,8 +376,43 @@ KERNELS(128, attention_bwd_kv, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD
     const int* trees,             // (tree_count + 1)
     const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
     T* dqkv,                      // (tokens, heads + 2 kv_heads, head_dim)
+    int tokens, int tree_count, int heads, int kv_heads, int head_dim, float scale, int window) {
+    attention_bwd_kv<T, HEAD, PlainScores>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
+                               {starts, ancestor_offsets, ancestors}, {work}, tokens, {scale}, {window}}, trees, tree_count, dqkv);
+}
+
+// With a soft cap: few models have one, so fewer sizes.
+template <class T, int HEAD>
+KERNELS(128, attention_capped_bwd_q, FOR(HEAD: 128 256; T: f32 bf16), IF(HEAD: 256; T: f32; THREADS(64)))(
+    const T* dout,                // (tokens, heads, head_dim)
+    const T* qkv,                 // (tokens, heads + 2 kv_heads, head_dim)
+    const float* lse,             // (heads, tokens)
+    const float* delta,           // (heads, tokens)
+    const int* starts,            // (segments + 1)
+    const int* ancestor_offsets,  // (segments + 1)
+    const int* ancestors,         // (ancestors)
+    const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
+    T* dqkv,                      // (tokens, heads + 2 kv_heads, head_dim)
+    int tokens, int heads, int kv_heads, int head_dim, float scale, float softcap,
+    float inverse_softcap, int window) {
+    attention_bwd_q<T, HEAD, CappedScores<T>>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
+                              {starts, ancestor_offsets, ancestors}, {work}, tokens, {scale, softcap, inverse_softcap}, {window}}, dqkv);
+}
+
+template <class T, int HEAD>
+KERNELS(128, attention_capped_bwd_kv, FOR(HEAD: 128 256; T: f32 bf16), IF(HEAD: 256; T: f32; THREADS(64)))(
+    const T* dout,                // (tokens, heads, head_dim)
+    const T* qkv,                 // (tokens, heads + 2 kv_heads, head_dim)
+    const float* lse,             // (heads, tokens)
+    const float* delta,           // (heads, tokens)
+    const int* starts,            // (segments + 1)
+    const int* ancestor_offsets,  // (segments + 1)
+    const int* ancestors,         // (ancestors)
+    const int* trees,             // (tree_count + 1)
+    const int* work,              // from attention_plan, for tiles of BlockShape::ROWS
+    T* dqkv,                      // (tokens, heads + 2 kv_heads, head_dim)
     int tokens, int tree_count, int heads, int kv_heads, int head_dim, float scale, float softcap,
     float inverse_softcap, int window) {
-    attention_bwd_kv<T, HEAD>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
+    attention_bwd_kv<T, HEAD, CappedScores<T>>({dout, {qkv, heads, kv_heads, head_dim}, lse, delta,
                                {starts, ancestor_offsets, ancestors}, {work}, tokens, {scale, softcap, inverse_softcap}, {window}}, trees, tree_count, dqkv);
 }

@@ -114,11 +114,11 @@ pub struct BenchArgs {
     #[arg(long, value_name = "OP", conflicts_with_all = ["StepPlanArgs", "list", "op", "kernel", "compare", "output", "device"])]
     explain: Option<String>,
     /// GPU to explain for, such as h200 or a100 [default: that of this machine, else h200]
-    #[arg(long, requires = "explain")]
+    #[arg(long, requires = "explain", conflicts_with_all = ["StepPlanArgs", "list"])]
     gpu: Option<String>,
     /// Print the command of NVIDIA's profiler for each explained call, and run it where ncu and the GPU
     /// are
-    #[arg(long, requires = "explain")]
+    #[arg(long, requires = "explain", conflicts_with_all = ["StepPlanArgs", "list"])]
     ncu: bool,
     /// List the calls without running them
     #[arg(long, conflicts_with = "StepPlanArgs")]

@@ -7,6 +7,7 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::answers::{Answer, Answers};
 use super::device::{Device, DeviceArgs, Job};
 use super::ends::{end_ids, ends_text, first_stop, without_end};
 use super::inputs::Inputs;
@@ -18,11 +19,11 @@ use crate::data::group::Prompt as PromptText;
 use crate::data::source::{PromptOptions, PromptRow, read_prompts};
 use crate::data::tokenize::{encode_prompts, response_text};
 use crate::files::write_text;
-use crate::generate::{Engine, Finish, Generated, Limits, Prompt, Sampler, Sampling};
+use crate::generate::{Engine, Generated, Limits, Prompt, Sampler, Sampling};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::store::{self, Loaded};
 use crate::model::weights::LoadAs;
-use crate::terminal::{agreeing, complain, counted};
+use crate::terminal::complain;
 use crate::{Error, Result};
 
 /// New tokens if neither the flag nor the folder names a number.
@@ -303,42 +304,6 @@ pub(super) fn response_lines(rows: &[PromptRow], answers: &[Vec<Answer>]) -> Str
         }
     }
     text
-}
-
-/// A response with its tokens.
-#[derive(Clone)]
-pub(super) struct Answer {
-    pub response: String,
-    generated: Generated,
-}
-
-/// Responses to rows, by row and sample.
-pub(super) struct Answers {
-    pub of_rows: Vec<Vec<Answer>>,
-    seconds: f64,
-}
-
-impl Answers {
-    /// Mean number of generated tokens, and the share of responses that ended before the limit of
-    /// new tokens.
-    pub fn figures(&self) -> [f64; 2] {
-        let all = || self.of_rows.iter().flatten();
-        let count = all().count().max(1) as f64;
-        let tokens: usize = all().map(|answer| answer.generated.tokens.len()).sum();
-        let ended = all().filter(|answer| answer.generated.finish != Finish::Length).count();
-        [tokens as f64 / count, ended as f64 / count]
-    }
-
-    /// Counts and time on one line; `place` is where the responses are.
-    pub fn summary(&self, place: &str) -> String {
-        let all = || self.of_rows.iter().flatten();
-        let tokens: usize = all().map(|answer| answer.generated.tokens.len()).sum();
-        let cut = all().filter(|answer| answer.generated.finish == Finish::Length).count();
-        let (count, seconds) = (all().count(), self.seconds);
-        let (responses, tokens) = (counted(count, "response"), counted(tokens, "token"));
-        let ends = agreeing(cut, "ends", "end");
-        format!("{responses} in {place}: {tokens} in {seconds:.1} s; {cut} {ends} at the limit of new tokens")
-    }
 }
 
 /// Runs a job on the device of its arguments.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use clap::{ArgGroup, Args};
 use serde_json::{Map, Value, json};
 
-use super::generate::{ADDED, Answer, GenerateJob, GenerationArgs, RowsArgs, answer, language_model, response_lines};
+use super::answers::Answer;
+use super::generate::{ADDED, GenerateJob, GenerationArgs, RowsArgs, answer, language_model, response_lines};
 use super::inputs::Inputs;
 use super::output::{check_output, emit_beside, refuse_two_on_stdout, remark, same_file, warn};
 use crate::data::group::{PreferenceGroup, Prompt as PromptText};
@@ -231,7 +232,7 @@ fn judged(prompts: &[Prompt], files: &[PathBuf]) -> Result<Judged> {
     Ok(judge(prompts, &texts))
 }
 
-/// Responses of a model to the prompts, with [`Answers::figures`](super::generate::Answers::figures);
+/// Responses of a model to the prompts, with [`Answers::figures`](super::answers::Answers::figures);
 /// `save` is the file for them.
 fn generated(
     args: &IfevalArgs,

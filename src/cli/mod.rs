@@ -8,7 +8,7 @@
 //! - `inputs`: refuses outputs that would destroy an input, for every command that writes
 //! - `output`: checks of output files and folders, before any work
 //! - `data`, `data_check`, `data_export`, `data_language`, `data_pairs`: the commands of `data`
-//! - `generate`: `generate`; `chat`: `chat`; `ends`: what ends their texts
+//! - `generate`, `answers`: `generate`; `chat`: `chat`; `ends`: what ends their texts
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`, `scored_loss`: the reference that
 //!   scores are relative to, and the loss that has them; `evaluate`: `eval`, `compare`; `ifeval`: `ifeval`
 //! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`,
@@ -28,6 +28,7 @@
 //! - `quickstart`: the complete pipeline on an artificial language
 //! - `env`: capabilities of this machine and this build; `manual`: completions and man pages
 
+mod answers;
 pub mod args;
 mod bench;
 mod cadence;
@@ -325,7 +326,7 @@ mod tests {
                     assert!(refused(&["mapl", "bench", "--plan"], arg).is_some(), "--plan --{long}");
                     let with_list = refused(&["mapl", "bench", "--list"], arg);
                     assert_eq!(with_list.is_none(), listed.contains(&long), "--list --{long}: {with_list:?}");
-                    let needed = ["threshold", "fail-if-slower"].contains(&long);
+                    let needed = ["threshold", "fail-if-slower", "gpu", "ncu"].contains(&long);
                     assert_eq!(refused(&["mapl", "bench"], arg).is_some(), needed, "{long}");
                 }
             }

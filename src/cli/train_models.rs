@@ -38,6 +38,7 @@ impl TrainSetup<'_> {
         groups: &[TokenizedGroup],
         generation: Option<PlannedGeneration>,
     ) -> Result<Option<MemoryPlan>> {
+        self.check_loss(config)?;
         let reference = match self.precompute {
             Some(_) => None,
             None => self.reference_config(config)?.map(|(_, config)| config),
@@ -69,10 +70,24 @@ impl TrainSetup<'_> {
         Ok(plan)
     }
 
+    /// Refuses a loss that is not defined for the model: WPO takes the sum of squared probabilities from
+    /// doubled logits, and the double of a capped logit is not the cap of the double.
+    fn check_loss(&self, config: &ModelConfig) -> Result<()> {
+        match self.loss.use_weighting && config.softcaps.logits.is_some() {
+            true => Err(Error::Usage(
+                "--use-weighting: the model's final_logit_softcapping leaves no sum of squared probabilities to compute \
+                 from; leave the flag out"
+                    .into(),
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// Numbers of head rows at once among which the memory plan chooses; empty if the head has no
     /// chunks of rows.
     fn head_rows<B: Backend>(&self, backend: &B, config: &ModelConfig) -> Result<Vec<usize>> {
-        let dims = HeadDims { tokens: 0, hidden: config.hidden, vocab: config.vocab, rows: 0 };
+        let softcap = config.softcaps.logits;
+        let dims = HeadDims { tokens: 0, hidden: config.hidden, vocab: config.vocab, rows: 0, softcap };
         let choices = match config.head {
             Head::LanguageModel => backend.head_row_choices(dims),
             Head::Reward => Vec::new(),

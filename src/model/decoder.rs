@@ -114,7 +114,8 @@ impl<B: Backend> Model<B> {
     /// As [`Model::max_head_rows`], without a setting by [`Backend::set_max_head_rows`].
     pub(crate) fn default_head_rows(&self, backend: &B) -> usize {
         let ModelConfig { hidden, vocab, .. } = self.config;
-        let choices = backend.head_row_choices(HeadDims { tokens: 0, hidden, vocab, rows: 0 });
+        let softcap = self.config.softcaps.logits;
+        let choices = backend.head_row_choices(HeadDims { tokens: 0, hidden, vocab, rows: 0, softcap });
         choices.first().copied().unwrap_or_else(|| self.max_head_rows(backend))
     }
 

@@ -7,6 +7,7 @@
 //! other well-known families would need.
 
 use super::config::{Head, ModelConfig};
+use super::family_ids::ClassIds;
 use super::family_names::TensorNames;
 use super::family_names::{GEMMA_KEYS, GEMMA2_NAMES};
 use super::family_names::{GPT2_KEYS, GPT2_NAMES, KeyNames, LAYER_NORM_KEYS, LLAMA_NAMES, NEOX_KEYS, NEOX_NAMES};
@@ -100,20 +101,6 @@ pub struct Family {
     /// Class of the reward model, after the prefix.
     pub(super) classifier: &'static str,
     pub(super) ids: ClassIds,
-}
-
-/// Special ids of a config.json that lacks their keys: the defaults of the class in transformers.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ClassIds {
-    pub pad: Option<u32>,
-    pub bos: Option<u32>,
-    pub eos: Option<u32>,
-}
-
-impl ClassIds {
-    const NONE: Self = Self { pad: None, bos: None, eos: None };
-    /// Of Llama and most others.
-    const COMMON: Self = Self { pad: None, bos: Some(1), eos: Some(2) };
 }
 
 /// Whether attention and MLP of a layer have the same input, and both are added to the stream.

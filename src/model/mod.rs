@@ -1,6 +1,6 @@
 //! Models: configuration and Hugging Face folders, and forward and backward as lists of op calls.
 //!
-//! - [`family`], `family_missing`, [`family_names`], [`config`], [`traits`], [`rope`], [`presets`]: what each model family has; sizes from `config.json`,
+//! - [`family`], `family_ids`, `family_missing`, [`family_names`], [`config`], [`traits`], [`rope`], [`presets`]: what each model family has; sizes from `config.json`,
 //!   checked once; named sizes for new models
 //! - [`tensors`], [`layout`]: names and shapes of tensors; their places in the flat parameter arena
 //! - [`trained`]: the parameters that training changes
@@ -25,6 +25,7 @@ pub mod decoder_cached;
 pub mod decoder_grad;
 mod decoder_norm;
 pub mod family;
+mod family_ids;
 mod family_missing;
 pub mod family_names;
 pub mod inputs;

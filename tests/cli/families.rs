@@ -32,6 +32,10 @@ fn every_family_is_trained_and_scored() {
         bench.run(&format!("sft --model {start} --output-dir {sft} {common} --learning-rate 1e-2")).ok();
         bench.run(&format!("reward --model {sft} --output-dir {reward} {common} --gradient-checkpointing")).ok();
         bench.run(&format!("dpo --model {sft} --output-dir {dpo} {common} --gradient-checkpointing")).ok();
+        if family.model_type == "gemma2" {
+            let weighted = format!("dpo --model {sft} --output-dir weighted {common} --use-weighting");
+            bench.run(&weighted).fails(2, &["--use-weighting", "final_logit_softcapping"]);
+        }
         for (folder, head) in [(&sft, Head::LanguageModel), (&reward, Head::Reward), (&dpo, Head::LanguageModel)] {
             let config = bench.json(&format!("{folder}/config.json"));
             assert_eq!(config["architectures"], json!([family.class_of(head)]));

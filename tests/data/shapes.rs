@@ -2,10 +2,7 @@
 //! text is the system turn, and the better answer is preferred, or the row is refused by name.
 
 use mapl::data::group::{Comparison, Kind, Message, PreferenceGroup, Prompt, Response};
-use mapl::data::source::{
-    FileReport, Pairs, ReadOptions, check_used, read_files_with_reports, read_sft_files, read_unpaired_files,
-    split_pairs,
-};
+use mapl::data::source::{FileReport, Pairs, ReadOptions, check_used, read_files_with_reports, read_sft_files};
 use serde_json::{Value, json};
 
 use crate::sources::Folder;

@@ -10,6 +10,9 @@ from pathlib import Path
 from transformers import CONFIG_MAPPING
 
 FAMILIES = [
+    "gemma",
+    "gemma2",
+    "gemma3_text",
     "gpt2",
     "gpt_neox",
     "granite",

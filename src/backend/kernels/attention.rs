@@ -23,9 +23,13 @@ struct Shape {
 }
 
 impl Shape {
-    /// Shape of the smallest kernel for `head_dim` columns.
-    fn of<A: Element>(head_dim: usize) -> Result<Self> {
-        let head = launch::AttentionFwd::<A>::HEAD.into_iter().find(|&head| head_dim <= head).ok_or_else(|| {
+    /// Shape of the smallest kernel for these heads.
+    fn of<A: Element>(AttentionDims { head_dim, softcap, .. }: AttentionDims) -> Result<Self> {
+        let heads = match softcap {
+            None => &launch::AttentionFwd::<A>::HEAD[..],
+            Some(_) => &launch::AttentionCappedFwd::<A>::HEAD[..],
+        };
+        let head = heads.iter().copied().find(|&head| head_dim <= head).ok_or_else(|| {
             Error::Usage(format!(
                 "head_dim {head_dim} is larger than {MAX_HEAD}, the limit of the attention kernels; run this model with \
                  --device cpu"
@@ -115,6 +119,19 @@ pub(super) fn softcap(softcap: Option<f64>) -> [f32; 2] {
     softcap.map_or([0.0; 2], |cap| [in_base_2(cap) as f32, in_base_2(cap).recip() as f32])
 }
 
+/// Launches a kernel of attention, with a soft cap its variant for that.
+macro_rules! launch_by_softcap {
+    ($dims:expr, $plain:ident, $capped:ident { $($field:ident: $value:expr,)* }, ($($argument:expr),* $(,)?)) => {
+        match $dims.softcap {
+            None => launch::$plain::<A> { $($field: $value,)* }.launch($($argument),*),
+            Some(_) => {
+                let [softcap, inverse_softcap] = softcap($dims.softcap);
+                launch::$capped::<A> { $($field: $value,)* softcap, inverse_softcap }.launch($($argument),*)
+            }
+        }
+    };
+}
+
 /// Builds the work list: the tiles of all segments, by depth.
 fn plan<D: Device, A: Element>(
     k: &Kernels<D, A>,
@@ -132,7 +149,7 @@ pub(super) fn attention_fwd<D: Device, A: Element>(
     k: &Kernels<D, A>,
     mut a: AttentionFwd<'_, Kernels<D, A>>,
 ) -> Result<()> {
-    let (d, shape) = (a.dims, Shape::of::<A>(a.dims.head_dim)?);
+    let (d, shape) = (a.dims, Shape::of::<A>(a.dims)?);
     if d.tokens == 0 {
         return Ok(());
     }
@@ -143,31 +160,33 @@ pub(super) fn attention_fwd<D: Device, A: Element>(
     let work = scratch.request::<i32>(shape.work_len(&d));
     scratch.take()?;
     plan(k, shape, &d, &a.tree, scratch.write(work))?;
-    launch::AttentionFwd::<A> {
-        qkv: read(a.qkv),
-        starts: read(a.tree.starts),
-        ancestor_offsets: read(a.tree.ancestor_offsets),
-        ancestors: read(a.tree.ancestors),
-        work: scratch.read(work),
-        o: write(&mut a.o),
-        lse: write(&mut a.lse),
-        tokens: int(d.tokens)?,
-        heads: int(d.heads)?,
-        kv_heads: int(d.kv_heads)?,
-        head_dim: int(d.head_dim)?,
-        scale: d.scale as f32,
-        softcap: softcap(d.softcap)[0],
-        inverse_softcap: softcap(d.softcap)[1],
-        window: window(d.window)?,
-    }
-    .launch(&k.device, shape.head, blocks(k, shape.tiles(&d) * d.heads), shape.forward_bytes())
+    launch_by_softcap!(
+        d,
+        AttentionFwd,
+        AttentionCappedFwd {
+            qkv: read(a.qkv),
+            starts: read(a.tree.starts),
+            ancestor_offsets: read(a.tree.ancestor_offsets),
+            ancestors: read(a.tree.ancestors),
+            work: scratch.read(work),
+            o: write(&mut a.o),
+            lse: write(&mut a.lse),
+            tokens: int(d.tokens)?,
+            heads: int(d.heads)?,
+            kv_heads: int(d.kv_heads)?,
+            head_dim: int(d.head_dim)?,
+            scale: d.scale as f32,
+            window: window(d.window)?,
+        },
+        (&k.device, shape.head, blocks(k, shape.tiles(&d) * d.heads), shape.forward_bytes())
+    )
 }
 
 pub(super) fn attention_bwd<D: Device, A: Element>(
     k: &Kernels<D, A>,
     mut a: AttentionBwd<'_, Kernels<D, A>>,
 ) -> Result<()> {
-    let (d, shape) = (a.dims, Shape::of::<A>(a.dims.head_dim)?);
+    let (d, shape) = (a.dims, Shape::of::<A>(a.dims)?);
     if d.tokens == 0 {
         return Ok(());
     }
@@ -192,56 +211,50 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
         k.row_blocks(d.tokens * d.heads, launch::AttentionBwdDelta::<A>::THREADS / DELTA_LANES),
         0,
     )?;
-    launch::AttentionBwdQ::<A> {
-        dout: read(a.do_),
-        qkv: read(a.qkv),
-        lse: read(a.lse),
-        delta: scratch.read(delta),
-        starts: read(a.tree.starts),
-        ancestor_offsets: read(a.tree.ancestor_offsets),
-        ancestors: read(a.tree.ancestors),
-        work: scratch.read(work),
-        dqkv: write(&mut a.dqkv),
-        tokens: int(d.tokens)?,
-        heads: int(d.heads)?,
-        kv_heads: int(d.kv_heads)?,
-        head_dim: int(d.head_dim)?,
-        scale: d.scale as f32,
-        softcap: softcap(d.softcap)[0],
-        inverse_softcap: softcap(d.softcap)[1],
-        window: window(d.window)?,
-    }
-    .launch(
-        &k.device,
-        shape.head,
-        blocks(k, shape.tiles(&d) * d.heads * shape.parts_q()),
-        shape.backward_q_bytes(),
+    launch_by_softcap!(
+        d,
+        AttentionBwdQ,
+        AttentionCappedBwdQ {
+            dout: read(a.do_),
+            qkv: read(a.qkv),
+            lse: read(a.lse),
+            delta: scratch.read(delta),
+            starts: read(a.tree.starts),
+            ancestor_offsets: read(a.tree.ancestor_offsets),
+            ancestors: read(a.tree.ancestors),
+            work: scratch.read(work),
+            dqkv: write(&mut a.dqkv),
+            tokens: int(d.tokens)?,
+            heads: int(d.heads)?,
+            kv_heads: int(d.kv_heads)?,
+            head_dim: int(d.head_dim)?,
+            scale: d.scale as f32,
+            window: window(d.window)?,
+        },
+        (&k.device, shape.head, blocks(k, shape.tiles(&d) * d.heads * shape.parts_q()), shape.backward_q_bytes(),)
     )?;
-    launch::AttentionBwdKv::<A> {
-        dout: read(a.do_),
-        qkv: read(a.qkv),
-        lse: read(a.lse),
-        delta: scratch.read(delta),
-        starts: read(a.tree.starts),
-        ancestor_offsets: read(a.tree.ancestor_offsets),
-        ancestors: read(a.tree.ancestors),
-        trees: read(a.tree.trees),
-        work: scratch.read(work),
-        dqkv: write(&mut a.dqkv),
-        tokens: int(d.tokens)?,
-        tree_count: int(d.trees)?,
-        heads: int(d.heads)?,
-        kv_heads: int(d.kv_heads)?,
-        head_dim: int(d.head_dim)?,
-        scale: d.scale as f32,
-        softcap: softcap(d.softcap)[0],
-        inverse_softcap: softcap(d.softcap)[1],
-        window: window(d.window)?,
-    }
-    .launch(
-        &k.device,
-        shape.head,
-        blocks(k, shape.tiles(&d) * d.kv_heads * shape.parts_kv()),
-        shape.backward_kv_bytes(),
+    launch_by_softcap!(
+        d,
+        AttentionBwdKv,
+        AttentionCappedBwdKv {
+            dout: read(a.do_),
+            qkv: read(a.qkv),
+            lse: read(a.lse),
+            delta: scratch.read(delta),
+            starts: read(a.tree.starts),
+            ancestor_offsets: read(a.tree.ancestor_offsets),
+            ancestors: read(a.tree.ancestors),
+            trees: read(a.tree.trees),
+            work: scratch.read(work),
+            dqkv: write(&mut a.dqkv),
+            tokens: int(d.tokens)?,
+            tree_count: int(d.trees)?,
+            heads: int(d.heads)?,
+            kv_heads: int(d.kv_heads)?,
+            head_dim: int(d.head_dim)?,
+            scale: d.scale as f32,
+            window: window(d.window)?,
+        },
+        (&k.device, shape.head, blocks(k, shape.tiles(&d) * d.kv_heads * shape.parts_kv()), shape.backward_kv_bytes(),)
     )
 }

@@ -372,7 +372,10 @@ impl Parser<'_> {
 mod tests {
     use super::*;
 
-    fn scope() -> (Vec<(String, f64)>, Vec<(String, Vec<usize>)>) {
+    type Sizes = Vec<(String, f64)>;
+    type Shapes = Vec<(String, Vec<usize>)>;
+
+    fn scope() -> (Sizes, Shapes) {
         let sizes = vec![("n".to_owned(), 3.0), ("threads".to_owned(), 128.0)];
         let operands =
             vec![("x".to_owned(), vec![2, 3]), ("bias".to_owned(), vec![3]), ("scale".to_owned(), vec![2, 1])];
