@@ -8,6 +8,7 @@ use mapl::report::decimal;
 use mapl::report::svg::{Bar as Column, BarChart, BarSeries, ReferenceLine, Shade, method_style};
 
 use super::bars::{Bar, Group, HorizontalBars};
+use super::experiments::{SWEEPS, Sweep};
 use super::pair;
 use super::record::{Quickstart, QuickstartRun, Record, Step, read_json};
 
@@ -29,7 +30,7 @@ pub fn all(records: &Path) -> Result<Vec<(&'static str, String)>, Box<dyn Error>
     let heads = Record::read(&h200.join("2026-11-27-707e5bc.csv"))?;
     let gemms = Record::read(&h200.join("2026-11-27-8ddee10.csv"))?;
     let steps = Record::read(&h200.join("2026-11-27-96a385c.csv"))?;
-    Ok(vec![
+    let mut figures = vec![
         ("mapl-pair", pair::to_svg()),
         ("accuracy-reward", accuracy(&quickstart, "Reward model: held-out accuracy", "reward")?),
         ("accuracy-dpo", accuracy(&quickstart, "DPO: held-out accuracy", "dpo")?),
@@ -37,7 +38,11 @@ pub fn all(records: &Path) -> Result<Vec<(&'static str, String)>, Box<dyn Error>
         ("head-forward", head_forward(&heads)?),
         ("dpo-step", dpo_step(&steps)?),
         ("step-ops", step_ops(&read_json(&h200.join("2026-11-27-8ddee10-step.json"))?)),
-    ])
+    ];
+    for (file, name, title) in SWEEPS {
+        figures.push((name, Sweep::read(records, file)?.to_svg(title)));
+    }
+    Ok(figures)
 }
 
 /// Accuracies of a method trained on base pairs only, on as many tokens of base pairs as with MAPL where

@@ -1,11 +1,14 @@
 //! Draws the figures of the documents from committed records: `cargo run --release --example charts` writes
 //! `docs/figures`. The test fails if a file there differs from a fresh drawing.
 //!
-//! - `record`: rows of `benches/record`
-//! - `figures`: the figures by name; `bars`: horizontal bar charts; `pair`: MAPL's comparisons of one pair
+//! - `record`: rows of `benches/record`; `experiments`: recorded sweeps, with their tables in `benches/experiments/README.md`
+//! - `figures`: the figures by name; `bars`: horizontal bar charts; `dots`: dots with intervals; `pair`: MAPL's comparisons
+//!   of one pair
 //! - `file`: an SVG file per theme, and all figures as one HTML fragment for the front page of `cargo doc`
 
 mod bars;
+mod dots;
+mod experiments;
 mod figures;
 mod file;
 mod pair;
@@ -36,7 +39,27 @@ fn main() -> Result<(), Box<dyn Error>> {
         std::fs::write(folder.join(&name), text)?;
         println!("docs/figures/{name}");
     }
+    let page = root.join(EXPERIMENTS);
+    let text = with_tables(root, &std::fs::read_to_string(&page)?)?;
+    std::fs::write(&page, text)?;
+    println!("{EXPERIMENTS}");
     Ok(())
+}
+
+/// Page with the tables of the recorded sweeps.
+const EXPERIMENTS: &str = "benches/experiments/README.md";
+
+/// The page with every table as its record gives it: between a line `<!-- table FILE -->` and the next empty line.
+fn with_tables(root: &Path, page: &str) -> Result<String, Box<dyn Error>> {
+    let mut page = page.to_owned();
+    for (file, _, _) in experiments::SWEEPS {
+        let table = experiments::Sweep::read(&root.join("benches/record"), file)?.to_markdown();
+        let mark = format!("<!-- table {file} -->\n");
+        let start = page.find(&mark).ok_or(format!("{EXPERIMENTS} has no line {}", mark.trim()))? + mark.len();
+        let end = page[start..].find("\n\n").map_or(page.len(), |at| start + at + 1);
+        page.replace_range(start..end, &table);
+    }
+    Ok(page)
 }
 
 #[cfg(test)]
@@ -44,6 +67,14 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn committed_tables_are_what_the_records_give() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let page = std::fs::read_to_string(root.join(EXPERIMENTS)).unwrap();
+        let fresh = with_tables(root, &page).unwrap();
+        assert!(page == fresh, "{EXPERIMENTS} is stale; run: cargo run --release --example charts");
+    }
 
     #[test]
     fn committed_figures_are_what_the_records_give() {
