@@ -364,7 +364,7 @@ pub(super) fn prepare_environment(target: Target) -> Result<()> {
     of_environment()?.map_or(Ok(()), |kernels| kernels.prepare(target))
 }
 
-/// Runs `work` with these kernels in place of the shipped ones, on this thread.
+/// Runs `work` with these kernels instead of the shipped ones, on this thread.
 pub fn with<R>(kernels: &'static OwnKernels, work: impl FnOnce() -> R) -> R {
     struct Restore(Option<&'static OwnKernels>);
     impl Drop for Restore {
