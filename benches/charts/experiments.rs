@@ -11,8 +11,7 @@ use super::dots::{Dot, Dots};
 use super::record::read_json;
 
 /// The recorded sweeps: file in `benches/record/experiments`, name of the figure, title.
-pub const SWEEPS: [(&str, &str, &str); 1] =
-    [("language-dpo.json", "experiments-dpo", "DPO, artificial language")];
+pub const SWEEPS: [(&str, &str, &str); 1] = [("language-dpo.json", "experiments-dpo", "DPO, artificial language")];
 
 /// Measures of the chart, with their colours.
 const CHART: [(&str, usize); 4] = [("semantic", 0), ("intra", 2), ("inter", 5), ("sensitivity", 4)];

@@ -43,7 +43,7 @@ fn changed(name: &str, from: &str, to: &str) -> String {
 fn a_kernel_of_ones_own_is_verified_next_to_the_shipped_one() {
     let Some(bench) = bench() else { return };
     let words = "bench --device emulator --kernel my.cu --dtype bf16 --repeats 2 --output rows.csv";
-    bench.write("my.cu", changed("gelu.cu", "return 0.5f * erfcf", "return 1.0f * 0.5f * erfcf"));
+    bench.write("my.cu", changed("gelu.cu", "value[i] *= gelu_cumulative", "value[i] *= 1.0f * gelu_cumulative"));
     let done = run(&bench, words, "").ok();
     let text = &done.out;
     for part in
@@ -77,11 +77,11 @@ fn a_kernel_file_that_cannot_replace_a_shipped_one_is_refused_with_the_place() {
         bench.write("my.cu", text);
         run(&bench, words, "").fails(3, parts);
     };
-    let both = ["my.cu:47: `", "KERNELS(256, gelu_fwd", "kernels/gelu.cu:47: `", "KERNELS(128, gelu_fwd"];
+    let both = ["my.cu:27: `", "KERNELS(256, gelu_fwd", "kernels/gelu.cu:27: `", "KERNELS(128, gelu_fwd"];
     refused(changed("gelu.cu", "KERNELS(128, gelu_fwd", "KERNELS(256, gelu_fwd"), &both);
-    refused(changed("gelu.cu", "int tokens, int intermediate", "int intermediate, int tokens"), &["my.cu:47: `"]);
+    refused(changed("gelu.cu", "int tokens, int intermediate", "int intermediate, int tokens"), &["my.cu:27: `"]);
     refused(changed("gelu.cu", "value[i] *=", "valu[i] *="), &["my.cu: does not compile", "valu"]);
-    refused(changed("gelu.cu", "KERNELS(128, gelu_fwd", "KERNELS(100, gelu_fwd"), &["my.cu:47: 100 threads"]);
+    refused(changed("gelu.cu", "KERNELS(128, gelu_fwd", "KERNELS(100, gelu_fwd"), &["my.cu:27: 100 threads"]);
     refused("EXPORT constexpr int WARP = 64;\n".to_owned() + &shipped("gelu.cu"), &["exports WARP as Int(64)"]);
     refused("int nothing;\n".into(), &["has no KERNEL or KERNELS line"]);
     refused(changed("gelu.cu", "gelu_fwd, FOR", "gelu_new, FOR"), &["no launcher has the kernel gelu_new", "my.toml"]);

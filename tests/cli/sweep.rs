@@ -108,7 +108,12 @@ device = "cpu"
     let flops = |at: usize| settings[at]["tflop"].as_f64().unwrap();
     assert!(flops(1) > flops(0), "{settings:?}");
     let csv = String::from_utf8(bench.bytes("grid/sweep.csv")).unwrap();
-    assert!(csv.lines().next().unwrap().contains(",tflop,semantic,length_only,intra,inter,"), "{csv}");
+    assert!(
+        csv.lines().next().unwrap().contains(
+            ",tflop,semantic,\"semantic, chosen longer\",\"semantic, rejected longer\",length_only,intra,inter,"
+        ),
+        "{csv}"
+    );
     let page = text_of(&String::from_utf8(bench.bytes("grid/report.html")).unwrap());
     // A chart over seeds would say nothing.
     assert!(page.contains("Difference to base") && !page.contains("Over seed"), "{page}");
@@ -172,4 +177,49 @@ fn the_smallest_experiment_runs() {
         assert!(setting["accuracy"]["semantic"]["value"].is_number(), "{setting}");
         assert!(setting["accuracy"]["intra, functions held out"]["value"].is_number(), "{setting}");
     }
+}
+
+/// A sweep with inputs of the command line, whose policies answer prompts after training.
+#[test]
+fn a_sweep_takes_inputs_and_lets_policies_answer_prompts() {
+    let bench = Bench::new();
+    let text = r#"
+method = "dpo"
+inputs = ["start", "asked"]
+[flags]
+model = "{start}"
+train-file = "pairs.jsonl"
+max-steps = 3
+device = "cpu"
+[vary]
+seed = [3]
+[ifeval]
+input = "{asked}"
+max-new-tokens = 3
+"#;
+    bench.write("sweep.toml", text);
+    let row = |key: usize, prompt: &str| {
+        json!({"key": key, "prompt": prompt, "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]})
+            .to_string()
+    };
+    bench.write("asked.jsonl", format!("{}\n{}\n", row(1, "a b"), row(2, "c")));
+    let words = "study sweep sweep.toml --output-dir grid";
+    bench.run(words).fails(2, &["needs --set start=... --set asked=..."]);
+    assert!(!bench.at("grid").exists());
+    let given = format!("{words} --set start=model --set asked=asked.jsonl");
+    bench.run(&given).ok();
+    let accuracy = bench.json("grid/sweep.json")["points"][0]["accuracy"].clone();
+    let responses = bench.rows("grid/p001/responses.jsonl");
+    let tokens = responses.iter().map(|row| row["tokens"].as_array().unwrap().len()).sum::<usize>();
+    assert_eq!(responses.len(), 2);
+    assert_eq!(accuracy["response tokens"], json!(tokens as f64 / 2.0));
+    let ended = responses.iter().filter(|row| row["finish"] == "stop").count();
+    assert_eq!(accuracy["responses ended"], json!(ended as f64 / 2.0));
+    let verdicts = bench.json("grid/p001/ifeval.json");
+    assert_eq!(accuracy["prompts strict"], verdicts["prompt"]["strict"]["accuracy"]);
+    assert!(accuracy["instructions loose"].is_number());
+    assert!(bench.run(&given).ok().out.contains("finished earlier"));
+    bench.write("other.jsonl", row(1, "a b"));
+    let other = bench.run(&given.replace("asked.jsonl", "other.jsonl")).ok().out;
+    assert!(!other.contains("finished earlier"), "{other}");
 }

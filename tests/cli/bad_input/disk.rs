@@ -202,7 +202,7 @@ const PRINTING: [&str; 31] = [
 ];
 
 /// Commands whose result is files; stdout has their messages.
-const WRITING: [&str; 12] = [
+const WRITING: [&str; 14] = [
     "quickstart",
     "export",
     "tokenizer",
@@ -210,9 +210,11 @@ const WRITING: [&str; 12] = [
     "sft",
     "reward",
     "dpo",
+    "kto",
     "study sft",
     "study reward",
     "study dpo",
+    "study kto",
     "study bench",
     "data pairs",
 ];

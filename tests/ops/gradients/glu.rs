@@ -34,7 +34,7 @@ pub fn linear_glu() {
 
 pub fn glu() {
     for (tokens, intermediate, gelu) in
-        [(1, 1, None), (3, 4, None), (3, 4, Some(Gelu::Erf)), (1, 1, Some(Gelu::Tanh)), (3, 4, Some(Gelu::Tanh))]
+        [(1, 1, None), (3, 4, None), (3, 4, Some(Gelu::Erf)), (1, 3, Some(Gelu::Tanh)), (3, 4, Some(Gelu::Tanh))]
     {
         let d = GluDims { tokens, intermediate, gelu };
         // A deviation of 3 reaches both tails of the sigmoid.
