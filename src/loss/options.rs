@@ -98,7 +98,7 @@ pub struct LossOptions {
     /// [DPO; default 1]
     #[arg(long, alias = "ld_alpha")]
     pub ld_alpha: Option<f64>,
-    /// Weigh pairs by the policy's probability of both responses (WPO) [DPO]
+    /// Weigh pairs by the policy's probability of both responses (WPO) [DPO; default off]
     #[arg(long, alias = "use_weighting")]
     pub use_weighting: bool,
     /// Weight of desirable rows [KTO; default 1]

@@ -102,7 +102,7 @@ impl<B: Backend> PairWeights<'_, B> {
 /// - `a` and `b`: sums of rho over the trained terms of positive and of negative sign
 /// - a curve that sorts has z = `x - y` of equal rank; the comparisons of a kind that it sorts have
 ///   one weight
-/// - [`Curve::Kto`] has `z = logit - margin - sign scale KL`
+/// - [`Curve::Kto`](super::Curve::Kto) has `z = logit - margin - sign scale KL`
 /// - `weight` is multiplied by `exp(sum over terms of (doubled_k - plain_k))`, a constant, if the op got
 ///   [`PairWeights`]
 /// - `loss = weight * sum over curves of curve weight * (f(z, a, b) + center * (sum of both scores)²)`,

@@ -202,7 +202,7 @@ fn headers(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
 }
 
 impl OwnKernels {
-    /// Reads one file. Names without a launcher are kept apart ([`OwnKernels::new_declarations`]).
+    /// Reads one file. Names without a launcher are kept apart (`new_declarations`).
     pub fn read_file(path: &Path) -> Result<Self> {
         let (file, new) = OwnFile::read(path)?;
         let new = new.into_iter().map(|declaration| (0, declaration)).collect();
