@@ -359,7 +359,7 @@ KERNEL(128, head_factors_sm90)(const bf16* packed,  // (rows, hidden_size)
     }
 }
 
-/// Moves the last rows of a chunk to the begin of the buffers. Source and destination do not overlap.
+/// Moves the last rows of a chunk to the start of the buffers. Source and destination do not overlap.
 KERNEL(128, head_carry_sm90)(bf16* exps,    // (from + rows, stride): rows `from` on become rows 0 on
                              bf16* scaled,  // (from + rows, hidden_size)
                              int from, int rows, int hidden_size, int stride) {

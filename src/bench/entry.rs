@@ -8,7 +8,7 @@ use super::measure::{PreparedCall, Samples, TimedCall, Timing, interleaved};
 use super::operand::{Operand, OperandSet};
 use super::own::OwnContender;
 use super::rates::{BenchBackend, Peers, Rates};
-use super::row::{Cache, Row, SCHEMA, Status};
+use super::row::{Cache, Row, Status};
 use super::run::{Baseline, BenchOptions, OWN_VARIANT, Prediction, cost, floor, needs_more_samples, predict};
 use super::shapes::Case;
 use super::verify::Oracle;
@@ -255,7 +255,6 @@ impl Entry {
         note: String,
     ) -> Row {
         Row {
-            schema: SCHEMA,
             date: options.date.clone(),
             commit: options.commit.clone(),
             device: on.hardware(),
@@ -266,30 +265,11 @@ impl Entry {
             model: self.case.model.into(),
             layer: self.case.layer.into(),
             shape: self.case.shape(),
-            cache: None,
-            status,
-            samples: None,
-            calls: None,
-            median_us: None,
-            p20_us: None,
-            p80_us: None,
-            least_us: None,
-            paced_median: None,
-            paced_p20: None,
-            paced_p80: None,
             bytes: Some(self.cost.bytes),
             flops: Some(self.cost.flops),
-            gb_per_s: None,
-            tflop_per_s: None,
-            bound: None,
-            memory_gb_per_s: None,
-            product_tflop_per_s: None,
-            share: None,
             predicted_us: self.prediction.microseconds.filter(|_| variant == OWN_VARIANT && status == Status::Measured),
-            energy_mj: None,
-            others: None,
-            error_share: None,
             note,
+            ..Row::blank(status)
         }
     }
 }

@@ -94,6 +94,47 @@ pub struct Row {
 }
 
 impl Row {
+    /// A row with a status and nothing else.
+    pub(super) fn blank(status: Status) -> Self {
+        Self {
+            schema: SCHEMA,
+            date: String::new(),
+            commit: String::new(),
+            device: String::new(),
+            backend: String::new(),
+            variant: String::new(),
+            dtype: String::new(),
+            op: String::new(),
+            model: String::new(),
+            layer: String::new(),
+            shape: String::new(),
+            cache: None,
+            status,
+            samples: None,
+            calls: None,
+            median_us: None,
+            p20_us: None,
+            p80_us: None,
+            least_us: None,
+            paced_median: None,
+            paced_p20: None,
+            paced_p80: None,
+            bytes: None,
+            flops: None,
+            gb_per_s: None,
+            tflop_per_s: None,
+            bound: None,
+            memory_gb_per_s: None,
+            product_tflop_per_s: None,
+            share: None,
+            predicted_us: None,
+            energy_mj: None,
+            others: None,
+            error_share: None,
+            note: String::new(),
+        }
+    }
+
     /// Identity of the measured call: everything except day, commit and numbers.
     pub fn key(&self) -> [&str; 8] {
         let texts =

@@ -55,7 +55,7 @@ impl GroupScores {
 
     /// Logit of a comparison of `group`.
     fn logit(&self, loss: &Loss, group: &TokenizedGroup, comparison: &SequenceComparison) -> f64 {
-        // A mismatched sequence of a row with a label is no part of its score.
+        // The score of a row with a label leaves its mismatched sequence out.
         let terms = comparison.terms.iter().filter(|t| loss.method != Method::Kto || !t.detached);
         signed_sum(terms.map(|t| {
             let prompt = group.sequences[t.sequence].prompt;

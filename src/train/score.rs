@@ -90,15 +90,7 @@ impl<B: Backend> Scorer<B> {
         if let Some(weight) = model.trained().score {
             return self.reward(backend, model, batch, weight);
         }
-        backend.head_logprob_fwd(HeadLogprobFwd {
-            dims: head_dims(model, batch),
-            hidden: View::first(&self.acts.hidden, s.tokens * model.config.hidden),
-            head: head(model),
-            source: batch.source(),
-            target: batch.target(),
-            logp: ViewMut::first(&mut self.logp, s.rows),
-            lse: ViewMut::first(&mut self.lse, s.rows),
-        })?;
+        self.log_probs(backend, model, batch)?;
         backend.segment_sum_fwd(SegmentSumFwd {
             rows: s.rows,
             seqs: s.seqs,
@@ -122,18 +114,9 @@ impl<B: Backend> Scorer<B> {
         weights: [ViewMut<'_, B::Acc>; 2],
     ) -> Result<()> {
         let (s, hidden) = (batch.sizes, model.config.hidden);
-        let wide = s.tokens * hidden;
         for (sums, [before, after]) in weights.into_iter().zip([[2.0, 0.5], [1.0, 1.0]]) {
             self.scale_hidden(backend, (s.tokens, hidden), before)?;
-            backend.head_logprob_fwd(HeadLogprobFwd {
-                dims: head_dims(model, batch),
-                hidden: View::first(&self.acts.hidden, wide),
-                head: head(model),
-                source: batch.source(),
-                target: batch.target(),
-                logp: ViewMut::first(&mut self.logp, s.rows),
-                lse: ViewMut::first(&mut self.lse, s.rows),
-            })?;
+            self.log_probs(backend, model, batch)?;
             self.scale_hidden(backend, (s.tokens, hidden), after)?;
             backend.segment_sum_fwd(SegmentSumFwd {
                 rows: s.rows,
@@ -146,6 +129,20 @@ impl<B: Backend> Scorer<B> {
             })?;
         }
         Ok(())
+    }
+
+    /// Log-probs of all rows from the hidden rows.
+    fn log_probs(&mut self, backend: &B, model: &Model<B>, batch: &DeviceBatch<B>) -> Result<()> {
+        let s = batch.sizes;
+        backend.head_logprob_fwd(HeadLogprobFwd {
+            dims: head_dims(model, batch),
+            hidden: View::first(&self.acts.hidden, s.tokens * model.config.hidden),
+            head: head(model),
+            source: batch.source(),
+            target: batch.target(),
+            logp: ViewMut::first(&mut self.logp, s.rows),
+            lse: ViewMut::first(&mut self.lse, s.rows),
+        })
     }
 
     fn scale_hidden(&mut self, backend: &B, (tokens, hidden): (usize, usize), factor: f64) -> Result<()> {

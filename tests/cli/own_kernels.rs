@@ -84,6 +84,8 @@ fn a_kernel_file_that_cannot_replace_a_shipped_one_is_refused_with_the_place() {
     refused(changed("gelu.cu", "KERNELS(128, gelu_fwd", "KERNELS(100, gelu_fwd"), &["my.cu:27: 100 threads"]);
     refused("EXPORT constexpr int WARP = 64;\n".to_owned() + &shipped("gelu.cu"), &["exports WARP as Int(64)"]);
     refused("int nothing;\n".into(), &["has no KERNEL or KERNELS line"]);
+    let windows = changed("gelu.cu", "KERNELS(128, gelu_fwd", "KERNELS(256, gelu_fwd").replace('\n', "\r\n");
+    refused(windows.replacen("// GELU", "// é GELU", 1), &both);
     refused(changed("gelu.cu", "gelu_fwd, FOR", "gelu_new, FOR"), &["no launcher has the kernel gelu_new", "my.toml"]);
     bench.write("my.cu", shipped("head_sm90.cu"));
     run(&bench, words, "").fails(2, &["no selected call launches a kernel of my.cu (", "MAPL_SM90=1"]);
@@ -150,6 +152,14 @@ fn a_kernel_without_a_launcher_runs_by_its_sheet() {
     refused("tokens = 33", "rows = 33", 3, "tokens is unknown");
     refused("ceil(tokens * hidden / threads)", "tokens * hidden / threads", 3, "a whole number of at least 1");
     refused("[sizes]", "[sizes", 3, "relu_squared.toml:1: ");
+    refused("\"2 * tokens * hidden\"", "-5", 3, "flops = -5 is -5; a whole number of at least 0 is needed");
+    refused("flops = ", "shared = \"log(0 - 1)\"\nflops = ", 3, "is NaN; a whole number of at least 0 is needed");
+    refused("flops = ", "shared = 1e15\nflops = ", 1, "bytes of shared memory; a block has at most");
+    refused("tokens = 33", "tokens = 9000000000000000000", 3, "at most 536870912 are possible");
+    refused("tokens = 33", "tokens = 5000000", 3, "more than 2^29 elements");
+    let deep = format!("\"{}x\"", "(".repeat(900));
+    refused("\"pow(max(x, 0), 2)\"", &deep, 3, "more than 64 levels");
+    refused("\"pow(max(x, 0), 2)\"", "\"sum(j, 1e300, 1)\"", 1, "instead of NaN");
 }
 
 /// A row of a GEMM by the textbook loop, with the contract's op as its reference.
@@ -174,6 +184,10 @@ fn a_sheet_takes_its_operands_from_an_op_of_the_contract() {
     let text = String::from_utf8(bench.bytes("product.toml")).unwrap();
     bench.write("product.toml", text.replace("linear_fwd", "linear_bwd_input"));
     run(&bench, words, "").fails(3, &["[product]: the op has the operands", "which are not parameters of the kernel"]);
+    bench.write("product.toml", text.replace("grid = 2", "grid = 2\nx = { shape = \"tokens\" }"));
+    run(&bench, words, "").fails(3, &["x.shape = [9]: x of the op has 9 x 40 elements"]);
+    bench.write("product.toml", text.replace("tokens = 9", "tokens = 900000000"));
+    run(&bench, words, "").fails(3, &["op linear_fwd: an operand has more than 2^29 elements"]);
     bench.write("product.toml", text.replace("linear_fwd", "product"));
     run(&bench, words, "").fails(3, &["is not an op that a sheet can name"]);
 }

@@ -389,4 +389,5 @@ macro_rules! for_each_backend {
         }
     )* };
 }
+pub(crate) use for_each_backend;
 for_each_backend!(log_probs, rewards, dpo, bradley_terry, curves, steps_of_every_loss);

@@ -13,7 +13,7 @@ use mapl::data::tokenized::TokenizedGroup;
 use mapl::loss::objective::{LossType, Method};
 use mapl::optim::adamw::AdamWSettings;
 
-use super::golden::{close, pairs, resolve, trainer};
+use super::golden::{close, for_each_backend, pairs, resolve, trainer};
 
 const SETTINGS: AdamWSettings =
     AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
@@ -69,23 +69,4 @@ fn evaluations<B: Backend>(backend: &B) {
     assert_eq!(found, 5);
 }
 
-macro_rules! for_each_backend {
-    ($($check:ident),*) => { $(
-        mod $check {
-            #[test]
-            fn reference() {
-                super::$check(&super::Reference);
-            }
-            #[test]
-            fn cpu() {
-                super::$check(&super::Cpu::new());
-            }
-            #[test]
-            fn kernels() {
-                let Some(emulator) = common::emulator(super::Schedule::Random(3), 3) else { return };
-                super::$check(&super::Kernels::<_, f32>::new(emulator));
-            }
-        }
-    )* };
-}
 for_each_backend!(steps, evaluations);

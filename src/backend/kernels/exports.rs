@@ -40,15 +40,23 @@ impl Export {
 /// Parses the EXPORT lines of a file. An error names its line, counted from 1, and the cause.
 pub fn parse(source: &str) -> Result<Vec<Export>, String> {
     let mut exports = Vec::new();
-    let mut offset = 0;
-    for (number, line) in source.lines().enumerate() {
+    for (number, line, text) in numbered(source) {
         if line.starts_with("EXPORT ") {
-            let found = item(&source[offset..]).map_err(|why| format!("line {}: {why}", number + 1))?;
-            exports.extend(found);
+            exports.extend(item(text).map_err(|why| format!("line {number}: {why}"))?);
         }
-        offset += line.len() + 1;
     }
     Ok(exports)
+}
+
+/// Lines with their numbers from 1, and the text from each of them on. Lines end with or without `\r`.
+pub fn numbered(source: &str) -> impl Iterator<Item = (usize, &str, &str)> {
+    let mut offset = 0;
+    source.split_inclusive('\n').enumerate().map(move |(at, line)| {
+        let text = &source[offset..];
+        offset += line.len();
+        let line = line.strip_suffix('\n').unwrap_or(line);
+        (at + 1, line.strip_suffix('\r').unwrap_or(line), text)
+    })
 }
 
 fn item(text: &str) -> Result<Vec<Export>, String> {
@@ -58,7 +66,7 @@ fn item(text: &str) -> Result<Vec<Export>, String> {
     if let Some(rest) = code.strip_prefix("enum ").map(|rest| rest.strip_prefix("class ").unwrap_or(rest)) {
         return enumeration(rest).map(|export| vec![export]);
     }
-    let constants = |rest: &str, word: bool| list(rest).into_iter().map(|text| constant(text, word)).collect();
+    let constants = |rest: &str, word: bool| split(rest, ',').map(|text| constant(text, word)).collect();
     if let Some(rest) = code.strip_prefix("constexpr int ") {
         constants(rest, false)
     } else if let Some(rest) = code.strip_prefix("constexpr uint64_t ") {
@@ -73,7 +81,7 @@ fn enumeration(text: &str) -> Result<Export, String> {
         || format!("`EXPORT enum {text}`; expected `EXPORT enum Name : int {{ FIRST, SECOND }}`, counted from 0");
     let (name, body) = text.split_once('{').ok_or_else(refuse)?;
     let body = body.trim().strip_suffix('}').ok_or_else(refuse)?;
-    let enumerators: Vec<String> = list(body).into_iter().map(str::to_owned).collect();
+    let enumerators: Vec<String> = split(body, ',').map(str::to_owned).collect();
     let distinct = (1..enumerators.len()).all(|i| !enumerators[..i].contains(&enumerators[i]));
     let name = name.trim().strip_suffix(": int").ok_or_else(refuse)?.trim();
     if !is_name(name) || enumerators.is_empty() || !distinct || !enumerators.iter().all(|e| is_name(e)) {
@@ -89,7 +97,7 @@ fn constant(text: &str, word: bool) -> Result<Export, String> {
     let (name, item) = match name.strip_suffix("[]") {
         Some(name) => {
             let values = value.strip_prefix('{').and_then(|v| v.strip_suffix('}')).ok_or_else(refuse)?;
-            (name, list(values).into_iter().map(number).collect::<Option<_>>().map(Item::List))
+            (name, split(values, ',').map(number).collect::<Option<_>>().map(Item::List))
         }
         None => (name, number(value).map(if word { Item::Word } else { Item::Int })),
     };
@@ -99,14 +107,15 @@ fn constant(text: &str, word: bool) -> Result<Export, String> {
     }
 }
 
-/// Parts between commas outside braces.
-fn list(text: &str) -> Vec<&str> {
+/// Parts between separators outside brackets and braces, without blanks around them.
+pub fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
     let mut depth = 0;
-    let parts = text.split(|c| {
-        depth += i32::from(c == '{') - i32::from(c == '}');
-        c == ',' && depth == 0
-    });
-    parts.map(str::trim).filter(|part| !part.is_empty()).collect()
+    text.split(move |c| {
+        depth += i32::from(c == '(' || c == '{') - i32::from(c == ')' || c == '}');
+        c == separator && depth == 0
+    })
+    .map(str::trim)
+    .filter(|part| !part.is_empty())
 }
 
 fn number(text: &str) -> Option<u64> {
@@ -155,6 +164,16 @@ pub fn items(exports: &[Export]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_may_end_in_carriage_returns() {
+        let text = "// größer\n\n// é\nEXPORT constexpr int A = 1;\n// é\nKERNEL(32, a)(int b) {}\n// é";
+        let windows = text.replace('\n', "\r\n");
+        assert_eq!(parse(&windows), parse(text));
+        let kernels = super::super::grammar::parse(&windows, &[]).unwrap();
+        assert_eq!((kernels.len(), &*kernels[0].name), (1, "a"));
+        assert_eq!(numbered(&windows).map(|line| line.0).last(), Some(7));
+    }
 
     #[test]
     fn constants_and_enums_are_exported() {

@@ -12,7 +12,10 @@
 //! KERNEL declares one entry point, KERNELS one entry point for each combination of the values of
 //! its axes.
 
-use super::exports::Export;
+use super::exports::{Export, numbered, split};
+
+/// Most entry points of a family.
+const MAX_KERNELS: usize = 1000;
 
 /// Type of a parameter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,9 +121,8 @@ pub struct Declaration {
 /// cause.
 pub fn parse(source: &str, exports: &[Export]) -> Result<Vec<Declaration>, String> {
     let mut declarations = Vec::new();
-    let (mut offset, mut before) = (0, "");
-    for (number, line) in source.lines().enumerate() {
-        let text = &source[offset..];
+    let mut before = "";
+    for (number, line, text) in numbered(source) {
         let declared = if line.starts_with("KERNEL(") {
             Some(single(text, before, exports))
         } else if line.starts_with("KERNELS(") {
@@ -129,9 +131,8 @@ pub fn parse(source: &str, exports: &[Export]) -> Result<Vec<Declaration>, Strin
             None
         };
         if let Some(declared) = declared {
-            declarations.push(declared.map_err(|why| format!("line {}: {why}", number + 1))?);
+            declarations.push(declared.map_err(|why| format!("line {number}: {why}"))?);
         }
-        offset += line.len() + 1;
         before = line;
     }
     Ok(declarations)
@@ -162,6 +163,10 @@ fn family(text: &str, before: &str, exports: &[Export]) -> Result<Declaration, S
         .collect::<Result<Vec<_>, _>>()?;
     if template.len() != axes.len() {
         return Err("FOR lists an axis twice".into());
+    }
+    let count = axes.iter().try_fold(1usize, |count, axis| count.checked_mul(axis.values.len()));
+    if count.is_none_or(|count| count > MAX_KERNELS) {
+        return Err(format!("FOR makes more than {MAX_KERNELS} kernels"));
     }
     let parameters = parameters_of(&parameters, true, exports)?;
     let mut kernels = Vec::new();
@@ -282,8 +287,8 @@ fn axis(text: &str, template: &[(&str, &str)], exports: &[Export]) -> Result<Axi
 /// Indices of the values of every combination; the last axis runs fastest.
 fn combinations(axes: &[Axis]) -> Vec<Vec<usize>> {
     axes.iter().fold(vec![Vec::new()], |all, axis| {
-        let with = |begin: &Vec<usize>, value| begin.iter().copied().chain([value]).collect();
-        all.iter().flat_map(|begin| (0..axis.values.len()).map(move |value| with(begin, value))).collect()
+        let with = |start: &Vec<usize>, value| start.iter().copied().chain([value]).collect();
+        all.iter().flat_map(|start| (0..axis.values.len()).map(move |value| with(start, value))).collect()
     })
 }
 
@@ -315,17 +320,6 @@ fn holds<'a>(rule: &'a str, axes: &[Axis], endings: &[&str]) -> Result<Option<Ve
 /// The text inside `name(...)`.
 fn inside<'a>(mark: &'a str, name: &str) -> Option<&'a str> {
     mark.strip_prefix(name)?.strip_prefix('(')?.strip_suffix(')')
-}
-
-/// Parts between separators outside brackets, without blanks around them.
-fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
-    let mut depth = 0;
-    text.split(move |c| {
-        depth += i32::from(c == '(') - i32::from(c == ')');
-        c == separator && depth == 0
-    })
-    .map(str::trim)
-    .filter(|part| !part.is_empty())
 }
 
 /// The text in the brackets at the start of `text`, and the text after them.
@@ -458,6 +452,7 @@ KERNELS(384, product, FOR(SHAPE: 128=SMALL 256_turns=LARGE), IF(SHAPE: 256_turns
 
     #[test]
     fn an_error_names_its_line_and_cause() {
+        let numbers = |n: usize| (0..n).map(|i| i.to_string()).collect::<Vec<_>>().join(" ");
         let family = |template: &str, marks: &str, parameters: &str| {
             format!("template <{template}>\nKERNELS(64, a{marks})({parameters}) {{}}")
         };
@@ -480,6 +475,7 @@ KERNELS(384, product, FOR(SHAPE: 128=SMALL 256_turns=LARGE), IF(SHAPE: 256_turns
             (family("class T, int N", ", FOR(T: f32 bf16)", ""), "`N` has no values"),
             (family("int N", ", FOR(N: 1; N: 2)", ""), "FOR lists an axis twice"),
             (family("int N", ", FOR(N: 1 1)", ""), "one of them twice"),
+            (family("int M, int N", &format!(", FOR(M: {0}; N: {0})", numbers(40)), ""), "more than 1000 kernels"),
             (family("int N", ", FOR(N: one)", ""), "`one` of axis `N` is not a number"),
             (family("int N", ", FOR(M: 1)", ""), "`M` is not a parameter of the template"),
             (family("Form N", ", FOR(N: 1=ONE)", ""), "`Form` is neither"),

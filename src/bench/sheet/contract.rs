@@ -35,6 +35,8 @@ const OPS: [&str; 8] = [
     "gelu_fwd",
     "gelu_bwd",
 ];
+/// Sizes of these ops.
+const SIZES: [&str; 5] = ["tokens", "inputs", "outputs", "hidden", "intermediate"];
 /// Added below the root of LayerNorm.
 const EPS: f64 = 1e-6;
 
@@ -73,6 +75,12 @@ fn work(op: &str, sizes: &[(String, f64)]) -> Result<Work, String> {
         let found = sizes.iter().find(|(size, _)| size == name);
         found.map(|(_, size)| *size as usize).ok_or(format!("op {op} needs the size {name} in [sizes]"))
     };
+    // Operands have two of these sizes.
+    let mut used: Vec<f64> = sizes.iter().filter(|(name, _)| SIZES.contains(&name.as_str())).map(|(_, n)| *n).collect();
+    used.sort_by(f64::total_cmp);
+    if used.iter().rev().take(2).product::<f64>() > super::MAX_ELEMENTS {
+        return Err(format!("op {op}: an operand has more than 2^29 elements; lower the sizes"));
+    }
     let tokens = size("tokens");
     let linear = |pass| -> Result<Work, String> {
         let dims = LinearDims { tokens: size("tokens")?, inputs: size("inputs")?, outputs: size("outputs")? };

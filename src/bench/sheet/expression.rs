@@ -9,6 +9,9 @@
 //!          | function "(" formula, ... ")" | "sum" "(" name "," count "," formula ")"
 //! ```
 //!
+//! A formula has at most 1,000 characters and 64 levels of brackets and signs. A `sum` over more than 2^31
+//! is NaN.
+//!
 //! A name is a size, a place of the element (`i0`, `i1`, `i2`), the variable of an enclosing `sum`, or
 //! an operand: its element at the place of the result, where an axis of length 1 repeats.
 
@@ -33,6 +36,12 @@ const FUNCTIONS: [(&str, usize); 18] = [
     ("f32", 1),
     ("where", 3),
 ];
+
+/// Longest formula in bytes, and most levels of it: the parser and the evaluation are recursive.
+const MAX_TEXT: usize = 1000;
+const MAX_LEVELS: usize = 64;
+/// Most terms of a `sum`.
+const MAX_TERMS: f64 = (1u64 << 31) as f64;
 
 /// Places of an element by axis.
 pub const PLACES: [&str; 3] = ["i0", "i1", "i2"];
@@ -74,7 +83,10 @@ pub struct Numbers<'a> {
 impl Formula {
     /// Parses a formula. An error says what is wrong and where.
     pub fn parse(text: &str, scope: &Scope<'_>) -> Result<Self, String> {
-        let mut parser = Parser { text, at: 0, scope, variables: Vec::new() };
+        if text.len() > MAX_TEXT {
+            return Err(format!("a formula of {} characters; at most {MAX_TEXT} are read", text.len()));
+        }
+        let mut parser = Parser { text, at: 0, scope, variables: Vec::new(), levels: 0 };
         let formula = parser.comparison()?;
         match parser.peek() {
             None => Ok(formula),
@@ -127,6 +139,9 @@ impl Formula {
             }
             Self::Sum(depth, parts) => {
                 let count = parts[0].evaluate(on, variables);
+                if count.is_nan() || count > MAX_TERMS {
+                    return f64::NAN;
+                }
                 let mut sum = 0.0;
                 let mut at = 0.0;
                 while at < count {
@@ -188,6 +203,8 @@ struct Parser<'a> {
     at: usize,
     scope: &'a Scope<'a>,
     variables: Vec<String>,
+    /// Signs and atoms around the current one.
+    levels: usize,
 }
 
 impl Parser<'_> {
@@ -244,10 +261,16 @@ impl Parser<'_> {
     }
 
     fn sign(&mut self) -> Result<Formula, String> {
-        if self.takes("-") {
-            return Ok(Formula::Binary("-", Box::new([Formula::Number(0.0), self.sign()?])));
+        if self.levels == MAX_LEVELS {
+            return Err(self.wrong(&format!("more than {MAX_LEVELS} levels of brackets and signs")));
         }
-        self.atom()
+        self.levels += 1;
+        let formula = match self.takes("-") {
+            true => Formula::Binary("-", Box::new([Formula::Number(0.0), self.sign()?])),
+            false => self.atom()?,
+        };
+        self.levels -= 1;
+        Ok(formula)
     }
 
     fn atom(&mut self) -> Result<Formula, String> {
@@ -435,5 +458,21 @@ mod tests {
         let (sizes, operands) = scope();
         let narrow = Scope { sizes: &sizes, operands: &operands, result: &[2] };
         assert!(Formula::parse("x", &narrow).unwrap_err().contains("write x[...]"));
+    }
+
+    #[test]
+    fn formulas_without_end_are_refused() {
+        for (text, why) in [
+            ("(".repeat(900), "levels of brackets and signs"),
+            ("-".repeat(900), "levels of brackets and signs"),
+            ("abs(".repeat(200), "levels of brackets and signs"),
+            ("(".repeat(1 << 20), "at most 1000 are read"),
+            ("1+".repeat(1 << 19) + "1", "at most 1000 are read"),
+        ] {
+            let error = value(&text).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+        assert_eq!(value(&("1+".repeat(499) + "1")), Ok(500.0));
+        assert!(value("sum(j, 1e300, 1)").unwrap().is_nan());
     }
 }

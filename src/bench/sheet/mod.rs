@@ -25,8 +25,8 @@ use crate::backend::kernels::own::{AxisKind, Declaration, Kind, OwnKernels, Para
 use crate::files::input;
 use crate::{Error, Result};
 
-/// Most elements of an operand.
-const MAX_ELEMENTS: f64 = (1u64 << 31) as f64;
+/// Most elements of all operands together; each takes 8 bytes of memory and more.
+const MAX_ELEMENTS: f64 = (1u64 << 29) as f64;
 
 /// Contents of an operand before the call.
 #[derive(Clone, Debug)]
@@ -250,14 +250,21 @@ impl Sheet {
         for (blocks, formula) in blocks.iter_mut().zip(&formulas) {
             *blocks = whole_number("grid", formula, &sizes, f64::from(i32::MAX))? as u32;
         }
-        let optional = |name: &str| table.get(name).map_or(Ok(0.0), |value| number(name, value, &sizes));
+        let optional = |name: &str| -> Result<u64, String> {
+            let Some(value) = table.get(name) else { return Ok(0) };
+            let found = number(name, value, &sizes)?;
+            match found.fract() == 0.0 && (0.0..=9e15).contains(&found) {
+                true => Ok(found as u64),
+                false => Err(format!("{name} = {} is {found}; a whole number of at least 0 is needed", text_of(value))),
+            }
+        };
         Ok(SheetCall {
             kernel,
             precision,
             shape: if shown.is_empty() { "none".into() } else { shown },
             grid: Grid(blocks),
-            shared_bytes: optional("shared")?.max(0.0) as usize,
-            flops: optional("flops")?.max(0.0) as u64,
+            shared_bytes: optional("shared")? as usize,
+            flops: optional("flops")?,
             operands,
             arguments,
         })
@@ -300,7 +307,8 @@ impl Sheet {
                 }
                 None => None,
             };
-            let shape = match (given, of_op.iter().find(|operand| operand.name == *name)) {
+            let of_op = of_op.iter().find(|operand| operand.name == *name);
+            let shape: Vec<usize> = match (given, of_op) {
                 (Some(shape), _) => {
                     let axes = list(shape);
                     if axes.is_empty() || axes.len() > PLACES.len() {
@@ -315,10 +323,17 @@ impl Sheet {
                     return Err(format!("{name}.shape is missing: the lengths of its axes, as \"tokens, hidden\""));
                 }
             };
-            if shape.iter().map(|&n: &usize| n as f64).product::<f64>() > MAX_ELEMENTS {
-                return Err(format!("{name} of shape {shape:?} has more than 2^31 elements"));
+            let elements = |shape: &[usize]| shape.iter().map(|&n| n as f64).product::<f64>();
+            if let Some(of_op) = of_op.filter(|of_op| elements(&shape) != (of_op.rows * of_op.columns) as f64) {
+                return Err(format!(
+                    "{name}.shape = {shape:?}: {name} of the op has {} x {} elements; leave the shape out",
+                    of_op.rows, of_op.columns
+                ));
             }
             shapes.push((name.clone(), shape));
+            if shapes.iter().map(|(_, shape)| elements(shape)).sum::<f64>() > MAX_ELEMENTS {
+                return Err(format!("the operands up to {name} have more than 2^29 elements; lower the sizes"));
+            }
         }
         let mut operands = Vec::new();
         for (at, (name, element, written)) in pointers.iter().enumerate() {
@@ -444,6 +459,9 @@ fn whole_number(name: &str, text: &str, sizes: &[(String, f64)], most: f64) -> R
     let value = number(name, &Value::String(text.to_owned()), sizes)?;
     if value.fract() == 0.0 && (1.0..=most).contains(&value) {
         return Ok(value);
+    }
+    if value > most {
+        return Err(format!("{name}: `{text}` is {value}; at most {most} are possible"));
     }
     Err(format!("{name}: `{text}` is {value}; a whole number of at least 1 is needed (ceil(...) rounds up)"))
 }

@@ -8,7 +8,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::super::measure::{Effort, Samples, Timing};
-use super::super::row::{Cache, Row, SCHEMA, Status};
+use super::super::row::{Cache, Row, Status};
 use super::super::run::BenchOptions;
 use super::expression::{Formula, Numbers};
 use super::{Argument, Element, Expected, Fill, SheetCall, SheetOperand};
@@ -219,7 +219,6 @@ impl SheetCall {
 
     fn empty_row<D: Device>(&self, device: &D, options: &BenchOptions, variant: &str) -> Row {
         Row {
-            schema: SCHEMA,
             date: options.date.clone(),
             commit: options.commit.clone(),
             device: device.properties().name.clone(),
@@ -230,30 +229,9 @@ impl SheetCall {
             model: "sheet".into(),
             layer: "own".into(),
             shape: self.shape.clone(),
-            cache: None,
-            status: Status::Measured,
-            samples: None,
-            calls: None,
-            median_us: None,
-            p20_us: None,
-            p80_us: None,
-            least_us: None,
-            paced_median: None,
-            paced_p20: None,
-            paced_p80: None,
             bytes: Some(self.bytes()),
             flops: Some(self.flops),
-            gb_per_s: None,
-            tflop_per_s: None,
-            bound: None,
-            memory_gb_per_s: None,
-            product_tflop_per_s: None,
-            share: None,
-            predicted_us: None,
-            energy_mj: None,
-            others: None,
-            error_share: None,
-            note: String::new(),
+            ..Row::blank(Status::Measured)
         }
     }
 

@@ -19,7 +19,7 @@
 //!   rows of the call, up to `SPLIT_ROWS`, not for those of a chunk.
 //! - dhead sums rows in ascending steps of 16, the depth of a wgmma. A later chunk starts its
 //!   accumulators from dhead (`head_dhead_sm90`), as does a call that adds to dhead. Rows beyond a
-//!   multiple of 16 move to the begin of the next chunk (`Carry`).
+//!   multiple of 16 move to the start of the next chunk (`Carry`).
 //!
 //! The three ops run parts of this loop. `head_logprob_fwd` runs the first three lines, with
 //! head_sums, so E is not stored. `head_logprob_bwd` recomputes E, since it gets dlogp from the

@@ -45,7 +45,7 @@ pub(super) struct Arrays {
     pub factor: u64,
 }
 
-/// Rows of earlier chunks at the begin of `exps` and `packed` whose part of dhead is not computed
+/// Rows of earlier chunks at the start of `exps` and `packed` whose part of dhead is not computed
 /// yet, since a wgmma sums [`WGMMA_DEPTH`] rows.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Carry {

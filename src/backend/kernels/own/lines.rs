@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::Export;
+use super::exports::numbered;
 use super::grammar::{self, Declaration};
 use crate::{Error, Result};
 
@@ -19,13 +20,12 @@ pub struct Line {
 /// The declarations of a file. An error names its line.
 pub fn read(file: &str, source: &str, exports: &[Export]) -> Result<Vec<Line>, String> {
     let declarations = grammar::parse(source, exports)?;
-    let (mut texts, mut offset, mut before) = (Vec::new(), 0, "");
-    for (at, line) in source.lines().enumerate() {
+    let (mut texts, mut before) = (Vec::new(), "");
+    for (number, line, text) in numbered(source) {
         if line.starts_with("KERNEL(") || line.starts_with("KERNELS(") {
             let template = if line.starts_with("KERNELS(") { format!("{before} ") } else { String::new() };
-            texts.push((at + 1, template + &head(&source[offset..])));
+            texts.push((number, template + &head(text)));
         }
-        offset += line.len() + 1;
         before = line;
     }
     let line = |((number, text), declaration): ((usize, String), Declaration)| Line {
