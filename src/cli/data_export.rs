@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::data::write_groups;
 use super::inputs::Inputs;
 use super::output::{check_output, remark, warn};
-use crate::data::group::{Comparison, Kind, Message, Prompt, Response};
+use crate::data::group::{Comparison, Kind, Message, PreferenceGroup, Prompt, Response};
 use crate::data::source::{ReadOptions, SourceRow, check_used, read_files_with_reports};
 use crate::files::write_text;
 use crate::terminal::{agreeing, counted};
@@ -65,6 +65,10 @@ pub struct ConvertCommand {
     /// compare
     #[arg(long)]
     reward: bool,
+    /// Leave out rows whose longest prompt and longest response have more characters together; they are
+    /// counted
+    #[arg(long, value_name = "CHARACTERS")]
+    max_characters: Option<usize>,
     #[command(flatten)]
     read: ReadOptions,
 }
@@ -87,6 +91,9 @@ pub fn export(args: &ExportCommand) -> Result<()> {
 pub fn convert(args: &ConvertCommand) -> Result<()> {
     let options = ReadOptions { whole_conversations: args.reward, ..args.read.clone() };
     let mut rows = read(&args.input, &args.output, &options)?;
+    if let Some(most) = args.max_characters {
+        keep_short(&mut rows, most, &args.output)?;
+    }
     match args.to {
         Target::Trl => write_trl(&args.input, &args.output, &rows),
         Target::Groups => {
@@ -97,6 +104,36 @@ pub fn convert(args: &ConvertCommand) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Leaves out rows with more characters, and prints how many. [`Error::Data`] if none is left.
+fn keep_short(rows: &mut Vec<SourceRow>, most: usize, output: &Path) -> Result<()> {
+    let all = rows.len();
+    let shortest = rows.iter().map(|row| (characters(&row.group), row)).min_by_key(|(count, _)| *count);
+    if let Some((count, row)) = shortest.filter(|(count, _)| *count > most) {
+        return Err(
+            row.error(format!("is the shortest row and has {count} characters; --max-characters {most} leaves none"))
+        );
+    }
+    rows.retain(|row| characters(&row.group) <= most);
+    let left_out = all - rows.len();
+    remark(output, &format!("{left_out} of {} left out, with more than {most} characters", counted(all, "row")));
+    Ok(())
+}
+
+/// Characters of the longest prompt and the longest response.
+fn characters(group: &PreferenceGroup) -> usize {
+    let length = |text: &str| text.chars().count();
+    let prompt = |prompt: &Prompt| match prompt {
+        Prompt::Text(text) => length(text),
+        Prompt::Messages(turns) => turns.iter().map(|turn| length(&turn.whole_text())).sum(),
+    };
+    let response = |response: &Response| match response {
+        Response::Text(text) => length(text),
+        Response::Message(message) => length(&message.whole_text()),
+    };
+    let longest = |lengths: &mut dyn Iterator<Item = usize>| lengths.max().unwrap_or(0);
+    longest(&mut group.prompts.iter().map(prompt)) + longest(&mut group.responses.iter().map(response))
 }
 
 /// Reads the rows, and prints what was read.

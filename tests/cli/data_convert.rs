@@ -104,6 +104,28 @@ fn groups_survive_and_containers_follow_the_name() {
 }
 
 #[test]
+fn long_rows_are_left_out_and_counted() {
+    let bench = Bench::new();
+    let turns = json!([{"role": "user", "content": "héé"}]);
+    let answer = |text: &str| json!([{"role": "assistant", "content": text}]);
+    bench.write(
+        "rows.jsonl",
+        lines(&[
+            json!({"prompt": turns, "chosen": answer("four"), "rejected": answer("thirteen more")}),
+            json!({"prompt": turns, "chosen": answer("four"), "rejected": answer("two")}),
+        ]),
+    );
+    let done = bench.run("data convert --input rows.jsonl --max-characters 15 --output short.jsonl").ok();
+    assert!(done.out.contains("1 of 2 rows left out, with more than 15 characters"), "{}", done.out);
+    assert_eq!(bench.rows("short.jsonl").len(), 1);
+    bench.run("data convert --input rows.jsonl --max-characters 16 --output all.jsonl").ok();
+    assert_eq!(bench.rows("all.jsonl").len(), 2);
+    let refused = bench.run("data convert --input rows.jsonl --max-characters 6 --output none.jsonl");
+    refused.fails(3, &["rows.jsonl:2", "7 characters", "--max-characters 6 leaves none"]);
+    assert!(!bench.path().join("none.jsonl").exists());
+}
+
+#[test]
 fn what_rows_of_trl_have_no_place_for_is_counted_by_reason() {
     let bench = Bench::new();
     let term = |prompt: usize, response: usize, sign: i8| json!({"prompt": prompt, "response": response, "sign": sign});
