@@ -19,6 +19,7 @@ mod model_folder;
 mod objective;
 mod read_options;
 mod reward_rows;
+mod row_files;
 mod shapes;
 mod sources;
 mod spaces;
