@@ -11,6 +11,7 @@ mod fuzz_seeds;
 mod gemma;
 mod ifeval;
 mod instructions;
+mod key_spellings;
 mod lost_text;
 mod model_config;
 mod model_defaults;
