@@ -83,7 +83,9 @@ impl LoraArgs {
                 return refuse(format!("--lora-dropout {dropout}: dropout is not supported in sft; use 0"));
             }
             (_, Some(dropout)) if dropout != 0.0 => {
-                notes.push("--lora-dropout has no effect: adapters have no dropout, as with TRL's --disable-dropout true");
+                notes.push(
+                    "--lora-dropout has no effect: adapters have no dropout, as with TRL's --disable-dropout true",
+                );
             }
             _ => {}
         }

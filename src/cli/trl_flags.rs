@@ -283,7 +283,10 @@ const TABLE: &[Rows] = &[
         "an evaluation file is also evaluated at the start",
         &[("eval-on-start", Switch, Idle), ("eval-delay", One, Only(&["0"]))],
     ),
-    ("evaluations report every metric", &[("prediction-loss-only", Switch, Idle), ("include-for-metrics", List, UNSET)]),
+    (
+        "evaluations report every metric",
+        &[("prediction-loss-only", Switch, Idle), ("include-for-metrics", List, UNSET)],
+    ),
     ("--eval-file decides whether a run evaluates", &[("do-eval", Switch, Idle)]),
     ("the command trains", &[("do-train", Switch, Idle)]),
     ("use `mapl score` and `mapl eval`", &[("do-predict", Switch, OFF)]),

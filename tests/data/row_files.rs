@@ -5,8 +5,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use mapl::data::group::{Kind, Message, PreferenceGroup, Prompt, Response, Term};
 use mapl::data::construct::make_ids_distinct;
+use mapl::data::group::{Kind, Message, PreferenceGroup, Prompt, Response, Term};
 use mapl::data::source::{ReadOptions, read_files_with_reports, read_unpaired_files};
 
 /// Question, better answer and worse answer of each row.
@@ -150,10 +150,9 @@ fn refused_files_are_read_in_the_way_that_the_error_names() {
     let without = ReadOptions { drop_columns: vec!["images".into()], ..ReadOptions::default() };
     assert_eq!(read("trl-conv-images", &without).unwrap()[1].prompts, [prompt(&Question, ROWS[1][0])]);
     // Rows with a label, as (question, answer, sign).
-    for (name, expected) in [
-        ("lf-kto", &[(0, 0, 1), (1, 0, 1)][..]),
-        ("trl-unpaired-kto", &[(0, 0, 1), (1, 0, 1), (0, 1, -1), (1, 1, -1)]),
-    ] {
+    for (name, expected) in
+        [("lf-kto", &[(0, 0, 1), (1, 0, 1)][..]), ("trl-unpaired-kto", &[(0, 0, 1), (1, 0, 1), (0, 1, -1), (1, 1, -1)])]
+    {
         let (rows, _) = read_unpaired_files(&[path(name)], &ReadOptions::default()).unwrap();
         assert_eq!(rows.len(), expected.len(), "{name}");
         for (row, (question, answer, sign)) in rows.iter().zip(expected) {

@@ -98,12 +98,14 @@ fn every_family_has_every_value_with_both_tyings() {
     let trained: BTreeSet<&str> = stepped.iter().copied().chain(TRAINED_CASES).collect();
     assert_eq!(trained, LANGUAGE_CASES.into_iter().collect());
     for family in FAMILIES {
-        let tyings: BTreeSet<bool> = LANGUAGE_CASES.into_iter().map(of).filter(|c| c.family == family).map(|c| c.tied).collect();
+        let tyings: BTreeSet<bool> =
+            LANGUAGE_CASES.into_iter().map(of).filter(|c| c.family == family).map(|c| c.tied).collect();
         assert_eq!(tyings.len(), 2, "{}", family.model_type);
         assert!(REWARD_CASES.into_iter().map(of).any(|c| c.family == family), "{}", family.model_type);
     }
     for case in &table.cases {
-        let (policy, reference) = (case.model.trim_start_matches("models/"), case.reference.trim_start_matches("models/"));
+        let (policy, reference) =
+            (case.model.trim_start_matches("models/"), case.reference.trim_start_matches("models/"));
         assert_eq!((of(policy).family, policy == reference), (of(reference).family, false));
         let (policy, mut decayed) = (of(policy), case.decayed.clone());
         let mut ours: Vec<String> = policy.tensors().into_iter().filter(|t| t.role.decays()).map(|t| t.name).collect();

@@ -120,7 +120,10 @@ fn flags_without_an_equivalent_are_refused_together() {
         ("--no_disable_dropout", &["--no-disable-dropout", "dropout is not supported"]),
         ("--push_to_hub --logging_dir a", &["2 flags", "--push-to-hub true (nothing", "--logging-dir a (--output-dir"]),
         ("--model_init_kwargs {\"dtype\":\"bfloat16\"}", &["use --dtype and --model"]),
-        ("--lora_modules_to_save embed_tokens", &["--lora-modules-to-save embed_tokens", "reward head is always saved"]),
+        (
+            "--lora_modules_to_save embed_tokens",
+            &["--lora-modules-to-save embed_tokens", "reward head is always saved"],
+        ),
         ("--label_names a b c --beta 1", &["--label-names a b c is known"]),
     ] {
         let why = refused(&format!("mapl reward {given}"));
