@@ -98,36 +98,36 @@ impl CompareArgs {
 
 /// Data and settings of an evaluation.
 #[derive(Args, Clone, Debug)]
-struct MeasureArgs {
-    /// Files of groups or pairs
+pub(super) struct MeasureArgs {
+    /// Files of groups or pairs; eval also takes rows with one response and a label
     #[arg(long, num_args = 1..)]
-    input: Vec<PathBuf>,
+    pub(super) input: Vec<PathBuf>,
     /// JSON file to write all results to
     #[arg(long)]
-    output: Option<PathBuf>,
+    pub(super) output: Option<PathBuf>,
     /// Print JSON instead of the table
     #[arg(long, conflicts_with = "by_function")]
-    json: bool,
+    pub(super) json: bool,
     /// Print every line of the table: also by number of instructions, rule, direction and
     /// instruction function
     #[arg(long)]
-    by_function: bool,
+    pub(super) by_function: bool,
     /// Bootstrap resamples for 95 % intervals, drawn by group; 0 for none
     #[arg(long, default_value_t = 1000, value_parser = resamples)]
-    bootstrap: usize,
+    pub(super) bootstrap: usize,
     /// Seed of the resamples and of shuffled prompts [default: 42]
     #[arg(long)]
     seed: Option<u64>,
     /// Also score pairs with empty and with exchanged prompts; up to three times the work on
     /// ordinary pairs
     #[arg(long)]
-    prompt_blindness: bool,
+    pub(super) prompt_blindness: bool,
     /// Instruction functions that training did not see (the list given to `data build`); adds
     /// results split by them
     #[arg(long, value_delimiter = ',', num_args = 1..)]
-    holdout_functions: Vec<String>,
+    pub(super) holdout_functions: Vec<String>,
     #[command(flatten)]
-    scoring: ModelArgs,
+    pub(super) scoring: ModelArgs,
 }
 
 /// Smallest number of resamples with some beyond both ends of an interval.
@@ -147,8 +147,17 @@ pub(super) fn resamples(text: &str) -> Result<usize, String> {
 pub fn eval(args: &EvalArgs) -> Result<()> {
     match &args.compare {
         None if let Some(benchmark) = args.benchmark()? => args.measure.run_benchmark(args.model.as_deref(), benchmark),
-        None if args.measure.json => emit_exactly(&measure(args)?.0),
-        None => emit_beside(args.measure.output.as_ref(), &measure(args)?.0),
+        None => {
+            let (model, rows) = prepare(args)?;
+            let text = match rows.iter().any(|row| row.group.label().is_some()) {
+                true => args.measure.measure_labelled(model, rows)?,
+                false => args.measure.measure(model, rows)?.0,
+            };
+            match args.measure.json {
+                true => emit_exactly(&text),
+                false => emit_beside(args.measure.output.as_ref(), &text),
+            }
+        }
         Some(_) if args.benchmark.is_some_and(|choice| choice.0.is_some()) => Err(Error::Usage(
             "--benchmark has no effect with --compare, which takes ordinary rows; evaluate each model on its own"
                 .into(),
@@ -165,9 +174,15 @@ pub fn compare_models(args: &CompareArgs) -> Result<()> {
     run_comparison(&args.measure, &[args.a.clone(), args.b.clone()])
 }
 
-/// Evaluates one model, writes the file, and returns the table or JSON to print, and the
-/// evaluation.
+/// Evaluates one model on rows of comparisons, writes the file, and returns the table or JSON to print,
+/// and the evaluation.
 pub fn measure(args: &EvalArgs) -> Result<(String, Evaluation)> {
+    let (model, rows) = prepare(args)?;
+    args.measure.measure(model, rows)
+}
+
+/// Checks the arguments and reads the rows.
+fn prepare(args: &EvalArgs) -> Result<(&PathBuf, Vec<SourceRow>)> {
     let Some(model) = &args.model else {
         return Err(Error::Usage("give --model, or two models with --compare".into()));
     };
@@ -179,30 +194,7 @@ pub fn measure(args: &EvalArgs) -> Result<(String, Evaluation)> {
     args.check_output("--model", std::slice::from_ref(model))?;
     args.scoring.check_base(&[model])?;
     let rows = args.scoring.read_rows(&args.input, &[model], false)?;
-    let settings = args.settings()?;
-    let (data, evaluation) = args.evaluate(&args.scoring, model, rows, &settings)?;
-    let lines = evaluation.summaries(args.resampling());
-    let reward = data.head == Head::Reward;
-    let mut head = Map::new();
-    head.insert("model".into(), json!(model));
-    ScoredReference::record(data.reference.as_ref(), "", &mut head);
-    head.insert("head".into(), json!(if reward { "reward" } else { "logp" }));
-    data.score.record(data.reference.as_ref(), &mut head);
-    head.insert("bootstrap".into(), record::resampling_json(args.resampling()));
-    head.insert("holdout_functions".into(), json!(settings.holdout_functions));
-    let result = record::result_json(head, &lines, &evaluation);
-    if let Some(output) = &args.output {
-        write_text(output, &record::file_text(&result, &evaluation))?;
-    }
-    warn_of_scores(model, &evaluation);
-    if args.json {
-        data.reference.iter().filter(|r| r.is_warning()).for_each(|r| complain(&data.score.line(r)));
-        return Ok((format!("{result:#}"), evaluation));
-    }
-    let mut text: Vec<String> = data.reference.iter().map(|r| data.score.line(r)).collect();
-    text.push(table::summary_table(&lines, &evaluation.rewards, args.detail()));
-    text.extend(data.remarks);
-    Ok((text.join("\n"), evaluation))
+    Ok((model, rows))
 }
 
 fn warn_of_scores(model: &Path, evaluation: &Evaluation) {
@@ -228,6 +220,9 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
     let models: Vec<&Path> = folders.iter().map(|folder| folder.as_path()).collect();
     args.scoring.check_base(&models)?;
     let rows = if args.input.is_empty() { Vec::new() } else { args.scoring.read_rows(&args.input, &models, false)? };
+    if let Some(row) = rows.iter().find(|row| row.group.label().is_some()) {
+        return Err(row.error("the row has a label and no comparison; evaluate each model with `mapl eval`"));
+    }
     let settings = args.settings()?;
     let base = args.scoring.base.base();
     let heads = folders.iter().map(|f| ModelConfig::read_on(f, base).map(|c| c.head)).collect::<Result<Vec<_>>>()?;
@@ -291,6 +286,34 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
 }
 
 impl MeasureArgs {
+    /// See [`measure`].
+    fn measure(&self, model: &Path, rows: Vec<SourceRow>) -> Result<(String, Evaluation)> {
+        let settings = self.settings()?;
+        let (data, evaluation) = self.evaluate(&self.scoring, model, rows, &settings)?;
+        let lines = evaluation.summaries(self.resampling());
+        let reward = data.head == Head::Reward;
+        let mut head = Map::new();
+        head.insert("model".into(), json!(model));
+        ScoredReference::record(data.reference.as_ref(), "", &mut head);
+        head.insert("head".into(), json!(if reward { "reward" } else { "logp" }));
+        data.score.record(data.reference.as_ref(), &mut head);
+        head.insert("bootstrap".into(), record::resampling_json(self.resampling()));
+        head.insert("holdout_functions".into(), json!(settings.holdout_functions));
+        let result = record::result_json(head, &lines, &evaluation);
+        if let Some(output) = &self.output {
+            write_text(output, &record::file_text(&result, &evaluation))?;
+        }
+        warn_of_scores(model, &evaluation);
+        if self.json {
+            data.reference.iter().filter(|r| r.is_warning()).for_each(|r| complain(&data.score.line(r)));
+            return Ok((format!("{result:#}"), evaluation));
+        }
+        let mut text: Vec<String> = data.reference.iter().map(|r| data.score.line(r)).collect();
+        text.push(table::summary_table(&lines, &evaluation.rewards, self.detail()));
+        text.extend(data.remarks);
+        Ok((text.join("\n"), evaluation))
+    }
+
     /// Scores the rows of a benchmark and prints its figures.
     fn run_benchmark(&self, model: Option<&Path>, benchmark: Benchmark) -> Result<()> {
         let Some(model) = model else {
@@ -364,7 +387,7 @@ impl MeasureArgs {
         emit_beside(self.output.as_ref(), &text.join("\n"))
     }
 
-    fn resampling(&self) -> Resampling {
+    pub(super) fn resampling(&self) -> Resampling {
         Resampling { resamples: self.bootstrap, seed: self.seed() }
     }
 

@@ -1,10 +1,11 @@
-//! Flags of low-rank adapters. Refused are values that cannot work, dropout, and flags without
-//! `--use-peft`.
+//! Flags of low-rank adapters. Refused are values that cannot work, dropout in `sft`, and flags
+//! without `--use-peft`.
 
 use clap::Args;
 use serde::Serialize;
 
 use crate::error::refuse_given;
+use crate::loss::objective::Method;
 use crate::model::config::ModelConfig;
 use crate::model::lora::{ALL_LINEAR, LoraSpec, MAX_RANK};
 use crate::{Error, Result};
@@ -26,7 +27,8 @@ pub struct LoraArgs {
     /// [default: all-linear]
     #[arg(long, num_args = 1.., value_delimiter = ',', value_name = "NAME")]
     pub lora_target_modules: Vec<String>,
-    /// Dropout before the adapters; only 0 is possible [default: 0]
+    /// Dropout before the adapters: 0 in sft; without effect in the other commands, as in TRL, where
+    /// --disable-dropout sets it to 0 [default: 0]
     #[arg(long, value_name = "SHARE")]
     pub lora_dropout: Option<f64>,
     /// Scale by alpha / sqrt(rank) (rank-stabilised LoRA)
@@ -41,13 +43,13 @@ pub struct LoraChoice {
     alpha: u32,
     rslora: bool,
     names: Vec<String>,
-    /// Options with another default than in TRL.
-    differs: Vec<&'static str>,
+    /// Options with another default or meaning than in TRL, or without effect.
+    notes: Vec<&'static str>,
 }
 
 impl LoraArgs {
     /// The adapters to train, or `None` without `--use-peft`.
-    pub fn resolve(&self) -> Result<Option<LoraChoice>> {
+    pub fn resolve(&self, method: Method) -> Result<Option<LoraChoice>> {
         if !self.use_peft {
             let given = [
                 ("--lora-r", self.lora_r.is_some()),
@@ -67,21 +69,28 @@ impl LoraArgs {
         if alpha == 0 || alpha > 1 << 24 {
             return refuse(format!("--lora-alpha {alpha}: a number from 1 to {} is needed", 1 << 24));
         }
-        if let Some(dropout) = self.lora_dropout.filter(|dropout| *dropout != 0.0) {
-            return refuse(format!(
-                "--lora-dropout {dropout}: dropout is not supported, because DPO's policy and reference must see the same \
-                 activations and a resumed run the same bits; use 0"
-            ));
+        if let Some(dropout) = self.lora_dropout.filter(|dropout| !(0.0..1.0).contains(dropout)) {
+            return refuse(format!("--lora-dropout {dropout}: a share from 0 to below 1 is needed"));
         }
-        let mut differs = Vec::new();
+        let mut notes = Vec::new();
         if self.lora_target_modules.is_empty() {
-            differs.push("adapters are on all linear layers; TRL's default is PEFT's list for the model type");
+            notes.push("adapters are on all linear layers; TRL's default is PEFT's list for the model type");
         }
-        if self.lora_dropout.is_none() {
-            differs.push("adapters have no dropout; TRL's default is --lora-dropout 0.05");
+        // TRL's trainers of the other methods set the dropout of adapters to 0 too, unless told otherwise.
+        match (method, self.lora_dropout) {
+            (Method::Sft, None) => notes.push("adapters have no dropout; TRL's default is --lora-dropout 0.05"),
+            (Method::Sft, Some(dropout)) if dropout != 0.0 => {
+                return refuse(format!("--lora-dropout {dropout}: dropout is not supported in sft; use 0"));
+            }
+            (_, Some(dropout)) if dropout != 0.0 => {
+                notes.push(
+                    "--lora-dropout has no effect: adapters have no dropout, as with TRL's --disable-dropout true",
+                );
+            }
+            _ => {}
         }
         let names = self.lora_target_modules.clone();
-        Ok(Some(LoraChoice { rank, alpha, rslora: self.use_rslora, names, differs }))
+        Ok(Some(LoraChoice { rank, alpha, rslora: self.use_rslora, names, notes }))
     }
 }
 
@@ -91,9 +100,9 @@ impl LoraChoice {
         LoraSpec::new(config, self.rank, self.alpha, self.rslora, &self.names)
     }
 
-    /// Notes on defaults that are not TRL's.
-    pub fn differences_to_trl(&self) -> &[&'static str] {
-        &self.differs
+    /// Notes on defaults that are not TRL's, and on options without effect.
+    pub fn notes(&self) -> &[&'static str] {
+        &self.notes
     }
 }
 
@@ -121,16 +130,25 @@ mod tests {
 
     #[test]
     fn flags_without_use_peft_and_values_that_cannot_work_are_refused() {
-        let error = |args: LoraArgs| args.resolve().unwrap_err().to_string();
+        let error = |args: LoraArgs| args.resolve(Method::Sft).unwrap_err().to_string();
         let peft = LoraArgs { use_peft: true, ..LoraArgs::default() };
         assert!(error(LoraArgs { lora_r: Some(8), ..LoraArgs::default() }).contains("without --use-peft"));
         assert!(error(LoraArgs { use_rslora: true, ..LoraArgs::default() }).contains("--use-rslora"));
         assert!(error(LoraArgs { lora_r: Some(0), ..peft.clone() }).contains("--lora-r 0"));
         assert!(error(LoraArgs { lora_alpha: Some(0), ..peft.clone() }).contains("--lora-alpha 0"));
-        assert!(error(LoraArgs { lora_dropout: Some(0.05), ..peft.clone() }).contains("--lora-dropout 0.05"));
+        for dropout in [0.05, 1.0, -0.1, f64::NAN] {
+            assert!(error(LoraArgs { lora_dropout: Some(dropout), ..peft.clone() }).contains("--lora-dropout"));
+        }
         let given = LoraArgs { lora_dropout: Some(0.0), lora_target_modules: vec!["q_proj".into()], ..peft.clone() };
-        assert!(given.resolve().unwrap().unwrap().differences_to_trl().is_empty());
-        assert_eq!(peft.resolve().unwrap().unwrap().differences_to_trl().len(), 2);
-        assert!(LoraArgs::default().resolve().unwrap().is_none());
+        let notes = |args: &LoraArgs, method| args.resolve(method).unwrap().unwrap().notes().len();
+        assert_eq!((notes(&given, Method::Sft), notes(&peft, Method::Sft)), (0, 2));
+        // As TRL's DPO, KTO and reward trainers, which set it to 0.
+        let dropping = LoraArgs { lora_dropout: Some(0.05), ..given };
+        for method in [Method::Dpo, Method::Kto, Method::Reward] {
+            assert_eq!((notes(&dropping, method), notes(&peft, method)), (1, 1));
+            let above = LoraArgs { lora_dropout: Some(1.0), ..peft.clone() };
+            assert!(above.resolve(method).unwrap_err().to_string().contains("from 0 to below 1"));
+        }
+        assert!(LoraArgs::default().resolve(Method::Dpo).unwrap().is_none());
     }
 }

@@ -10,7 +10,8 @@
 //! - `data`, `data_check`, `data_export`, `data_language`, `data_pairs`: the commands of `data`
 //! - `generate`, `answers`: `generate`; `chat`: `chat`; `ends`: what ends their texts
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`, `scored_loss`: the reference that
-//!   scores are relative to, and the loss that has them; `evaluate`: `eval`, `compare`; `ifeval`: `ifeval`
+//!   scores are relative to, and the loss that has them; `evaluate`: `eval`, `compare`;
+//!   `evaluate_labelled`: `eval` on rows with a label; `ifeval`: `ifeval`
 //! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`,
 //!   `manifest`, `config_record`: `sft`, `reward`, `dpo`, `kto`; `train_models`: their models; `lora`: flags
 //!   of adapters; `reward_pad`: the pad token of a reward model; `train_ifeval`: instruction following
@@ -45,6 +46,7 @@ mod device;
 mod ends;
 mod env;
 mod evaluate;
+mod evaluate_labelled;
 mod export;
 mod fingerprint;
 mod generate;

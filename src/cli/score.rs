@@ -14,7 +14,7 @@ use super::scored_reference::{ScoredReference, recorded_base, run_file};
 use super::template::{TemplateKwargs, check_template_used, load_tokenizer};
 use crate::backend::Backend;
 use crate::data::group::Kind;
-use crate::data::source::{ReadOptions, SourceRow, check_used, read_files_with_reports, read_scored_files};
+use crate::data::source::{ReadOptions, SourceRow, check_used, read_evaluated_files, read_scored_files};
 use crate::data::tokenize::{OnTooLong, Purpose, TokenizeOptions, tokenize_rows_for};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
@@ -71,7 +71,7 @@ pub struct ScoreArgs {
     model: PathBuf,
     #[command(flatten)]
     scoring: ModelArgs,
-    /// Files of groups or pairs, or of rows with a prompt and a response
+    /// Files of groups or pairs, or of rows with a prompt and a response, with or without a label
     #[arg(long, num_args = 1.., required = true)]
     input: Vec<PathBuf>,
     /// JSON lines file to write, one line per input row, in order
@@ -103,7 +103,14 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     for (group, scores) in groups.iter().zip(&scores) {
         total += scores.policy.len();
         non_finite += not_finite(scores);
-        text += &score_row(group, scores, head, reference.as_ref()).to_string();
+        let mut row = score_row(group, scores, head, reference.as_ref());
+        if let Some(desirable) = group.group.label() {
+            row["label"] = json!(desirable);
+            row["score"] = crate::train::metrics::number(scores.rho(&score.loss, group)[0]);
+            // A label is no comparison.
+            row["comparisons"] = json!([]);
+        }
+        text += &row.to_string();
         text.push('\n');
     }
     write_text(&args.output, &text)?;
@@ -124,7 +131,8 @@ fn not_finite(scores: &GroupScores) -> usize {
 
 /// JSON row of a group: `{"id", "reference", "non_finite", "sequences": [...], "comparisons": [...]}`.
 /// The reference is a folder, or null without one; a reward model's row has none. `non_finite` is
-/// the number of sequences with a score that is NaN or infinite.
+/// the number of sequences with a score that is NaN or infinite. A row with a label also has `label`
+/// and `score`, the reward or implicit reward of its response, and no comparisons.
 fn score_row(group: &TokenizedGroup, scores: &GroupScores, head: Head, scored_with: Option<&ScoredReference>) -> Value {
     let sequences: Vec<Value> = group
         .sequences
@@ -308,8 +316,8 @@ impl ModelArgs {
         self.base.check(models.iter().copied().chain(references))
     }
 
-    /// Reads rows that all the models are to score, and prints what may be overlooked in them. With
-    /// `single`, rows may be a prompt with one response.
+    /// Reads rows that all the models are to score, and prints what may be overlooked in them. They may
+    /// be responses with a label, and with `single` a prompt with one response.
     pub(super) fn read_rows(&self, files: &[PathBuf], models: &[&Path], single: bool) -> Result<Vec<SourceRow>> {
         // A folder that cannot be read is an error when its model is loaded.
         let reward = |folder: &&Path| {
@@ -318,7 +326,7 @@ impl ModelArgs {
         let options = ReadOptions { whole_conversations: models.iter().all(reward), ..self.read.clone() };
         let (rows, reports) = match single {
             true => read_scored_files(files, &options)?,
-            false => read_files_with_reports(files, &options)?,
+            false => read_evaluated_files(files, &options)?,
         };
         check_used(&options, &reports)?;
         check_template_used(self.chat_template_path.as_deref(), self.chat_template_kwargs.as_ref(), &rows)?;

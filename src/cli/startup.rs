@@ -184,8 +184,8 @@ impl Startup<'_> {
 
     /// Options in use that mean something else in TRL, or have another default.
     fn differences_to_trl(&self) -> Vec<String> {
-        let differing = self.setup.adapters.iter().flat_map(LoraChoice::differences_to_trl);
-        let mut notes: Vec<String> = differing.map(|note| (*note).to_owned()).collect();
+        let of_adapters = self.setup.adapters.iter().flat_map(LoraChoice::notes);
+        let mut notes: Vec<String> = of_adapters.map(|note| (*note).to_owned()).collect();
         let loss = &self.setup.loss;
         for (of, part) in loss.curve_types().zip(&loss.curves) {
             if let (LossType::Sigmoid | LossType::SigmoidNorm, Curve::Sigmoid { smoothing }) = (of, part.curve)

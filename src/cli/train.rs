@@ -124,7 +124,7 @@ pub fn run_observed(
     }
     let adamw = args.adamw()?;
     let tokenize = args.tokenize.clone();
-    let adapters = args.lora.resolve()?;
+    let adapters = args.lora.resolve(method)?;
     let setup = TrainSetup {
         method,
         args,

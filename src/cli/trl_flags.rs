@@ -59,18 +59,21 @@ const TABLE: &[Rows] = &[
         "half precision without a wide exponent is not supported; use --dtype bf16",
         &[("fp16", Switch, OFF), ("fp16-full-eval", Switch, OFF)],
     ),
-    ("precision is that of the whole run; see --dtype", &[("bf16-full-eval", Switch, OFF), ("tf32", Switch, OFF)]),
+    ("precision is that of the whole run; see --dtype", &[("bf16-full-eval", Switch, OFF)]),
+    ("GEMMs in f32 keep its precision; see --dtype", &[("tf32", Switch, Idle)]),
     (
         "steps run on compiled kernels; see --cuda-graph",
         &[
-            ("torch-compile", Switch, OFF),
-            ("torch-compile-backend", One, UNSET),
-            ("torch-compile-mode", One, UNSET),
-            ("jit-mode-eval", Switch, OFF),
+            ("torch-compile", Switch, Idle),
+            ("torch-compile-backend", One, Idle),
+            ("torch-compile-mode", One, Idle),
+            ("jit-mode-eval", Switch, Idle),
         ],
     ),
-    ("logits are never stored in any mode", &[("use-liger-kernel", Switch, Idle), ("use-liger", Switch, Idle)]),
-    ("no kernel has settings of its own", &[("liger-kernel-config", One, UNSET)]),
+    (
+        "logits are never stored in any mode",
+        &[("use-liger-kernel", Switch, Idle), ("use-liger", Switch, Idle), ("liger-kernel-config", One, Idle)],
+    ),
     ("attention has one implementation per device, which is exact", &[("attn-implementation", One, Idle)]),
     (
         "--gradient-checkpointing keeps the input of every layer in device memory and has nothing else to set",
@@ -79,13 +82,16 @@ const TABLE: &[Rows] = &[
             ("activation-checkpointing-kwargs", One, If(checkpointing)),
         ],
     ),
-    ("activations stay on the device; use --gradient-checkpointing", &[("activation-offloading", Switch, OFF)]),
+    (
+        "activations stay on the device; --gradient-checkpointing needs less memory",
+        &[("activation-offloading", Switch, Idle)],
+    ),
     ("buffers are allocated once", &[("torch-empty-cache-steps", One, Idle)]),
     (
         "a batch that does not fit is refused with the largest that does; lower --per-device-train-batch-size",
         &[("auto-find-batch-size", Switch, OFF)],
     ),
-    ("generation is not part of training", &[("use-cache", Switch, OFF)]),
+    ("generation is not part of training", &[("use-cache", Switch, Idle)]),
     // Several devices.
     (
         "a run has one device",
@@ -139,7 +145,7 @@ const TABLE: &[Rows] = &[
         "adapters are LoRA on linear layers, and a reward head is always saved; use --lora-target-modules",
         &[
             ("lora-target-parameters", List, Never),
-            ("lora-modules-to-save", List, Never),
+            ("lora-modules-to-save", List, Only(&["score"])),
             ("use-dora", Switch, OFF),
             ("model-adapter-name", One, Never),
             ("ref-adapter-name", One, Never),
@@ -171,7 +177,7 @@ const TABLE: &[Rows] = &[
     ("use --ref-model none", &[("reference-free", Switch, OFF)]),
     // Model.
     ("no code of a model folder is run", &[("trust-remote-code", Switch, Idle)]),
-    ("use --dtype and --model", &[("model-init-kwargs", One, If(empty_object))]),
+    ("use --dtype and --model", &[("model-init-kwargs", One, If(loading))]),
     (
         "a folder holds one revision; `hf download --revision` fetches another",
         &[("model-revision", One, Only(&["main"]))],
@@ -251,7 +257,7 @@ const TABLE: &[Rows] = &[
     ("the variable CI hides the progress bar", &[("disable-tqdm", Switch, Idle)]),
     (
         "--output-dir names the run, and metrics and event files are written there",
-        &[("run-name", One, UNSET), ("logging-dir", One, UNSET), ("project", One, Only(&["huggingface"]))],
+        &[("run-name", One, Idle), ("project", One, Idle), ("logging-dir", One, UNSET)],
     ),
     (
         "nothing is sent to a service; use --report-to tensorboard",
@@ -277,7 +283,10 @@ const TABLE: &[Rows] = &[
         "an evaluation file is also evaluated at the start",
         &[("eval-on-start", Switch, Idle), ("eval-delay", One, Only(&["0"]))],
     ),
-    ("evaluations report every metric", &[("prediction-loss-only", Switch, OFF), ("include-for-metrics", List, UNSET)]),
+    (
+        "evaluations report every metric",
+        &[("prediction-loss-only", Switch, Idle), ("include-for-metrics", List, UNSET)],
+    ),
     ("--eval-file decides whether a run evaluates", &[("do-eval", Switch, Idle)]),
     ("the command trains", &[("do-train", Switch, Idle)]),
     ("use `mapl score` and `mapl eval`", &[("do-predict", Switch, OFF)]),
@@ -287,7 +296,7 @@ const TABLE: &[Rows] = &[
     ("SIGTERM saves a checkpoint", &[("enable-jit-checkpoint", Switch, Idle)]),
     (
         "a resumed run goes on exactly where it was",
-        &[("ignore-data-skip", Switch, OFF), ("restore-callback-states-from-checkpoint", Switch, OFF)],
+        &[("ignore-data-skip", Switch, OFF), ("restore-callback-states-from-checkpoint", Switch, Idle)],
     ),
     (
         "nothing is uploaded; the output folder loads in transformers",
@@ -371,8 +380,10 @@ fn checkpointing(text: &str) -> bool {
     })
 }
 
-fn empty_object(text: &str) -> bool {
-    text == "none" || object(text).is_some_and(|object| object.is_empty())
+/// True for a JSON object of keys that change no result.
+fn loading(text: &str) -> bool {
+    let idle = ["attn_implementation", "device_map", "low_cpu_mem_usage", "use_cache"];
+    text == "none" || object(text).is_some_and(|object| object.keys().all(|key| idle.contains(&key.as_str())))
 }
 
 fn prepared(text: &str) -> bool {

@@ -229,6 +229,14 @@ impl PreferenceGroup {
         pairs
     }
 
+    /// The label of a row with one response: whether it is desirable. `None` for rows of comparisons.
+    pub fn label(&self) -> Option<bool> {
+        match &self.comparisons[..] {
+            [comparison] if comparison.terms.len() == 1 => Some(comparison.terms[0].sign > 0),
+            _ => None,
+        }
+    }
+
     /// Checks constraints that the types cannot express: indices, signs, number of terms, finite
     /// numbers. The message names the faulty part of the row; the caller adds file, line and id.
     pub fn validate(&self) -> Result<(), String> {

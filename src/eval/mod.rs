@@ -30,12 +30,14 @@
 //! - [`measure`]: quantities, observations, counts; [`statistics`]: bootstrap by group, exact tests
 //! - `breakdown`: labels that split comparisons; `sensitivity`: one pair under several prompts
 //! - [`blindness`]: emptied and exchanged prompts; [`benchmark`]: published benchmarks of reward models
+//! - [`labelled`]: rows with one response and a label
 //! - [`compare`]: two models on the same data; [`record`]: JSON in and out; [`table`]: text
 
 pub mod benchmark;
 pub mod blindness;
 mod breakdown;
 pub mod compare;
+pub mod labelled;
 pub mod measure;
 pub mod record;
 mod sensitivity;

@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::compare::{Comparison, Paired};
+use super::labelled::LabelledSummary;
 use super::measure::{By, Measure, Observation, Quantity, Split, Summary};
 use super::statistics::{Estimate, LEVEL, Moments, Resampling};
 use super::{Evaluation, Line, Rewards};
@@ -94,16 +95,19 @@ pub fn resampling_json(resampling: Resampling) -> Value {
 
 /// Moments of the scores.
 fn rewards_json(rewards: &Rewards) -> Value {
-    let entry = |moments: Option<Moments>| match moments {
+    json!({
+        "all": moments_json(rewards.all), "chosen": moments_json(rewards.chosen),
+        "rejected": moments_json(rewards.rejected), "non_finite": rewards.non_finite,
+    })
+}
+
+fn moments_json(moments: Option<Moments>) -> Value {
+    match moments {
         Some(Moments { count, mean, std, min, max }) => json!({
             "count": count, "mean": number(mean), "std": number(std), "min": number(min), "max": number(max),
         }),
         None => Value::Null,
-    };
-    json!({
-        "all": entry(rewards.all), "chosen": entry(rewards.chosen), "rejected": entry(rewards.rejected),
-        "non_finite": rewards.non_finite,
-    })
+    }
 }
 
 /// Returns a result without its observations. `head` describes what was evaluated and how.
@@ -121,9 +125,42 @@ pub fn result_json(head: Map<String, Value>, lines: &[Line<Summary>], evaluation
 /// Returns the text of a result file: `result` of [`result_json`], indented, and the observations
 /// on one line.
 pub fn file_text(result: &Value, evaluation: &Evaluation) -> String {
+    with_observations(result, &observations_json(&evaluation.measures))
+}
+
+/// Returns the text of a result with its observations.
+pub fn with_observations(result: &Value, observations: &Value) -> String {
     let text = format!("{result:#}");
     let open = text.strip_suffix("\n}").unwrap_or(&text);
-    format!("{open},\n  \"observations\": {}\n}}\n", observations_json(&evaluation.measures))
+    format!("{open},\n  \"observations\": {observations}\n}}\n")
+}
+
+/// Settings of the intervals of rows with a label.
+pub fn resampling_by_label_json(resampling: Resampling) -> Value {
+    let mut value = resampling_json(resampling);
+    if value.is_object() {
+        value["method"] = json!("percentile, by row within each label");
+    }
+    value
+}
+
+/// Measures of rows with a label: moments of the scores, `auc` and `difference` with intervals, null if all
+/// rows have one label.
+pub fn labelled_json(summary: &LabelledSummary) -> Map<String, Value> {
+    let mut value = json!({"scores": {
+        "all": moments_json(summary.all), "desirable": moments_json(summary.desirable),
+        "undesirable": moments_json(summary.undesirable), "non_finite": summary.non_finite,
+    }});
+    for (name, estimate) in [("auc", summary.auc), ("difference", summary.difference)] {
+        match estimate {
+            Some(estimate) => insert_estimate(&mut value, name, &estimate),
+            None => value[name] = Value::Null,
+        }
+    }
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
 }
 
 fn observations_json(measures: &[Measure]) -> Value {
@@ -155,6 +192,9 @@ fn parse(value: &Value) -> Result<Evaluation, String> {
         Some(SCHEMA) => {}
         Some(other) => return Err(format!("its schema is {other}, but this version reads {SCHEMA}; evaluate again")),
         None => return Err("\"schema\" is missing".into()),
+    }
+    if value.get("auc").is_some() {
+        return Err("it is of rows with a label, which have no comparisons to pair; compare the \"auc\" of both".into());
     }
     let groups = value.get("groups").and_then(Value::as_u64).ok_or("\"groups\" is missing or not a number")? as usize;
     let data = value.get("data").and_then(Value::as_str).ok_or("\"data\" is missing or not a string")?.to_owned();

@@ -86,6 +86,11 @@ fn label_width<T>(lines: &[Line<T>], detail: Detail) -> usize {
     shown.map(|line| line.place.title().chars().count()).max().unwrap_or(0)
 }
 
+/// The interval behind a value, in brackets; empty without one.
+pub(crate) fn interval(estimate: &Estimate) -> String {
+    estimate.interval.map_or(String::new(), |[low, high]| format!(" (95 % interval {low:.4} to {high:.4})"))
+}
+
 fn span(estimate: &Estimate) -> String {
     estimate.interval.map_or("-".into(), |[low, high]| format!("{low:.4} - {high:.4}"))
 }

@@ -352,7 +352,7 @@ pub static FAMILIES: [&Family; 17] = [
         qkv_bias: Bias::Never,
         output_bias: Bias::Never,
         window: Window::All(None),
-        rope: RopeRule { original: Some(4096), ..ROPE },
+        rope: RopeRule { original: Some(4096), partial: Some(1.0), ..ROPE },
         fused: true,
         ids: ClassIds { pad: Some(32_000), bos: Some(1), eos: Some(32_000) },
         ..COMMON

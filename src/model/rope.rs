@@ -176,7 +176,8 @@ impl RopeConfig {
             map.insert(ORIGINAL.into(), json!(l.original_max_position));
         }
         let scaling = if self.scaling == RopeScaling::Default { Value::Null } else { scaling.into() };
-        if rule.partial.is_some() {
+        // Files of families without the key in most of their models stay as they were.
+        if rule.partial.is_some_and(|default| default != 1.0 || partial != 1.0) {
             parameters.insert(PARTIAL.into(), json!(partial));
             map.insert(PARTIAL.into(), json!(partial));
         }

@@ -215,7 +215,7 @@ pub fn save_as<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, dtype: 
         None => write_model(folder, &model.config, dtype, DEFAULT_SHARD_BYTES, &mut fill),
         Some(lora) => {
             let tensors: Vec<TensorSpec> = trained.slots.iter().map(|slot| slot.spec.clone()).collect();
-            write_adapter(folder, &lora.adapter_config(model.config.head), &tensors, dtype, &mut fill)
+            write_adapter(folder, &lora.adapter_config(&model.config), &tensors, dtype, &mut fill)
         }
     }
 }

@@ -36,6 +36,13 @@ fn every_family_is_trained_and_scored() {
             let weighted = format!("dpo --model {sft} --output-dir weighted {common} --use-weighting");
             bench.run(&weighted).fails(2, &["--use-weighting", "final_logit_softcapping"]);
         }
+        if family.model_type == "gpt2" {
+            // Its weights are (inputs, outputs), which PEFT is told.
+            bench.run(&format!("dpo --model {sft} --output-dir adapter {common} --use-peft")).ok();
+            assert_eq!(bench.json("adapter/adapter_config.json")["fan_in_fan_out"], true);
+            let done = bench.run("score --model adapter --input pairs.jsonl --output scores.jsonl").ok();
+            assert!(!done.err.contains("fan_in_fan_out"), "{}", done.err);
+        }
         for (folder, head) in [(&sft, Head::LanguageModel), (&reward, Head::Reward), (&dpo, Head::LanguageModel)] {
             let config = bench.json(&format!("{folder}/config.json"));
             assert_eq!(config["architectures"], json!([family.class_of(head)]));

@@ -129,3 +129,60 @@ fn dpo_weighs_tails_and_pairs_also_with_mapl_groups() {
     bench.run(&format!("{list} --pairs best-worst")).ok();
     bench.run(&format!("{list} --mix union")).ok();
 }
+
+#[test]
+fn rows_with_a_label_are_scored_and_evaluated() {
+    let bench = bench();
+    bench.run(&format!("{RUN} --train-file kto.jsonl --max-steps 2")).ok();
+    bench.run("score --model out --input kto.jsonl --output scores.jsonl").ok();
+    let rows = bench.rows("scores.jsonl");
+    let mut of_label = [Vec::new(), Vec::new()];
+    for (i, row) in rows.iter().enumerate() {
+        assert_eq!((&row["label"], &row["comparisons"]), (&json!(i % 3 != 2), &json!([])), "{row}");
+        let sequence = &row["sequences"][0];
+        let reward = 0.1 * (sequence["logp"].as_f64().unwrap() - sequence["ref_logp"].as_f64().unwrap());
+        let score = row["score"].as_f64().unwrap();
+        assert!((score - reward).abs() < 1e-9 && row["sequences"].as_array().unwrap().len() == 1, "{row}");
+        of_label[usize::from(i % 3 != 2)].push(score);
+    }
+    assert_eq!(of_label.each_ref().map(Vec::len), [3, 7]);
+
+    let out = bench.run("eval --model out --input kto.jsonl --output result.json").ok().out;
+    for part in ["0.1 (log pi - log ref)", "desirable          7", "undesirable        3", "AUC", "95 % interval"] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    let result = bench.json("result.json");
+    let [undesirable, desirable] = &of_label;
+    let pairs = desirable.iter().flat_map(|a| undesirable.iter().map(move |b| if a > b { 1.0 } else { 0.0 }));
+    let mean = |scores: &[f64]| scores.iter().sum::<f64>() / scores.len() as f64;
+    for (name, expected) in [("auc", pairs.sum::<f64>() / 21.0), ("difference", mean(desirable) - mean(undesirable))] {
+        let [low, high] = [0, 1].map(|end| result[format!("{name}_interval")][end].as_f64().unwrap());
+        let value = result[name].as_f64().unwrap();
+        assert!((value - expected).abs() < 1e-9 && low <= value && value <= high, "{name}: {result}");
+    }
+    assert_eq!((&result["rows"], &result["scores"]["desirable"]["count"]), (&json!(10), &json!(7)));
+    assert_eq!(result["observations"]["label"].as_array().unwrap().len(), 10);
+    assert_eq!(bench.run("eval --model out --input kto.jsonl --json").ok().out.matches("\"auc\"").count(), 1);
+
+    // One label, and a reward model without a reference.
+    bench.bash("grep '\"label\":true' kto.jsonl > good.jsonl").ok();
+    let out = bench.run("eval --model out --input good.jsonl").ok().out;
+    assert!(out.contains("all rows have one label") && !out.contains("AUC"), "{out}");
+    let steps = "--learning-rate 1e-3 --max-steps 1";
+    bench.run(&format!("reward --model model --output-dir rm --train-file pairs.jsonl {steps}")).ok();
+    bench.run("score --model rm --input kto.jsonl --output scores.jsonl").ok();
+    let rows = bench.rows("scores.jsonl");
+    assert!(rows.iter().all(|row| row["score"] == row["sequences"][0]["reward"]), "{}", rows[0]);
+    assert!(bench.run("eval --model rm --input kto.jsonl").ok().out.contains("AUC"));
+
+    bench.bash("(cat kto.jsonl; echo; cat pairs.jsonl) > mixed.jsonl").ok();
+    for (command, code, parts) in [
+        ("eval --model out --input mixed.jsonl --mixed-formats", 3, &["mixed.jsonl:11", "no label", "10 rows"][..]),
+        ("eval --model out --input kto.jsonl --prompt-blindness", 2, &["--prompt-blindness has no effect", "no pairs"]),
+        ("compare out model --input kto.jsonl", 3, &["kto.jsonl:1", "`mapl eval`"]),
+        ("compare result.json result.json", 3, &["result.json", "rows with a label", "\"auc\""]),
+        ("data build --input kto.jsonl --output built.jsonl", 3, &["unpaired row", "mapl kto"]),
+    ] {
+        bench.run(command).fails(code, parts);
+    }
+}

@@ -23,10 +23,12 @@ fn adapters_are_saved_and_described_for_every_method() {
         );
         let done = bench.run(&run).ok();
         for part in
-            ["LoRA of rank 4, alpha 32, scale alpha / rank = 8, on all-linear", "trained parameters", "no dropout"]
+            ["LoRA of rank 4, alpha 32, scale alpha / rank = 8, on all-linear", "trained parameters", "PEFT's list for"]
         {
             assert!(done.out.contains(part), "no {part:?} in {}", done.out);
         }
+        // TRL's trainers of the other methods have none either.
+        assert_eq!(done.out.contains("no dropout; TRL's default"), method == "sft", "{}", done.out);
         assert_eq!(done.out.contains("identity check passed"), method == "dpo", "{}", done.out);
         assert_eq!(done.out.contains("the model without its adapter"), method == "dpo", "{}", done.out);
         assert!(!bench.at(&format!("{method}/model.safetensors")).exists());
@@ -174,7 +176,10 @@ fn flags_that_cannot_work_are_refused() {
     fails("--lora-r 8", &["--lora-r has no effect without --use-peft"]);
     fails("--use_rslora", &["--use-rslora has no effect without --use-peft"]);
     fails("--use-peft --lora-r 0", &["--lora-r 0"]);
-    fails("--use-peft --lora-dropout 0.05", &["--lora-dropout 0.05", "use 0"]);
+    fails("--use-peft --lora-dropout 1", &["--lora-dropout 1", "below 1"]);
+    let sft = format!("sft --model model --output-dir out {STEPS} --max-steps 1 --use-peft --lora-dropout 0.05");
+    bench.run(&sft).fails(2, &["--lora-dropout 0.05", "sft", "use 0"]);
+    assert!(!bench.at("out").exists());
     fails(
         "--use-peft --lora-target-modules q_proj c_attn",
         &["c_attn", "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj", "all-linear"],

@@ -13,8 +13,8 @@ fn bench() -> Bench {
     bench
 }
 
-/// Commands of TRL's documentation and of the heads of its scripts, with full training.
-const COMMANDS: [&str; 9] = [
+/// Commands of TRL's documentation and of the heads of its scripts, without quantised weights.
+const COMMANDS: [&str; 12] = [
     "dpo --dataset_name trl-lib/ultrafeedback_binarized --model_name_or_path Qwen/Qwen2-0.5B-Instruct --learning_rate \
      5.0e-7 --num_train_epochs 1 --per_device_train_batch_size 2 --max_steps 1000 --gradient_accumulation_steps 8 \
      --eval_strategy steps --eval_steps 50 --output_dir Qwen2-0.5B-DPO --no_remove_unused_columns",
@@ -38,6 +38,16 @@ const COMMANDS: [&str; 9] = [
      --per_device_train_batch_size=16 --num_train_epochs=1 --gradient_accumulation_steps=2 --gradient_checkpointing=True \
      --learning_rate=1.41e-5 --report_to=none --remove_unused_columns=False --optim=adamw_torch --logging_steps=10 \
      --evaluation_strategy=steps --eval_steps=500 --max_length=512 --dataset_name anthropic/hh-rlhf",
+    "dpo --dataset_name trl-lib/ultrafeedback_binarized --model_name_or_path Qwen/Qwen2-0.5B-Instruct --learning_rate \
+     5.0e-6 --num_train_epochs 1 --per_device_train_batch_size 2 --max_steps 1000 --gradient_accumulation_steps 8 \
+     --eval_strategy steps --eval_steps 50 --output_dir Qwen2-0.5B-DPO --no_remove_unused_columns --use_peft --lora_r 32 \
+     --lora_alpha 16",
+    "dpo --model_name_or_path Qwen/Qwen2-0.5B-Instruct --dataset_name trl-lib/ultrafeedback_binarized --learning_rate \
+     5.0e-6 --per_device_train_batch_size 2 --gradient_accumulation_steps 8 --use_peft --lora_r 32 --lora_alpha 16 \
+     --lora_dropout 0.05 --output_dir Qwen2-0.5B-DPO-LoRA",
+    "reward --model_name_or_path Qwen/Qwen2-0.5B-Instruct --dataset_name trl-lib/ultrafeedback_binarized --output_dir \
+     Qwen2-0.5B-Reward-LoRA --per_device_train_batch_size 8 --num_train_epochs 1 --learning_rate 1.0e-4 --logging_steps 25 \
+     --eval_strategy steps --eval_steps 50 --max_length 2048 --use_peft --lora_task_type SEQ_CLS --lora_r 32 --lora_alpha 16",
 ];
 
 /// The command with names of files here, and two updates.
@@ -71,7 +81,8 @@ fn documented_commands_run_with_other_names_of_files() {
         let run = bench.json(&format!("{folder}/run.json"));
         assert_eq!(run["status"], "finished", "{words}\n{}", done.out);
         assert_eq!(run["config"]["max_steps"], 2, "{words}");
-        assert!(bench.at(&format!("{folder}/model.safetensors")).exists(), "{words}");
+        let weights = if words.contains("use_peft") { "adapter_model" } else { "model" };
+        assert!(bench.at(&format!("{folder}/{weights}.safetensors")).exists(), "{words}");
         std::fs::remove_dir_all(bench.at(folder)).unwrap();
     }
 }

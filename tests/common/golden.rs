@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// Cases of language models.
-pub const LANGUAGE_CASES: [&str; 25] = [
+pub const LANGUAGE_CASES: [&str; 38] = [
     "llama",
     "qwen2",
     "llama-bf16-sharded",
@@ -36,11 +36,24 @@ pub const LANGUAGE_CASES: [&str; 25] = [
     "gemma2-untied",
     "gemma3",
     "gemma3-untied",
+    "qwen2-untied",
+    "mistral-tied",
+    "ministral-untied",
+    "seed_oss-tied",
+    "smollm3-untied",
+    "phi3-tied",
+    "granite-untied",
+    "stablelm-tied",
+    "gpt_neox-tied",
+    "gpt2-untied",
+    "olmo2-untied",
+    "olmo3-tied",
+    "gemma-untied",
 ];
 /// Language models with a reference, a DPO loss, gradients and AdamW steps.
 pub const TRAINED_CASES: [&str; 4] = ["llama", "qwen2", "gemma2", "gemma3"];
 /// Cases of reward models.
-pub const REWARD_CASES: [&str; 18] = [
+pub const REWARD_CASES: [&str; 19] = [
     "llama-reward",
     "qwen2-reward",
     "mistral-reward",
@@ -59,6 +72,7 @@ pub const REWARD_CASES: [&str; 18] = [
     "gemma-reward",
     "gemma2-reward",
     "gemma3-reward",
+    "ministral-reward",
 ];
 
 /// Adapters of PEFT with three AdamW steps.
@@ -161,6 +175,46 @@ pub struct Steps {
     pub decayed: Vec<String>,
     /// File for [`tensors`]: parameters after the last step.
     pub weights: String,
+}
+
+/// Three AdamW steps on the DPO loss of the same pairs, for every language model that is not one of
+/// [`TRAINED_CASES`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FamilySteps {
+    pub beta: f64,
+    pub learning_rate: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    pub weight_decay: f64,
+    pub max_grad_norm: f64,
+    /// Every `stride`-th element of a tensor is in the files.
+    pub stride: usize,
+    pub pairs: Vec<Pair>,
+    pub cases: Vec<FamilyCase>,
+    /// File for [`tensors`]: gradient of the first loss, under the names of the model and the parameter
+    /// with a slash between them.
+    pub gradients: String,
+    /// The same of the difference that the steps make.
+    pub updates: String,
+}
+
+/// A model of [`FamilySteps`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FamilyCase {
+    pub model: String,
+    pub reference: String,
+    pub trl_loss: f64,
+    /// Loss before each step.
+    pub losses: Vec<f64>,
+    /// Loss after the last step.
+    pub loss_after: f64,
+    /// Gradient norm of each step before clipping.
+    pub grad_norms: Vec<f64>,
+    /// Parameters with weight decay, sorted.
+    pub decayed: Vec<String>,
 }
 
 /// Case of a language model.
@@ -360,6 +414,11 @@ pub fn language_case(name: &str) -> LanguageCase {
 /// One of [`REWARD_CASES`].
 pub fn reward_case(name: &str) -> RewardCase {
     json(&format!("{name}.json"))
+}
+
+/// Returns the DPO steps of further families.
+pub fn family_steps() -> FamilySteps {
+    json("steps.json")
 }
 
 /// One of [`LORA_CASES`].

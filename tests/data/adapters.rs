@@ -265,6 +265,7 @@ fn the_writer_spells_what_the_reader_reads() {
             alpha_pattern: vec![("q_proj".into(), 2.5)],
             use_rslora: true,
             modules_to_save: vec!["lm_head".into()],
+            fan_in_fan_out: true,
             ..AdapterConfig::new(None, mapl::model::adapter::TaskType::CausalLm, (4, 8.0), target_modules)
         };
         let again = AdapterConfig::parse(&config.to_json(), Path::new("adapter_config.json")).unwrap();

@@ -385,7 +385,17 @@ fn rope_scalings_are_refused_by_key() {
     for kind in ["linear", "dynamic", "llama3"] {
         refused("phi3", scaling(json!({"type": kind, "factor": 2})), &[kind, "\"default\" and \"longrope\""]);
     }
-    refused("phi3", json!({"partial_rotary_factor": 0.75}), &["\"partial_rotary_factor\" is 0.75", "only 1.0"]);
+    // As Phi-4-mini; a factor for each frequency of the part that rotates.
+    let half = |list: Value| {
+        json!({"rope_scaling": {"type": "longrope", "short_factor": list, "long_factor": list},
+        "partial_rotary_factor": 0.5})
+    };
+    let partial = accepted("phi3", half(json!([1, 2])));
+    assert_eq!((partial.rotated, partial.head_dim), (4, 8));
+    assert_eq!(partial.to_json(StoredDtype::F32)["partial_rotary_factor"], json!(0.5));
+    assert!(accepted("phi3", json!({})).to_json(StoredDtype::F32).get("partial_rotary_factor").is_none());
+    refused("phi3", half(json!([1, 2, 3, 4])), &["rope_scaling.short_factor", "2 numbers"]);
+    refused("phi3", json!({"partial_rotary_factor": 0.4}), &["partial_rotary_factor", "3 of the 8 elements", "even"]);
     let yarn = |more: Value| {
         let mut value = json!({"type": "yarn", "factor": 4, "original_max_position_embeddings": 32});
         value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

@@ -142,7 +142,7 @@ fn rewards<B: Backend>(backend: &B) {
 }
 
 /// Gradients by tensor name, or weights if `grads` is false.
-fn named<B: Backend>(backend: &B, trainer: &Trainer<'_, B>, grads: bool) -> BTreeMap<String, Vec<f64>> {
+pub(crate) fn named<B: Backend>(backend: &B, trainer: &Trainer<'_, B>, grads: bool) -> BTreeMap<String, Vec<f64>> {
     let read = |range: std::ops::Range<usize>| {
         let mut values = vec![0.0; range.len()];
         if grads {

@@ -6,6 +6,7 @@ mod device_faults;
 mod fitting;
 mod generation;
 mod golden;
+mod golden_families;
 mod golden_fixtures;
 mod golden_kto;
 mod golden_lora;

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use super::*;
 
 fn os(items: &[&str]) -> Vec<OsString> {
@@ -90,6 +92,10 @@ fn flags_of_trl_become_ours() {
         ("--gradient_checkpointing_kwargs {\"use_reentrant\":false} --beta 1", "--beta 1"),
         ("--optim adamw_torch --fp16 no --push_to_hub=0 --label_smoothing_factor 0.0", ""),
         ("--lora_task_type SEQ_CLS --num_processes 1 --deepspeed none", ""),
+        ("--lora_modules_to_save score --beta 1", "--beta 1"),
+        ("--torch_compile --torch_compile_mode max-autotune --tf32 true --use_cache --activation_offloading", ""),
+        ("--liger_kernel_config {\"rope\":false} --run_name a --project b --prediction_loss_only", ""),
+        ("--model_init_kwargs {\"attn_implementation\":\"sdpa\"}", ""),
         ("--report_to none --warmup_steps 0.1", "--report-to none --warmup-steps 0.1"),
         ("--activation_checkpointing true", "--activation-checkpointing"),
         ("--no_gradient_checkpointing", ""),
@@ -112,7 +118,12 @@ fn flags_without_an_equivalent_are_refused_together() {
         ("--gradient_checkpointing_kwargs {\"offload\":true}", &["--gradient-checkpointing-kwargs"]),
         ("--no-fp16=false", &["--no-fp16", "use --dtype bf16"]),
         ("--no_disable_dropout", &["--no-disable-dropout", "dropout is not supported"]),
-        ("--push_to_hub --run_name a", &["2 flags", "--push-to-hub true (nothing", "--run-name a (--output-dir"]),
+        ("--push_to_hub --logging_dir a", &["2 flags", "--push-to-hub true (nothing", "--logging-dir a (--output-dir"]),
+        ("--model_init_kwargs {\"dtype\":\"bfloat16\"}", &["use --dtype and --model"]),
+        (
+            "--lora_modules_to_save embed_tokens",
+            &["--lora-modules-to-save embed_tokens", "reward head is always saved"],
+        ),
         ("--label_names a b c --beta 1", &["--label-names a b c is known"]),
     ] {
         let why = refused(&format!("mapl reward {given}"));
@@ -180,6 +191,10 @@ fn every_argument_of_trl_is_taken_or_refused_with_its_reason() {
         }
     }
     assert!(taken > 100 && others > 250, "{taken} {others}");
+    let named = ["DPOConfig", "RewardConfig", "ModelConfig", "ScriptArguments"];
+    let fields = fields();
+    let fields = fields.iter().filter(|field| field.classes.iter().any(|of| named.contains(of)));
+    assert_eq!(fields.map(|field| field.name).collect::<BTreeSet<_>>().len(), 167);
 }
 
 /// TRL's own defaults, written out, are accepted, apart from names of data sets.
@@ -201,7 +216,7 @@ fn defaults_of_trl_are_accepted() {
 /// The advice of a row names flags that every training command has, and each row can be reached.
 #[test]
 fn the_advice_of_the_table_is_true() {
-    let mut names = std::collections::BTreeSet::new();
+    let mut names = BTreeSet::new();
     for foreign in trl_flags::all() {
         assert!(names.insert(foreign.name), "{} is listed twice", foreign.name);
         assert!(!foreign.why.is_empty() && !foreign.name.contains('_'), "{}", foreign.name);

@@ -172,17 +172,31 @@ pub fn read_files_with_reports(paths: &[PathBuf], options: &ReadOptions) -> Resu
     read_all(paths, options, preference_row)
 }
 
-/// [`read_files_with_reports`] that also takes rows of a prompt with one response, which become groups
+/// [`read_files_with_reports`] that also takes rows with one response and a label
+/// ([`PreferenceGroup::label`]).
+pub fn read_evaluated_files(paths: &[PathBuf], options: &ReadOptions) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
+    read_all(paths, options, evaluated_row)
+}
+
+/// [`read_evaluated_files`] that also takes rows of a prompt with one response, which become groups
 /// without comparisons.
 pub fn read_scored_files(paths: &[PathBuf], options: &ReadOptions) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
     read_all(paths, options, scored_row)
 }
 
-/// Reads a preference row, or a prompt with one response.
+/// Reads a preference row, or a response with a label.
+fn evaluated_row(row: &mut Row<'_>) -> Result<Parsed, String> {
+    match two_columns::unpaired(row) {
+        Some(_) if !row.has("chosen") && !row.has("rejected") => unpaired::unpaired_row(row),
+        _ => preference_row(row),
+    }
+}
+
+/// Reads a preference row, a response with a label, or a prompt with one response.
 fn scored_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     match row.has("response") && !row.has("chosen") && !row.has("rejected") && two_columns::unpaired(row).is_none() {
         true => prompts::response_row(row),
-        false => preference_row(row),
+        false => evaluated_row(row),
     }
 }
 

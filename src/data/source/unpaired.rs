@@ -95,7 +95,7 @@ fn one_response(id: String, prompt: Prompt, response: Response, sign: i8) -> Pre
 }
 
 /// Reads a row with one response and a label, or a pair.
-fn unpaired_row(row: &mut Row<'_>) -> Result<Parsed, String> {
+pub(super) fn unpaired_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     if label_of(row).is_none() {
         let paired = ["chosen", "rejected", "prompts", "comparisons", "responses"].iter().any(|key| row.has(key));
         return match preference_row(row) {

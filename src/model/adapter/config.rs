@@ -74,6 +74,9 @@ pub struct AdapterConfig {
     pub modules_to_save: Vec<String>,
     /// Trained embedding and head stay one table (with a base that ties them).
     pub ensure_weight_tying: bool,
+    /// Weights of the adapted layers are stored as (inputs, outputs), as in GPT-2. PEFT and this program
+    /// ask the layers themselves.
+    pub fan_in_fan_out: bool,
     /// PEFT freezes the adapter when it loads it. Written as true.
     pub inference_mode: bool,
     /// Notes for the log.
@@ -156,6 +159,7 @@ impl AdapterConfig {
             alpha_pattern: Vec::new(),
             modules_to_save: Vec::new(),
             ensure_weight_tying: false,
+            fan_in_fan_out: false,
             inference_mode: true,
             notes: Vec::new(),
         }
@@ -195,13 +199,6 @@ impl AdapterConfig {
         let target_modules = targets(keys, "target_modules")?.ok_or_else(|| {
             keys.missing("target_modules", "it must list the adapted modules, as in [\"q_proj\", \"v_proj\"]")
         })?;
-        let mut notes = Vec::new();
-        if keys.flag_or("fan_in_fan_out", false)? {
-            notes.push(
-                "\"fan_in_fan_out\" of adapter_config.json is true; the kind of each layer decides, here as in PEFT"
-                    .to_owned(),
-            );
-        }
         let layers_to_transform = match keys.get("layers_to_transform") {
             Some(Value::Number(_)) => Some(vec![index(keys, "layers_to_transform", keys.get("layers_to_transform"))?]),
             Some(Value::Array(list)) if !list.is_empty() => Some(
@@ -235,8 +232,9 @@ impl AdapterConfig {
             })?,
             modules_to_save: names(keys, "modules_to_save")?,
             ensure_weight_tying: keys.flag_or("ensure_weight_tying", false)?,
+            fan_in_fan_out: keys.flag_or("fan_in_fan_out", false)?,
             inference_mode: keys.flag_or("inference_mode", true)?,
-            notes,
+            notes: Vec::new(),
         })
     }
 
@@ -251,7 +249,7 @@ impl AdapterConfig {
             "base_model_name_or_path": self.base_model_name_or_path,
             "bias": "none",
             "exclude_modules": self.exclude_modules.as_ref().map(Targets::to_json),
-            "fan_in_fan_out": false,
+            "fan_in_fan_out": self.fan_in_fan_out,
             "inference_mode": self.inference_mode,
             "init_lora_weights": true,
             "layers_pattern": if self.layers_pattern.is_empty() { Value::Null } else { json!(self.layers_pattern) },

@@ -69,6 +69,12 @@ impl AdapterFiles {
         let weights = WeightFiles::of_shard(shard, &stored, &expected)?;
         check_tied_tables(&path, &weights, &whole, model)?;
         let mut notes = config.notes.clone();
+        if config.fan_in_fan_out && model.family.order != Order::Columns {
+            notes.push(
+                "\"fan_in_fan_out\" of adapter_config.json is true; the kind of each layer decides, here as in PEFT"
+                    .to_owned(),
+            );
+        }
         let unmatched = config.unmatched(model);
         if !unmatched.is_empty() {
             notes.push(format!("target modules that {} does not have: {}", model.architecture(), unmatched.join(", ")));

@@ -26,7 +26,7 @@ use serde::Serialize;
 
 use super::adapter::{AdapterConfig, Targets, TaskType};
 use super::config::{Head, ModelConfig};
-use super::tensors::Role;
+use super::tensors::{Order, Role};
 use crate::backend::{Backend, View};
 use crate::{Error, Result};
 pub use draw::draw;
@@ -109,14 +109,16 @@ impl<B: Backend> Lora<B> {
     }
 
     /// Configuration of the adapter in PEFT's form.
-    pub(super) fn adapter_config(&self, head: Head) -> AdapterConfig {
+    pub(super) fn adapter_config(&self, model: &ModelConfig) -> AdapterConfig {
+        let head = model.head;
         let spec = &self.layout.spec;
         let task = if head == Head::Reward { TaskType::SeqCls } else { TaskType::CausalLm };
         let base = self.base.as_ref().map(|folder| folder.display().to_string());
         let targets = Targets::Names(spec.targets.clone());
         let config = AdapterConfig::new(base, task, (spec.rank, f64::from(spec.alpha)), targets);
         let modules_to_save = if head == Head::Reward { vec!["score".to_owned()] } else { Vec::new() };
-        AdapterConfig { use_rslora: spec.rslora, modules_to_save, ..config }
+        let fan_in_fan_out = model.family.order == Order::Columns;
+        AdapterConfig { use_rslora: spec.rslora, modules_to_save, fan_in_fan_out, ..config }
     }
 
     /// View of a range of the weights.
