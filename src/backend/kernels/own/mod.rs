@@ -33,6 +33,7 @@ use crate::{Error, Result};
 pub use super::generate::Resources;
 pub(crate) use super::grammar::{AxisKind, Declaration, Element as ParameterElement, Kind};
 pub(crate) use code::{Entry, image};
+pub(crate) use compiler::unpacked;
 
 /// Variable with a folder of kernel files.
 pub const VARIABLE: &str = "MAPL_KERNELS";
