@@ -10,6 +10,7 @@
 //! - `explain`: why a call takes its time on a GPU
 //! - `sheet`: kernels without a launcher, described by a TOML file
 //! - `accesses`: counts of the emulator's accesses to memory; `ladder`: kernels in rungs of one idea each
+//! - `tune`: constants of the tile choice, fitted to the GPU at hand
 //! - `entry`: one call of the table with its contenders; [`run`]: the passes over the table
 //! - [`row`]: rows of a record; [`compare`]: a record against an earlier one
 //!
@@ -31,6 +32,7 @@ pub mod row;
 pub mod run;
 pub(crate) mod shapes;
 pub(crate) mod sheet;
+pub(crate) mod tune;
 mod verify;
 pub mod work;
 mod yardstick;

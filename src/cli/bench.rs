@@ -137,9 +137,9 @@ impl BenchArgs {
 
     /// Refuses options that time nothing, for a run under observation.
     pub fn check_timed(&self) -> Result<()> {
-        if self.list || self.plan.wanted() || self.explain.is_some() || self.lab.ladder.is_some() {
+        if self.list || self.plan.wanted() || self.explain.is_some() || self.lab.times_nothing() {
             return Err(Error::Usage(
-                "--list, --plan, --explain and --ladder time nothing that a study could observe; leave them out".into(),
+                "--list, --plan, --explain, --ladder and --tune have no rows that a study could observe; leave them out".into(),
             ));
         }
         self.check()
@@ -201,6 +201,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
     if let Some(name) = &args.lab.ladder {
         return args.climb(name);
+    }
+    if args.lab.tune {
+        return args.tune();
     }
     if args.plan.wanted() { args.plan.print() } else { bench_rows(args, args.output.is_empty(), |_, _| Ok(())) }
 }

@@ -127,10 +127,23 @@ fn rungs(text: &str, ladder: &str) -> Vec<(String, f64, u64, u64, f64)> {
     .collect()
 }
 
+/// The page of a ladder shows the figures that the command prints.
+fn page_agrees(text: &str, ladder: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/ladder").join(format!("{ladder}.md"));
+    let page = std::fs::read_to_string(path).unwrap();
+    for line in text.lines().filter(|line| line.starts_with(&format!("{ladder}_"))) {
+        let of = |from: usize, to: usize| line[from..to].trim();
+        let [global, least, passes, conflicts, floor] = [of(69, 79), of(79, 87), of(87, 97), of(97, 107), of(107, 118)];
+        let row = format!("| `{}` | {global} | {least} | {passes} | {conflicts} | {floor} |", of(0, 26));
+        assert!(page.contains(&row), "benches/ladder/{ladder}.md does not have {row}");
+    }
+}
+
 #[test]
 fn every_rung_of_the_product_is_right_and_shows_its_idea() {
     let Some(bench) = bench() else { return };
     let done = run(&bench, "bench --ladder product --device emulator").ok();
+    page_agrees(&done.out, "product");
     let rungs = rungs(&done.out, "product");
     assert_eq!(rungs.len(), 8, "{}", done.out);
     assert!(rungs.iter().all(|(_, error, ..)| *error <= 1.0), "{}", done.out);
@@ -146,9 +159,42 @@ fn every_rung_of_the_product_is_right_and_shows_its_idea() {
 fn every_rung_of_the_head_is_right_and_shows_its_idea() {
     let Some(bench) = bench() else { return };
     let done = run(&bench, "bench --ladder head --device emulator").ok();
+    page_agrees(&done.out, "head");
     let rungs = rungs(&done.out, "head");
     assert_eq!(rungs.len(), 7, "{}", done.out);
     assert!(rungs.iter().all(|(_, error, ..)| *error <= 1.0), "{}", done.out);
     assert!(done.out.contains("2731"), "the recorded time of the shipped kernel: {}", done.out);
     run(&bench, "bench --ladder stairs").fails(2, &["one of product, head"]);
+}
+
+#[test]
+fn the_tuner_is_rehearsed_on_the_emulator_and_its_file_is_used_or_named() {
+    let Some(bench) = bench() else { return };
+    let done = run(&bench, "bench --tune --device emulator --tune-output tiles.json").ok();
+    for part in ["fitted", "built in", "128x256 cooperative", "times, error", "stored in"] {
+        assert!(done.out.contains(part), "{part:?} is not in {}", done.out);
+    }
+    assert!(done.err.contains("emulator times say nothing"), "{}", done.err);
+    let env = |value: &str| {
+        let mut command = bench.command("env");
+        command.env("MAPL_CACHE_DIR", bench.at("cache")).env("MAPL_TILES", value);
+        bench.finish(command, "env").ok().out
+    };
+    let file = bench.at("tiles.json").display().to_string();
+    assert!(env(&file).contains(&format!("kernel emulator: {file}, fitted to ")), "{}", env(&file));
+    assert!(env("0").contains("kernel emulator: built in, fitted on an H200"), "{}", env("0"));
+    // A file of another GPU and a damaged one are named and ignored; the run goes on.
+    let text = String::from_utf8(bench.bytes("tiles.json")).unwrap();
+    for (text, why) in [
+        (text.replace("kernel emulator", "NVIDIA H200"), "was fitted on NVIDIA H200, not on kernel emulator"),
+        (text[..40].to_owned(), "is not a file of --tune"),
+    ] {
+        bench.write("tiles.json", text);
+        assert!(env(&file).contains(&format!("built in, since {file} {why}")), "{}", env(&file));
+        let mut command = bench.command("bench --device emulator --op norm_fwd --repeats 1");
+        command.env("MAPL_TILES", &file);
+        let done = bench.finish(command, "bench").ok();
+        assert!(done.err.contains(why) && done.err.contains("it is ignored"), "{}", done.err);
+    }
+    run(&bench, "bench --tune --device cpu").fails(2, &["--tune runs on one device"]);
 }

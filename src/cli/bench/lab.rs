@@ -1,5 +1,7 @@
 //! Ways to look into kernels: `--count-accesses` counts the emulator's accesses to memory, `--ladder`
-//! runs the ladders of `benches/ladder`.
+//! runs the ladders of `benches/ladder`, `--tune` fits the tile choice to a GPU.
+
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -8,18 +10,21 @@ use super::{BenchArgs, RunRecord};
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::device::{Device as KernelDevice, Element, Properties};
 use crate::backend::kernels::driver::Driver;
-use crate::backend::kernels::emulator::Emulator;
 use crate::backend::kernels::emulator::accesses::{SECTOR_BYTES, count_accesses};
+use crate::backend::kernels::emulator::{Emulator, Schedule};
+use crate::backend::kernels::geometry::{H200_TIMES, Sizes, Tile, TileTimes};
 use crate::backend::kernels::own;
+use crate::backend::kernels::tile_file::{TileFile, path_of};
 use crate::bench::accesses::text;
 use crate::bench::ladder::{LADDERS, Ladder, RECORDED_ON, Rung};
 use crate::bench::operand::OperandSet;
 use crate::bench::own::OwnContender;
 use crate::bench::run::BenchOptions;
+use crate::bench::tune::{TimedTile, fit, measure};
 use crate::bench::work::{Call as _, Work};
 use crate::perf::predict::counted::GpuFloor;
 use crate::study::plan::GpuRates;
-use crate::terminal::{emit, say};
+use crate::terminal::{complain, emit, say};
 use crate::{Error, Result};
 
 /// Arguments of these ways.
@@ -34,6 +39,24 @@ pub(super) struct LabArgs {
         "StepPlanArgs", "list", "explain", "kernel", "compare", "output", "op", "model", "tokens", "shape", "dtype"
     ])]
     pub ladder: Option<String>,
+    /// Fit the constants of the tile choice to this machine's Hopper GPU and store them by its name; on
+    /// the emulator a rehearsal
+    #[arg(long, conflicts_with_all = [
+        "StepPlanArgs", "list", "explain", "kernel", "compare", "output", "op", "model", "tokens", "shape", "dtype",
+        "ladder", "count_accesses"
+    ])]
+    pub tune: bool,
+    /// File to store the constants in (MAPL_TILES names it to other commands) [default: by the GPU's name
+    /// in the cache folder; none on the emulator]
+    #[arg(long, value_name = "FILE", requires = "tune")]
+    pub tune_output: Option<PathBuf>,
+}
+
+impl LabArgs {
+    /// Whether a run with these arguments has no rows.
+    pub fn times_nothing(&self) -> bool {
+        self.ladder.is_some() || self.tune
+    }
 }
 
 fn ladder(text: &str) -> Result<String, String> {
@@ -78,6 +101,40 @@ impl BenchArgs {
             }
         }
         Ok(())
+    }
+
+    /// Fits the constants of the tile choice, and stores them.
+    pub(super) fn tune(&self) -> Result<()> {
+        let driver = match self.device.as_slice() {
+            [Device::Auto] => Some(Driver::new(0)?),
+            [Device::Cuda(ordinal)] => Some(Driver::new(*ordinal)?),
+            [Device::Emulator] => None,
+            _ => return Err(Error::Usage("--tune runs on one device: auto, cuda, cuda:N or emulator".into())),
+        };
+        if let Some(path) = &self.lab.tune_output {
+            super::super::output::check_output("--tune-output", path, &self.inputs())?;
+        }
+        match driver {
+            Some(driver) => {
+                let properties = driver.properties().clone();
+                if properties.compute_capability != (9, 0) {
+                    return Err(Error::Usage(format!(
+                        "--tune: {} is not a Hopper GPU, and other GPUs have one tile",
+                        properties.name
+                    )));
+                }
+                let path = self.lab.tune_output.clone().or_else(|| path_of(&properties.name));
+                let timed = measure(driver, false, |time| emit(&timed_line(time)))?;
+                store(&properties, &timed, path)
+            }
+            None => {
+                complain("note: emulator times say nothing about a GPU; this run only rehearses the fit");
+                let emulator = Emulator::with(Schedule::Rising, 4)?;
+                let properties = emulator.properties().clone();
+                let timed = measure(emulator, true, |time| emit(&timed_line(time)))?;
+                store(&properties, &timed, self.lab.tune_output.clone())
+            }
+        }
     }
 
     /// Runs a ladder and prints it as a table.
@@ -125,6 +182,38 @@ impl BenchArgs {
             RECORDED_ON.0, RECORDED_ON.1
         ))
     }
+}
+
+fn timed_line(time: &TimedTile) -> String {
+    let Sizes { m, n, k, .. } = time.sizes;
+    format!("{m} x {n} x {k}, {}, {} splits: {:.2} us", time.tile.name(), time.splits, 1e6 * time.seconds)
+}
+
+/// Fits the constants, prints them next to the built-in ones, and stores them if there is a path.
+fn store(gpu: &Properties, timed: &[TimedTile], path: Option<PathBuf>) -> Result<()> {
+    let found = fit(timed, gpu.processors)?;
+    let TileTimes { launch, cluster, cooperative, ping_pong, last_ping_pong, split, split_column, stage } = found.times;
+    let built_in = H200_TIMES;
+    emit(&format!("\nns{:>38}{:>12}", "fitted", "built in"))?;
+    let mut rows = vec![
+        ("launch".to_owned(), launch, built_in.launch),
+        ("cluster".into(), cluster, built_in.cluster),
+        ("epilogue, cooperative".into(), cooperative, built_in.cooperative),
+        ("epilogue, ping-pong".into(), ping_pong, built_in.ping_pong),
+        ("last epilogue, ping-pong".into(), last_ping_pong, built_in.last_ping_pong),
+        ("split".into(), split, built_in.split),
+        ("split, per column".into(), split_column, built_in.split_column),
+    ];
+    for (at, tile) in Tile::ALL.into_iter().enumerate() {
+        rows.push((tile.name().to_owned(), stage[at], built_in.stage[at]));
+    }
+    for (name, fitted, built_in) in rows {
+        emit(&format!("{name:<34}{fitted:>6.2}{built_in:>12.2}"))?;
+    }
+    emit(&format!("{} times, error {:.1}% (root mean square)", timed.len(), 100.0 * found.error))?;
+    let Some(path) = path else { return emit("not stored; --tune-output FILE stores the constants") };
+    TileFile::new(&gpu.name, found.times, timed.len(), found.error).write(&path)?;
+    emit(&format!("stored in {}", path.display()))
 }
 
 /// A rung as a line of the table.

@@ -57,10 +57,8 @@ fn sources() -> Result<(PathBuf, String)> {
     unpacked("shipped", shipped::FILES)
 }
 
-/// Files that the program carries, by name and text, in a folder of the cache whose name has their
-/// hash. Returns the folder and the hash.
-pub fn unpacked(name: &str, files: &[(&str, &str)]) -> Result<(PathBuf, String)> {
-    let folder = &folder()?;
+/// Start of the hash of files by name and text.
+pub fn hash_of(files: &[(&str, &str)]) -> String {
     let mut hasher = blake3::Hasher::new();
     for (name, text) in files {
         for part in [name, text] {
@@ -68,7 +66,14 @@ pub fn unpacked(name: &str, files: &[(&str, &str)]) -> Result<(PathBuf, String)>
             hasher.update(part.as_bytes());
         }
     }
-    let hash = hasher.finalize().to_hex()[..16].to_owned();
+    hasher.finalize().to_hex()[..16].to_owned()
+}
+
+/// Files that the program carries, by name and text, in a folder of the cache whose name has their
+/// hash. Returns the folder and the hash.
+pub fn unpacked(name: &str, files: &[(&str, &str)]) -> Result<(PathBuf, String)> {
+    let folder = &folder()?;
+    let hash = hash_of(files);
     let done = folder.join(format!("{name}-{hash}"));
     if !done.is_dir() {
         let failed = |path: &Path| {

@@ -355,6 +355,11 @@ pub fn used_on(device: &str) -> Option<&'static OwnKernels> {
     if has_kernels { ENVIRONMENT.get().copied() } else { None }
 }
 
+/// Start of the hash of the kernels in this program.
+pub(crate) fn shipped_hash() -> String {
+    compiler::hash_of(shipped::FILES)[..DIGITS].to_owned()
+}
+
 /// Whether nvcc is found, so that kernels can be compiled for GPUs.
 pub fn has_nvcc() -> bool {
     find_nvcc().is_some()
