@@ -194,7 +194,7 @@ fn store(gpu: &Properties, timed: &[TimedTile], path: Option<PathBuf>) -> Result
     let found = fit(timed, gpu.processors)?;
     let TileTimes { launch, cluster, cooperative, ping_pong, last_ping_pong, split, split_column, stage } = found.times;
     let built_in = H200_TIMES;
-    emit(&format!("\nns{:>38}{:>12}", "fitted", "built in"))?;
+    emit(&format!("\n{:<36}{:>14}{:>12}", "nanoseconds", "fitted", "built in"))?;
     let mut rows = vec![
         ("launch".to_owned(), launch, built_in.launch),
         ("cluster".into(), cluster, built_in.cluster),
@@ -208,7 +208,7 @@ fn store(gpu: &Properties, timed: &[TimedTile], path: Option<PathBuf>) -> Result
         rows.push((tile.name().to_owned(), stage[at], built_in.stage[at]));
     }
     for (name, fitted, built_in) in rows {
-        emit(&format!("{name:<34}{fitted:>6.2}{built_in:>12.2}"))?;
+        emit(&format!("{name:<36}{fitted:>14.2}{built_in:>12.2}"))?;
     }
     emit(&format!("{} times, error {:.1}% (root mean square)", timed.len(), 100.0 * found.error))?;
     let Some(path) = path else { return emit("not stored; --tune-output FILE stores the constants") };
