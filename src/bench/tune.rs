@@ -12,7 +12,7 @@ use std::time::Duration;
 use half::bf16;
 
 use super::measure::{Effort, Timing, interleaved};
-use super::operand::OperandSet;
+use super::operand::{Operand, OperandSet};
 use super::rates::BenchBackend;
 use super::verify::Oracle;
 use super::work::linear::{Linear, Pass};
@@ -171,6 +171,9 @@ const ON_GPU: Gemms = &[
     (Pass::Weight, 16_384, 896, 1152),
     (Pass::Weight, 8192, 896, 4864),
 ];
+/// Bytes of operand sets that calls rotate over, and the most sets.
+const ROTATED_BYTES: usize = 256 << 20;
+const MAX_SETS: usize = 8;
 /// Small ones, for a rehearsal on the emulator.
 const REHEARSED: Gemms = &[(Pass::Forward, 128, 64, 256), (Pass::Weight, 128, 128, 128)];
 
@@ -205,8 +208,12 @@ where
     for &(pass, tokens, inputs, outputs) in if rehearsal { REHEARSED } else { ON_GPU } {
         let dims = LinearDims { tokens, inputs, outputs };
         let (work, sizes): (Work, Sizes) = (Linear { pass, dims }.into(), sizes_of(pass, dims));
-        let mut sets = vec![OperandSet::new(&on, &work.operands())?];
-        sets[0].initialise(&on, &work, &work.operands())?;
+        // Calls rotate over sets, so that large operands are read from memory.
+        let operands = work.operands();
+        let bytes = 2 * operands.iter().map(Operand::len).sum::<usize>().max(1);
+        let count = if rehearsal { 1 } else { ROTATED_BYTES.div_ceil(bytes).clamp(1, MAX_SETS) };
+        let mut sets = (0..count).map(|_| OperandSet::new(&on, &operands)).collect::<Result<Vec<_>>>()?;
+        sets.iter_mut().try_for_each(|set| set.initialise(&on, &work, &operands))?;
         let oracle = Oracle::new(&on, &work, &sets[0])?;
         for tile in Tile::ALL {
             for splits in if sizes.may_split { &[1, 2, 4][..] } else { &[1] } {

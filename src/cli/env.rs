@@ -38,7 +38,7 @@ pub fn run(args: &EnvArgs) -> Result<()> {
         let presets: Vec<_> = presets::list().iter().map(|p| p.name).collect();
         let value = json!({
             "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT, "os": std::env::consts::OS, "arch": std::env::consts::ARCH,
-            "threads": threads, "cpu_features": features, "devices": devices, "ops": OPS, "kernels": kernels, "presets": presets,
+            "threads": threads, "cpu_features": features, "devices": devices, "ops": OPS, "kernels": kernels, "presets": presets, "tiles": tiles(),
         });
         return emit_exactly(&format!("{value:#}"));
     }
@@ -53,7 +53,7 @@ pub fn run(args: &EnvArgs) -> Result<()> {
         say(format!("  {name:<16} {what}"));
     }
     for line in tiles() {
-        say(line);
+        say(format!("tiles         {line}"));
     }
     say(format!("ops           {}", OPS.len()));
     match kernels.is_empty() {
@@ -104,14 +104,11 @@ fn tiles() -> Vec<String> {
     let mut cards: Vec<String> = Driver::new(0).iter().map(|driver| driver.properties().name.clone()).collect();
     cards.extend(Emulator::new().iter().map(|emulator| emulator.properties().name.clone()));
     let line = |card: &String| match tile_file::source(card) {
-        Source::BuiltIn => format!("tiles         {card}: built in, fitted on an H200"),
-        Source::File(path, file) => format!(
-            "tiles         {card}: {}, fitted to {} times (error {:.1}%)",
-            path.display(),
-            file.times,
-            100.0 * file.error
-        ),
-        Source::Ignored(path, why) => format!("tiles         {card}: built in, since {} {why}", path.display()),
+        Source::BuiltIn => format!("{card}: built in, fitted on an H200"),
+        Source::File(path, file) => {
+            format!("{card}: {}, fitted to {} times (error {:.1}%)", path.display(), file.times, 100.0 * file.error)
+        }
+        Source::Ignored(path, why) => format!("{card}: built in, since {} {why}", path.display()),
     };
     cards.iter().map(line).collect()
 }

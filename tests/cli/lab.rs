@@ -198,3 +198,16 @@ fn the_tuner_is_rehearsed_on_the_emulator_and_its_file_is_used_or_named() {
     }
     run(&bench, "bench --tune --device cpu").fails(2, &["--tune runs on one device"]);
 }
+
+#[test]
+fn a_missing_wait_shows_in_another_order_of_copies() {
+    let Some(bench) = bench() else { return };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/ladder/product");
+    let rung = std::fs::read_to_string(path.join("product_7_pipeline.cu")).unwrap();
+    let wait = "cp_async_wait<STAGES - 2>()";
+    assert!(rung.contains(wait));
+    bench.write("product_7_pipeline.cu", rung.replace(wait, "cp_async_wait<STAGES - 1>()"));
+    bench.write("product_7_pipeline.toml", std::fs::read(path.join("product_7_pipeline.toml")).unwrap());
+    let words = "bench --device emulator --kernel product_7_pipeline.cu --repeats 1";
+    run(&bench, words).fails(1, &["in another order of threads and copies: y is wrong"]);
+}

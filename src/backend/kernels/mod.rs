@@ -137,12 +137,6 @@ impl<D: Device, A: Element> Kernels<D, A> {
         Self { hopper, ..self }
     }
 
-    /// Chooses tiles by these constants, or by the built-in ones.
-    #[cfg(test)]
-    fn with_tile_times(self, times: Option<&'static TileTimes>) -> Self {
-        Self { tile_times: times, ..self }
-    }
-
     /// Sets the most rows of a chunk of [`Backend::head_preference`], if it works in chunks.
     pub fn with_head_rows(self, rows: usize) -> Self {
         self.head_rows.store(rows, Ordering::Relaxed);

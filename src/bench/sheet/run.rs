@@ -14,6 +14,7 @@ use super::expression::{Formula, Numbers};
 use super::launch::{Argument, Launch};
 use super::{Element, Expected, Fill, SheetCall, SheetOperand};
 use crate::backend::kernels::device::{Device, Kernel};
+use crate::backend::kernels::emulator::Emulator;
 use crate::backend::kernels::emulator::accesses::{LaunchAccesses, count_accesses};
 use crate::rng::Rng;
 use crate::{Error, Result};
@@ -194,13 +195,27 @@ impl SheetCall {
         Ok(Timing::of(&Samples { seconds, calls }))
     }
 
-    /// Verifies and times the launch. A wrong result is a failed row.
-    pub fn row<D: Device>(&self, device: &D, options: &BenchOptions, variant: &str, label: String) -> Result<Row> {
+    /// Verifies and times the launch, and verifies it on other emulators. A wrong result is a failed row.
+    pub fn row<D: Device>(
+        &self,
+        device: &D,
+        others: &[Emulator],
+        options: &BenchOptions,
+        variant: &str,
+        label: String,
+    ) -> Result<Row> {
         let contents: Vec<Vec<f64>> = self.operands.iter().map(SheetOperand::contents).collect();
         let memory = self.operands.iter().map(|o| device.allocate(o.len() * bytes_of(o.element)));
         let mut memory = memory.collect::<Result<Vec<_>>>()?;
         self.fill(device, &mut memory, &contents)?;
         let checked = self.launch(device, &memory).and_then(|()| self.verify(device, &memory, &contents));
+        let checked = checked.and_then(|share| {
+            let shares = others.iter().map(|other| self.verified(other));
+            let shares = shares.collect::<Result<Vec<_>>>();
+            let shares =
+                shares.map_err(|why| Error::Runtime(format!("in another order of threads and copies: {why}")))?;
+            Ok(shares.into_iter().fold(share, f64::max))
+        });
         let mut row = self.empty_row::<D>(device, options, variant);
         match checked {
             Err(why) => (row.status, row.note) = (Status::Failed, why.to_string()),
@@ -259,15 +274,19 @@ impl SheetCall {
         Ok(self.times(device, &memory, effort)?.median)
     }
 
-    /// Verifies the launches without timing them. Returns the largest error as a share of its tolerance,
-    /// and on the emulator the accesses of every launch.
-    pub fn verified<D: Device>(&self, device: &D) -> Result<(f64, Vec<LaunchAccesses>)> {
+    /// Verifies the launches without timing them. Returns the largest error as a share of its tolerance.
+    pub fn verified<D: Device>(&self, device: &D) -> Result<f64> {
         let contents: Vec<Vec<f64>> = self.operands.iter().map(SheetOperand::contents).collect();
         let memory = self.operands.iter().map(|o| device.allocate(o.len() * bytes_of(o.element)));
         let mut memory = memory.collect::<Result<Vec<_>>>()?;
         self.fill(device, &mut memory, &contents)?;
-        let (launched, accesses) = count_accesses(|| self.launch(device, &memory));
-        launched?;
-        Ok((self.verify(device, &memory, &contents)?, accesses))
+        self.launch(device, &memory)?;
+        self.verify(device, &memory, &contents)
+    }
+
+    /// As [`SheetCall::verified`], with the accesses of every launch on the emulator.
+    pub fn counted<D: Device>(&self, device: &D) -> Result<(f64, Vec<LaunchAccesses>)> {
+        let (share, accesses) = count_accesses(|| self.verified(device));
+        Ok((share?, accesses))
     }
 }

@@ -36,14 +36,17 @@ pub(super) struct LabArgs {
     pub count_accesses: bool,
     /// Run a ladder from the textbook loop to the shipped kernel: product, head (benches/ladder)
     #[arg(long, value_name = "NAME", value_parser = ladder, conflicts_with_all = [
-        "StepPlanArgs", "list", "explain", "kernel", "compare", "output", "op", "model", "tokens", "shape", "dtype"
+        "StepPlanArgs", "list", "explain", "kernel", "compare", "output", "op", "model", "tokens", "shape", "dtype",
+        "variant", "repeats",
+        "passes", "seconds", "longest", "rotate_mib", "energy_seconds", "limit", "commit"
     ])]
     pub ladder: Option<String>,
     /// Fit the constants of the tile choice to this machine's Hopper GPU and store them by its name; on
     /// the emulator a rehearsal
     #[arg(long, conflicts_with_all = [
         "StepPlanArgs", "list", "explain", "kernel", "compare", "output", "op", "model", "tokens", "shape", "dtype",
-        "ladder", "count_accesses"
+        "ladder", "count_accesses", "variant", "repeats",
+        "passes", "seconds", "longest", "rotate_mib", "energy_seconds", "limit", "commit"
     ])]
     pub tune: bool,
     /// File to store the constants in (MAPL_TILES names it to other commands) [default: by the GPU's name
@@ -146,9 +149,12 @@ impl BenchArgs {
             [Device::Emulator] => None,
             _ => return Err(Error::Usage("--ladder runs on one device: auto, cuda, cuda:N or emulator".into())),
         };
-        let emulator = match (&driver, Emulator::new()) {
-            (_, Ok(emulator)) => Some(emulator),
-            (Some(_), Err(_)) => None,
+        let schedules = [Schedule::Rising, Schedule::Falling, Schedule::Random(1)];
+        let emulators: Result<Vec<Emulator>> =
+            schedules.into_iter().map(|schedule| Emulator::with(schedule, 4)).collect();
+        let emulators = match (&driver, emulators) {
+            (_, Ok(emulators)) => emulators,
+            (Some(_), Err(_)) => Vec::new(),
             (None, Err(why)) => return Err(why),
         };
         let rates = GpuRates::named(RECORDED_ON.0)?;
@@ -173,7 +179,7 @@ impl BenchArgs {
             "{:<26} {:<34} {:>6} {:>10} {:>7} {:>9} {:>9} {:>10}  {:<20} {:>11}",
             "rung", "idea", "error", "global KB", "x least", "passes", "conflicts", "floor us", "limit", "recorded us"
         ))?;
-        ladder.climb(driver.as_ref(), emulator.as_ref(), (&gpu, floor), |rung| emit(&line(rung)))?;
+        ladder.climb(driver.as_ref(), &emulators, (&gpu, floor), |rung| emit(&line(rung)))?;
         say("");
         emit(&format!(
             "floor: bytes, products, or passes and sectors at one multiprocessor's rates, whichever takes longest \

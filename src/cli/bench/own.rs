@@ -8,7 +8,7 @@ use super::table::{header, line};
 use super::{BenchArgs, RunRecord};
 use crate::backend::kernels::device::{Device as KernelDevice, Element};
 use crate::backend::kernels::driver::Driver;
-use crate::backend::kernels::emulator::Emulator;
+use crate::backend::kernels::emulator::{Emulator, Schedule};
 use crate::backend::kernels::own::{self, OwnKernels, Target};
 use crate::backend::kernels::{Kernels, launchers};
 use crate::bench::accesses::text;
@@ -136,11 +136,16 @@ impl BenchArgs {
         }
         record.tell(&format!("{} ({}, {})", on.device().properties().name, D::NAME, A::PRECISION.name()))?;
         record.tell(&header())?;
+        // In other orders of threads and copies, a missing barrier or wait shows.
+        let others = match D::NAME == Emulator::NAME {
+            true => vec![Emulator::with(Schedule::Falling, 4)?, Emulator::with(Schedule::Random(1), 4)?],
+            false => Vec::new(),
+        };
         for call in &calls {
-            let row = call.row(on.device(), options, &contender.name, contender.kernels.label())?;
+            let row = call.row(on.device(), &others, options, &contender.name, contender.kernels.label())?;
             record.tell(&line(&row))?;
             if self.lab.count_accesses && row.status == Status::Measured {
-                let (_, launches) = call.verified(on.device())?;
+                let (_, launches) = call.counted(on.device())?;
                 record.tell(&text(&format!("{} {}", row.op, row.shape), &launches))?;
             }
             record.rows.push(row);

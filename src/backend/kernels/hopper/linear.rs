@@ -198,8 +198,8 @@ mod tests {
         let properties =
             Properties { name: "h".into(), processors: 132, shared_bytes: 227 << 10, compute_capability: (9, 0) };
         let on = |times| {
-            let on = Kernels::<_, bf16>::new(Rehearsal::of(&properties));
-            on.with_hopper(Hopper::Chosen).with_tile_times(times)
+            let on = Kernels::<_, bf16>::new(Rehearsal::of(&properties)).with_hopper(Hopper::Chosen);
+            Kernels { tile_times: times, ..on }
         };
         // A GPU on which one tile is far faster than the others.
         let fast = |tile: Tile| -> &'static TileTimes {
