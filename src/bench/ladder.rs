@@ -121,7 +121,7 @@ const EFFORT: Effort = Effort {
     repeats: 10,
     warm_up: 1,
     sample: Duration::from_millis(2),
-    min_samples: 5,
+    min_samples: 2,
     budget: Duration::from_secs(2),
 };
 

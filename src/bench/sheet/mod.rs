@@ -30,6 +30,9 @@ use crate::{Error, Result};
 /// Most elements of all operands together; each takes 8 bytes of memory and more.
 const MAX_ELEMENTS: f64 = (1u64 << 29) as f64;
 
+/// The same without a comparison, which takes no memory for results.
+const MAX_UNVERIFIED: f64 = (1u64 << 31) as f64;
+
 /// Contents of an operand before the call.
 #[derive(Clone, Debug)]
 enum Fill {
@@ -332,8 +335,12 @@ impl Sheet {
                 ));
             }
             shapes.push((name.clone(), shape));
-            if shapes.iter().map(|(_, shape)| elements(shape)).sum::<f64>() > MAX_ELEMENTS {
-                return Err(format!("the operands up to {name} have more than 2^29 elements; lower the sizes"));
+            let most = if self.verified { MAX_ELEMENTS } else { MAX_UNVERIFIED };
+            if shapes.iter().map(|(_, shape)| elements(shape)).sum::<f64>() > most {
+                return Err(format!(
+                    "the operands up to {name} have more than 2^{} elements; lower the sizes",
+                    most.log2()
+                ));
             }
         }
         let mut operands = Vec::new();

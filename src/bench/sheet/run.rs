@@ -265,12 +265,17 @@ impl SheetCall {
         self.launches.iter().map(|launch| (launch.kernel, launch.shared_bytes))
     }
 
-    /// Median seconds of the launches, whatever their results.
+    /// Median seconds of the launches, whatever their results. Operands without contents stay as they are
+    /// allocated.
     pub fn median<D: Device>(&self, device: &D, effort: &Effort) -> Result<f64> {
-        let contents: Vec<Vec<f64>> = self.operands.iter().map(SheetOperand::contents).collect();
-        let memory = self.operands.iter().map(|o| device.allocate(o.len() * bytes_of(o.element)));
-        let mut memory = memory.collect::<Result<Vec<_>>>()?;
-        self.fill(device, &mut memory, &contents)?;
+        let mut memory = Vec::new();
+        for operand in &self.operands {
+            let mut bytes = device.allocate(operand.len() * bytes_of(operand.element))?;
+            if !matches!(operand.fill, Fill::Unwritten) {
+                device.upload(&mut bytes, 0, &stored(operand.element, &operand.contents()))?;
+            }
+            memory.push(bytes);
+        }
         Ok(self.times(device, &memory, effort)?.median)
     }
 
