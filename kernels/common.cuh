@@ -58,6 +58,11 @@ DEVICE void trap(const char*) {
     __trap();
 }
 
+/// Accesses that the emulator can count (counted.cuh): nothing on a GPU.
+#define ACCESS_LINE
+#define PASS_LINE
+#define NOTE_ACCESS(address, bytes, store)
+
 #else
 
 #include "emulator/device.h"
@@ -79,6 +84,10 @@ DEVICE void trap(const char*) {
 inline void trap(const char* why) {
     emulator::fail("%s", why);
 }
+
+#define ACCESS_LINE , CALLER_LINE
+#define PASS_LINE , file, line
+#define NOTE_ACCESS(address, bytes, store) emulator::note_access(address, bytes, store, file, line)
 
 #endif
 

@@ -19,13 +19,17 @@ struct alignas(16) Vec16 {
     uint32_t word[4];
 };
 
+// ACCESS_LINE: on the emulator, the caller's source line as last parameters; nothing under nvcc.
+
 template <class T>
-DEVICE Vec16 load_vec(const T* from) {
+DEVICE Vec16 load_vec(const T* from ACCESS_LINE) {
+    NOTE_ACCESS(from, 16, false);
     return *reinterpret_cast<const Vec16*>(from);
 }
 
 template <class T>
-DEVICE void store_vec(T* to, Vec16 vec) {
+DEVICE void store_vec(T* to, Vec16 vec ACCESS_LINE) {
+    NOTE_ACCESS(to, 16, true);
     *reinterpret_cast<Vec16*>(to) = vec;
 }
 
@@ -60,11 +64,11 @@ DEVICE Vec16 pack(const Floats<bf16>& n) {
 }
 
 template <class T>
-DEVICE Floats<T> load_floats(const T* from) {
-    return unpack(load_vec(from), T{});
+DEVICE Floats<T> load_floats(const T* from ACCESS_LINE) {
+    return unpack(load_vec(from PASS_LINE), T{});
 }
 
 template <class T>
-DEVICE void store_floats(T* to, const Floats<T>& n) {
-    store_vec(to, pack(n));
+DEVICE void store_floats(T* to, const Floats<T>& n ACCESS_LINE) {
+    store_vec(to, pack(n) PASS_LINE);
 }

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <numeric>
 
+#include "accesses.h"
 #include "memory.h"
 #include "scheduler.h"
 
@@ -32,6 +33,8 @@ struct EmulatorRequest {
     int omitted_line;
     /// Checks proxy fences (proxy.cpp).
     unsigned proxies;
+    /// Counts accesses (accesses.cpp).
+    unsigned accesses;
 };
 
 /// Calls `use` for each source location of a barrier, or with `fences` of a checked proxy fence,
@@ -70,6 +73,7 @@ int emulator_launch(const EmulatorRequest* request, char* message, size_t room) 
     l.omitted_file = request->omitted_file;
     l.omitted_line = request->omitted_line;
     l.proxies = request->proxies != 0 ? std::make_unique<ProxyState>() : nullptr;
+    Counting counting(request->accesses != 0);
     l.last_barrier = nullptr;
     l.found = nullptr;
     l.error.clear();

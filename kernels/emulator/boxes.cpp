@@ -204,6 +204,11 @@ void tma_load(void* to, const MapWords& map, const int* at, int rank, void* barr
     if (launch().proxies != nullptr) {
         require_rows_published(what, load.box);
     }
+    if (launch().accesses != nullptr) {
+        for_each_row_inside(load.box, [&](int, unsigned char* global, int, int count) {
+            count_row(global, size_t(count * load.box.element_bytes), false);
+        });
+    }
     unsigned named = blocks == 0 ? 1u << block().rank : blocks;
     for (unsigned rank_of = 0; named >> rank_of != 0; ++rank_of) {
         if ((named >> rank_of & 1) == 0) {
@@ -252,6 +257,11 @@ void tma_store(const void* from, const MapWords& map, const int* at, int rank, b
         }
         for_each_row_inside(box, [&](int, unsigned char* global, int, int count) {
             note_async_store(global, size_t(count * box.element_bytes));
+        });
+    }
+    if (launch().accesses != nullptr) {
+        for_each_row_inside(box, [&](int, unsigned char* global, int, int count) {
+            count_row(global, size_t(count * box.element_bytes), true);
         });
     }
     auto& group = async_state().stores.back().stores;

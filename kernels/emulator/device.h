@@ -130,6 +130,26 @@ void check_shared(const char* what, const void* address, size_t bytes);
 /// offset in the block's window.
 uint32_t shared_address(const void* pointer);
 
+// --- counts of accesses -------------------------------------------------------------------------------------------
+
+/// Number of launches of the process that count accesses (accesses.cpp). Without one, a counted
+/// access costs a test of this number.
+extern const int* counting;
+
+/// Counts an access of the running thread to global or shared memory, if its launch counts them.
+/// Lanes of a warp are grouped by source line: the n-th access of each lane at a line forms one
+/// access of the warp.
+void count_access(const void* address, int bytes, bool store, const char* file, int line);
+
+inline void note_access(const void* address, int bytes, bool store, const char* file, int line) {
+    if (__atomic_load_n(counting, __ATOMIC_RELAXED) != 0) {
+        count_access(address, bytes, store, file, line);
+    }
+}
+
+/// Last parameters of a function whose caller's source line an access belongs to.
+#define CALLER_LINE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
 // --- cp.async -----------------------------------------------------------------------------------------------------
 
 /// cp.async of `bytes` (4, 8 or 16) to shared memory: the first `valid` from global memory, the

@@ -11,7 +11,8 @@ const void* emulator_interface(size_t* bytes) {
 #define ADDRESS(type, name, parameters, arguments) &emulator::name,
         EMULATOR_INTERFACE(ADDRESS)
 #undef ADDRESS
-            & emulator::fail};
+            & emulator::fail,
+        emulator::counting};
     *bytes = sizeof table;
     return &table;
 }

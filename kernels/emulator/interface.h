@@ -29,6 +29,8 @@
     F(void, check_global, (const char* what, const void* address, size_t bytes), (what, address, bytes))   \
     F(void, check_shared, (const char* what, const void* address, size_t bytes), (what, address, bytes))   \
     F(uint32_t, shared_address, (const void* pointer), (pointer))                                          \
+    F(void, count_access, (const void* address, int bytes, bool store, const char* file, int line),        \
+      (address, bytes, store, file, line))                                                                 \
     F(void, cp_async, (void* shared, const void* global, int bytes, int valid), (shared, global, bytes, valid)) \
     F(void, cp_async_commit, (), ())                                                                       \
     F(void, cp_async_wait, (int pending), (pending))                                                       \
@@ -65,6 +67,7 @@ struct Interface {
     EMULATOR_INTERFACE(MEMBER)
 #undef MEMBER
     void (*fail)(const char* format, ...);
+    const int* counting;
 };
 
 }  // namespace emulator

@@ -11,6 +11,7 @@
 namespace emulator {
 
 static Interface connected;
+const int* counting = nullptr;
 
 #define FORWARD(type, name, parameters, arguments) \
     type name parameters {                         \
@@ -37,5 +38,6 @@ extern "C" __attribute__((visibility("default"))) int emulator_connect(const voi
         return 1;
     }
     emulator::connected = *static_cast<const emulator::Interface*>(table);
+    emulator::counting = emulator::connected.counting;
     return 0;
 }

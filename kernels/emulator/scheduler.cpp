@@ -307,6 +307,9 @@ void Launch::create(const std::vector<uint64_t>& numbers) {
         proxies->reset(numbers.size());
     }
     fibers = std::vector<Fiber>(numbers.size() * threads);
+    if (accesses != nullptr) {
+        start_accesses(fibers.size() / 32);
+    }
     clusters.assign(numbers.size() / cluster, {cluster * threads, 0, 0});
     shared_arrays.clear();
     window_used = shared_bytes + GAP;
@@ -369,6 +372,9 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
     }
     if (error.empty()) {
         finish_blocks();
+    }
+    if (accesses != nullptr) {
+        finish_accesses();
     }
     loads.clear();
     stores.clear();

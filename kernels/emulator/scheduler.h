@@ -186,6 +186,8 @@ struct ProxyState {
     void reset(size_t blocks);
 };
 
+struct AccessState;
+
 /// A cluster and its barrier.
 struct Cluster {
     unsigned live = 0;
@@ -225,6 +227,8 @@ struct Launch {
     /// Present in launches that check proxy fences; the locations of all fences since the last query.
     std::unique_ptr<ProxyState> proxies;
     std::set<const Site*> fences;
+    /// Present in launches that count accesses (accesses.cpp); kept until the next launch.
+    std::shared_ptr<AccessState> accesses;
     /// Allocation that contained the last address looked up.
     const unsigned char* found = nullptr;
     size_t found_bytes = 0;
@@ -312,6 +316,13 @@ void require_published(const char* what, const Block& b, size_t offset, size_t b
 void require_published_global(const char* what, const unsigned char* start, size_t bytes);
 /// Only with `Launch::proxies`: a TMA store of the running thread writes global memory.
 void note_async_store(const unsigned char* start, size_t bytes);
+
+/// Only with `Launch::accesses`: starts with the warps of new blocks; counts what lanes have left
+/// open when they have returned.
+void start_accesses(size_t warps);
+void finish_accesses();
+/// Only with `Launch::accesses`: a TMA copy moves bytes of a row in global memory.
+void count_row(const unsigned char* start, size_t bytes, bool store);
 
 /// Delivers one TMA load in flight: the newest, or any in the random schedule. False if there is
 /// none.

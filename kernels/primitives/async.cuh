@@ -40,11 +40,15 @@ inline uint32_t shared_address_of(const void* pointer) {
     return emulator::shared_address(pointer);
 }
 
-inline void cp_async_16(void* shared, const void* global, int valid = 16) {
+inline void cp_async_16(void* shared, const void* global, int valid = 16, CALLER_LINE) {
+    emulator::note_access(global, valid, false, file, line);
+    emulator::note_access(shared, 16, true, file, line);
     emulator::cp_async(shared, global, 16, valid);
 }
 
-inline void cp_async_4(void* shared, const void* global, int valid = 4) {
+inline void cp_async_4(void* shared, const void* global, int valid = 4, CALLER_LINE) {
+    emulator::note_access(global, valid, false, file, line);
+    emulator::note_access(shared, 4, true, file, line);
     emulator::cp_async(shared, global, 4, valid);
 }
 

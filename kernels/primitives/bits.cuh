@@ -33,6 +33,8 @@ DEVICE void store_16(void* to, const uint32_t (&word)[4]) {
 #include <cstdint>
 #include <cstring>
 
+#include "../emulator/device.h"
+
 inline float float_of_bits(uint32_t bits) {
     float x;
     std::memcpy(&x, &bits, sizeof x);
@@ -56,7 +58,8 @@ inline uint32_t round_to_bf16_pair(float first, float second) {
     return round(first) | round(second) << 16;
 }
 
-inline void store_16(void* to, const uint32_t (&word)[4]) {
+inline void store_16(void* to, const uint32_t (&word)[4], CALLER_LINE) {
+    emulator::note_access(to, 16, true, file, line);
     std::memcpy(to, word, sizeof word);
 }
 

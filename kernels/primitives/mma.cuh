@@ -124,11 +124,13 @@ inline void load_8x8(uint32_t (&word)[4], const void* row, bool transposed) {
 
 }  // namespace emulator
 
-inline void ldmatrix_x4(uint32_t (&word)[4], const void* row) {
+inline void ldmatrix_x4(uint32_t (&word)[4], const void* row, CALLER_LINE) {
+    emulator::note_access(row, 16, false, file, line);
     emulator::load_8x8(word, row, false);
 }
 
-inline void ldmatrix_x4_trans(uint32_t (&word)[4], const void* row) {
+inline void ldmatrix_x4_trans(uint32_t (&word)[4], const void* row, CALLER_LINE) {
+    emulator::note_access(row, 16, false, file, line);
     emulator::load_8x8(word, row, true);
 }
 

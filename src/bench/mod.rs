@@ -9,18 +9,22 @@
 //! - `own`: kernels of the user's own next to the shipped ones; `occupancy`: blocks per multiprocessor
 //! - `explain`: why a call takes its time on a GPU
 //! - `sheet`: kernels without a launcher, described by a TOML file
+//! - `accesses`: counts of the emulator's accesses to memory; `ladder`: kernels in rungs of one idea each
+//! - `tune`: constants of the tile choice, fitted to the GPU at hand
 //! - `entry`: one call of the table with its contenders; [`run`]: the passes over the table
 //! - [`row`]: rows of a record; [`compare`]: a record against an earlier one
 //!
 //! A contender is any timed implementation of a call. A peer is a contender from another library.
 
+pub(crate) mod accesses;
 pub mod compare;
 mod energy;
 mod entry;
 pub(crate) mod explain;
+pub(crate) mod ladder;
 pub(crate) mod measure;
 mod occupancy;
-mod operand;
+pub(crate) mod operand;
 pub(crate) mod own;
 mod peer;
 pub mod rates;
@@ -28,6 +32,7 @@ pub mod row;
 pub mod run;
 pub(crate) mod shapes;
 pub(crate) mod sheet;
+pub(crate) mod tune;
 mod verify;
 pub mod work;
 mod yardstick;

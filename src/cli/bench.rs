@@ -2,6 +2,7 @@
 //! predicts the floor of a training step on a GPU that need not be present.
 
 mod explain;
+mod lab;
 mod own;
 mod selection;
 mod table;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use clap::{ArgGroup, Args};
 use half::bf16;
 
+use self::lab::LabArgs;
 use self::selection::no_call;
 use self::table::{header, line};
 use super::device::{Device, Dtype, on_pool};
@@ -123,6 +125,8 @@ pub struct BenchArgs {
     /// List the calls without running them
     #[arg(long, conflicts_with = "StepPlanArgs")]
     list: bool,
+    #[command(flatten)]
+    lab: LabArgs,
 }
 
 impl BenchArgs {
@@ -133,9 +137,9 @@ impl BenchArgs {
 
     /// Refuses options that time nothing, for a run under observation.
     pub fn check_timed(&self) -> Result<()> {
-        if self.list || self.plan.wanted() || self.explain.is_some() {
+        if self.list || self.plan.wanted() || self.explain.is_some() || self.lab.times_nothing() {
             return Err(Error::Usage(
-                "--list, --plan and --explain time nothing that a study could observe; leave them out".into(),
+                "--list, --plan, --explain, --ladder and --tune have no rows that a study could observe; leave them out".into(),
             ));
         }
         self.check()
@@ -194,6 +198,12 @@ fn model(text: &str) -> Result<String, String> {
 pub fn run(args: &BenchArgs) -> Result<()> {
     if let Some(op) = &args.explain {
         return args.explain_calls(op);
+    }
+    if let Some(name) = &args.lab.ladder {
+        return args.climb(name);
+    }
+    if args.lab.tune {
+        return args.tune();
     }
     if args.plan.wanted() { args.plan.print() } else { bench_rows(args, args.output.is_empty(), |_, _| Ok(())) }
 }
@@ -308,6 +318,7 @@ impl BenchArgs {
         let energy = self.energy_seconds.is_some_and(|seconds| seconds > 0.0);
         refuse_given(&[("--energy-seconds", energy && only(&[Device::Cpu, Device::Emulator]))], "without a GPU")?;
         refuse_given(&[("--rotate-mib", self.rotate_mib.is_some() && only(&[Device::Emulator]))], "on the emulator")?;
+        self.check_lab()?;
         self.check_selection()
     }
 

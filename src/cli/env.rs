@@ -10,6 +10,7 @@ use crate::backend::kernels::device::Device as _;
 use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
 use crate::backend::kernels::launchers::RESOURCES;
+use crate::backend::kernels::tile_file::{self, Source};
 use crate::backend::reference::Reference;
 use crate::backend::{Backend, OPS};
 use crate::model::presets;
@@ -37,7 +38,7 @@ pub fn run(args: &EnvArgs) -> Result<()> {
         let presets: Vec<_> = presets::list().iter().map(|p| p.name).collect();
         let value = json!({
             "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT, "os": std::env::consts::OS, "arch": std::env::consts::ARCH,
-            "threads": threads, "cpu_features": features, "devices": devices, "ops": OPS, "kernels": kernels, "presets": presets,
+            "threads": threads, "cpu_features": features, "devices": devices, "ops": OPS, "kernels": kernels, "presets": presets, "tiles": tiles(),
         });
         return emit_exactly(&format!("{value:#}"));
     }
@@ -50,6 +51,9 @@ pub fn run(args: &EnvArgs) -> Result<()> {
     say("devices".into());
     for (name, what) in &devices {
         say(format!("  {name:<16} {what}"));
+    }
+    for line in tiles() {
+        say(format!("tiles         {line}"));
     }
     say(format!("ops           {}", OPS.len()));
     match kernels.is_empty() {
@@ -93,6 +97,20 @@ fn devices() -> BTreeMap<&'static str, String> {
         (Emulator::NAME, emulator),
         (Reference::NAME, "f64".to_owned()),
     ])
+}
+
+/// Where the constants of the tile choice come from, for the GPU and the emulator of this machine.
+fn tiles() -> Vec<String> {
+    let mut cards: Vec<String> = Driver::new(0).iter().map(|driver| driver.properties().name.clone()).collect();
+    cards.extend(Emulator::new().iter().map(|emulator| emulator.properties().name.clone()));
+    let line = |card: &String| match tile_file::source(card) {
+        Source::BuiltIn => format!("{card}: built in, fitted on an H200"),
+        Source::File(path, file) => {
+            format!("{card}: {}, fitted to {} times (error {:.1}%)", path.display(), file.times, 100.0 * file.error)
+        }
+        Source::Ignored(path, why) => format!("{card}: built in, since {} {why}", path.display()),
+    };
+    cards.iter().map(line).collect()
 }
 
 /// Compiled kernels and their target architectures.

@@ -44,6 +44,7 @@ mod html;
 mod ifeval;
 mod kills;
 mod kto;
+mod lab;
 mod lora;
 mod lost_text;
 mod own_kernels;

@@ -2,7 +2,10 @@
 //! stack, spills and shared bytes per target. After a change, update the table with
 //! `MAPL_UPDATE_RESOURCES=1` and commit it.
 
+use std::path::{Path, PathBuf};
+
 use mapl::backend::kernels::launchers::{KERNELS, RESOURCES};
+use mapl::backend::kernels::own::{OwnKernels, Target};
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels/resources.csv");
 const HEADER: &str = "kernel,target,registers,stack,spill_stores,spill_loads,shared\n";
@@ -57,4 +60,36 @@ fn the_table_matches_ptxas() {
     let committed = std::fs::read_to_string(TABLE).unwrap();
     let changed: Vec<&str> = table.lines().filter(|line| !committed.lines().any(|old| old == *line)).collect();
     assert!(committed == table, "kernels/resources.csv differs from this build, which has:\n{}", changed.join("\n"));
+}
+
+/// The rungs of `benches/ladder`: two of them, or all with `MAPL_TEST_FULL=1`.
+#[test]
+fn no_rung_of_a_ladder_spills() {
+    if !compiled() {
+        return;
+    }
+    let full = std::env::var_os("MAPL_TEST_FULL").is_some_and(|v| v == "1");
+    let ladder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/ladder");
+    let mut files: Vec<PathBuf> = ["product", "head"]
+        .into_iter()
+        .flat_map(|name| std::fs::read_dir(ladder.join(name)).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "cu"))
+        .collect();
+    files.sort();
+    assert_eq!(files.len(), 13);
+    files.retain(|path| {
+        full || ["product_5_swizzled_vectors", "head_4_tensor_cores"]
+            .contains(&path.file_stem().unwrap().to_str().unwrap())
+    });
+    assert!(files.len() >= 2);
+    for path in files {
+        let kernels = OwnKernels::read_file(&path).unwrap();
+        kernels.prepare(Target::Gpu).unwrap();
+        let found = kernels.resources().unwrap();
+        assert!(found.len() >= TARGETS.len());
+        for r in found {
+            assert_eq!((r.spill_stores, r.spill_loads, r.stack), (0, 0, 0), "{} for {}", r.kernel, r.target);
+        }
+    }
 }

@@ -2,6 +2,7 @@
 //! in several orders, so that results that depend on the order show. `kernels/emulator/` has the
 //! C++ side, and every C++ call of the project is here.
 
+pub(crate) mod accesses;
 mod recording;
 
 use std::cell::RefCell;
@@ -34,6 +35,7 @@ struct Request {
     omitted_file: *const c_char,
     omitted_line: c_int,
     proxies: u32,
+    accesses: u32,
 }
 
 /// Source position of a block barrier or proxy fence.
@@ -51,6 +53,7 @@ unsafe extern "C" {
     fn emulator_sites(fences: c_int, note: NoteSite, context: *mut c_void);
     fn emulator_interface(bytes: *mut usize) -> *const c_void;
     fn emulator_shared_arrays() -> usize;
+    fn emulator_accesses(note: accesses::Note, context: *mut c_void);
 }
 
 type NoteSite = unsafe extern "C" fn(*mut c_void, *const c_char, c_int);
@@ -74,6 +77,7 @@ mod absent {
     pub unsafe fn emulator_shared_arrays() -> usize {
         0
     }
+    pub unsafe fn emulator_accesses(_: accesses::Note, _: *mut c_void) {}
 }
 #[cfg(not(mapl_emulator))]
 use absent::*;
@@ -422,6 +426,7 @@ impl Emulator {
             omitted_file: self.omitted.as_ref().map_or(std::ptr::null(), |b| b.file.as_ptr()),
             omitted_line: self.omitted.as_ref().map_or(0, |b| b.line),
             proxies: self.proxies.into(),
+            accesses: accesses::wanted().into(),
         };
         let mut message = [0 as c_char; 4096];
         // SAFETY: the request describes a kernel of this build and its parameters (contract of this
@@ -431,6 +436,7 @@ impl Emulator {
             // SAFETY: no precondition.
             let arrays = unsafe { emulator_shared_arrays() };
             SHARED_ARRAYS.with_borrow_mut(|seen| seen.insert(entry as usize, arrays));
+            accesses::collect(kernel);
             return Ok(());
         }
         // SAFETY: the emulator terminates every message inside the buffer.

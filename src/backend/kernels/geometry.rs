@@ -1,26 +1,51 @@
 //! Tile shapes of the Hopper GEMMs, and the choice among them: the shape with the least predicted
 //! time. The prediction counts main loop stages, epilogues and the launch, but not memory.
 
+use serde::{Deserialize, Serialize};
+
 pub use super::launchers::GemmTile as Tile;
 use super::launchers::{
     GEMM_CLUSTER, GEMM_COLUMNS, GEMM_DEPTH as DEPTH, GEMM_MAX_STAGES as MAX_STAGES, GEMM_PING_PONG, GEMM_ROWS as ROWS,
     MAX_SHARED_BYTES,
 };
 
-/// Nanoseconds below were fitted to 818 measured times on H200s: of 39 GEMMs (9 us to 6 ms) and of
-/// one and four tiles per multiprocessor (benches/README.md, "Choosing tiles"). On the fitted
-/// times, the chosen tiles are within 1 % of the best ones, and predictions within 10 % (root mean
-/// square).
-///
-/// Launch overhead with programmatic dependent launch, and its surcharge for clusters of two.
+/// Constants of the prediction, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TileTimes {
+    /// A launch with programmatic dependent launch, and what clusters of two add to it.
+    pub launch: f64,
+    pub cluster: f64,
+    /// Epilogue of a tile per 2-byte column: cooperative; ping-pong (mostly overlapped).
+    pub cooperative: f64,
+    pub ping_pong: f64,
+    /// The same of the last ping-pong tile (not overlapped).
+    pub last_ping_pong: f64,
+    /// Wait of a split for the split before it, and what each column adds to it.
+    pub split: f64,
+    pub split_column: f64,
+    /// A stage of the main loop per column, in the order of [`Tile::ALL`].
+    pub stage: [f64; 6],
+}
+
+/// Fitted to 818 measured times on H200s: of 39 GEMMs (9 us to 6 ms) and of one and four tiles per
+/// multiprocessor (benches/README.md, "Choosing tiles"). On the fitted times, the chosen tiles are
+/// within 1 % of the best ones, and predictions within 10 % (root mean square).
+pub const H200_TIMES: TileTimes = TileTimes {
+    launch: LAUNCH_NS,
+    cluster: CLUSTER_NS,
+    cooperative: COOPERATIVE_NS,
+    ping_pong: PING_PONG_NS,
+    last_ping_pong: LAST_PING_PONG_NS,
+    split: SPLIT_NS,
+    split_column: SPLIT_COLUMN_NS,
+    stage: [2.60, 2.80, 2.54, 2.45, 2.85, 2.70],
+};
 const LAUNCH_NS: f64 = 1800.0;
 const CLUSTER_NS: f64 = 1230.0;
-/// Epilogue time per 2-byte column: cooperative; ping-pong (mostly overlapped); ping-pong's last
-/// tile (not overlapped).
 const COOPERATIVE_NS: f64 = 8.1;
 const PING_PONG_NS: f64 = 5.1;
 const LAST_PING_PONG_NS: f64 = 10.4;
-/// Wait of a split for the split before it, and its surcharge per column.
 const SPLIT_NS: f64 = 830.0;
 const SPLIT_COLUMN_NS: f64 = 4.1;
 /// Peak FLOPs per nanosecond of a multiprocessor's tensor cores: 989.4 TFLOP/s over 132
@@ -46,18 +71,6 @@ impl Tile {
     /// (cooperative).
     pub(super) fn ping_pong(self) -> bool {
         GEMM_PING_PONG[self as usize] != 0
-    }
-
-    /// Nanoseconds of a main loop stage per column of a tile (fitted as the constants above).
-    fn stage_ns(self) -> f64 {
-        match self {
-            Self::N256 => 2.60,
-            Self::N224 => 2.80,
-            Self::N192 => 2.54,
-            Self::N192PingPong => 2.45,
-            Self::N128 => 2.85,
-            Self::N128PingPong => 2.70,
-        }
     }
 
     /// Name in reports.
@@ -138,6 +151,11 @@ pub struct Chosen {
 
 /// Prediction for a GEMM with a tile and at most `splits` splits on `processors` multiprocessors.
 pub(super) fn cut(s: Sizes, tile: Tile, splits: usize, processors: usize) -> Choice {
+    cut_by(&H200_TIMES, s, tile, splits, processors)
+}
+
+/// As [`cut`], with other constants.
+pub(crate) fn cut_by(times: &TileTimes, s: Sizes, tile: Tile, splits: usize, processors: usize) -> Choice {
     let blocks = tile.blocks();
     let stages = s.k.div_ceil(DEPTH).max(1);
     // Every split has at least one stage.
@@ -148,10 +166,11 @@ pub(super) fn cut(s: Sizes, tile: Tile, splits: usize, processors: usize) -> Cho
     let rounds = items.div_ceil(clusters);
     let columns = tile.columns() as f64;
     let halfwords = columns * s.out_bytes as f64 / 2.0;
-    let (epilogue, last) = if tile.ping_pong() { (PING_PONG_NS, LAST_PING_PONG_NS) } else { (COOPERATIVE_NS, 0.0) };
-    let of_item = stages.div_ceil(splits) as f64 * columns * tile.stage_ns() + halfwords * epilogue;
-    let launch = LAUNCH_NS + if blocks > 1 { CLUSTER_NS } else { 0.0 };
-    let waits = (splits - 1) as f64 * (SPLIT_NS + columns * SPLIT_COLUMN_NS);
+    let (epilogue, last) =
+        if tile.ping_pong() { (times.ping_pong, times.last_ping_pong) } else { (times.cooperative, 0.0) };
+    let of_item = stages.div_ceil(splits) as f64 * columns * times.stage[tile as usize] + halfwords * epilogue;
+    let launch = times.launch + if blocks > 1 { times.cluster } else { 0.0 };
+    let waits = (splits - 1) as f64 * (times.split + columns * times.split_column);
     let nanoseconds = launch + rounds as f64 * of_item + halfwords * last + waits;
     let flops = 2.0 * s.m as f64 * s.n as f64 * s.k as f64;
     Choice {
@@ -187,6 +206,22 @@ pub(super) const PLANNED_PROCESSORS: usize = 132;
 /// `PLANNED_PROCESSORS`.
 pub(super) fn choose(s: Sizes, processors: usize) -> Choice {
     of_card(s, ranked(s, PLANNED_PROCESSORS)[0], processors)
+}
+
+/// The tile with the least time by a GPU's own constants, for the splits of a choice: another tile
+/// leaves the bits of a result as they are, another number of splits would not. `allowed` says which
+/// tiles may have these splits.
+pub(super) fn retile(
+    times: &TileTimes,
+    s: Sizes,
+    choice: Choice,
+    processors: usize,
+    allowed: impl Fn(Tile) -> bool,
+) -> Choice {
+    let tiles = Tile::ALL.into_iter().filter(|&tile| tile.blocks() <= processors.max(1) && allowed(tile));
+    let choices = tiles.map(|tile| cut_by(times, s, tile, choice.splits, processors.max(1)));
+    let same = choices.filter(|other| other.splits == choice.splits);
+    same.min_by(|a, b| a.seconds.total_cmp(&b.seconds)).unwrap_or(choice)
 }
 
 /// Adapts a choice for `PLANNED_PROCESSORS` to another number of multiprocessors: the same

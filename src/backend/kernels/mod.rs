@@ -29,6 +29,7 @@ mod scale;
 mod scratch;
 mod segment;
 mod tensor_map;
+pub(crate) mod tile_file;
 mod transfer;
 
 // Shared with build.rs.
@@ -49,7 +50,7 @@ use super::probe::{OpTime, Probe};
 use super::{Backend, Buffer, View, ViewMut, composite};
 use crate::{Error, Result};
 use device::{ConstPtr, Device, Element, MutPtr};
-use geometry::{Choice, Chosen, Sizes};
+use geometry::{Choice, Chosen, Sizes, TileTimes};
 use hopper::Hopper;
 use launchers::WARP;
 use rayon::prelude::*;
@@ -96,6 +97,8 @@ pub struct Kernels<D: Device, A> {
     recording: AtomicBool,
     /// Use of the Hopper kernels.
     hopper: Hopper,
+    /// Constants of the tile choice that were fitted on this GPU.
+    tile_times: Option<&'static TileTimes>,
     /// Maximum number of head rows at once; 0 for the default.
     head_rows: AtomicUsize,
     /// GEMMs and their tiles, if they are recorded.
@@ -109,13 +112,14 @@ impl<D: Device, A: Element> Kernels<D, A> {
     /// A backend on `device`.
     pub fn new(device: D) -> Self {
         Self {
-            device,
             scratch: Mutex::new(None),
             freed: Arc::default(),
             probe: None,
             observed: Mutex::default(),
             recording: AtomicBool::new(false),
             hopper: Hopper::of_environment(),
+            tile_times: tile_file::of_device::<D>(&device.properties().name),
+            device,
             head_rows: AtomicUsize::new(0),
             chosen: None,
             semaphores: Mutex::new(None),

@@ -3,6 +3,7 @@
 
 use super::super::operand::{Operand, OperandSet};
 use super::super::work::elementwise::{LayerNorm, PlainActivation};
+use super::super::work::head::Head;
 use super::super::work::linear::{BiasGrad, Linear, Pass};
 use super::super::work::{Call, Work};
 use crate::backend::contract::{Gelu, GeluDims, LayerNormDims, LinearDims, Precision};
@@ -25,7 +26,7 @@ pub struct OpOperand {
 }
 
 /// Ops that a sheet can name.
-const OPS: [&str; 8] = [
+const OPS: [&str; 9] = [
     "linear_fwd",
     "linear_bwd_input",
     "linear_bwd_weight",
@@ -34,35 +35,46 @@ const OPS: [&str; 8] = [
     "layer_norm_bwd",
     "gelu_fwd",
     "gelu_bwd",
+    "head_logprob_fwd",
 ];
 /// Sizes of these ops.
-const SIZES: [&str; 5] = ["tokens", "inputs", "outputs", "hidden", "intermediate"];
+const SIZES: [&str; 7] = ["tokens", "inputs", "outputs", "hidden", "intermediate", "rows", "vocab"];
 /// Added below the root of LayerNorm.
 const EPS: f64 = 1e-6;
 
-/// Operands of an op with these sizes, computed by the reference.
-pub fn operands(op: &str, sizes: &[(String, f64)], precision: Precision) -> Result<Vec<OpOperand>, String> {
-    let work = work(op, sizes)?;
+/// Operands of an op with these sizes; results computed by the reference if they will be compared.
+pub fn operands(
+    op: &str,
+    sizes: &[(String, f64)],
+    precision: Precision,
+    compared: bool,
+) -> Result<Vec<OpOperand>, String> {
+    let work = work(op, sizes, if compared { super::MAX_ELEMENTS } else { super::MAX_UNVERIFIED })?;
     let operands = work.operands();
     let failed = |e: crate::Error| format!("op {op}: {e}");
-    let mut set = OperandSet::new(&Reference, &operands).map_err(failed)?;
     let value = |operand: &Operand, place: usize| operand.value(precision, place);
-    set.fill(&Reference, &operands, |at, place| value(&operands[at], place)).map_err(failed)?;
-    work.call(&Reference, set.cursor()).map_err(failed)?;
+    let mut set = None;
+    if compared {
+        let set = set.insert(OperandSet::new(&Reference, &operands).map_err(failed)?);
+        set.fill(&Reference, &operands, |at, place| value(&operands[at], place)).map_err(failed)?;
+        work.call(&Reference, set.cursor()).map_err(failed)?;
+    }
     let all = |n: usize| (0..n).collect::<Vec<_>>();
     let mut found = Vec::new();
     for (at, operand) in operands.iter().enumerate() {
-        let expected = operand
-            .written
-            .then(|| set.read(&Reference, at, operand, &all(operand.rows.1), &all(operand.columns.1)).map_err(failed));
+        let expected = set.as_ref().filter(|_| operand.written).map(|set| {
+            set.read(&Reference, at, operand, &all(operand.rows.1), &all(operand.columns.1)).map_err(failed)
+        });
         let tolerance = work.tolerance(precision, operand.name);
+        // A result without a comparison takes no memory.
+        let filled = if compared || !operand.starts_as_zeros() { operand.len() } else { 0 };
         found.push(OpOperand {
             name: operand.name,
             rows: operand.rows.1,
             columns: operand.columns.1,
             written: operand.written,
             zeros: operand.starts_as_zeros(),
-            values: (0..operand.len()).map(|place| value(operand, place)).collect(),
+            values: (0..filled).map(|place| value(operand, place)).collect(),
             expected: expected.transpose()?,
             tolerance: (tolerance.atol, tolerance.rtol),
         });
@@ -70,7 +82,7 @@ pub fn operands(op: &str, sizes: &[(String, f64)], precision: Precision) -> Resu
     Ok(found)
 }
 
-fn work(op: &str, sizes: &[(String, f64)]) -> Result<Work, String> {
+fn work(op: &str, sizes: &[(String, f64)], most: f64) -> Result<Work, String> {
     let size = |name: &str| {
         let found = sizes.iter().find(|(size, _)| size == name);
         found.map(|(_, size)| *size as usize).ok_or(format!("op {op} needs the size {name} in [sizes]"))
@@ -78,8 +90,8 @@ fn work(op: &str, sizes: &[(String, f64)]) -> Result<Work, String> {
     // Operands have two of these sizes.
     let mut used: Vec<f64> = sizes.iter().filter(|(name, _)| SIZES.contains(&name.as_str())).map(|(_, n)| *n).collect();
     used.sort_by(f64::total_cmp);
-    if used.iter().rev().take(2).product::<f64>() > super::MAX_ELEMENTS {
-        return Err(format!("op {op}: an operand has more than 2^29 elements; lower the sizes"));
+    if used.iter().rev().take(2).product::<f64>() > most {
+        return Err(format!("op {op}: an operand has more than 2^{} elements; lower the sizes", most.log2()));
     }
     let tokens = size("tokens");
     let linear = |pass| -> Result<Work, String> {
@@ -99,6 +111,7 @@ fn work(op: &str, sizes: &[(String, f64)]) -> Result<Work, String> {
             let dims = GeluDims { tokens: tokens?, intermediate: size("intermediate")?, form: Gelu::Tanh };
             PlainActivation { backward, dims }.into()
         }
+        "head_logprob_fwd" => Head::new(false, size("rows")?, size("hidden")?, size("vocab")?).into(),
         _ => return Err(format!("op = {op:?} is not an op that a sheet can name; these are {}", OPS.join(", "))),
     })
 }

@@ -4,6 +4,7 @@
 //!
 //! - [`expression`]: the formulas of a sheet
 //! - this file: keys, and the launch that they describe
+//! - `launch`: grid and arguments of a kernel
 //! - `contract`: operands and expected results of the project's ops
 //! - [`run`]: contents, launch, verification, times
 //!
@@ -12,6 +13,7 @@
 
 mod contract;
 pub mod expression;
+mod launch;
 pub mod run;
 
 use std::path::{Path, PathBuf};
@@ -19,14 +21,17 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use self::expression::{Formula, PLACES, Scope};
+use self::launch::Launch;
 use crate::backend::contract::Precision;
-use crate::backend::kernels::device::{Grid, Kernel};
 use crate::backend::kernels::own::{AxisKind, Declaration, Kind, OwnKernels, ParameterElement as Element};
 use crate::files::input;
 use crate::{Error, Result};
 
 /// Most elements of all operands together; each takes 8 bytes of memory and more.
 const MAX_ELEMENTS: f64 = (1u64 << 29) as f64;
+
+/// The same without a comparison, which takes no memory for results.
+const MAX_UNVERIFIED: f64 = (1u64 << 31) as f64;
 
 /// Contents of an operand before the call.
 #[derive(Clone, Debug)]
@@ -63,38 +68,29 @@ pub(crate) struct SheetOperand {
     moves: u64,
 }
 
-/// The value of a kernel's parameter.
-#[derive(Clone, Copy, Debug)]
-enum Argument {
-    Operand(usize),
-    Int(i32),
-    Long(i64),
-    Float(f32),
-    Double(f64),
-}
-
-/// A launch and its verification.
+/// Launches and their verification.
 pub(crate) struct SheetCall {
-    pub kernel: &'static Kernel,
+    /// In order; the operands are compared after the last.
+    launches: Vec<Launch>,
     pub precision: Precision,
     /// Sizes as `n=1000`.
     pub shape: String,
-    grid: Grid,
-    shared_bytes: usize,
     flops: u64,
     operands: Vec<SheetOperand>,
-    arguments: Vec<Argument>,
 }
 
 /// A sheet.
+#[derive(Clone)]
 pub(crate) struct Sheet {
     path: PathBuf,
     sizes: Vec<(String, f64)>,
     tables: Vec<(String, Table)>,
+    /// Whether results are compared.
+    verified: bool,
 }
 
 /// Keys of a kernel's table that do not name a parameter.
-const KEYS: [&str; 4] = ["grid", "shared", "flops", "op"];
+const KEYS: [&str; 5] = ["grid", "shared", "flops", "op", "next"];
 
 impl Sheet {
     /// Reads the sheet of a kernel file: its name with `.toml`.
@@ -129,7 +125,7 @@ impl Sheet {
                 }
             }
         }
-        Ok(Self { path, sizes, tables })
+        Ok(Self { path, sizes, tables, verified: true })
     }
 
     fn wrong(&self, why: String) -> Error {
@@ -147,30 +143,79 @@ impl Sheet {
         }
     }
 
-    /// The launches of a declaration: one for each of its entry points.
+    /// The calls of a declaration: one for each of its entry points. None for a kernel that another one
+    /// names as its `next`.
     pub fn calls(&self, kernels: &OwnKernels, declaration: &Declaration) -> Result<Vec<SheetCall>> {
-        let Some((_, table)) = self.tables.iter().find(|(name, _)| *name == declaration.name) else {
-            return Err(self.wrong(format!(
-                "has no table [{0}], and no launcher has the kernel {0}; add the table, or take the name of a shipped kernel",
-                declaration.name
-            )));
-        };
-        let in_table = |why: String| self.wrong(format!("[{}]: {why}", declaration.name));
-        (0..declaration.kernels.len())
-            .map(|index| {
-                let kernel = kernels.kernel(declaration, index)?;
-                self.call(declaration, index, kernel, table).map_err(in_table)
-            })
-            .collect()
+        let name = &declaration.name;
+        let table = self.table(name).ok_or_else(|| {
+            self.wrong(format!(
+                "has no table [{name}], and no launcher has the kernel {name}; add the table, or take the name of a shipped \
+                 kernel"
+            ))
+        })?;
+        if self.tables.iter().any(|(_, table)| table.get("next").map(text_of).as_deref() == Some(name)) {
+            return Ok(Vec::new());
+        }
+        (0..declaration.kernels.len()).map(|index| self.call(kernels, declaration, index, table)).collect()
     }
 
-    fn call(
-        &self,
-        declaration: &Declaration,
-        index: usize,
-        kernel: &'static Kernel,
+    fn table(&self, name: &str) -> Option<&Table> {
+        self.tables.iter().find(|(known, _)| known == name).map(|(_, table)| table)
+    }
+
+    /// The kernel that runs after one with this table.
+    fn next<'a>(
+        &'a self,
+        kernels: &'a OwnKernels,
         table: &Table,
-    ) -> Result<SheetCall, String> {
+    ) -> Result<Option<(&'a Declaration, &'a Table)>, String> {
+        let Some(name) = table.get("next").map(text_of) else { return Ok(None) };
+        let declaration = kernels.new_declarations().find(|declaration| declaration.name == name);
+        match (declaration, self.table(&name)) {
+            (Some(declaration), Some(table)) if declaration.axes.is_empty() && !table.contains_key("next") => {
+                Ok(Some((declaration, table)))
+            }
+            _ => Err(format!(
+                "next = {name:?}: a KERNEL of the file with a table of its own is needed, which names no `next` itself"
+            )),
+        }
+    }
+
+    /// The sheet without a comparison, for sizes at which the reference would take hours.
+    pub fn unverified(self) -> Self {
+        Self { verified: false, ..self }
+    }
+
+    /// The value of a size; 1 without it.
+    pub fn size(&self, name: &str) -> usize {
+        self.sizes.iter().find(|(known, _)| known == name).map_or(1, |(_, size)| *size as usize)
+    }
+
+    /// Blocks of a kernel's launch.
+    pub fn blocks(&self, kernels: &OwnKernels, declaration: &Declaration) -> Result<f64> {
+        let kernel = kernels.kernel(declaration, 0)?;
+        let table = self.table(&declaration.name).cloned().unwrap_or_default();
+        let launch = Launch::new(declaration, kernel, &table, &self.sizes, &[]);
+        let launch = launch.map_err(|why| self.wrong(format!("[{}]: {why}", declaration.name)))?;
+        Ok(launch.grid.0.iter().map(|&n| f64::from(n)).product())
+    }
+
+    /// Replaces the value of a size.
+    pub fn resize(&mut self, name: &str, size: usize) {
+        for (known, value) in &mut self.sizes {
+            if known == name {
+                *value = size as f64;
+            }
+        }
+    }
+
+    fn call(&self, kernels: &OwnKernels, declaration: &Declaration, index: usize, table: &Table) -> Result<SheetCall> {
+        let in_table = |why: String| self.wrong(format!("[{}]: {why}", declaration.name));
+        let next = self.next(kernels, table).map_err(in_table)?;
+        let mut parts = vec![(declaration, kernels.kernel(declaration, index)?, table)];
+        if let Some((next, table)) = next {
+            parts.push((next, kernels.kernel(next, 0)?, table));
+        }
         let mut sizes = self.sizes.clone();
         let mut storage = None;
         for (axis, &value) in declaration.axes.iter().zip(&declaration.kernels[index].values) {
@@ -183,90 +228,49 @@ impl Sheet {
             }
         }
         let shown = sizes.iter().map(|(name, size)| format!("{name}={size}")).collect::<Vec<_>>().join(" ");
-        sizes.push(("threads".into(), f64::from(kernel.threads)));
-        for key in table.keys() {
-            let parameter = declaration.parameters.iter().any(|parameter| parameter.name == *key);
-            if !KEYS.contains(&key.as_str()) && !parameter {
-                let names: Vec<&str> = declaration.parameters.iter().map(|p| p.name.as_str()).collect();
-                return Err(format!(
-                    "{key} is unknown; keys: {}, and parameters: {}",
-                    KEYS.join(", "),
-                    names.join(", ")
-                ));
+        let element = |of: Element| if of == Element::Storage { storage.unwrap_or(of) } else { of };
+        let mut pointers: Vec<(String, Element, bool)> = Vec::new();
+        for parameter in parts.iter().flat_map(|(declaration, ..)| &declaration.parameters) {
+            let (of, written) = match parameter.kind {
+                Kind::Read(of) => (element(of), false),
+                Kind::Write(of) => (element(of), true),
+                _ => continue,
+            };
+            match pointers.iter_mut().find(|(name, ..)| *name == parameter.name) {
+                Some(known) if known.1 != of => {
+                    return Err(in_table(format!("{} has another type in the next kernel", parameter.name)));
+                }
+                Some(known) => known.2 |= written,
+                None => pointers.push((parameter.name.clone(), of, written)),
             }
         }
-        let element = |of: Element| if of == Element::Storage { storage.unwrap_or(of) } else { of };
-        let pointers = declaration.parameters.iter().filter_map(|p| match p.kind {
-            Kind::Read(of) => Some((p.name.clone(), element(of), false)),
-            Kind::Write(of) => Some((p.name.clone(), element(of), true)),
-            _ => None,
-        });
-        let pointers: Vec<(String, Element, bool)> = pointers.collect();
+        launch::check_keys(&parts, &pointers).map_err(in_table)?;
         let precision = storage.or_else(|| pointers.iter().map(|(_, of, _)| *of).find(|of| *of == Element::Bf16));
         let precision = if precision == Some(Element::Bf16) { Precision::Bf16 } else { Precision::F32 };
         let op = match table.get("op") {
             None => Vec::new(),
-            Some(Value::String(op)) => contract::operands(op, &self.sizes, precision)?,
-            Some(value) => return Err(format!("op = {}: the name of an op is needed", text_of(value))),
-        };
-        let operands = self.operands(table, &pointers, &sizes, op)?;
-        let mut arguments = Vec::new();
-        for parameter in &declaration.parameters {
-            let name = &parameter.name;
-            let number = || -> Result<f64, String> {
-                match (table.get(name), sizes.iter().find(|(size, _)| size == name)) {
-                    (Some(value), _) => number(name, value, &sizes),
-                    (None, Some((_, size))) => Ok(*size),
-                    (None, None) => Err(format!("parameter {name} is neither a size nor given: add `{name} = ...`")),
-                }
-            };
-            let whole = |x: f64, most: f64| {
-                if x.fract() == 0.0 && x.abs() <= most {
-                    Ok(x)
-                } else {
-                    Err(format!("{name} = {x} is not a whole number"))
-                }
-            };
-            arguments.push(match parameter.kind {
-                Kind::Read(_) | Kind::Write(_) => {
-                    Argument::Operand(operands.iter().position(|o| o.name == *name).unwrap_or(0))
-                }
-                Kind::Int => Argument::Int(whole(number()?, f64::from(i32::MAX))? as i32),
-                Kind::Long => Argument::Long(whole(number()?, 9e15)? as i64),
-                Kind::Float => Argument::Float(number()? as f32),
-                Kind::Double => Argument::Double(number()?),
-                Kind::TensorMap | Kind::Enum(_) => {
-                    return Err(format!("parameter {name}: a sheet cannot pass tensor maps and enums; use numbers"));
-                }
-            });
-        }
-        let grid =
-            table.get("grid").ok_or("grid is missing: a formula for the number of blocks, or a list of up to three")?;
-        let formulas = list(grid);
-        if formulas.is_empty() || formulas.len() > 3 {
-            return Err(format!("grid = {}: one to three formulas are needed", text_of(grid)));
-        }
-        let mut blocks = [1u32; 3];
-        for (blocks, formula) in blocks.iter_mut().zip(&formulas) {
-            *blocks = whole_number("grid", formula, &sizes, f64::from(i32::MAX))? as u32;
-        }
-        let optional = |name: &str| -> Result<u64, String> {
-            let Some(value) = table.get(name) else { return Ok(0) };
-            let found = number(name, value, &sizes)?;
-            match found.fract() == 0.0 && (0.0..=9e15).contains(&found) {
-                true => Ok(found as u64),
-                false => Err(format!("{name} = {} is {found}; a whole number of at least 0 is needed", text_of(value))),
+            Some(Value::String(op)) => {
+                contract::operands(op, &self.sizes, precision, self.verified).map_err(in_table)?
             }
+            Some(value) => return Err(in_table(format!("op = {}: the name of an op is needed", text_of(value)))),
         };
+        let mut with_threads = sizes.clone();
+        with_threads.push(("threads".into(), f64::from(parts[0].1.threads)));
+        let operands = self.operands(table, &pointers, &with_threads, op).map_err(in_table)?;
+        let launches = parts
+            .iter()
+            .map(|&(declaration, kernel, table)| {
+                let launch = Launch::new(declaration, kernel, table, &sizes, &operands);
+                launch.map_err(|why| self.wrong(format!("[{}]: {why}", declaration.name)))
+            })
+            .collect::<Result<_>>()?;
+        let flops = launch::count("flops", table, &with_threads).map_err(in_table)?;
         Ok(SheetCall {
-            kernel,
+            launches,
             precision,
             shape: if shown.is_empty() { "none".into() } else { shown },
-            grid: Grid(blocks),
-            shared_bytes: optional("shared")? as usize,
-            flops: optional("flops")?,
+            flops,
             operands,
-            arguments,
         })
     }
 
@@ -331,8 +335,12 @@ impl Sheet {
                 ));
             }
             shapes.push((name.clone(), shape));
-            if shapes.iter().map(|(_, shape)| elements(shape)).sum::<f64>() > MAX_ELEMENTS {
-                return Err(format!("the operands up to {name} have more than 2^29 elements; lower the sizes"));
+            let most = if self.verified { MAX_ELEMENTS } else { MAX_UNVERIFIED };
+            if shapes.iter().map(|(_, shape)| elements(shape)).sum::<f64>() > most {
+                return Err(format!(
+                    "the operands up to {name} have more than 2^{} elements; lower the sizes",
+                    most.log2()
+                ));
             }
         }
         let mut operands = Vec::new();
@@ -385,6 +393,7 @@ impl Sheet {
                     Expected::Formula(Formula::parse(&text, &scope).map_err(|why| format!("{name}.expect: {why}"))?)
                 }
                 (None, _, "input" | "scratch") => Expected::Nothing,
+                _ if !self.verified => Expected::Nothing,
                 (None, Some(values), _) => Expected::Given(values),
                 (None, None, _) => {
                     return Err(format!(

@@ -11,8 +11,11 @@ use super::super::measure::{Effort, Samples, Timing};
 use super::super::row::{Cache, Row, Status};
 use super::super::run::BenchOptions;
 use super::expression::{Formula, Numbers};
-use super::{Argument, Element, Expected, Fill, SheetCall, SheetOperand};
-use crate::backend::kernels::device::Device;
+use super::launch::{Argument, Launch};
+use super::{Element, Expected, Fill, SheetCall, SheetOperand};
+use crate::backend::kernels::device::{Device, Kernel};
+use crate::backend::kernels::emulator::Emulator;
+use crate::backend::kernels::emulator::accesses::{LaunchAccesses, count_accesses};
 use crate::rng::Rng;
 use crate::{Error, Result};
 
@@ -126,13 +129,16 @@ impl SheetCall {
             }
             u64::from_ne_bytes(bytes)
         };
-        // Words are aligned for every kind of parameter.
-        let mut words: Vec<u64> = self.arguments.iter().map(word).collect();
-        let mut parameters: Vec<*mut c_void> = words.iter_mut().map(|word| (&raw mut *word).cast()).collect();
-        // SAFETY: number, order and types of the parameters are those of the kernel's line. The
-        // pointers are to memory of the sheet's shapes; the author of the kernel answers for its
-        // accesses, as for those of every kernel.
-        unsafe { device.launch(self.kernel, self.grid, self.shared_bytes, &mut parameters) }
+        for Launch { kernel, grid, shared_bytes, arguments } in &self.launches {
+            // Words are aligned for every kind of parameter.
+            let mut words: Vec<u64> = arguments.iter().map(word).collect();
+            let mut parameters: Vec<*mut c_void> = words.iter_mut().map(|word| (&raw mut *word).cast()).collect();
+            // SAFETY: number, order and types of the parameters are those of the kernel's line. The
+            // pointers are to memory of the sheet's shapes; the author of the kernel answers for its
+            // accesses, as for those of every kernel.
+            unsafe { device.launch(kernel, *grid, *shared_bytes, &mut parameters)? };
+        }
+        Ok(())
     }
 
     /// Largest error as a share of its tolerance. [`Error::Runtime`] for a larger one.
@@ -189,13 +195,27 @@ impl SheetCall {
         Ok(Timing::of(&Samples { seconds, calls }))
     }
 
-    /// Verifies and times the launch. A wrong result is a failed row.
-    pub fn row<D: Device>(&self, device: &D, options: &BenchOptions, variant: &str, label: String) -> Result<Row> {
+    /// Verifies and times the launch, and verifies it on other emulators. A wrong result is a failed row.
+    pub fn row<D: Device>(
+        &self,
+        device: &D,
+        others: &[Emulator],
+        options: &BenchOptions,
+        variant: &str,
+        label: String,
+    ) -> Result<Row> {
         let contents: Vec<Vec<f64>> = self.operands.iter().map(SheetOperand::contents).collect();
         let memory = self.operands.iter().map(|o| device.allocate(o.len() * bytes_of(o.element)));
         let mut memory = memory.collect::<Result<Vec<_>>>()?;
         self.fill(device, &mut memory, &contents)?;
         let checked = self.launch(device, &memory).and_then(|()| self.verify(device, &memory, &contents));
+        let checked = checked.and_then(|share| {
+            let shares = others.iter().map(|other| self.verified(other));
+            let shares = shares.collect::<Result<Vec<_>>>();
+            let shares =
+                shares.map_err(|why| Error::Runtime(format!("in another order of threads and copies: {why}")))?;
+            Ok(shares.into_iter().fold(share, f64::max))
+        });
         let mut row = self.empty_row::<D>(device, options, variant);
         match checked {
             Err(why) => (row.status, row.note) = (Status::Failed, why.to_string()),
@@ -225,7 +245,7 @@ impl SheetCall {
             backend: D::NAME.into(),
             variant: variant.into(),
             dtype: self.precision.name().into(),
-            op: self.kernel.name.into(),
+            op: self.name().into(),
             model: "sheet".into(),
             layer: "own".into(),
             shape: self.shape.clone(),
@@ -235,8 +255,43 @@ impl SheetCall {
         }
     }
 
-    /// Dynamic shared memory of a block in bytes.
-    pub fn shared_bytes(&self) -> usize {
-        self.shared_bytes
+    /// Name of the first kernel.
+    pub fn name(&self) -> &'static str {
+        self.launches[0].kernel.name
+    }
+
+    /// Kernels, and dynamic shared memory of their blocks in bytes.
+    pub fn kernels(&self) -> impl Iterator<Item = (&'static Kernel, usize)> {
+        self.launches.iter().map(|launch| (launch.kernel, launch.shared_bytes))
+    }
+
+    /// Median seconds of the launches, whatever their results. Operands without contents stay as they are
+    /// allocated.
+    pub fn median<D: Device>(&self, device: &D, effort: &Effort) -> Result<f64> {
+        let mut memory = Vec::new();
+        for operand in &self.operands {
+            let mut bytes = device.allocate(operand.len() * bytes_of(operand.element))?;
+            if !matches!(operand.fill, Fill::Unwritten) {
+                device.upload(&mut bytes, 0, &stored(operand.element, &operand.contents()))?;
+            }
+            memory.push(bytes);
+        }
+        Ok(self.times(device, &memory, effort)?.median)
+    }
+
+    /// Verifies the launches without timing them. Returns the largest error as a share of its tolerance.
+    pub fn verified<D: Device>(&self, device: &D) -> Result<f64> {
+        let contents: Vec<Vec<f64>> = self.operands.iter().map(SheetOperand::contents).collect();
+        let memory = self.operands.iter().map(|o| device.allocate(o.len() * bytes_of(o.element)));
+        let mut memory = memory.collect::<Result<Vec<_>>>()?;
+        self.fill(device, &mut memory, &contents)?;
+        self.launch(device, &memory)?;
+        self.verify(device, &memory, &contents)
+    }
+
+    /// As [`SheetCall::verified`], with the accesses of every launch on the emulator.
+    pub fn counted<D: Device>(&self, device: &D) -> Result<(f64, Vec<LaunchAccesses>)> {
+        let (share, accesses) = count_accesses(|| self.verified(device));
+        Ok((share?, accesses))
     }
 }

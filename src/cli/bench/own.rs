@@ -8,13 +8,15 @@ use super::table::{header, line};
 use super::{BenchArgs, RunRecord};
 use crate::backend::kernels::device::{Device as KernelDevice, Element};
 use crate::backend::kernels::driver::Driver;
-use crate::backend::kernels::emulator::Emulator;
+use crate::backend::kernels::emulator::{Emulator, Schedule};
 use crate::backend::kernels::own::{self, OwnKernels, Target};
 use crate::backend::kernels::{Kernels, launchers};
+use crate::bench::accesses::text;
 use crate::bench::own::{OwnContender, launching, resources, sheet_resources, verdicts};
 use crate::bench::rates::BenchBackend;
+use crate::bench::row::Status;
 use crate::bench::run::BenchOptions;
-use crate::bench::sheet::Sheet;
+use crate::bench::sheet::{Sheet, SheetCall};
 use crate::terminal::complain;
 use crate::{Error, Result};
 
@@ -65,7 +67,10 @@ impl BenchArgs {
     where
         Kernels<D, A>: BenchBackend,
     {
-        let Some(contender) = record.own.clone() else { return self.on(on, options, record) };
+        let Some(contender) = record.own.clone() else {
+            self.on(on, options, record)?;
+            return if self.lab.count_accesses { self.count_calls(on, options, record, None) } else { Ok(()) };
+        };
         let (kernels, name) = (contender.kernels, contender.name.as_str());
         let emulated = D::NAME == Emulator::NAME;
         kernels.prepare(if emulated { Target::Emulator } else { Target::Gpu })?;
@@ -79,6 +84,9 @@ impl BenchArgs {
             let before = record.rows.len();
             let options = BenchOptions { own: Some(contender.clone()), ..options.clone() };
             self.on(on, &options, record)?;
+            if self.lab.count_accesses {
+                self.count_calls(on, &options, record, Some(&contender))?;
+            }
             let (text, slower) = verdicts(&record.rows[before..], name, self.threshold);
             record.slower |= slower;
             record.tell(&text)?;
@@ -128,12 +136,21 @@ impl BenchArgs {
         }
         record.tell(&format!("{} ({}, {})", on.device().properties().name, D::NAME, A::PRECISION.name()))?;
         record.tell(&header())?;
+        // In other orders of threads and copies, a missing barrier or wait shows.
+        let others = match D::NAME == Emulator::NAME {
+            true => vec![Emulator::with(Schedule::Falling, 4)?, Emulator::with(Schedule::Random(1), 4)?],
+            false => Vec::new(),
+        };
         for call in &calls {
-            let row = call.row(on.device(), options, &contender.name, contender.kernels.label())?;
+            let row = call.row(on.device(), &others, options, &contender.name, contender.kernels.label())?;
             record.tell(&line(&row))?;
+            if self.lab.count_accesses && row.status == Status::Measured {
+                let (_, launches) = call.counted(on.device())?;
+                record.tell(&text(&format!("{} {}", row.op, row.shape), &launches))?;
+            }
             record.rows.push(row);
         }
-        let launched = calls.iter().map(|call| (call.kernel, call.shared_bytes()));
+        let launched = calls.iter().flat_map(SheetCall::kernels);
         record.tell(&sheet_resources(contender, launched, on.device().properties(), D::NAME == Emulator::NAME))
     }
 }

@@ -18,7 +18,7 @@ use super::LAUNCH_SECONDS;
 const LOOPS: &str = include_str!("../../../kernels/sass.csv");
 const REGISTERS: &str = include_str!("../../../kernels/resources.csv");
 /// Clock of an H200 under load, in cycles per second.
-const CLOCK: f64 = 1.755e9;
+pub(super) const CLOCK: f64 = 1.755e9;
 /// FLOP/s of a multiprocessor's tensor cores in the main loop of a GEMM of 192 columns
 /// (`geometry::Tile::stage_ns`).
 const TENSOR_FLOPS: f64 = 2.0 * 128.0 * 64.0 / 2.45e-9;

@@ -3,6 +3,7 @@
 //! - GEMMs: `backend::kernels::geometry`, by tiles
 //! - `attention`: a simulated work list, an item's time by the instructions of the kernel's main loop
 //!   (kernels/sass.csv) and the products of the tensor cores
+//! - `counted`: a floor by counts of a kernel's accesses on the emulator
 //! - row-wise ops, here: the bytes at the copy rate, or the memory accesses that one thread makes one
 //!   after the other, whichever takes longer
 //!
@@ -15,6 +16,7 @@
 //! `benches/record/nvidia-h200/2026-11-27-8ddee10-step.json`; benches/README.md has the errors.
 
 pub(crate) mod attention;
+pub(crate) mod counted;
 
 use crate::backend::kernels::launchers::{BIAS_SLICE, NORM_SLICE};
 

@@ -84,6 +84,35 @@ impl Work for Backward<'_> {
     }
 }
 
+/// So a GPU may choose its tiles by its own times.
+#[test]
+fn every_tile_gives_the_same_bits() {
+    let (tokens, outputs, inputs) = (200, 72, 136);
+    let d = LinearDims { tokens, inputs, outputs };
+    let (x, dy) = (normal("x", tokens * inputs, 1.0), normal("dy", tokens * outputs, 1.0));
+    let (weight, start) = (normal("w", outputs * inputs, 0.1), normal("start", inputs.max(outputs) * tokens, 1.0));
+    let forward = Forward { d, x: &x, weight: &weight, bias: None, residual: None };
+    let gradient = |other, start, weight| Backward { d, dy: &dy, other, start, write: Write::Overwrite, weight };
+    let (input, of_weight) =
+        (gradient(&weight, &start[..tokens * inputs], false), gradient(&x, &start[..outputs * inputs], true));
+    let mut first: [Option<Outputs>; 4] = Default::default();
+    for tile in Tile::ALL {
+        let Some(device) = emulator(Schedule::Rising, 4) else { return };
+        let kernels = Kernels::<_, bf16>::new(device).with_hopper(Hopper::Cut(tile, 1));
+        let split = |splits, kernels: Kernels<_, bf16>| kernels.with_hopper(Hopper::Cut(tile, splits));
+        let one = On::new(&kernels, Precision::Bf16);
+        let mut all = vec![forward.run(&one), input.run(&one), of_weight.run(&one)];
+        let kernels = split(3, kernels);
+        all.push(of_weight.run(&On::new(&kernels, Precision::Bf16)));
+        for (known, got) in first.iter_mut().zip(all) {
+            match known {
+                Some(known) => compare::same_bits(&format!("{tile:?}"), &got, known),
+                None => *known = Some(got),
+            }
+        }
+    }
+}
+
 #[test]
 fn forward_with_bias_and_residual() {
     for (tokens, outputs, inputs) in SHAPES {

@@ -322,7 +322,7 @@ pub(super) fn add_to_dhead<D: Device, A: Element>(
             k: depth,
             mode: Mode::Overwrite,
         };
-        super::enqueue(k, &gemm, super::unsplit(&gemm, device.properties().processors))?;
+        super::enqueue(k, &gemm, super::unsplit(k, &gemm))?;
     }
     dhead.carry = Carry { rows: ready - depth, continues: dhead.carry.continues || depth > 0 };
     if depth > 0 && dhead.carry.rows > 0 {

@@ -4,7 +4,7 @@ use super::{Hopper, ROWS, are_aligned, f32_result, is_supported, matrix, operand
 use crate::Result;
 use crate::backend::Write as Mode;
 use crate::backend::kernels::device::{ConstPtr, Device, Element, MutPtr};
-use crate::backend::kernels::geometry::{Choice, Sizes, Tile, choose, cut};
+use crate::backend::kernels::geometry::{Choice, Sizes, Tile, choose, cut, retile};
 use crate::backend::kernels::launchers as launch;
 use crate::backend::kernels::{Kernels, int};
 
@@ -89,7 +89,7 @@ pub(in super::super) fn choice<D: Device, A: Element>(k: &Kernels<D, A>, gemm: &
     }
     match k.hopper {
         Hopper::Off => None,
-        Hopper::Chosen => Some(best(gemm, properties.processors)),
+        Hopper::Chosen => Some(best(k, gemm)),
         Hopper::Cut(tile, _) if tile.blocks() > properties.processors => None,
         Hopper::Cut(tile, splits) => {
             let sizes = gemm.sizes();
@@ -99,14 +99,22 @@ pub(in super::super) fn choice<D: Device, A: Element>(k: &Kernels<D, A>, gemm: &
     }
 }
 
-/// Tile and splits with the least predicted time.
-pub(super) fn best<A>(gemm: &Gemm<A>, processors: usize) -> Choice {
-    limit_splits(gemm.sizes(), choose(gemm.sizes(), processors), processors)
+/// Tile and splits with the least predicted time. Constants that were fitted on this GPU choose the
+/// tile, never the splits.
+pub(super) fn best<D: Device, A: Element>(k: &Kernels<D, A>, gemm: &Gemm<A>) -> Choice {
+    best_of(k, gemm.sizes())
 }
 
 /// Tile with the least predicted time without splits.
-pub(super) fn unsplit<A>(gemm: &Gemm<A>, processors: usize) -> Choice {
-    choose(Sizes { may_split: false, ..gemm.sizes() }, processors)
+pub(super) fn unsplit<D: Device, A: Element>(k: &Kernels<D, A>, gemm: &Gemm<A>) -> Choice {
+    best_of(k, Sizes { may_split: false, ..gemm.sizes() })
+}
+
+fn best_of<D: Device, A: Element>(k: &Kernels<D, A>, sizes: Sizes) -> Choice {
+    let processors = k.device.properties().processors;
+    let built_in = limit_splits(sizes, choose(sizes, processors), processors);
+    let allowed = |tile| built_in.splits == 1 || may_split(sizes.m, sizes.n, tile);
+    k.tile_times.map_or(built_in, |times| retile(times, sizes, built_in, processors, allowed))
 }
 
 /// Drops the splits of a choice that needs more semaphores than there are.
@@ -165,6 +173,50 @@ pub(in super::super) fn enqueue<D: Device, A: Element>(
                 choice.grid,
                 shared,
             )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::backend::kernels::device::Properties;
+    use crate::backend::kernels::geometry::{H200_TIMES, TileTimes};
+    use crate::backend::kernels::rehearsal::Rehearsal;
+
+    fn gemm(op: Op, m: usize, n: usize, k: usize) -> Gemm<bf16> {
+        let (none, at) = (ConstPtr::NONE, |address| ConstPtr::new(address, 0));
+        let (mode, name) = (Mode::Overwrite, "linear");
+        let (a_stride, norms) = (if op == Op::Weight { m } else { k }, 0);
+        Gemm { name, op, a: at(256), a_stride, b: at(512), c: 768, bias: none, residual: none, norms, m, n, k, mode }
+    }
+
+    #[test]
+    fn fitted_constants_change_the_tile_and_never_the_splits() {
+        let properties =
+            Properties { name: "h".into(), processors: 132, shared_bytes: 227 << 10, compute_capability: (9, 0) };
+        let on = |times| {
+            let on = Kernels::<_, bf16>::new(Rehearsal::of(&properties)).with_hopper(Hopper::Chosen);
+            Kernels { tile_times: times, ..on }
+        };
+        // A GPU on which one tile is far faster than the others.
+        let fast = |tile: Tile| -> &'static TileTimes {
+            let mut times = H200_TIMES;
+            times.stage[tile as usize] = 0.1;
+            Box::leak(Box::new(times))
+        };
+        let gemms =
+            [gemm(Op::Forward, 8192, 896, 4864), gemm(Op::Input, 2048, 896, 896), gemm(Op::Weight, 896, 896, 16_384)];
+        for gemm in gemms {
+            let built_in = choice(&on(None), &gemm).unwrap();
+            assert_eq!(built_in.splits > 1, gemm.op == Op::Weight, "{built_in:?}");
+            assert_eq!(choice(&on(Some(&H200_TIMES)), &gemm).unwrap().splits, built_in.splits);
+            for tile in Tile::ALL {
+                let chosen = choice(&on(Some(fast(tile))), &gemm).unwrap();
+                assert_eq!((chosen.tile, chosen.splits), (tile, built_in.splits), "{gemm:?}", gemm = gemm.op);
+            }
         }
     }
 }

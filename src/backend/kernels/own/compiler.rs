@@ -52,24 +52,36 @@ fn folder() -> Result<PathBuf> {
     Ok(TEMPORARY.get_or_init(|| new).path().to_owned())
 }
 
-/// The shipped files in a folder of their own; `hash` receives their hash.
-fn sources(folder: &Path) -> Result<(PathBuf, String)> {
+/// The shipped files in a folder of their own, and their hash.
+fn sources() -> Result<(PathBuf, String)> {
+    unpacked("shipped", shipped::FILES)
+}
+
+/// Start of the hash of files by name and text.
+pub fn hash_of(files: &[(&str, &str)]) -> String {
     let mut hasher = blake3::Hasher::new();
-    for (name, text) in shipped::FILES {
+    for (name, text) in files {
         for part in [name, text] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
         }
     }
-    let hash = hasher.finalize().to_hex()[..16].to_owned();
-    let done = folder.join(format!("shipped-{hash}"));
+    hasher.finalize().to_hex()[..16].to_owned()
+}
+
+/// Files that the program carries, by name and text, in a folder of the cache whose name has their
+/// hash. Returns the folder and the hash.
+pub fn unpacked(name: &str, files: &[(&str, &str)]) -> Result<(PathBuf, String)> {
+    let folder = &folder()?;
+    let hash = hash_of(files);
+    let done = folder.join(format!("{name}-{hash}"));
     if !done.is_dir() {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| Error::Io { action: "write", path, source }
         };
-        let temporary = tempfile::Builder::new().prefix("shipped").tempdir_in(folder).map_err(failed(folder))?;
-        for (name, text) in shipped::FILES {
+        let temporary = tempfile::Builder::new().prefix(name).tempdir_in(folder).map_err(failed(folder))?;
+        for (name, text) in files {
             let path = temporary.path().join(name);
             fs::create_dir_all(path.parent().unwrap_or(folder)).map_err(failed(&path))?;
             fs::write(&path, text).map_err(failed(&path))?;
@@ -97,7 +109,7 @@ struct Job<'a> {
 impl<'a> Job<'a> {
     fn new(file: &'a OwnFile) -> Result<Self> {
         let folder = folder()?;
-        let (sources, hash_of_sources) = sources(&folder)?;
+        let (sources, hash_of_sources) = sources()?;
         let failed = |source| Error::Io { action: "create a folder in", path: folder.clone(), source };
         let work = tempfile::Builder::new().prefix("work").tempdir_in(&folder).map_err(failed)?;
         let own = file.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));

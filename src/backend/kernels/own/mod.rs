@@ -33,6 +33,7 @@ use crate::{Error, Result};
 pub use super::generate::Resources;
 pub(crate) use super::grammar::{AxisKind, Declaration, Element as ParameterElement, Kind};
 pub(crate) use code::{Entry, image};
+pub(crate) use compiler::unpacked;
 
 /// Variable with a folder of kernel files.
 pub const VARIABLE: &str = "MAPL_KERNELS";
@@ -352,6 +353,11 @@ pub fn of_environment() -> Result<Option<&'static OwnKernels>> {
 pub fn used_on(device: &str) -> Option<&'static OwnKernels> {
     let has_kernels = device == Driver::NAME || device == Emulator::NAME;
     if has_kernels { ENVIRONMENT.get().copied() } else { None }
+}
+
+/// Start of the hash of the kernels in this program.
+pub(crate) fn shipped_hash() -> String {
+    compiler::hash_of(shipped::FILES)[..DIGITS].to_owned()
 }
 
 /// Whether nvcc is found, so that kernels can be compiled for GPUs.
