@@ -58,7 +58,8 @@ KERNELS(128, norm_fwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* x,         // (t
     constexpr int N = VEC_ELEMENTS<T>, TEAMS = NORM_THREADS / TEAM;
     bool vectorised = vec_aligned(x, hidden) && vec_aligned(y, hidden) && vec_aligned(weight, 0) &&
                       vec_aligned(residual, hidden) && vec_aligned(sum, hidden) && vec_aligned(base, hidden);
-    int lane = int(threadIdx.x) % TEAM;
+    int lane = int(threadIdx.x) % TEAM, rest = vector_start<T, TEAM>(vectorised ? HELD : 0, lane);
+    int held = vectorised ? hidden : 0;
     long long first = (long long)blockIdx.x * TEAMS + int(threadIdx.x) / TEAM, step = (long long)gridDim.x * TEAMS;
     for (long long token = first; token < tokens; token += step) {
         const T* in = x + token * hidden;
@@ -67,26 +68,26 @@ KERNELS(128, norm_fwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* x,         // (t
         const T* under = base == nullptr ? nullptr : base + token * hidden;
         T* out = y + token * hidden;
         Vec16 row[HELD], other[HELD];
-        load_held<TEAM>(row, in, lane, hidden, vectorised);
+        load_held<TEAM>(row, in, lane, held);
         if (add != nullptr) {
-            load_held<TEAM>(other, add, lane, hidden, vectorised);
+            load_held<TEAM>(other, add, lane, held);
         }
         float squares = 0.0f;
 #pragma unroll
         for (int v = 0; v < HELD; ++v) {
             int h = vector_start<T, TEAM>(v, lane);
             Floats<T> value = unpack(row[v], T{});
-            if (add != nullptr && h < hidden) {
+            if (add != nullptr && h < held) {
                 value = rounded_sum<T>(value, unpack(other[v], T{}));
                 row[v] = pack(value);
-                store_elements(total + h, value.x, min_of(N, hidden - h), vectorised);
+                store_elements(total + h, value.x, N, true);
             }
 #pragma unroll
             for (int i = 0; i < N; ++i) {
                 squares += value.x[i] * value.x[i];
             }
         }
-        for (int h = vector_start<T, TEAM>(HELD, lane); h < hidden; h += TEAM * N) {
+        for (int h = rest; h < hidden; h += TEAM * N) {
             int valid = min_of(N, hidden - h);
             Floats<T> value, more;
             load_elements(value.x, in + h, valid, vectorised);
@@ -105,26 +106,26 @@ KERNELS(128, norm_fwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* x,         // (t
             rstd[token] = scale;
         }
         if (under != nullptr) {
-            load_held<TEAM>(other, under, lane, hidden, vectorised);
+            load_held<TEAM>(other, under, lane, held);
         }
+        forget_elements(row);
 #pragma unroll
         for (int v = 0; v < HELD; ++v) {
             int h = vector_start<T, TEAM>(v, lane);
-            if (h < hidden) {
-                int valid = min_of(N, hidden - h);
+            if (h < held) {
                 Floats<T> value = unpack(row[v], T{}), below = unpack(other[v], T{});
                 float factor[N];
-                load_factors(factor, weight + h, valid, vectorised, offset);
+                load_factors(factor, weight + h, N, true, offset);
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
                     float n = value.x[i] * scale;
                     value.x[i] = under != nullptr ? fmaf(n, factor[i], below.x[i]) : n * factor[i];
                 }
-                store_elements(out + h, value.x, valid, vectorised);
+                store_elements(out + h, value.x, N, true);
             }
         }
         // No barrier: each thread reads back only elements that it wrote.
-        for (int h = vector_start<T, TEAM>(HELD, lane); h < hidden; h += TEAM * N) {
+        for (int h = rest; h < hidden; h += TEAM * N) {
             int valid = min_of(N, hidden - h);
             float value[N], factor[N], below[N];
             load_elements(value, (total == nullptr ? in : total) + h, valid, vectorised);
@@ -173,23 +174,26 @@ KERNELS(128, norm_bwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* dy,        // (t
     bool vectorised = vec_aligned(dy, hidden) && vec_aligned(sum, hidden) && vec_aligned(weight, 0) &&
                       vec_aligned(dsum, hidden) && vec_aligned(slices, hidden);
     int team = int(threadIdx.x) / TEAM, lane = int(threadIdx.x) % TEAM;
+    int rest = vector_start<T, TEAM>(vectorised ? HELD : 0, lane), held = vectorised ? hidden : 0;
     Vec16 factors[HELD];
-    load_held<TEAM>(factors, weight, lane, hidden, vectorised);
+    load_held<TEAM>(factors, weight, lane, held);
     for (int slice = int(blockIdx.x); slice < ceil_div(tokens, NORM_SLICE); slice += int(gridDim.x)) {
         float* out = slices + (long long)slice * hidden;
+        // Sums of the team: of held vectors in registers, of the others here.
+        float* own = TEAMS > 1 ? sums + team * hidden : out;
         float dweight[HELD][N] = {};
-        for (int h = vector_start<T, TEAM>(HELD, lane); h < hidden; h += TEAM * N) {
+        for (int h = rest; h < hidden; h += TEAM * N) {
             float zero[N] = {};
-            store_elements(out + h, zero, min_of(N, hidden - h), vectorised);
+            store_elements(own + h, zero, min_of(N, hidden - h), vectorised);
         }
         int end = min_of(tokens, (slice + 1) * NORM_SLICE);
         for (int token = slice * NORM_SLICE + team; token < end; token += TEAMS) {
             long long row = (long long)token * hidden;
             Vec16 d[HELD], x[HELD], old[HELD];
-            load_held<TEAM>(d, dy + row, lane, hidden, vectorised);
-            load_held<TEAM>(x, sum + row, lane, hidden, vectorised);
+            load_held<TEAM>(d, dy + row, lane, held);
+            load_held<TEAM>(x, sum + row, lane, held);
             if (add != 0) {
-                load_held<TEAM>(old, dsum + row, lane, hidden, vectorised);
+                load_held<TEAM>(old, dsum + row, lane, held);
             }
             float scale = rstd[token], product = 0.0f;
 #pragma unroll
@@ -200,7 +204,7 @@ KERNELS(128, norm_bwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* dy,        // (t
                     product += dv.x[i] * (w.x[i] + offset) * xv.x[i];
                 }
             }
-            for (int h = vector_start<T, TEAM>(HELD, lane); h < hidden; h += TEAM * N) {
+            for (int h = rest; h < hidden; h += TEAM * N) {
                 int valid = min_of(N, hidden - h);
                 Floats<T> dv, xv;
                 float w[N];
@@ -213,10 +217,13 @@ KERNELS(128, norm_bwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* dy,        // (t
                 }
             }
             float mean = reduce_block<TEAM>(product, partial, Add{}) * scale / float(hidden);
+            forget_elements(d);
+            forget_elements(x);
+            forget_elements(factors);
 #pragma unroll
             for (int v = 0; v < HELD; ++v) {
                 int h = vector_start<T, TEAM>(v, lane);
-                if (h < hidden) {
+                if (h < held) {
                     Floats<T> w = unpack(factors[v], T{}), gradient = {};
 #pragma unroll
                     for (int i = 0; i < N; ++i) {
@@ -226,32 +233,31 @@ KERNELS(128, norm_bwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* dy,        // (t
                         gradient = unpack(old[v], T{});
                     }
                     norm_gradient<T>(gradient.x, dweight[v], unpack(d[v], T{}), unpack(x[v], T{}), w.x, scale, mean);
-                    store_elements(dsum + row + h, gradient.x, min_of(N, hidden - h), vectorised);
+                    store_elements(dsum + row + h, gradient.x, N, true);
                 }
             }
-            // No barrier: each thread owns its columns. Rows this long have one team.
-            for (int h = vector_start<T, TEAM>(HELD, lane); h < hidden; h += TEAM * N) {
+            // No barrier: each thread owns its columns of its team's sums.
+            for (int h = rest; h < hidden; h += TEAM * N) {
                 int valid = min_of(N, hidden - h);
                 Floats<T> dv, xv;
                 float w[N], gradient[N] = {}, total[N];
                 load_elements(dv.x, dy + row + h, valid, vectorised);
                 load_factors(w, weight + h, valid, vectorised, offset);
                 load_elements(xv.x, sum + row + h, valid, vectorised);
-                load_elements(total, out + h, valid, vectorised);
+                load_elements(total, own + h, valid, vectorised);
                 if (add != 0) {
                     load_elements(gradient, dsum + row + h, valid, vectorised);
                 }
                 norm_gradient<T>(gradient, total, dv, xv, w, scale, mean);
                 store_elements(dsum + row + h, gradient, valid, vectorised);
-                store_elements(out + h, total, valid, vectorised);
+                store_elements(own + h, total, valid, vectorised);
             }
         }
-        float* own = TEAMS > 1 ? sums + team * hidden : out;
 #pragma unroll
         for (int v = 0; v < HELD; ++v) {
             int h = vector_start<T, TEAM>(v, lane);
-            if (h < hidden) {
-                store_elements(own + h, dweight[v], min_of(N, hidden - h), vectorised);
+            if (h < held) {
+                store_elements(own + h, dweight[v], N, true);
             }
         }
         if constexpr (TEAMS > 1) {
