@@ -39,7 +39,7 @@ fn main() {
         println!("cargo:rerun-if-env-changed={name}");
     }
     println!("cargo:rustc-check-cfg=cfg(mapl_guard)");
-    for name in ["MAPL_EMULATOR_SANITIZE", "MAPL_GUARD"] {
+    for name in ["MAPL_EMULATOR_SANITIZE", "MAPL_GUARD", "MAPL_LINEINFO"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
     if compile::guarded() {

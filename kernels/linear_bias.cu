@@ -10,7 +10,7 @@
 #include "rows.cuh"
 
 /// Tokens of a slice.
-EXPORT constexpr int BIAS_SLICE = 64;
+EXPORT constexpr int BIAS_SLICE = 32;
 
 /// slices[k][o] = sum over the tokens of slice k of dy[t][o].
 template <class T>
@@ -30,7 +30,7 @@ KERNELS(128, bias_bwd, FOR(T: f32 bf16))(const T* dy,    // (tokens, outputs)
         int valid = min_of(N, outputs - o);
         float sum[N] = {};
         int begin = slice * BIAS_SLICE, end = min_of(tokens, begin + BIAS_SLICE);
-#pragma unroll 4
+#pragma unroll 8
         for (int token = begin; token < end; ++token) {
             float row[N];
             load_elements(row, dy + (long long)token * outputs + o, valid, vectorised);

@@ -1,182 +1,278 @@
 // RMSNorm with residual add (arXiv 1910.07467): forward, input gradient, weight gradient.
 //
-//   norm_fwd, one token per block, by stride:
+//   norm_fwd, one token per team of threads, by stride:
 //     sum = x + residual; rstd = 1 / sqrt(mean(sum²) + eps); y = base + sum rstd (offset + weight)
-//   norm_bwd, one slice of NORM_SLICE tokens per block, by stride:
+//   norm_bwd, one slice of NORM_SLICE tokens per block, by stride; its teams take tokens in turn:
 //     for each token: n = sum rstd; g = dy weight; dsum = or += rstd (g - n mean(g n))
-//                     dweight[slice] += dy n
+//                     dweight[team] += dy n
+//     dweight[slice] = sum over teams
 //   sum_slices.cu: dweight = or += sum over slices
 //   qk_norm_fwd, one head of a token per warp, by stride: the same for a query or key head, in place
 //   qk_norm_bwd, one slice of QK_NORM_SLICE tokens per block, by stride; its warps take heads in turn:
 //     rstd again from x; dqkv in place; dweight[warp] += dy n; dweight[slice] = sum over warps
 //
+// A team is a warp, or the block for rows that do not fit the registers of a warp (team.cuh).
+//
 // Departures from the usual kernel: the weight gradient needs no atomics. Each slice has a partial
-// sum, and sum_slices adds the slices. A row is reduced by the whole block in one fixed order, so
-// neither the grid nor other rows affect a result.
+// sum, and sum_slices adds the slices. A row is reduced by its team in one fixed order, so neither
+// the grid nor other rows affect a result. Short rows need no barrier, and the loads of a row are
+// all in flight at once: with one row a block and two passes over memory, too few bytes were on
+// their way to reach the copy rate.
 //
 // The offset is 0, or 1 for weights that are stored as their distance from 1. Below, weight is the sum.
 //
-// Cost: every operand is read once from memory; a row is read twice, the second time from cache.
+// Cost: every operand is read once; what exceeds HELD vectors a thread is read twice, the second
+// time from cache.
 #include "common.cuh"
 #include "reduce.cuh"
 #include "rows.cuh"
+#include "team.cuh"
 
 constexpr int NORM_THREADS = 128;
 /// Tokens of a slice of the weight gradient.
-EXPORT constexpr int NORM_SLICE = 16;
+EXPORT constexpr int NORM_SLICE = 32;
+
+/// x + other, rounded to T.
+template <class T>
+DEVICE Floats<T> rounded_sum(Floats<T> x, const Floats<T>& other) {
+#pragma unroll
+    for (int i = 0; i < VEC_ELEMENTS<T>; ++i) {
+        x.x[i] = to_float(from_float<T>(x.x[i] + other.x[i]));
+    }
+    return x;
+}
 
 /// sum = x + residual (x if residual is null), rstd = 1 / sqrt(mean(sum²) + eps), y = base + sum rstd
 /// weight (without a base if it is null).
-template <class T>
-KERNELS(128, norm_fwd, FOR(T: f32 bf16))(const T* x,         // (tokens, hidden)
-                                         const T* residual,  // (tokens, hidden), may be null together with sum
-                                         const T* weight,    // (hidden)
-                                         const T* base,      // (tokens, hidden), may be null
-                                         T* sum,             // (tokens, hidden)
-                                         T* y,               // (tokens, hidden)
-                                         float* rstd,        // (tokens)
-                                         int tokens, int hidden, float eps,
-                                         float offset) {  // added to the weight: 0 or 1
+template <int TEAM, class T>
+KERNELS(128, norm_fwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* x,         // (tokens, hidden)
+                                                       const T* residual,  // (tokens, hidden), may be null together with sum
+                                                       const T* weight,    // (hidden)
+                                                       const T* base,      // (tokens, hidden), may be null
+                                                       T* sum,             // (tokens, hidden)
+                                                       T* y,               // (tokens, hidden)
+                                                       float* rstd,        // (tokens)
+                                                       int tokens, int hidden, float eps,
+                                                       float offset) {  // added to the weight: 0 or 1
     SHARED(float, partial, NORM_THREADS / WARP);
-    constexpr int N = VEC_ELEMENTS<T>;
+    constexpr int N = VEC_ELEMENTS<T>, TEAMS = NORM_THREADS / TEAM;
     bool vectorised = vec_aligned(x, hidden) && vec_aligned(y, hidden) && vec_aligned(weight, 0) &&
                       vec_aligned(residual, hidden) && vec_aligned(sum, hidden) && vec_aligned(base, hidden);
-    for (long long token = blockIdx.x; token < tokens; token += gridDim.x) {
+    int lane = int(threadIdx.x) % TEAM, rest = vector_start<T, TEAM>(vectorised ? HELD : 0, lane);
+    int held = vectorised ? hidden : 0;
+    long long first = (long long)blockIdx.x * TEAMS + int(threadIdx.x) / TEAM, step = (long long)gridDim.x * TEAMS;
+    for (long long token = first; token < tokens; token += step) {
         const T* in = x + token * hidden;
         const T* add = residual == nullptr ? nullptr : residual + token * hidden;
         T* total = sum == nullptr ? nullptr : sum + token * hidden;
         const T* under = base == nullptr ? nullptr : base + token * hidden;
         T* out = y + token * hidden;
+        Vec16 row[HELD], other[HELD];
+        load_held<TEAM>(row, in, lane, held);
+        if (add != nullptr) {
+            load_held<TEAM>(other, add, lane, held);
+        }
         float squares = 0.0f;
-        if (vectorised) {
-            for (int h = int(threadIdx.x) * N; h < hidden; h += NORM_THREADS * N) {
-                Floats<T> value = load_floats(in + h);
-                if (add != nullptr) {
-                    Floats<T> other = load_floats(add + h);
 #pragma unroll
-                    for (int i = 0; i < N; ++i) {
-                        value.x[i] = to_float(from_float<T>(value.x[i] + other.x[i]));
-                    }
-                    store_floats(total + h, value);
-                }
-#pragma unroll
-                for (int i = 0; i < N; ++i) {
-                    squares += value.x[i] * value.x[i];
-                }
+        for (int v = 0; v < HELD; ++v) {
+            int h = vector_start<T, TEAM>(v, lane);
+            Floats<T> value = unpack(row[v], T{});
+            if (add != nullptr && h < held) {
+                value = rounded_sum<T>(value, unpack(other[v], T{}));
+                row[v] = pack(value);
+                store_elements(total + h, value.x, N, true);
             }
-        } else {
-            // Same elements per thread and same order as the vectorised path, so the same bits.
-            for (int h = int(threadIdx.x) * N; h < hidden; h += NORM_THREADS * N) {
-                for (int i = h; i < min_of(h + N, hidden); ++i) {
-                    float value = to_float(in[i]);
-                    if (add != nullptr) {
-                        T rounded = from_float<T>(value + to_float(add[i]));
-                        value = to_float(rounded);
-                        total[i] = rounded;
-                    }
-                    squares += value * value;
-                }
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                squares += value.x[i] * value.x[i];
             }
         }
-        float scale = 1.0f / sqrtf(reduce_block<NORM_THREADS>(squares, partial, Add{}) / float(hidden) + eps);
-        if (threadIdx.x == 0) {
+        for (int h = rest; h < hidden; h += TEAM * N) {
+            int valid = min_of(N, hidden - h);
+            Floats<T> value, more;
+            load_elements(value.x, in + h, valid, vectorised);
+            if (add != nullptr) {
+                load_elements(more.x, add + h, valid, vectorised);
+                value = rounded_sum<T>(value, more);
+                store_elements(total + h, value.x, valid, vectorised);
+            }
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                squares += value.x[i] * value.x[i];
+            }
+        }
+        float scale = 1.0f / sqrtf(reduce_block<TEAM>(squares, partial, Add{}) / float(hidden) + eps);
+        if (lane == 0) {
             rstd[token] = scale;
         }
-        // No barrier: each thread reads back only elements that it wrote.
-        const T* row = total == nullptr ? in : total;
-        for (int h = int(threadIdx.x) * N; h < hidden; h += NORM_THREADS * N) {
-            if (vectorised) {
-                Floats<T> value = load_floats(row + h), factor = load_floats(weight + h);
-                if (under != nullptr) {
-                    Floats<T> other = load_floats(under + h);
+        if (under != nullptr) {
+            load_held<TEAM>(other, under, lane, held);
+        }
+        forget_elements(row);
 #pragma unroll
-                    for (int i = 0; i < N; ++i) {
-                        value.x[i] = fmaf(value.x[i] * scale, offset + factor.x[i], other.x[i]);
-                    }
-                } else {
+        for (int v = 0; v < HELD; ++v) {
+            int h = vector_start<T, TEAM>(v, lane);
+            if (h < held) {
+                Floats<T> value = unpack(row[v], T{}), below = unpack(other[v], T{});
+                float factor[N];
+                load_factors(factor, weight + h, N, true, offset);
 #pragma unroll
-                    for (int i = 0; i < N; ++i) {
-                        value.x[i] = value.x[i] * scale * (offset + factor.x[i]);
-                    }
+                for (int i = 0; i < N; ++i) {
+                    float n = value.x[i] * scale;
+                    value.x[i] = under != nullptr ? fmaf(n, factor[i], below.x[i]) : n * factor[i];
                 }
-                store_floats(out + h, value);
-            } else {
-                for (int i = h; i < min_of(h + N, hidden); ++i) {
-                    float value = to_float(row[i]) * scale, factor = offset + to_float(weight[i]);
-                    out[i] = from_float<T>(under != nullptr ? fmaf(value, factor, to_float(under[i])) : value * factor);
-                }
+                store_elements(out + h, value.x, N, true);
             }
+        }
+        // No barrier: each thread reads back only elements that it wrote.
+        for (int h = rest; h < hidden; h += TEAM * N) {
+            int valid = min_of(N, hidden - h);
+            float value[N], factor[N], below[N];
+            load_elements(value, (total == nullptr ? in : total) + h, valid, vectorised);
+            load_factors(factor, weight + h, valid, vectorised, offset);
+            if (under != nullptr) {
+                load_elements(below, under + h, valid, vectorised);
+            }
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                float n = value[i] * scale;
+                value[i] = under != nullptr ? fmaf(n, factor[i], below[i]) : n * factor[i];
+            }
+            store_elements(out + h, value, valid, vectorised);
         }
     }
 }
 
-/// With n = sum rstd and g = dy weight: dsum = or += rstd (g - n mean(g n)); slices[k] = sum over
-/// the tokens of slice k of dy n, in ascending order. The partial sum is accumulated in shared
-/// memory, or in `slices` if rows are too long. No barrier: each thread owns its columns.
+/// gradient += rstd (g - n mean) and dweight += dy n for the elements of a vector.
 template <class T>
-KERNELS(128, norm_bwd, FOR(T: f32 bf16))(const T* dy,        // (tokens, hidden)
-                                         const T* sum,       // (tokens, hidden)
-                                         const float* rstd,  // (tokens)
-                                         const T* weight,    // (hidden)
-                                         T* dsum,            // (tokens, hidden)
-                                         float* slices,      // (ceil(tokens / NORM_SLICE), hidden)
-                                         int tokens, int hidden, float offset, int add,
-                                         int in_shared) {  // 1 if the launch has 4 hidden bytes of shared memory
+DEVICE void norm_gradient(float (&gradient)[VEC_ELEMENTS<T>], float (&dweight)[VEC_ELEMENTS<T>], const Floats<T>& d,
+                          const Floats<T>& x, const float (&weight)[VEC_ELEMENTS<T>], float scale, float mean) {
+#pragma unroll
+    for (int i = 0; i < VEC_ELEMENTS<T>; ++i) {
+        float n = x.x[i] * scale;
+        gradient[i] += scale * (d.x[i] * weight[i] - n * mean);
+        dweight[i] += d.x[i] * n;
+    }
+}
+
+/// With n = sum rstd and g = dy weight: dsum = or += rstd (g - n mean(g n)); slices[k] = sum over
+/// the tokens of slice k of dy n. Team i of a block takes the tokens i, i + TEAMS, ... of a slice in
+/// ascending order; then the teams' sums are added in ascending order.
+template <int TEAM, class T>
+KERNELS(128, norm_bwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* dy,        // (tokens, hidden)
+                                                       const T* sum,       // (tokens, hidden)
+                                                       const float* rstd,  // (tokens)
+                                                       const T* weight,    // (hidden)
+                                                       T* dsum,            // (tokens, hidden)
+                                                       float* slices,      // (ceil(tokens / NORM_SLICE), hidden)
+                                                       int tokens, int hidden, float offset, int add) {
     SHARED(float, partial, NORM_THREADS / WARP);
+    constexpr int N = VEC_ELEMENTS<T>, TEAMS = NORM_THREADS / TEAM;
     DYNAMIC_SHARED(dynamic);
-    constexpr int N = VEC_ELEMENTS<T>;
+    // (TEAMS, hidden), if there is more than one team.
+    float* sums = reinterpret_cast<float*>(dynamic);
     bool vectorised = vec_aligned(dy, hidden) && vec_aligned(sum, hidden) && vec_aligned(weight, 0) &&
                       vec_aligned(dsum, hidden) && vec_aligned(slices, hidden);
-    int first = int(threadIdx.x) * N;
+    int team = int(threadIdx.x) / TEAM, lane = int(threadIdx.x) % TEAM;
+    int rest = vector_start<T, TEAM>(vectorised ? HELD : 0, lane), held = vectorised ? hidden : 0;
+    Vec16 factors[HELD];
+    load_held<TEAM>(factors, weight, lane, held);
     for (int slice = int(blockIdx.x); slice < ceil_div(tokens, NORM_SLICE); slice += int(gridDim.x)) {
         float* out = slices + (long long)slice * hidden;
-        float* dweight = in_shared != 0 ? reinterpret_cast<float*>(dynamic) : out;
-        for (int h = first; h < hidden; h += NORM_THREADS * N) {
+        // Sums of the team: of held vectors in registers, of the others here.
+        float* own = TEAMS > 1 ? sums + team * hidden : out;
+        float dweight[HELD][N] = {};
+        for (int h = rest; h < hidden; h += TEAM * N) {
             float zero[N] = {};
-            store_elements(dweight + h, zero, min_of(N, hidden - h), vectorised);
+            store_elements(own + h, zero, min_of(N, hidden - h), vectorised);
         }
         int end = min_of(tokens, (slice + 1) * NORM_SLICE);
-        for (int token = slice * NORM_SLICE; token < end; ++token) {
+        for (int token = slice * NORM_SLICE + team; token < end; token += TEAMS) {
             long long row = (long long)token * hidden;
-            float product = 0.0f;
-            for (int h = first; h < hidden; h += NORM_THREADS * N) {
-                int valid = min_of(N, hidden - h);
-                float d[N], w[N], x[N];
-                load_elements(d, dy + row + h, valid, vectorised);
-                load_factors(w, weight + h, valid, vectorised, offset);
-                load_elements(x, sum + row + h, valid, vectorised);
+            Vec16 d[HELD], x[HELD], old[HELD];
+            load_held<TEAM>(d, dy + row, lane, held);
+            load_held<TEAM>(x, sum + row, lane, held);
+            if (add != 0) {
+                load_held<TEAM>(old, dsum + row, lane, held);
+            }
+            float scale = rstd[token], product = 0.0f;
+#pragma unroll
+            for (int v = 0; v < HELD; ++v) {
+                Floats<T> dv = unpack(d[v], T{}), xv = unpack(x[v], T{}), w = unpack(factors[v], T{});
 #pragma unroll
                 for (int i = 0; i < N; ++i) {
-                    product += d[i] * w[i] * x[i];
+                    product += dv.x[i] * (w.x[i] + offset) * xv.x[i];
                 }
             }
-            float scale = rstd[token];
-            float mean = reduce_block<NORM_THREADS>(product, partial, Add{}) * scale / float(hidden);
-            for (int h = first; h < hidden; h += NORM_THREADS * N) {
+            for (int h = rest; h < hidden; h += TEAM * N) {
                 int valid = min_of(N, hidden - h);
-                float d[N], w[N], x[N], gradient[N] = {}, total[N];
-                load_elements(d, dy + row + h, valid, vectorised);
+                Floats<T> dv, xv;
+                float w[N];
+                load_elements(dv.x, dy + row + h, valid, vectorised);
                 load_factors(w, weight + h, valid, vectorised, offset);
-                load_elements(x, sum + row + h, valid, vectorised);
-                load_elements(total, dweight + h, valid, vectorised);
+                load_elements(xv.x, sum + row + h, valid, vectorised);
+#pragma unroll
+                for (int i = 0; i < N; ++i) {
+                    product += dv.x[i] * w[i] * xv.x[i];
+                }
+            }
+            float mean = reduce_block<TEAM>(product, partial, Add{}) * scale / float(hidden);
+            forget_elements(d);
+            forget_elements(x);
+            forget_elements(factors);
+#pragma unroll
+            for (int v = 0; v < HELD; ++v) {
+                int h = vector_start<T, TEAM>(v, lane);
+                if (h < held) {
+                    Floats<T> w = unpack(factors[v], T{}), gradient = {};
+#pragma unroll
+                    for (int i = 0; i < N; ++i) {
+                        w.x[i] += offset;
+                    }
+                    if (add != 0) {
+                        gradient = unpack(old[v], T{});
+                    }
+                    norm_gradient<T>(gradient.x, dweight[v], unpack(d[v], T{}), unpack(x[v], T{}), w.x, scale, mean);
+                    store_elements(dsum + row + h, gradient.x, N, true);
+                }
+            }
+            // No barrier: each thread owns its columns of its team's sums.
+            for (int h = rest; h < hidden; h += TEAM * N) {
+                int valid = min_of(N, hidden - h);
+                Floats<T> dv, xv;
+                float w[N], gradient[N] = {}, total[N];
+                load_elements(dv.x, dy + row + h, valid, vectorised);
+                load_factors(w, weight + h, valid, vectorised, offset);
+                load_elements(xv.x, sum + row + h, valid, vectorised);
+                load_elements(total, own + h, valid, vectorised);
                 if (add != 0) {
                     load_elements(gradient, dsum + row + h, valid, vectorised);
                 }
-#pragma unroll
-                for (int i = 0; i < N; ++i) {
-                    float n = x[i] * scale;
-                    gradient[i] += scale * (d[i] * w[i] - n * mean);
-                    total[i] += d[i] * n;
-                }
+                norm_gradient<T>(gradient, total, dv, xv, w, scale, mean);
                 store_elements(dsum + row + h, gradient, valid, vectorised);
-                store_elements(dweight + h, total, valid, vectorised);
+                store_elements(own + h, total, valid, vectorised);
             }
         }
-        for (int h = first; h < hidden && in_shared != 0; h += NORM_THREADS * N) {
-            int valid = min_of(N, hidden - h);
-            float total[N];
-            load_elements(total, dweight + h, valid, vectorised);
-            store_elements(out + h, total, valid, vectorised);
+#pragma unroll
+        for (int v = 0; v < HELD; ++v) {
+            int h = vector_start<T, TEAM>(v, lane);
+            if (h < held) {
+                store_elements(own + h, dweight[v], N, true);
+            }
+        }
+        if constexpr (TEAMS > 1) {
+            // The sums of all teams are complete before they are added.
+            sync_block();
+            for (int h = int(threadIdx.x); h < hidden; h += NORM_THREADS) {
+                float total = sums[h];
+#pragma unroll
+                for (int i = 1; i < TEAMS; ++i) {
+                    total += sums[i * hidden + h];
+                }
+                out[h] = total;
+            }
+            // All sums are read before those of the next slice overwrite them.
+            sync_block();
         }
     }
 }

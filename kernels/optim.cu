@@ -138,6 +138,34 @@ DEVICE double power(double base, long long exponent) {
     return result;
 }
 
+/// x = `valid` elements from `from` on, four if `vectorised`; the others become 0.
+template <class T>
+DEVICE void load_up_to_four(float (&x)[4], const T* from, int valid, bool vectorised) {
+    if (vectorised) {
+        load_four(x, from);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        x[i] = i < valid ? to_float(from[i]) : 0.0f;
+    }
+}
+
+/// Inverse of load_up_to_four: rounds to T.
+template <class T>
+DEVICE void store_up_to_four(T* to, const float (&x)[4], int valid, bool vectorised) {
+    if (vectorised) {
+        store_four(to, x);
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        if (i < valid) {
+            to[i] = from_float<T>(x[i]);
+        }
+    }
+}
+
 /// AdamW in PyTorch's order of operations: moments, denominator, decay, step.
 template <class T>
 KERNELS(256, adamw, FOR(T: f32 bf16))(const float* control,  // (CONTROL)
@@ -165,24 +193,24 @@ KERNELS(256, adamw, FOR(T: f32 bf16))(const float* control,  // (CONTROL)
     sync_block();
     Update u = shared[0];
     float b1 = float(beta1), rest1 = float(1.0 - beta1), b2 = float(beta2), rest2 = float(1.0 - beta2);
-    constexpr int N = VEC_ELEMENTS<T>;
     bool aligned = vec_aligned(grads, 0) && vec_aligned(m, 0) && vec_aligned(v, 0) && vec_aligned(master, 0) &&
                    vec_aligned(params, 0);
-    long long stride = (long long)gridDim.x * OPTIM_THREADS * N;
-    for (long long at = ((long long)blockIdx.x * OPTIM_THREADS + threadIdx.x) * N; at < len; at += stride) {
-        int valid = int(min_of(len - at, (long long)N));
-        bool vectorised = aligned && valid == N;
-        float p[N], g[N], first[N], second[N];
-        load_elements(g, grads + at, valid, vectorised);
-        load_elements(first, m + at, valid, vectorised);
-        load_elements(second, v + at, valid, vectorised);
+    // Four elements a thread: a warp's access of an f32 array is then contiguous.
+    long long stride = (long long)gridDim.x * OPTIM_THREADS * 4;
+    for (long long at = ((long long)blockIdx.x * OPTIM_THREADS + threadIdx.x) * 4; at < len; at += stride) {
+        int valid = int(min_of(len - at, 4LL));
+        bool vectorised = aligned && valid == 4;
+        float p[4], g[4], first[4], second[4];
+        load_up_to_four(g, grads + at, valid, vectorised);
+        load_up_to_four(first, m + at, valid, vectorised);
+        load_up_to_four(second, v + at, valid, vectorised);
         if (master != nullptr) {
-            load_elements(p, master + at, valid, vectorised);
+            load_up_to_four(p, master + at, valid, vectorised);
         } else {
-            load_elements(p, params + at, valid, vectorised);
+            load_up_to_four(p, params + at, valid, vectorised);
         }
 #pragma unroll
-        for (int i = 0; i < N; ++i) {
+        for (int i = 0; i < 4; ++i) {
             float x = g[i] * u.clip;
             first[i] = b1 * first[i] + rest1 * x;
             second[i] = b2 * second[i] + rest2 * (x * x);
@@ -190,11 +218,11 @@ KERNELS(256, adamw, FOR(T: f32 bf16))(const float* control,  // (CONTROL)
             float keep = at + i < decayed ? u.keep : 1.0f;
             p[i] = p[i] * keep - u.step_size * (first[i] / denominator);
         }
-        store_elements(m + at, first, valid, vectorised);
-        store_elements(v + at, second, valid, vectorised);
+        store_up_to_four(m + at, first, valid, vectorised);
+        store_up_to_four(v + at, second, valid, vectorised);
         if (master != nullptr) {
-            store_elements(master + at, p, valid, vectorised);
+            store_up_to_four(master + at, p, valid, vectorised);
         }
-        store_elements(params + at, p, valid, vectorised);
+        store_up_to_four(params + at, p, valid, vectorised);
     }
 }

@@ -24,7 +24,7 @@ KERNEL(256, sum_slices)(const float* slices,  // (count, width)
         int column = first + lane;
         float sum = 0.0f;
         if (column < width) {
-#pragma unroll 8
+#pragma unroll 16
             for (int slice = begin; slice < end; ++slice) {
                 sum += slices[(long long)slice * width + column];
             }

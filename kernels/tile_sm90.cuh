@@ -243,6 +243,15 @@ DEVICE void produce(const Ring<H>& ring, const TensorDescriptor& a, const Tensor
             phase ^= stage == 0 ? 1 : 0;
         }
     }
+    // No block exits while another may multicast to it or arrive on its mbarriers: the last loads of
+    // every stage have arrived and been released by all blocks.
+    if constexpr (H::BLOCKS > 1) {
+        for (int i = 0; i < H::STAGES; ++i) {
+            wait_mbarrier(ring.empty + stage, phase ^ 1);
+            stage = stage + 1 == H::STAGES ? 0 : stage + 1;
+            phase ^= stage == 0 ? 1 : 0;
+        }
+    }
 }
 
 /// Releases a stage: the warp arrives on the empty barrier of every block of the cluster, since
@@ -411,7 +420,9 @@ DEVICE void run_job(const TensorDescriptor& a, const TensorDescriptor& b, Job jo
         ring.init();
     }
     if constexpr (H::BLOCKS > 1) {
-        sync_cluster();  // mbarriers are initialised before another block signals them
+        // Mbarriers are initialised, and fenced, before another block signals them.
+        arrive_cluster_relaxed();
+        wait_cluster();
     } else {
         sync_block();  // mbarriers are initialised before any thread waits on them
     }
@@ -428,8 +439,5 @@ DEVICE void run_job(const TensorDescriptor& a, const TensorDescriptor& b, Job jo
     } else {
         increase_registers<H::CONSUMER_REGISTERS>();
         consume<H>(ring, job, rank, group, int(threadIdx.x) % 128);
-    }
-    if constexpr (H::BLOCKS > 1) {
-        sync_cluster();  // no block exits while another may multicast to it or arrive on its mbarriers
     }
 }

@@ -72,3 +72,35 @@ template <class T>
 DEVICE void store_floats(T* to, const Floats<T>& n ACCESS_LINE) {
     store_vec(to, pack(n) PASS_LINE);
 }
+
+/// Four elements, moved by one instruction: 16 bytes of f32, 8 bytes of bf16.
+struct alignas(8) Vec8 {
+    uint32_t word[2];
+};
+
+DEVICE void load_four(float (&x)[4], const float* from ACCESS_LINE) {
+    Floats<float> n = load_floats(from PASS_LINE);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        x[i] = n.x[i];
+    }
+}
+
+DEVICE void load_four(float (&x)[4], const bf16* from ACCESS_LINE) {
+    NOTE_ACCESS(from, 8, false);
+    Vec8 vec = *reinterpret_cast<const Vec8*>(from);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        x[2 * i] = low_bf16(vec.word[i]);
+        x[2 * i + 1] = high_bf16(vec.word[i]);
+    }
+}
+
+DEVICE void store_four(float* to, const float (&x)[4] ACCESS_LINE) {
+    store_floats(to, Floats<float>{{x[0], x[1], x[2], x[3]}} PASS_LINE);
+}
+
+DEVICE void store_four(bf16* to, const float (&x)[4] ACCESS_LINE) {
+    NOTE_ACCESS(to, 8, true);
+    *reinterpret_cast<Vec8*>(to) = {{pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3])}};
+}

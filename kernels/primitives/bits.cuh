@@ -28,12 +28,19 @@ DEVICE void store_16(void* to, const uint32_t (&word)[4]) {
                  : "memory");
 }
 
+/// Hides from the compiler what a word holds, at no cost: it cannot reuse what it computed from it.
+DEVICE void hide(uint32_t& word) {
+    asm volatile("" : "+r"(word));
+}
+
 #else
 
 #include <cstdint>
 #include <cstring>
 
 #include "../emulator/device.h"
+
+inline void hide(uint32_t&) {}
 
 inline float float_of_bits(uint32_t bits) {
     float x;

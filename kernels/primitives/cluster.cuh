@@ -2,8 +2,8 @@
 // dependent launch. PTX ISA: barrier.cluster, mapa, ld and st of .shared::cluster, setmaxnreg,
 // griddepcontrol. Needs sm_90a.
 //
-// Hazard: a block must not exit while others of its cluster may still access its shared memory, so
-// sync_cluster() comes last.
+// Hazard: a block must not exit while others of its cluster may still access its shared memory. It
+// ends with sync_cluster(), or waits for their last arrivals.
 #pragma once
 
 #include "barrier.cuh"
@@ -26,8 +26,15 @@ DEVICE unsigned cluster_blocks() {
 }
 
 /// Arrives at the cluster barrier without waiting. Earlier writes are visible after wait_cluster().
+/// Cost: orders all earlier accesses of the thread to device memory as well (MEMBAR in SASS).
 DEVICE void arrive_cluster() {
     HOPPER("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+/// Arrives at the cluster barrier without waiting and without ordering writes. Initialised mbarriers
+/// are visible after wait_cluster() if fence_mbarrier_init() came before.
+DEVICE void arrive_cluster_relaxed() {
+    HOPPER("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 
 /// Waits until all threads of the cluster have arrived.
@@ -86,6 +93,11 @@ inline unsigned cluster_blocks() {
 }
 
 inline void arrive_cluster() {
+    emulator::arrive_cluster();
+}
+
+// The emulator does not tell the two kinds of arrival apart.
+inline void arrive_cluster_relaxed() {
     emulator::arrive_cluster();
 }
 

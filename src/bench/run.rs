@@ -206,7 +206,8 @@ pub(super) fn predict(work: &Work, gpu: &Properties, head_rows: usize) -> Result
         _ => copy.and_then(|copy| {
             let tokens = work.sizes().iter().find(|(name, _)| *name == "tokens").map_or(0, |&(_, size)| size);
             let bytes = cost(work, Precision::Bf16).ok()?.bytes;
-            Some(row_wise(work.op(), 1, bytes, tokens, (copy, gpu.processors)))
+            let kernel = launched.iter().find(|l| l.kernel.starts_with(work.op())).map_or(work.op(), |l| l.kernel);
+            Some(row_wise(kernel, 1, bytes, tokens, (copy, gpu.processors)))
         }),
     };
     Ok(Prediction { microseconds: seconds.map(|seconds| 1e6 * seconds), workspace: on.scratch_bytes() })

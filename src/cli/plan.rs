@@ -58,9 +58,9 @@ pub struct StepPlanArgs {
     /// kernels take]
     #[arg(long, requires = "plan", value_name = "ROWS", value_parser = super::generate::count, conflicts_with_all = ["reward", "decode"])]
     head_rows: Option<usize>,
-    /// Predict attention by the portable kernels as they were when the committed step was recorded
-    #[arg(long, requires = "plan", conflicts_with = "decode")]
-    recorded_attention: bool,
+    /// Predict attention, norms and bias gradients by the kernels that the committed step was recorded with
+    #[arg(long, requires = "plan", conflicts_with = "decode", alias = "recorded-attention")]
+    recorded_kernels: bool,
     /// Print JSON
     #[arg(long, requires = "plan")]
     json: bool,
@@ -90,7 +90,7 @@ impl StepPlanArgs {
             dpo: !self.reward,
             lora_rank: self.lora_r,
         };
-        let options = PlanOptions { head_rows: self.head_rows, recorded_attention: self.recorded_attention };
+        let options = PlanOptions { head_rows: self.head_rows, recorded_kernels: self.recorded_kernels };
         let plan = StepPlan::with(&config, &workload, &card(self)?, options)?;
         match self.json {
             true => emit_exactly(&json_text(&plan)?),

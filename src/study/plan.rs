@@ -131,7 +131,7 @@ pub struct PlanOptions {
     /// Most head rows at once; the default of the kernels without it.
     pub head_rows: Option<usize>,
     /// Attention by the portable kernels as they were recorded, for comparison with the record.
-    pub recorded_attention: bool,
+    pub recorded_kernels: bool,
 }
 
 impl GpuRates {
@@ -248,14 +248,18 @@ impl StepPlan {
                 let predicted_seconds = match op.op {
                     "attention_fwd" | "attention_bwd" => {
                         let kernel = launches.iter().find(|l| l.kernel.starts_with(op.op)).map_or("", |l| l.kernel);
-                        let family = match options.recorded_attention {
+                        let family = match options.recorded_kernels {
                             true => Family::PortableInBatchOrder,
                             false => Family::of(kernel),
                         };
                         let call = seconds(family, op.op == "attention_bwd", &segments, heads, gpu.processors);
                         call.map_or(floor.floor_seconds, |call| (op.calls as f64 * call).max(floor.floor_seconds))
                     }
-                    _ => predicted(&floor, &products, &launches, (gpu, sizes.tokens)),
+                    _ => {
+                        let launched = launches.iter().find(|l| l.kernel.starts_with(op.op));
+                        let kernel = launched.filter(|_| !options.recorded_kernels).map_or(op.op, |l| l.kernel);
+                        predicted(&floor, kernel, &products, &launches, (gpu, sizes.tokens))
+                    }
                 };
                 OpFloor { predicted_seconds, ..floor }
             })
@@ -424,12 +428,13 @@ fn gemm_estimates(gpu: &GpuRates, chosen: &[Chosen]) -> Vec<GemmEstimate> {
 /// floor over the wave efficiency. Not for attention over trees.
 fn predicted(
     op: &OpFloor,
+    kernel: &str,
     products: &[GemmEstimate],
     launches: &[LaunchEstimate],
     (gpu, tokens): (&GpuRates, usize),
 ) -> f64 {
     if !uses_gemm_rate(&op.op) {
-        return row_wise(&op.op, op.calls, op.bytes, tokens, (gpu.copy, gpu.processors));
+        return row_wise(kernel, op.calls, op.bytes, tokens, (gpu.copy, gpu.processors));
     }
     let of_op = products.iter().filter(|p| p.op == op.op);
     let chosen: f64 = of_op.map(|p| p.calls as f64 * p.predicted_seconds).sum();

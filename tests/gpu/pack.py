@@ -25,7 +25,7 @@ def output(*command):
 def executables(*command):
     """Runs a cargo command and returns the paths of its executables by target name."""
     built = subprocess.run([*command, "--message-format=json"], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                           env={**os.environ, "MAPL_REQUIRE_NVCC": "1"})
+                           env={**os.environ, "MAPL_REQUIRE_NVCC": "1", "MAPL_LINEINFO": "1"})
     if built.returncode != 0:
         sys.exit(f"{' '.join(command)} failed")
     messages = [json.loads(line) for line in built.stdout.splitlines() if line.startswith("{")]

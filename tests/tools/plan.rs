@@ -98,7 +98,7 @@ fn recorded() -> Vec<(String, f64)> {
 /// ops that take long.
 #[test]
 fn the_recorded_step_is_predicted_within_a_tenth() {
-    let options = PlanOptions { recorded_attention: true, ..PlanOptions::default() };
+    let options = PlanOptions { recorded_kernels: true, ..PlanOptions::default() };
     let workload = qwen_step().workload;
     let card = GpuRates::named("h200").unwrap();
     let plan = StepPlan::with(&presets::config("qwen2.5-0.5b").unwrap(), &workload, &card, options).unwrap();

@@ -20,15 +20,19 @@ pub const EMULATOR_FLAGS: [&str; 4] =
 /// searched in order.
 pub fn nvcc_command(nvcc: &Path, includes: &[&Path], file: &Path, fatbin: &Path) -> Command {
     let mut command = Command::new(nvcc);
-    command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo", "-Xptxas", "-v"]);
+    command.args(["-fatbin", "-std=c++17", "-O3", "-Xptxas", "-v"]);
     for include in includes {
         command.arg("-I").arg(include);
     }
     if guarded() {
         command.arg("-DMAPL_GUARD");
     }
-    // The program carries the code of every target. Compression shrinks it to a quarter.
-    command.args(["-Xfatbin", "-compress-all"]);
+    // Line tables are more than half of a compressed fatbin.
+    if is_set("MAPL_LINEINFO") {
+        command.arg("-lineinfo");
+    }
+    // The program carries the code of every target.
+    command.args(["-Xfatbin", "-compress-all", "--compress-mode=size"]);
     for target in TARGETS {
         command.args(["-gencode", target]);
     }
@@ -38,7 +42,11 @@ pub fn nvcc_command(nvcc: &Path, includes: &[&Path], file: &Path, fatbin: &Path)
 
 /// Whether `MAPL_GUARD` is 1: waits of kernels on a GPU end after some two seconds and say where.
 pub fn guarded() -> bool {
-    env::var_os("MAPL_GUARD").is_some_and(|value| value == "1")
+    is_set("MAPL_GUARD")
+}
+
+fn is_set(name: &str) -> bool {
+    env::var_os(name).is_some_and(|value| value == "1")
 }
 
 /// nvcc from the environment, from PATH, or from the packages of the active Python.

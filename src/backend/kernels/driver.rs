@@ -49,6 +49,8 @@ pub struct Driver {
 struct Loaded {
     modules: HashMap<usize, sys::CUmodule>,
     functions: HashMap<(usize, &'static str), sys::CUfunction>,
+    /// Resident clusters by kernel and bytes of dynamic shared memory.
+    clusters: HashMap<(&'static str, u32), u32>,
 }
 
 // SAFETY: driver handles may be used from any thread that has made the context current, and every

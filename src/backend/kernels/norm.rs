@@ -1,18 +1,21 @@
 //! RMSNorm of rows, and of query and key heads (`kernels/norm.cu`, `kernels/qk_norm_whole.cu`).
 
 use super::device::{Device, Element};
-use super::launchers::{self as launch, NORM_SLICE, QK_NORM_SLICE, QK_NORM_WHOLE_SLICE};
+use super::launchers::{self as launch, HELD, NORM_SLICE, QK_NORM_SLICE, QK_NORM_WHOLE_SLICE, WARP};
 use super::linear::sum_slices;
 use super::{Kernels, adds, int, read, read_option, write, write_option};
 use crate::Result;
 use crate::backend::contract::*;
 
-/// Longest f32 row in bytes that `norm_bwd` sums in shared memory. Several blocks still fit a
-/// multiprocessor.
-const SHARED_ROW_BYTES: usize = 32 << 10;
+/// Threads that share a row of `hidden` elements: a warp if its registers hold the row, else a block.
+fn team<A>(hidden: usize) -> usize {
+    let [warp, block] = launch::NormFwd::<f32>::TEAM;
+    if hidden * size_of::<A>() <= WARP * HELD * 16 { warp } else { block }
+}
 
 pub(super) fn norm_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormFwd<'_, Kernels<D, A>>) -> Result<()> {
     let d = a.dims;
+    let team = team::<A>(d.hidden);
     launch::NormFwd::<A> {
         x: read(a.x),
         residual: read_option(a.residual),
@@ -26,7 +29,7 @@ pub(super) fn norm_fwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormFwd<
         eps: d.eps as f32,
         offset: d.offset as f32,
     }
-    .launch(&k.device, k.row_blocks(d.tokens, 1), 0)
+    .launch(&k.device, team, k.row_blocks(d.tokens, launch::NormFwd::<A>::THREADS / team), 0)
 }
 
 pub(super) fn norm_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormBwd<'_, Kernels<D, A>>) -> Result<()> {
@@ -35,8 +38,10 @@ pub(super) fn norm_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormBwd<
     let mut scratch = k.scratch()?;
     let slices = scratch.request::<f32>(count * d.hidden);
     scratch.take()?;
-    let row_bytes = d.hidden * size_of::<f32>();
-    let in_shared = row_bytes <= SHARED_ROW_BYTES;
+    let team = team::<A>(d.hidden);
+    let teams = launch::NormBwd::<A>::THREADS / team;
+    // A sum of each team.
+    let shared = if teams > 1 { teams * d.hidden * size_of::<f32>() } else { 0 };
     launch::NormBwd::<A> {
         dy: read(a.dy),
         sum: read(a.sum),
@@ -48,9 +53,8 @@ pub(super) fn norm_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormBwd<
         hidden: int(d.hidden)?,
         offset: d.offset as f32,
         add: adds(a.dsum_write),
-        in_shared: i32::from(in_shared),
     }
-    .launch(&k.device, k.row_blocks(count, 1), if in_shared { row_bytes } else { 0 })?;
+    .launch(&k.device, team, k.row_blocks(count, 1), shared)?;
     sum_slices(k, &scratch, slices, count, &mut a.dweight, a.dweight_write)
 }
 

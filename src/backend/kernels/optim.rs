@@ -16,8 +16,8 @@ const _: () = {
 /// Maximum number of slices of the sum of squares, and minimum number of elements per slice.
 const MAX_SLICES: usize = 4096;
 const MIN_SLICE: usize = 1 << 14;
-/// Elements per thread of `adamw` in one iteration, in bf16.
-const ADAMW_ELEMENTS: usize = 8;
+/// Elements per thread of `adamw` in one iteration.
+const ADAMW_ELEMENTS: usize = 4;
 
 pub(super) fn grad_norm<D: Device, A: Element>(k: &Kernels<D, A>, mut a: GradNorm<'_, Kernels<D, A>>) -> Result<()> {
     let [before, after] = a.read();

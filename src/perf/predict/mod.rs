@@ -18,7 +18,7 @@
 pub(crate) mod attention;
 pub(crate) mod counted;
 
-use crate::backend::kernels::launchers::{BIAS_SLICE, NORM_SLICE};
+use crate::backend::kernels::launchers::{BIAS_SLICE, NORM_SLICE, WARP};
 
 /// Time of a launch that follows another one, as for GEMMs (`geometry::LAUNCH_NS`).
 pub(crate) const LAUNCH_SECONDS: f64 = 1.8e-6;
@@ -31,21 +31,42 @@ const ADAMW_OF_COPY: f64 = 0.86;
 const ROW_BLOCKS: usize = 8;
 const ROW_WARPS: usize = 4;
 
+/// Tokens of a slice, and slices of a column that sum_slices has in flight, when the step was
+/// recorded: of norms, of the bias gradient.
+const RECORDED_SLICES: [usize; 2] = [16, 64];
+const RECORDED_IN_FLIGHT: usize = 8;
+
 /// Launches of a call of a row-wise op, and accesses that one thread makes one after the other.
-fn rounds(op: &str, tokens: usize, processors: usize) -> (usize, usize) {
+/// `kernel` is the name of the op's first kernel; the name of the op alone stands for the kernels of
+/// the recorded step.
+fn rounds(kernel: &str, tokens: usize, processors: usize) -> (usize, usize) {
     let blocks = ROW_BLOCKS * processors.max(1);
     let of_rows = tokens.div_ceil(blocks);
     let of_warps = tokens.div_ceil(blocks * ROW_WARPS);
-    // sum_slices: eight warps share the slices of a column, with eight loads in flight.
-    let sum = |slices: usize| slices.div_ceil(8).div_ceil(8);
-    let slices = tokens.div_ceil(NORM_SLICE);
+    // sum_slices: eight warps share the slices of a column, with this many loads in flight.
+    let sum = |slices: usize, in_flight: usize| slices.div_ceil(8).div_ceil(in_flight);
+    let [norm, bias] = RECORDED_SLICES;
+    let of_slices = |slice: usize| tokens.div_ceil(slice).div_ceil(blocks);
+    let is = |stem: &str| kernel.starts_with(stem) && kernel != stem;
+    let of_team = |stem: &str, team: usize| kernel.starts_with(&format!("{stem}_{team}_"));
+    let op = ["_bf16", "_f32"].iter().find_map(|element| kernel.strip_suffix(element)).unwrap_or(kernel);
     match op {
+        _ if of_team("norm_fwd", WARP) => (1, of_warps),
+        _ if is("norm_fwd") => (1, of_rows),
+        // A warp takes a quarter of a slice's tokens, or a block all of them.
+        _ if of_team("norm_bwd", WARP) => {
+            (2, NORM_SLICE / ROW_WARPS * of_slices(NORM_SLICE) + sum(tokens.div_ceil(NORM_SLICE), 16))
+        }
+        _ if is("norm_bwd") => (2, NORM_SLICE * of_slices(NORM_SLICE) + sum(tokens.div_ceil(NORM_SLICE), 16)),
+        _ if is("bias_bwd") => (2, BIAS_SLICE.div_ceil(8) + sum(tokens.div_ceil(BIAS_SLICE), 16)),
         // A block takes a row: the row, then after its sum the row again from cache, and the result.
         "norm_fwd" | "layer_norm_fwd" => (1, 2 * of_rows),
         // For each token of a slice: the row, the row again, the gradient that is added to.
-        "norm_bwd" | "layer_norm_bwd" => (2, 3 * NORM_SLICE * slices.div_ceil(blocks) + sum(slices)),
+        "norm_bwd" | "layer_norm_bwd" => {
+            (2, 3 * norm * of_slices(norm) + sum(tokens.div_ceil(norm), RECORDED_IN_FLIGHT))
+        }
         // Four loads of the slice's tokens in flight.
-        "bias_bwd" => (2, BIAS_SLICE.div_ceil(4) + sum(tokens.div_ceil(BIAS_SLICE))),
+        "bias_bwd" => (2, bias.div_ceil(4) + sum(tokens.div_ceil(bias), RECORDED_IN_FLIGHT)),
         // The position or token id, then the row.
         "rope_fwd" | "rope_bwd" | "embedding_fwd" => (1, 2 * of_warps),
         "grad_norm" => (2, 0),
@@ -53,11 +74,11 @@ fn rounds(op: &str, tokens: usize, processors: usize) -> (usize, usize) {
     }
 }
 
-/// Seconds of `calls` calls of an op that reads and writes `bytes` in total, for rows of `tokens`
-/// tokens.
-pub(crate) fn row_wise(op: &str, calls: u64, bytes: u64, tokens: usize, (copy, processors): (f64, usize)) -> f64 {
-    let (launches, rounds) = rounds(op, tokens, processors);
-    let rate = if op == "adamw" { ADAMW_OF_COPY * copy } else { copy };
+/// Seconds of `calls` calls of the op of a kernel (as in [`rounds`]) that reads and writes `bytes` in
+/// total, for rows of `tokens` tokens.
+pub(crate) fn row_wise(kernel: &str, calls: u64, bytes: u64, tokens: usize, (copy, processors): (f64, usize)) -> f64 {
+    let (launches, rounds) = rounds(kernel, tokens, processors);
+    let rate = if kernel.starts_with("adamw") { ADAMW_OF_COPY * copy } else { copy };
     let by_latency = calls as f64 * rounds as f64 * LATENCY_SECONDS;
     calls as f64 * launches as f64 * LAUNCH_SECONDS + by_latency.max(bytes as f64 / rate)
 }
@@ -75,5 +96,10 @@ mod tests {
         let copied = row_wise("grad_norm", 1, 4_300_000_000, 16_384, gpu);
         assert!((copied - 2.0 * LAUNCH_SECONDS - 1e-3).abs() < 1e-12, "{copied}");
         assert_eq!(rounds("rope_fwd", 16_352, 132), (1, 8));
+        // Four rows for each warp; eight tokens of a slice for each, then 512 slices.
+        assert_eq!(rounds("norm_fwd_32_bf16", 16_384, 132), (1, 4));
+        assert_eq!(rounds("norm_bwd_32_bf16", 16_384, 132), (2, 8 + 4));
+        assert_eq!(rounds("norm_bwd_128_bf16", 16_384, 132), (2, 32 + 4));
+        assert_eq!(rounds("norm_bwd", 16_384, 132), (2, 48 + 16));
     }
 }

@@ -92,7 +92,7 @@ impl DecodePlan {
         let launches: Vec<LaunchEstimate> =
             backend.device().take_launches().iter().map(|launched| launch_estimate(gpu, launched)).collect();
         let products = gemm_estimates(gpu, &backend.take_chosen());
-        let seconds = |op: &OpFloor| predicted(op, &products, &launches, (gpu, rows));
+        let seconds = |op: &OpFloor| predicted(op, &op.op, &products, &launches, (gpu, rows));
         let ops: Vec<OpFloor> =
             floors.into_iter().map(|op| OpFloor { predicted_seconds: seconds(&op), ..op }).collect();
         let parameters = model.layout.len;

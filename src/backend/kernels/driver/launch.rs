@@ -62,7 +62,7 @@ impl Driver {
         let function = self.function(kernel)?;
         let failed = |e| failed(format!("launch of {} on {x} x {y} x {z} blocks", kernel.name))(e);
         let mut attributes = attribute_of(kernel).into_iter().collect::<Vec<_>>();
-        let config = sys::CUlaunchConfig {
+        let mut config = sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
             gridDimZ: z,
@@ -74,6 +74,9 @@ impl Driver {
             attrs: attributes.as_mut_ptr(),
             numAttrs: attributes.len() as u32,
         };
+        if kernel.coresident && kernel.early {
+            config.gridDimX = resident_grid(kernel, x, self.resident_clusters(kernel, function, &config)?)?;
+        }
         // SAFETY: the parameters match the kernel (contract of this function), the function belongs
         // to a loaded module, and the attributes live across the call.
         unsafe { sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), std::ptr::null_mut()) }
@@ -85,12 +88,55 @@ impl Driver {
             Ok(())
         }
     }
+
+    /// Number of clusters of a launch that the GPU holds at once; the driver is asked once for a
+    /// kernel and its shared memory. A partition of a GPU (MIG) may hold fewer than its
+    /// multiprocessors suggest, because a cluster lies within one of the GPU's processing clusters.
+    fn resident_clusters(
+        &self,
+        kernel: &'static Kernel,
+        function: sys::CUfunction,
+        config: &sys::CUlaunchConfig,
+    ) -> Result<u32> {
+        let key = (kernel.name, config.sharedMemBytes);
+        if let Some(clusters) = self.loaded().clusters.get(&key) {
+            return Ok(*clusters);
+        }
+        let mut count = 0;
+        // SAFETY: the function belongs to a loaded module, and the configuration outlives the call.
+        let asked = unsafe {
+            if kernel.cluster > 1 {
+                sys::cuOccupancyMaxActiveClusters(&mut count, function, config)
+            } else {
+                let (threads, shared) = (kernel.threads as i32, config.sharedMemBytes as usize);
+                sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut count, function, threads, shared)
+            }
+        };
+        asked.result().map_err(failed(format!("resident blocks of {}", kernel.name)))?;
+        let count = u32::try_from(count).unwrap_or(0);
+        let clusters = if kernel.cluster > 1 { count } else { count * self.properties.processors as u32 };
+        self.loaded().clusters.insert(key, clusters);
+        Ok(clusters)
+    }
+}
+
+/// Blocks of a launch whose blocks wait for one another: no more than are resident at once. Such a
+/// kernel distributes its work over any grid, with the same bits.
+fn resident_grid(kernel: &Kernel, blocks: u32, clusters: u32) -> Result<u32> {
+    if clusters == 0 {
+        let (name, cluster) = (kernel.name, kernel.cluster);
+        return Err(Error::Device(format!(
+            "{name}: this GPU, or the part of it that is visible, cannot hold one cluster of {cluster} blocks; use a larger \
+             partition, or --device cpu"
+        )));
+    }
+    Ok(blocks.min(clusters * kernel.cluster))
 }
 
 /// Launch attribute of a kernel: programmatic dependent launch for EARLY, cooperative launch for
 /// CORESIDENT. A launch cannot have both. An early kernel whose blocks wait for one another does
-/// not need a cooperative launch: it has at most one block per multiprocessor, and earlier launches
-/// never wait for it, so all of its blocks become resident.
+/// not need a cooperative launch: [`resident_grid`] limits its blocks to those that the GPU holds at
+/// once, and earlier launches never wait for it, so all of its blocks become resident.
 fn attribute_of(kernel: &Kernel) -> Option<sys::CUlaunchAttribute> {
     use sys::CUlaunchAttributeID_enum::*;
     // SAFETY: a plain C union with numbers as members.
@@ -105,4 +151,30 @@ fn attribute_of(kernel: &Kernel) -> Option<sys::CUlaunchAttribute> {
         return None;
     };
     Some(sys::CUlaunchAttribute { id, pad: [0; 4], value })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_that_wait_for_one_another_are_limited_to_those_resident_at_once() {
+        let kernel = Kernel {
+            name: "split",
+            c_name: c"split",
+            file: 0,
+            threads: 384,
+            cluster: 2,
+            coresident: true,
+            early: true,
+            parameters: &[],
+            emulated: None,
+        };
+        assert_eq!(resident_grid(&kernel, 132, 66).unwrap(), 132);
+        // Of 18 multiprocessors, one has no partner.
+        assert_eq!(resident_grid(&kernel, 18, 8).unwrap(), 16);
+        assert_eq!(resident_grid(&kernel, 4, 8).unwrap(), 4);
+        let refused = resident_grid(&kernel, 4, 0).unwrap_err().to_string();
+        assert!(refused.contains("one cluster of 2 blocks"), "{refused}");
+    }
 }
