@@ -32,13 +32,13 @@ fn unsupported_trl_flags_are_explained() {
     let before = bench.listing();
     for (flag, why) in [
         ("--use_dora", "adapters are LoRA on linear layers"),
-        ("--lora_modules_to_save score", "a reward head is always saved"),
+        ("--lora_modules_to_save embed_tokens", "a reward head is always saved"),
         ("--load_in_4bit", "quantised"),
         ("--fp16 True", "use --dtype bf16"),
-        ("--torch_compile yes", "compiled kernels"),
+        ("--auto_find_batch_size yes", "the largest that does"),
         ("--max_prompt_length 128", "use --max-length"),
         ("--reference_free", "--ref-model none"),
-        ("--run_name a", "metrics and event files"),
+        ("--logging_dir a", "metrics and event files"),
         ("--dataset_name x", "--train-file"),
         ("--report_to wandb", "use tensorboard"),
         ("--precompute_ref_log_probs true --load_in_4bit true", "--load-in-4bit true is known in TRL"),

@@ -386,10 +386,8 @@ fn rope_scalings_are_refused_by_key() {
         refused("phi3", scaling(json!({"type": kind, "factor": 2})), &[kind, "\"default\" and \"longrope\""]);
     }
     // As Phi-4-mini; a factor for each frequency of the part that rotates.
-    let half = |list: Value| {
-        json!({"rope_scaling": {"type": "longrope", "short_factor": list, "long_factor": list},
-        "partial_rotary_factor": 0.5})
-    };
+    let lists = |list: Value| json!({"type": "longrope", "short_factor": list, "long_factor": list});
+    let half = |list: Value| json!({"rope_scaling": lists(list), "partial_rotary_factor": 0.5});
     let partial = accepted("phi3", half(json!([1, 2])));
     assert_eq!((partial.rotated, partial.head_dim), (4, 8));
     assert_eq!(partial.to_json(StoredDtype::F32)["partial_rotary_factor"], json!(0.5));
