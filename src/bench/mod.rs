@@ -9,6 +9,7 @@
 //! - `own`: kernels of the user's own next to the shipped ones; `occupancy`: blocks per multiprocessor
 //! - `explain`: why a call takes its time on a GPU
 //! - `sheet`: kernels without a launcher, described by a TOML file
+//! - [`op`]: ops of the user's own, described by a trait
 //! - `entry`: one call of the table with its contenders; [`run`]: the passes over the table
 //! - [`row`]: rows of a record; [`compare`]: a record against an earlier one
 //!
@@ -20,6 +21,7 @@ mod entry;
 pub(crate) mod explain;
 pub(crate) mod measure;
 mod occupancy;
+pub mod op;
 mod operand;
 pub(crate) mod own;
 mod peer;

@@ -16,6 +16,7 @@ mod guard;
 mod hardware;
 mod imports;
 mod kernel_resources;
+mod own_op;
 mod plan;
 mod readme;
 mod sass;

@@ -15,6 +15,7 @@ use crate::bench::own::{OwnContender, launching, resources, sheet_resources, ver
 use crate::bench::rates::BenchBackend;
 use crate::bench::run::BenchOptions;
 use crate::bench::sheet::Sheet;
+use crate::bench::sheet::run::SheetRun;
 use crate::terminal::complain;
 use crate::{Error, Result};
 
@@ -128,8 +129,9 @@ impl BenchArgs {
         }
         record.tell(&format!("{} ({}, {})", on.device().properties().name, D::NAME, A::PRECISION.name()))?;
         record.tell(&header())?;
+        let run = SheetRun { effort: options.effort, date: &options.date, commit: &options.commit, model: "sheet" };
         for call in &calls {
-            let row = call.row(on.device(), options, &contender.name, contender.kernels.label())?;
+            let row = call.row(on.device(), &run, &contender.name, contender.kernels.label())?;
             record.tell(&line(&row))?;
             record.rows.push(row);
         }
