@@ -7,7 +7,7 @@
 //! - `yardstick`: the control workload, timed between the calls' samples on CPUs
 //! - [`rates`]: measured ceilings, and the trait of a benchmarked backend; `peer`: cuBLASLt
 //! - `own`: kernels of the user's own next to the shipped ones; `occupancy`: blocks per multiprocessor
-//! - `explain`: why a call takes its time on a GPU
+//! - `explain`: why a call takes its time on a GPU; `ncu`: metrics of NVIDIA's profiler
 //! - `sheet`: kernels without a launcher, described by a TOML file
 //! - [`op`]: ops of the user's own, described by a trait
 //! - `entry`: one call of the table with its contenders; [`run`]: the passes over the table
@@ -20,6 +20,7 @@ mod energy;
 mod entry;
 pub(crate) mod explain;
 pub(crate) mod measure;
+pub(crate) mod ncu;
 mod occupancy;
 pub mod op;
 mod operand;

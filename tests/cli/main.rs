@@ -46,6 +46,7 @@ mod kills;
 mod kto;
 mod lora;
 mod lost_text;
+mod nvtx;
 mod own_kernels;
 mod pipeline;
 mod quickstart;
