@@ -31,11 +31,13 @@
 //!
 //! A module imports from modules above it in this list, and from no module below it; `tests/tools` reads the imports.
 
+#![warn(missing_docs)]
+
 pub mod backend;
 pub mod bench;
 pub mod cli;
 pub mod data;
-pub mod doctor;
+pub(crate) mod doctor;
 pub mod error;
 pub mod eval;
 pub mod files;

@@ -61,8 +61,12 @@ macro_rules! backend {
         /// holds weights and activations; `Acc` holds log-probs, losses, statistics, weight
         /// gradients and optimiser state; `Idx` holds token ids and offsets (i32).
         pub trait Backend: Sized + Sync {
+            /// Buffer of activations and weights.
+            /// Buffer of activations and weights.
             type Act: Buffer + Send + Sync;
+            /// Buffer of statistics, gradients and optimiser state.
             type Acc: Buffer + Send + Sync;
+            /// Buffer of indices.
             type Idx: Buffer + Send + Sync;
             /// Staging buffer for the copy of a batch to the device.
             type UploadBuffer: Send;

@@ -40,7 +40,7 @@ pub mod measure;
 pub mod record;
 mod sensitivity;
 pub mod statistics;
-pub mod table;
+pub(crate) mod table;
 
 use std::collections::BTreeMap;
 

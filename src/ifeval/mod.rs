@@ -13,12 +13,12 @@
 
 mod capitals;
 pub mod check;
-pub mod compare;
+pub(crate) mod compare;
 mod ifbench;
 mod json;
 mod languages;
 mod mersenne;
 pub mod rows;
 mod sentences;
-pub mod summary;
+pub(crate) mod summary;
 mod tables;

@@ -13,11 +13,11 @@
 
 mod fingerprint;
 mod formula;
-pub mod loss_type;
+pub(crate) mod loss_type;
 pub mod objective;
-pub mod options;
-pub mod signed_sum;
+pub(crate) mod options;
+pub(crate) mod signed_sum;
 mod spelled_out;
 mod unpaired;
-pub mod value;
+pub(crate) mod value;
 mod weights;

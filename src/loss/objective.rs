@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::loss_type::{Divergence, LossType};
 pub use super::options::{DEFAULT_BETA, LossOptions, ReduceName, ScopeName};
-use crate::backend::contract::{Curve, KINDS, Link, Reduce, WeightedCurve};
+use crate::backend::contract::{Curve, KINDS, Link, OwnCurve, Reduce, WeightedCurve};
 use crate::data::group::Kind;
 use crate::data::pack::LogpScope;
 use crate::data::tokenized::{SequenceComparison, TokenizedGroup};
@@ -116,6 +116,23 @@ impl Loss {
             label_weights: [1.0; 2],
             share_prefixes: true,
         }
+    }
+
+    /// This loss with a curve of the user's own over z in place of its curves. The logs name it as the
+    /// first loss type.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the slope is not the derivative of the value.
+    pub fn with_curve(mut self, curve: &'static OwnCurve) -> Result<Self> {
+        curve.check()?;
+        self.types.truncate(1);
+        self.curves = vec![Curve::Own(curve).into()];
+        Ok(self)
+    }
+
+    /// Whether a curve is the user's own. Kernels compute it on the host, so its steps are not captured.
+    pub(crate) fn has_own_curve(&self) -> bool {
+        self.curves.iter().any(|part| matches!(part.curve, Curve::Own(_)))
     }
 
     /// Prepares groups for training: drops comparisons of kinds with weight 0 and unused sequences,

@@ -3,4 +3,4 @@
 
 pub mod adamw;
 pub mod schedule;
-pub mod schedule_options;
+pub(crate) mod schedule_options;

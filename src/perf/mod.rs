@@ -11,7 +11,7 @@ pub(crate) mod ceilings;
 pub(crate) mod data_sheets;
 pub mod hardware;
 pub mod observe;
-pub mod op_totals;
+pub(crate) mod op_totals;
 pub(crate) mod peak;
 pub(crate) mod predict;
 pub(crate) mod profile;

@@ -16,13 +16,13 @@ mod axis;
 mod canvas;
 mod distribution;
 mod labels;
-pub mod page;
+pub(crate) mod page;
 mod plots;
-pub mod quickstart;
-pub mod roofline;
-pub mod run;
-pub mod scores;
-pub mod summary;
+pub(crate) mod quickstart;
+pub(crate) mod roofline;
+pub(crate) mod run;
+pub(crate) mod scores;
+pub(crate) mod summary;
 pub mod svg;
 
 #[cfg(test)]

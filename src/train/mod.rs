@@ -15,19 +15,19 @@
 //! - [`run`]: the training loop; [`console`]: its output; [`signals`]: its signal handlers
 
 pub mod batch;
-pub mod best;
+pub(crate) mod best;
 pub mod checkpoint;
-pub mod console;
+pub(crate) mod console;
 pub mod evaluate;
 pub mod frozen;
 pub mod logs;
 mod losses;
-pub mod manifest;
+pub(crate) mod manifest;
 pub mod memory;
 pub mod metrics;
 pub mod run;
 pub mod score;
-pub mod signals;
+pub(crate) mod signals;
 pub mod step;
 pub mod tensorboard;
 

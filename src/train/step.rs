@@ -168,9 +168,9 @@ impl<'b, B: Backend> Trainer<'b, B> {
 
     /// Captures the ops of a micro-batch as a CUDA graph, one per shape, and replays it for every
     /// batch that fits the shape. Takes effect at the next [`Trainer::reserve`]; results keep their
-    /// bits.
+    /// bits. No effect with a loss curve of the user's own, whose steps wait for the host.
     pub fn replay_steps(&mut self, replay: bool) {
-        self.replay_graphs = replay;
+        self.replay_graphs = replay && !self.loss.has_own_curve();
     }
 
     /// Turns on activation recomputation: keeps one activation per layer and recomputes the rest in

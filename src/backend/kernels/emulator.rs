@@ -39,7 +39,9 @@ struct Request {
 /// Source position of a block barrier or proxy fence.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Site {
+    /// File.
     pub file: CString,
+    /// Line, from 1.
     pub line: c_int,
 }
 

@@ -36,6 +36,7 @@ pub struct KernelFile {
 /// A verified entry point.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verified {
+    /// Name of the entry point.
     pub kernel: &'static str,
     /// Storage of the entry point.
     pub precision: Precision,

@@ -22,6 +22,7 @@ use crate::{Error, Result};
 /// Floor and predicted time of an entry point on a GPU.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
+    /// Name of the entry point.
     pub kernel: &'static str,
     /// Storage of the entry point.
     pub precision: Precision,
@@ -29,18 +30,22 @@ pub struct Plan {
     pub gpu: &'static str,
     /// Bytes that the operands move, and floating-point operations.
     pub bytes: u64,
+    /// Floating-point operations.
     pub flops: u64,
     /// Microseconds of the bytes at the rate of a copy, and of the FLOPs at the rate of a large GEMM.
     pub by_bytes_us: f64,
+    /// Microseconds of the FLOPs at the rate of a large GEMM.
     pub by_flops_us: f64,
     /// The larger of both.
     pub floor_us: f64,
     /// Blocks of the launch, and how often the GPU is filled with them.
     pub blocks: u64,
+    /// How often the launch fills the GPU.
     pub waves: f64,
     /// Blocks per multiprocessor, and the resource that allows no more: an upper bound, unless the file
     /// was compiled for GPUs, which tells registers and static shared memory.
     pub blocks_per_processor: u32,
+    /// Resource that allows no more blocks.
     pub limit: &'static str,
     /// Predicted microseconds of a call.
     pub predicted_us: f64,

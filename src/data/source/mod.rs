@@ -35,7 +35,7 @@ mod keys;
 mod kinds;
 mod message;
 mod odd_values;
-pub mod options;
+pub(crate) mod options;
 mod overlooked;
 mod parquet_rows;
 mod paths;

@@ -13,7 +13,7 @@
 //! - [`summary`]: the figures with bootstrap intervals; tables, JSON and rows out
 
 pub mod figures;
-pub mod rows;
+pub(crate) mod rows;
 pub mod summary;
 
 use crate::data::source::SourceRow;

@@ -12,11 +12,11 @@
 //! - [`files`]: the weights of an adapter, checked, and their product with a base's
 //! - [`mod@write`]: an adapter folder that PEFT loads
 
-pub mod base;
-pub mod config;
-pub mod files;
-pub mod targets;
-pub mod write;
+pub(crate) mod base;
+pub(crate) mod config;
+pub(crate) mod files;
+pub(crate) mod targets;
+pub(crate) mod write;
 
 pub use base::AdapterFolder;
 pub use config::{AdapterConfig, Targets, TaskType};

@@ -7,7 +7,7 @@
 //! - [`key`]: hashes of everything a log-prob depends on
 //! - `pass`: the forward-only pass
 
-pub mod cache;
+pub(crate) mod cache;
 pub mod file;
 pub mod key;
 mod pass;
