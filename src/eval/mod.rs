@@ -57,6 +57,7 @@ use statistics::{Moments, Resampling};
 /// A group with the scores of its sequences.
 #[derive(Clone, Debug)]
 pub struct Scored<'a> {
+    /// The group.
     pub group: &'a PreferenceGroup,
     scores: BTreeMap<(usize, usize), f64>,
 }
@@ -90,6 +91,7 @@ pub struct Evaluation {
     pub groups: usize,
     /// Hash of the groups, see [`data_hash`].
     pub data: String,
+    /// Moments of the rewards.
     pub rewards: Rewards,
 }
 
@@ -100,6 +102,7 @@ pub struct Rewards {
     pub all: Option<Moments>,
     /// Chosen and rejected responses of original pairs under their prompts.
     pub chosen: Option<Moments>,
+    /// Scores of rejected responses, if there are any.
     pub rejected: Option<Moments>,
     /// Number of scores that are NaN or infinite.
     pub non_finite: usize,
@@ -150,7 +153,9 @@ impl Evaluation {
 /// Quantity and split of a report line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
+    /// What is measured.
     pub quantity: Quantity,
+    /// Split and value, if it is of a part.
     pub split: Option<(By, String)>,
 }
 
@@ -177,7 +182,9 @@ impl Place {
 /// Line of a report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line<T> {
+    /// Place in the result.
     pub place: Place,
+    /// The summary.
     pub summary: T,
 }
 

@@ -29,11 +29,13 @@ use super::step::upload_slots;
 /// Settings of a run that affect its memory.
 #[derive(Clone, Copy)]
 pub struct MemoryInputs<'a> {
+    /// The model.
     pub config: &'a ModelConfig,
     /// Adapters that are trained instead of the weights.
     pub lora: Option<&'a LoraSpec>,
     /// Frozen reference that runs on every batch.
     pub reference: PlannedReference<'a>,
+    /// The loss.
     pub loss: &'a Loss,
     /// Storage format of `Act`.
     pub precision: Precision,
@@ -81,11 +83,13 @@ const WORKSPACE: &str = "workspace of ops";
 /// Bytes of every part of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
+    /// Bytes by part.
     pub parts: Parts,
     /// Available bytes; `None` if the system does not report them.
     pub available: Option<u64>,
     /// Groups per micro-batch, and the largest number of groups that fits.
     pub groups: usize,
+    /// Most groups of a micro-batch, if memory bounds them.
     pub max_groups: Option<usize>,
     /// Whether the backward recomputes activations.
     pub recompute: bool,

@@ -43,10 +43,14 @@ use replay::{GraphState, Phase};
 
 /// Model under training: policy, frozen reference, optimiser, and all buffers of a step.
 pub struct Trainer<'b, B: Backend> {
+    /// The backend.
     pub backend: &'b B,
+    /// The loss.
     pub loss: Loss,
+    /// The trained model.
     pub policy: Model<B>,
     frozen: Option<Frozen<B>>,
+    /// State of AdamW.
     pub optimizer: AdamWState<B>,
     scorer: Scorer<B>,
     /// Whether the backward recomputes activations.
@@ -75,7 +79,9 @@ pub struct Trainer<'b, B: Backend> {
 /// Results of one step.
 #[derive(Clone, Debug)]
 pub struct StepReport {
+    /// Sums over the step.
     pub tally: Tally,
+    /// What the optimiser did.
     pub update: UpdateReport,
     /// Ids of groups with a comparison that has a non-finite loss.
     pub not_finite: Vec<String>,

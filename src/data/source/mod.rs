@@ -86,7 +86,9 @@ pub use unpaired::{read_unpaired_files, split_pairs};
 /// A group with its file and line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceRow {
+    /// The preference group.
     pub group: PreferenceGroup,
+    /// File of the row.
     pub file: Arc<Path>,
     /// Line number, from 1.
     pub line: usize,
