@@ -39,7 +39,7 @@ pub mod backend;
 pub mod bench;
 pub mod cli;
 pub mod data;
-pub(crate) mod doctor;
+mod doctor;
 pub mod error;
 pub mod eval;
 pub mod files;

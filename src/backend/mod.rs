@@ -5,7 +5,7 @@
 //! and the tolerance. Two trait methods are generated from each line:
 //!
 //! - `op`, provided: checks the contract, calls `op_impl`, and times the call if the backend has a
-//!   probe; a range of [`nvtx`] for profilers.
+//!   probe; a range of `nvtx` for profilers.
 //! - `op_impl`, required: the implementation of a backend. It may rely on the checks.
 //!
 //! A backend without an implementation of an op does not compile. Neither does an op call that

@@ -30,7 +30,7 @@
 //! - [`measure`]: quantities, observations, counts; [`statistics`]: bootstrap by group, exact tests
 //! - `breakdown`: labels that split comparisons; `sensitivity`: one pair under several prompts
 //! - [`blindness`]: emptied and exchanged prompts; [`benchmark`]: published benchmarks of reward models
-//! - [`compare`]: two models on the same data; [`record`]: JSON in and out; [`table`]: text
+//! - [`compare`]: two models on the same data; [`record`]: JSON in and out; `table`: text
 
 pub mod benchmark;
 pub mod blindness;

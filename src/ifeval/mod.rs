@@ -6,7 +6,7 @@
 //! - `sentences`, `capitals`, `languages`, `json`: what NLTK, langdetect and Python decide for the
 //!   official checkers; `tables`, `mersenne`: their statistics, and the draws of langdetect
 //! - `ifbench`: further types, of IFBench
-//! - [`summary`]: shares with intervals, by instruction type; [`compare`]: two sets of responses
+//! - `summary`: shares with intervals, by instruction type; `compare`: two sets of responses
 //!
 //! Another instruction type is not decided: it is counted by name, and its prompts are
 //! left out of the shares of prompts.

@@ -1,17 +1,17 @@
 //! Models: configuration and Hugging Face folders, and forward and backward as lists of op calls.
 //!
-//! - [`family`], `family_ids`, `family_missing`, [`family_names`], [`config`], [`traits`], [`rope`], [`presets`]: what each model family has; sizes from `config.json`,
+//! - [`family`], `family_ids`, `family_missing`, `family_names`, [`config`], `traits`, [`rope`], [`presets`]: what each model family has; sizes from `config.json`,
 //!   checked once; named sizes for new models
 //! - [`tensors`], [`layout`]: names and shapes of tensors; their places in the flat parameter arena
-//! - [`trained`]: the parameters that training changes
+//! - `trained`: the parameters that training changes
 //! - [`weights`]: reading and writing of weight files
-//! - [`reward_heads`]: heads of reward models by the names of other trainers, normalised rewards
+//! - `reward_heads`: heads of reward models by the names of other trainers, normalised rewards
 //! - [`adapter`]: LoRA adapters of PEFT, read, merged and written
 //! - [`store`]: loading, random initialisation and saving of a model
-//! - [`decoder`], [`decoder_grad`]: the decoder, forward and backward; [`activations`] is their workspace;
-//!   [`decoder_cached`]: its forward for generation, with a cache of keys and values
+//! - [`decoder`], `decoder_grad`: the decoder, forward and backward; [`activations`] is their workspace;
+//!   `decoder_cached`: its forward for generation, with a cache of keys and values
 //! - [`lora`]: low-rank adapters of a frozen model
-//! - [`inputs`]: a packed batch as model input
+//! - `inputs`: a packed batch as model input
 
 pub mod activations;
 pub mod adapter;

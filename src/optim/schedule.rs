@@ -1,5 +1,5 @@
 //! Learning-rate schedules with warm-up, as in transformers' `get_scheduler`. The factor of step s
-//! (counted from 0) multiplies the peak learning rate. [`super::schedule_options`] reads the
+//! (counted from 0) multiplies the peak learning rate. `schedule_options` reads the
 //! parameters of a schedule.
 
 use clap::ValueEnum;

@@ -2,7 +2,7 @@
 //!
 //! An op's floor is the longer of its FLOPs and its bytes (by its contract) at the GPU's rates. A
 //! launch's waves are its tiles over the blocks that the GPU holds at a time. The step is rehearsed
-//! on a counting device ([`crate::backend::kernels::rehearsal`]): host code, packing and op calls
+//! on a counting device (`backend::kernels::rehearsal`): host code, packing and op calls
 //! are the same as in a real run.
 
 pub mod decode;

@@ -1,6 +1,6 @@
 //! Memory plan of a run, by part, made before any allocation. Sizes come from the run's own buffers
 //! and from a rehearsal of the largest step, on a device that only counts bytes
-//! ([`crate::backend::kernels::rehearsal`]).
+//! (`backend::kernels::rehearsal`).
 
 use std::fmt;
 
@@ -97,6 +97,15 @@ pub struct MemoryPlan {
     pub other_mode: (u64, Option<usize>),
     /// Most head rows at once; 0 if the head does not work in chunks of rows.
     pub head_rows: usize,
+}
+
+/// Device memory before a run.
+#[derive(Clone, Copy, Debug)]
+pub struct PlannedMemory {
+    /// Bytes of the plan.
+    pub planned_bytes: u64,
+    /// Free bytes at the start.
+    pub free_bytes: u64,
 }
 
 impl MemoryPlan {
@@ -261,7 +270,7 @@ impl fmt::Display for MemoryPlan {
     }
 }
 
-/// Cache, activations and logits of generation, as [`crate::model::decoder_cached`] uses them.
+/// Cache, activations and logits of generation, as `model::decoder_cached` uses them.
 fn generation_buffers<B: Backend>(
     backend: &B,
     policy: &Model<B>,

@@ -46,6 +46,8 @@ use crate::perf::observe::RunObserver;
 use crate::perf::profile::Profile;
 use crate::{Error, Result};
 
+pub use super::memory::PlannedMemory;
+
 /// Length, cadence and batch size of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunSettings {
@@ -141,15 +143,6 @@ pub struct RunData<'a, B: Backend> {
     pub resume: Option<PathBuf>,
     /// Settings and inputs that a resumed run must not change; see [`checkpoint::RunState`].
     pub fingerprint: Vec<(String, String)>,
-}
-
-/// Device memory before a run.
-#[derive(Clone, Copy, Debug)]
-pub struct PlannedMemory {
-    /// Bytes of the plan.
-    pub planned_bytes: u64,
-    /// Free bytes at the start.
-    pub free_bytes: u64,
 }
 
 /// Results of a finished run.

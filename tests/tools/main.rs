@@ -18,6 +18,7 @@ mod imports;
 mod kernel_resources;
 mod own_op;
 mod plan;
+mod public_api;
 mod readme;
 mod sass;
 mod test_names;

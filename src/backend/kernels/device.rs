@@ -1,6 +1,6 @@
 //! The device interface of the kernels' host code: memory, launches, properties. [`super::driver`]
 //! implements it for a GPU through the CUDA driver, [`super::emulator`] runs the same kernels on
-//! the CPU, and [`super::rehearsal`] only counts.
+//! the CPU, and `rehearsal` only counts.
 
 use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;

@@ -106,7 +106,7 @@ thread_local! {
 }
 
 /// Bytes of a kernel's shared arrays, without dynamic shared memory, if this thread has launched it:
-/// the shipped kernel's, or within [`own::with`] the user's.
+/// the shipped kernel's, or within `own::with` the user's.
 pub fn shared_arrays(kernel: &Kernel) -> Option<usize> {
     let entry = own::emulated(kernel).or(kernel.emulated)?;
     SHARED_ARRAYS.with_borrow(|seen| seen.get(&(entry as usize)).copied())

@@ -16,7 +16,7 @@
 //!   prompt; `turns`: text as turns
 //! - `kinds`: files of other kinds, by name; `odd_values`: NaN and the like; `keys`: keys in a row's
 //!   text; `row_limits`: rows that would take hours
-//! - [`options`]: column map, and the flag that allows mixed formats in one file
+//! - `options`: column map, and the flag that allows mixed formats in one file
 //!
 //! The format is detected from the keys of each row. Refused, each with file, line and id: rows
 //! that are not JSON objects, missing or mistyped keys, empty responses, files without rows, and

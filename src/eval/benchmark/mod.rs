@@ -8,7 +8,7 @@
 //! | RewardBench 2, ties | several correct and several incorrect responses | see [`figures`] |
 //! | IF-RewardBench (thu-coai/IF-RewardBench) | responses and a graph of preferences between them | accuracy and Kendall's tau-b over the edges of a graph |
 //!
-//! - [`rows`]: rows in, and which benchmark they are of
+//! - `rows`: rows in, and which benchmark they are of
 //! - [`figures`]: the figures as the benchmarks define them
 //! - [`summary`]: the figures with bootstrap intervals; tables, JSON and rows out
 

@@ -6,11 +6,11 @@
 //! for every saved module:    W' = the stored weight
 //! ```
 //!
-//! - [`config`]: `adapter_config.json`, read, checked and written
-//! - [`targets`]: the modules that an adapter changes, with their ranks and factors
-//! - [`base`]: the folder of the base
-//! - [`files`]: the weights of an adapter, checked, and their product with a base's
-//! - [`mod@write`]: an adapter folder that PEFT loads
+//! - `config`: `adapter_config.json`, read, checked and written
+//! - `targets`: the modules that an adapter changes, with their ranks and factors
+//! - `base`: the folder of the base
+//! - `files`: the weights of an adapter, checked, and their product with a base's
+//! - `write`: an adapter folder that PEFT loads
 
 pub(crate) mod base;
 pub(crate) mod config;
