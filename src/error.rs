@@ -19,7 +19,16 @@ pub enum Error {
     /// Invalid training or evaluation data (exit code 3). `line` counts from 1; 0 means the whole
     /// file.
     #[error("{}{}: {why}", Place(file, *line), Row(id.as_deref()))]
-    Data { file: PathBuf, line: usize, id: Option<String>, why: String },
+    Data {
+        /// File.
+        file: PathBuf,
+        /// Line, from 1; 0 for the whole file.
+        line: usize,
+        /// Identity of the row.
+        id: Option<String>,
+        /// Why.
+        why: String,
+    },
 
     /// Training produced a value that is not finite (exit code 4).
     #[error("{0}")]
@@ -31,7 +40,12 @@ pub enum Error {
 
     /// A model folder, tokenizer or checkpoint that is incompatible or damaged (exit code 6).
     #[error("{}: {why}", path.display())]
-    Model { path: PathBuf, why: String },
+    Model {
+        /// Path.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
 
     /// The run needs more memory than is available (exit code 7).
     #[error("{0}")]
@@ -39,16 +53,39 @@ pub enum Error {
 
     /// An operating-system call on a file failed (exit code 1, or 7 for want of memory).
     #[error("cannot {action} {}: {source}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Path.
+        path: PathBuf,
+        /// Error of the system.
+        source: std::io::Error,
+    },
 
     /// An op was called with arguments that violate its contract: a bug in the caller (exit code
     /// 1).
     #[error("{op}: {what}: expected {expected}, got {got}")]
-    Contract { op: &'static str, what: &'static str, expected: String, got: String },
+    Contract {
+        /// Name of the op.
+        op: &'static str,
+        /// What the example shows.
+        what: &'static str,
+        /// What the contract asks for.
+        expected: String,
+        /// What was given.
+        got: String,
+    },
 
     /// A signal asked the run to stop; the state was saved first (exit code 128 + signal).
     #[error("stopped by signal {signal} after step {step}; state saved in {}", path.display())]
-    Stopped { signal: i32, step: u64, path: PathBuf },
+    Stopped {
+        /// Number of the signal.
+        signal: i32,
+        /// Number of the step.
+        step: u64,
+        /// Path.
+        path: PathBuf,
+    },
 
     /// Any other run-time failure (exit code 1).
     #[error("{0}")]

@@ -8,6 +8,8 @@
 //! the bars of a group are of one run. `docs/` in the repository has pages on MAPL, data,
 //! evaluation, devices, checkpoints and kernels.
 //!
+#![doc = include_str!("../docs/tour.md")]
+//!
 //! # Modules in reading order
 //! - [`error`], [`rng`], [`terminal`], [`files`], [`memory`], `statistics`: the error type with its
 //!   exit codes; seeded random numbers; terminal output; files in and out; memory that is left;
@@ -15,7 +17,7 @@
 //! - [`backend`]: the list of operations, their contracts, and the backends that run them
 //! - [`perf`]: measured ceilings, time by op, data-sheet peaks, hardware counters
 //! - [`data`]: text rows -> preference groups -> token ids -> packed prefix-tree batches
-//! - [`doctor`]: checks of preference data before anything is trained on them
+//! - `doctor`: checks of preference data before anything is trained on them
 //! - [`loss`]: comparison curves and objectives
 //! - [`model`]: transformers as a list of op calls and the list reversed; Hugging Face folders in and out
 //! - [`optim`]: learning-rate schedules and AdamW state
@@ -31,11 +33,13 @@
 //!
 //! A module imports from modules above it in this list, and from no module below it; `tests/tools` reads the imports.
 
+#![warn(missing_docs)]
+
 pub mod backend;
 pub mod bench;
 pub mod cli;
 pub mod data;
-pub mod doctor;
+mod doctor;
 pub mod error;
 pub mod eval;
 pub mod files;

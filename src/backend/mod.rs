@@ -5,7 +5,7 @@
 //! and the tolerance. Two trait methods are generated from each line:
 //!
 //! - `op`, provided: checks the contract, calls `op_impl`, and times the call if the backend has a
-//!   probe.
+//!   probe; a range of `nvtx` for profilers.
 //! - `op_impl`, required: the implementation of a backend. It may rely on the checks.
 //!
 //! A backend without an implementation of an op does not compile. Neither does an op call that
@@ -30,16 +30,26 @@ pub mod contract;
 pub mod cpu;
 mod host;
 pub mod kernels;
+pub(crate) mod nvtx;
 pub mod probe;
 pub mod reference;
 pub mod view;
 
+use std::ffi::CStr;
 use std::time::Duration;
 
 use crate::Result;
 use contract::*;
 use probe::{OpTime, Probe};
 pub use view::{Buffer, View, ViewMut, Write};
+
+/// The C string of a text that ends in a null.
+const fn c_name(text: &'static str) -> &'static CStr {
+    match CStr::from_bytes_with_nul(text.as_bytes()) {
+        Ok(name) => name,
+        Err(_) => c"op",
+    }
+}
 
 macro_rules! backend {
     (
@@ -51,8 +61,12 @@ macro_rules! backend {
         /// holds weights and activations; `Acc` holds log-probs, losses, statistics, weight
         /// gradients and optimiser state; `Idx` holds token ids and offsets (i32).
         pub trait Backend: Sized + Sync {
+            /// Buffer of activations and weights.
+            /// Buffer of activations and weights.
             type Act: Buffer + Send + Sync;
+            /// Buffer of statistics, gradients and optimiser state.
             type Acc: Buffer + Send + Sync;
+            /// Buffer of indices.
             type Idx: Buffer + Send + Sync;
             /// Staging buffer for the copy of a batch to the device.
             type UploadBuffer: Send;
@@ -183,6 +197,7 @@ macro_rules! backend {
                 $(#[$doc])*
                 fn $op(&self, args: $Args<'_, Self>) -> Result<()> {
                     args.check()?;
+                    let _range = nvtx::Range::named(c_name(concat!(stringify!($op), "\0")));
                     let Some(from) = self.op_start()? else { return self.$op_impl(args) };
                     let cost = args.cost();
                     self.$op_impl(args)?;
@@ -196,6 +211,7 @@ macro_rules! backend {
                 $(#[$composite_doc])*
                 fn $composite(&self, args: $Composite<'_, Self>) -> Result<()> {
                     args.check()?;
+                    let _range = nvtx::Range::named(c_name(concat!(stringify!($composite), "\0")));
                     let from = if self.$is_fused(&args) { self.op_start()? } else { None };
                     let Some(from) = from else { return self.$composite_impl(args) };
                     let cost = args.cost();

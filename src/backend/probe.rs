@@ -25,9 +25,13 @@ struct Counters {
 /// Calls, time and cost of an op since the previous [`Probe::take`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OpTime {
+    /// Name of the op.
     pub op: &'static str,
+    /// Number of calls.
     pub calls: u64,
+    /// Seconds of the calls.
     pub seconds: f64,
+    /// Bytes and FLOPs.
     pub cost: Cost,
 }
 

@@ -22,8 +22,11 @@ impl<T> Buffer for Vec<T> {
 /// Read access to the elements `start..start + len` of a buffer.
 #[derive(Debug)]
 pub struct View<'a, T> {
+    /// The buffer.
     pub buffer: &'a T,
+    /// First element.
     pub start: usize,
+    /// Number of elements.
     pub len: usize,
 }
 
@@ -38,8 +41,11 @@ impl<T> Copy for View<'_, T> {}
 /// Write access to the elements `start..start + len` of a buffer.
 #[derive(Debug)]
 pub struct ViewMut<'a, T> {
+    /// The buffer.
     pub buffer: &'a mut T,
+    /// First element.
     pub start: usize,
+    /// Number of elements.
     pub len: usize,
 }
 

@@ -12,7 +12,9 @@ use super::row::{Row, Status};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
+    /// Slower beyond the noise.
     Slower,
+    /// Faster beyond the noise.
     Faster,
     /// The difference is within the noise.
     Same,
@@ -33,11 +35,17 @@ const MAX_OTHER_LOAD: f64 = 0.1;
 /// Two rows of the same call.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RowComparison {
+    /// Name of the op.
     pub op: String,
+    /// Column `variant` of the rows.
     pub variant: String,
+    /// Column `model` of the rows.
     pub model: String,
+    /// Column `layer` of the rows.
     pub layer: String,
+    /// Sizes as `name=value`.
     pub shape: String,
+    /// Verdict on the times.
     pub verdict: Verdict,
     /// New median over earlier median, in units of the yardstick if both rows have it. Above 1 is
     /// slower.

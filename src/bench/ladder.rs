@@ -201,7 +201,7 @@ impl Ladder {
                 let (share, accesses) = once.counted(emulator).map_err(in_rung)?;
                 rung.error_share = share;
                 for other in others {
-                    rung.error_share = rung.error_share.max(once.verified(other).map_err(in_rung)?);
+                    rung.error_share = rung.error_share.max(once.verified(other).map_err(in_rung)?.0);
                 }
                 let mut deeper = sheet.clone();
                 deeper.resize(self.inner, 2 * sheet.size(self.inner));
@@ -210,7 +210,7 @@ impl Ladder {
                 rung.counts = Some([total(&accesses, true), total(&accesses, false)]);
             }
             if let Some(driver) = driver {
-                let share = call(&sheet, kernels)?.verified(driver).map_err(in_rung)?;
+                let share = call(&sheet, kernels)?.verified(driver).map_err(in_rung)?.0;
                 rung.error_share = rung.error_share.max(share);
                 // The reference would take hours at the recorded sizes.
                 let mut large = sheet.clone().unverified();

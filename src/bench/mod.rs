@@ -7,10 +7,11 @@
 //! - `yardstick`: the control workload, timed between the calls' samples on CPUs
 //! - [`rates`]: measured ceilings, and the trait of a benchmarked backend; `peer`: cuBLASLt
 //! - `own`: kernels of the user's own next to the shipped ones; `occupancy`: blocks per multiprocessor
-//! - `explain`: why a call takes its time on a GPU
+//! - `explain`: why a call takes its time on a GPU; `ncu`: metrics of NVIDIA's profiler
 //! - `sheet`: kernels without a launcher, described by a TOML file
 //! - `accesses`: counts of the emulator's accesses to memory; `ladder`: kernels in rungs of one idea each
 //! - `tune`: constants of the tile choice, fitted to the GPU at hand
+//! - [`op`]: ops of the user's own, described by a trait
 //! - `entry`: one call of the table with its contenders; [`run`]: the passes over the table
 //! - [`row`]: rows of a record; [`compare`]: a record against an earlier one
 //!
@@ -23,7 +24,9 @@ mod entry;
 pub(crate) mod explain;
 pub(crate) mod ladder;
 pub(crate) mod measure;
+pub(crate) mod ncu;
 mod occupancy;
+pub mod op;
 pub(crate) mod operand;
 pub(crate) mod own;
 mod peer;

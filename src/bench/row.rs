@@ -39,57 +39,80 @@ pub enum Cache {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Row {
+    /// Version of the columns.
     pub schema: u32,
     /// Day, as `2026-01-31`.
     pub date: String,
+    /// Version of the program.
     pub commit: String,
     /// Name of the GPU or CPU.
     pub device: String,
+    /// Name of the backend.
     pub backend: String,
     /// `mapl`, or name and version of the peer.
     pub variant: String,
     /// Storage of activations.
     pub dtype: String,
+    /// Name of the op.
     pub op: String,
+    /// Model of the sizes.
     pub model: String,
+    /// Layer of the call.
     pub layer: String,
     /// Every size as `name=value`.
     pub shape: String,
+    /// Where operands are when a call starts.
     pub cache: Option<Cache>,
+    /// Outcome.
     pub status: Status,
+    /// Number of samples.
     pub samples: Option<u64>,
+    /// Number of calls.
     pub calls: Option<u64>,
+    /// Median of the samples in microseconds.
     pub median_us: Option<f64>,
+    /// 20 % quantile of the samples in microseconds.
     pub p20_us: Option<f64>,
+    /// 80 % quantile of the samples in microseconds.
     pub p80_us: Option<f64>,
+    /// Smallest sample in microseconds.
     pub least_us: Option<f64>,
     /// Median and 20 % and 80 % quantiles of the samples, each divided by the yardstick sample next
     /// to it (`bench::yardstick`).
     #[serde(default)]
     pub paced_median: Option<f64>,
+    /// 20 % quantile in units of the yardstick.
     #[serde(default)]
     pub paced_p20: Option<f64>,
+    /// 80 % quantile in units of the yardstick.
     #[serde(default)]
     pub paced_p80: Option<f64>,
+    /// Bytes that are moved.
     pub bytes: Option<u64>,
+    /// Floating-point operations.
     pub flops: Option<u64>,
+    /// Bytes by the median, in 10^9 per second.
     pub gb_per_s: Option<f64>,
+    /// FLOPs by the time, in 10^12 per second.
     pub tflop_per_s: Option<f64>,
     /// Ceiling that sets the floor: `memory` or `product`.
     pub bound: Option<String>,
     /// Ceilings of this run.
     pub memory_gb_per_s: Option<f64>,
+    /// Ceiling of GEMMs in this run, in 10^12 FLOP/s.
     pub product_tflop_per_s: Option<f64>,
     /// Floor divided by median.
     pub share: Option<f64>,
     /// Predicted microseconds: by tiles, by a simulated work list, or by bytes and latency.
     #[serde(default)]
     pub predicted_us: Option<f64>,
+    /// Millijoules of a call.
     pub energy_mj: Option<f64>,
     /// CPU cores that other programs used during the samples.
     pub others: Option<f64>,
     /// Largest error of the verified results, divided by the tolerance of the contract.
     pub error_share: Option<f64>,
+    /// Why a row was not measured, or a remark.
     pub note: String,
 }
 

@@ -144,6 +144,49 @@ mod tests {
         }
     }
 
+    /// Written operands of a call on a backend, verified against the reference.
+    fn verified<B: Backend>(on: &B, work: &Work) -> Vec<Vec<f64>> {
+        let operands = work.operands();
+        let mut set = OperandSet::new(on, &operands).unwrap();
+        set.initialise(on, work, &operands).unwrap();
+        let oracle = Oracle::new(on, work, &set).unwrap();
+        work.call(on, set.cursor()).unwrap();
+        oracle.check(on, work, &set).unwrap_or_else(|e| panic!("{} on {}: {e}", work.op(), B::NAME));
+        let all = |n: usize| (0..n).collect::<Vec<_>>();
+        let written = operands.iter().enumerate().filter(|(_, operand)| operand.written);
+        written.map(|(at, o)| set.read(on, at, o, &all(o.rows.1), &all(o.columns.1)).unwrap()).collect()
+    }
+
+    /// A call in `bench::work` is all that this needs of an op.
+    #[test]
+    fn every_call_of_the_table_agrees_with_the_reference_on_every_backend() {
+        use crate::backend::cpu::Cpu;
+        use crate::backend::kernels::Kernels;
+        use crate::backend::kernels::emulator::{Emulator, Schedule};
+        use crate::backend::kernels::hopper::Hopper;
+        fn emulated<A: crate::backend::kernels::device::Element>(work: &Work, schedules: &[Schedule]) {
+            let results = schedules.iter().map(|&schedule| {
+                let device = Emulator::with(schedule, 2).unwrap();
+                verified(&Kernels::<_, A>::new(device).with_hopper(Hopper::Off), work)
+            });
+            let results: Vec<_> = results.collect();
+            assert!(results.iter().all(|of| *of == results[0]), "{}: bits depend on the order of threads", work.op());
+        }
+        let has_emulator = Emulator::new().is_ok();
+        assert!(has_emulator || std::env::var_os("MAPL_REQUIRE_EMULATOR").is_none_or(|v| v != "1"));
+        for work in crate::bench::shapes::small(Precision::F32) {
+            verified(&Cpu::new(), &work);
+            if has_emulator {
+                emulated::<f32>(&work, &[Schedule::Falling]);
+            }
+        }
+        for work in crate::bench::shapes::small(Precision::Bf16) {
+            if has_emulator {
+                emulated::<half::bf16>(&work, &[Schedule::Rising, Schedule::Random(7)]);
+            }
+        }
+    }
+
     #[test]
     fn a_wrong_element_is_reported_with_its_place() {
         let work = Work::from(Linear { pass: Pass::Forward, dims: LinearDims { tokens: 3, inputs: 4, outputs: 5 } });

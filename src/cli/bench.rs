@@ -118,10 +118,13 @@ pub struct BenchArgs {
     /// GPU to explain for, such as h200 or a100 [default: that of this machine, else h200]
     #[arg(long, requires = "explain", conflicts_with_all = ["StepPlanArgs", "list"])]
     gpu: Option<String>,
-    /// Print the command of NVIDIA's profiler for each explained call, and run it where ncu and the GPU
-    /// are
+    /// Print the command of NVIDIA's profiler for each explained call; where ncu and the GPU are, run it
+    /// and join its metrics to the call
     #[arg(long, requires = "explain", conflicts_with_all = ["StepPlanArgs", "list"])]
     ncu: bool,
+    /// Join the metrics of a profile that the command of --ncu wrote elsewhere to the explained call
+    #[arg(long, value_name = "FILE", requires = "explain", conflicts_with_all = ["StepPlanArgs", "list", "ncu"])]
+    ncu_csv: Option<PathBuf>,
     /// List the calls without running them
     #[arg(long, conflicts_with = "StepPlanArgs")]
     list: bool,
@@ -132,7 +135,10 @@ pub struct BenchArgs {
 impl BenchArgs {
     /// Files that the benchmark reads.
     pub fn inputs(&self) -> Inputs {
-        Inputs::default().with("--compare", &self.compare).with("--kernel", &self.kernel)
+        Inputs::default()
+            .with("--compare", &self.compare)
+            .with("--kernel", &self.kernel)
+            .with("--ncu-csv", &self.ncu_csv)
     }
 
     /// Refuses options that time nothing, for a run under observation.

@@ -1,5 +1,5 @@
 //! Contents of `run.json`: every option with the value in use, the data, hashes of all inputs, and
-//! the environment. [`crate::train::manifest`] adds times and status.
+//! the environment. `train::manifest` adds times and status.
 
 use std::path::Path;
 

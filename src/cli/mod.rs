@@ -99,6 +99,7 @@ const MORE_OPTIONS: &str = "-h lists the common options, --help lists all of the
 #[derive(Parser, Debug)]
 #[command(name = "mapl", version, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }

@@ -15,7 +15,9 @@ use serde_json::{Map, Value};
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Message {
+    /// Role of the speaker.
     pub role: String,
+    /// Text of the message.
     pub content: String,
     /// Further keys that chat templates read, such as `tool_calls` and `reasoning_content`.
     #[serde(flatten, skip_serializing_if = "Map::is_empty")]
@@ -43,7 +45,9 @@ impl Message {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Prompt {
+    /// One text.
     Text(String),
+    /// A conversation.
     Messages(Vec<Message>),
 }
 
@@ -51,7 +55,9 @@ pub enum Prompt {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Response {
+    /// One text.
     Text(String),
+    /// A message.
     Message(Message),
 }
 
@@ -162,14 +168,20 @@ fn is_zero(x: &f64) -> bool {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Comparison {
+    /// Base, intra or inter.
     pub kind: Kind,
+    /// Signed terms.
     pub terms: Vec<Term>,
+    /// Subtracted from the logit.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub margin: f64,
+    /// Factor on the loss.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub weight: f64,
+    /// Rule of the construction that made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<Rule>,
+    /// Direction of an inter comparison.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direction: Option<Direction>,
 }
@@ -182,6 +194,7 @@ pub struct Instruction {
     pub prompt: usize,
     /// IFEval id, for example `length_constraints:number_words`.
     pub id: String,
+    /// Arguments of the instruction.
     pub kwargs: serde_json::Map<String, serde_json::Value>,
     /// Checker result for each response: true if it meets the instruction, `null` if it cannot be
     /// checked.
@@ -192,10 +205,15 @@ pub struct Instruction {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PreferenceGroup {
+    /// Identity of the row.
     pub id: String,
+    /// Prompts.
     pub prompts: Vec<Prompt>,
+    /// Responses.
     pub responses: Vec<Response>,
+    /// Comparisons between responses.
     pub comparisons: Vec<Comparison>,
+    /// Instructions that prompts may contain.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub instructions: Vec<Instruction>,
     /// Tool descriptions handed to the chat template (TRL's `tools`).

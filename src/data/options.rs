@@ -285,35 +285,57 @@ pub struct BuildArgs {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BuildOptions {
+    /// `--objective`.
     pub objective: Objective,
     /// Whether intra comparisons are built; false if their weight is 0.
     pub build_intra: bool,
     /// Whether inter comparisons are built; false if their weight is 0.
     pub build_inter: bool,
+    /// `--intra-rule`.
     pub intra_rule: IntraRule,
+    /// `--violations`.
     pub violations: Violations,
+    /// `--k-min`.
     pub k_min: usize,
+    /// `--k-max`.
     pub k_max: usize,
+    /// `--intra-responses`.
     pub intra_responses: IntraResponses,
+    /// `--lambda-resp`.
     pub lambda_resp: f64,
+    /// `--intra-anchor`.
     pub intra_anchor: IntraAnchor,
+    /// `--n-intra`.
     pub n_intra: usize,
+    /// `--n-inter`.
     pub n_inter: usize,
+    /// `--inter-loss`.
     pub inter_loss: InterLoss,
+    /// `--inter-dir`.
     pub inter_dir: InterDir,
+    /// `--inter-prompts`.
     pub inter_prompts: InterPrompts,
+    /// `--inter-infeasible`.
     pub inter_infeasible: InterInfeasible,
+    /// `--redraw`.
     pub redraw: Redraw,
+    /// `--build-attempts`.
     pub build_attempts: usize,
+    /// `--gamma`.
     pub gamma: f64,
+    /// `--placement`.
     pub placement: Placement,
+    /// `--joiner`.
     pub joiner: Joiner,
+    /// `--turn`.
     pub turn: Turn,
     /// Full ids of the functions to draw from, without held-out functions, in registry order.
     pub functions: Vec<String>,
     /// Full ids of the held-out functions, in registry order.
     pub holdout_functions: Vec<String>,
+    /// `--avoid-existing`.
     pub avoid_existing: bool,
+    /// `--data-seed`.
     pub data_seed: u64,
 }
 

@@ -51,7 +51,10 @@ pub enum LogpScope {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scoring {
     /// Log-probabilities of its tokens. The last response token is only a target and gets no row.
-    LogProb { scope: LogpScope },
+    LogProb {
+        /// Which tokens are scored.
+        scope: LogpScope,
+    },
     /// Reward at its last token that is not [`PackOptions::pad`].
     Reward,
 }
@@ -61,6 +64,7 @@ pub enum Scoring {
 pub struct PackOptions {
     /// If false, every sequence has its own rows: the oracle of tests and the baseline of studies.
     pub share_prefixes: bool,
+    /// What is scored.
     pub scoring: Scoring,
     /// Rows of the embedding table; every token id must be smaller.
     pub vocab: usize,

@@ -38,6 +38,7 @@ const TEST_ONE_IN: usize = 5;
 
 /// Set of prompts that the rows are drawn from.
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "clap would print the texts in --help")]
 pub enum Split {
     Train,
     Test,
@@ -58,7 +59,9 @@ impl Split {
 pub struct SynthOptions {
     /// Number of pairs.
     pub rows: usize,
+    /// Seed.
     pub seed: u64,
+    /// Part of the language.
     pub split: Split,
 }
 

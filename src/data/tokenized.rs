@@ -28,9 +28,13 @@ pub struct SequenceTerm {
 /// A comparison over sequences of one group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SequenceComparison {
+    /// Base, intra or inter.
     pub kind: Kind,
+    /// Signed sequences.
     pub terms: Vec<SequenceTerm>,
+    /// Subtracted from the logit.
     pub margin: f64,
+    /// Factor on the loss.
     pub weight: f64,
     /// Bounds (low, high) on the signed sum of the detached terms (`--pop-clip`).
     pub detached_clip: Option<(f64, f64)>,
@@ -46,6 +50,7 @@ pub struct TokenizedGroup {
     pub prompt_ids: Vec<Vec<u32>>,
     /// Distinct (prompt, response) pairs in the order of [`PreferenceGroup::sequences`].
     pub sequences: Vec<Sequence>,
+    /// Comparisons of its sequences.
     pub comparisons: Vec<SequenceComparison>,
 }
 

@@ -20,7 +20,7 @@ mod continuation;
 mod copy;
 mod files;
 mod load;
-pub mod pad;
+pub(crate) mod pad;
 mod rebuilt;
 mod remote;
 mod train;

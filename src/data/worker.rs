@@ -65,6 +65,7 @@ pub const SECONDS_PER_BYTE: f64 = 1e-5;
 pub struct Program {
     /// A file that calls [`crate::data::serve::main`] if its first argument is [`COMMAND`].
     pub path: PathBuf,
+    /// Limits of a worker process.
     pub limits: Limits,
 }
 

@@ -26,6 +26,7 @@ use crate::train::evaluate::GroupScores;
 /// Groups to score instead of the originals.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Probe {
+    /// Groups with the changed prompts.
     pub groups: Vec<TokenizedGroup>,
     /// Index of the original group of each group.
     pub origin: Vec<usize>,

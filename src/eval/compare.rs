@@ -19,10 +19,13 @@ use crate::{Error, Result};
 /// Result of comparing two models on one set of comparisons.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Paired {
+    /// Number of them.
     pub count: usize,
+    /// Number of groups.
     pub groups: usize,
     /// Accuracies of A and B; a tie counts as wrong.
     pub a: f64,
+    /// Value of model B.
     pub b: f64,
     /// Accuracy of B minus accuracy of A.
     pub difference: Estimate,
@@ -30,11 +33,13 @@ pub struct Paired {
     pub difference_half: Estimate,
     /// Comparisons that only A has right, and comparisons that only B has right.
     pub only_a: usize,
+    /// Comparisons that only B orders correctly.
     pub only_b: usize,
     /// P-value of the exact McNemar test of `only_a` and `only_b`.
     pub mcnemar: f64,
     /// Groups in which A has more comparisons right, and groups in which B has more right.
     pub groups_a: usize,
+    /// Groups in which B is better.
     pub groups_b: usize,
     /// P-value of the exact sign test of `groups_a` and `groups_b`.
     pub sign_test: f64,
@@ -43,6 +48,7 @@ pub struct Paired {
 /// Lines that both evaluations have.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
+    /// A line for each quantity and part.
     pub lines: Vec<Line<Paired>>,
     /// Quantities that only one evaluation has, and probes that left out different pairs.
     pub unmatched: Vec<Quantity>,

@@ -9,15 +9,25 @@ use crate::train::metrics::KindTally;
 /// Measured quantity. Module [`crate::eval`] has the formulas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Quantity {
+    /// Base comparisons.
     Semantic,
+    /// The longer response wins.
     LengthOnly,
+    /// Base comparisons with an empty prompt.
     SemanticEmptyPrompt,
+    /// Base comparisons with the prompt of another group.
     SemanticShuffledPrompt,
+    /// Intra comparisons.
     Intra,
+    /// Intra comparisons with an empty prompt.
     IntraEmptyPrompt,
+    /// Inter comparisons.
     Inter,
+    /// Change of the score with the instruction.
     Sensitivity,
+    /// Share of scores that change in the right direction.
     SensitivityFlip,
+    /// Comparisons whose instruction contradicts the base preference.
     Conflict,
 }
 
@@ -125,7 +135,9 @@ pub struct Observation {
 /// Subset of a measure's observations.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Split {
+    /// What the split is by.
     pub by: By,
+    /// Value of the split.
     pub label: String,
     /// Indices into [`Measure::observations`], ascending.
     pub members: Vec<usize>,
@@ -134,7 +146,9 @@ pub struct Split {
 /// All observations of one quantity, in ascending order of group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measure {
+    /// What is measured.
     pub quantity: Quantity,
+    /// Observations, one per comparison.
     pub observations: Vec<Observation>,
     /// Sorted by criterion, then by label; integer labels by value.
     pub splits: Vec<Split>,
@@ -183,9 +197,11 @@ impl Measure {
 /// Counts and shares of a set of observations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Summary {
+    /// Number of them.
     pub count: usize,
     /// Number of groups of the observations.
     pub groups: usize,
+    /// Correctly ordered comparisons.
     pub correct: usize,
     /// Number of logits of exactly 0.
     pub ties: usize,
@@ -195,6 +211,7 @@ pub struct Summary {
     pub accuracy: Estimate,
     /// Accuracy with a tie counted as one half.
     pub accuracy_half: Estimate,
+    /// Mean of the logits.
     pub mean_logit: Estimate,
 }
 

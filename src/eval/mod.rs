@@ -31,7 +31,7 @@
 //! - `breakdown`: labels that split comparisons; `sensitivity`: one pair under several prompts
 //! - [`blindness`]: emptied and exchanged prompts; [`benchmark`]: published benchmarks of reward models
 //! - [`labelled`]: rows with one response and a label
-//! - [`compare`]: two models on the same data; [`record`]: JSON in and out; [`table`]: text
+//! - [`compare`]: two models on the same data; [`record`]: JSON in and out; `table`: text
 
 pub mod benchmark;
 pub mod blindness;
@@ -42,7 +42,7 @@ pub mod measure;
 pub mod record;
 mod sensitivity;
 pub mod statistics;
-pub mod table;
+pub(crate) mod table;
 
 use std::collections::BTreeMap;
 
@@ -59,6 +59,7 @@ use statistics::{Moments, Resampling};
 /// A group with the scores of its sequences.
 #[derive(Clone, Debug)]
 pub struct Scored<'a> {
+    /// The group.
     pub group: &'a PreferenceGroup,
     scores: BTreeMap<(usize, usize), f64>,
 }
@@ -92,6 +93,7 @@ pub struct Evaluation {
     pub groups: usize,
     /// Hash of the groups, see [`data_hash`].
     pub data: String,
+    /// Moments of the rewards.
     pub rewards: Rewards,
 }
 
@@ -102,6 +104,7 @@ pub struct Rewards {
     pub all: Option<Moments>,
     /// Chosen and rejected responses of original pairs under their prompts.
     pub chosen: Option<Moments>,
+    /// Scores of rejected responses, if there are any.
     pub rejected: Option<Moments>,
     /// Number of scores that are NaN or infinite.
     pub non_finite: usize,
@@ -152,7 +155,9 @@ impl Evaluation {
 /// Quantity and split of a report line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
+    /// What is measured.
     pub quantity: Quantity,
+    /// Split and value, if it is of a part.
     pub split: Option<(By, String)>,
 }
 
@@ -179,7 +184,9 @@ impl Place {
 /// Line of a report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line<T> {
+    /// Place in the result.
     pub place: Place,
+    /// The summary.
     pub summary: T,
 }
 

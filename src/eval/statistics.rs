@@ -19,6 +19,7 @@ pub(super) const LEVEL: f64 = 0.95;
 pub struct Resampling {
     /// Number of bootstrap resamples; 0 for no intervals.
     pub resamples: usize,
+    /// Seed.
     pub seed: u64,
 }
 
@@ -40,6 +41,7 @@ impl<const N: usize> Default for Cluster<N> {
 /// A value with its interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
+    /// The estimate.
     pub value: f64,
     /// Lower and upper end of the 95 % interval.
     pub interval: Option<[f64; 2]>,
@@ -141,11 +143,15 @@ pub fn exact_test(a: usize, b: usize) -> f64 {
 /// Moments of a set of numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Moments {
+    /// Number of them.
     pub count: usize,
+    /// Mean.
     pub mean: f64,
     /// Population standard deviation: square root of the mean squared distance from the mean.
     pub std: f64,
+    /// Smallest.
     pub min: f64,
+    /// Largest.
     pub max: f64,
 }
 

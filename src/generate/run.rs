@@ -39,6 +39,7 @@ const MEMORY_SHARE: f64 = 0.7;
 pub struct Prompt {
     /// Not empty.
     pub ids: Vec<u32>,
+    /// Responses to draw.
     pub samples: usize,
 }
 
@@ -66,6 +67,7 @@ impl Finish {
 pub struct Generated {
     /// New tokens, an end id included.
     pub tokens: Vec<u32>,
+    /// Why it ended.
     pub finish: Finish,
 }
 
@@ -78,6 +80,7 @@ pub struct Limits {
     pub rows: usize,
     /// Ids that end a sample.
     pub ends: Vec<u32>,
+    /// Seed of the draws.
     pub seed: u64,
 }
 

@@ -6,19 +6,19 @@
 //! - `sentences`, `capitals`, `languages`, `json`: what NLTK, langdetect and Python decide for the
 //!   official checkers; `tables`, `mersenne`: their statistics, and the draws of langdetect
 //! - `ifbench`: further types, of IFBench
-//! - [`summary`]: shares with intervals, by instruction type; [`compare`]: two sets of responses
+//! - `summary`: shares with intervals, by instruction type; `compare`: two sets of responses
 //!
 //! Another instruction type is not decided: it is counted by name, and its prompts are
 //! left out of the shares of prompts.
 
 mod capitals;
 pub mod check;
-pub mod compare;
+pub(crate) mod compare;
 mod ifbench;
 mod json;
 mod languages;
 mod mersenne;
 pub mod rows;
 mod sentences;
-pub mod summary;
+pub(crate) mod summary;
 mod tables;

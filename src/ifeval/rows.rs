@@ -19,7 +19,9 @@ use crate::{Error, Result};
 pub struct Prompt {
     /// JSON of the key, as in the file.
     pub key: String,
+    /// The prompt's text.
     pub prompt: String,
+    /// Its instructions.
     pub instructions: Vec<Instruction>,
     /// The row as a JSON object on one line, without its closing brace; or why it cannot be written again.
     pub row: Result<String, String>,
@@ -31,6 +33,7 @@ pub struct Prompt {
 
 /// Responses to all prompts, in their order.
 pub struct Responses {
+    /// The responses.
     pub texts: Vec<String>,
     /// Responses to other prompts, and the place of the first.
     pub unused: (usize, Option<String>),
@@ -38,6 +41,7 @@ pub struct Responses {
 
 /// Verdicts on one response for every prompt, in the order of the prompts.
 pub struct Judged {
+    /// Verdicts by response.
     pub verdicts: Vec<Verdicts>,
     /// Responses of white space only.
     pub blank: usize,

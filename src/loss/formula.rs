@@ -181,6 +181,7 @@ fn curve_text(curve: Curve) -> String {
             format!("{} with z = a - b of equal rank", curve_text(Curve::Sigmoid { smoothing }))
         }
         Curve::Kto | Curve::ApoZeroUnpaired => "sigmoid(-z)".to_owned(),
+        Curve::Own(own) => format!("{}(z)", own.name),
         Curve::SppoHard => "((a - 1/2) / beta)^2 + ((b + 1/2) / beta)^2".to_owned(),
     }
 }

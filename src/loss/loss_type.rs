@@ -10,6 +10,7 @@ use crate::backend::contract::{Curve, Link};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "clap would print the texts in --help")]
 pub enum LossType {
     #[value(alias = "logexp")]
     Sigmoid,
@@ -49,6 +50,7 @@ pub enum LossType {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "clap would print the texts in --help")]
 pub enum Divergence {
     #[default]
     #[value(alias = "reverse-kl")]

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::loss_type::{Divergence, LossType};
 pub use super::options::{DEFAULT_BETA, LossOptions, ReduceName, ScopeName};
-use crate::backend::contract::{Curve, KINDS, Link, Reduce, WeightedCurve};
+use crate::backend::contract::{Curve, KINDS, Link, OwnCurve, Reduce, WeightedCurve};
 use crate::data::group::Kind;
 use crate::data::pack::LogpScope;
 use crate::data::tokenized::{SequenceComparison, TokenizedGroup};
@@ -62,24 +62,32 @@ pub enum Mix {
 /// Resolved loss, with every setting decided.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loss {
+    /// Training method.
     pub method: Method,
     /// Losses as named, with their weights; at least one.
     pub types: Vec<(LossType, f64)>,
     /// Curves of the losses in the same order, without the loss `sft`, which is part of
     /// `nll_weight`. If it is alone, one curve of weight 0.
     pub curves: Vec<WeightedCurve>,
+    /// From log-ratios to the argument of the curves.
     pub link: Link,
     /// Factor on scores by kind: beta, or 1 for rewards.
     pub scale: [f64; KINDS],
     /// Weight of the mean loss of each kind. A kind of weight 0 is not computed.
     pub weights: [f64; KINDS],
+    /// How the kinds of comparisons are mixed.
     pub mix: Mix,
+    /// Subtracted from the logit.
     pub margin: f64,
     /// Bound of the detached gap if inter comparisons are `pop-detached`.
     pub pop_clip: Option<f64>,
+    /// Weight of the likelihood term.
     pub nll_weight: f64,
+    /// Weight of the centring term.
     pub center: f64,
+    /// Which tokens are scored.
     pub scope: LogpScope,
+    /// Sum or mean.
     pub reduce: Reduce,
     /// Weight of the log-probs of a response beyond the shorter response of its pair (arXiv 2409.06411);
     /// `None` for 1.
@@ -116,6 +124,23 @@ impl Loss {
             label_weights: [1.0; 2],
             share_prefixes: true,
         }
+    }
+
+    /// This loss with a curve of the user's own over z in place of its curves. The logs name it as the
+    /// first loss type.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the slope is not the derivative of the value.
+    pub fn with_curve(mut self, curve: &'static OwnCurve) -> Result<Self> {
+        curve.check()?;
+        self.types.truncate(1);
+        self.curves = vec![Curve::Own(curve).into()];
+        Ok(self)
+    }
+
+    /// Whether a curve is the user's own. Kernels compute it on the host, so its steps are not captured.
+    pub(crate) fn has_own_curve(&self) -> bool {
+        self.curves.iter().any(|part| matches!(part.curve, Curve::Own(_)))
     }
 
     /// Prepares groups for training: drops comparisons of kinds with weight 0 and unused sequences,

@@ -21,6 +21,7 @@ pub(super) const SIMPO_GAMMA: f64 = 0.5;
 /// Values of `--logp-scope`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "clap would print the texts in --help")]
 pub enum ScopeName {
     Response,
     PromptAndResponse,
@@ -29,6 +30,7 @@ pub enum ScopeName {
 /// Values of `--logp-reduce`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "clap would print the texts in --help")]
 pub enum ReduceName {
     Sum,
     Mean,

@@ -63,11 +63,14 @@ impl Head {
 /// Data type of weights in a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StoredDtype {
+    /// f32.
     #[default]
     #[serde(rename = "float32")]
     F32,
+    /// bf16.
     #[serde(rename = "bfloat16")]
     Bf16,
+    /// f16.
     #[serde(rename = "float16")]
     F16,
 }
@@ -94,7 +97,9 @@ impl StoredDtype {
 /// Sizes and settings of a model. All fields have passed the checks of [`ModelConfig::read`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
+    /// Family.
     pub family: &'static Family,
+    /// What is on top.
     pub head: Head,
     /// Rows of the embedding table.
     pub vocab: usize,
@@ -102,6 +107,7 @@ pub struct ModelConfig {
     pub hidden: usize,
     /// Intermediate width of the MLP.
     pub intermediate: usize,
+    /// Number of layers.
     pub layers: usize,
     /// Query heads; a multiple of `kv_heads`.
     pub heads: usize,
@@ -117,10 +123,13 @@ pub struct ModelConfig {
     pub output_bias: bool,
     /// Biases on the projections of the MLP.
     pub mlp_bias: bool,
+    /// Traits of the family's layers.
     pub traits: Traits,
+    /// Soft caps.
     pub softcaps: Softcaps,
     /// The vocabulary projection is the embedding table.
     pub tied: bool,
+    /// Rotary embedding.
     pub rope: RopeConfig,
     /// Part of a head that rotates, as in the file.
     pub partial_rotary_factor: f64,
@@ -141,6 +150,7 @@ pub struct ModelConfig {
     pub initializer_range: f64,
     /// Ids that end a response: the ids of config.json, then further ids of generation_config.json.
     pub eos: Vec<u32>,
+    /// Id of the first token of a text.
     pub bos: Option<u32>,
     /// Padding id. This program never feeds it to a model; reward folders must name it for
     /// transformers.

@@ -35,7 +35,9 @@ use crate::{Error, Result};
 
 /// A model on a backend: sizes, one arena of weights, RoPE tables.
 pub struct Model<B: Backend> {
+    /// Sizes and family.
     pub config: ModelConfig,
+    /// Places of the tensors.
     pub layout: Layout,
     /// (layout.len)
     pub weights: B::Act,

@@ -21,6 +21,7 @@ pub(super) const ALIGN: usize = 64;
 /// A tensor and its place.
 #[derive(Clone, Debug)]
 pub struct Slot {
+    /// Name, shape and role.
     pub spec: TensorSpec,
     /// Index of the first element in the arena.
     pub start: usize,
@@ -69,15 +70,20 @@ pub struct LayerRanges {
 /// Ranges of a layer's patch norms ([`LinearDims::patches`]) in the buffer of all patch norms.
 #[derive(Clone, Debug, Default)]
 pub struct PatchNorms {
+    /// Query, key and value projection.
     pub qkv: Range<usize>,
+    /// Output projection.
     pub output: Range<usize>,
+    /// Gate and up projection.
     pub gate_up: Range<usize>,
+    /// Down projection.
     pub down: Range<usize>,
 }
 
 /// Places of all tensors.
 #[derive(Clone, Debug)]
 pub struct Layout {
+    /// Tensors in their order.
     pub slots: Vec<Slot>,
     /// Number of elements of the arena, including gaps.
     pub len: usize,
@@ -87,6 +93,7 @@ pub struct Layout {
     pub embedding: Range<usize>,
     /// (positions, hidden)
     pub positions: Option<Range<usize>>,
+    /// Places of the parameters of each layer.
     pub layers: Vec<LayerRanges>,
     /// Contiguous range of the weight matrices of all layers. Their gradients are GEMMs.
     pub matrices: Range<usize>,

@@ -1,17 +1,17 @@
 //! Models: configuration and Hugging Face folders, and forward and backward as lists of op calls.
 //!
-//! - [`family`], `family_ids`, `family_missing`, [`family_names`], [`config`], [`traits`], [`rope`], [`presets`]: what each model family has; sizes from `config.json`,
+//! - [`family`], `family_ids`, `family_missing`, `family_names`, [`config`], `traits`, [`rope`], [`presets`]: what each model family has; sizes from `config.json`,
 //!   checked once; named sizes for new models
 //! - [`tensors`], [`layout`]: names and shapes of tensors; their places in the flat parameter arena
-//! - [`trained`]: the parameters that training changes
+//! - `trained`: the parameters that training changes
 //! - [`weights`]: reading and writing of weight files
-//! - [`reward_heads`]: heads of reward models by the names of other trainers, normalised rewards
+//! - `reward_heads`: heads of reward models by the names of other trainers, normalised rewards
 //! - [`adapter`]: LoRA adapters of PEFT, read, merged and written
 //! - [`store`]: loading, random initialisation and saving of a model
-//! - [`decoder`], [`decoder_grad`]: the decoder, forward and backward; [`activations`] is their workspace;
-//!   [`decoder_cached`]: its forward for generation, with a cache of keys and values
+//! - [`decoder`], `decoder_grad`: the decoder, forward and backward; [`activations`] is their workspace;
+//!   `decoder_cached`: its forward for generation, with a cache of keys and values
 //! - [`lora`]: low-rank adapters of a frozen model
-//! - [`inputs`]: a packed batch as model input
+//! - `inputs`: a packed batch as model input
 
 pub mod activations;
 pub mod adapter;
@@ -21,26 +21,26 @@ mod config_support;
 mod config_write;
 pub mod decoder;
 mod decoder_behind;
-pub mod decoder_cached;
-pub mod decoder_grad;
+pub(crate) mod decoder_cached;
+pub(crate) mod decoder_grad;
 mod decoder_norm;
 pub mod family;
 mod family_ids;
 mod family_missing;
-pub mod family_names;
-pub mod inputs;
+pub(crate) mod family_names;
+pub(crate) mod inputs;
 pub mod layout;
 pub mod lora;
 pub mod presets;
-pub mod reward_heads;
+pub(crate) mod reward_heads;
 pub mod rope;
 mod rope_frequencies;
-pub mod rope_layers;
+pub(crate) mod rope_layers;
 pub mod softcaps;
 pub mod store;
 pub mod tensors;
-pub mod trained;
-pub mod traits;
+pub(crate) mod trained;
+pub(crate) mod traits;
 pub mod weights;
 mod weights_names;
 mod weights_read;

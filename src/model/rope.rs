@@ -29,31 +29,41 @@ pub(super) const MAX_POSITIONS: usize = 1 << 27;
 pub struct RopeConfig {
     /// Base of the geometric series of wavelengths.
     pub theta: f64,
+    /// Scaling of the frequencies.
     pub scaling: RopeScaling,
 }
 
 /// Scaling of the frequencies for a longer context.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
+    /// Without scaling.
     Default,
     /// All frequencies divided by `factor`.
     Linear {
+        /// Factor on the length.
         factor: f64,
     },
     /// Low frequencies divided by `factor`, high ones kept, and a linear blend between them (Llama
     /// 3.1).
     Llama3 {
+        /// Factor on the length.
         factor: f64,
+        /// Factor of the low frequencies.
         low_freq_factor: f64,
+        /// Factor of the high frequencies.
         high_freq_factor: f64,
+        /// Positions of the pre-training.
         original_max_position: usize,
     },
     /// Larger base for sequences beyond `max_position_embeddings`, which are refused here; equal to
     /// default for all others.
     Dynamic {
+        /// Factor on the length.
         factor: f64,
     },
+    /// YaRN (arXiv 2309.00071).
     Yarn(Yarn),
+    /// LongRoPE (arXiv 2402.13753).
     LongRope(LongRope),
 }
 
@@ -61,7 +71,9 @@ pub enum RopeScaling {
 /// the pairs between them, and larger cosines and sines.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Yarn {
+    /// Factor on the length.
     pub factor: f64,
+    /// Positions of the pre-training.
     pub original_max_position: usize,
     /// Factor on cosines and sines; `None` for the value that follows from the other fields.
     pub attention_factor: Option<f64>,
@@ -69,7 +81,9 @@ pub struct Yarn {
     pub beta_fast: Option<f64>,
     /// Rotations over the original length below which a frequency is divided.
     pub beta_slow: Option<f64>,
+    /// Temperature of attention.
     pub mscale: Option<f64>,
+    /// Temperature over all elements.
     pub mscale_all_dim: Option<f64>,
     /// Whether the ends of the ramp are rounded outwards to whole pairs.
     pub truncate: bool,
@@ -82,9 +96,11 @@ pub struct LongRope {
     pub short: Vec<f64>,
     /// (head_dim / 2) divisors for longer sequences
     pub long: Vec<f64>,
+    /// Factor on the attention temperature's length, if given.
     pub factor: Option<f64>,
     /// Factor on cosines and sines; `None` for the value that follows from the other fields.
     pub attention_factor: Option<f64>,
+    /// Positions of the pre-training.
     pub original_max_position: usize,
     /// `max_position_embeddings`.
     pub max_position: usize,

@@ -12,6 +12,7 @@ const LOGITS: &str = "final_logit_softcapping";
 /// Caps of a model; `None` for no cap.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Softcaps {
+    /// Cap of attention logits; `None` without one.
     pub attention: Option<f64>,
     /// Of the logits of a language model. A reward has none.
     pub logits: Option<f64>,

@@ -22,6 +22,7 @@ const CHUNK: usize = 1 << 18;
 
 /// Model loaded from a folder.
 pub struct Loaded<B: Backend> {
+    /// Column `model` of the rows.
     pub model: Model<B>,
     /// True if the reward head was drawn at random, because the folder has none.
     pub drawn_score: bool,

@@ -133,9 +133,11 @@ pub struct TensorSpec {
     pub name: String,
     /// Outermost dimension first.
     pub shape: Vec<usize>,
+    /// Which tensor of a layer.
     pub role: Role,
     /// Index of the layer, if the tensor belongs to one.
     pub layer: Option<usize>,
+    /// Order of the elements in files.
     pub order: Order,
     /// Heads of a tensor with rows by head.
     pub heads: usize,

@@ -11,8 +11,11 @@ use crate::{Error, Result};
 /// Settings of AdamW and of gradient clipping.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamWSettings {
+    /// Decay of the first moment.
     pub beta1: f64,
+    /// Decay of the second moment.
     pub beta2: f64,
+    /// Added to the root of the second moment.
     pub eps: f64,
     /// Applied to matrices, not to biases and norm weights.
     pub weight_decay: f64,
@@ -80,6 +83,7 @@ impl UpdateReport {
 
 /// Moments, full-precision master weights if needed, and the control vector.
 pub struct AdamWState<B: Backend> {
+    /// Settings.
     pub settings: AdamWSettings,
     /// (len)
     pub m: B::Acc,

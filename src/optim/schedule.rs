@@ -1,5 +1,5 @@
 //! Learning-rate schedules with warm-up, as in transformers' `get_scheduler`. The factor of step s
-//! (counted from 0) multiplies the peak learning rate. [`super::schedule_options`] reads the
+//! (counted from 0) multiplies the peak learning rate. `schedule_options` reads the
 //! parameters of a schedule.
 
 use clap::ValueEnum;
@@ -39,11 +39,14 @@ pub enum Scheduler {
 /// Course of the factor between its extremes, for the two ramps of `warmup_stable_decay`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ramp {
+    /// Linear.
     #[default]
     #[serde(rename = "linear")]
     Linear,
+    /// Half a cosine.
     #[serde(rename = "cosine")]
     Cosine,
+    /// One minus the square root.
     #[serde(rename = "1-sqrt")]
     OneMinusSqrt,
 }
@@ -52,33 +55,49 @@ pub enum Ramp {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shape {
+    /// To 0 in a straight line.
     Linear,
     /// `cycles` periods of the cosine, scaled to end at `floor` times the peak.
     Cosine {
+        /// Number of cycles.
         cycles: f64,
+        /// Smallest rate, as a share.
         floor: f64,
     },
+    /// Cosine with restarts.
     CosineWithRestarts {
+        /// Number of cycles.
         cycles: u64,
     },
     /// `end` is a learning rate.
     Polynomial {
+        /// Last rate.
         end: f64,
+        /// Power of the polynomial.
         power: f64,
     },
+    /// The same rate.
     Constant,
+    /// The same rate after the warm-up.
     ConstantWithWarmup,
     /// `None`: the warm-up steps, or 10,000 without any.
     InverseSqrt {
+        /// Steps of the scale of time.
         timescale: Option<u64>,
     },
     /// `None` for the steps that neither warm-up nor decay takes.
     WarmupStableDecay {
+        /// Steps at the full rate.
         stable_steps: Option<u64>,
+        /// Steps of the decay.
         decay_steps: u64,
+        /// Shape of the warm-up.
         warmup: Ramp,
+        /// Shape of the decay.
         decay: Ramp,
+        /// Number of cycles.
         cycles: f64,
+        /// Smallest rate, as a share.
         floor: f64,
     },
 }
@@ -121,10 +140,13 @@ impl Shape {
 /// Learning-rate schedule of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
+    /// Shape of the decay.
     pub shape: Shape,
     /// Peak learning rate.
     pub peak: f64,
+    /// Updates of the warm-up.
     pub warmup_steps: u64,
+    /// Updates of the whole run.
     pub total_steps: u64,
 }
 

@@ -3,7 +3,7 @@
 //! - `ceilings`: measured rates of a large GEMM and of a copy
 //! - `peak`: FLOP/s of data sheets, by GPU name; `data_sheets`: figures for plans of a step
 //! - [`observe`]: step times, op times and planned memory of a run, collected while it trains
-//! - [`op_totals`]: totals by op over steps; `profile`: time by op of a mean step, as a table and as JSON
+//! - `op_totals`: totals by op over steps; `profile`: time by op of a mean step, as a table and as JSON
 //! - `predict`: predicted time of attention and of row-wise ops on a Hopper GPU
 //! - [`hardware`]: clocks, power, activity and memory, sampled during a run
 
@@ -11,7 +11,7 @@ pub(crate) mod ceilings;
 pub(crate) mod data_sheets;
 pub mod hardware;
 pub mod observe;
-pub mod op_totals;
+pub(crate) mod op_totals;
 pub(crate) mod peak;
 pub(crate) mod predict;
 pub(crate) mod profile;

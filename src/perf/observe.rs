@@ -11,6 +11,7 @@ use crate::backend::probe::OpTime;
 /// Time and work of one step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepTime {
+    /// Number of the step.
     pub step: u64,
     /// Completion time.
     #[serde(skip)]
@@ -19,15 +20,20 @@ pub struct StepTime {
     pub seconds: f64,
     /// Seconds within ops; on a GPU between their events.
     pub op_seconds: f64,
+    /// Tokens of the step.
     pub tokens: usize,
+    /// Groups of the step.
     pub groups: usize,
+    /// Bytes that its ops moved.
     pub bytes: u64,
+    /// FLOPs of its ops.
     pub flops: u64,
 }
 
 /// Observations of a run so far.
 #[derive(Clone, Debug, Default)]
 pub struct Observations {
+    /// Steps.
     pub steps: Vec<StepTime>,
     /// Totals over the steps after the first `WARM_UP` steps.
     pub ops: OpTotals,

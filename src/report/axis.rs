@@ -8,6 +8,7 @@ pub(super) const MAX_DRAWN: f64 = 1e30;
 /// Label, unit and range of an axis.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Axis {
+    /// Text beside the axis.
     pub label: String,
     /// Unit, shown in parentheses after the label; empty for a pure number.
     pub unit: String,

@@ -3,12 +3,12 @@
 //! - [`svg`]: [`LineChart`] and [`BarChart`] as SVG; `axis`: axis ranges and round ticks;
 //!   `canvas`: sizes, axes drawn, legends
 //! - `plots`: histograms and scatter charts as SVG; `distribution`: bins and correlation
-//! - [`roofline`]: [`Roofline`], the rates of ops under the ceilings of a machine
-//! - [`page`]: [`Table`], [`Section`] and [`Page`] as HTML
-//! - [`summary`]: [`QuickstartSummary`], the content of the quick start's `summary.json`
-//! - [`scores`]: accuracies over seeds, and MAPL's gain
-//! - [`quickstart`]: the quick start's report, and its tables for the terminal
-//! - [`run`]: the report of one or several training runs
+//! - `roofline`: [`Roofline`], the rates of ops under the ceilings of a machine
+//! - `page`: [`Table`], [`Section`] and [`Page`] as HTML
+//! - `summary`: [`QuickstartSummary`], the content of the quick start's `summary.json`
+//! - `scores`: accuracies over seeds, and MAPL's gain
+//! - `quickstart`: the quick start's report, and its tables for the terminal
+//! - `run`: the report of one or several training runs
 //!
 //! All text on a page is escaped here. Numbers that are not finite are shown as a dash.
 
@@ -16,13 +16,13 @@ mod axis;
 mod canvas;
 mod distribution;
 mod labels;
-pub mod page;
+pub(crate) mod page;
 mod plots;
-pub mod quickstart;
-pub mod roofline;
-pub mod run;
-pub mod scores;
-pub mod summary;
+pub(crate) mod quickstart;
+pub(crate) mod roofline;
+pub(crate) mod run;
+pub(crate) mod scores;
+pub(crate) mod summary;
 pub mod svg;
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use super::escape;
 pub struct Table {
     /// Text above the table; empty for none.
     pub caption: String,
+    /// Column names.
     pub header: Vec<String>,
     /// Rows of any length. Shorter rows are filled with empty cells; longer rows keep all their
     /// cells.
@@ -21,6 +22,7 @@ pub struct Table {
 /// Part of a section.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Block {
+    /// A paragraph.
     Paragraph(String),
     /// Items of an unordered list.
     List(Vec<String>),
@@ -36,22 +38,29 @@ pub enum Block {
     /// One figure across the whole width of the page. Its chart has two sizes, as from
     /// [`super::LineChart::to_wide_svg`].
     LeadFigure(Figure),
+    /// A table.
     Table(Table),
     /// Table whose rows are linked: one address per row, relative to the page; empty for none.
     LinkedTable {
+        /// The table.
         table: Table,
+        /// Address of each row, or empty.
         links: Vec<String>,
     },
     /// Heading within a section.
     Heading(String),
     /// Table that a click on the heading opens.
     Folded {
+        /// Heading.
         heading: String,
+        /// The table.
         table: Table,
     },
     /// Preformatted text under a caption (empty for none): commands, rows, decoded examples.
     Code {
+        /// Caption.
         caption: String,
+        /// Text.
         text: String,
     },
 }
@@ -61,6 +70,7 @@ pub enum Block {
 pub struct Figure {
     /// `<svg>` element from [`super::svg`] or `plots`, inserted without escaping.
     pub svg: String,
+    /// Caption.
     pub caption: String,
     /// Numbers of the chart as text, for readers who cannot see it; collapsed.
     pub table: Table,
@@ -69,16 +79,20 @@ pub struct Figure {
 /// Heading and content of a section.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Section {
+    /// Heading.
     pub heading: String,
+    /// Contents.
     pub blocks: Vec<Block>,
 }
 
 /// One HTML file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Page {
+    /// Title.
     pub title: String,
     /// Paragraph below the title; empty for none.
     pub lead: String,
+    /// Sections.
     pub sections: Vec<Section>,
 }
 

@@ -12,6 +12,7 @@ const NAMED: usize = 5;
 /// Op of a roofline plot.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RooflinePoint {
+    /// Name beside the point.
     pub name: String,
     /// Short name, for the label of a point that takes much time.
     pub label: String,
@@ -27,9 +28,11 @@ pub struct RooflinePoint {
 /// five points that take the most time have their name, the others their number.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Roofline {
+    /// Title.
     pub title: String,
     /// Memory bandwidth (bytes/s) and GEMM rate (FLOP/s).
     pub memory: f64,
+    /// FLOP/s of GEMMs.
     pub product: f64,
     /// Numbered from 1 in this order.
     pub points: Vec<RooflinePoint>,

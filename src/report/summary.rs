@@ -15,6 +15,7 @@ pub struct QuickstartSummary {
     /// Wall-clock seconds of the whole quick start.
     #[serde(with = "number")]
     pub seconds: f64,
+    /// Runs.
     pub runs: Vec<RunSummary>,
     /// Tables about the data: rows, comparisons by kind and function.
     #[serde(default)]
@@ -28,6 +29,7 @@ pub struct QuickstartSummary {
     /// Environment: version, processor, threads, device, memory.
     #[serde(default)]
     pub environment: Vec<Fact>,
+    /// Warnings.
     #[serde(default)]
     pub warnings: Vec<String>,
 }

@@ -23,6 +23,7 @@ const LABEL_GAP: f64 = 5.0;
 /// Named line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
+    /// Name in the legend.
     pub name: String,
     /// Index of colour and dash pattern: 0 to 7 by position, or a [`method_style`]. A run should
     /// have the same style in every chart.
@@ -34,17 +35,24 @@ pub struct Series {
 /// Horizontal line at a value of interest, such as chance level.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReferenceLine {
+    /// Where the line is.
     pub value: f64,
+    /// Label.
     pub label: String,
 }
 
 /// Line chart.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LineChart {
+    /// Title.
     pub title: String,
+    /// Horizontal axis.
     pub x: Axis,
+    /// Vertical axis.
     pub y: Axis,
+    /// Series.
     pub series: Vec<Series>,
+    /// A line across the chart.
     pub reference: Option<ReferenceLine>,
 }
 
@@ -60,6 +68,7 @@ pub struct Bar {
 /// Set of bars, one per category.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BarSeries {
+    /// Name in the legend.
     pub name: String,
     /// Style, as in [`Series::style`].
     pub style: usize,
@@ -71,10 +80,15 @@ pub struct BarSeries {
 /// fixed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BarChart {
+    /// Title.
     pub title: String,
+    /// Names of the groups of bars.
     pub categories: Vec<String>,
+    /// Vertical axis.
     pub y: Axis,
+    /// Series.
     pub series: Vec<BarSeries>,
+    /// A line across the chart.
     pub reference: Option<ReferenceLine>,
 }
 

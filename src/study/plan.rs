@@ -2,7 +2,7 @@
 //!
 //! An op's floor is the longer of its FLOPs and its bytes (by its contract) at the GPU's rates. A
 //! launch's waves are its tiles over the blocks that the GPU holds at a time. The step is rehearsed
-//! on a counting device ([`crate::backend::kernels::rehearsal`]): host code, packing and op calls
+//! on a counting device (`backend::kernels::rehearsal`): host code, packing and op calls
 //! are the same as in a real run.
 
 pub mod decode;
@@ -41,6 +41,7 @@ use waves::{launch_estimate, wave_efficiency};
 /// sheet's. All are given, not measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GpuRates {
+    /// Name of the GPU.
     pub name: String,
     /// Number of multiprocessors.
     pub processors: usize,
@@ -57,6 +58,7 @@ pub struct GpuRates {
 /// One step: pairs of equal lengths in one micro-batch.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Workload {
+    /// Pairs of a step.
     pub pairs: usize,
     /// Prompt tokens.
     pub prompt: usize,
@@ -71,12 +73,17 @@ pub struct Workload {
 /// Floor of an op of the step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct OpFloor {
+    /// Name of the op.
     pub op: String,
+    /// Calls in a step.
     pub calls: u64,
+    /// Floating-point operations.
     pub flops: u64,
+    /// Bytes that are moved.
     pub bytes: u64,
     /// Whichever takes longer: `product` (FLOPs) or `copy` (bytes).
     pub bound: &'static str,
+    /// Floor in seconds.
     pub floor_seconds: f64,
     /// Predicted time: by tiles for GEMMs, by a simulated work list for attention, by bytes and
     /// latency for row-wise ops ([`crate::perf`]).
@@ -86,36 +93,52 @@ pub struct OpFloor {
 /// GEMMs of one size with selected tiles, and their predicted time.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GemmEstimate {
+    /// Name of the op.
     pub op: &'static str,
     /// C is (m, n); sums run over k.
     pub m: usize,
+    /// Columns of the result.
     pub n: usize,
+    /// Length of the sums.
     pub k: usize,
+    /// Calls in a step.
     pub calls: u64,
+    /// Tile.
     pub tile: &'static str,
     /// Number of splits of K.
     pub parts: usize,
     /// Tiles times splits over the blocks or clusters at work.
     pub waves: f64,
+    /// Predicted seconds.
     pub predicted_seconds: f64,
 }
 
 /// Floors of a step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepPlan {
+    /// The GPU.
     pub card: GpuRates,
+    /// The work of a step.
     pub workload: Workload,
+    /// Parameters of the model.
     pub parameters: usize,
+    /// Parameters that are trained.
     pub trained_parameters: usize,
     /// Token rows with shared prompts, and rows of the vocabulary head.
     pub tokens: usize,
+    /// Rows of the vocabulary head.
     pub head_rows: usize,
+    /// By op.
     pub ops: Vec<OpFloor>,
+    /// By GEMM.
     pub products: Vec<GemmEstimate>,
+    /// Launches by kernel.
     pub launches: Vec<LaunchEstimate>,
     /// FLOPs that recompute logits; the ops' FLOPs include them.
     pub recomputed_flops: u64,
+    /// Floating-point operations.
     pub flops: u64,
+    /// Floor in seconds.
     pub floor_seconds: f64,
     /// Sum of the ops' predicted times.
     pub predicted_seconds: f64,

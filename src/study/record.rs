@@ -17,48 +17,63 @@ use crate::perf::op_totals::WARM_UP;
 /// Facts known before the run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Facts {
+    /// The command.
     pub command: String,
+    /// Training method.
     pub method: String,
     /// `cpu`, `cuda`, `emulator`.
     pub backend: String,
     /// Name of the GPU or CPU.
     pub hardware: String,
+    /// Storage of activations and weights.
     pub dtype: String,
+    /// CPU threads.
     pub threads: usize,
     /// FLOP/s that utilisation is relative to, and the source of the value; `None` if no reliable
     /// value is known.
     pub peak_flops: Option<f64>,
+    /// Where the peak comes from.
     pub peak_source: String,
+    /// Milliseconds between samples.
     pub sample_interval_ms: u64,
 }
 
 /// An op's totals over the steps after the warm-up.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct OpRow {
+    /// Name of the op.
     pub op: String,
     /// Calls per step.
     pub calls: f64,
+    /// Milliseconds of a mean step.
     pub milliseconds: f64,
     /// Share of the time of all steps.
     pub share_of_step: f64,
+    /// Bytes of a mean step.
     pub bytes: f64,
+    /// FLOPs of a mean step.
     pub flops: f64,
+    /// 10^9 bytes per second.
     pub gb_per_s: f64,
+    /// FLOPs by the time, in 10^12 per second.
     pub tflop_per_s: f64,
     /// `memory` or `product`; this and the share are present only if ceilings are known.
     pub bound: Option<&'static str>,
+    /// Share of the ceiling.
     pub share_of_ceiling: Option<f64>,
 }
 
 /// A step on the sampler's clock.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepRow {
+    /// The step.
     #[serde(flatten)]
     pub step: StepTime,
     /// End of the step, in seconds since the sampler started.
     pub end_s: Option<f64>,
     /// Seconds outside ops.
     pub host_seconds: f64,
+    /// Tokens per second.
     pub tokens_per_s: f64,
     /// Executed FLOPs over what the data sheet allows in that time.
     pub utilisation: Option<f64>,
@@ -67,29 +82,41 @@ pub struct StepRow {
 /// Energy of the steps after the warm-up.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Energy {
+    /// Joules.
     pub joules: f64,
     /// `counter` of the GPU, or `power` integrated over time.
     pub source: &'static str,
+    /// Joules per group.
     pub joules_per_group: f64,
 }
 
 /// Means over the steps after the warm-up.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
+    /// Number of steps.
     pub steps: usize,
+    /// Seconds of a mean step.
     pub step_seconds: f64,
+    /// Tokens per second.
     pub tokens_per_s: f64,
+    /// Groups per second.
     pub groups_per_s: f64,
+    /// FLOPs of a mean step.
     pub flops_per_step: f64,
+    /// FLOPs by the time, in 10^12 per second.
     pub tflop_per_s: f64,
+    /// Share of the GPU's peak.
     pub utilisation: Option<f64>,
+    /// Energy, if it was measured.
     pub energy: Option<Energy>,
 }
 
 /// Planned and used memory, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Memory {
+    /// Planned bytes by part.
     pub planned: Vec<(String, u64)>,
+    /// Planned bytes.
     pub planned_total: u64,
     /// Bytes used of a device's own memory.
     pub taken: Option<u64>,
@@ -100,18 +127,27 @@ pub struct Memory {
 /// The complete study.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Study {
+    /// Version of the columns.
     pub schema: u32,
+    /// Facts of the run.
     pub facts: Facts,
     /// How the run ended: `finished`, or its error.
     pub outcome: String,
+    /// Ceiling of a copy.
     pub memory_bytes_per_s: Option<f64>,
+    /// Ceiling of a GEMM.
     pub product_flops_per_s: Option<f64>,
+    /// The summary.
     pub summary: Option<Summary>,
+    /// By op.
     pub ops: Vec<OpRow>,
+    /// Measured steps.
     pub steps: Vec<StepRow>,
+    /// Memory.
     pub memory: Memory,
     /// Hardware readings that were unavailable, with the reason.
     pub missing: BTreeMap<String, String>,
+    /// Samples of the hardware.
     pub samples: Vec<Sample>,
 }
 

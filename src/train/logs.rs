@@ -38,7 +38,9 @@ pub enum LogName {
 /// Enabled logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReportTo {
+    /// Whether TensorBoard files are written.
     pub tensorboard: bool,
+    /// Whether JSON lines are written.
     pub jsonl: bool,
 }
 

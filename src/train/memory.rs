@@ -1,6 +1,6 @@
 //! Memory plan of a run, by part, made before any allocation. Sizes come from the run's own buffers
 //! and from a rehearsal of the largest step, on a device that only counts bytes
-//! ([`crate::backend::kernels::rehearsal`]).
+//! (`backend::kernels::rehearsal`).
 
 use std::fmt;
 
@@ -29,11 +29,13 @@ use super::step::upload_slots;
 /// Settings of a run that affect its memory.
 #[derive(Clone, Copy)]
 pub struct MemoryInputs<'a> {
+    /// The model.
     pub config: &'a ModelConfig,
     /// Adapters that are trained instead of the weights.
     pub lora: Option<&'a LoraSpec>,
     /// Frozen reference that runs on every batch.
     pub reference: PlannedReference<'a>,
+    /// The loss.
     pub loss: &'a Loss,
     /// Storage format of `Act`.
     pub precision: Precision,
@@ -81,11 +83,13 @@ const WORKSPACE: &str = "workspace of ops";
 /// Bytes of every part of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
+    /// Bytes by part.
     pub parts: Parts,
     /// Available bytes; `None` if the system does not report them.
     pub available: Option<u64>,
     /// Groups per micro-batch, and the largest number of groups that fits.
     pub groups: usize,
+    /// Most groups of a micro-batch, if memory bounds them.
     pub max_groups: Option<usize>,
     /// Whether the backward recomputes activations.
     pub recompute: bool,
@@ -93,6 +97,15 @@ pub struct MemoryPlan {
     pub other_mode: (u64, Option<usize>),
     /// Most head rows at once; 0 if the head does not work in chunks of rows.
     pub head_rows: usize,
+}
+
+/// Device memory before a run.
+#[derive(Clone, Copy, Debug)]
+pub struct PlannedMemory {
+    /// Bytes of the plan.
+    pub planned_bytes: u64,
+    /// Free bytes at the start.
+    pub free_bytes: u64,
 }
 
 impl MemoryPlan {
@@ -257,7 +270,7 @@ impl fmt::Display for MemoryPlan {
     }
 }
 
-/// Cache, activations and logits of generation, as [`crate::model::decoder_cached`] uses them.
+/// Cache, activations and logits of generation, as `model::decoder_cached` uses them.
 fn generation_buffers<B: Backend>(
     backend: &B,
     policy: &Model<B>,

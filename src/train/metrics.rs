@@ -20,6 +20,7 @@ use crate::{Error, Result};
 pub struct KindTally {
     /// Sum of weight * f(logit).
     pub loss: f64,
+    /// Number of them.
     pub count: usize,
     /// Comparisons with a positive logit.
     pub correct: usize,
@@ -65,29 +66,38 @@ fn ratio(sum: f64, count: usize) -> f64 {
 /// Sums over the batches of a step or of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tally {
+    /// By kind of comparison.
     pub kinds: [KindTally; KINDS],
     /// Sums of weight * value by kind, of each of several losses; empty for a single one.
     pub losses: Vec<[f64; KINDS]>,
     /// Sums of the chosen and the rejected sequence's reward over base pairs, or of desirable and
     /// undesirable rows.
     pub chosen_reward: f64,
+    /// Sum of the rewards of rejected responses.
     pub rejected_reward: f64,
     /// Sums of the same sequences' policy scores.
     pub chosen_score: f64,
+    /// Sum of the scores of rejected responses.
     pub rejected_score: f64,
     /// Number of these chosen sequences, and of the rejected ones.
     pub sides: [usize; 2],
     /// Divergences that the loss estimated from batches, summed, and their number.
     pub divergence: f64,
+    /// Micro-batches with a divergence.
     pub divergences: usize,
+    /// Smallest score.
     pub min_score: f64,
+    /// Largest score.
     pub max_score: f64,
+    /// Sum of the scores.
     pub score_sum: f64,
+    /// Number of sequences.
     pub sequences: usize,
     /// Weighted negative log-likelihood of the likelihood term, summed.
     pub nll: f64,
     /// Sum of log-probs over response tokens, and the number of these tokens.
     pub logp: f64,
+    /// Tokens of responses.
     pub response_tokens: usize,
     /// Tokens processed by the model.
     pub tokens: usize,

@@ -8,26 +8,26 @@
 //! - [`frozen`]: DPO's frozen reference, run online or read from a cache of log-probs
 //! - [`step`]: one optimiser step
 //! - [`metrics`]: sums with counts, per comparison kind; metrics.jsonl
-//! - [`logs`]: destinations of metrics; [`tensorboard`]: event files; [`manifest`]: run.json
+//! - [`logs`]: destinations of metrics; [`tensorboard`]: event files; `manifest`: run.json
 //! - [`memory`]: the memory plan of a run, by part, made before any allocation
 //! - [`evaluate`]: scores of a data set
-//! - [`checkpoint`]: a run's state on disk; [`best`]: the metric that selects the best checkpoint
-//! - [`run`]: the training loop; [`console`]: its output; [`signals`]: its signal handlers
+//! - [`checkpoint`]: a run's state on disk; `best`: the metric that selects the best checkpoint
+//! - [`run`]: the training loop; `console`: its output; `signals`: its signal handlers
 
 pub mod batch;
-pub mod best;
+pub(crate) mod best;
 pub mod checkpoint;
-pub mod console;
+pub(crate) mod console;
 pub mod evaluate;
 pub mod frozen;
 pub mod logs;
 mod losses;
-pub mod manifest;
+pub(crate) mod manifest;
 pub mod memory;
 pub mod metrics;
 pub mod run;
 pub mod score;
-pub mod signals;
+pub(crate) mod signals;
 pub mod step;
 pub mod tensorboard;
 

@@ -46,9 +46,12 @@ use crate::perf::observe::RunObserver;
 use crate::perf::profile::Profile;
 use crate::{Error, Result};
 
+pub use super::memory::PlannedMemory;
+
 /// Length, cadence and batch size of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunSettings {
+    /// `--output-dir`.
     pub output_dir: PathBuf,
     /// Groups per micro-batch.
     pub micro_batch: usize,
@@ -56,11 +59,15 @@ pub struct RunSettings {
     pub accumulation: usize,
     /// Number of updates; overrides `epochs`.
     pub max_steps: Option<u64>,
+    /// Passes over the data.
     pub epochs: f64,
+    /// Largest learning rate.
     pub learning_rate: f64,
+    /// Learning-rate schedule.
     pub scheduler: Scheduler,
     /// The schedule with its parameters.
     pub schedule: Shape,
+    /// Updates of the warm-up.
     pub warmup_steps: u64,
     /// Seed of the data order; `None` keeps the file order.
     pub shuffle: Option<u64>,
@@ -81,6 +88,7 @@ pub struct RunSettings {
     pub save_minutes: Option<u64>,
     /// Save after the last step too.
     pub save_at_end: bool,
+    /// Most checkpoints that are kept.
     pub save_total_limit: Option<usize>,
     /// Checkpoints at multiples of this step are never pruned.
     pub keep_every: Option<u64>,
@@ -88,6 +96,7 @@ pub struct RunSettings {
     pub best: Option<BestModel>,
     /// Consecutive skipped updates after which the run counts as diverged.
     pub max_skipped_steps: u64,
+    /// Whether nothing is printed.
     pub quiet: bool,
     /// Data type of the final model's weights.
     pub save_dtype: StoredDtype,
@@ -112,10 +121,13 @@ pub type PolicyFigures<'a, B> = &'a dyn Fn(&B, &mut Model<B>) -> Result<Option<M
 
 /// Data and starting point of a run.
 pub struct RunData<'a, B: Backend> {
+    /// Groups to train on.
     pub train: Vec<TokenizedGroup>,
+    /// Groups to evaluate on.
     pub eval: Vec<TokenizedGroup>,
     /// Further figures of every evaluation.
     pub figures: Option<PolicyFigures<'a, B>>,
+    /// The tokenizer.
     pub tokenizer: &'a Tokenizer,
     /// Draws the training groups of a later epoch (`--redraw epoch`).
     pub redraw: Option<&'a dyn Fn(u64) -> Result<Vec<TokenizedGroup>>>,
@@ -133,19 +145,14 @@ pub struct RunData<'a, B: Backend> {
     pub fingerprint: Vec<(String, String)>,
 }
 
-/// Device memory before a run.
-#[derive(Clone, Copy, Debug)]
-pub struct PlannedMemory {
-    pub planned_bytes: u64,
-    pub free_bytes: u64,
-}
-
 /// Results of a finished run.
 #[derive(Clone, Debug, Default)]
 pub struct RunSummary {
+    /// Number of steps.
     pub steps: u64,
     /// Tokens that the policy has processed; shared prompt tokens count once.
     pub tokens: u64,
+    /// Seconds of the run.
     pub seconds: f64,
     /// (step, loss) of every step.
     pub losses: Vec<(u64, f64)>,

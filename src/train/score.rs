@@ -18,6 +18,7 @@ use crate::model::lora::layout::LoraLayout;
 
 /// Buffers between model and loss, and the activations of the model.
 pub struct Scorer<B: Backend> {
+    /// Activations.
     pub acts: Activations<B>,
     /// (rows)
     logp: B::Acc,

@@ -43,10 +43,14 @@ use replay::{GraphState, Phase};
 
 /// Model under training: policy, frozen reference, optimiser, and all buffers of a step.
 pub struct Trainer<'b, B: Backend> {
+    /// The backend.
     pub backend: &'b B,
+    /// The loss.
     pub loss: Loss,
+    /// The trained model.
     pub policy: Model<B>,
     frozen: Option<Frozen<B>>,
+    /// State of AdamW.
     pub optimizer: AdamWState<B>,
     scorer: Scorer<B>,
     /// Whether the backward recomputes activations.
@@ -75,7 +79,9 @@ pub struct Trainer<'b, B: Backend> {
 /// Results of one step.
 #[derive(Clone, Debug)]
 pub struct StepReport {
+    /// Sums over the step.
     pub tally: Tally,
+    /// What the optimiser did.
     pub update: UpdateReport,
     /// Ids of groups with a comparison that has a non-finite loss.
     pub not_finite: Vec<String>,
@@ -168,9 +174,9 @@ impl<'b, B: Backend> Trainer<'b, B> {
 
     /// Captures the ops of a micro-batch as a CUDA graph, one per shape, and replays it for every
     /// batch that fits the shape. Takes effect at the next [`Trainer::reserve`]; results keep their
-    /// bits.
+    /// bits. No effect with a loss curve of the user's own, whose steps wait for the host.
     pub fn replay_steps(&mut self, replay: bool) {
-        self.replay_graphs = replay;
+        self.replay_graphs = replay && !self.loss.has_own_curve();
     }
 
     /// Turns on activation recomputation: keeps one activation per layer and recomputes the rest in

@@ -30,6 +30,7 @@ pub struct Watched {
     name: String,
     tail: Tail,
     manifest: Option<PathBuf>,
+    /// State of the run.
     pub state: RunState,
 }
 

@@ -28,6 +28,7 @@ pub struct Tail {
 pub struct NewRows {
     /// Whether the file was replaced or truncated, which invalidates all earlier rows.
     pub restarted: bool,
+    /// The rows.
     pub rows: Vec<Map<String, Value>>,
 }
 
@@ -35,6 +36,7 @@ pub struct NewRows {
 const HEAD: usize = 256;
 
 impl Tail {
+    /// A reader that starts at the beginning of a file.
     pub fn new(path: &Path) -> Self {
         Self { path: path.to_owned(), at: 0, head: Vec::new(), rest: Vec::new(), damaged: 0 }
     }

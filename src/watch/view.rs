@@ -57,6 +57,7 @@ const COLOURS: [Color; 4] = [Color::Cyan, Color::Yellow, Color::Green, Color::Ma
 /// Selected page and window.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ViewState {
+    /// Selected panel.
     pub panel: usize,
     /// Number of last steps shown; `None` shows all.
     pub window: Option<u64>,

@@ -47,6 +47,7 @@ mod kto;
 mod lab;
 mod lora;
 mod lost_text;
+mod nvtx;
 mod own_kernels;
 mod pipeline;
 mod quickstart;

@@ -220,6 +220,7 @@ impl Case {
             Curve::DiscoPop { temperature } => (2.0 + 1.0 / temperature, (2.0 + 1.0 / temperature).powi(2)),
             Curve::ApoZero | Curve::ApoDown | Curve::NcaPair | Curve::BcoPair => (1.0, 0.5),
             Curve::Kto | Curve::ApoZeroUnpaired => (0.25, 0.1),
+            Curve::Own(own) => panic!("bounds of {} are not known", own.name),
         };
         let sum = |(a, b): (f64, f64), part: &WeightedCurve| {
             let (first, second) = bounds(part);

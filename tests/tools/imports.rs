@@ -14,7 +14,7 @@ fn ranks() -> BTreeMap<String, usize> {
     let text = std::fs::read_to_string(root().join("src/lib.rs")).unwrap();
     let link = regex::Regex::new(r"`(?:mod@)?([a-z_]+)`").unwrap();
     let mut ranks = BTreeMap::new();
-    let rows = text.lines().filter(|line| line.starts_with("//! - [`"));
+    let rows = text.lines().filter(|line| ["//! - [`", "//! - `"].iter().any(|start| line.starts_with(start)));
     for (rank, row) in rows.enumerate() {
         // A row may list several modules of the same rank before its colon.
         let names = row.split_once(": ").map_or(row, |(names, _)| names);

@@ -16,14 +16,19 @@ use crate::backend::{Backend, View, ViewMut};
 /// Sizes of [`AttentionFwd`] and [`AttentionBwd`].
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionDims {
+    /// Tokens of the batch.
     pub tokens: usize,
     /// Query heads; a multiple of `kv_heads`.
     pub heads: usize,
+    /// Heads of keys and values.
     pub kv_heads: usize,
+    /// Elements of a head.
     pub head_dim: usize,
+    /// Segments of the trees.
     pub segments: usize,
     /// Total length of all ancestor lists.
     pub ancestors: usize,
+    /// Number of trees.
     pub trees: usize,
     /// Number of visible (query, key) pairs, for the FLOPs.
     pub pairs: u64,
@@ -139,9 +144,11 @@ impl<I> Tree<'_, I> {
 /// `o = softmax(scale q kᵀ) v` over the visible keys. `lse` is the logsumexp of the scaled scores
 /// of a query. With a soft cap, both are of the capped scores.
 pub struct AttentionFwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: AttentionDims,
     /// (tokens, heads + 2 kv_heads, head_dim): queries, then keys, then values
     pub qkv: View<'a, B::Act>,
+    /// The prefix trees.
     pub tree: Tree<'a, B::Idx>,
     /// (tokens, heads, head_dim)
     pub o: ViewMut<'a, B::Act>,
@@ -162,6 +169,7 @@ impl<B: Backend> AttentionFwd<'_, B> {
 
 /// Gradient of [`AttentionFwd`].
 pub struct AttentionBwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: AttentionDims,
     /// (tokens, heads, head_dim)
     pub do_: View<'a, B::Act>,
@@ -171,6 +179,7 @@ pub struct AttentionBwd<'a, B: Backend> {
     pub o: View<'a, B::Act>,
     /// (heads, tokens)
     pub lse: View<'a, B::Acc>,
+    /// The prefix trees.
     pub tree: Tree<'a, B::Idx>,
     /// (tokens, heads + 2 kv_heads, head_dim)
     pub dqkv: ViewMut<'a, B::Act>,
@@ -196,8 +205,11 @@ pub struct AttentionCachedDims {
     pub tokens: usize,
     /// Query heads; a multiple of `kv_heads`.
     pub heads: usize,
+    /// Heads of keys and values.
     pub kv_heads: usize,
+    /// Elements of a head.
     pub head_dim: usize,
+    /// Number of sequences.
     pub sequences: usize,
     /// Spans of all paths.
     pub spans: usize,
@@ -273,9 +285,11 @@ impl<I> Copy for Paths<'_, I> {}
 /// then `o = softmax(scale q kᵀ) v` over the rows that they see. Several paths may share rows, but no
 /// path may have a row that the same call stores for another sequence.
 pub struct AttentionCachedFwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: AttentionCachedDims,
     /// (tokens, heads + 2 kv_heads, head_dim): queries, then keys, then values
     pub qkv: View<'a, B::Act>,
+    /// Paths of the new tokens.
     pub paths: Paths<'a, B::Idx>,
     /// (slots, 2 kv_heads, head_dim): keys, then values
     pub cache: ViewMut<'a, B::Act>,

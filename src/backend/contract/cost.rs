@@ -22,6 +22,7 @@ impl Cost {
 
 /// Cost of an op's arguments.
 pub trait Costed {
+    /// Bytes and FLOPs of the call.
     fn cost(&self) -> Cost;
 }
 

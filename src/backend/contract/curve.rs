@@ -4,15 +4,21 @@
 //! the chosen term's rho, b the rejected one's. They need exactly one trained term of each sign. The
 //! curves of the batch sort such terms over the comparisons of a kind, and match them by rank.
 
-use super::{Result, expect};
+use super::{OwnCurve, Result, expect};
 
 /// Loss of a comparison as a function of its argument z, or of its terms a and b.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Curve {
     /// `(1-e) softplus(-z) + e softplus(z)`; e = 0 is the logistic loss, e > 0 cDPO.
-    Sigmoid { smoothing: f64 },
+    Sigmoid {
+        /// Probability that a label is wrong.
+        smoothing: f64,
+    },
     /// `((1-e) softplus(-z) - e softplus(z)) / (1-2e)`, robust DPO (arXiv 2403.00409); e < 1/2.
-    Robust { smoothing: f64 },
+    Robust {
+        /// Probability that a label is wrong.
+        smoothing: f64,
+    },
     /// `max(0, 1 - z)`.
     Hinge,
     /// `((z - 1/2) / beta)²`, IPO (arXiv 2310.12036), with z = beta * D and the comparison's scale
@@ -20,10 +26,16 @@ pub enum Curve {
     Ipo,
     /// `q (log q - log(1-e)) + (1-q) (log(1-q) - log e)` with q = sigmoid(z), the reverse KL
     /// divergence from the smoothed label, EXO (arXiv 2402.00856); e > 0.
-    Exo { smoothing: f64 },
+    Exo {
+        /// Probability that a label is wrong.
+        smoothing: f64,
+    },
     /// `(1-m) softplus(-z) + m exp(-z)` with m = sigmoid(z / temperature), DiscoPOP (arXiv
     /// 2406.08414).
-    DiscoPop { temperature: f64 },
+    DiscoPop {
+        /// Temperature of the mixture.
+        temperature: f64,
+    },
     /// `sigmoid(-a) + sigmoid(b)`, APO-zero (arXiv 2408.06266).
     ApoZero,
     /// `sigmoid(a) + sigmoid(b - a)`, APO-down (arXiv 2408.06266).
@@ -37,20 +49,29 @@ pub enum Curve {
     SppoHard,
     /// The curve of [`Curve::Sigmoid`] at `x - y`, AOT (arXiv 2406.05882): x is the signed sum of
     /// the scaled scores, and y the signed sum of the references that has the same rank as x.
-    Aot { smoothing: f64 },
+    Aot {
+        /// Probability that a label is wrong.
+        smoothing: f64,
+    },
     /// The curve of [`Curve::Sigmoid`] at `a - b` of equal rank, unpaired AOT (arXiv 2406.05882).
-    AotUnpaired { smoothing: f64 },
+    AotUnpaired {
+        /// Probability that a label is wrong.
+        smoothing: f64,
+    },
     /// `sigmoid(-z)` with `z = sign (rho - scale KL)`, KTO (arXiv 2402.01306): one trained term, and KL
     /// the mean of `score - reference` over the detached terms of the batch, at least 0. It is a
     /// constant.
     Kto,
     /// `sigmoid(-z)`, APO-zero of one trained term (arXiv 2408.06266).
     ApoZeroUnpaired,
+    /// A function of z of the user's own.
+    Own(&'static OwnCurve),
 }
 
 /// One of the curves that a loss is the weighted sum of.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct WeightedCurve {
+    /// The curve.
     pub curve: Curve,
     /// Factor on the weight of every comparison. At 0 a comparison with a finite loss costs nothing.
     pub weight: f64,
@@ -75,7 +96,10 @@ pub enum Link {
     JensenShannon,
     /// `(exp(t) - 1) / (alpha - 1)` with `t = min((alpha - 1) u, 80)`: f' of the alpha-divergence
     /// (arXiv 2309.16240); alpha is not 1.
-    Alpha { alpha: f64 },
+    Alpha {
+        /// Order of the divergence.
+        alpha: f64,
+    },
     /// `u - log(1 - exp(u))`: log odds of a mean log-prob u < 0 (arXiv 2403.07691).
     Odds,
 }
@@ -109,7 +133,8 @@ impl Curve {
             | Curve::BcoPair
             | Curve::SppoHard
             | Curve::Kto
-            | Curve::ApoZeroUnpaired => Ok(()),
+            | Curve::ApoZeroUnpaired
+            | Curve::Own(_) => Ok(()),
         }
     }
 
@@ -141,7 +166,8 @@ impl Curve {
             | Curve::Exo { .. }
             | Curve::DiscoPop { .. }
             | Curve::Kto
-            | Curve::ApoZeroUnpaired => false,
+            | Curve::ApoZeroUnpaired
+            | Curve::Own(_) => false,
         }
     }
 }
@@ -253,6 +279,10 @@ pub(crate) fn value_and_slopes(curve: Curve, at: Arguments) -> Point {
             Point { value: win * win + lose * lose, slopes: [2.0 * win / beta, 2.0 * lose / beta] }
         }
         Curve::Kto | Curve::ApoZeroUnpaired => of_z(sigmoid(-z), -sigmoid(z) * sigmoid(-z)),
+        Curve::Own(own) => {
+            let (value, slope) = (own.at)(z);
+            of_z(value, slope)
+        }
     }
 }
 

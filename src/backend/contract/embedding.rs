@@ -6,8 +6,11 @@ use crate::backend::{Backend, View, ViewMut, Write};
 /// Sizes of [`EmbeddingFwd`] and [`EmbeddingBwd`].
 #[derive(Clone, Copy, Debug)]
 pub struct EmbeddingDims {
+    /// Tokens of the batch.
     pub tokens: usize,
+    /// Words of the vocabulary.
     pub vocab: usize,
+    /// Elements of a row.
     pub hidden: usize,
 }
 
@@ -20,6 +23,7 @@ impl EmbeddingDims {
 
 /// `x[t] = table[ids[t]]`.
 pub struct EmbeddingFwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: EmbeddingDims,
     /// (tokens)
     pub ids: View<'a, B::Idx>,
@@ -68,6 +72,7 @@ impl<I> Runs<'_, I> {
 /// `dtable[v] (+)= sum of dx[t] over the tokens t with id v`. `Write::Overwrite` also zeroes the
 /// rows of absent ids.
 pub struct EmbeddingBwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: EmbeddingDims,
     /// (tokens, hidden)
     pub dx: View<'a, B::Act>,
@@ -75,6 +80,7 @@ pub struct EmbeddingBwd<'a, B: Backend> {
     pub runs: Runs<'a, B::Idx>,
     /// (vocab, hidden)
     pub dtable: ViewMut<'a, B::Acc>,
+    /// Whether the result replaces the output or is added to it.
     pub write: Write,
 }
 

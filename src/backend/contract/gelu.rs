@@ -15,8 +15,11 @@ pub enum Gelu {
 /// Sizes of [`GeluFwd`] and [`GeluBwd`].
 #[derive(Clone, Copy, Debug)]
 pub struct GeluDims {
+    /// Tokens of the batch.
     pub tokens: usize,
+    /// Columns of the activation.
     pub intermediate: usize,
+    /// Exact or tanh form.
     pub form: Gelu,
 }
 
@@ -34,6 +37,7 @@ impl GeluDims {
 
 /// `act = gelu(x)`.
 pub struct GeluFwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: GeluDims,
     /// (tokens, intermediate)
     pub x: View<'a, B::Act>,
@@ -51,6 +55,7 @@ impl<B: Backend> GeluFwd<'_, B> {
 
 /// Gradient of [`GeluFwd`]: the gradient of act becomes the gradient of x.
 pub struct GeluBwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: GeluDims,
     /// (tokens, intermediate)
     pub x: View<'a, B::Act>,

@@ -8,7 +8,9 @@ use crate::backend::{Backend, View, ViewMut};
 /// Sizes of [`GluFwd`] and [`GluBwd`].
 #[derive(Clone, Copy, Debug)]
 pub struct GluDims {
+    /// Tokens of the batch.
     pub tokens: usize,
+    /// Columns of the activation.
     pub intermediate: usize,
     /// GELU of the gate (GeGLU); `None` for SiLU (SwiGLU).
     pub gelu: Option<Gelu>,
@@ -33,6 +35,7 @@ impl GluDims {
 
 /// `act = gate * sigmoid(gate) * up`, or `act = gelu(gate) * up`.
 pub struct GluFwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: GluDims,
     /// (tokens, 2 intermediate): gate, then up
     pub gate_up: View<'a, B::Act>,
@@ -50,6 +53,7 @@ impl<B: Backend> GluFwd<'_, B> {
 
 /// Gradient of [`GluFwd`].
 pub struct GluBwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: GluDims,
     /// (tokens, intermediate)
     pub dact: View<'a, B::Act>,
@@ -71,10 +75,12 @@ impl<B: Backend> GluBwd<'_, B> {
 /// Sizes of [`LinearGluFwd`] and [`LinearGluBwd`].
 #[derive(Clone, Copy, Debug)]
 pub struct LinearGluDims {
+    /// Tokens of the batch.
     pub tokens: usize,
     /// Width of the residual stream: inputs of the gate and up projection, outputs of the down
     /// projection.
     pub hidden: usize,
+    /// Columns of the activation.
     pub intermediate: usize,
 }
 
@@ -108,6 +114,7 @@ impl LinearGluDims {
 /// `gate_up = x weightᵀ`, `act = silu(gate) * up`. The activation uses gate and up rounded to
 /// `Act`. The result has the bits of [`super::LinearFwd`] followed by [`super::GluFwd`].
 pub struct LinearGluFwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: LinearGluDims,
     /// (tokens, hidden)
     pub x: View<'a, B::Act>,
@@ -133,6 +140,7 @@ impl<B: Backend> LinearGluFwd<'_, B> {
 /// Gradient of gate and up from the gradient `dy` of the down projection's output:
 /// `dact = dy weight`, rounded to `Act`, then [`super::GluBwd`].
 pub struct LinearGluBwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: LinearGluDims,
     /// (tokens, hidden)
     pub dy: View<'a, B::Act>,

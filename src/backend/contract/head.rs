@@ -8,9 +8,13 @@ use crate::backend::{Backend, View, ViewMut, Write};
 /// of every response to it.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadDims {
+    /// Tokens of the batch.
     pub tokens: usize,
+    /// Elements of a row.
     pub hidden: usize,
+    /// Words of the vocabulary.
     pub vocab: usize,
+    /// Number of rows.
     pub rows: usize,
     /// Soft cap c of the logits z: the softmax is of `c tanh(z / c)`.
     pub softcap: Option<f64>,
@@ -46,6 +50,7 @@ impl HeadDims {
 
 /// Log-probabilities of target tokens without storing logits.
 pub struct HeadLogprobFwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: HeadDims,
     /// (tokens, hidden)
     pub hidden: View<'a, B::Act>,
@@ -82,6 +87,7 @@ impl<B: Backend> HeadLogprobFwd<'_, B> {
 ///
 /// Without `dhead` the head is frozen: the op skips its gradient, and `dhidden` has the same bits.
 pub struct HeadLogprobBwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: HeadDims,
     /// (tokens, hidden)
     pub hidden: View<'a, B::Act>,
@@ -101,6 +107,7 @@ pub struct HeadLogprobBwd<'a, B: Backend> {
     pub dhidden: ViewMut<'a, B::Act>,
     /// (vocab, hidden); `None` for a frozen head
     pub dhead: Option<ViewMut<'a, B::Acc>>,
+    /// Whether `dhead` is replaced or added to.
     pub dhead_write: Write,
 }
 
@@ -122,7 +129,9 @@ impl<B: Backend> HeadLogprobBwd<'_, B> {
 
 /// `lse[r] = logsumexp(logits[r])`, `logp[r] = logits[r][target[r]] - lse[r]`.
 pub struct LogprobFwd<'a, B: Backend> {
+    /// Number of rows.
     pub rows: usize,
+    /// Words of the vocabulary.
     pub vocab: usize,
     /// (rows, vocab)
     pub logits: View<'a, B::Act>,
@@ -147,7 +156,9 @@ impl<B: Backend> LogprobFwd<'_, B> {
 /// Gradient of [`LogprobFwd`], in place:
 /// `logits[r] <- dlogp[r] (onehot(target[r]) - softmax(logits[r]))`.
 pub struct LogprobBwd<'a, B: Backend> {
+    /// Number of rows.
     pub rows: usize,
+    /// Words of the vocabulary.
     pub vocab: usize,
     /// (rows)
     pub target: View<'a, B::Idx>,

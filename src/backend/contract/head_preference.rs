@@ -52,8 +52,11 @@ pub fn chunks_of(groups: &[GroupEnd], max_rows: usize) -> Vec<Chunk> {
 /// Comparisons of a [`HeadPreference`]: the arguments of [`PreferenceFwd`] other than the scores
 /// and their gradients.
 pub struct ComparisonLoss<'a, B: Backend> {
+    /// Number of comparisons.
     pub comparisons: usize,
+    /// Curves of the loss, at least one.
     pub curves: &'a [WeightedCurve],
+    /// From log-ratios to the argument of the curves.
     pub link: Link,
     /// As [`PreferenceFwd::center`].
     pub center: f64,
@@ -129,7 +132,9 @@ impl<'a, B: Backend> ComparisonLoss<'a, B> {
 /// The scores of a frozen reference model come from step 1 only. If `logp` of a fused op has other
 /// bits than step 1, the first loss of DPO is ln 2 up to rounding instead of exactly.
 pub struct HeadPreference<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: HeadDims,
+    /// Number of sequences.
     pub seqs: usize,
     /// Reduction from log-probs to scores.
     pub reduce: Reduce,
@@ -170,6 +175,7 @@ pub struct HeadPreference<'a, B: Backend> {
     pub dhidden: ViewMut<'a, B::Act>,
     /// (vocab, hidden); `None` for a frozen head, which gets no gradient
     pub dhead: Option<ViewMut<'a, B::Acc>>,
+    /// Whether `dhead` is replaced or added to.
     pub dhead_write: Write,
 }
 
@@ -226,9 +232,11 @@ impl<B: Backend> HeadPreference<'_, B> {
 /// of order one.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadPreferenceErrors {
+    /// Sizes of the call.
     pub dims: HeadDims,
     /// Number of head rows of the longest sequence.
     pub longest: usize,
+    /// Number of comparisons.
     pub comparisons: usize,
     /// Largest `scale` of a comparison.
     pub scale: f64,

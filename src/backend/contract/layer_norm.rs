@@ -6,7 +6,9 @@ use crate::backend::{Backend, View, ViewMut, Write};
 /// Sizes of [`LayerNormFwd`] and [`LayerNormBwd`].
 #[derive(Clone, Copy, Debug)]
 pub struct LayerNormDims {
+    /// Tokens of the batch.
     pub tokens: usize,
+    /// Elements of a row.
     pub hidden: usize,
     /// Added to the variance before the square root.
     pub eps: f64,
@@ -27,6 +29,7 @@ impl LayerNormDims {
 /// `y = (x - mean) * rstd * weight + bias` with the mean of a row and
 /// `rstd = 1 / sqrt(mean((x - mean)²) + eps)`.
 pub struct LayerNormFwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: LayerNormDims,
     /// (tokens, hidden)
     pub x: View<'a, B::Act>,
@@ -51,6 +54,7 @@ impl<B: Backend> LayerNormFwd<'_, B> {
 /// Gradient of [`LayerNormFwd`]. With `Write::Add`, `dx` holds on entry the gradient that reaches x
 /// by other paths.
 pub struct LayerNormBwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: LayerNormDims,
     /// (tokens, hidden)
     pub dy: View<'a, B::Act>,
@@ -62,9 +66,11 @@ pub struct LayerNormBwd<'a, B: Backend> {
     pub weight: View<'a, B::Act>,
     /// (tokens, hidden)
     pub dx: ViewMut<'a, B::Act>,
+    /// Whether `dx` is replaced or added to.
     pub dx_write: Write,
     /// (2, hidden): of the weight, then of the bias
     pub dweight: ViewMut<'a, B::Acc>,
+    /// Whether `dweight` is replaced or added to.
     pub dweight_write: Write,
 }
 

@@ -6,8 +6,11 @@ use crate::backend::{Backend, View, ViewMut, Write};
 /// Sizes of a linear layer from `inputs` to `outputs` features.
 #[derive(Clone, Copy, Debug)]
 pub struct LinearDims {
+    /// Tokens of the batch.
     pub tokens: usize,
+    /// Elements of an input row.
     pub inputs: usize,
+    /// Elements of an output row.
     pub outputs: usize,
 }
 
@@ -32,6 +35,7 @@ impl LinearDims {
 
 /// `y = x weightᵀ + bias + residual`, accumulated in `Acc` and rounded once.
 pub struct LinearFwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: LinearDims,
     /// (tokens, inputs)
     pub x: View<'a, B::Act>,
@@ -59,6 +63,7 @@ impl<B: Backend> LinearFwd<'_, B> {
 
 /// `dx (+)= dy weight`.
 pub struct LinearBwdInput<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: LinearDims,
     /// (tokens, outputs)
     pub dy: View<'a, B::Act>,
@@ -66,6 +71,7 @@ pub struct LinearBwdInput<'a, B: Backend> {
     pub weight: View<'a, B::Act>,
     /// (tokens, inputs)
     pub dx: ViewMut<'a, B::Act>,
+    /// Whether the result replaces the output or is added to it.
     pub write: Write,
 }
 
@@ -93,6 +99,7 @@ impl LinearDims {
 /// `dweight (+)= dyᵀ x`, and optionally the norms of its patches. With them,
 /// [`GradNorm`](super::GradNorm) does not need to read `dweight`.
 pub struct LinearBwdWeight<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: LinearDims,
     /// (tokens, outputs)
     pub dy: View<'a, B::Act>,
@@ -100,6 +107,7 @@ pub struct LinearBwdWeight<'a, B: Backend> {
     pub x: View<'a, B::Act>,
     /// (outputs, inputs)
     pub dweight: ViewMut<'a, B::Acc>,
+    /// Whether the result replaces the output or is added to it.
     pub write: Write,
     /// (dims.patches()) Euclidean norms of the patches of the final `dweight`. A backend may merge
     /// patches: it writes the merged norm to one slot and 0 to the others. A norm is as exact as
@@ -125,6 +133,7 @@ pub struct BiasBwd<'a, B: Backend> {
     pub dy: View<'a, B::Act>,
     /// (outputs)
     pub dbias: ViewMut<'a, B::Acc>,
+    /// Whether the result replaces the output or is added to it.
     pub write: Write,
 }
 

@@ -18,6 +18,7 @@ mod layer_norm;
 mod linear;
 mod norm;
 mod optim;
+mod own_curve;
 mod preference;
 mod reward;
 mod rope;
@@ -37,6 +38,7 @@ pub use layer_norm::*;
 pub use linear::*;
 pub use norm::*;
 pub use optim::*;
+pub use own_curve::OwnCurve;
 pub use preference::*;
 pub use reward::*;
 pub use rope::*;
@@ -106,7 +108,10 @@ impl Precision {
 /// Tolerance of an element: an error of at most `atol + rtol * |reference|`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
+    /// Absolute part.
+    /// Absolute part.
     pub atol: f64,
+    /// Part relative to the expected size.
     pub rtol: f64,
 }
 

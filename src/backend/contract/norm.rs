@@ -6,7 +6,9 @@ use crate::backend::{Backend, View, ViewMut, Write};
 /// Sizes of [`NormFwd`] and [`NormBwd`].
 #[derive(Clone, Copy, Debug)]
 pub struct NormDims {
+    /// Tokens of the batch.
     pub tokens: usize,
+    /// Elements of a row.
     pub hidden: usize,
     /// Added to the mean square before the square root.
     pub eps: f64,
@@ -31,6 +33,7 @@ impl NormDims {
 /// none.
 /// The base is for a norm behind a block, whose result the stream adds. Its gradient is that of `y`.
 pub struct NormFwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: NormDims,
     /// (tokens, hidden)
     pub x: View<'a, B::Act>,
@@ -73,6 +76,7 @@ impl<B: Backend> NormFwd<'_, B> {
 /// sum by other paths. On exit it holds the total gradient, which is the gradient of both `x` and
 /// `residual`.
 pub struct NormBwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: NormDims,
     /// (tokens, hidden)
     pub dy: View<'a, B::Act>,
@@ -84,9 +88,11 @@ pub struct NormBwd<'a, B: Backend> {
     pub weight: View<'a, B::Act>,
     /// (tokens, hidden)
     pub dsum: ViewMut<'a, B::Act>,
+    /// Whether `dsum` is replaced or added to.
     pub dsum_write: Write,
     /// (hidden)
     pub dweight: ViewMut<'a, B::Acc>,
+    /// Whether `dweight` is replaced or added to.
     pub dweight_write: Write,
 }
 
@@ -107,9 +113,13 @@ impl<B: Backend> NormBwd<'_, B> {
 /// `kv_heads` values.
 #[derive(Clone, Copy, Debug)]
 pub struct QkNormDims {
+    /// Tokens of the batch.
     pub tokens: usize,
+    /// Heads of queries.
     pub heads: usize,
+    /// Heads of keys and values.
     pub kv_heads: usize,
+    /// Elements of a head.
     pub head_dim: usize,
     /// One norm over all query heads of a token and one over all its key heads, instead of one per head.
     pub whole: bool,
@@ -167,6 +177,7 @@ impl QkNormDims {
 /// `rstd = 1 / sqrt(mean(head²) + eps)`. One weight serves all queries, another all keys. With
 /// [`QkNormDims::whole`] the heads of a kind are one row, with a weight for each element.
 pub struct QkNormFwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: QkNormDims,
     /// (weights): weight of the queries, weight of the keys
     pub weight: View<'a, B::Act>,
@@ -188,6 +199,7 @@ impl<B: Backend> QkNormFwd<'_, B> {
 /// Gradient of [`QkNormFwd`]. The gradients of queries and keys become the gradients of the input;
 /// those of the values stay unchanged.
 pub struct QkNormBwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: QkNormDims,
     /// (tokens, heads + kv_heads, head_dim) input of the forward
     pub x: View<'a, B::Act>,
@@ -197,6 +209,7 @@ pub struct QkNormBwd<'a, B: Backend> {
     pub dqkv_in_place: ViewMut<'a, B::Act>,
     /// (weights)
     pub dweight: ViewMut<'a, B::Acc>,
+    /// Whether the result replaces the output or is added to it.
     pub write: Write,
 }
 

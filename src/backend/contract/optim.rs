@@ -35,6 +35,7 @@ pub struct KnownNorms<'a, B: Backend> {
 /// Global norm of the gradient in a fixed order of summation, clip factor, and check for finite
 /// values. Updates the control vector, except the learning rate.
 pub struct GradNorm<'a, B: Backend> {
+    /// Number of elements.
     pub len: usize,
     /// Largest norm without clipping; infinite to disable clipping.
     pub max_norm: f64,
@@ -74,12 +75,17 @@ impl<B: Backend> GradNorm<'_, B> {
 /// PyTorch's order of operations. Elements from `decayed` on (norm weights and biases) have no
 /// weight decay. Does nothing if `CONTROL_APPLY` is 0.
 pub struct AdamW<'a, B: Backend> {
+    /// Number of elements.
     pub len: usize,
     /// Number of leading elements with weight decay.
     pub decayed: usize,
+    /// Decay of the first moment.
     pub beta1: f64,
+    /// Decay of the second moment.
     pub beta2: f64,
+    /// Added to the root of the second moment.
     pub eps: f64,
+    /// Decoupled weight decay.
     pub weight_decay: f64,
     /// (CONTROL) as written by `grad_norm`
     pub control: View<'a, B::Acc>,

@@ -116,10 +116,13 @@ impl<B: Backend> PairWeights<'_, B> {
 /// terms is NaN, even if the slope of the curve is finite. The gradient norm is then NaN, and the
 /// device skips the update.
 pub struct PreferenceFwd<'a, B: Backend> {
+    /// Number of sequences.
     pub seqs: usize,
+    /// Number of comparisons.
     pub comparisons: usize,
     /// At least one.
     pub curves: &'a [WeightedCurve],
+    /// From log-ratios to the argument of the curves.
     pub link: Link,
     /// Coefficient of the squared sum of the two scores of a base pair (arXiv 2312.09244); 0 to
     /// disable.
@@ -130,6 +133,7 @@ pub struct PreferenceFwd<'a, B: Backend> {
     pub reference: Option<View<'a, B::Acc>>,
     /// (seqs) 1 / head rows of each sequence; needed if a curve is per token
     pub inverse_rows: Option<View<'a, B::Acc>>,
+    /// The comparisons.
     pub table: Comparisons<'a, B>,
     /// Factors on the weights of the comparisons.
     pub pair_weights: Option<PairWeights<'a, B>>,

@@ -6,8 +6,11 @@ use crate::backend::{Backend, View, ViewMut, Write};
 /// Sizes of the reward head.
 #[derive(Clone, Copy, Debug)]
 pub struct RewardDims {
+    /// Tokens of the batch.
     pub tokens: usize,
+    /// Elements of a row.
     pub hidden: usize,
+    /// Number of sequences.
     pub seqs: usize,
 }
 
@@ -30,6 +33,7 @@ impl RewardDims {
 
 /// `score[s] = hidden[rows[s]] · weight`.
 pub struct RewardHeadFwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: RewardDims,
     /// (tokens, hidden)
     pub hidden: View<'a, B::Act>,
@@ -54,6 +58,7 @@ impl<B: Backend> RewardHeadFwd<'_, B> {
 /// Gradient of [`RewardHeadFwd`]. Overwrites `dhidden`, with zeros in rows that do not end a
 /// sequence.
 pub struct RewardHeadBwd<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: RewardDims,
     /// (tokens, hidden)
     pub hidden: View<'a, B::Act>,
@@ -67,6 +72,7 @@ pub struct RewardHeadBwd<'a, B: Backend> {
     pub dhidden: ViewMut<'a, B::Act>,
     /// (hidden)
     pub dweight: ViewMut<'a, B::Acc>,
+    /// Whether `dweight` is replaced or added to.
     pub dweight_write: Write,
 }
 

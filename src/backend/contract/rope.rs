@@ -7,9 +7,13 @@ use crate::backend::{Backend, View, ViewMut};
 /// `unrotated_heads` heads that the op leaves unchanged (values).
 #[derive(Clone, Copy, Debug)]
 pub struct RopeDims {
+    /// Tokens of the batch.
     pub tokens: usize,
+    /// Heads of queries.
     pub heads: usize,
+    /// Heads after the rotated ones, which stay as they are.
     pub unrotated_heads: usize,
+    /// Elements of a head.
     pub head_dim: usize,
     /// Elements at the start of a head that rotate; an even number. The others stay unchanged.
     pub rotated: usize,
@@ -32,6 +36,7 @@ impl RopeDims {
 /// `(a, b) <- (a cos - b sin, b cos + a sin)` for `a` in the first half of a head's rotated
 /// elements and `b` at the same index in the second half. The backward uses the opposite angle.
 pub struct Rope<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: RopeDims,
     /// (tokens)
     pub positions: View<'a, B::Idx>,

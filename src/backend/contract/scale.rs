@@ -6,7 +6,9 @@ use crate::backend::{Backend, View, ViewMut};
 /// Sizes of [`Scale`].
 #[derive(Clone, Copy, Debug)]
 pub struct ScaleDims {
+    /// Tokens of the batch.
     pub tokens: usize,
+    /// Elements of a row.
     pub hidden: usize,
     /// Factor on the input.
     pub factor: f64,
@@ -27,6 +29,7 @@ impl ScaleDims {
 /// `x <- factor * x + addend`, rounded once. The gradient with respect to x is the same op without
 /// an addend, on the gradient of the result.
 pub struct Scale<'a, B: Backend> {
+    /// Sizes of the call.
     pub dims: ScaleDims,
     /// (tokens, hidden)
     pub addend: Option<View<'a, B::Act>>,

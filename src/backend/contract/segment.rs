@@ -6,7 +6,9 @@ use crate::backend::{Backend, View, ViewMut};
 /// Reduction from the values of a sequence's rows to its score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduce {
+    /// The sum.
     Sum,
+    /// The mean.
     Mean,
 }
 
@@ -42,13 +44,17 @@ impl<'a, B: Backend> Tail<'a, B> {
 /// Sum or mean of the values of each sequence's rows, 0 for a sequence without rows. `offsets` is
 /// in CSR form: the rows of sequence s are `offsets[s]..offsets[s + 1]`.
 pub struct SegmentSumFwd<'a, B: Backend> {
+    /// Number of rows.
     pub rows: usize,
+    /// Number of sequences.
     pub seqs: usize,
+    /// Sum or mean.
     pub reduce: Reduce,
     /// (rows)
     pub values: View<'a, B::Acc>,
     /// (seqs + 1)
     pub offsets: View<'a, B::Idx>,
+    /// Weights of the tokens beyond a length.
     pub tail: Option<Tail<'a, B>>,
     /// (seqs)
     pub sums: ViewMut<'a, B::Acc>,
@@ -66,13 +72,17 @@ impl<B: Backend> SegmentSumFwd<'_, B> {
 
 /// Gradient of [`SegmentSumFwd`].
 pub struct SegmentSumBwd<'a, B: Backend> {
+    /// Number of rows.
     pub rows: usize,
+    /// Number of sequences.
     pub seqs: usize,
+    /// Sum or mean.
     pub reduce: Reduce,
     /// (seqs)
     pub dsums: View<'a, B::Acc>,
     /// (seqs + 1)
     pub offsets: View<'a, B::Idx>,
+    /// Weights of the tokens beyond a length.
     pub tail: Option<Tail<'a, B>>,
     /// (rows)
     pub dvalues: ViewMut<'a, B::Acc>,

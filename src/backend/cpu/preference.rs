@@ -76,6 +76,10 @@ fn value_and_slopes(curve: Curve, z: f32, [a, b]: [f32; 2], beta: f32) -> (f32, 
             (win * win + lose * lose, [2.0 * win / beta, 2.0 * lose / beta])
         }
         Curve::Kto | Curve::ApoZeroUnpaired => of_z(sigmoid_lower, -sigmoid_upper * sigmoid_lower),
+        Curve::Own(own) => {
+            let (value, slope) = (own.at)(f64::from(z));
+            of_z(value as f32, slope as f32)
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The device interface of the kernels' host code: memory, launches, properties. [`super::driver`]
 //! implements it for a GPU through the CUDA driver, [`super::emulator`] runs the same kernels on
-//! the CPU, and [`super::rehearsal`] only counts.
+//! the CPU, and `rehearsal` only counts.
 
 use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
@@ -52,7 +52,9 @@ impl Element for bf16 {
 /// An entry point, as `build.rs` read it from its KERNEL or KERNELS line.
 #[derive(Debug)]
 pub struct Kernel {
+    /// Name.
     pub name: &'static str,
+    /// Name for the driver.
     pub c_name: &'static CStr,
     /// Index of its file in [`FATBINS`](super::launchers::FATBINS).
     pub file: usize,
@@ -74,14 +76,19 @@ pub struct Kernel {
 /// Report of ptxas on a kernel for one target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resources {
+    /// Name of the entry point.
     pub kernel: &'static str,
     /// `sm_80` or `sm_90a`.
     pub target: &'static str,
+    /// Registers per thread.
     pub registers: u32,
     /// Bytes.
     pub stack: u32,
+    /// Bytes of spill stores.
     pub spill_stores: u32,
+    /// Bytes of spill loads.
     pub spill_loads: u32,
+    /// Bytes of static shared memory.
     pub shared: u32,
 }
 
@@ -160,6 +167,7 @@ pointer!(MutPtr);
 /// Properties of a device that grids and tiles depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Properties {
+    /// Name.
     pub name: String,
     /// Number of streaming multiprocessors.
     pub processors: usize,

@@ -6,7 +6,7 @@
 //! than the CUDA version of the build, an unknown device number, no kernels in the build, a device
 //! older than sm_80.
 
-pub mod cublaslt;
+pub(crate) mod cublaslt;
 mod launch;
 mod transfer;
 

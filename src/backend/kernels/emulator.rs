@@ -41,7 +41,9 @@ struct Request {
 /// Source position of a block barrier or proxy fence.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Site {
+    /// File.
     pub file: CString,
+    /// Line, from 1.
     pub line: c_int,
 }
 
@@ -108,7 +110,7 @@ thread_local! {
 }
 
 /// Bytes of a kernel's shared arrays, without dynamic shared memory, if this thread has launched it:
-/// the shipped kernel's, or within [`own::with`] the user's.
+/// the shipped kernel's, or within `own::with` the user's.
 pub fn shared_arrays(kernel: &Kernel) -> Option<usize> {
     let entry = own::emulated(kernel).or(kernel.emulated)?;
     SHARED_ARRAYS.with_borrow(|seen| seen.get(&(entry as usize)).copied())

@@ -111,8 +111,11 @@ impl Tile {
 /// A GEMM: C (m, n) = A B, summed over k.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
+    /// Rows of the result.
     pub m: usize,
+    /// Columns of the result.
     pub n: usize,
+    /// Length of the sums.
     pub k: usize,
     /// Size of an element of C in bytes.
     pub out_bytes: usize,
@@ -128,6 +131,7 @@ pub(super) fn blocks_of(rows: usize, columns: usize, width: usize, processors: u
 /// A tile and number of splits for a GEMM, with the predicted time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
+    /// Tile.
     pub tile: Tile,
     /// Splits of k.
     pub splits: usize,
@@ -144,8 +148,11 @@ pub struct Choice {
 /// A GEMM of an op and its tiles.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Chosen {
+    /// Name of the op.
     pub op: &'static str,
+    /// Sizes.
     pub sizes: Sizes,
+    /// What was chosen for it.
     pub choice: Choice,
 }
 

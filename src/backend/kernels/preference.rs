@@ -2,7 +2,7 @@
 
 use super::device::{Device, Element};
 use super::launchers::{self as launch, SumField};
-use super::{Kernels, Piece, Scratch, int, read, read_option, write};
+use super::{Kernels, Piece, Scratch, int, own_curve, read, read_option, write};
 use crate::Result;
 use crate::backend::contract::*;
 
@@ -20,9 +20,11 @@ fn gradient_pieces<D: Device>(scratch: &mut Scratch<'_, D>, comparisons: usize) 
     std::array::from_fn(|_| scratch.request::<f32>(comparisons))
 }
 
-/// A curve with its label smoothing and its temperature; 0 and 1 where it has none.
-fn curve_parameters(curve: Curve) -> (launch::Curve, f64, f64) {
-    match curve {
+/// A curve with its label smoothing and its temperature; 0 and 1 where it has none. `None` for a curve
+/// of the user's own, which no kernel has.
+fn curve_parameters(curve: Curve) -> Option<(launch::Curve, f64, f64)> {
+    Some(match curve {
+        Curve::Own(_) => return None,
         Curve::Sigmoid { smoothing } => (launch::Curve::Sigmoid, smoothing, 1.0),
         Curve::Robust { smoothing } => (launch::Curve::Robust, smoothing, 1.0),
         Curve::Hinge => (launch::Curve::Hinge, 0.0, 1.0),
@@ -38,7 +40,7 @@ fn curve_parameters(curve: Curve) -> (launch::Curve, f64, f64) {
         Curve::AotUnpaired { smoothing } => (launch::Curve::AotUnpaired, smoothing, 1.0),
         Curve::Kto => (launch::Curve::Kto, 0.0, 1.0),
         Curve::ApoZeroUnpaired => (launch::Curve::ApoZeroUnpaired, 0.0, 1.0),
-    }
+    })
 }
 
 /// A link with alpha - 1, or 0 where it has no alpha.
@@ -63,6 +65,9 @@ pub(super) fn preference_fwd<D: Device, A: Element>(
     k: &Kernels<D, A>,
     mut a: PreferenceFwd<'_, Kernels<D, A>>,
 ) -> Result<()> {
+    let Some(curves) = a.curves.iter().map(|part| curve_parameters(part.curve)).collect::<Option<Vec<_>>>() else {
+        return own_curve::preference_fwd(k, a);
+    };
     let mut scratch = k.scratch()?;
     let [positive_slopes, negative_slopes, center_slopes] = gradient_pieces(&mut scratch, a.comparisons);
     let sorts = a.curves.iter().any(|part| part.curve.sorts());
@@ -71,8 +76,7 @@ pub(super) fn preference_fwd<D: Device, A: Element>(
     scratch.take()?;
     let (link, power) = link_parameters(a.link);
     let t = &a.table;
-    for (number, part) in a.curves.iter().enumerate() {
-        let (curve, smoothing, temperature) = curve_parameters(part.curve);
+    for (number, (part, (curve, smoothing, temperature))) in a.curves.iter().zip(curves).enumerate() {
         let is_first = number == 0;
         launch::PreferenceFwd {
             score: read(a.score),

@@ -13,7 +13,9 @@ pub struct TensorMap(pub [u64; 16]);
 /// Element type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapElement {
+    /// f32.
     F32,
+    /// bf16.
     Bf16,
 }
 
@@ -41,6 +43,7 @@ pub enum MapSwizzle {
 pub struct TensorMapSpec {
     /// Device address of the first element.
     pub address: u64,
+    /// Element type.
     pub element: MapElement,
     /// Elements of each dimension; elements outside are zero.
     pub dims: Vec<u64>,
@@ -48,6 +51,7 @@ pub struct TensorMapSpec {
     pub strides: Vec<u64>,
     /// Elements of a box in each dimension.
     pub boxes: Vec<u32>,
+    /// Order of 16-byte pieces in shared memory.
     pub swizzle: MapSwizzle,
 }
 

@@ -8,7 +8,7 @@ use crate::backend::kernels::own::{Declaration, Kind, ParameterElement as Elemen
 
 /// The value of a kernel's parameter.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Argument {
+pub(in crate::bench) enum Argument {
     Operand(usize),
     Int(i32),
     Long(i64),
@@ -17,7 +17,7 @@ pub(super) enum Argument {
 }
 
 /// A launch of a kernel.
-pub(super) struct Launch {
+pub(in crate::bench) struct Launch {
     pub kernel: &'static Kernel,
     pub grid: Grid,
     pub shared_bytes: usize,

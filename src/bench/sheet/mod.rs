@@ -13,7 +13,7 @@
 
 mod contract;
 pub mod expression;
-mod launch;
+pub(in crate::bench) mod launch;
 pub mod run;
 
 use std::path::{Path, PathBuf};
@@ -28,14 +28,14 @@ use crate::files::input;
 use crate::{Error, Result};
 
 /// Most elements of all operands together; each takes 8 bytes of memory and more.
-const MAX_ELEMENTS: f64 = (1u64 << 29) as f64;
+pub(super) const MAX_ELEMENTS: f64 = (1u64 << 29) as f64;
 
 /// The same without a comparison, which takes no memory for results.
 const MAX_UNVERIFIED: f64 = (1u64 << 31) as f64;
 
 /// Contents of an operand before the call.
 #[derive(Clone, Debug)]
-enum Fill {
+pub(super) enum Fill {
     Normal,
     Uniform,
     Formula(Formula),
@@ -47,7 +47,7 @@ enum Fill {
 
 /// What an operand must hold after the call.
 #[derive(Clone, Debug)]
-enum Expected {
+pub(super) enum Expected {
     /// Read only, or scratch memory.
     Nothing,
     Formula(Formula),
@@ -57,26 +57,26 @@ enum Expected {
 /// An operand of a launch.
 #[derive(Clone, Debug)]
 pub(crate) struct SheetOperand {
-    name: String,
-    element: Element,
-    shape: Vec<usize>,
-    fill: Fill,
-    expected: Expected,
+    pub(super) name: String,
+    pub(super) element: Element,
+    pub(super) shape: Vec<usize>,
+    pub(super) fill: Fill,
+    pub(super) expected: Expected,
     /// Absolute and relative tolerance.
-    tolerance: (f64, f64),
-    /// Times that the kernel moves the operand: once, twice if it reads and writes it.
-    moves: u64,
+    pub(super) tolerance: (f64, f64),
+    /// Elements that the kernel moves: all of them once, twice if it reads and writes them.
+    pub(super) moved: u64,
 }
 
 /// Launches and their verification.
 pub(crate) struct SheetCall {
     /// In order; the operands are compared after the last.
-    launches: Vec<Launch>,
+    pub(super) launches: Vec<Launch>,
     pub precision: Precision,
     /// Sizes as `n=1000`.
     pub shape: String,
-    flops: u64,
-    operands: Vec<SheetOperand>,
+    pub(super) flops: u64,
+    pub(super) operands: Vec<SheetOperand>,
 }
 
 /// A sheet.
@@ -413,9 +413,10 @@ impl Sheet {
                 (None, Some(tolerance)) => tolerance,
                 (None, None) => default_tolerance(*element),
             };
-            let moves = if role == "in-out" { 2 } else { u64::from(role != "scratch") };
+            let times = if role == "in-out" { 2 } else { u64::from(role != "scratch") };
             let (name, element, shape) = (name.clone(), *element, shapes[at].1.clone());
-            operands.push(SheetOperand { name, element, shape, fill, expected, tolerance, moves });
+            let moved = times * shape.iter().product::<usize>() as u64;
+            operands.push(SheetOperand { name, element, shape, fill, expected, tolerance, moved });
         }
         Ok(operands)
     }
@@ -423,7 +424,7 @@ impl Sheet {
 
 /// Absolute and relative tolerance of an element that is rounded once, with room for a few
 /// operations before.
-fn default_tolerance(element: Element) -> (f64, f64) {
+pub(super) fn default_tolerance(element: Element) -> (f64, f64) {
     let tolerance = match element {
         Element::Bf16 | Element::Storage => 1.0 / 128.0,
         Element::F32 => 1e-5,

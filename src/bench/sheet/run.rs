@@ -9,7 +9,6 @@ use rayon::prelude::*;
 
 use super::super::measure::{Effort, Samples, Timing};
 use super::super::row::{Cache, Row, Status};
-use super::super::run::BenchOptions;
 use super::expression::{Formula, Numbers};
 use super::launch::{Argument, Launch};
 use super::{Element, Expected, Fill, SheetCall, SheetOperand};
@@ -19,8 +18,17 @@ use crate::backend::kernels::emulator::accesses::{LaunchAccesses, count_accesses
 use crate::rng::Rng;
 use crate::{Error, Result};
 
+/// Samples of a run, and columns of its rows.
+pub(crate) struct SheetRun<'a> {
+    pub effort: Effort,
+    pub date: &'a str,
+    pub commit: &'a str,
+    /// Column `model`: where the sizes come from.
+    pub model: &'a str,
+}
+
 /// Bytes of an element.
-fn bytes_of(element: Element) -> usize {
+pub(in crate::bench) fn bytes_of(element: Element) -> usize {
     match element {
         Element::F64 => 8,
         Element::F32 | Element::I32 => 4,
@@ -29,7 +37,7 @@ fn bytes_of(element: Element) -> usize {
 }
 
 /// A number as stored.
-fn rounded(element: Element, x: f64) -> f64 {
+pub(in crate::bench) fn rounded(element: Element, x: f64) -> f64 {
     match element {
         Element::F64 => x,
         Element::F32 => f64::from(x as f32),
@@ -103,8 +111,8 @@ impl SheetOperand {
 
 impl SheetCall {
     /// Bytes that the operands move.
-    fn bytes(&self) -> u64 {
-        self.operands.iter().map(|o| o.moves * (o.len() * bytes_of(o.element)) as u64).sum()
+    pub(in crate::bench) fn bytes(&self) -> u64 {
+        self.operands.iter().map(|o| o.moved * bytes_of(o.element) as u64).sum()
     }
 
     fn fill<D: Device>(&self, device: &D, memory: &mut [D::Memory], contents: &[Vec<f64>]) -> Result<()> {
@@ -195,32 +203,54 @@ impl SheetCall {
         Ok(Timing::of(&Samples { seconds, calls }))
     }
 
-    /// Verifies and times the launch, and verifies it on other emulators. A wrong result is a failed row.
-    pub fn row<D: Device>(
-        &self,
-        device: &D,
-        others: &[Emulator],
-        options: &BenchOptions,
-        variant: &str,
-        label: String,
-    ) -> Result<Row> {
+    /// Allocates and fills the operands. Returns them with their contents.
+    fn prepared<D: Device>(&self, device: &D) -> Result<(Vec<D::Memory>, Vec<Vec<f64>>)> {
         let contents: Vec<Vec<f64>> = self.operands.iter().map(SheetOperand::contents).collect();
         let memory = self.operands.iter().map(|o| device.allocate(o.len() * bytes_of(o.element)));
         let mut memory = memory.collect::<Result<Vec<_>>>()?;
         self.fill(device, &mut memory, &contents)?;
+        Ok((memory, contents))
+    }
+
+    /// Launches once and verifies. Returns the largest error as a share of its tolerance, and the
+    /// bytes of the compared operands.
+    pub(in crate::bench) fn verified<D: Device>(&self, device: &D) -> Result<(f64, Vec<Vec<u8>>)> {
+        let (memory, contents) = self.prepared(device)?;
+        self.launch(device, &memory)?;
+        let share = self.verify(device, &memory, &contents)?;
+        let mut results = Vec::new();
+        for (operand, memory) in self.operands.iter().zip(&memory) {
+            if !matches!(operand.expected, Expected::Nothing) {
+                let mut bytes = vec![0; operand.len() * bytes_of(operand.element)];
+                device.download(memory, 0, &mut bytes)?;
+                results.push(bytes);
+            }
+        }
+        Ok((share, results))
+    }
+
+    /// Verifies and times the launches, and verifies them on other emulators. A wrong result is a failed row.
+    pub fn row<D: Device>(
+        &self,
+        device: &D,
+        others: &[Emulator],
+        run: &SheetRun<'_>,
+        (variant, label): (&str, String),
+    ) -> Result<Row> {
+        let (memory, contents) = self.prepared(device)?;
         let checked = self.launch(device, &memory).and_then(|()| self.verify(device, &memory, &contents));
         let checked = checked.and_then(|share| {
-            let shares = others.iter().map(|other| self.verified(other));
+            let shares = others.iter().map(|other| self.verified(other).map(|(share, _)| share));
             let shares = shares.collect::<Result<Vec<_>>>();
             let shares =
                 shares.map_err(|why| Error::Runtime(format!("in another order of threads and copies: {why}")))?;
             Ok(shares.into_iter().fold(share, f64::max))
         });
-        let mut row = self.empty_row::<D>(device, options, variant);
+        let mut row = self.empty_row::<D>(device, run, variant);
         match checked {
             Err(why) => (row.status, row.note) = (Status::Failed, why.to_string()),
             Ok(share) => {
-                let timing = self.times(device, &memory, &options.effort)?;
+                let timing = self.times(device, &memory, &run.effort)?;
                 row.note = label;
                 row.cache = Some(Cache::Warm);
                 row.error_share = Some(share);
@@ -237,16 +267,16 @@ impl SheetCall {
         Ok(row)
     }
 
-    fn empty_row<D: Device>(&self, device: &D, options: &BenchOptions, variant: &str) -> Row {
+    fn empty_row<D: Device>(&self, device: &D, run: &SheetRun<'_>, variant: &str) -> Row {
         Row {
-            date: options.date.clone(),
-            commit: options.commit.clone(),
+            date: run.date.to_owned(),
+            commit: run.commit.to_owned(),
             device: device.properties().name.clone(),
             backend: D::NAME.into(),
             variant: variant.into(),
             dtype: self.precision.name().into(),
             op: self.name().into(),
-            model: "sheet".into(),
+            model: run.model.to_owned(),
             layer: "own".into(),
             shape: self.shape.clone(),
             bytes: Some(self.bytes()),
@@ -279,19 +309,9 @@ impl SheetCall {
         Ok(self.times(device, &memory, effort)?.median)
     }
 
-    /// Verifies the launches without timing them. Returns the largest error as a share of its tolerance.
-    pub fn verified<D: Device>(&self, device: &D) -> Result<f64> {
-        let contents: Vec<Vec<f64>> = self.operands.iter().map(SheetOperand::contents).collect();
-        let memory = self.operands.iter().map(|o| device.allocate(o.len() * bytes_of(o.element)));
-        let mut memory = memory.collect::<Result<Vec<_>>>()?;
-        self.fill(device, &mut memory, &contents)?;
-        self.launch(device, &memory)?;
-        self.verify(device, &memory, &contents)
-    }
-
     /// As [`SheetCall::verified`], with the accesses of every launch on the emulator.
     pub fn counted<D: Device>(&self, device: &D) -> Result<(f64, Vec<LaunchAccesses>)> {
         let (share, accesses) = count_accesses(|| self.verified(device));
-        Ok((share?, accesses))
+        Ok((share?.0, accesses))
     }
 }

@@ -15,7 +15,12 @@ pub enum Shape {
     /// A sequence of this many tokens.
     Causal(usize),
     /// A prompt with two responses as children.
-    Pair { prompt: usize, response: usize },
+    Pair {
+        /// Number of the prompt.
+        prompt: usize,
+        /// The response.
+        response: usize,
+    },
 }
 
 impl Shape {
@@ -43,11 +48,17 @@ impl Shape {
 /// Attention, or its gradient.
 #[derive(Clone, Debug)]
 pub struct Attention {
+    /// Whether it is the gradient.
     pub backward: bool,
+    /// Sequences of the batch.
     pub shape: Shape,
+    /// Number of trees.
     pub trees: usize,
+    /// Heads of queries.
     pub heads: usize,
+    /// Heads of keys and values.
     pub kv_heads: usize,
+    /// Elements of a head.
     pub head_dim: usize,
 }
 

@@ -13,8 +13,11 @@ pub enum Pass {
     Residual,
     /// Forward with a bias, as in the query, key and value projection.
     Bias,
+    /// The layer itself.
     Forward,
+    /// Gradient of the input.
     Input,
+    /// Gradient of the weight.
     Weight,
     /// Weight gradient with the norms of its patches, as in the last micro-batch of a step. The
     /// norms are not verified here: a part of the gradient has other norms.
@@ -24,7 +27,9 @@ pub enum Pass {
 /// A GEMM of a linear layer.
 #[derive(Clone, Debug)]
 pub struct Linear {
+    /// Forward, or which gradient.
     pub pass: Pass,
+    /// Sizes of the call.
     pub dims: LinearDims,
 }
 
@@ -137,6 +142,7 @@ impl Call for Linear {
 /// Bias gradient: column sums of the output's gradient.
 #[derive(Clone, Debug)]
 pub struct BiasGrad {
+    /// Sizes of the call.
     pub dims: LinearDims,
 }
 

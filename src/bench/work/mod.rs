@@ -61,7 +61,9 @@ pub trait Call: Sized {
 
 /// A part of a call.
 pub struct Part<C> {
+    /// The smaller call.
     pub call: C,
+    /// Indices of the call that it covers.
     pub selection: Selection,
     /// Written operands that are compared; empty compares all.
     pub compared: &'static [&'static str],
@@ -83,6 +85,7 @@ macro_rules! works {
     ($($Name:ident($Type:ty)),* $(,)?) => {
         /// A call of any op.
         #[derive(Clone, Debug)]
+        #[allow(missing_docs, reason = "the variants have the names of their calls")]
         pub enum Work {
             $($Name($Type)),*
         }

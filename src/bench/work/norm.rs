@@ -9,7 +9,9 @@ use crate::bench::operand::{Axis, Cursor, Fill, ONE, Operand, Selection, spread}
 /// RMSNorm of a residual sum, or its gradient.
 #[derive(Clone, Debug)]
 pub struct Norm {
+    /// Whether it is the gradient.
     pub backward: bool,
+    /// Sizes of the call.
     pub dims: NormDims,
 }
 
@@ -114,7 +116,9 @@ fn some_rows<C: Clone>(
 /// RMSNorm of query and key heads, or its gradient.
 #[derive(Clone, Debug)]
 pub struct QkNorm {
+    /// Whether it is the gradient.
     pub backward: bool,
+    /// Sizes of the call.
     pub dims: QkNormDims,
 }
 

@@ -1,6 +1,7 @@
 //! `--explain OP`: why calls take their time, on the GPU of this machine or on one that need not be
 //! present; `--ncu`: the profiler's command for them.
 
+use std::path::Path;
 use std::process::Command;
 
 use super::super::device::{Device, Dtype};
@@ -9,7 +10,9 @@ use crate::backend::contract::Precision;
 use crate::backend::kernels::device::{Device as _, Properties};
 use crate::backend::kernels::driver::Driver;
 use crate::bench::explain::{Gpu, explain, kernels_of};
+use crate::bench::ncu::{METRICS, Profiled, joined, parse};
 use crate::bench::shapes::Case;
+use crate::files::input;
 use crate::study::plan::GpuRates;
 use crate::terminal::{emit, say};
 use crate::{Error, Result};
@@ -17,6 +20,14 @@ use crate::{Error, Result};
 /// Calls that are explained without `--model` and `--tokens`.
 const MODEL: &str = "qwen2.5-0.5b";
 const TOKENS: usize = 8192;
+/// File that the profiler writes.
+const PROFILE: &str = "ncu.csv";
+
+fn read_profile(path: &Path) -> Result<Vec<Profiled>> {
+    let bytes = input::read(path, input::MAX_RECORD).map_err(input::data_error(path))?;
+    let text = String::from_utf8(bytes).map_err(|_| Error::data(path, 0, None, "is not UTF-8 text"))?;
+    parse(path, &text)
+}
 
 impl BenchArgs {
     /// Explains the calls of `--explain`.
@@ -62,6 +73,16 @@ impl BenchArgs {
         }
         let gpu = Gpu { properties, copy: rates.copy, product: rates.product };
         let cases = args.options(true, false).cases(precision);
+        let profile = match &args.ncu_csv {
+            Some(_) if cases.len() != 1 => {
+                return Err(Error::Usage(format!(
+                    "--ncu-csv: the profile is of one call, but {} are selected; choose one with --shape, --model and --tokens",
+                    cases.len()
+                )));
+            }
+            Some(path) => Some((path.clone(), read_profile(path)?)),
+            None => None,
+        };
         for (at, case) in cases.iter().enumerate() {
             let row = record.rows.iter().find(|row| {
                 row.variant == "mapl"
@@ -74,6 +95,10 @@ impl BenchArgs {
             if args.ncu {
                 args.profile(case, &gpu.properties, precision, measured.is_some())?;
             }
+            if let Some((path, profile)) = &profile {
+                let text = joined(case, &gpu.properties, precision, profile);
+                emit(&text.map_err(|e| Error::Usage(format!("--ncu-csv {}: {e}", path.display())))?)?;
+            }
             if at + 1 < cases.len() {
                 say("");
             }
@@ -85,8 +110,10 @@ impl BenchArgs {
     fn profile(&self, case: &Case, gpu: &Properties, precision: Precision, here: bool) -> Result<()> {
         let program = std::env::current_exe().map_or_else(|_| "mapl".into(), |path| path.display().to_string());
         let names = kernels_of(case, gpu, precision)?.join("|");
-        let mut words: Vec<String> = ["--set", "full", "--launch-count", "8", "--kernel-name"].map(String::from).into();
-        words.push(format!("regex:^({names})$"));
+        let mut words: Vec<String> = ["--set", "full", "--metrics"].map(String::from).into();
+        words.push(METRICS.join(","));
+        words.extend(["--csv", "--page", "raw", "--log-file", PROFILE, "--launch-count", "8"].map(String::from));
+        words.extend(["--kernel-name".to_owned(), format!("regex:^({names})$")]);
         words.push(program);
         let of_row =
             ["bench", "--device", "cuda", "--repeats", "5", "--op", case.work_op(), "--dtype", precision.name()];
@@ -101,13 +128,16 @@ impl BenchArgs {
             .collect();
         emit(&format!("  profiler     ncu {}", quoted.join(" ")))?;
         if here && Command::new("ncu").arg("--version").output().is_ok_and(|output| output.status.success()) {
-            let status = Command::new("ncu").args(&words).status();
+            let io = |source| Error::Io { action: "create a folder in", path: std::env::temp_dir(), source };
+            let folder = tempfile::Builder::new().prefix("mapl-ncu").tempdir().map_err(io)?;
+            let status = Command::new("ncu").args(&words).current_dir(folder.path()).status();
             let status = status.map_err(|e| Error::Runtime(format!("cannot run ncu: {e}")))?;
             if !status.success() {
                 return Err(Error::Runtime(format!(
                     "ncu ended with {status}; it may need the counters of the GPU's driver"
                 )));
             }
+            emit(&joined(case, gpu, precision, &read_profile(&folder.path().join(PROFILE))?)?)?;
         }
         Ok(())
     }

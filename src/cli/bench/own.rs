@@ -16,6 +16,7 @@ use crate::bench::own::{OwnContender, launching, resources, sheet_resources, ver
 use crate::bench::rates::BenchBackend;
 use crate::bench::row::Status;
 use crate::bench::run::BenchOptions;
+use crate::bench::sheet::run::SheetRun;
 use crate::bench::sheet::{Sheet, SheetCall};
 use crate::terminal::complain;
 use crate::{Error, Result};
@@ -141,8 +142,9 @@ impl BenchArgs {
             true => vec![Emulator::with(Schedule::Falling, 4)?, Emulator::with(Schedule::Random(1), 4)?],
             false => Vec::new(),
         };
+        let run = SheetRun { effort: options.effort, date: &options.date, commit: &options.commit, model: "sheet" };
         for call in &calls {
-            let row = call.row(on.device(), &others, options, &contender.name, contender.kernels.label())?;
+            let row = call.row(on.device(), &others, &run, (&contender.name, contender.kernels.label()))?;
             record.tell(&line(&row))?;
             if self.lab.count_accesses && row.status == Status::Measured {
                 let (_, launches) = call.counted(on.device())?;

@@ -59,7 +59,9 @@ pub enum FunctionKind {
 /// violate it. A response with `None` is unconstrained and only offers words.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
+    /// The response.
     pub response: &'a Analysis<'a>,
+    /// Whether the instruction is followed, if it is known.
     pub flag: Option<bool>,
 }
 
@@ -98,6 +100,7 @@ impl<'a> Request<'a> {
 pub struct Function {
     /// IFEval's id, `family:name`.
     pub id: &'static str,
+    /// What it is about.
     pub kind: FunctionKind,
     /// True if the check only approximates IFEval's.
     pub approximate: bool,

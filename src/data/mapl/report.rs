@@ -30,7 +30,9 @@ pub struct FunctionCounts {
 /// Two-sided instructions, counted by relation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RelationCounts {
+    /// Number of relations `at least`.
     pub at_least: u64,
+    /// Number of relations `less than`.
     pub less_than: u64,
 }
 
@@ -74,8 +76,11 @@ impl SatisfiedCounts {
 /// Comparisons with a given number of instructions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SizeCounts {
+    /// Intra comparisons.
     pub intra: u64,
+    /// Inter comparisons upward.
     pub up: u64,
+    /// Inter comparisons downward.
     pub down: u64,
 }
 
@@ -88,6 +93,7 @@ pub struct Report {
     pub groups: u64,
     /// Groups with an intra or inter comparison.
     pub extended: u64,
+    /// Prompts of the built groups.
     pub prompts: u64,
     /// Distinct (prompt, response) pairs that comparisons use.
     pub sequences: u64,

@@ -128,6 +128,7 @@ pub struct Batch {
     pub id_runs: RunTable,
     /// Token rows grouped by position; empty unless [`super::PackOptions::position_runs`].
     pub position_runs: RunTable,
+    /// The prefix trees.
     pub tree: TreeTable,
     /// Visible (query, key) pairs.
     pub pairs: u64,
@@ -148,6 +149,7 @@ pub struct Batch {
     /// (seqs) in group order, then in the order of
     /// [`crate::data::tokenized::TokenizedGroup::sequences`]
     pub sequences: Vec<SequenceRef>,
+    /// The comparisons.
     pub comparisons: ComparisonTable,
     /// Token rows that the same sequences would need without sharing; with sharing they need
     /// [`Batch::tokens`].

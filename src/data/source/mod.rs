@@ -16,7 +16,7 @@
 //!   prompt; `turns`: text as turns
 //! - `kinds`: files of other kinds, by name; `odd_values`: NaN and the like; `keys`: keys in a row's
 //!   text; `row_limits`: rows that would take hours
-//! - [`options`]: column map, and the flag that allows mixed formats in one file
+//! - `options`: column map, and the flag that allows mixed formats in one file
 //!
 //! The format is detected from the keys of each row. Refused, each with file, line and id: rows
 //! that are not JSON objects, missing or mistyped keys, empty responses, files without rows, and
@@ -35,7 +35,7 @@ mod keys;
 mod kinds;
 mod message;
 mod odd_values;
-pub mod options;
+pub(crate) mod options;
 mod overlooked;
 mod parquet_rows;
 mod paths;
@@ -86,7 +86,9 @@ pub use unpaired::{read_unpaired_files, split_pairs};
 /// A group with its file and line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceRow {
+    /// The preference group.
     pub group: PreferenceGroup,
+    /// File of the row.
     pub file: Arc<Path>,
     /// Line number, from 1.
     pub line: usize,

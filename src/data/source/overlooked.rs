@@ -59,6 +59,7 @@ const TEXTS: [&str; 7] = ["prompt", "chosen", "rejected", "completion", "text", 
 /// Rows in which something occurs, and the line of the first of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Occurrences {
+    /// Rows with the key.
     pub rows: usize,
     /// From 1.
     pub first_line: usize,

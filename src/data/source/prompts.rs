@@ -51,6 +51,7 @@ impl PromptRow {
 /// Prompts of files, in order.
 #[derive(Debug, Default)]
 pub struct Prompts {
+    /// The prompts.
     pub rows: Vec<PromptRow>,
     /// Warnings about text that may be read in another way than it was meant.
     pub warnings: Vec<String>,

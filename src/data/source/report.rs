@@ -16,6 +16,7 @@ const KEYS: usize = 30;
 /// Formats and keys of one file; `Display` gives one line for the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FileReport {
+    /// The file.
     pub file: PathBuf,
     /// Rows of each format, in the order of [`Format`].
     pub formats: Vec<(Format, usize)>,
@@ -42,8 +43,11 @@ pub struct FileReport {
 /// Rows that were left out for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Skipped {
+    /// Why.
     pub why: String,
+    /// Number of rows.
     pub rows: usize,
+    /// Line of the first of them.
     pub first_line: usize,
 }
 

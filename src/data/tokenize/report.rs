@@ -12,9 +12,13 @@ use crate::terminal::counted;
 /// Percentiles of the sequence lengths before the limit, in tokens, prompt included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Lengths {
+    /// Median.
     pub p50: usize,
+    /// 90 % quantile.
     pub p90: usize,
+    /// 99 % quantile.
     pub p99: usize,
+    /// Longest.
     pub max: usize,
 }
 
@@ -35,6 +39,7 @@ impl Lengths {
 pub struct Example {
     /// File, line and id of the row.
     pub row: String,
+    /// What the example shows.
     pub what: String,
 }
 
@@ -54,6 +59,7 @@ impl fmt::Display for Example {
 /// single responses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TokenizeReport {
+    /// Rows that were read.
     pub rows_read: usize,
     /// Rows with at least one kept comparison.
     pub rows_kept: usize,

@@ -16,7 +16,9 @@ use crate::{Error, Result};
 /// A file as it was read.
 #[derive(Clone, Debug)]
 pub struct StoredFile {
+    /// Name in its folder.
     pub path: PathBuf,
+    /// Contents.
     pub bytes: Vec<u8>,
 }
 

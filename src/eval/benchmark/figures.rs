@@ -36,6 +36,7 @@ pub struct Figure {
     pub name: String,
     /// Number of rows.
     pub count: usize,
+    /// The figure.
     pub value: f64,
 }
 

@@ -8,12 +8,12 @@
 //! | RewardBench 2, ties | several correct and several incorrect responses | see [`figures`] |
 //! | IF-RewardBench (thu-coai/IF-RewardBench) | responses and a graph of preferences between them | accuracy and Kendall's tau-b over the edges of a graph |
 //!
-//! - [`rows`]: rows in, and which benchmark they are of
+//! - `rows`: rows in, and which benchmark they are of
 //! - [`figures`]: the figures as the benchmarks define them
 //! - [`summary`]: the figures with bootstrap intervals; tables, JSON and rows out
 
 pub mod figures;
-pub mod rows;
+pub(crate) mod rows;
 pub mod summary;
 
 use crate::data::source::SourceRow;
@@ -21,9 +21,13 @@ use crate::data::source::SourceRow;
 /// A benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Benchmark {
+    /// RM-Bench.
     RmBench,
+    /// RMB.
     Rmb,
+    /// RewardBench 2.
     RewardBench2,
+    /// IF-RewardBench.
     IfRewardBench,
 }
 
@@ -47,6 +51,7 @@ impl Benchmark {
 pub struct Item {
     /// One prompt, and comparisons that use every response that is scored.
     pub row: SourceRow,
+    /// Rows of the benchmark.
     pub shape: Shape,
 }
 
@@ -54,21 +59,54 @@ pub struct Item {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Shape {
     /// Three styles of chosen, then three of rejected responses.
-    Styles { domain: String },
+    Styles {
+        /// Domain of the row.
+        domain: String,
+    },
     /// The best response, then the losers; `pair` for the pairwise set, which has one loser.
-    Best { pair: bool, goal: String, category: String },
+    Best {
+        /// Whether it is a pair.
+        pair: bool,
+        /// Goal of the row.
+        goal: String,
+        /// Category of the row.
+        category: String,
+    },
     /// The chosen response, then the rejected ones.
-    Chosen { subset: String },
+    Chosen {
+        /// Subset of the row.
+        subset: String,
+    },
     /// `correct` correct responses, then incorrect ones. `tied` prompts have several correct responses,
     /// their reference prompt of the same number has one.
-    Ties { tied: bool, prompt: i64, correct: usize },
+    Ties {
+        /// Whether it is of the subset of ties.
+        tied: bool,
+        /// Number of the prompt.
+        prompt: i64,
+        /// Number of correct responses.
+        correct: usize,
+    },
     /// Edges from the preferred response to the other one.
-    Graph { kind: String, generator: Option<String>, turn: usize, constraints: usize, edges: Vec<(usize, usize)> },
+    Graph {
+        /// Kind of graph.
+        kind: String,
+        /// Model that wrote the responses.
+        generator: Option<String>,
+        /// Turn of the conversation.
+        turn: usize,
+        /// Number of constraints.
+        constraints: usize,
+        /// Pairs of better and worse responses.
+        edges: Vec<(usize, usize)>,
+    },
 }
 
 /// A row with the scores of its responses. A response that no edge uses has NaN.
 #[derive(Clone, Debug)]
 pub struct Judged<'a> {
+    /// The row.
     pub item: &'a Item,
+    /// Scores of the responses in order.
     pub scores: Vec<f64>,
 }

@@ -14,9 +14,11 @@ use crate::train::metrics::number;
 /// A figure with its interval.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line {
+    /// Name.
     pub name: String,
     /// Number of rows.
     pub count: usize,
+    /// The estimate.
     pub value: Estimate,
 }
 

@@ -13,8 +13,11 @@ use crate::{Error, Result};
 /// An adapter with the folder of its base.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterFolder {
+    /// The folder of the adapter.
     pub path: PathBuf,
+    /// Folder of the base model.
     pub base: PathBuf,
+    /// Its configuration.
     pub config: AdapterConfig,
 }
 

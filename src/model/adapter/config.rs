@@ -38,6 +38,7 @@ pub enum Targets {
 /// Task that the adapter was trained for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TaskType {
+    /// A language model.
     CausalLm,
     /// Sequence classification: with one label, a reward model.
     SeqCls,
@@ -50,6 +51,7 @@ pub struct AdapterConfig {
     pub base_model_name_or_path: Option<String>,
     /// Branch, tag or commit of a base on the Hub.
     pub revision: Option<String>,
+    /// Task of PEFT.
     pub task_type: Option<TaskType>,
     /// Rank of modules that `rank_pattern` does not name.
     pub r: usize,
@@ -59,6 +61,7 @@ pub struct AdapterConfig {
     pub lora_dropout: f64,
     /// The factor is alpha / sqrt(rank) instead of alpha / rank.
     pub use_rslora: bool,
+    /// Layers that are adapted.
     pub target_modules: Targets,
     /// Modules that are left out although `target_modules` names them.
     pub exclude_modules: Option<Targets>,

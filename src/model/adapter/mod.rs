@@ -6,17 +6,17 @@
 //! for every saved module:    W' = the stored weight
 //! ```
 //!
-//! - [`config`]: `adapter_config.json`, read, checked and written
-//! - [`targets`]: the modules that an adapter changes, with their ranks and factors
-//! - [`base`]: the folder of the base
-//! - [`files`]: the weights of an adapter, checked, and their product with a base's
-//! - [`mod@write`]: an adapter folder that PEFT loads
+//! - `config`: `adapter_config.json`, read, checked and written
+//! - `targets`: the modules that an adapter changes, with their ranks and factors
+//! - `base`: the folder of the base
+//! - `files`: the weights of an adapter, checked, and their product with a base's
+//! - `write`: an adapter folder that PEFT loads
 
-pub mod base;
-pub mod config;
-pub mod files;
-pub mod targets;
-pub mod write;
+pub(crate) mod base;
+pub(crate) mod config;
+pub(crate) mod files;
+pub(crate) mod targets;
+pub(crate) mod write;
 
 pub use base::AdapterFolder;
 pub use config::{AdapterConfig, Targets, TaskType};

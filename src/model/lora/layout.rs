@@ -16,9 +16,13 @@ use crate::backend::contract::LinearDims;
 /// The GEMMs of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
+    /// Query, key and value.
     Qkv,
+    /// Output of attention.
     Output,
+    /// Gate and up.
     GateUp,
+    /// Down.
     Down,
 }
 
@@ -62,7 +66,9 @@ pub struct Target {
 /// Adapters of the layers of one GEMM.
 #[derive(Clone, Debug)]
 pub struct GroupAdapter {
+    /// Elements of an input row.
     pub inputs: usize,
+    /// Elements of an output row.
     pub outputs: usize,
     /// Number of targets times the rank.
     pub width: usize,
@@ -77,7 +83,9 @@ pub struct GroupAdapter {
 /// Places of all adapter tensors.
 #[derive(Clone, Debug)]
 pub struct LoraLayout {
+    /// Rank, scale and layers.
     pub spec: LoraSpec,
+    /// Tensors of the adapters.
     pub slots: Vec<Slot>,
     /// Number of elements of the arena, including gaps.
     pub len: usize,

@@ -93,6 +93,7 @@ pub(super) fn linear_layers(config: &ModelConfig) -> Vec<(String, Role)> {
 
 /// Adapters of a model.
 pub struct Lora<B: Backend> {
+    /// Places of the adapters.
     pub layout: Arc<LoraLayout>,
     /// (layout.len)
     pub weights: B::Act,

@@ -11,9 +11,13 @@ pub type Unavailable = String;
 /// own.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Activity {
+    /// Share of time with a warp on a multiprocessor.
     pub sm: Option<f64>,
+    /// Share of the warps.
     pub occupancy: Option<f64>,
+    /// Share of time with tensor cores at work.
     pub tensor: Option<f64>,
+    /// Share of time with DRAM at work.
     pub dram: Option<f64>,
 }
 
@@ -21,17 +25,27 @@ pub struct Activity {
 pub trait GpuSensors {
     /// Share of time in which kernels ran, and in which memory was accessed.
     fn busy(&mut self) -> Result<(f64, f64), Unavailable>;
+    /// Clock of the multiprocessors in MHz.
     fn sm_clock(&mut self) -> Result<f64, Unavailable>;
+    /// Clock of the memory in MHz.
     fn memory_clock(&mut self) -> Result<f64, Unavailable>;
+    /// Watts.
     fn power(&mut self) -> Result<f64, Unavailable>;
+    /// Limit of the power in watts.
     fn power_limit(&mut self) -> Result<f64, Unavailable>;
+    /// Joules since the driver was loaded.
     fn energy(&mut self) -> Result<f64, Unavailable>;
+    /// Degrees Celsius.
     fn temperature(&mut self) -> Result<f64, Unavailable>;
+    /// Reasons for a lower clock.
     fn throttle(&mut self) -> Result<Vec<String>, Unavailable>;
     /// Used and total memory in bytes.
     fn memory(&mut self) -> Result<(u64, u64), Unavailable>;
+    /// Bytes per second to the GPU.
     fn pcie_in(&mut self) -> Result<f64, Unavailable>;
+    /// Bytes per second from the GPU.
     fn pcie_out(&mut self) -> Result<f64, Unavailable>;
+    /// Shares of time at work.
     fn activity(&mut self) -> Result<Activity, Unavailable>;
 }
 
@@ -54,6 +68,7 @@ struct Field {
 pub const MAX_FAILURES: u32 = 3;
 
 impl<C: GpuSensors> GpuMeter<C> {
+    /// A meter of these sensors.
     pub fn new(gpu: C) -> Self {
         Self { gpu, fields: BTreeMap::new() }
     }

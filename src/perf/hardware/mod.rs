@@ -24,31 +24,44 @@ pub struct Sample {
     pub gpu_busy: Option<f64>,
     /// As [`Sample::gpu_busy`], for memory accesses.
     pub memory_busy: Option<f64>,
+    /// Clock of the multiprocessors.
     pub sm_clock_mhz: Option<f64>,
+    /// Clock of the memory.
     pub memory_clock_mhz: Option<f64>,
+    /// Watts.
     pub power_w: Option<f64>,
+    /// Limit of the power in watts.
     pub power_limit_w: Option<f64>,
     /// Energy since the driver was loaded.
     pub energy_j: Option<f64>,
+    /// Degrees Celsius.
     pub temperature_c: Option<f64>,
     /// Reasons for throttled clocks; empty if the clocks are not throttled.
     pub throttle: Option<Vec<String>>,
+    /// Memory in use on the GPU.
     pub gpu_memory_bytes: Option<u64>,
+    /// Memory of the GPU.
     pub gpu_memory_total_bytes: Option<u64>,
     /// PCIe traffic to and from the GPU.
     pub pcie_in_bytes_per_s: Option<f64>,
+    /// Bytes per second from the GPU.
     pub pcie_out_bytes_per_s: Option<f64>,
     /// From Hopper on (NVML's GPM), shares since the previous reading: SMs active, warps resident,
     /// tensor cores active, memory bandwidth used.
     pub sm_active: Option<f64>,
+    /// Share of the warps.
     pub sm_occupancy: Option<f64>,
+    /// Share of time with tensor cores at work.
     pub tensor_active: Option<f64>,
+    /// Share of time with DRAM at work.
     pub dram_active: Option<f64>,
     /// CPU cores used by this process, and by all others.
     pub processors_used: Option<f64>,
+    /// CPU cores in use by other programs.
     pub processors_others: Option<f64>,
     /// Resident memory of the process, and its peak.
     pub resident_bytes: Option<u64>,
+    /// Most memory of the process.
     pub peak_resident_bytes: Option<u64>,
 }
 

@@ -17,6 +17,7 @@ pub const MAX_SAMPLES: usize = 1 << 14;
 /// Result of sampling.
 #[derive(Clone, Debug, Default)]
 pub struct Readings {
+    /// Samples in order.
     pub samples: Vec<Sample>,
     /// Readings that were unavailable at some time, with the first reason.
     pub missing: Vec<(String, String)>,

@@ -23,19 +23,25 @@ use crate::{Error, Result};
 /// A decoding step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DecodePlan {
+    /// The GPU.
     pub card: GpuRates,
     /// Texts that run together.
     pub rows: usize,
     /// Tokens of a text at this step, the new one included.
     pub context: usize,
+    /// Parameters of the model.
     pub parameters: usize,
     /// Bytes of the weights, and of the cache that the step reads.
     pub weight_bytes: u64,
+    /// Bytes of keys and values.
     pub cache_bytes: u64,
     /// Both over the copy bandwidth.
     pub byte_floor_seconds: f64,
+    /// By op.
     pub ops: Vec<OpFloor>,
+    /// By GEMM.
     pub products: Vec<GemmEstimate>,
+    /// Launches by kernel.
     pub launches: Vec<LaunchEstimate>,
     /// Sum of the ops' floors.
     pub floor_seconds: f64,

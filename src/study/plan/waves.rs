@@ -11,11 +11,15 @@ use crate::backend::kernels::rehearsal::Launched;
 /// Launches of one kernel with the same number of tiles.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LaunchEstimate {
+    /// Name of the entry point.
     pub kernel: &'static str,
+    /// Number of launches.
     pub launches: u64,
     /// Number of tiles or rows of the work: the blocks on a GPU without a limit.
     pub tiles: u64,
+    /// Threads of a block.
     pub threads: u32,
+    /// Bytes of dynamic shared memory.
     pub shared_bytes: usize,
     /// Resident blocks per multiprocessor; `None` in a build without compiled kernels.
     pub blocks_held: Option<u32>,

@@ -10,15 +10,23 @@ use crate::data::pack::{Batch, BatchLimits};
 /// Sizes of a batch, which the host needs to launch ops.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BatchSizes {
+    /// Tokens of the batch.
     pub tokens: usize,
     /// Head rows; 0 for rewards.
     pub rows: usize,
+    /// Number of sequences.
     pub seqs: usize,
+    /// Number of comparisons.
     pub comparisons: usize,
+    /// Segments of the trees.
     pub segments: usize,
+    /// Entries of the paths.
     pub ancestors: usize,
+    /// Number of trees.
     pub trees: usize,
+    /// Pairs of query and key that attention computes.
     pub pairs: u64,
+    /// Tokens of the longest path.
     pub longest_path: usize,
 }
 

@@ -41,7 +41,9 @@ pub struct Packer {
 /// Micro-batch on the host.
 #[derive(Default)]
 pub struct PackedMicroBatch {
+    /// The packed batch.
     pub batch: Batch,
+    /// The batch as arrays.
     pub host: HostBatch,
     /// Ids of its groups.
     ids: Vec<String>,

@@ -35,6 +35,7 @@ pub struct DeviceBatch<B: Backend> {
     tail_alpha: Option<f64>,
     /// Host side of [`DeviceBatch::upload`].
     staging: HostBatch,
+    /// Sizes of the batch.
     pub sizes: BatchSizes,
 }
 

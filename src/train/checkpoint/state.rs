@@ -18,7 +18,9 @@ pub const LENGTH_KEY: &str = "length";
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Best {
+    /// Step of the evaluation.
     pub step: u64,
+    /// Value of the metric.
     pub value: f64,
 }
 
@@ -26,6 +28,7 @@ pub struct Best {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunState {
+    /// Version of the columns.
     pub schema: u32,
     /// Optimiser steps taken, skipped ones included.
     pub step: u64,

@@ -64,6 +64,7 @@ pub struct CacheReport {
     pub known: usize,
     /// Distinct sequences with a newly computed log-prob.
     pub computed: usize,
+    /// Seconds that it took.
     pub seconds: f64,
     /// Reason why the values could not be written for later runs.
     write_error: Option<Error>,

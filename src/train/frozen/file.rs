@@ -35,7 +35,9 @@ pub type Entries = BTreeMap<u128, f64>;
 /// Outcome of reading a cache file.
 #[derive(Debug, PartialEq)]
 pub enum Found {
+    /// No file.
     Nothing,
+    /// Entries of a file.
     Entries(Entries),
     /// The file cannot be used; holds the reason.
     Refused(String),

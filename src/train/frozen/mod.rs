@@ -2,12 +2,12 @@
 //! log-probs computed before training (`--precompute-ref-log-probs`). All give the same bits, because the log-prob of a sequence does
 //! not depend on its batch.
 //!
-//! - [`cache`]: log-probs of a run's sequences, read or computed
+//! - `cache`: log-probs of a run's sequences, read or computed
 //! - [`mod@file`]: the cache file
 //! - [`key`]: hashes of everything a log-prob depends on
 //! - `pass`: the forward-only pass
 
-pub mod cache;
+pub(crate) mod cache;
 pub mod file;
 pub mod key;
 mod pass;

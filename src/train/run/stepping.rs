@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::{Progress, Run, loader};
 use crate::backend::Backend;
+use crate::backend::nvtx::Range;
 use crate::data::loader::Position;
 use crate::train::step::{Pending, STEPS_IN_FLIGHT};
 use crate::{Error, Result};
@@ -62,7 +63,9 @@ impl<B: Backend> Run<'_, '_, B> {
             self.packing = Some(self.pack_next()?);
         }
         let learning_rate = self.schedule.rate(self.begun);
+        let range = Range::numbered("step", self.begun + 1);
         let pending = self.trainer.begin(packed, learning_rate)?;
+        drop(range);
         self.begun += 1;
         self.in_flight.push_back(StepInFlight { pending, learning_rate, began, progress });
         Ok(())

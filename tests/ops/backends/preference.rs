@@ -7,6 +7,7 @@ use common::{On, check, each_backend, normal, stored_as_acc};
 use mapl::backend::Backend;
 use mapl::backend::contract::*;
 use mapl::backend::cpu::Cpu;
+use mapl::backend::reference::Reference;
 
 /// Eight sequences and comparisons of all kinds. No comparison uses sequence 7.
 fn batch(curve: Curve, deviation: f64) -> Preference {
@@ -57,6 +58,35 @@ fn compare(label: &str, p: &Preference) {
         t.scaled(power)
     };
     check!(label, |on: &_| preference(on, p), tolerance);
+}
+
+/// `softplus(1/2 - z)`, and a curve whose slope is wrong.
+static SHIFTED: OwnCurve = OwnCurve {
+    name: "shifted",
+    at: |z| {
+        let x = 0.5 - z;
+        (x.max(0.0) + (-x.abs()).exp().ln_1p(), -1.0 / (1.0 + (-x).exp()))
+    },
+};
+static WRONG: OwnCurve = OwnCurve { name: "wrong", at: |z| (z * z, 3.0 * z) };
+
+/// Kernels compute it on the host. With the scale 1 it is the logistic loss under a margin of 1/2.
+#[test]
+fn a_curve_of_ones_own_matches_the_reference_on_every_backend() {
+    let mut p = batch(Curve::Own(&SHIFTED), 1.0);
+    compare("a curve of one's own", &p);
+    p.reference = Some(normal("reference", 8, 1.0));
+    p.direct = Some(normal("direct", 8, 1.0));
+    compare("with a reference and a direct gradient", &p);
+    let mut logistic = batch(Curve::Sigmoid { smoothing: 0.0 }, 1.0);
+    (logistic.reference, logistic.direct) = (p.reference.clone(), p.direct.clone());
+    logistic.margin.iter_mut().for_each(|margin| *margin += 0.5);
+    let loss = |p: &Preference| preference(&On::new(&Reference, Precision::F64), p);
+    let (own, plain) = (loss(&p), loss(&logistic));
+    common::compare::outputs("own curve", &own, &plain, |_| Tolerance { atol: 1e-12, rtol: 1e-12 });
+    SHIFTED.check().unwrap();
+    let error = WRONG.check().unwrap_err().to_string();
+    assert!(error.contains("curve wrong: the slope at z = -19.983 is -59.949, but finite differences"), "{error}");
 }
 
 #[test]
