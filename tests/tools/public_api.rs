@@ -237,16 +237,6 @@ fn implemented(head: &str) -> Option<&str> {
     path.rsplit("::").next()
 }
 
-/// The head of a tuple struct with `_` for its private fields.
-fn without_private_fields(head: &str) -> String {
-    let Some((name, fields)) = head.split_once('(').filter(|_| head.contains("struct ")) else {
-        return head.to_owned();
-    };
-    let shown = |field: String| if field.starts_with("pub ") { field } else { "_".to_owned() };
-    let fields: Vec<String> = parts(fields.trim_end_matches(')')).into_iter().map(shown).collect();
-    format!("{name}({})", fields.join(", "))
-}
-
 /// Public items of a crate, sorted.
 fn listing(read: &dyn Fn(&str) -> Option<String>) -> BTreeSet<String> {
     let modules = modules(read);
@@ -275,7 +265,7 @@ fn listing(read: &dyn Fn(&str) -> Option<String>) -> BTreeSet<String> {
         [name, "*"].iter().any(|name| handed_out.contains(&(module.path.clone(), (*name).to_owned())))
     };
     let mut found = BTreeSet::new();
-    let mut types: BTreeMap<String, Vec<(String, bool)>> = BTreeMap::new();
+    let mut types: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for module in &modules {
         for item in module.items.iter().filter(|item| !item.of_tests) {
             let Item { head, body, .. } = item;
@@ -303,16 +293,14 @@ fn listing(read: &dyn Fn(&str) -> Option<String>) -> BTreeSet<String> {
             if head.starts_with("pub mod ") && module.is_public {
                 found.insert(format!("{path}: {head}"));
             }
-            let Some(name) = name_of(head).filter(|_| !head.starts_with("pub use ")) else { continue };
-            let is_public = head.starts_with("pub ") && (module.is_public || is_handed_out(module, name));
-            let of = format!("{path}::{name}");
-            if ["struct ", "enum ", "union "].iter().any(|word| head.contains(word)) {
-                types.entry(name.to_owned()).or_default().push((of.clone(), is_public));
-            }
-            if !is_public {
+            let Some(name) = name_of(head).filter(|_| head.starts_with("pub ") && !head.starts_with("pub use ")) else {
+                continue;
+            };
+            if !(module.is_public || is_handed_out(module, name)) {
                 continue;
             }
-            found.insert(format!("{path}: {}", without_private_fields(head)));
+            found.insert(format!("{path}: {head}"));
+            let of = format!("{path}::{name}");
             if head.contains("struct ") {
                 found.extend(
                     parts(body).into_iter().filter(|part| part.starts_with("pub ")).map(|part| format!("{of}: {part}")),
@@ -322,6 +310,9 @@ fn listing(read: &dyn Fn(&str) -> Option<String>) -> BTreeSet<String> {
             } else if head.contains("trait ") {
                 found.extend(items(body).into_iter().map(|item| format!("{of}: {}", item.head)));
             }
+            if ["struct ", "enum ", "union "].iter().any(|word| head.contains(word)) {
+                types.entry(name.to_owned()).or_default().push(of);
+            }
         }
     }
     // Methods, wherever the implementation is.
@@ -329,9 +320,8 @@ fn listing(read: &dyn Fn(&str) -> Option<String>) -> BTreeSet<String> {
         for item in module.items.iter().filter(|item| !item.of_tests && item.head.starts_with("impl")) {
             let named = implemented(&item.head).and_then(|name| types.get(name));
             // Of several types of one name, that of the nearest module.
-            let near =
-                |(of, _): &&(String, bool)| of.chars().zip(module.path.chars()).take_while(|(a, b)| a == b).count();
-            let Some((of, true)) = named.and_then(|of| of.iter().max_by_key(near)) else { continue };
+            let near = |of: &&String| of.chars().zip(module.path.chars()).take_while(|(a, b)| a == b).count();
+            let Some(of) = named.and_then(|of| of.iter().max_by_key(near)) else { continue };
             if item.head.contains(" for ") {
                 found.insert(format!("{of}: {}", item.head));
                 continue;
