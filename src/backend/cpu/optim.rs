@@ -106,7 +106,7 @@ pub(super) fn adamw<A: Element>(cpu: &Cpu<A>, a: AdamW<'_, Cpu<A>>) -> Result<()
     let params = a.params.into_slice();
     let moments = a.m.into_slice().par_chunks_mut(ADAMW_CHUNK).zip(a.v.into_slice().par_chunks_mut(ADAMW_CHUNK));
     let rest = moments.zip(a.grads.slice().par_chunks(ADAMW_CHUNK)).enumerate();
-    let chunk = |(i, ((m, v), grads)): (usize, ((&mut [f32], &mut [f32]), &[f32])), params: &mut [f32]| {
+    let chunk = |i: usize, [m, v]: [&mut [f32]; 2], grads: &[f32], params: &mut [f32]| {
         let split = decayed.saturating_sub(i * ADAMW_CHUNK).min(params.len());
         let (params, params_rest) = params.split_at_mut(split);
         let ((m, m_rest), (v, v_rest)) = (m.split_at_mut(split), v.split_at_mut(split));
@@ -117,13 +117,14 @@ pub(super) fn adamw<A: Element>(cpu: &Cpu<A>, a: AdamW<'_, Cpu<A>>) -> Result<()
     match a.master {
         Some(master) => {
             let params = params.par_chunks_mut(ADAMW_CHUNK).zip(master.into_slice().par_chunks_mut(ADAMW_CHUNK));
-            rest.zip(params).for_each(|(rest, (params, master))| {
-                chunk(rest, master);
+            rest.zip(params).for_each(|((i, ((m, v), grads)), (params, master))| {
+                chunk(i, [m, v], grads, master);
                 A::round(params, master);
             });
         }
         None => {
-            rest.zip(params.par_chunks_mut(ADAMW_CHUNK)).for_each(|(rest, params)| chunk(rest, &mut cpu.update(params)))
+            let params = params.par_chunks_mut(ADAMW_CHUNK);
+            rest.zip(params).for_each(|((i, ((m, v), grads)), params)| chunk(i, [m, v], grads, &mut cpu.update(params)))
         }
     }
     Ok(())
