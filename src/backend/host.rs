@@ -3,6 +3,7 @@
 
 use bytemuck::Zeroable;
 use bytemuck::allocation::try_zeroed_vec;
+use half::bf16;
 
 use super::contract::expect_len;
 use super::{View, ViewMut};
@@ -19,6 +20,18 @@ pub fn zeros<T: Zeroable>(len: usize) -> Result<Vec<T>> {
             "cannot allocate {mib:.0} MiB; choose a smaller model, or lower --per-device-train-batch-size or --max-length"
         ))
     })
+}
+
+/// Rounds to the nearest bf16, ties to even. `half::bf16::from_f64` drops the last 32 bits first, so it
+/// takes a number just above a tie for the tie.
+pub(crate) fn nearest_bf16(x: f64) -> bf16 {
+    let near = x as f32;
+    let (bits, exact) = (near.to_bits(), f64::from(near));
+    // The conversion to f32 must not move a number onto a tie of bf16.
+    if bits & 0xffff == 0x8000 && exact != x {
+        return bf16::from_f32(f32::from_bits(if exact.abs() < x.abs() { bits + 1 } else { bits - 1 }));
+    }
+    bf16::from_f32(near)
 }
 
 /// Copies a slice to a view of equal length.
@@ -91,10 +104,11 @@ pub fn fetch<T: Copy>(from: View<'_, Vec<T>>, readback_buffer: &mut [T], at: usi
 }
 
 /// The part of an `impl Backend` that does not depend on the ops, for a backend with its buffers in
-/// host memory as vectors of `$Number`. The backend itself defines `write_act` and `read_act`.
+/// host memory as vectors of `$Act` and `$Number`. The backend itself defines the copies of single
+/// buffers of both.
 macro_rules! host_memory {
-    ($Number:ty) => {
-        type Act = Vec<$Number>;
+    ($Act:ty, $Number:ty) => {
+        type Act = Vec<$Act>;
         type Acc = Vec<$Number>;
         type Idx = Vec<i32>;
         type UploadBuffer = $crate::backend::host::UploadBuffer<$Number>;
@@ -113,14 +127,8 @@ macro_rules! host_memory {
         fn zeros_idx(&self, len: usize) -> $crate::Result<Self::Idx> {
             $crate::backend::host::zeros(len)
         }
-        fn write_acc(&self, to: $crate::backend::ViewMut<'_, Self::Acc>, source: &[f64]) -> $crate::Result<()> {
-            self.write_act(to, source)
-        }
         fn write_idx(&self, to: $crate::backend::ViewMut<'_, Self::Idx>, source: &[i32]) -> $crate::Result<()> {
             $crate::backend::host::write(to, source)
-        }
-        fn read_acc(&self, from: $crate::backend::View<'_, Self::Acc>, to: &mut [f64]) -> $crate::Result<()> {
-            self.read_act(from, to)
         }
 
         fn upload_buffer(&self, indices: usize, numbers: usize) -> $crate::Result<Self::UploadBuffer> {
@@ -167,6 +175,22 @@ pub(super) use host_memory;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_beside_a_tie_are_rounded_to_their_side() {
+        let (below, above) = (1.0, 1.0 + 1.0 / 128.0);
+        for (distance, sign) in [(2f64.powi(-9), 1.0), (2f64.powi(-23), 1.0), (2f64.powi(-50), -1.0)] {
+            let tie = 1.0 + 1.0 / 256.0;
+            assert_eq!(nearest_bf16(sign * tie).to_f64(), sign * below);
+            assert_eq!(nearest_bf16(sign * (tie + distance)).to_f64(), sign * above, "{distance}");
+            assert_eq!(nearest_bf16(sign * (tie - distance)).to_f64(), sign * below, "{distance}");
+            assert_eq!(nearest_bf16(sign * (tie + 1.0 / 128.0 - distance)).to_f64(), sign * above, "{distance}");
+        }
+        for x in [0.0, -0.0, 1e39, -1e300, f64::INFINITY, 1e-40, 3.0e-41] {
+            assert_eq!(nearest_bf16(x).to_bits(), bf16::from_f32(x as f32).to_bits(), "{x}");
+        }
+        assert!(nearest_bf16(f64::NAN).is_nan());
+    }
 
     #[test]
     fn failed_allocation_is_an_error_with_its_exit_code() {

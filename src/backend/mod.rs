@@ -18,7 +18,7 @@
 //! | backend | Act / Acc | purpose |
 //! |---|---|---|
 //! | [`reference::Reference`] | f64 / f64 | the oracle: serial textbook loops, never optimised |
-//! | [`cpu::Cpu`] | f32 / f32 | machines without a GPU: rayon, own GEMMs or the gemm crate |
+//! | [`cpu::Cpu`] | f32 or bf16 / f32 | machines without a GPU: rayon, own GEMMs or the gemm crate |
 //! | [`kernels::Kernels`] | f32 or bf16 / f32 | CUDA kernels, on a GPU or on the emulator |
 //!
 //! Execution may be asynchronous: an op enqueues its work, a `read_*` waits for it. No op returns a
@@ -86,6 +86,12 @@ macro_rules! backend {
             /// Version of the bits of forward results. A change that alters any bit raises it, so
             /// that values cached by an earlier version are not mixed with new ones.
             const NUMERICS: u32;
+
+            /// Version of the bits of forward results on this machine: [`Backend::NUMERICS`], or a
+            /// number of its own for each unit that gives other bits.
+            fn numerics(&self) -> u32 {
+                Self::NUMERICS
+            }
 
             /// Times and costs by op, if op calls are timed.
             fn probe(&self) -> Option<&Probe> {

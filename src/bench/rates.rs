@@ -11,8 +11,8 @@ use super::work::{Call, Work};
 use super::yardstick::Yardstick;
 use crate::Result;
 use crate::backend::Backend;
-use crate::backend::contract::{Bound, LinearDims};
-use crate::backend::cpu::Cpu;
+use crate::backend::contract::{Bound, LinearDims, Precision};
+use crate::backend::cpu::{self, Cpu};
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::device::{Device, Element};
 use crate::backend::kernels::driver::Driver;
@@ -93,7 +93,7 @@ pub(crate) trait BenchBackend: Backend {
     }
 }
 
-impl BenchBackend for Cpu {
+impl<A: cpu::Element> BenchBackend for Cpu<A> {
     fn hardware(&self) -> String {
         let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let value = |key: &str| {
@@ -106,7 +106,11 @@ impl BenchBackend for Cpu {
             (Some(family), Some(model)) => format!(" (family {family} model {model})"),
             _ => String::new(),
         };
-        format!("{name}{numbers}, {} threads", rayon::current_num_threads())
+        let units = match A::PRECISION {
+            Precision::Bf16 => format!(", bf16 by {}", self.units()),
+            Precision::F32 | Precision::F64 => String::new(),
+        };
+        format!("{name}{numbers}, {} threads{units}", rayon::current_num_threads())
     }
 
     /// Bytes that the memory ceiling is measured on. Server caches may be larger; then calls and
@@ -124,8 +128,8 @@ impl BenchBackend for Cpu {
     }
 
     fn rates(&self) -> Result<Option<Rates>> {
-        let ceilings = Ceilings::measure();
-        Ok(Some(Rates { memory: crate::perf::ceilings::memory(ceilings.copy), product: ceilings.sgemm }))
+        let ceilings = Ceilings::measure((A::PRECISION == Precision::Bf16).then_some(self.units()));
+        Ok(Some(Rates { memory: crate::perf::ceilings::memory(ceilings.copy), product: ceilings.gemm() }))
     }
 }
 

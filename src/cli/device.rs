@@ -8,7 +8,7 @@ use half::bf16;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
-use crate::backend::cpu::Cpu;
+use crate::backend::cpu::{Cpu, Units};
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::driver::{self, Driver};
 use crate::backend::kernels::emulator::Emulator;
@@ -22,7 +22,7 @@ use crate::{Error, Result};
 pub enum Device {
     /// The first GPU that the kernels support, else the CPU.
     Auto,
-    /// f32 on all cores.
+    /// f32 or bf16 on all cores.
     Cpu,
     /// The CUDA kernels on the GPU with this number (sm_80 or newer), in bf16 or f32.
     Cuda(usize),
@@ -109,6 +109,15 @@ pub fn on_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     rayon::scope(|_| work())
 }
 
+/// The CPU in bf16 on the units of choice, with a note if they are not faster than f32.
+pub(super) fn bf16_cpu() -> Result<Cpu<bf16>> {
+    let units = Units::chosen()?;
+    if let Some(why) = units.slow() {
+        complain(&format!("note: --dtype bf16 is not faster than f32 here, because {why}; it halves activations"));
+    }
+    Ok(Cpu::on(units))
+}
+
 impl DeviceArgs {
     /// The same arguments as flags, without defaults.
     pub fn flags(self) -> Vec<String> {
@@ -153,12 +162,13 @@ impl DeviceArgs {
             (Device::Auto | Device::Cpu, None | Some(Dtype::F32)) if probe => on_pool(|| job.run(&Cpu::probed())),
             (Device::Auto | Device::Cpu, None | Some(Dtype::F32)) => on_pool(|| job.run(&Cpu::new())),
             (Device::Auto | Device::Cpu, Some(Dtype::F64)) => {
-                Err(Error::Usage("the cpu device computes in f32; use --device reference for f64".into()))
+                Err(Error::Usage("the cpu device computes in f32 or bf16; use --device reference for f64".into()))
             }
-            (Device::Auto | Device::Cpu, Some(Dtype::Bf16)) => Err(Error::Usage(
-                "--dtype bf16: the cpu device computes in f32; leave it out, or use --device cuda or --device emulator"
-                    .into(),
-            )),
+            (Device::Auto | Device::Cpu, Some(Dtype::Bf16)) => {
+                let cpu = bf16_cpu()?;
+                let cpu = if probe { cpu.observed() } else { cpu };
+                on_pool(|| job.run(&cpu))
+            }
             (Device::Reference, None | Some(Dtype::F64)) => job.run(&Reference),
             (Device::Reference, Some(Dtype::F32 | Dtype::Bf16)) => {
                 Err(Error::Usage("the reference device computes in f64; leave out --dtype".into()))
@@ -221,8 +231,10 @@ mod tests {
                 Ok(rayon::current_thread_index().is_some())
             }
         }
-        let cpu = DeviceArgs { device: Device::Cpu, dtype: None };
-        assert!(cpu.run(Where).unwrap());
-        assert!(cpu.run_probed(Where, true).unwrap());
+        for dtype in [None, Some(Dtype::Bf16)] {
+            let cpu = DeviceArgs { device: Device::Cpu, dtype };
+            assert!(cpu.run(Where).unwrap());
+            assert!(cpu.run_probed(Where, true).unwrap());
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use clap::Args;
 use serde_json::json;
 
-use crate::backend::cpu::Cpu;
+use crate::backend::cpu::{Cpu, Units};
 use crate::backend::kernels::device::Device as _;
 use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
@@ -32,13 +32,16 @@ pub struct EnvArgs {
 pub fn run(args: &EnvArgs) -> Result<()> {
     let threads = rayon::current_num_threads();
     let features = cpu_features();
+    let units = Units::chosen()?.report();
     let devices = devices();
     let kernels = kernels();
     if args.json {
         let presets: Vec<_> = presets::list().iter().map(|p| p.name).collect();
         let value = json!({
             "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT, "os": std::env::consts::OS, "arch": std::env::consts::ARCH,
-            "threads": threads, "cpu_features": features, "devices": devices, "ops": OPS, "kernels": kernels, "presets": presets, "tiles": tiles(),
+            "threads": threads, "cpu_features": features,
+            "units": units.iter().map(|unit| (unit.name, &unit.state)).collect::<BTreeMap<_, _>>(), "devices": devices, "ops": OPS, "kernels": kernels, "presets": presets,
+            "tiles": tiles(),
         });
         return emit_exactly(&format!("{value:#}"));
     }
@@ -48,6 +51,9 @@ pub fn run(args: &EnvArgs) -> Result<()> {
     say(format!("mapl {version} (commit {COMMIT}) on {os} {arch}"));
     say(format!("threads       {threads} (RAYON_NUM_THREADS changes it)"));
     say(format!("vector units  {}", if features.is_empty() { "none known".into() } else { features.join(" ") }));
+    for unit in &units {
+        say(format!("  {:<16} {}", unit.name, unit.state));
+    }
     say("devices".into());
     for (name, what) in &devices {
         say(format!("  {name:<16} {what}"));
@@ -92,7 +98,7 @@ fn devices() -> BTreeMap<&'static str, String> {
         Err(why) => why.to_string(),
     };
     BTreeMap::from([
-        (Cpu::NAME, "f32".to_owned()),
+        (Cpu::<f32>::NAME, "f32 or bf16".to_owned()),
         (Driver::NAME, cuda),
         (Emulator::NAME, emulator),
         (Reference::NAME, "f64".to_owned()),

@@ -10,6 +10,7 @@ use super::lora::{LoraChoice, described};
 use super::train::TrainSetup;
 use crate::Result;
 use crate::backend::contract::Curve;
+use crate::backend::cpu::Units;
 use crate::backend::kernels::own;
 use crate::data::options::Objective;
 use crate::data::pack::LogpScope;
@@ -119,6 +120,9 @@ impl Startup<'_> {
                 ),
             ),
         ];
+        if self.device == "cpu" && self.dtype == "f32" && Units::best() != Units::F32 {
+            lines.push(("note", format!("--dtype bf16 is faster on this processor, which has {}", Units::best())));
+        }
         if let Some(own) = own::used_on(self.device) {
             lines.push(("kernels", format!("of {}: {}", own::VARIABLE, own.label())));
         }

@@ -11,7 +11,7 @@ use super::device::{Device, DeviceArgs, Dtype, on_pool};
 use super::method_options::listed;
 use super::sweep::SweepArgs;
 use super::train_args::TrainArgs;
-use crate::backend::cpu::Cpu;
+use crate::backend::cpu::{Cpu, Units};
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
@@ -310,6 +310,7 @@ impl RunDevice {
             (Some((driver, ordinal)), ..) => known(&Kernels::<_, bf16>::new(driver), Device::Cuda(ordinal)),
             (None, Device::Emulator, Some(Dtype::F32)) => known(&Kernels::<_, f32>::new(Emulator::new()?), args.device),
             (None, Device::Emulator, _) => known(&Kernels::<_, bf16>::new(Emulator::new()?), args.device),
+            (None, _, Some(Dtype::Bf16)) => known(&Cpu::<bf16>::default(), Device::Cpu),
             (None, ..) => known(&Cpu::new(), Device::Cpu),
         })
     }
@@ -320,6 +321,10 @@ impl RunDevice {
             (Device::Cuda(ordinal), true) => Kernels::<_, bf16>::new(Driver::new(ordinal)?).rates(),
             (Device::Cuda(ordinal), false) => Kernels::<_, f32>::new(Driver::new(ordinal)?).rates(),
             (Device::Emulator, _) => Ok(None),
+            _ if self.dtype == "bf16" => {
+                let cpu = Cpu::<bf16>::on(Units::chosen()?);
+                on_pool(|| cpu.rates())
+            }
             _ => on_pool(|| Cpu::new().rates()),
         }
     }

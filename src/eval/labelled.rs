@@ -17,20 +17,27 @@ use crate::rng::Rng;
 /// A row: whether its response is desirable, and the score of the response.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Labelled {
+    /// Label of the row.
     pub desirable: bool,
+    /// Score of the response.
     pub score: f64,
 }
 
 /// Measures of a set of rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LabelledSummary {
+    /// Scores of all rows.
     pub all: Option<Moments>,
+    /// Scores of desirable rows.
     pub desirable: Option<Moments>,
+    /// Scores of undesirable rows.
     pub undesirable: Option<Moments>,
     /// Number of scores that are NaN or infinite.
     pub non_finite: usize,
-    /// Without a value if all rows have one label, as for [`LabelledSummary::difference`].
+    /// Share of pairs of a desirable and an undesirable row in which the desirable one has the larger
+    /// score, ties as a half. `None` if all rows have one label.
     pub auc: Option<Estimate>,
+    /// Difference of the means of desirable and undesirable rows; `None` as for the AUC.
     pub difference: Option<Estimate>,
 }
 

@@ -1,17 +1,22 @@
-//! Measured ceilings of this machine: the rate of a large f32 GEMM by the gemm crate on all
-//! threads, and of a copy that exceeds the caches. They are never looked up, and are valid only for
+//! Measured ceilings of this machine: the rate of a large GEMM on all threads, in f32 and bf16, and of a copy that exceeds the caches. They are never looked up, and are valid only for
 //! the run in which they were measured.
 
 use std::time::Instant;
 
+use half::bf16;
 use rayon::prelude::*;
 use serde::Serialize;
+
+use crate::backend::cpu::{Cpu, Element, Units};
 
 /// Measured ceilings of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Ceilings {
     /// FLOP/s of an f32 GEMM of two (2048, 2048) matrices.
     pub sgemm: f64,
+    /// FLOP/s of the same GEMM in bf16, if it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bf16_gemm: Option<f64>,
     /// Bytes read and written per second by a copy of 256 MiB.
     pub copy: f64,
 }
@@ -26,10 +31,21 @@ pub const COPIED_BYTES: u64 = 4 * COPIED as u64;
 const REPEATS: usize = 3;
 
 impl Ceilings {
-    /// Measures both ceilings; takes about a second on two cores.
-    pub fn measure() -> Self {
-        Self { sgemm: sgemm(), copy: copy() }
+    /// Measures the ceilings, with bf16 if `on` names its units; takes about a second on two cores.
+    pub fn measure(on: Option<Units>) -> Self {
+        let bf16_gemm = on.map(|units| gemm(&Cpu::<bf16>::on(units)));
+        Self { sgemm: gemm(&Cpu::new()), bf16_gemm, copy: copy() }
     }
+
+    /// FLOP/s of a GEMM of a run: in bf16 if it was measured.
+    pub fn gemm(&self) -> f64 {
+        self.bf16_gemm.unwrap_or(self.sgemm)
+    }
+}
+
+/// FLOP/s of a GEMM of two (2048, 2048) matrices in f32, and in bf16 on these units.
+pub fn gemms(units: Units) -> [f64; 2] {
+    [gemm(&Cpu::new()), gemm(&Cpu::<bf16>::on(units))]
 }
 
 /// Seconds of the fastest repeat, after one warm-up.
@@ -44,10 +60,10 @@ fn time(work: &mut impl FnMut()) -> f64 {
     began.elapsed().as_secs_f64()
 }
 
-fn sgemm() -> f64 {
-    let a: Vec<f32> = (0..SIDE * SIDE).map(|i| (i % 7) as f32 - 3.0).collect();
-    let mut c = vec![0.0f32; SIDE * SIDE];
-    let seconds = best(|| crate::backend::cpu::square_gemm(&mut c, &a, &a, SIDE));
+fn gemm<A: Element>(cpu: &Cpu<A>) -> f64 {
+    let a: Vec<A> = (0..SIDE * SIDE).map(|i| A::of((i % 7) as f64 - 3.0)).collect();
+    let mut c = vec![A::of(0.0); SIDE * SIDE];
+    let seconds = best(|| crate::backend::cpu::square_gemm(cpu, &mut c, &a, &a, SIDE));
     2.0 * (SIDE as f64).powi(3) / seconds
 }
 

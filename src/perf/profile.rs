@@ -72,7 +72,7 @@ impl Profile {
                 milliseconds: 1e3 * seconds / self.steps as f64,
                 share: seconds / self.seconds,
                 gflops: rate(cost.flops) * 1e-9,
-                of_sgemm: rate(cost.flops) / ceilings.sgemm,
+                of_sgemm: rate(cost.flops) / ceilings.gemm(),
                 gigabytes: rate(cost.bytes) * 1e-9,
                 of_copy: rate(cost.bytes) / ceilings.copy,
             }
@@ -89,10 +89,13 @@ impl ProfileTable {
     /// The table as text for a terminal.
     pub fn text(&self) -> String {
         let mut out = format!(
-            "time by op, mean of {} of {:.1} ms; ceilings measured now: GEMM {:.0} GFLOP/s, copy {:.1} GB/s\n",
+            "time by op, mean of {} of {:.1} ms; ceilings measured now: GEMM {:.0} GFLOP/s{}, copy {:.1} GB/s\n",
             counted(self.steps, "step"),
             self.step,
-            self.ceilings.sgemm * 1e-9,
+            self.ceilings.gemm() * 1e-9,
+            self.ceilings
+                .bf16_gemm
+                .map_or(String::new(), |_| format!(" in bf16 ({:.0} in f32)", self.ceilings.sgemm * 1e-9)),
             self.ceilings.copy * 1e-9
         );
         let _ = writeln!(
@@ -129,7 +132,7 @@ mod tests {
     #[test]
     fn an_average_step_leaves_out_the_first_two() {
         let mut profile = Profile::default();
-        let ceilings = Ceilings { sgemm: 1e3, copy: 4e3 };
+        let ceilings = Ceilings { sgemm: 1e3, bf16_gemm: None, copy: 4e3 };
         for _ in 0..WARM_UP {
             profile.add(Duration::from_secs(100), &[op("a", 99.0, 1)]);
             assert!(profile.table(ceilings).is_none());

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value, json};
 
 use super::checkpoint;
+use crate::backend::cpu::units;
 use crate::files::{input, json_text, path_json, write_atomic};
 use crate::model::adapter::base::AdapterFolder;
 use crate::model::adapter::config::CONFIG_FILE;
@@ -23,7 +24,8 @@ use crate::{Error, Result};
 pub const FILE: &str = "run.json";
 
 /// Environment variables that affect a run or its output.
-const VARIABLES: [&str; 5] = ["RAYON_NUM_THREADS", "CI", "NO_COLOR", "SOURCE_DATE_EPOCH", "CUDA_VISIBLE_DEVICES"];
+const VARIABLES: [&str; 6] =
+    ["RAYON_NUM_THREADS", "CI", "NO_COLOR", "SOURCE_DATE_EPOCH", "CUDA_VISIBLE_DEVICES", units::VARIABLE];
 
 /// Crates with a version that can change a number or a byte of the output.
 const NUMERIC_CRATES: [&str; 10] = [

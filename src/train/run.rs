@@ -35,6 +35,8 @@ use super::metrics::{Tally, number};
 use super::signals::{Deferred, Signals};
 use super::step::{StepReport, Trainer};
 use crate::backend::Backend;
+use crate::backend::contract::Precision;
+use crate::backend::cpu::Units;
 use crate::data::loader::{Loader, LoaderOptions, Position};
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::Tokenizer;
@@ -467,7 +469,8 @@ impl<B: Backend> Run<'_, '_, B> {
         if self.trainer.backend.probe().is_none() || self.settings.observed.is_some() {
             return Ok(());
         }
-        let Some(table) = self.profile.table(Ceilings::measure()) else {
+        let bf16 = (B::PRECISION == Precision::Bf16).then(Units::chosen).transpose()?;
+        let Some(table) = self.profile.table(Ceilings::measure(bf16)) else {
             self.console
                 .warn("--profile leaves out the first two steps, and this run has no others; raise --max-steps");
             return Ok(());

@@ -163,7 +163,6 @@ fn invalid_values_are_refused_before_anything_is_written() {
     }
     refused("dpo --model model --train-file pairs.jsonl --output-dir out --device cpu --dtype f64".into(), "f32");
     refused("dpo --model model --train-file pairs.jsonl --output-dir out --device reference --dtype f32".into(), "f64");
-    refused("dpo --model model --train-file pairs.jsonl --output-dir out --dtype bf16".into(), "--device cuda");
     refused("dpo --model model --train-file pairs.jsonl --output-dir out --device emulator --dtype f64".into(), "f32");
     let vast = "--per-device-train-batch-size 9999999999999999 --gradient-accumulation-steps 99999999";
     refused(format!("dpo --model model --train-file pairs.jsonl --output-dir out {vast}"), "at most");

@@ -243,3 +243,68 @@ fn unavailable_devices_are_refused() {
         assert!(done.out.contains("on cpu (f32") && done.err.is_empty(), "{}{}", done.out, done.err);
     }
 }
+
+/// Words of a run of two steps on the CPU in bf16.
+fn in_bf16(method: &str, run: &str, rest: &str) -> String {
+    train(method, &format!("--max-steps 2 --save-steps 1 --output-dir {run} --device cpu --dtype bf16 {rest}"))
+}
+
+#[test]
+fn the_cpu_trains_in_bf16_with_equal_bits_on_any_number_of_threads_and_after_a_resume() {
+    let bench = bench();
+    for method in ["dpo", "reward"] {
+        let [one, two, wide] = ["one", "two", "wide"].map(|name| format!("{method}-{name}"));
+        bench.run(&train(method, &format!("--max-steps 2 --output-dir {wide} --device cpu"))).ok();
+        let done = bench.run_with(&in_bf16(method, &one, ""), ("RAYON_NUM_THREADS", "1")).ok();
+        assert_eq!(done.out.contains("identity check passed"), method == "dpo", "{}", done.out);
+        bench.run_with(&in_bf16(method, &two, ""), ("RAYON_NUM_THREADS", "2")).ok();
+        assert_eq!(bench.metrics(&one, "train"), bench.metrics(&two, "train"), "{method}");
+        // As if the run had stopped at the first step.
+        std::fs::remove_dir_all(bench.at(&format!("{two}/checkpoint-2"))).unwrap();
+        bench.run(&in_bf16(method, &two, "--resume-from-checkpoint true")).ok();
+        for file in ["model.safetensors", "checkpoint-2/state/optimizer-rank00000.safetensors"] {
+            assert!(bench.bytes(&format!("{one}/{file}")) == bench.bytes(&format!("{two}/{file}")), "{method} {file}");
+        }
+        let (bf16, f32) = (losses(&bench, &one), losses(&bench, &wide));
+        assert!(bf16 != f32 && max_difference(&bf16, &f32) < BF16, "{method}: {bf16:?} {f32:?}");
+        if method == "dpo" {
+            assert!((bf16[0] - 3.0 * f64::from(std::f32::consts::LN_2)).abs() < 1e-12, "{bf16:?}");
+        }
+    }
+}
+
+#[test]
+fn masked_units_of_bf16_are_said_and_give_losses_within_tolerance() {
+    let bench = bench();
+    bench.run(&in_bf16("reward", "best", "")).ok();
+    let masked = bench.run_with(&in_bf16("reward", "masked", ""), ("MAPL_CPU_UNITS", "f32")).ok();
+    assert!(masked.err.contains("--dtype bf16 is not faster than f32 here"), "{}", masked.err);
+    let (best, masked) = (losses(&bench, "best"), losses(&bench, "masked"));
+    assert!(max_difference(&masked, &best) < BF16, "{masked:?} {best:?}");
+    assert_eq!(bench.json("masked/run.json")["environment"]["variables"]["MAPL_CPU_UNITS"], "f32");
+    let refused = bench.run_with(&in_bf16("reward", "none", ""), ("MAPL_CPU_UNITS", "amx"));
+    assert!(refused.code == Some(2) && refused.err.contains("MAPL_CPU_UNITS=amx"), "{}", refused.err);
+    let env = bench.run_with("env", ("MAPL_CPU_UNITS", "f32")).ok();
+    assert!(env.out.contains("avx512_bf16") && !env.out.contains("bf16 products"), "{}", env.out);
+}
+
+#[test]
+fn checkpoints_move_between_bf16_on_the_cpu_f32_and_the_emulator() {
+    let bench = bench();
+    let mut devices = vec!["cpu --dtype bf16", "cpu", "cpu --dtype bf16"];
+    if emulated() {
+        devices[1] = "emulator --dtype bf16";
+    }
+    bench.run(&train("reward", "--max-steps 3 --output-dir whole --device cpu")).ok();
+    for (step, device) in devices.iter().enumerate() {
+        let resume = if step > 0 { "--resume-from-checkpoint true" } else { "" };
+        let words = format!("--max-steps 3 --save-steps 1 --output-dir moved --device {device} {resume}");
+        bench.run(&train("reward", &words)).ok();
+        (step + 2..=3).for_each(|later| {
+            std::fs::remove_dir_all(bench.at(&format!("moved/checkpoint-{later}"))).unwrap();
+        });
+    }
+    let (moved, whole) = (losses(&bench, "moved"), losses(&bench, "whole"));
+    assert_eq!(bench.metrics("moved", "event").len(), 2);
+    assert!(max_difference(&moved, &whole) < BF16, "{moved:?} {whole:?}");
+}

@@ -19,6 +19,7 @@ pub mod sm90;
 pub mod trees;
 
 use mapl::backend::contract::Precision;
+use mapl::backend::cpu::Units;
 use mapl::backend::kernels::device::Device as _;
 use mapl::backend::kernels::driver::Driver;
 use mapl::backend::kernels::emulator::{Emulator, Schedule};
@@ -31,6 +32,7 @@ use mapl::rng::Rng;
 macro_rules! check {
     ($label:expr, $run:expr, $tolerance:expr) => {{
         $crate::check_backend!(mapl::backend::cpu::Cpu, $label, $run, $tolerance);
+        $crate::check_bf16_cpu!($label, $run, $tolerance);
         $crate::check_kernels!(f32, $label, $run, $tolerance);
         $crate::check_kernels!(half::bf16, $label, $run, $tolerance);
     }};
@@ -47,6 +49,23 @@ macro_rules! check_backend {
         let got = $run(&$crate::On::new(&backend, precision));
         let label = format!("{} on {}", $label, <$B>::NAME);
         $crate::compare::outputs(&label, &got, &expected, |name: &str| $tolerance(precision, name));
+    }};
+}
+
+/// Runs `$run(&on)` on the reference and on the CPU in bf16, on the units of this processor and with
+/// the units masked, and compares every output.
+#[macro_export]
+macro_rules! check_bf16_cpu {
+    ($label:expr, $run:expr, $tolerance:expr) => {{
+        use mapl::backend::cpu::{Cpu, Units};
+        let precision = mapl::backend::contract::Precision::Bf16;
+        let expected = $run(&$crate::On::new(&mapl::backend::reference::Reference, precision));
+        for units in $crate::bf16_units() {
+            let backend = Cpu::<half::bf16>::on(units);
+            let got = $run(&$crate::On::new(&backend, precision));
+            let label = format!("{} on the CPU, bf16 by {units}", $label);
+            $crate::compare::outputs(&label, &got, &expected, |name: &str| $tolerance(precision, name));
+        }
     }};
 }
 
@@ -99,8 +118,11 @@ macro_rules! check_kernels {
 #[macro_export]
 macro_rules! each_backend {
     ($run:path) => {{
-        use mapl::backend::{Backend as _, cpu::Cpu, kernels::Kernels};
-        $run(&$crate::On::new(&Cpu::new(), Cpu::PRECISION));
+        use mapl::backend::{cpu::Cpu, kernels::Kernels};
+        $run(&$crate::On::new(&Cpu::new(), Precision::F32));
+        for units in $crate::bf16_units() {
+            $run(&$crate::On::new(&Cpu::<half::bf16>::on(units), Precision::Bf16));
+        }
         let (schedule, processors, _) = $crate::EMULATED[0];
         if let Some(device) = $crate::emulator(schedule, processors) {
             let backend = Kernels::<_, f32>::new(device);
@@ -119,6 +141,13 @@ macro_rules! each_backend {
             $run(&$crate::On::new(&backend, Precision::Bf16));
         }
     }};
+}
+
+/// The units of bf16 products on this processor, and those of every processor.
+pub fn bf16_units() -> Vec<Units> {
+    let mut units = vec![Units::best(), Units::F32];
+    units.dedup();
+    units
 }
 
 /// Schedule, number of multiprocessors, and number of elements before every view: 8 keeps 16-byte

@@ -375,6 +375,7 @@ fn head<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
 #[test]
 fn cpu_rejects_wrong_lengths() {
     every_op(&Cpu::new());
+    every_op(&Cpu::<half::bf16>::default());
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use mapl::backend::kernels::launchers::{KERNELS, RESOURCES};
-use mapl::backend::kernels::own::{OwnKernels, Target};
+use mapl::bench::op::KernelFile;
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels/resources.csv");
 const HEADER: &str = "kernel,target,registers,stack,spill_stores,spill_loads,shared\n";
@@ -84,9 +84,9 @@ fn no_rung_of_a_ladder_spills() {
     });
     assert!(files.len() >= 2);
     for path in files {
-        let kernels = OwnKernels::read_file(&path).unwrap();
-        kernels.prepare(Target::Gpu).unwrap();
-        let found = kernels.resources().unwrap();
+        let file = KernelFile::read(&path).unwrap();
+        file.compile_for_gpu().unwrap();
+        let found = file.resources().unwrap();
         assert!(found.len() >= TARGETS.len());
         for r in found {
             assert_eq!((r.spill_stores, r.spill_loads, r.stack), (0, 0, 0), "{} for {}", r.kernel, r.target);

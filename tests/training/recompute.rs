@@ -59,6 +59,7 @@ fn recomputed_steps_equal_direct_steps_bit_for_bit() {
     let every = FAMILIES.map(|family| family.model_type);
     same_bits(&Reference, &every);
     same_bits(&Cpu::new(), &every);
+    same_bits(&Cpu::<bf16>::default(), &every);
     let Some(emulator) = common::emulator(Schedule::Random(5), 3) else { return };
     same_bits(&Kernels::<_, bf16>::new(emulator), &["qwen3", "olmo3", "gemma2"]);
 }

@@ -120,6 +120,20 @@ fn stored_equals_online<B: Backend>(backend: &B) {
 #[test]
 fn stored_log_probs_equal_an_online_pass_bit_for_bit_on_the_cpu() {
     stored_equals_online(&Cpu::new());
+    stored_equals_online(&Cpu::<half::bf16>::default());
+}
+
+#[test]
+fn stored_log_probs_of_other_units_or_precisions_are_not_used() {
+    let (place, data, loss) = (Place::new(1), data(), dpo());
+    let dir = tempfile::tempdir().unwrap();
+    place.open_with(&Cpu::new(), &loss, dir.path(), 2).complete(&Cpu::new(), &[&data]).unwrap();
+    let known =
+        |cpu: &Cpu<half::bf16>| place.open_with(cpu, &loss, dir.path(), 2).complete(cpu, &[&data]).unwrap().known;
+    for units in common::bf16_units() {
+        let cpu = Cpu::on(units);
+        assert_eq!((known(&cpu), known(&cpu)), (0, SEQUENCES), "{units}");
+    }
 }
 
 #[test]

@@ -14,6 +14,9 @@
 //! With a sliding window, keys before it have probability zero too. Blocks of [`DEPTH`] keys that no query
 //! of the block sees are left out: the products sum over such blocks one by one, so no bit changes.
 //!
+//! In bf16 with dot products of bf16, the products read queries, keys and values as they are stored, scores
+//! are scaled after the product, and P is rounded to bf16. Otherwise bf16 computes as f32.
+//!
 //! Unlike FlashAttention, a block computes its softmax over the whole path at once, without
 //! rescaling.
 //!
@@ -24,18 +27,23 @@
 
 use std::ops::Range;
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::Cpu;
+use super::element::{Element, Room};
 use super::head::logsumexp;
 use super::math::{cap_row, softmax_row};
 use super::matmul::{DEPTH, matmul};
 use super::panels::{Panels, score_stride};
 use super::path::{Path, Segments};
+use super::product16::{self, product16};
 use super::rows::scale_into;
+use super::scale::scale_row;
 use super::scratch::Scratch;
 use super::simd::LANES;
 use super::tile::{Grid, Mat, Tile};
+use super::units::Units;
 use crate::backend::Write;
 use crate::backend::contract::*;
 
@@ -86,6 +94,14 @@ impl Heads {
         (BLOCK / self.group).max(1)
     }
 
+    /// Copies the queries of the tokens `rows` to `to`, (tokens * group, head_dim).
+    pub fn queries16(&self, to: &mut [bf16], qkv: &[bf16], rows: Range<usize>) {
+        let length = self.group * self.head_dim;
+        for (to, row) in to.chunks_exact_mut(length).zip(rows) {
+            to.copy_from_slice(&qkv[row * self.width + self.query..][..length]);
+        }
+    }
+
     /// Copies the queries of the tokens `rows`, times `scale`, to `to`, (tokens * group, head_dim).
     pub fn queries(&self, to: &mut [f32], qkv: &[f32], rows: Range<usize>, scale: f32) {
         let length = self.group * self.head_dim;
@@ -97,7 +113,14 @@ impl Heads {
 
 /// Copies the head at offset `first` of the fused rows to consecutive rows of `to`, starting at
 /// `position`.
-pub(super) fn copy_head(to: &mut [f32], qkv: &[f32], rows: Range<usize>, position: usize, first: usize, h: &Heads) {
+pub(super) fn copy_head<T: Copy>(
+    to: &mut [T],
+    qkv: &[T],
+    rows: Range<usize>,
+    position: usize,
+    first: usize,
+    h: &Heads,
+) {
     for (to, row) in to[position * h.head_dim..].chunks_exact_mut(h.head_dim).zip(rows) {
         to.copy_from_slice(&qkv[row * h.width + first..][..h.head_dim]);
     }
@@ -130,8 +153,16 @@ fn units(segments: &Segments<'_>, len: usize) -> Vec<Unit> {
     units
 }
 
-pub(super) fn attention_fwd(cpu: &Cpu, a: AttentionFwd<'_, Cpu>) {
-    let (d, qkv, segments) = (a.dims, a.qkv.slice(), Segments::new(&a.tree));
+pub(super) fn attention_fwd<A: Element>(cpu: &Cpu<A>, a: AttentionFwd<'_, Cpu<A>>) {
+    let (d, segments) = (a.dims, Segments::new(&a.tree));
+    let wide;
+    let qkv = match cpu.dots(a.qkv.slice()) {
+        Some(qkv) => Source::Narrow(qkv),
+        None => {
+            wide = cpu.load_all(a.qkv.slice());
+            Source::Wide(&wide)
+        }
+    };
     let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
     let unit = (d.tokens * d.kv_heads / tasks).clamp(UNIT.start, UNIT.end).next_multiple_of(UNIT.start);
     let units = units(&segments, unit);
@@ -146,7 +177,8 @@ pub(super) fn attention_fwd(cpu: &Cpu, a: AttentionFwd<'_, Cpu>) {
     let capacity = segments.longest_path().next_multiple_of(LANES);
     (0..units.len() * d.kv_heads).into_par_iter().with_max_len(1).for_each(|task| {
         let (unit, kv_head) = (task / d.kv_heads, task % d.kv_heads);
-        let (mut o, mut lse) = (o.claim(unit, kv_head), lse.claim(kv_head, unit));
+        let (mut o, mut lse) = (cpu.store_tile(o.claim(unit, kv_head), Write::Overwrite), lse.claim(kv_head, unit));
+        let mut o = o.tile();
         let unit = &units[unit];
         let heads = Heads::new(&d, kv_head);
         let mut work = Forward::new(cpu, heads, qkv, capacity, Scores::of(d.scale, d.window, d.softcap));
@@ -180,21 +212,25 @@ pub(super) fn attention_fwd(cpu: &Cpu, a: AttentionFwd<'_, Cpu>) {
 
 /// Number of keys that a query sees at most.
 #[derive(Clone, Copy)]
-pub(super) struct Visible(usize);
+pub(super) struct Visible {
+    window: usize,
+    /// Keys that a product sums before it adds to the result.
+    block: usize,
+}
 
 impl Visible {
-    pub fn of(window: Option<usize>) -> Self {
-        Self(window.unwrap_or(usize::MAX))
+    pub fn of(window: Option<usize>, narrow: bool) -> Self {
+        Self { window: window.unwrap_or(usize::MAX), block: if narrow { product16::DEPTH } else { DEPTH } }
     }
 
     /// Positions of the keys that a query sees.
     pub fn keys(self, position: usize) -> Range<usize> {
-        (position + 1).saturating_sub(self.0)..position + 1
+        (position + 1).saturating_sub(self.window)..position + 1
     }
 
     /// First position that the products of a block of queries from `position` on have to cover.
     pub fn first(self, position: usize) -> usize {
-        self.keys(position).start / DEPTH * DEPTH
+        self.keys(position).start / self.block * self.block
     }
 }
 
@@ -202,26 +238,47 @@ impl Visible {
 #[derive(Clone, Copy)]
 pub(super) struct Scores {
     scale: f32,
-    visible: Visible,
+    window: Option<usize>,
     softcap: Option<f32>,
 }
 
 impl Scores {
     pub fn of(scale: f64, window: Option<usize>, softcap: Option<f64>) -> Self {
-        Self { scale: scale as f32, visible: Visible::of(window), softcap: softcap.map(|cap| cap as f32) }
+        Self { scale: scale as f32, window, softcap: softcap.map(|cap| cap as f32) }
     }
+}
+
+/// Fused rows, or keys and values, in the form in which the products read them.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    Wide(&'a [f32]),
+    Narrow(&'a [bf16]),
+}
+
+/// Operands of the products. Keys and values are (capacity, head_dim), queries (block, head_dim).
+enum Operands<'a> {
+    Wide {
+        qkv: &'a [f32],
+        keys_t: Panels<'a>,
+        values: Scratch<'a>,
+        queries: Scratch<'a>,
+    },
+    Narrow {
+        qkv: &'a [bf16],
+        keys: Room<'a, bf16>,
+        values: Room<'a, bf16>,
+        queries: Room<'a, bf16>,
+        /// (block, keys), with rows of [`score_stride`]
+        probabilities: Room<'a, bf16>,
+    },
 }
 
 /// Workspace of one forward task.
 pub(super) struct Forward<'a> {
     pub heads: Heads,
-    qkv: &'a [f32],
     form: Scores,
-    keys_t: Panels<'a>,
-    /// (capacity, head_dim)
-    values: Scratch<'a>,
-    /// (block, head_dim)
-    queries: Scratch<'a>,
+    visible: Visible,
+    operands: Operands<'a>,
     /// (block, keys), with rows of [`score_stride`]
     scores: Scratch<'a>,
     /// (block, head_dim)
@@ -230,30 +287,56 @@ pub(super) struct Forward<'a> {
 
 impl<'a> Forward<'a> {
     /// Workspace for paths of up to `capacity` rows, a multiple of [`LANES`].
-    pub fn new(cpu: &'a Cpu, heads: Heads, qkv: &'a [f32], capacity: usize, form: Scores) -> Self {
+    pub fn new<A: Element>(cpu: &'a Cpu<A>, heads: Heads, qkv: Source<'a>, capacity: usize, form: Scores) -> Self {
         let block = heads.block_tokens() * heads.group;
         let take = |len| cpu.scratch.take(len);
+        let operands = match qkv {
+            Source::Wide(qkv) => Operands::Wide {
+                qkv,
+                keys_t: Panels::new(cpu, heads.head_dim, capacity),
+                values: take(heads.head_dim * capacity),
+                queries: take(block * heads.head_dim),
+            },
+            Source::Narrow(qkv) => Operands::Narrow {
+                qkv,
+                keys: cpu.room(heads.head_dim * capacity),
+                values: cpu.room(heads.head_dim * capacity),
+                queries: cpu.room(block * heads.head_dim),
+                probabilities: cpu.room(block * score_stride(capacity)),
+            },
+        };
         Self {
             heads,
-            qkv,
             form,
-            keys_t: Panels::new(cpu, heads.head_dim, capacity),
-            values: take(heads.head_dim * capacity),
-            queries: take(block * heads.head_dim),
+            visible: Visible::of(form.window, matches!(qkv, Source::Narrow(_))),
+            operands,
             scores: take(block * score_stride(capacity)),
             out: take(block * heads.head_dim),
         }
     }
 
     /// Gathers the keys and values of `rows` of a buffer with the layout `h` to a position of the path.
-    pub fn join(&mut self, (from, h): (&[f32], &Heads), rows: Range<usize>, position: usize) {
-        self.keys_t.join(from, rows.clone(), position, h.key, h);
-        copy_head(&mut self.values, from, rows, position, h.value, h);
+    pub fn join(&mut self, (from, h): (Source<'_>, &Heads), rows: Range<usize>, position: usize) {
+        match (&mut self.operands, from) {
+            (Operands::Wide { keys_t, values, .. }, Source::Wide(from)) => {
+                keys_t.join(from, rows.clone(), position, h.key, h);
+                copy_head(values, from, rows, position, h.value, h);
+            }
+            (Operands::Narrow { keys, values, .. }, Source::Narrow(from)) => {
+                copy_head(keys, from, rows.clone(), position, h.key, h);
+                copy_head(values, from, rows, position, h.value, h);
+            }
+            _ => debug_assert!(false, "keys of another form than the queries"),
+        }
     }
 
     /// Zeroes the values after the path of `len` rows, up to the next multiple of [`LANES`].
     pub fn pad(&mut self, len: usize) {
-        self.values[len * self.heads.head_dim..len.next_multiple_of(LANES) * self.heads.head_dim].fill(0.0);
+        let rows = len * self.heads.head_dim..len.next_multiple_of(LANES) * self.heads.head_dim;
+        match &mut self.operands {
+            Operands::Wide { values, .. } => values[rows].fill(0.0),
+            Operands::Narrow { values, .. } => values[rows].fill(bf16::ZERO),
+        }
     }
 
     /// Computes one block of queries: the tokens `rows`, at consecutive positions starting at
@@ -268,13 +351,24 @@ impl<'a> Forward<'a> {
     ) {
         let Heads { head_dim, group, .. } = self.heads;
         let count = rows.len() * group;
-        let first = self.form.visible.first(position);
+        let first = self.visible.first(position);
         let path = first..(position + rows.len()).next_multiple_of(LANES);
         let keys = path.len();
-        self.heads.queries(&mut self.queries, self.qkv, rows, self.form.scale);
-        let queries = Mat::new(&self.queries, count, head_dim, head_dim);
-        self.keys_t.product(&mut self.scores, queries, path);
-        let mut scores = Tile::new(&mut self.scores, count, keys, score_stride(keys));
+        let stride = score_stride(keys);
+        match &mut self.operands {
+            Operands::Wide { qkv, keys_t, queries, .. } => {
+                self.heads.queries(queries, qkv, rows, self.form.scale);
+                keys_t.product(&mut self.scores, Mat::new(queries, count, head_dim, head_dim), path);
+            }
+            Operands::Narrow { qkv, keys: rows_of_keys, queries, .. } => {
+                self.heads.queries16(queries, qkv, rows);
+                let keys = Mat::new(&rows_of_keys[first * head_dim..], keys, head_dim, head_dim);
+                let queries = Mat::new(&queries[..], count, head_dim, head_dim);
+                let mut scores = Tile::new(&mut self.scores, count, keys.rows, stride);
+                product16(Units::Dot16, &mut scores, queries, keys.t(), Write::Overwrite);
+            }
+        }
+        let mut scores = Tile::new(&mut self.scores, count, keys, stride);
         let mut inverse = [0.0f32; BLOCK];
         let mut inverse_long = Vec::new();
         let inverse = if count <= BLOCK {
@@ -287,9 +381,12 @@ impl<'a> Forward<'a> {
         for (r, inverse) in inverse[..count].iter_mut().enumerate() {
             // Pads with -inf to a multiple of LANES: the exponential of -inf is 0, the probability
             // of an invisible key.
-            let visible = self.form.visible.keys(position + r / group);
+            let visible = self.visible.keys(position + r / group);
             let visible = visible.start - first..visible.end - first;
             let (row, hidden) = scores.row(r).split_at_mut(visible.end.next_multiple_of(LANES));
+            if let Operands::Narrow { .. } = self.operands {
+                scale_row(&mut row[visible.clone()], self.form.scale);
+            }
             if let Some(cap) = self.form.softcap {
                 cap_row(&mut row[visible.clone()], cap);
             }
@@ -297,14 +394,28 @@ impl<'a> Forward<'a> {
             row[visible.end..].fill(f32::NEG_INFINITY);
             let (largest, sum) = softmax_row(row);
             hidden.fill(0.0);
+            if let Operands::Narrow { probabilities, .. } = &mut self.operands {
+                let (seen, unseen) = probabilities[r * stride..][..keys].split_at_mut(row.len());
+                bf16::round(seen, row);
+                unseen.fill(bf16::ZERO);
+            }
             *inverse = 1.0 / sum;
             if let Some(lse) = &mut lse {
                 lse.row(r % group)[out.start + r / group] = logsumexp(largest, sum);
             }
         }
-        let scores = Mat::new(&self.scores, count, keys, score_stride(keys));
-        let values = Mat::new(&self.values[first * head_dim..], keys, head_dim, head_dim);
-        matmul(&mut Tile::new(&mut self.out, count, head_dim, head_dim), scores, values, Write::Overwrite);
+        let mut sums = Tile::new(&mut self.out, count, head_dim, head_dim);
+        match &self.operands {
+            Operands::Wide { values, .. } => {
+                let values = Mat::new(&values[first * head_dim..], keys, head_dim, head_dim);
+                matmul(&mut sums, Mat::new(&self.scores, count, keys, stride), values, Write::Overwrite);
+            }
+            Operands::Narrow { values, probabilities, .. } => {
+                let values = Mat::new(&values[first * head_dim..], keys, head_dim, head_dim);
+                let probabilities = Mat::new(&probabilities[..], count, keys, stride);
+                product16(Units::Dot16, &mut sums, probabilities, values, Write::Overwrite);
+            }
+        }
         for (r, row) in self.out.chunks_exact(head_dim).take(count).enumerate() {
             let to = &mut o.row(out.start + r / group)[r % group * head_dim..][..head_dim];
             scale_into(to, row, inverse[r]);

@@ -16,25 +16,30 @@
 
 use std::ops::Range;
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::Cpu;
 use super::attention::{Heads, Visible, copy_head};
+use super::element::{Element, Room};
 use super::math::{cap_row, cap_row_bwd, exp};
 use super::matmul::matmul;
 use super::panels::{Panels, score_stride};
 use super::path::{Path, Segments, Step};
+use super::product16::product16;
 use super::rows::{add_rows, scale_into};
+use super::scale::scale_row;
 use super::scratch::Scratch;
 use super::simd::{LANES, dot, vectorised};
 use super::tile::{Grid, Mat, Tile};
+use super::units::Units;
 use crate::backend::Write;
 use crate::backend::contract::*;
 
-pub(super) fn attention_bwd(cpu: &Cpu, a: AttentionBwd<'_, Cpu>) {
+pub(super) fn attention_bwd<A: Element>(cpu: &Cpu<A>, a: AttentionBwd<'_, Cpu<A>>) {
     let (d, segments) = (a.dims, Segments::new(&a.tree));
     if d.trees == 0 || d.heads * d.head_dim == 0 {
-        a.dqkv.into_slice().fill(0.0);
+        a.dqkv.into_slice().fill(A::zeroed());
         return;
     }
     let (group, bounds) = (d.heads / d.kv_heads, segments.tree_bounds());
@@ -42,12 +47,17 @@ pub(super) fn attention_bwd(cpu: &Cpu, a: AttentionBwd<'_, Cpu>) {
     let others = (1..=2 * d.kv_heads).map(|i| (d.heads + i) * d.head_dim);
     let grid = Grid::new(a.dqkv.into_slice(), d.fused_heads() * d.head_dim, bounds, queries.chain(others).collect());
     let capacity = segments.longest_path().next_multiple_of(LANES);
-    let inputs = Inputs { dims: d, qkv: a.qkv.slice(), o: a.o.slice(), do_: a.do_.slice(), lse: a.lse.slice() };
+    let narrow = cpu.dots(a.qkv.slice()).zip(cpu.dots(a.do_.slice()));
+    let qkv = if narrow.is_some() { None } else { Some(cpu.load_all(a.qkv.slice())) };
+    let [o, do_] = [a.o, a.do_].map(|x| cpu.load_all(x.slice()));
+    let qkv = qkv.as_deref().unwrap_or_default();
+    let inputs = Inputs { dims: d, qkv, narrow, o: &o, do_: &do_, lse: a.lse.slice() };
     (0..d.trees * d.kv_heads).into_par_iter().with_max_len(1).for_each(|task| {
         let (tree, kv_head) = (task / d.kv_heads, task % d.kv_heads);
         let first = grid.row_range(tree).start;
-        let mut dq = grid.claim(tree, kv_head);
-        let (mut dk, mut dv) = (grid.claim(tree, d.kv_heads + kv_head), grid.claim(tree, 2 * d.kv_heads + kv_head));
+        let heads = [kv_head, d.kv_heads + kv_head, 2 * d.kv_heads + kv_head];
+        let mut gradients = heads.map(|head| cpu.store_tile(grid.claim(tree, head), Write::Overwrite));
+        let [mut dq, mut dk, mut dv] = gradients.each_mut().map(|gradient| gradient.tile());
         dk.fill(0.0);
         dv.fill(0.0);
         let mut work = Backward::new(cpu, &inputs, kv_head, capacity);
@@ -75,10 +85,26 @@ pub(super) fn attention_bwd(cpu: &Cpu, a: AttentionBwd<'_, Cpu>) {
 /// Inputs of the op, shared by all tasks.
 struct Inputs<'a> {
     dims: AttentionDims,
+    /// Empty with `narrow`.
     qkv: &'a [f32],
+    /// qkv and do as they are stored, for dot products of bf16.
+    narrow: Option<(&'a [bf16], &'a [bf16])>,
     o: &'a [f32],
     do_: &'a [f32],
     lse: &'a [f32],
+}
+
+/// Operands of dot products of bf16. Keys and values are (capacity, head_dim), queries and dout (block,
+/// head_dim), probabilities and dscores (block, keys) with rows of [`score_stride`].
+struct Narrow<'a> {
+    qkv: &'a [bf16],
+    do_: &'a [bf16],
+    keys: Room<'a, bf16>,
+    values: Room<'a, bf16>,
+    queries: Room<'a, bf16>,
+    dout: Room<'a, bf16>,
+    probabilities: Room<'a, bf16>,
+    dscores: Room<'a, bf16>,
 }
 
 /// Workspace of one backward task. Buffers along the path are (capacity, head_dim).
@@ -86,6 +112,7 @@ struct Backward<'a> {
     inputs: &'a Inputs<'a>,
     kv_head: usize,
     heads: Heads,
+    narrow: Option<Narrow<'a>>,
     keys: Scratch<'a>,
     keys_t: Panels<'a>,
     values_t: Panels<'a>,
@@ -103,18 +130,31 @@ struct Backward<'a> {
 }
 
 impl<'a> Backward<'a> {
-    fn new(cpu: &'a Cpu, inputs: &'a Inputs<'a>, kv_head: usize, capacity: usize) -> Self {
+    fn new<A: Element>(cpu: &'a Cpu<A>, inputs: &'a Inputs<'a>, kv_head: usize, capacity: usize) -> Self {
         let heads = Heads::new(&inputs.dims, kv_head);
         let block = heads.block_tokens() * heads.group;
+        let narrow = inputs.narrow.map(|(qkv, do_)| Narrow {
+            qkv,
+            do_,
+            keys: cpu.room(heads.head_dim * capacity),
+            values: cpu.room(heads.head_dim * capacity),
+            queries: cpu.room(block * heads.head_dim),
+            dout: cpu.room(block * heads.head_dim),
+            probabilities: cpu.room(block * score_stride(capacity)),
+            dscores: cpu.room(block * score_stride(capacity)),
+        });
+        // The operands of the other form stay empty.
+        let wide = if narrow.is_some() { 0 } else { capacity };
         let path = || cpu.scratch.take(heads.head_dim * capacity);
         let rows = || cpu.scratch.take(block * heads.head_dim);
         Self {
             inputs,
             kv_head,
             heads,
-            keys: path(),
-            keys_t: Panels::new(cpu, heads.head_dim, capacity),
-            values_t: Panels::new(cpu, heads.head_dim, capacity),
+            narrow,
+            keys: cpu.scratch.take(heads.head_dim * wide),
+            keys_t: Panels::new(cpu, heads.head_dim, wide),
+            values_t: Panels::new(cpu, heads.head_dim, wide),
             dkeys: path(),
             dvalues: path(),
             queries: rows(),
@@ -129,9 +169,14 @@ impl<'a> Backward<'a> {
     /// Gathers the rows of a step and zeroes their gradients.
     fn join(&mut self, step: &Step) {
         let (h, qkv, rows, at) = (&self.heads, self.inputs.qkv, step.rows.clone(), step.position);
-        copy_head(&mut self.keys, qkv, rows.clone(), at, h.key, h);
-        self.keys_t.join(qkv, rows.clone(), at, h.key, h);
-        self.values_t.join(qkv, rows.clone(), at, h.value, h);
+        if let Some(narrow) = &mut self.narrow {
+            copy_head(&mut narrow.keys, narrow.qkv, rows.clone(), at, h.key, h);
+            copy_head(&mut narrow.values, narrow.qkv, rows.clone(), at, h.value, h);
+        } else {
+            copy_head(&mut self.keys, qkv, rows.clone(), at, h.key, h);
+            self.keys_t.join(qkv, rows.clone(), at, h.key, h);
+            self.values_t.join(qkv, rows.clone(), at, h.value, h);
+        }
         let range = at * h.head_dim..(at + rows.len()) * h.head_dim;
         self.dkeys[range.clone()].fill(0.0);
         self.dvalues[range].fill(0.0);
@@ -150,7 +195,10 @@ impl<'a> Backward<'a> {
     /// Zeroes the keys after the path of `len` rows, up to the next multiple of [`LANES`].
     fn pad(&mut self, len: usize) {
         let range = len * self.heads.head_dim..len.next_multiple_of(LANES) * self.heads.head_dim;
-        self.keys[range].fill(0.0);
+        match &mut self.narrow {
+            Some(narrow) => narrow.keys[range].fill(bf16::ZERO),
+            None => self.keys[range].fill(0.0),
+        }
     }
 
     /// Processes one block of queries: the tokens `rows`, at consecutive positions starting at
@@ -158,22 +206,38 @@ impl<'a> Backward<'a> {
     fn block(&mut self, rows: Range<usize>, position: usize, first: usize, dq: &mut Tile<'_>) {
         let (d, Heads { head_dim, group, .. }) = (&self.inputs.dims, self.heads);
         let count = rows.len() * group;
-        let visible = Visible::of(d.window);
+        let visible = Visible::of(d.window, self.narrow.is_some());
         let hidden = visible.first(position);
         let path = hidden..(position + rows.len()).next_multiple_of(LANES);
         let keys = path.len();
         let scale = d.scale as f32;
-        self.heads.queries(&mut self.queries, self.inputs.qkv, rows.clone(), scale);
         // Offset of the outputs of a token for the query heads of this key-value head.
         let outputs = |row: usize| (row * d.heads + self.kv_head * group) * head_dim;
         for (to, row) in self.dout.chunks_exact_mut(group * head_dim).zip(rows.clone()) {
             to.copy_from_slice(&self.inputs.do_[outputs(row)..][..group * head_dim]);
         }
-        let block = |data| Mat::new(data, count, head_dim, head_dim);
-        let (queries, dout) = (block(&self.queries), block(&self.dout));
-        self.keys_t.product(&mut self.probabilities, queries, path.clone());
-        self.values_t.product(&mut self.dscores, dout, path);
         let stride = score_stride(keys);
+        match &mut self.narrow {
+            Some(n) => {
+                self.heads.queries16(&mut n.queries, n.qkv, rows.clone());
+                for (to, row) in n.dout.chunks_exact_mut(group * head_dim).zip(rows.clone()) {
+                    to.copy_from_slice(&n.do_[outputs(row)..][..group * head_dim]);
+                }
+                let products =
+                    [(&mut self.probabilities, &n.queries, &n.keys), (&mut self.dscores, &n.dout, &n.values)];
+                for (to, left, right) in products {
+                    let right = Mat::new(&right[hidden * head_dim..], keys, head_dim, head_dim);
+                    let left = Mat::new(&left[..], count, head_dim, head_dim);
+                    product16(Units::Dot16, &mut Tile::new(to, count, keys, stride), left, right.t(), Write::Overwrite);
+                }
+            }
+            None => {
+                self.heads.queries(&mut self.queries, self.inputs.qkv, rows.clone(), scale);
+                let block = |data| Mat::new(data, count, head_dim, head_dim);
+                self.keys_t.product(&mut self.probabilities, block(&self.queries), path.clone());
+                self.values_t.product(&mut self.dscores, block(&self.dout), path);
+            }
+        }
         let mut p = Tile::new(&mut self.probabilities, count, keys, stride);
         let mut ds = Tile::new(&mut self.dscores, count, keys, stride);
         for r in 0..count {
@@ -183,6 +247,9 @@ impl<'a> Backward<'a> {
             let visible = visible.keys(position + r / group);
             let visible = visible.start - hidden..visible.end - hidden;
             let dout = &self.dout[r * head_dim..(r + 1) * head_dim];
+            if self.narrow.is_some() {
+                scale_row(&mut p.row(r)[visible.clone()], scale);
+            }
             let Some(cap) = d.softcap.map(|cap| cap as f32) else {
                 softmax_row_bwd(p.row(r), ds.row(r), visible, lse, o, dout);
                 continue;
@@ -193,16 +260,41 @@ impl<'a> Backward<'a> {
             softmax_row_bwd(p.row(r), ds.row(r), visible.clone(), lse, o, dout);
             cap_row_bwd(&mut ds.row(r)[visible], capped, cap);
         }
-        let [p, ds] = [&self.probabilities, &self.dscores].map(|data| Mat::new(data, count, keys, stride));
         let skipped = hidden * head_dim;
         let (dvalues, dkeys) = (&mut self.dvalues[skipped..], &mut self.dkeys[skipped..]);
-        matmul(&mut Tile::new(dvalues, keys, head_dim, head_dim), p.t(), dout, Write::Add);
-        matmul(&mut Tile::new(dkeys, keys, head_dim, head_dim), ds.t(), queries, Write::Add);
+        let mut dvalues = Tile::new(dvalues, keys, head_dim, head_dim);
+        let mut dkeys = Tile::new(dkeys, keys, head_dim, head_dim);
         let mut dqueries = Tile::new(&mut self.dqueries, count, head_dim, head_dim);
-        matmul(&mut dqueries, ds, Mat::new(&self.keys[skipped..], keys, head_dim, head_dim), Write::Overwrite);
+        // Factor of dqueries.
+        let factor = match &mut self.narrow {
+            Some(n) => {
+                for r in 0..count {
+                    scale_row(ds.row(r), scale);
+                    bf16::round(&mut n.probabilities[r * stride..][..keys], p.row(r));
+                    bf16::round(&mut n.dscores[r * stride..][..keys], ds.row(r));
+                }
+                let of = |data| Mat::new(data, count, keys, stride);
+                let (p, ds) = (of(&n.probabilities[..]), of(&n.dscores[..]));
+                let block = |data| Mat::new(data, count, head_dim, head_dim);
+                let keys = Mat::new(&n.keys[skipped..], keys, head_dim, head_dim);
+                product16(Units::Dot16, &mut dvalues, p.t(), block(&n.dout[..]), Write::Add);
+                product16(Units::Dot16, &mut dkeys, ds.t(), block(&n.queries[..]), Write::Add);
+                product16(Units::Dot16, &mut dqueries, ds, keys, Write::Overwrite);
+                1.0
+            }
+            None => {
+                let [p, ds] = [&self.probabilities, &self.dscores].map(|data| Mat::new(data, count, keys, stride));
+                let block = |data| Mat::new(data, count, head_dim, head_dim);
+                let keys = Mat::new(&self.keys[skipped..], keys, head_dim, head_dim);
+                matmul(&mut dvalues, p.t(), block(&self.dout), Write::Add);
+                matmul(&mut dkeys, ds.t(), block(&self.queries), Write::Add);
+                matmul(&mut dqueries, ds, keys, Write::Overwrite);
+                scale
+            }
+        };
         for (i, row) in rows.enumerate() {
             let from = &self.dqueries[i * group * head_dim..(i + 1) * group * head_dim];
-            scale_into(dq.row(row - first), from, scale);
+            scale_into(dq.row(row - first), from, factor);
         }
     }
 }

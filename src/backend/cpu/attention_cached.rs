@@ -16,9 +16,11 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::attention::{Forward, Heads, Scores, Visible};
+use super::attention::{Forward, Heads, Scores, Source, Visible};
+use super::element::Element;
 use super::simd::LANES;
 use super::tile::Grid;
+use crate::backend::Write;
 use crate::backend::contract::*;
 
 /// Most new tokens of a task. Every task gathers its keys again. No result depends on this number.
@@ -59,7 +61,7 @@ impl Tables<'_> {
     }
 }
 
-pub(super) fn attention_cached_fwd(cpu: &Cpu, a: AttentionCachedFwd<'_, Cpu>) {
+pub(super) fn attention_cached_fwd<A: Element>(cpu: &Cpu<A>, a: AttentionCachedFwd<'_, Cpu<A>>) {
     let (d, qkv, cache) = (a.dims, a.qkv.slice(), a.cache.into_slice());
     if d.tokens == 0 || d.heads * d.head_dim == 0 {
         return;
@@ -70,7 +72,14 @@ pub(super) fn attention_cached_fwd(cpu: &Cpu, a: AttentionCachedFwd<'_, Cpu>) {
     for (row, &slot) in qkv.chunks_exact(fused).zip(a.paths.slots.slice()) {
         cache[slot as usize * width..][..width].copy_from_slice(&row[fused - width..]);
     }
-    let cache = &*cache;
+    let wide;
+    let (cache, qkv) = match cpu.dots(qkv) {
+        Some(qkv) => (&*cache, Source::Narrow(qkv)),
+        None => {
+            wide = cpu.load_all(qkv);
+            (&*cache, Source::Wide(&wide))
+        }
+    };
     let units = tables.units();
     let bounds = [0].into_iter().chain(units.iter().map(|unit| unit.rows.end)).collect();
     let group = d.heads / d.kv_heads;
@@ -78,7 +87,8 @@ pub(super) fn attention_cached_fwd(cpu: &Cpu, a: AttentionCachedFwd<'_, Cpu>) {
     let o = Grid::new(a.o.into_slice(), d.heads * d.head_dim, bounds, by_head);
     (0..units.len() * d.kv_heads).into_par_iter().with_max_len(1).for_each(|task| {
         let (unit, kv_head) = (task / d.kv_heads, task % d.kv_heads);
-        let mut o = o.claim(unit, kv_head);
+        let mut o = cpu.store_tile(o.claim(unit, kv_head), Write::Overwrite);
+        let mut o = o.tile();
         let Unit { sequence, rows } = &units[unit];
         let path: usize = tables.spans(*sequence).map(|span| span.len()).sum();
         // Positions of the unit's tokens; later rows of the path are not visible.
@@ -86,7 +96,7 @@ pub(super) fn attention_cached_fwd(cpu: &Cpu, a: AttentionCachedFwd<'_, Cpu>) {
         let end = first + rows.len();
         let heads = Heads::fused([d.heads, d.kv_heads, d.head_dim], kv_head);
         let stored = Heads { width, key: kv_head * d.head_dim, value: (d.kv_heads + kv_head) * d.head_dim, ..heads };
-        let visible = Visible::of(d.window);
+        let visible = Visible::of(d.window, matches!(qkv, Source::Narrow(_)));
         let mut work =
             Forward::new(cpu, heads, qkv, end.next_multiple_of(LANES), Scores::of(d.scale, d.window, d.softcap));
         let mut position = 0;
@@ -95,7 +105,22 @@ pub(super) fn attention_cached_fwd(cpu: &Cpu, a: AttentionCachedFwd<'_, Cpu>) {
             // No query of the unit sees the rows before.
             let hidden = visible.first(first).saturating_sub(position).min(span.len());
             let len = span.len();
-            work.join((cache, &stored), span.start + hidden..span.end, position + hidden);
+            let rows = span.start + hidden..span.end;
+            match (cpu.dots(cache), A::exact(cache)) {
+                (Some(cache), _) => work.join((Source::Narrow(cache), &stored), rows, position + hidden),
+                (_, Some(cache)) => work.join((Source::Wide(cache), &stored), rows, position + hidden),
+                (None, None) => {
+                    // Key and value of each row, in f32.
+                    let own = Heads { width: 2 * d.head_dim, key: 0, value: d.head_dim, ..heads };
+                    let mut copy = cpu.scratch.take(rows.len() * own.width);
+                    for (to, row) in copy.chunks_exact_mut(own.width).zip(rows.clone()) {
+                        let (key, value) = to.split_at_mut(d.head_dim);
+                        A::widen(key, &cache[row * width + stored.key..][..d.head_dim]);
+                        A::widen(value, &cache[row * width + stored.value..][..d.head_dim]);
+                    }
+                    work.join((Source::Wide(&copy), &own), 0..rows.len(), position + hidden);
+                }
+            }
             position += len;
         }
         work.pad(end);

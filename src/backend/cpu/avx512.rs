@@ -114,7 +114,7 @@ fn reserve(buffer: &mut Vec<f32>, len: usize) {
 
 /// Mask of the first `n` lanes.
 #[inline(always)]
-fn mask(n: usize) -> __mmask16 {
+pub(super) fn mask(n: usize) -> __mmask16 {
     if n >= LANES { !0 } else { (1 << n) - 1 }
 }
 
@@ -330,7 +330,7 @@ unsafe fn load_square(b: Operand, cols: usize, count: usize) -> [__m512; LANES] 
 
 /// Transposes a square: exchanges elements, pairs, then quarters of registers.
 #[target_feature(enable = "avx512f")]
-fn transposed(rows: [__m512; LANES]) -> [__m512; LANES] {
+pub(super) fn transposed(rows: [__m512; LANES]) -> [__m512; LANES] {
     let mut pairs = rows;
     for i in 0..LANES / 2 {
         pairs[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);

@@ -4,17 +4,18 @@
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::rows::{add_rows, rows_of_task};
+use super::element::Element;
+use super::rows::rows_of_task;
 use crate::backend::Write;
 use crate::backend::contract::*;
 
-pub(super) fn embedding_fwd(a: EmbeddingFwd<'_, Cpu>) {
+pub(super) fn embedding_fwd<A: Element>(a: EmbeddingFwd<'_, Cpu<A>>) {
     let (hidden, table) = (a.dims.hidden, a.table.slice());
     gather(a.x.into_slice(), table, a.ids.slice(), hidden);
 }
 
 /// Copies the rows `index` of `from`, of `width` elements each, to `to`.
-pub(super) fn gather(to: &mut [f32], from: &[f32], index: &[i32], width: usize) {
+pub(super) fn gather<T: Copy + Send + Sync>(to: &mut [T], from: &[T], index: &[i32], width: usize) {
     if width == 0 {
         return;
     }
@@ -28,13 +29,21 @@ pub(super) fn gather(to: &mut [f32], from: &[f32], index: &[i32], width: usize) 
 
 /// `to[key] (+)= sum of from[item]` over the items of every key, in ascending order.
 /// `Write::Overwrite` zeroes the other rows.
-pub(super) fn add_runs(to: &mut [f32], from: &[f32], runs: Runs<'_, Vec<i32>>, width: usize, write: Write) {
+pub(super) fn add_runs<A: Element, T: Element, F: Element>(
+    cpu: &Cpu<A>,
+    to: &mut [T],
+    from: &[F],
+    runs: Runs<'_, Vec<i32>>,
+    width: usize,
+    write: Write,
+) {
     if width == 0 {
         return;
     }
     let (order, offsets, keys) = (runs.order.slice(), runs.offsets.slice(), runs.keys.slice());
     let rows = rows_of_task(width);
     to.par_chunks_mut(rows * width).enumerate().for_each(|(task, to)| {
+        let mut to = if write == Write::Add { cpu.update(to) } else { cpu.store(to) };
         if write == Write::Overwrite {
             to.fill(0.0);
         }
@@ -48,12 +57,12 @@ pub(super) fn add_runs(to: &mut [f32], from: &[f32], runs: Runs<'_, Vec<i32>>, w
             }
             let to = &mut to[row * width..(row + 1) * width];
             for &item in &order[offsets[run] as usize..offsets[run + 1] as usize] {
-                add_rows(to, &from[item as usize * width..][..width]);
+                F::add(to, &from[item as usize * width..][..width]);
             }
         }
     });
 }
 
-pub(super) fn embedding_bwd(a: EmbeddingBwd<'_, Cpu>) {
-    add_runs(a.dtable.into_slice(), a.dx.slice(), a.runs, a.dims.hidden, a.write);
+pub(super) fn embedding_bwd<A: Element>(cpu: &Cpu<A>, a: EmbeddingBwd<'_, Cpu<A>>) {
+    add_runs(cpu, a.dtable.into_slice(), a.dx.slice(), a.runs, a.dims.hidden, a.write);
 }

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::Cpu;
+use super::element::Element;
 use super::math::{exp, sigmoid};
 use super::rows::rows_of_task;
 use super::simd::{fma, vectorised};
@@ -14,16 +15,16 @@ const DENSITY: f32 = 0.398_942_3;
 const A: f32 = 1.595_769_2;
 const B: f32 = 0.071_354_814;
 
-pub(super) fn gelu_fwd(a: GeluFwd<'_, Cpu>) {
+pub(super) fn gelu_fwd<A: Element>(cpu: &Cpu<A>, a: GeluFwd<'_, Cpu<A>>) {
     let task = rows_of_task(1);
     let tasks = a.act.into_slice().par_chunks_mut(task).zip(a.x.slice().par_chunks(task));
-    tasks.for_each(|(act, x)| gelu_row(a.dims.form, act, x));
+    tasks.for_each(|(act, x)| gelu_row(a.dims.form, &mut cpu.store(act), &cpu.load(x)));
 }
 
-pub(super) fn gelu_bwd(a: GeluBwd<'_, Cpu>) {
+pub(super) fn gelu_bwd<A: Element>(cpu: &Cpu<A>, a: GeluBwd<'_, Cpu<A>>) {
     let task = rows_of_task(1);
     let tasks = a.dact_in_place.into_slice().par_chunks_mut(task).zip(a.x.slice().par_chunks(task));
-    tasks.for_each(|(d, x)| gelu_row_bwd(a.dims.form, d, x));
+    tasks.for_each(|(d, x)| gelu_row_bwd(a.dims.form, &mut cpu.update(d), &cpu.load(x)));
 }
 
 /// `act = gelu(x)`.

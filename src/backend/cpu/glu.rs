@@ -4,6 +4,7 @@
 use rayon::prelude::*;
 
 use super::Cpu;
+use super::element::Element;
 use super::gelu::{gelu_row, gelu_row_bwd};
 use super::math::sigmoid;
 use super::matmul::par_matmul;
@@ -13,17 +14,18 @@ use super::tile::Mat;
 use crate::backend::Write;
 use crate::backend::contract::*;
 
-pub(super) fn glu_fwd(a: GluFwd<'_, Cpu>) {
-    glu_rows(a.act.into_slice(), a.gate_up.slice(), (a.dims.intermediate, a.dims.gelu));
+pub(super) fn glu_fwd<A: Element>(cpu: &Cpu<A>, a: GluFwd<'_, Cpu<A>>) {
+    glu_rows(cpu, a.act.into_slice(), a.gate_up.slice(), (a.dims.intermediate, a.dims.gelu));
 }
 
 /// Computes `act` (tokens, intermediate) from `gate_up` (tokens, 2 intermediate).
-fn glu_rows(act: &mut [f32], gate_up: &[f32], (i, gelu): (usize, Option<Gelu>)) {
+fn glu_rows<A: Element>(cpu: &Cpu<A>, act: &mut [A], gate_up: &[A], (i, gelu): (usize, Option<Gelu>)) {
     if i == 0 {
         return;
     }
     let rows = rows_of_task(i);
     act.par_chunks_mut(rows * i).zip(gate_up.par_chunks(rows * 2 * i)).for_each(|(act, gate_up)| {
+        let (mut act, gate_up) = (cpu.store(act), cpu.load(gate_up));
         for (act, gate_up) in act.chunks_exact_mut(i).zip(gate_up.chunks_exact(2 * i)) {
             let (gate, up) = gate_up.split_at(i);
             match gelu {
@@ -54,12 +56,18 @@ vectorised! {
     }
 }
 
-pub(super) fn glu_bwd(a: GluBwd<'_, Cpu>) {
-    glu_rows_bwd(a.dgate_up.into_slice(), a.gate_up.slice(), a.dact.slice(), (a.dims.intermediate, a.dims.gelu));
+pub(super) fn glu_bwd<A: Element>(cpu: &Cpu<A>, a: GluBwd<'_, Cpu<A>>) {
+    glu_rows_bwd(cpu, a.dgate_up.into_slice(), a.gate_up.slice(), a.dact.slice(), (a.dims.intermediate, a.dims.gelu));
 }
 
 /// Computes `dgate_up` (tokens, 2 intermediate) from `gate_up` and `dact` (tokens, intermediate).
-fn glu_rows_bwd(dgate_up: &mut [f32], gate_up: &[f32], dact: &[f32], (i, gelu): (usize, Option<Gelu>)) {
+fn glu_rows_bwd<A: Element>(
+    cpu: &Cpu<A>,
+    dgate_up: &mut [A],
+    gate_up: &[A],
+    dact: &[A],
+    (i, gelu): (usize, Option<Gelu>),
+) {
     if i == 0 {
         return;
     }
@@ -67,6 +75,7 @@ fn glu_rows_bwd(dgate_up: &mut [f32], gate_up: &[f32], dact: &[f32], (i, gelu): 
     let tasks =
         dgate_up.par_chunks_mut(rows * 2 * i).zip(gate_up.par_chunks(rows * 2 * i)).zip(dact.par_chunks(rows * i));
     tasks.for_each(|((dgate_up, gate_up), dact)| {
+        let (mut dgate_up, gate_up, dact) = (cpu.store(dgate_up), cpu.load(gate_up), cpu.load(dact));
         let rows = dgate_up.chunks_exact_mut(2 * i).zip(gate_up.chunks_exact(2 * i)).zip(dact.chunks_exact(i));
         for ((dgate_up, gate_up), dact) in rows {
             let (dgate, dup) = dgate_up.split_at_mut(i);
@@ -97,24 +106,24 @@ vectorised! {
 }
 
 /// Stores gate and up in workspace if they are not requested.
-pub(super) fn linear_glu_fwd(cpu: &Cpu, a: LinearGluFwd<'_, Cpu>) {
+pub(super) fn linear_glu_fwd<A: Element>(cpu: &Cpu<A>, a: LinearGluFwd<'_, Cpu<A>>) {
     let d = a.dims;
     let mut scratch = None;
     let gate_up = match a.gate_up {
         Some(gate_up) => gate_up.into_slice(),
-        None => &mut scratch.insert(cpu.scratch.take(d.tokens * 2 * d.intermediate))[..],
+        None => &mut scratch.insert(cpu.room::<A>(d.tokens * 2 * d.intermediate))[..],
     };
     let x = Mat::new(a.x.slice(), d.tokens, d.hidden, d.hidden);
     let weight = Mat::new(a.weight.slice(), 2 * d.intermediate, d.hidden, d.hidden);
-    par_matmul(gate_up, x, weight.t(), Write::Overwrite, |_, _| {});
-    glu_rows(a.act.into_slice(), gate_up, (d.intermediate, None));
+    par_matmul(cpu, gate_up, x, weight.t(), Write::Overwrite, |_, _| {});
+    glu_rows(cpu, a.act.into_slice(), gate_up, (d.intermediate, None));
 }
 
-pub(super) fn linear_glu_bwd(cpu: &Cpu, a: LinearGluBwd<'_, Cpu>) {
+pub(super) fn linear_glu_bwd<A: Element>(cpu: &Cpu<A>, a: LinearGluBwd<'_, Cpu<A>>) {
     let d = a.dims;
-    let mut dact = cpu.scratch.take(d.tokens * d.intermediate);
+    let mut dact = cpu.room::<A>(d.tokens * d.intermediate);
     let dy = Mat::new(a.dy.slice(), d.tokens, d.hidden, d.hidden);
     let weight = Mat::new(a.weight.slice(), d.hidden, d.intermediate, d.intermediate);
-    par_matmul(&mut dact, dy, weight, Write::Overwrite, |_, _| {});
-    glu_rows_bwd(a.dgate_up.into_slice(), a.gate_up.slice(), &dact, (d.intermediate, None));
+    par_matmul(cpu, &mut dact, dy, weight, Write::Overwrite, |_, _| {});
+    glu_rows_bwd(cpu, a.dgate_up.into_slice(), a.gate_up.slice(), &dact, (d.intermediate, None));
 }

@@ -26,9 +26,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Cpu;
+use super::element::Element;
 use super::embedding::{add_runs, gather};
 use super::math::{cap_row, cap_row_bwd, exp, softmax_row};
-use super::matmul::matmul;
 use super::rows::rows_of_task;
 use super::simd::vectorised;
 use super::tile::{Grid, Mat, Tile, bounds};
@@ -56,9 +56,9 @@ fn panel_of(panels: &[usize], token: usize) -> usize {
     panels.partition_point(|&start| start <= token) - 1
 }
 
-pub(super) fn head_logprob_fwd(cpu: &Cpu, a: HeadLogprobFwd<'_, Cpu>) {
+pub(super) fn head_logprob_fwd<A: Element>(cpu: &Cpu<A>, a: HeadLogprobFwd<'_, Cpu<A>>) {
     let (d, target) = (a.dims, a.target.slice());
-    let mut rows = cpu.scratch.take(d.rows * d.hidden);
+    let mut rows = cpu.room::<A>(d.rows * d.hidden);
     gather(&mut rows, a.hidden.slice(), a.source.slice(), d.hidden);
     let rows = Mat::new(&rows, d.rows, d.hidden, d.hidden);
     let head = Mat::new(a.head.slice(), d.vocab, d.hidden, d.hidden);
@@ -73,7 +73,7 @@ pub(super) fn head_logprob_fwd(cpu: &Cpu, a: HeadLogprobFwd<'_, Cpu>) {
         let width = panel.len();
         let mut logits = cpu.scratch.take(strip.len() * width);
         let mut tile = Tile::new(&mut logits, strip.len(), width, width);
-        matmul(&mut tile, rows.rows(strip.clone()), head.rows(panel.clone()).t(), Write::Overwrite);
+        cpu.product(&mut tile, rows.rows(strip.clone()), head.rows(panel.clone()).t(), Write::Overwrite);
         for (i, r) in strip.enumerate() {
             let row = tile.row(i);
             if let Some(cap) = d.softcap {
@@ -106,24 +106,24 @@ pub(super) fn head_logprob_fwd(cpu: &Cpu, a: HeadLogprobFwd<'_, Cpu>) {
 /// Number of strips and of panels of a block of the backward.
 const BLOCK: usize = 4;
 
-pub(super) fn head_logprob_bwd(cpu: &Cpu, a: HeadLogprobBwd<'_, Cpu>) {
+pub(super) fn head_logprob_bwd<A: Element>(cpu: &Cpu<A>, a: HeadLogprobBwd<'_, Cpu<A>>) {
     let (d, target, lse, dlogp) = (a.dims, a.target.slice(), a.lse.slice(), a.dlogp.slice());
     let (dhidden, mut dhead) = (a.dhidden.into_slice(), a.dhead.map(|g| g.into_slice()));
     if d.rows == 0 || d.hidden == 0 {
-        dhidden.fill(0.0);
+        dhidden.fill(A::zeroed());
         if let (Some(dhead), Write::Overwrite) = (dhead, a.dhead_write) {
             dhead.par_chunks_mut(1 << 16).for_each(|x| x.fill(0.0));
         }
         return;
     }
-    let mut rows = cpu.scratch.take(d.rows * d.hidden);
+    let mut rows = cpu.room::<A>(d.rows * d.hidden);
     gather(&mut rows, a.hidden.slice(), a.source.slice(), d.hidden);
     let rows = Mat::new(&rows, d.rows, d.hidden, d.hidden);
     let head = Mat::new(a.head.slice(), d.vocab, d.hidden, d.hidden);
     let (strips, panels) = (bounds(d.rows, STRIP, STRIP_UNIT), bounds(d.vocab, PANEL, PANEL_UNIT));
     let columns = bounds(d.hidden, 192, 64);
     let mut drows = cpu.scratch.take(d.rows * d.hidden);
-    let mut block = cpu.scratch.take(BLOCK * BLOCK * STRIP * PANEL);
+    let mut block = cpu.room::<A>(BLOCK * BLOCK * STRIP * PANEL);
 
     for first_strip in (0..strips.len() - 1).step_by(BLOCK) {
         let down = BLOCK.min(strips.len() - 1 - first_strip);
@@ -134,8 +134,10 @@ pub(super) fn head_logprob_bwd(cpu: &Cpu, a: HeadLogprobBwd<'_, Cpu>) {
             block[..down * across * STRIP * PANEL].par_chunks_mut(STRIP * PANEL).enumerate().with_max_len(1).for_each(
                 |(task, logits)| {
                     let (strip, panel) = (strip(task % down), panel(task / down));
-                    let mut tile = Tile::new(logits, strip.len(), panel.len(), PANEL);
-                    matmul(&mut tile, rows.rows(strip.clone()), head.rows(panel.clone()).t(), Write::Overwrite);
+                    let stored = Tile::new(logits, strip.len(), panel.len(), PANEL);
+                    let mut stored = cpu.store_tile(stored, Write::Overwrite);
+                    let mut tile = stored.tile();
+                    cpu.product(&mut tile, rows.rows(strip.clone()), head.rows(panel.clone()).t(), Write::Overwrite);
                     let mut capped = cpu.scratch.take(d.softcap.map_or(0, |_| panel.len()));
                     for (i, r) in strip.enumerate() {
                         let target = (target[r] as usize).wrapping_sub(panel.start);
@@ -168,20 +170,20 @@ pub(super) fn head_logprob_bwd(cpu: &Cpu, a: HeadLogprobBwd<'_, Cpu>) {
                     let mut out = drows.claim(part, slab);
                     for j in 0..across {
                         let write = if first_panel + j == 0 { Write::Overwrite } else { Write::Add };
-                        matmul(&mut out, dlogits(part, j), head.rows(panel(j)).cols(columns.clone()), write);
+                        cpu.product(&mut out, dlogits(part, j), head.rows(panel(j)).cols(columns.clone()), write);
                     }
                 } else if let Some(dhead) = &dhead {
                     let j = part - down;
                     let mut out = dhead.claim(j, slab);
                     for i in 0..down {
                         let write = if first_strip + i == 0 { a.dhead_write } else { Write::Add };
-                        matmul(&mut out, dlogits(i, j).t(), rows.rows(strip(i)).cols(columns.clone()), write);
+                        cpu.product(&mut out, dlogits(i, j).t(), rows.rows(strip(i)).cols(columns.clone()), write);
                     }
                 }
             });
         }
     }
-    add_runs(dhidden, &drows, a.runs, d.hidden, Write::Overwrite);
+    add_runs(cpu, dhidden, &drows[..], a.runs, d.hidden, Write::Overwrite);
 }
 
 /// Logsumexp from the largest element of a row and its sum of exponentials; `-inf` for a row in
@@ -190,7 +192,7 @@ pub(super) fn logsumexp(largest: f32, sum: f32) -> f32 {
     if largest == f32::NEG_INFINITY && sum == 0.0 { largest } else { largest + sum.ln() }
 }
 
-pub(super) fn logprob_fwd(cpu: &Cpu, a: LogprobFwd<'_, Cpu>) {
+pub(super) fn logprob_fwd<A: Element>(cpu: &Cpu<A>, a: LogprobFwd<'_, Cpu<A>>) {
     let (logits, target, vocab) = (a.logits.slice(), a.target.slice(), a.vocab);
     let rows = rows_of_task(vocab);
     a.logp.into_slice().par_chunks_mut(rows).zip(a.lse.into_slice().par_chunks_mut(rows)).enumerate().for_each(
@@ -198,7 +200,7 @@ pub(super) fn logprob_fwd(cpu: &Cpu, a: LogprobFwd<'_, Cpu>) {
             let mut scratch = cpu.scratch.take(vocab);
             for (i, (logp, lse)) in logp.iter_mut().zip(lse).enumerate() {
                 let r = task * rows + i;
-                let row = &logits[r * vocab..(r + 1) * vocab];
+                let row = &cpu.load(&logits[r * vocab..(r + 1) * vocab])[..];
                 scratch.copy_from_slice(row);
                 let (largest, sum) = softmax_row(&mut scratch);
                 *lse = logsumexp(largest, sum);
@@ -208,7 +210,7 @@ pub(super) fn logprob_fwd(cpu: &Cpu, a: LogprobFwd<'_, Cpu>) {
     );
 }
 
-pub(super) fn logprob_bwd(a: LogprobBwd<'_, Cpu>) {
+pub(super) fn logprob_bwd<A: Element>(cpu: &Cpu<A>, a: LogprobBwd<'_, Cpu<A>>) {
     let (target, lse, dlogp, vocab) = (a.target.slice(), a.lse.slice(), a.dlogp.slice(), a.vocab);
     if vocab == 0 {
         return;
@@ -217,7 +219,7 @@ pub(super) fn logprob_bwd(a: LogprobBwd<'_, Cpu>) {
         .into_slice()
         .par_chunks_mut(vocab)
         .enumerate()
-        .for_each(|(r, row)| dlogits(row, target[r] as usize, lse[r], dlogp[r]));
+        .for_each(|(r, row)| dlogits(&mut cpu.update(row), target[r] as usize, lse[r], dlogp[r]));
 }
 
 vectorised! {

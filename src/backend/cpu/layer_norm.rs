@@ -5,14 +5,15 @@
 use rayon::prelude::*;
 
 use super::Cpu;
+use super::element::Element;
 use super::rows::{rows_of_task, sum_slices};
 use super::simd::{LANES, fma, sum_lanes, vectorised};
 use crate::backend::Write;
 use crate::backend::contract::*;
 
-pub(super) fn layer_norm_fwd(a: LayerNormFwd<'_, Cpu>) {
+pub(super) fn layer_norm_fwd<A: Element>(cpu: &Cpu<A>, a: LayerNormFwd<'_, Cpu<A>>) {
     let (h, eps) = (a.dims.hidden, a.dims.eps);
-    let (stats, weight) = (a.stats.into_slice(), a.weight.slice());
+    let (stats, weight) = (a.stats.into_slice(), &cpu.load(a.weight.slice())[..]);
     if h == 0 {
         stats.fill(0.0);
         return;
@@ -20,6 +21,7 @@ pub(super) fn layer_norm_fwd(a: LayerNormFwd<'_, Cpu>) {
     let rows = rows_of_task(h);
     let tasks = a.y.into_slice().par_chunks_mut(rows * h).zip(stats.par_chunks_mut(2 * rows));
     tasks.zip(a.x.slice().par_chunks(rows * h)).for_each(|((y, stats), x)| {
+        let (mut y, x) = (cpu.store(y), cpu.load(x));
         for ((y, stats), x) in y.chunks_exact_mut(h).zip(stats.chunks_exact_mut(2)).zip(x.chunks_exact(h)) {
             stats.copy_from_slice(&norm_row(y, x, weight, eps));
         }
@@ -51,12 +53,12 @@ vectorised! {
 /// Number of tokens of a slice of the gradients of weight and bias.
 const SLICE_TOKENS: usize = 64;
 
-pub(super) fn layer_norm_bwd(cpu: &Cpu, a: LayerNormBwd<'_, Cpu>) {
+pub(super) fn layer_norm_bwd<A: Element>(cpu: &Cpu<A>, a: LayerNormBwd<'_, Cpu<A>>) {
     let h = a.dims.hidden;
     if h == 0 {
         return;
     }
-    let (weight, add) = (&a.weight.slice()[..h], a.dx_write == Write::Add);
+    let (weight, add) = (&cpu.load(&a.weight.slice()[..h])[..], a.dx_write == Write::Add);
     let mut partial = cpu.scratch.take(a.dims.tokens.div_ceil(SLICE_TOKENS) * 2 * h);
     let rows = SLICE_TOKENS * h;
     partial
@@ -67,6 +69,8 @@ pub(super) fn layer_norm_bwd(cpu: &Cpu, a: LayerNormBwd<'_, Cpu>) {
         .zip(a.stats.slice().par_chunks(2 * SLICE_TOKENS))
         .for_each(|((((partial, dx), dy), x), stats)| {
             partial.fill(0.0);
+            let mut dx = if add { cpu.update(dx) } else { cpu.store(dx) };
+            let (dy, x) = (cpu.load(dy), cpu.load(x));
             for (i, stats) in stats.chunks_exact(2).enumerate() {
                 let row = i * h..(i + 1) * h;
                 let (dx, dy, x) = (&mut dx[row.clone()], &dy[row.clone()], &x[row]);

@@ -5,37 +5,38 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::matmul::{ROWS_UNIT, matmul, par_matmul};
+use super::element::Element;
+use super::matmul::{ROWS_UNIT, par_matmul};
 use super::optim::squares;
 use super::rows::{add_rows, sum_slices};
 use super::tile::{Grid, Mat, bounds};
 use crate::backend::contract::*;
 use crate::backend::{ViewMut, Write};
 
-pub(super) fn linear_fwd(a: LinearFwd<'_, Cpu>) {
+pub(super) fn linear_fwd<A: Element>(cpu: &Cpu<A>, a: LinearFwd<'_, Cpu<A>>) {
     let d = a.dims;
     let x = Mat::new(a.x.slice(), d.tokens, d.inputs, d.inputs);
     let weight = Mat::new(a.weight.slice(), d.outputs, d.inputs, d.inputs);
-    let (bias, residual) = (a.bias.map(|b| b.slice()), a.residual.map(|r| r.slice()));
-    par_matmul(a.y.into_slice(), x, weight.t(), Write::Overwrite, |tile, [row, column]| {
-        if let Some(bias) = bias {
+    let (bias, residual) = (a.bias.map(|b| cpu.load(b.slice())), a.residual.map(|r| r.slice()));
+    par_matmul(cpu, a.y.into_slice(), x, weight.t(), Write::Overwrite, |tile, [row, column]| {
+        if let Some(bias) = &bias {
             let bias = &bias[column..column + tile.cols()];
             (0..tile.rows()).for_each(|r| add_rows(tile.row(r), bias));
         }
         if let Some(residual) = residual {
             let cols = tile.cols();
             for r in 0..tile.rows() {
-                add_rows(tile.row(r), &residual[(row + r) * d.outputs + column..][..cols]);
+                A::add(tile.row(r), &residual[(row + r) * d.outputs + column..][..cols]);
             }
         }
     });
 }
 
-pub(super) fn linear_bwd_input(a: LinearBwdInput<'_, Cpu>) {
+pub(super) fn linear_bwd_input<A: Element>(cpu: &Cpu<A>, a: LinearBwdInput<'_, Cpu<A>>) {
     let d = a.dims;
     let dy = Mat::new(a.dy.slice(), d.tokens, d.outputs, d.outputs);
     let weight = Mat::new(a.weight.slice(), d.outputs, d.inputs, d.inputs);
-    par_matmul(a.dx.into_slice(), dy, weight, a.write, |_, _| {});
+    par_matmul(cpu, a.dx.into_slice(), dy, weight, a.write, |_, _| {});
 }
 
 /// Maximum number of elements of a weight for which the sum over tokens may be split into slices
@@ -55,7 +56,7 @@ const SLICE_ROWS: Range<usize> = 128..512;
 /// Target number of tasks per thread.
 const TASKS_PER_THREAD: usize = 4;
 
-pub(super) fn linear_bwd_weight(cpu: &Cpu, a: LinearBwdWeight<'_, Cpu>) {
+pub(super) fn linear_bwd_weight<A: Element>(cpu: &Cpu<A>, a: LinearBwdWeight<'_, Cpu<A>>) {
     let d = a.dims;
     let (dweight, norms) = (a.dweight.into_slice(), a.norms.map(ViewMut::into_slice));
     weight_gemm(cpu, d, a.dy.slice(), a.x.slice(), dweight, a.write);
@@ -78,14 +79,14 @@ fn patch_norms(dweight: &[f32], norms: &mut [f32], d: LinearDims) {
 }
 
 /// `dweight (+)= dyᵀ x`, with split-K over the tokens for a small weight.
-fn weight_gemm(cpu: &Cpu, d: LinearDims, dy: &[f32], x: &[f32], dweight: &mut [f32], write: Write) {
+fn weight_gemm<A: Element>(cpu: &Cpu<A>, d: LinearDims, dy: &[A], x: &[A], dweight: &mut [f32], write: Write) {
     let dy = Mat::new(dy, d.tokens, d.outputs, d.outputs);
     let x = Mat::new(x, d.tokens, d.inputs, d.inputs);
     let size = d.outputs * d.inputs;
     let target = TASKS.div_ceil(d.outputs.div_ceil(SLICE_ROWS.start).max(1)).min(SLICES);
     let slices = if size <= SMALL_WEIGHT { target.min(d.tokens / SLICE_TOKENS).max(1) } else { 1 };
     if slices == 1 {
-        par_matmul(dweight, dy.t(), x, write, |_, _| {});
+        par_matmul(cpu, dweight, dy.t(), x, write, |_, _| {});
         return;
     }
     if size == 0 {
@@ -105,7 +106,7 @@ fn weight_gemm(cpu: &Cpu, d: LinearDims, dy: &[f32], x: &[f32], dweight: &mut [f
         let (slice, block) = (task / blocks, task % blocks);
         let tokens = tokens[slice]..tokens[slice + 1];
         let dy = dy.rows(tokens.clone()).cols(rows[block]..rows[block + 1]);
-        matmul(&mut grid.claim(task, 0), dy.t(), x.rows(tokens), Write::Overwrite);
+        cpu.product(&mut grid.claim(task, 0), dy.t(), x.rows(tokens), Write::Overwrite);
     });
     drop(grid);
     sum_slices(dweight, &partial, write);
@@ -114,7 +115,7 @@ fn weight_gemm(cpu: &Cpu, d: LinearDims, dy: &[f32], x: &[f32], dweight: &mut [f
 /// Number of tokens of a slice of the bias gradient.
 const BIAS_TOKENS: usize = 128;
 
-pub(super) fn bias_bwd(cpu: &Cpu, a: BiasBwd<'_, Cpu>) {
+pub(super) fn bias_bwd<A: Element>(cpu: &Cpu<A>, a: BiasBwd<'_, Cpu<A>>) {
     let (outputs, dy) = (a.dims.outputs, a.dy.slice());
     if outputs == 0 {
         return;
@@ -122,7 +123,7 @@ pub(super) fn bias_bwd(cpu: &Cpu, a: BiasBwd<'_, Cpu>) {
     let mut partial = cpu.scratch.take(a.dims.tokens.div_ceil(BIAS_TOKENS) * outputs);
     partial.par_chunks_mut(outputs).zip(dy.par_chunks(BIAS_TOKENS * outputs)).for_each(|(partial, rows)| {
         partial.fill(0.0);
-        rows.chunks_exact(outputs).for_each(|row| add_rows(partial, row));
+        rows.chunks_exact(outputs).for_each(|row| A::add(partial, row));
     });
     sum_slices(a.dbias.into_slice(), &partial, a.write);
 }

@@ -21,8 +21,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::Cpu;
 #[cfg(target_arch = "x86_64")]
 use super::avx512::{self, Operand, Target};
+use super::element::Element;
 use super::simd::{LANES, SQUARE, fma, transpose, vectorised};
 use super::tile::{Grid, Mat, Tile, bounds};
 use crate::backend::Write;
@@ -311,7 +313,7 @@ const TILES_PER_THREAD: usize = 6;
 /// Smaller tiles have fewer columns before they have fewer rows, because every tile packs the
 /// columns of its right operand again. A transposed left operand is also packed, at a higher cost,
 /// so there tiles have fewer rows first.
-fn grid<'a>(c: &'a mut [f32], a: &Mat<'_>, cols: usize) -> Grid<'a> {
+fn grid<'a, T: Copy, C: Copy>(c: &'a mut [C], a: &Mat<'_, T>, cols: usize) -> Grid<'a, C> {
     let (rows, depth) = (a.rows, a.cols);
     let (mut tile_rows, mut tile_cols) = (TILE_ROWS, TILE_COLS);
     let transposed = a.row_stride == 1 && a.col_stride > 1;
@@ -332,10 +334,11 @@ fn grid<'a>(c: &'a mut [f32], a: &Mat<'_>, cols: usize) -> Grid<'a> {
 
 /// `c (+)= a b` on all threads, with `c` (a.rows, b.cols) contiguous. `epilogue` is called for
 /// every finished tile with its first row and column.
-pub(super) fn par_matmul(
-    c: &mut [f32],
-    a: Mat<'_>,
-    b: Mat<'_>,
+pub(super) fn par_matmul<A: Element, C: Element>(
+    cpu: &Cpu<A>,
+    c: &mut [C],
+    a: Mat<'_, A>,
+    b: Mat<'_, A>,
     write: Write,
     epilogue: impl Fn(&mut Tile<'_>, [usize; 2]) + Sync,
 ) {
@@ -344,8 +347,9 @@ pub(super) fn par_matmul(
     // Neighbouring tasks share the columns of `b`, which stay in cache.
     (0..down * across).into_par_iter().with_max_len(1).for_each(|cell| {
         let (i, j) = (cell % down, cell / down);
-        let mut tile = grid.claim(i, j);
-        matmul(&mut tile, a.rows(grid.row_range(i)), b.cols(grid.col_range(j)), write);
+        let mut stored = cpu.store_tile(grid.claim(i, j), write);
+        let mut tile = stored.tile();
+        cpu.product(&mut tile, a.rows(grid.row_range(i)), b.cols(grid.col_range(j)), write);
         epilogue(&mut tile, [grid.row_range(i).start, grid.col_range(j).start]);
     });
 }

@@ -1,18 +1,24 @@
-//! The backend for machines without a GPU: f32, rayon for threads, GEMMs of its own with
+//! The backend for machines without a GPU: f32 or bf16, rayon for threads, GEMMs of its own with
 //! AVX-512 and of the gemm crate elsewhere.
 //!
 //! Results have the same bits for any number of threads, and a row of a result does not depend on
 //! the other rows of the call. GEMMs are split into tiles, but every element is summed in the same
-//! order in any tile (`matmul`). Sums over tokens are split into slices of fixed size, which are
-//! added in ascending order. Workspace grows during the first steps and is then reused. Beyond the
-//! contracts, the only error is [`adamw`](Backend::adamw) with a master copy, which f32 parameters
-//! do not need.
+//! order in any tile (`matmul`, `product16`). Sums over tokens are split into slices of fixed size,
+//! which are added in ascending order. Workspace grows during the first steps and is then reused.
+//! Beyond the contracts, the only error is [`adamw`](Backend::adamw) with a master copy of f32
+//! parameters, which do not need one.
+//!
+//! In bf16, ops compute on f32 values and round where an activation is stored (`element`). GEMMs
+//! multiply bf16 and sum in f32.
 
 mod attention;
 mod attention_bwd;
 mod attention_cached;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
+mod element;
 mod embedding;
 mod gelu;
 mod glu;
@@ -26,6 +32,7 @@ mod optim;
 mod panels;
 mod path;
 mod preference;
+mod product16;
 mod reward;
 mod rope;
 mod rows;
@@ -34,45 +41,83 @@ mod scratch;
 mod segment;
 mod simd;
 mod tile;
+pub mod units;
+
+use std::marker::PhantomData;
 
 use super::contract::*;
 use super::host::host_memory;
 use super::probe::Probe;
 use super::{Backend, View, ViewMut};
 use crate::Result;
+pub use element::Element;
+pub use units::Units;
 
-/// The f32 backend. Ops run on the rayon thread pool of their caller.
-#[derive(Debug, Default)]
-pub struct Cpu {
+/// The CPU backend, in f32 or with bf16 weights and activations. Ops run on the rayon thread pool of
+/// their caller.
+#[derive(Debug)]
+pub struct Cpu<A: Element = f32> {
     scratch: scratch::Pool,
     probe: Option<Probe>,
+    units: Units,
+    element: PhantomData<A>,
 }
 
 impl Cpu {
-    /// Creates a backend with an empty workspace.
+    /// Creates an f32 backend with an empty workspace.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Creates a backend that times every op call.
+    /// Creates an f32 backend that times every op call.
     pub fn probed() -> Self {
-        Self { probe: Some(Probe::default()), ..Self::default() }
+        Self::default().observed()
+    }
+}
+
+impl<A: Element> Default for Cpu<A> {
+    fn default() -> Self {
+        Self::on(Units::best())
+    }
+}
+
+impl<A: Element> Cpu<A> {
+    /// Creates a backend with an empty workspace whose bf16 products run on these units.
+    pub fn on(units: Units) -> Self {
+        Self { scratch: scratch::Pool::default(), probe: None, units, element: PhantomData }
+    }
+
+    /// The units that products of bf16 run on.
+    pub fn units(&self) -> Units {
+        self.units
+    }
+
+    /// The same backend, with every op call timed.
+    pub fn observed(self) -> Self {
+        Self { probe: Some(Probe::default()), ..self }
     }
 }
 
 /// `c = a b` for square row-major matrices with `side` rows, on all threads. The rate of this GEMM
 /// is the compute ceiling of the backend.
-pub(crate) fn square_gemm(c: &mut [f32], a: &[f32], b: &[f32], side: usize) {
+pub(crate) fn square_gemm<A: Element>(cpu: &Cpu<A>, c: &mut [A], a: &[A], b: &[A], side: usize) {
     let mat = |data| tile::Mat::new(data, side, side, side);
-    matmul::par_matmul(c, mat(a), mat(b), super::Write::Overwrite, |_, _| {});
+    matmul::par_matmul(cpu, c, mat(a), mat(b), super::Write::Overwrite, |_, _| {});
 }
 
-impl Backend for Cpu {
-    host_memory!(f32);
+impl<A: Element> Backend for Cpu<A> {
+    host_memory!(A, f32);
 
     const NAME: &'static str = "cpu";
-    const PRECISION: Precision = Precision::F32;
-    const NUMERICS: u32 = 1;
+    const PRECISION: Precision = A::PRECISION;
+    const NUMERICS: u32 = A::NUMERICS;
+
+    fn numerics(&self) -> u32 {
+        match A::PRECISION {
+            Precision::Bf16 => A::NUMERICS.wrapping_add(self.units.numerics()),
+            Precision::F32 | Precision::F64 => A::NUMERICS,
+        }
+    }
 
     fn probe(&self) -> Option<&Probe> {
         self.probe.as_ref()
@@ -82,13 +127,23 @@ impl Backend for Cpu {
         crate::memory::available()
     }
 
-    fn write_act(&self, to: ViewMut<'_, Vec<f32>>, source: &[f64]) -> Result<()> {
+    fn write_act(&self, to: ViewMut<'_, Vec<A>>, source: &[f64]) -> Result<()> {
         expect_len("write_act", "source", source.len(), to.len)?;
+        to.into_slice().iter_mut().zip(source).for_each(|(to, x)| *to = A::of(*x));
+        Ok(())
+    }
+    fn write_acc(&self, to: ViewMut<'_, Vec<f32>>, source: &[f64]) -> Result<()> {
+        expect_len("write_acc", "source", source.len(), to.len)?;
         to.into_slice().iter_mut().zip(source).for_each(|(to, x)| *to = *x as f32);
         Ok(())
     }
-    fn read_act(&self, from: View<'_, Vec<f32>>, to: &mut [f64]) -> Result<()> {
+    fn read_act(&self, from: View<'_, Vec<A>>, to: &mut [f64]) -> Result<()> {
         expect_len("read_act", "to", to.len(), from.len)?;
+        to.iter_mut().zip(from.slice()).for_each(|(to, x)| *to = x.value());
+        Ok(())
+    }
+    fn read_acc(&self, from: View<'_, Vec<f32>>, to: &mut [f64]) -> Result<()> {
+        expect_len("read_acc", "to", to.len(), from.len)?;
         to.iter_mut().zip(from.slice()).for_each(|(to, x)| *to = f64::from(*x));
         Ok(())
     }
@@ -98,11 +153,11 @@ impl Backend for Cpu {
         Ok(())
     }
     fn embedding_bwd_impl(&self, a: EmbeddingBwd<'_, Self>) -> Result<()> {
-        embedding::embedding_bwd(a);
+        embedding::embedding_bwd(self, a);
         Ok(())
     }
     fn scale_impl(&self, a: Scale<'_, Self>) -> Result<()> {
-        scale::scale(a);
+        scale::scale(self, a);
         Ok(())
     }
     fn norm_fwd_impl(&self, a: NormFwd<'_, Self>) -> Result<()> {
@@ -114,7 +169,7 @@ impl Backend for Cpu {
         Ok(())
     }
     fn layer_norm_fwd_impl(&self, a: LayerNormFwd<'_, Self>) -> Result<()> {
-        layer_norm::layer_norm_fwd(a);
+        layer_norm::layer_norm_fwd(self, a);
         Ok(())
     }
     fn layer_norm_bwd_impl(&self, a: LayerNormBwd<'_, Self>) -> Result<()> {
@@ -130,11 +185,11 @@ impl Backend for Cpu {
         Ok(())
     }
     fn linear_fwd_impl(&self, a: LinearFwd<'_, Self>) -> Result<()> {
-        linear::linear_fwd(a);
+        linear::linear_fwd(self, a);
         Ok(())
     }
     fn linear_bwd_input_impl(&self, a: LinearBwdInput<'_, Self>) -> Result<()> {
-        linear::linear_bwd_input(a);
+        linear::linear_bwd_input(self, a);
         Ok(())
     }
     fn linear_bwd_weight_impl(&self, a: LinearBwdWeight<'_, Self>) -> Result<()> {
@@ -146,27 +201,27 @@ impl Backend for Cpu {
         Ok(())
     }
     fn rope_fwd_impl(&self, a: Rope<'_, Self>) -> Result<()> {
-        rope::rope(a, 1.0);
+        rope::rope(self, a, 1.0);
         Ok(())
     }
     fn rope_bwd_impl(&self, a: Rope<'_, Self>) -> Result<()> {
-        rope::rope(a, -1.0);
+        rope::rope(self, a, -1.0);
         Ok(())
     }
     fn glu_fwd_impl(&self, a: GluFwd<'_, Self>) -> Result<()> {
-        glu::glu_fwd(a);
+        glu::glu_fwd(self, a);
         Ok(())
     }
     fn glu_bwd_impl(&self, a: GluBwd<'_, Self>) -> Result<()> {
-        glu::glu_bwd(a);
+        glu::glu_bwd(self, a);
         Ok(())
     }
     fn gelu_fwd_impl(&self, a: GeluFwd<'_, Self>) -> Result<()> {
-        gelu::gelu_fwd(a);
+        gelu::gelu_fwd(self, a);
         Ok(())
     }
     fn gelu_bwd_impl(&self, a: GeluBwd<'_, Self>) -> Result<()> {
-        gelu::gelu_bwd(a);
+        gelu::gelu_bwd(self, a);
         Ok(())
     }
     fn linear_glu_fwd_impl(&self, a: LinearGluFwd<'_, Self>) -> Result<()> {
@@ -202,15 +257,15 @@ impl Backend for Cpu {
         Ok(())
     }
     fn logprob_bwd_impl(&self, a: LogprobBwd<'_, Self>) -> Result<()> {
-        head::logprob_bwd(a);
+        head::logprob_bwd(self, a);
         Ok(())
     }
     fn reward_head_fwd_impl(&self, a: RewardHeadFwd<'_, Self>) -> Result<()> {
-        reward::reward_head_fwd(a);
+        reward::reward_head_fwd(self, a);
         Ok(())
     }
     fn reward_head_bwd_impl(&self, a: RewardHeadBwd<'_, Self>) -> Result<()> {
-        reward::reward_head_bwd(a);
+        reward::reward_head_bwd(self, a);
         Ok(())
     }
     fn segment_sum_fwd_impl(&self, a: SegmentSumFwd<'_, Self>) -> Result<()> {
@@ -230,6 +285,6 @@ impl Backend for Cpu {
         Ok(())
     }
     fn adamw_impl(&self, a: AdamW<'_, Self>) -> Result<()> {
-        optim::adamw(a)
+        optim::adamw(self, a)
     }
 }

@@ -5,56 +5,66 @@
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::rows::{add_rows, rows_of_task, sum_slices};
-use super::scratch::Scratch;
+use super::element::{Element, Values};
+use super::rows::{rows_of_task, sum_slices};
 use super::simd::{LANES, dot, fma, sum_lanes, vectorised};
 use crate::backend::Write;
 use crate::backend::contract::*;
 
-/// Factors of a norm: the weight, or its sum with the offset in `room`.
-fn factors<'a, 'b>(cpu: &'a Cpu, weight: &'b [f32], offset: f64, room: &'b mut Option<Scratch<'a>>) -> &'b [f32] {
+/// Factors of a norm: the weight, or its sum with the offset.
+fn factors<'a, A: Element>(cpu: &'a Cpu<A>, weight: &'a [A], offset: f64) -> Values<'a> {
+    let weight = cpu.load(weight);
     if offset == 0.0 {
         return weight;
     }
-    let sums = room.insert(cpu.scratch.take(weight.len()));
-    for (sum, w) in sums.iter_mut().zip(weight) {
+    let mut sums = cpu.scratch.take(weight.len());
+    for (sum, w) in sums.iter_mut().zip(weight.iter()) {
         *sum = offset as f32 + w;
     }
-    sums
+    Values::Copy(sums)
 }
 
-pub(super) fn norm_fwd(cpu: &Cpu, a: NormFwd<'_, Cpu>) {
-    let (h, eps, mut room) = (a.dims.hidden, a.dims.eps, None);
+pub(super) fn norm_fwd<A: Element>(cpu: &Cpu<A>, a: NormFwd<'_, Cpu<A>>) {
+    let (h, eps) = (a.dims.hidden, a.dims.eps);
     let (rstd, x) = (a.rstd.into_slice(), a.x.slice());
-    let weight = factors(cpu, a.weight.slice(), a.dims.offset, &mut room);
+    let weight = &factors(cpu, a.weight.slice(), a.dims.offset)[..];
     if h == 0 {
         rstd.fill(0.0);
         return;
     }
     let rows = rows_of_task(h);
-    let all = a.y.into_slice();
-    let y = all.par_chunks_mut(rows * h).zip(rstd.par_chunks_mut(rows)).zip(x.par_chunks(rows * h));
+    let base = a.base.map(|base| base.slice());
+    // Adds the base to the rows of a task.
+    let add_base = |y: &mut [f32], task: usize| {
+        if let Some(base) = base {
+            A::add(y, &base[task * rows * h..][..y.len()]);
+        }
+    };
+    let y = a.y.into_slice().par_chunks_mut(rows * h).zip(rstd.par_chunks_mut(rows)).zip(x.par_chunks(rows * h));
     match (a.residual, a.sum) {
         (Some(residual), Some(sum)) => {
             let sums = sum.into_slice().par_chunks_mut(rows * h).zip(residual.slice().par_chunks(rows * h));
-            y.zip(sums).for_each(|(((y, rstd), x), (sum, residual))| {
+            y.zip(sums).enumerate().for_each(|(task, (((y, rstd), x), (sum, residual)))| {
+                let mut sum = cpu.store(sum);
+                add(&mut sum, &cpu.load(x), &cpu.load(residual));
+                // The gradient reads the stored sum.
+                A::settle(&mut sum);
+                let mut y = cpu.store(y);
                 for (i, rstd) in rstd.iter_mut().enumerate() {
                     let row = i * h..(i + 1) * h;
-                    let sum = &mut sum[row.clone()];
-                    add(sum, &x[row.clone()], &residual[row.clone()]);
-                    *rstd = norm_row(&mut y[row], sum, weight, eps);
+                    *rstd = norm_row(&mut y[row.clone()], &sum[row], weight, eps);
                 }
+                add_base(&mut y, task);
             });
         }
-        _ => y.for_each(|((y, rstd), x)| {
+        _ => y.enumerate().for_each(|(task, ((y, rstd), x))| {
+            let (mut y, x) = (cpu.store(y), cpu.load(x));
             for (i, rstd) in rstd.iter_mut().enumerate() {
                 let row = i * h..(i + 1) * h;
                 *rstd = norm_row(&mut y[row.clone()], &x[row], weight, eps);
             }
+            add_base(&mut y, task);
         }),
-    }
-    if let Some(base) = a.base {
-        all.par_chunks_mut(rows * h).zip(base.slice().par_chunks(rows * h)).for_each(|(y, base)| add_rows(y, base));
     }
 }
 
@@ -82,13 +92,12 @@ vectorised! {
 /// Number of tokens of a slice of the weight gradient.
 const NORM_TOKENS: usize = 64;
 
-pub(super) fn norm_bwd(cpu: &Cpu, a: NormBwd<'_, Cpu>) {
+pub(super) fn norm_bwd<A: Element>(cpu: &Cpu<A>, a: NormBwd<'_, Cpu<A>>) {
     let h = a.dims.hidden;
     if h == 0 {
         return;
     }
-    let mut room = None;
-    let weight = factors(cpu, a.weight.slice(), a.dims.offset, &mut room);
+    let weight = &factors(cpu, a.weight.slice(), a.dims.offset)[..];
     let add = a.dsum_write == Write::Add;
     let mut partial = cpu.scratch.take(a.dims.tokens.div_ceil(NORM_TOKENS) * h);
     let rows = NORM_TOKENS * h;
@@ -100,6 +109,8 @@ pub(super) fn norm_bwd(cpu: &Cpu, a: NormBwd<'_, Cpu>) {
         .zip(a.rstd.slice().par_chunks(NORM_TOKENS))
         .for_each(|((((partial, dsum), dy), sum), rstd)| {
             partial.fill(0.0);
+            let mut dsum = if add { cpu.update(dsum) } else { cpu.store(dsum) };
+            let (dy, sum) = (cpu.load(dy), cpu.load(sum));
             for (i, rstd) in rstd.iter().enumerate() {
                 let row = i * h..(i + 1) * h;
                 let (dsum, dy, sum) = (&mut dsum[row.clone()], &dy[row.clone()], &sum[row]);
@@ -145,9 +156,9 @@ vectorised! {
     }
 }
 
-pub(super) fn qk_norm_fwd(cpu: &Cpu, a: QkNormFwd<'_, Cpu>) {
-    let (d, mut room) = (a.dims, None);
-    let weight = factors(cpu, a.weight.slice(), d.offset, &mut room);
+pub(super) fn qk_norm_fwd<A: Element>(cpu: &Cpu<A>, a: QkNormFwd<'_, Cpu<A>>) {
+    let d = a.dims;
+    let weight = &factors(cpu, a.weight.slice(), d.offset)[..];
     let (width, copied) = (d.width(), d.normalised() * d.head_dim);
     if copied == 0 {
         return;
@@ -161,12 +172,12 @@ pub(super) fn qk_norm_fwd(cpu: &Cpu, a: QkNormFwd<'_, Cpu>) {
     };
     match a.x {
         Some(x) => qkv.zip(x.into_slice().par_chunks_mut(rows * copied)).for_each(|(qkv, x)| {
-            for (row, x) in qkv.chunks_exact_mut(width).zip(x.chunks_exact_mut(copied)) {
+            for (row, x) in qkv.chunks_exact(width).zip(x.chunks_exact_mut(copied)) {
                 x.copy_from_slice(&row[..copied]);
-                normalise(row);
             }
+            cpu.update(qkv).chunks_exact_mut(width).for_each(normalise);
         }),
-        None => qkv.for_each(|qkv| qkv.chunks_exact_mut(width).for_each(normalise)),
+        None => qkv.for_each(|qkv| cpu.update(qkv).chunks_exact_mut(width).for_each(normalise)),
     }
 }
 
@@ -192,9 +203,9 @@ vectorised! {
     }
 }
 
-pub(super) fn qk_norm_bwd(cpu: &Cpu, a: QkNormBwd<'_, Cpu>) {
-    let (d, mut room) = (a.dims, None);
-    let weight = factors(cpu, a.weight.slice(), d.offset, &mut room);
+pub(super) fn qk_norm_bwd<A: Element>(cpu: &Cpu<A>, a: QkNormBwd<'_, Cpu<A>>) {
+    let d = a.dims;
+    let weight = &factors(cpu, a.weight.slice(), d.offset)[..];
     let (width, copied) = (d.width(), d.normalised() * d.head_dim);
     let mut partial = cpu.scratch.take(d.tokens.div_ceil(NORM_TOKENS) * d.weights());
     if copied > 0 {
@@ -205,6 +216,7 @@ pub(super) fn qk_norm_bwd(cpu: &Cpu, a: QkNormBwd<'_, Cpu>) {
             .for_each(|((partial, dqkv), x)| {
                 partial.fill(0.0);
                 let mut dy = vec![0.0; d.weights()];
+                let (mut dqkv, x) = (cpu.update(dqkv), cpu.load(x));
                 for (row, x) in dqkv.chunks_exact_mut(width).zip(x.chunks_exact(copied)) {
                     for (at, weights) in d.rows() {
                         let (own, dy) = (at..at + weights.len(), &mut dy[..weights.len()]);

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::Cpu;
+use super::element::Element;
 use super::simd::{LANES, vectorised};
 use crate::backend::contract::*;
 use crate::{Error, Result};
@@ -12,7 +13,7 @@ const NORM_SLICES: usize = 256;
 /// Minimum number of elements of a slice.
 const NORM_SLICE: usize = 1 << 14;
 
-pub(super) fn grad_norm(a: GradNorm<'_, Cpu>) {
+pub(super) fn grad_norm<A: Element>(a: GradNorm<'_, Cpu<A>>) {
     let [before, after] = a.read().map(|range| &a.grads.slice()[range]);
     let norms = a.known.map_or(&[][..], |known| known.norms.slice());
     let norm = [before, after, norms].into_iter().map(sum_of_squares).sum::<f64>().sqrt();
@@ -75,8 +76,8 @@ struct Update {
 /// Number of elements of a task: five streams of 64 KiB.
 const ADAMW_CHUNK: usize = 1 << 14;
 
-pub(super) fn adamw(a: AdamW<'_, Cpu>) -> Result<()> {
-    if a.master.is_some() {
+pub(super) fn adamw<A: Element>(cpu: &Cpu<A>, a: AdamW<'_, Cpu<A>>) -> Result<()> {
+    if a.master.is_some() && A::PRECISION == Precision::F32 {
         return Err(Error::Contract {
             op: "adamw",
             what: "master",
@@ -102,21 +103,30 @@ pub(super) fn adamw(a: AdamW<'_, Cpu>) -> Result<()> {
     };
     let (with_decay, without_decay) = (update(a.weight_decay), update(0.0));
     let decayed = a.decayed;
-    a.params
-        .into_slice()
-        .par_chunks_mut(ADAMW_CHUNK)
-        .zip(a.m.into_slice().par_chunks_mut(ADAMW_CHUNK))
-        .zip(a.v.into_slice().par_chunks_mut(ADAMW_CHUNK))
-        .zip(a.grads.slice().par_chunks(ADAMW_CHUNK))
-        .enumerate()
-        .for_each(|(i, (((params, m), v), grads))| {
-            let split = decayed.saturating_sub(i * ADAMW_CHUNK).min(params.len());
-            let (params, params_rest) = params.split_at_mut(split);
-            let ((m, m_rest), (v, v_rest)) = (m.split_at_mut(split), v.split_at_mut(split));
-            let (grads, grads_rest) = grads.split_at(split);
-            apply(params, m, v, grads, with_decay);
-            apply(params_rest, m_rest, v_rest, grads_rest, without_decay);
-        });
+    let params = a.params.into_slice();
+    let moments = a.m.into_slice().par_chunks_mut(ADAMW_CHUNK).zip(a.v.into_slice().par_chunks_mut(ADAMW_CHUNK));
+    let rest = moments.zip(a.grads.slice().par_chunks(ADAMW_CHUNK)).enumerate();
+    let chunk = |i: usize, [m, v]: [&mut [f32]; 2], grads: &[f32], params: &mut [f32]| {
+        let split = decayed.saturating_sub(i * ADAMW_CHUNK).min(params.len());
+        let (params, params_rest) = params.split_at_mut(split);
+        let ((m, m_rest), (v, v_rest)) = (m.split_at_mut(split), v.split_at_mut(split));
+        let (grads, grads_rest) = grads.split_at(split);
+        apply(params, m, v, grads, with_decay);
+        apply(params_rest, m_rest, v_rest, grads_rest, without_decay);
+    };
+    match a.master {
+        Some(master) => {
+            let params = params.par_chunks_mut(ADAMW_CHUNK).zip(master.into_slice().par_chunks_mut(ADAMW_CHUNK));
+            rest.zip(params).for_each(|((i, ((m, v), grads)), (params, master))| {
+                chunk(i, [m, v], grads, master);
+                A::round(params, master);
+            });
+        }
+        None => {
+            let params = params.par_chunks_mut(ADAMW_CHUNK);
+            rest.zip(params).for_each(|((i, ((m, v), grads)), params)| chunk(i, [m, v], grads, &mut cpu.update(params)))
+        }
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::Cpu;
 use super::attention::Heads;
+use super::element::Element;
 use super::matmul::matmul;
 use super::scratch::Scratch;
 use super::simd::{LANES, SQUARE, transpose};
@@ -24,7 +25,7 @@ pub(super) struct Panels<'a> {
 
 impl<'a> Panels<'a> {
     /// Panels with space for `capacity` tokens.
-    pub fn new(cpu: &'a Cpu, head_dim: usize, capacity: usize) -> Self {
+    pub fn new<A: Element>(cpu: &'a Cpu<A>, head_dim: usize, capacity: usize) -> Self {
         Self { head_dim, data: cpu.scratch.take(head_dim * capacity.next_multiple_of(WIDTH)) }
     }
 

@@ -2,6 +2,7 @@
 //! Serial: a batch has at most a few thousand comparisons.
 
 use super::Cpu;
+use super::element::Element;
 use crate::backend::contract::curve::{self, SortKeys};
 use crate::backend::contract::*;
 
@@ -119,7 +120,7 @@ struct Sums {
 
 /// Arguments of a curve of the batch, for each comparison; NaN without a weight. Sorting f32 as f64
 /// keeps the order.
-fn matched(a: &PreferenceFwd<'_, Cpu>, curve: Curve) -> Vec<[f32; 2]> {
+fn matched<A: Element>(a: &PreferenceFwd<'_, Cpu<A>>, curve: Curve) -> Vec<[f32; 2]> {
     let (score, table) = (a.score.slice(), &a.table);
     let (sequence, sign, kind) = (table.term_sequence.slice(), table.term_sign.slice(), table.kind.slice());
     let (scale, weight) = (table.scale.slice(), table.weight.slice());
@@ -149,7 +150,7 @@ fn matched(a: &PreferenceFwd<'_, Cpu>, curve: Curve) -> Vec<[f32; 2]> {
     all
 }
 
-pub(super) fn preference_fwd(a: PreferenceFwd<'_, Cpu>) {
+pub(super) fn preference_fwd<A: Element>(a: PreferenceFwd<'_, Cpu<A>>) {
     let matched: Vec<Option<Vec<[f32; 2]>>> =
         a.curves.iter().map(|part| part.curve.sorts().then(|| matched(&a, part.curve))).collect();
     let (score, table) = (a.score.slice(), &a.table);

@@ -3,15 +3,16 @@
 use rayon::prelude::*;
 
 use super::Cpu;
+use super::element::Element;
 use super::rows::scale_into;
 use super::simd::{dot, vectorised};
 use crate::backend::Write;
 use crate::backend::contract::*;
 
-pub(super) fn reward_head_fwd(a: RewardHeadFwd<'_, Cpu>) {
-    let (h, hidden, weight) = (a.dims.hidden, a.hidden.slice(), a.weight.slice());
+pub(super) fn reward_head_fwd<A: Element>(cpu: &Cpu<A>, a: RewardHeadFwd<'_, Cpu<A>>) {
+    let (h, hidden, weight) = (a.dims.hidden, a.hidden.slice(), &cpu.load(a.weight.slice())[..]);
     for (score, &row) in a.score.into_slice().iter_mut().zip(a.rows.slice()) {
-        *score = inner(&hidden[row as usize * h..][..h], weight);
+        *score = inner(&cpu.load(&hidden[row as usize * h..][..h]), weight);
     }
 }
 
@@ -22,18 +23,17 @@ vectorised! {
     }
 }
 
-pub(super) fn reward_head_bwd(a: RewardHeadBwd<'_, Cpu>) {
-    let (h, hidden, weight) = (a.dims.hidden, a.hidden.slice(), a.weight.slice());
+pub(super) fn reward_head_bwd<A: Element>(cpu: &Cpu<A>, a: RewardHeadBwd<'_, Cpu<A>>) {
+    let (h, hidden, weight) = (a.dims.hidden, a.hidden.slice(), &cpu.load(a.weight.slice())[..]);
     let (dhidden, dweight) = (a.dhidden.into_slice(), a.dweight.into_slice());
-    dhidden.par_chunks_mut(1 << 16).for_each(|x| x.fill(0.0));
+    dhidden.par_chunks_mut(1 << 16).for_each(|x| x.fill(A::zeroed()));
     if a.dweight_write == Write::Overwrite {
         dweight.fill(0.0);
     }
     for (&row, &dscore) in a.rows.slice().iter().zip(a.dscore.slice()) {
         let row = row as usize * h..(row as usize + 1) * h;
-        let out = &mut dhidden[row.clone()];
-        scale_into(out, weight, dscore);
-        add_scaled(dweight, &hidden[row], dscore);
+        scale_into(&mut cpu.store(&mut dhidden[row.clone()]), weight, dscore);
+        add_scaled(dweight, &cpu.load(&hidden[row]), dscore);
     }
 }
 

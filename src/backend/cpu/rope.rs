@@ -3,12 +3,13 @@
 use rayon::prelude::*;
 
 use super::Cpu;
+use super::element::Element;
 use super::rows::rows_of_task;
 use super::simd::vectorised;
 use crate::backend::contract::*;
 
 /// Rotates forwards for a `direction` of 1, backwards for -1.
-pub(super) fn rope(a: Rope<'_, Cpu>, direction: f32) {
+pub(super) fn rope<A: Element>(cpu: &Cpu<A>, a: Rope<'_, Cpu<A>>, direction: f32) {
     let d = a.dims;
     let (width, half) = ((d.heads + d.unrotated_heads) * d.head_dim, d.rotated / 2);
     if width == 0 || half == 0 {
@@ -18,6 +19,7 @@ pub(super) fn rope(a: Rope<'_, Cpu>, direction: f32) {
     let rows = rows_of_task(width);
     a.qkv_in_place.into_slice().par_chunks_mut(rows * width).zip(a.positions.slice().par_chunks(rows)).for_each(
         |(qkv, positions)| {
+            let mut qkv = cpu.update(qkv);
             for (row, position) in qkv.chunks_exact_mut(width).zip(positions) {
                 let table = *position as usize * half..(*position as usize + 1) * half;
                 rotate(&mut row[..d.heads * d.head_dim], d.head_dim, &cos[table.clone()], &sin[table], direction);

@@ -2,14 +2,15 @@
 //! sequences.
 
 use super::Cpu;
+use super::element::Element;
 use crate::backend::contract::*;
 
 /// Rows of sequence s before its tail.
-fn head_of(tail: Tail<'_, Cpu>, s: usize, rows: usize) -> usize {
+fn head_of<A: Element>(tail: Tail<'_, Cpu<A>>, s: usize, rows: usize) -> usize {
     (tail.starts.slice()[s] as usize).min(rows)
 }
 
-pub(super) fn segment_sum_fwd(a: SegmentSumFwd<'_, Cpu>) {
+pub(super) fn segment_sum_fwd<A: Element>(a: SegmentSumFwd<'_, Cpu<A>>) {
     let (values, offsets) = (a.values.slice(), a.offsets.slice());
     for (s, (sum, bounds)) in a.sums.into_slice().iter_mut().zip(offsets.windows(2)).enumerate() {
         let rows = &values[bounds[0] as usize..bounds[1] as usize];
@@ -26,7 +27,7 @@ pub(super) fn segment_sum_fwd(a: SegmentSumFwd<'_, Cpu>) {
     }
 }
 
-pub(super) fn segment_sum_bwd(a: SegmentSumBwd<'_, Cpu>) {
+pub(super) fn segment_sum_bwd<A: Element>(a: SegmentSumBwd<'_, Cpu<A>>) {
     let (dsums, offsets, dvalues) = (a.dsums.slice(), a.offsets.slice(), a.dvalues.into_slice());
     for (s, (dsum, bounds)) in dsums.iter().zip(offsets.windows(2)).enumerate() {
         let rows = &mut dvalues[bounds[0] as usize..bounds[1] as usize];

@@ -9,17 +9,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Read-only matrix with arbitrary strides.
 #[derive(Clone, Copy)]
-pub(super) struct Mat<'a> {
-    pub data: &'a [f32],
+pub struct Mat<'a, T = f32> {
+    pub data: &'a [T],
     pub rows: usize,
     pub cols: usize,
     pub row_stride: usize,
     pub col_stride: usize,
 }
 
-impl<'a> Mat<'a> {
+impl<'a, T: Copy> Mat<'a, T> {
     /// Row-major matrix with `stride` elements from one row to the next.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
+    pub fn new(data: &'a [T], rows: usize, cols: usize, stride: usize) -> Self {
         Self { data, rows, cols, row_stride: stride, col_stride: 1 }.checked()
     }
 
@@ -62,21 +62,21 @@ impl<'a> Mat<'a> {
 }
 
 /// Exclusive borrow of a rectangle of a row-major matrix.
-pub(super) struct Tile<'a> {
-    start: *mut f32,
+pub struct Tile<'a, T = f32> {
+    start: *mut T,
     rows: usize,
     cols: usize,
     stride: usize,
-    borrow: PhantomData<&'a mut [f32]>,
+    borrow: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: a tile is an exclusive borrow of its elements, which are plain numbers; see
 // `Grid::claim`.
-unsafe impl Send for Tile<'_> {}
+unsafe impl<T: Send> Send for Tile<'_, T> {}
 
-impl<'a> Tile<'a> {
+impl<'a, T: Copy> Tile<'a, T> {
     /// Tile of a whole row-major matrix with `stride` elements from one row to the next.
-    pub fn new(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
+    pub fn new(data: &'a mut [T], rows: usize, cols: usize, stride: usize) -> Self {
         assert!(cols <= stride || rows <= 1, "rows of {cols} overlap at stride {stride}");
         assert!(rows * cols == 0 || (rows - 1) * stride + cols <= data.len(), "tile exceeds its matrix");
         Self { start: data.as_mut_ptr(), rows, cols, stride, borrow: PhantomData }
@@ -94,13 +94,18 @@ impl<'a> Tile<'a> {
         self.stride
     }
 
+    /// The same rectangle for a shorter time.
+    pub fn reborrow(&mut self) -> Tile<'_, T> {
+        Tile { borrow: PhantomData, ..*self }
+    }
+
     /// Pointer to the first row, for the gemm crate.
-    pub fn as_mut_ptr(&mut self) -> *mut f32 {
+    pub fn as_mut_ptr(&mut self) -> *mut T {
         self.start
     }
 
     /// Mutable slice of one row.
-    pub fn row(&mut self, row: usize) -> &mut [f32] {
+    pub fn row(&mut self, row: usize) -> &mut [T] {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         // SAFETY: the row is inside the rectangle checked at construction, and `self` is borrowed
         // exclusively.
@@ -108,7 +113,7 @@ impl<'a> Tile<'a> {
     }
 
     /// Sets every element.
-    pub fn fill(&mut self, value: f32) {
+    pub fn fill(&mut self, value: T) {
         for row in 0..self.rows {
             self.row(row).fill(value);
         }
@@ -116,25 +121,25 @@ impl<'a> Tile<'a> {
 }
 
 /// Row-major matrix, divided by row and column bounds into cells that different tasks write.
-pub(super) struct Grid<'a> {
-    start: *mut f32,
+pub(super) struct Grid<'a, T = f32> {
+    start: *mut T,
     stride: usize,
     row_bounds: Vec<usize>,
     col_bounds: Vec<usize>,
     claimed: Vec<AtomicBool>,
-    borrow: PhantomData<&'a mut [f32]>,
+    borrow: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: shared access reaches the elements only through `claim`, which hands out each disjoint
 // cell once.
-unsafe impl Sync for Grid<'_> {}
+unsafe impl<T: Send> Sync for Grid<'_, T> {}
 // SAFETY: the grid is an exclusive borrow of plain numbers.
-unsafe impl Send for Grid<'_> {}
+unsafe impl<T: Send> Send for Grid<'_, T> {}
 
-impl<'a> Grid<'a> {
+impl<'a, T: Copy> Grid<'a, T> {
     /// Divides `data`, in rows of `stride` elements, at ascending bounds. Cell (i, j) has the rows
     /// `row_bounds[i]..row_bounds[i + 1]` and the columns `col_bounds[j]..col_bounds[j + 1]`.
-    pub fn new(data: &'a mut [f32], stride: usize, row_bounds: Vec<usize>, col_bounds: Vec<usize>) -> Self {
+    pub fn new(data: &'a mut [T], stride: usize, row_bounds: Vec<usize>, col_bounds: Vec<usize>) -> Self {
         let ascending = |bounds: &[usize]| !bounds.is_empty() && bounds.windows(2).all(|w| w[0] <= w[1]);
         assert!(ascending(&row_bounds) && ascending(&col_bounds), "bounds must ascend");
         let (rows, cols) = (row_bounds[row_bounds.len() - 1], col_bounds[col_bounds.len() - 1]);
@@ -166,7 +171,7 @@ impl<'a> Grid<'a> {
     }
 
     /// Borrows cell (i, j). Panics if the cell was claimed before.
-    pub fn claim(&self, i: usize, j: usize) -> Tile<'a> {
+    pub fn claim(&self, i: usize, j: usize) -> Tile<'a, T> {
         let (rows, cols) = (self.row_range(i), self.col_range(j));
         let first = self.claimed[i * self.cells().1 + j].swap(true, Ordering::Relaxed);
         assert!(!first, "cell ({i}, {j}) is claimed twice");

@@ -10,6 +10,7 @@ use half::bf16;
 pub use super::tensor_map::{MapElement, MapSwizzle, TensorMap, TensorMapSpec};
 use crate::Result;
 use crate::backend::contract::Precision;
+use crate::backend::host::nearest_bf16;
 
 /// Storage of activations and weights: f32 or bf16.
 pub trait Element: bytemuck::Pod + Send + Sync + 'static {
@@ -42,7 +43,7 @@ impl Element for bf16 {
         for_bf16
     }
     fn of(x: f64) -> Self {
-        bf16::from_f64(x)
+        nearest_bf16(x)
     }
     fn value(self) -> f64 {
         self.to_f64()

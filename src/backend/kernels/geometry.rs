@@ -13,16 +13,19 @@ use super::launchers::{
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TileTimes {
-    /// A launch with programmatic dependent launch, and what clusters of two add to it.
+    /// A launch with programmatic dependent launch.
     pub launch: f64,
+    /// What clusters of two add to a launch.
     pub cluster: f64,
-    /// Epilogue of a tile per 2-byte column: cooperative; ping-pong (mostly overlapped).
+    /// Epilogue of a cooperative tile per 2-byte column.
     pub cooperative: f64,
+    /// Epilogue of a ping-pong tile per 2-byte column, mostly overlapped.
     pub ping_pong: f64,
     /// The same of the last ping-pong tile (not overlapped).
     pub last_ping_pong: f64,
-    /// Wait of a split for the split before it, and what each column adds to it.
+    /// Wait of a split for the split before it.
     pub split: f64,
+    /// What each column adds to that wait.
     pub split_column: f64,
     /// A stage of the main loop per column, in the order of [`Tile::ALL`].
     pub stage: [f64; 6],

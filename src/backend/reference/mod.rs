@@ -30,7 +30,7 @@ use crate::Result;
 pub struct Reference;
 
 impl Backend for Reference {
-    host_memory!(f64);
+    host_memory!(f64, f64);
 
     const NAME: &'static str = "reference";
     const PRECISION: Precision = Precision::F64;
@@ -40,6 +40,12 @@ impl Backend for Reference {
         host::write(to, source)
     }
     fn read_act(&self, from: View<'_, Vec<f64>>, to: &mut [f64]) -> Result<()> {
+        host::read(from, to)
+    }
+    fn write_acc(&self, to: ViewMut<'_, Vec<f64>>, source: &[f64]) -> Result<()> {
+        host::write(to, source)
+    }
+    fn read_acc(&self, from: View<'_, Vec<f64>>, to: &mut [f64]) -> Result<()> {
         host::read(from, to)
     }
 

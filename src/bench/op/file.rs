@@ -14,7 +14,7 @@ use super::super::sheet::{Expected, Fill, SheetCall, SheetOperand};
 use super::plan::{self, Plan};
 use super::{Op, Operand, Role, Values, checked_operands, reference, wrong};
 use crate::backend::contract::Precision;
-use crate::backend::kernels::device::Device;
+use crate::backend::kernels::device::{Device, Resources};
 use crate::backend::kernels::emulator::{Emulator, Schedule};
 use crate::backend::kernels::own::{AxisKind, Declaration, Kind, OwnKernels, ParameterElement as Element, Target};
 use crate::data::template::frozen_date;
@@ -121,6 +121,11 @@ impl KernelFile {
     /// [`Error::Device`] without nvcc.
     pub fn compile_for_gpu(&self) -> Result<()> {
         self.kernels.prepare(Target::Gpu)
+    }
+
+    /// Reports of ptxas on every entry point, after [`KernelFile::compile_for_gpu`].
+    pub fn resources(&self) -> Option<&[Resources]> {
+        self.kernels.resources()
     }
 
     /// Floor and predicted time of every entry point on a GPU that need not be present, by a name such

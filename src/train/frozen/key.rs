@@ -59,7 +59,7 @@ pub(super) fn fingerprint<B: Backend>(
     let mut hash = Hasher::new_derive_key("mapl reference log-probs, file format 1");
     hash.update(weights);
     hash_text(&mut hash, &format!("{scope:?} {reduce:?}"));
-    hash_text(&mut hash, &format!("{} {:?} {}", B::NAME, B::PRECISION, B::NUMERICS));
+    hash_text(&mut hash, &format!("{} {:?} {}", B::NAME, B::PRECISION, backend.numerics()));
     if let Some(own) = own::used_on(B::NAME) {
         hash_text(&mut hash, &own.identity());
     }

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use common::trees::{HostTree, batches};
-use common::{On, Outputs, check, check_backend, check_kernels, normal, runs};
+use common::{On, Outputs, check, check_backend, check_bf16_cpu, check_kernels, normal, runs};
 use half::bf16;
 use mapl::Error;
 use mapl::backend::contract::*;
@@ -46,6 +46,8 @@ fn forward_and_backward(on: Where, label: &str, d: AttentionDims, tree: &HostTre
     if on != Where::Kernels {
         check_backend!(Cpu, forward, |on: &_| runs::attention_fwd(on, d, tree, qkv), tolerance);
         check_backend!(Cpu, backward, |on: &_| gradients!(on, Precision::F32), |p, _: &str| d.gradient_tolerance(p));
+        check_bf16_cpu!(forward, |on: &_| runs::attention_fwd(on, d, tree, qkv), tolerance);
+        check_bf16_cpu!(backward, |on: &_| gradients!(on, Precision::Bf16), |p, _: &str| d.gradient_tolerance(p));
     }
     if on != Where::Cpu {
         check_kernels!(f32, forward, |on: &_| runs::attention_fwd(on, d, tree, qkv), tolerance);

@@ -2,7 +2,7 @@
 //! sizes and ratios. The reference equals attention over whole sequences (`tests/ops/gradients`).
 
 use common::paths::{HostPaths, calls};
-use common::{check_backend, check_kernels};
+use common::{check_backend, check_bf16_cpu, check_kernels};
 use common::{normal, runs};
 use half::bf16;
 use mapl::backend::contract::*;
@@ -20,6 +20,7 @@ fn case_of(name: &str, paths: &HostPaths, d: AttentionCachedDims, kernels: bool)
     let label = format!("{name}, {}/{} x {}, window {:?}", d.heads, d.kv_heads, d.head_dim, d.window);
     if !kernels {
         check_backend!(Cpu, label, |on: &_| runs::attention_cached_fwd(on, d, paths, &qkv, &cache), tolerance);
+        check_bf16_cpu!(label, |on: &_| runs::attention_cached_fwd(on, d, paths, &qkv, &cache), tolerance);
         return;
     }
     check_kernels!(f32, label, |on: &_| runs::attention_cached_fwd(on, d, paths, &qkv, &cache), tolerance);

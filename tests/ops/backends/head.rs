@@ -2,7 +2,9 @@
 //! multiple of its width, rows that share a hidden row, partial strips, several blocks; huge and
 //! infinite logits; no rows; a frozen head.
 
-use common::{On as Runner, check, check_backend, check_kernels, compare, each_backend, indices, normal, runs};
+use common::{
+    On as Runner, check, check_backend, check_bf16_cpu, check_kernels, compare, each_backend, indices, normal, runs,
+};
 use mapl::backend::Backend;
 use mapl::backend::Write;
 use mapl::backend::contract::*;
@@ -61,6 +63,7 @@ macro_rules! compare {
             check!($label, $run, $tolerance);
         } else {
             check_backend!(Cpu, $label, $run, $tolerance);
+            check_bf16_cpu!($label, $run, $tolerance);
         }
     };
 }

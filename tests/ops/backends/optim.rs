@@ -144,12 +144,7 @@ fn master_weights_are_updated_and_rounded_to_bf16_parameters() {
     // The update is far below the spacing of bf16: only the master weights can hold it.
     let control = [1e-5, 17.0, 1.0, 0.5, 1.0, 0.0];
     let expected = with_master(&On::new(&Reference, Precision::F32), &control, &grads, [&params, &m, &v]).unwrap();
-    let mut first: Option<Vec<Vec<f64>>> = None;
-    for (schedule, processors, before) in common::EMULATED {
-        let Some(device) = common::emulator(schedule, processors) else { return };
-        let backend = Kernels::<_, half::bf16>::new(device);
-        let on = On { before, ..On::new(&backend, Precision::Bf16) };
-        let got = with_master(&on, &control, &grads, [&params, &m, &v]).unwrap();
+    let check = |got: &[Vec<f64>]| {
         for (name, k) in [("m", 1), ("v", 2), ("master", 3)] {
             common::compare::values(name, &got[k], &expected[k], Tolerance::dot(Precision::F32, 4));
         }
@@ -159,6 +154,16 @@ fn master_weights_are_updated_and_rounded_to_bf16_parameters() {
             got[3].iter().zip(&params).any(|(new, old)| *new != f64::from(*old as f32)),
             "the master weights did not change"
         );
+    };
+    let cpu = Cpu::<half::bf16>::default();
+    check(&with_master(&On::new(&cpu, Precision::Bf16), &control, &grads, [&params, &m, &v]).unwrap());
+    let mut first: Option<Vec<Vec<f64>>> = None;
+    for (schedule, processors, before) in common::EMULATED {
+        let Some(device) = common::emulator(schedule, processors) else { return };
+        let backend = Kernels::<_, half::bf16>::new(device);
+        let on = On { before, ..On::new(&backend, Precision::Bf16) };
+        let got = with_master(&on, &control, &grads, [&params, &m, &v]).unwrap();
+        check(&got);
         match &first {
             None => first = Some(got),
             Some(first) => assert_eq!(&got, first),

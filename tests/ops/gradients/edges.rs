@@ -1,5 +1,6 @@
 //! Empty batches on every backend, and inputs at the limits of the number range.
 
+use half::bf16;
 use mapl::backend::Backend;
 use mapl::backend::Write::{self, Add, Overwrite};
 use mapl::backend::contract::*;
@@ -9,7 +10,7 @@ use mapl::backend::reference::Reference;
 use common::head_preference::Case;
 use common::runs::{self, Adam, CURVES, Preference};
 use common::trees::HostTree;
-use common::{On, Outputs, normal};
+use common::{On, Outputs, bf16_units, normal};
 
 /// Initial content of a weight gradient before an op on an empty batch.
 const BEFORE: [f64; 6] = [1.0, -2.0, 3.0, -4.0, 5.0, -6.0];
@@ -124,6 +125,9 @@ fn nothing<B: Backend>(on: &On<B>) {
 fn empty_batches_give_empty_or_zero_results() {
     nothing(&On { backend: &Reference, inputs: Precision::F64, before: 5 });
     nothing(&On { backend: &Cpu::new(), inputs: Precision::F32, before: 5 });
+    for units in bf16_units() {
+        nothing(&On { backend: &Cpu::<bf16>::on(units), inputs: Precision::Bf16, before: 5 });
+    }
 }
 
 /// Comparisons of the base pairs (2c, 2c + 1) with the given weights.
@@ -210,8 +214,8 @@ fn masked_logits<B: Backend>(on: &On<B>, bound: f64) {
     let got = runs::logprob(on, 2, &[f64::NEG_INFINITY; 2], &[0], &[0.0]);
     assert_eq!(only(&got, "lse")[0], f64::NEG_INFINITY);
     // Logits outside the range of exp.
-    let got = runs::logprob(on, 2, &[1e4, -1e4], &[1], &[1.0]);
-    assert_eq!((only(&got, "logp")[0], only(&got, "lse")[0]), (-2e4, 1e4));
+    let got = runs::logprob(on, 2, &[8192.0, -8192.0], &[1], &[1.0]);
+    assert_eq!((only(&got, "logp")[0], only(&got, "lse")[0]), (-16_384.0, 8192.0));
     assert_eq!(only(&got, "dlogits"), [-1.0, 1.0]);
 }
 
@@ -219,4 +223,5 @@ fn masked_logits<B: Backend>(on: &On<B>, bound: f64) {
 fn logits_of_minus_infinity_have_probability_zero() {
     masked_logits(&On { backend: &Reference, inputs: Precision::F64, before: 5 }, 1e-15);
     masked_logits(&On { backend: &Cpu::new(), inputs: Precision::F32, before: 5 }, 1e-6);
+    masked_logits(&On { backend: &Cpu::<bf16>::default(), inputs: Precision::Bf16, before: 5 }, 4e-3);
 }

@@ -1,0 +1,354 @@
+//! Element types of weights and activations: f32, and bf16 with f32 arithmetic.
+//!
+//! An op computes on f32 values. [`Cpu::load`], [`Cpu::update`] and [`Cpu::store`] give them: in f32 they
+//! are the buffer itself, in bf16 a copy in workspace that is rounded when its guard is dropped. So bf16
+//! rounds exactly where an activation is stored.
+
+use std::fmt::Debug;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use bytemuck::Pod;
+use half::bf16;
+use rayon::prelude::*;
+
+use super::Cpu;
+use super::matmul::matmul;
+use super::product16::product16;
+use super::rows::add_rows;
+use super::scratch::Scratch;
+use super::simd::vectorised;
+use super::tile::{Mat, Tile};
+use super::units::Units;
+use crate::backend::Write;
+use crate::backend::contract::Precision;
+use crate::backend::host::nearest_bf16;
+
+/// Storage of weights and activations: f32 or bf16.
+pub trait Element: Pod + Debug + Send + Sync + 'static {
+    /// Precision of a backend of this element.
+    const PRECISION: Precision;
+    /// Version of the bits of results, see [`crate::backend::Backend::NUMERICS`].
+    const NUMERICS: u32;
+    /// Converts from f64; rounds to nearest, ties to even.
+    fn of(x: f64) -> Self;
+    /// Converts to f64, exactly.
+    fn value(self) -> f64;
+    /// The elements as f32, if they are f32.
+    fn exact(from: &[Self]) -> Option<&[f32]>;
+    /// The elements as f32, if they are f32.
+    fn exact_mut(from: &mut [Self]) -> Option<&mut [f32]>;
+    /// The tile as f32, if it is f32.
+    fn exact_tile<'a>(tile: &'a mut Tile<'_, Self>) -> Option<Tile<'a, f32>>;
+    /// Converts to f32, exactly.
+    fn widen(to: &mut [f32], from: &[Self]);
+    /// `to += from`.
+    fn add(to: &mut [f32], from: &[Self]);
+    /// Rounds to nearest, ties to even.
+    fn round(to: &mut [Self], from: &[f32]);
+    /// Replaces values by those that are stored for them.
+    fn settle(values: &mut [f32]);
+    /// `c (+)= a b` on one thread, summed in f32.
+    fn product(units: Units, c: &mut Tile<'_, f32>, a: Mat<'_, Self>, b: Mat<'_, Self>, write: Write);
+}
+
+impl Element for f32 {
+    const PRECISION: Precision = Precision::F32;
+    const NUMERICS: u32 = 1;
+
+    fn of(x: f64) -> Self {
+        x as f32
+    }
+    fn value(self) -> f64 {
+        f64::from(self)
+    }
+    fn exact(from: &[Self]) -> Option<&[f32]> {
+        Some(from)
+    }
+    fn exact_mut(from: &mut [Self]) -> Option<&mut [f32]> {
+        Some(from)
+    }
+    fn exact_tile<'a>(tile: &'a mut Tile<'_, Self>) -> Option<Tile<'a, f32>> {
+        Some(tile.reborrow())
+    }
+    fn widen(to: &mut [f32], from: &[Self]) {
+        to.copy_from_slice(from);
+    }
+    fn add(to: &mut [f32], from: &[Self]) {
+        add_rows(to, from);
+    }
+    fn round(to: &mut [Self], from: &[f32]) {
+        to.copy_from_slice(from);
+    }
+    fn settle(_: &mut [f32]) {}
+    fn product(_: Units, c: &mut Tile<'_, f32>, a: Mat<'_, Self>, b: Mat<'_, Self>, write: Write) {
+        matmul(c, a, b, write);
+    }
+}
+
+impl Element for bf16 {
+    const PRECISION: Precision = Precision::Bf16;
+    const NUMERICS: u32 = 1;
+
+    fn of(x: f64) -> Self {
+        nearest_bf16(x)
+    }
+    fn value(self) -> f64 {
+        self.to_f64()
+    }
+    fn exact(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+    fn exact_mut(_: &mut [Self]) -> Option<&mut [f32]> {
+        None
+    }
+    fn exact_tile<'a>(_: &'a mut Tile<'_, Self>) -> Option<Tile<'a, f32>> {
+        None
+    }
+    fn widen(to: &mut [f32], from: &[Self]) {
+        widen(to, from);
+    }
+    fn add(to: &mut [f32], from: &[Self]) {
+        add(to, from);
+    }
+    fn round(to: &mut [Self], from: &[f32]) {
+        round(to, from);
+    }
+    fn settle(values: &mut [f32]) {
+        settle(values);
+    }
+    fn product(units: Units, c: &mut Tile<'_, f32>, a: Mat<'_, Self>, b: Mat<'_, Self>, write: Write) {
+        product16(units, c, a, b, write);
+    }
+}
+
+vectorised! {
+    fn widen(to: &mut [f32], from: &[bf16]) {
+        for (to, x) in to.iter_mut().zip(from) {
+            *to = f32::from_bits(u32::from(x.to_bits()) << 16);
+        }
+    }
+}
+
+vectorised! {
+    fn add(to: &mut [f32], from: &[bf16]) {
+        for (to, x) in to.iter_mut().zip(from) {
+            *to += f32::from_bits(u32::from(x.to_bits()) << 16);
+        }
+    }
+}
+
+/// The upper half of the bits of the nearest bf16, ties to even; a NaN stays one, made quiet.
+#[inline(always)]
+fn upper(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    if bits & 0x7fff_ffff > 0x7f80_0000 { bits >> 16 | 0x40 } else { nearest }
+}
+
+vectorised! {
+    fn round(to: &mut [bf16], from: &[f32]) {
+        for (to, x) in to.iter_mut().zip(from) {
+            *to = bf16::from_bits(upper(*x) as u16);
+        }
+    }
+}
+
+vectorised! {
+    fn settle(values: &mut [f32]) {
+        for x in values {
+            *x = f32::from_bits(upper(*x) << 16);
+        }
+    }
+}
+
+/// f32 values of a slice.
+pub(super) enum Values<'a> {
+    Here(&'a [f32]),
+    Copy(Scratch<'a>),
+}
+
+impl Deref for Values<'_> {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        match self {
+            Values::Here(values) => values,
+            Values::Copy(values) => values,
+        }
+    }
+}
+
+/// f32 values that are rounded to their slice when this guard is dropped.
+pub(super) enum Stored<'a, A: Element> {
+    Here(&'a mut [f32]),
+    Rounded(Scratch<'a>, &'a mut [A]),
+}
+
+impl<A: Element> Deref for Stored<'_, A> {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        match self {
+            Stored::Here(values) => values,
+            Stored::Rounded(values, _) => values,
+        }
+    }
+}
+
+impl<A: Element> DerefMut for Stored<'_, A> {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        match self {
+            Stored::Here(values) => values,
+            Stored::Rounded(values, _) => values,
+        }
+    }
+}
+
+impl<A: Element> Drop for Stored<'_, A> {
+    fn drop(&mut self) {
+        if let Stored::Rounded(values, to) = self {
+            A::round(to, values);
+        }
+    }
+}
+
+/// f32 values of a tile, which are rounded to it when this guard is dropped.
+pub(super) struct StoredTile<'a, 'b, A: Element> {
+    to: Tile<'b, A>,
+    /// (rows, cols); empty in f32
+    values: Option<Scratch<'a>>,
+}
+
+impl<A: Element> StoredTile<'_, '_, A> {
+    /// The values.
+    pub fn tile(&mut self) -> Tile<'_> {
+        let (rows, cols) = (self.to.rows(), self.to.cols());
+        match (A::exact_tile(&mut self.to), &mut self.values) {
+            (Some(tile), _) => tile,
+            (None, values) => Tile::new(values.as_deref_mut().unwrap_or_default(), rows, cols, cols),
+        }
+    }
+}
+
+impl<A: Element> Drop for StoredTile<'_, '_, A> {
+    fn drop(&mut self) {
+        let cols = self.to.cols();
+        if let Some(values) = self.values.as_deref().filter(|values| !values.is_empty()) {
+            values.chunks_exact(cols).enumerate().for_each(|(r, values)| A::round(self.to.row(r), values));
+        }
+    }
+}
+
+impl<A: Element> Cpu<A> {
+    /// `c (+)= a b` on one thread, summed in f32.
+    pub(super) fn product(&self, c: &mut Tile<'_>, a: Mat<'_, A>, b: Mat<'_, A>, write: Write) {
+        A::product(self.units, c, a, b, write);
+    }
+
+    /// Values of a slice.
+    pub(super) fn load<'a, T: Element>(&'a self, from: &'a [T]) -> Values<'a> {
+        T::exact(from).map_or_else(
+            || {
+                let mut values = self.scratch.take(from.len());
+                T::widen(&mut values, from);
+                Values::Copy(values)
+            },
+            Values::Here,
+        )
+    }
+
+    /// Values of a long slice, converted on all threads.
+    pub(super) fn load_all<'a, T: Element>(&'a self, from: &'a [T]) -> Values<'a> {
+        T::exact(from).map_or_else(
+            || {
+                let mut values = self.scratch.take(from.len());
+                let chunks = values.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK));
+                chunks.for_each(|(values, from)| T::widen(values, from));
+                Values::Copy(values)
+            },
+            Values::Here,
+        )
+    }
+
+    /// The elements as operands of dot products of bf16, if they are bf16 and this backend has them.
+    pub(super) fn dots<'a>(&self, from: &'a [A]) -> Option<&'a [bf16]> {
+        let dots = A::PRECISION == Precision::Bf16 && self.units == Units::Dot16;
+        dots.then(|| bytemuck::cast_slice(from))
+    }
+
+    /// Values that replace a slice. They are unspecified at first.
+    pub(super) fn store<'a, T: Element>(&'a self, to: &'a mut [T]) -> Stored<'a, T> {
+        if T::PRECISION != Precision::F32 {
+            return Stored::Rounded(self.scratch.take(to.len()), to);
+        }
+        Stored::Here(T::exact_mut(to).unwrap_or_default())
+    }
+
+    /// Values of a slice, to be changed.
+    pub(super) fn update<'a, T: Element>(&'a self, to: &'a mut [T]) -> Stored<'a, T> {
+        let mut values = self.store(to);
+        if let Stored::Rounded(values, to) = &mut values {
+            T::widen(values, to);
+        }
+        values
+    }
+
+    /// Values that replace a tile, or are added to it. To be replaced, they are unspecified at first.
+    pub(super) fn store_tile<'b, T: Element>(&self, mut to: Tile<'b, T>, write: Write) -> StoredTile<'_, 'b, T> {
+        let (rows, cols) = (to.rows(), to.cols());
+        let mut values = (T::PRECISION != Precision::F32).then(|| self.scratch.take(rows * cols));
+        if let (Some(values), Write::Add, true) = (&mut values, write, cols > 0) {
+            values.chunks_exact_mut(cols).enumerate().for_each(|(r, values)| T::widen(values, to.row(r)));
+        }
+        StoredTile { to, values }
+    }
+
+    /// Workspace of `len` elements with unspecified contents.
+    pub(super) fn room<T: Element>(&self, len: usize) -> Room<'_, T> {
+        let words = (len * size_of::<T>()).div_ceil(size_of::<f32>());
+        Room { words: self.scratch.take(words), len, element: PhantomData }
+    }
+}
+
+/// Elements of a task of a conversion.
+const CHUNK: usize = 1 << 16;
+
+/// Workspace for elements.
+pub(super) struct Room<'a, T> {
+    words: Scratch<'a>,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> Deref for Room<'_, T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        &bytemuck::cast_slice(&self.words)[..self.len]
+    }
+}
+
+impl<T: Element> DerefMut for Room<'_, T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.len]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_equals_that_of_the_half_crate_and_keeps_nan() {
+        let patterns =
+            (0..=u16::MAX).flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001].map(|low| u32::from(high) << 16 | low));
+        let values: Vec<f32> = patterns.map(f32::from_bits).collect();
+        let mut rounded = vec![bf16::from_f32(0.0); values.len()];
+        round(&mut rounded, &values);
+        let (mut settled, mut wide) = (values.clone(), vec![0.0; values.len()]);
+        settle(&mut settled);
+        widen(&mut wide, &rounded);
+        for (i, x) in values.iter().enumerate() {
+            assert_eq!(rounded[i].to_bits(), bf16::from_f32(*x).to_bits(), "{x:e}");
+            assert_eq!(settled[i].to_bits(), wide[i].to_bits(), "{x:e}");
+        }
+    }
+}
