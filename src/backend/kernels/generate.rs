@@ -24,14 +24,19 @@ impl Source {
 /// Report of ptxas on a kernel for one target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
+    /// Entry point.
     pub kernel: String,
     /// `sm_80` or `sm_90a`.
     pub target: String,
+    /// Registers of a thread.
     pub registers: u32,
-    /// Bytes.
+    /// Stack of a thread in bytes.
     pub stack: u32,
+    /// Bytes of spilled registers that are stored.
     pub spill_stores: u32,
+    /// Bytes of spilled registers that are loaded.
     pub spill_loads: u32,
+    /// Static shared memory of a block in bytes.
     pub shared: u32,
 }
 

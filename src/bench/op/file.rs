@@ -14,9 +14,11 @@ use super::super::sheet::{Expected, Fill, SheetCall, SheetOperand};
 use super::plan::{self, Plan};
 use super::{Op, Operand, Role, Values, checked_operands, reference, wrong};
 use crate::backend::contract::Precision;
-use crate::backend::kernels::device::{Device, Resources};
+use crate::backend::kernels::device::Device;
 use crate::backend::kernels::emulator::{Emulator, Schedule};
-use crate::backend::kernels::own::{AxisKind, Declaration, Kind, OwnKernels, ParameterElement as Element, Target};
+use crate::backend::kernels::own::{
+    AxisKind, Declaration, Kind, OwnKernels, ParameterElement as Element, Resources, Target,
+};
 use crate::data::template::frozen_date;
 use crate::{Error, Result};
 

@@ -30,6 +30,7 @@ pub use plan::Plan;
 use super::sheet::MAX_ELEMENTS;
 use crate::backend::contract::{Precision, Tolerance};
 pub use crate::backend::kernels::device::Grid;
+pub use crate::backend::kernels::own::Resources;
 use crate::rng::Rng;
 use crate::{Error, Result};
 
