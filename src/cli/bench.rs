@@ -1,6 +1,7 @@
 //! `mapl bench`: times every op, next to ceilings measured in the same run. With `--plan` it
 //! predicts the floor of a training step on a GPU that need not be present.
 
+mod cpu;
 mod explain;
 mod lab;
 mod own;
@@ -16,10 +17,9 @@ use half::bf16;
 use self::lab::LabArgs;
 use self::selection::no_call;
 use self::table::{header, line};
-use super::device::{Device, Dtype, bf16_cpu, on_pool};
+use super::device::{Device, Dtype};
 use super::inputs::Inputs;
 use super::plan::StepPlanArgs;
-use crate::backend::cpu::Cpu;
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::emulator::Emulator;
@@ -33,7 +33,6 @@ use crate::bench::shapes::{MODELS, SQUARE, SizeLimits};
 use crate::bench::work::Call as _;
 use crate::data::template::frozen_date;
 use crate::error::refuse_given;
-use crate::perf::ceilings::gemms;
 use crate::study::bench::Span;
 use crate::terminal::{complain, emit, say};
 use crate::{Error, Result};
@@ -389,29 +388,7 @@ impl BenchArgs {
                 Err(_) => self.on_device(Device::Cpu, record),
             },
             Device::Cuda(ordinal) => self.on_cuda(Driver::new(ordinal)?, &both(&[Dtype::Bf16, Dtype::F32]), record),
-            Device::Cpu => {
-                let options = self.options(false, false);
-                for dtype in both(&[Dtype::F32]) {
-                    match dtype {
-                        Dtype::F32 => on_pool(|| self.on(&Cpu::new(), &options, record))?,
-                        Dtype::Bf16 => {
-                            let cpu = bf16_cpu()?;
-                            if !self.list {
-                                let [f32, bf16] = on_pool(|| gemms(cpu.units())).map(|rate| rate * 1e-9);
-                                let units = cpu.units();
-                                record.tell(&format!(
-                                    "GEMM of 2048 x 2048 matrices: {f32:.0} GFLOP/s in f32, {bf16:.0} in bf16 ({units})"
-                                ))?;
-                            }
-                            on_pool(|| self.on(&cpu, &options, record))?;
-                        }
-                        Dtype::F64 => {
-                            return refuse("--dtype f64: the cpu computes in f32 or bf16; choose one of them");
-                        }
-                    }
-                }
-                Ok(())
-            }
+            Device::Cpu => self.on_cpu(&both(&[Dtype::F32]), record),
             Device::Emulator => {
                 let options = self.options(false, true);
                 for dtype in both(&[Dtype::Bf16]) {
