@@ -461,9 +461,8 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(Evaluated::Done(scored.map(|(_, tally)| Box::new(tally))))
     }
 
-    /// Prints and writes the times by op if they were taken.
+    /// Prints and writes the times by op if they were taken. A study writes its own table.
     pub(super) fn report_profile(&self) -> Result<()> {
-        // A study writes its own table.
         if self.trainer.backend.probe().is_none() || self.settings.observed.is_some() {
             return Ok(());
         }
