@@ -237,6 +237,14 @@ fn implemented(head: &str) -> Option<&str> {
     path.rsplit("::").next()
 }
 
+/// The head of an item, with `_` for the private fields of a tuple struct.
+fn without_private_fields(head: &str) -> String {
+    let fields = head.strip_suffix(')').and_then(|rest| rest.split_once('(')).filter(|_| head.contains("struct "));
+    let Some((start, fields)) = fields else { return head.to_owned() };
+    let shown = parts(fields).into_iter().map(|field| if field.starts_with("pub ") { field } else { "_".into() });
+    format!("{start}({})", shown.collect::<Vec<_>>().join(", "))
+}
+
 /// Public items of a crate, sorted.
 fn listing(read: &dyn Fn(&str) -> Option<String>) -> BTreeSet<String> {
     let modules = modules(read);
@@ -265,7 +273,8 @@ fn listing(read: &dyn Fn(&str) -> Option<String>) -> BTreeSet<String> {
         [name, "*"].iter().any(|name| handed_out.contains(&(module.path.clone(), (*name).to_owned())))
     };
     let mut found = BTreeSet::new();
-    let mut types: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    // Types by name, and whether they are public.
+    let mut types: BTreeMap<String, Vec<(String, bool)>> = BTreeMap::new();
     for module in &modules {
         for item in module.items.iter().filter(|item| !item.of_tests) {
             let Item { head, body, .. } = item;
@@ -293,14 +302,19 @@ fn listing(read: &dyn Fn(&str) -> Option<String>) -> BTreeSet<String> {
             if head.starts_with("pub mod ") && module.is_public {
                 found.insert(format!("{path}: {head}"));
             }
-            let Some(name) = name_of(head).filter(|_| head.starts_with("pub ") && !head.starts_with("pub use ")) else {
+            let Some(name) = name_of(head).filter(|_| !head.starts_with("pub use ") && !head.starts_with("impl"))
+            else {
                 continue;
             };
-            if !(module.is_public || is_handed_out(module, name)) {
+            let of = format!("{path}::{name}");
+            let is_public = head.starts_with("pub ") && (module.is_public || is_handed_out(module, name));
+            if ["struct ", "enum ", "union "].iter().any(|word| head.contains(word)) {
+                types.entry(name.to_owned()).or_default().push((of.clone(), is_public));
+            }
+            if !is_public {
                 continue;
             }
-            found.insert(format!("{path}: {head}"));
-            let of = format!("{path}::{name}");
+            found.insert(format!("{path}: {}", without_private_fields(head)));
             if head.contains("struct ") {
                 found.extend(
                     parts(body).into_iter().filter(|part| part.starts_with("pub ")).map(|part| format!("{of}: {part}")),
@@ -310,9 +324,6 @@ fn listing(read: &dyn Fn(&str) -> Option<String>) -> BTreeSet<String> {
             } else if head.contains("trait ") {
                 found.extend(items(body).into_iter().map(|item| format!("{of}: {}", item.head)));
             }
-            if ["struct ", "enum ", "union "].iter().any(|word| head.contains(word)) {
-                types.entry(name.to_owned()).or_default().push(of);
-            }
         }
     }
     // Methods, wherever the implementation is.
@@ -320,8 +331,9 @@ fn listing(read: &dyn Fn(&str) -> Option<String>) -> BTreeSet<String> {
         for item in module.items.iter().filter(|item| !item.of_tests && item.head.starts_with("impl")) {
             let named = implemented(&item.head).and_then(|name| types.get(name));
             // Of several types of one name, that of the nearest module.
-            let near = |of: &&String| of.chars().zip(module.path.chars()).take_while(|(a, b)| a == b).count();
-            let Some(of) = named.and_then(|of| of.iter().max_by_key(near)) else { continue };
+            let near =
+                |(of, _): &&(String, bool)| of.chars().zip(module.path.chars()).take_while(|(a, b)| a == b).count();
+            let Some((of, true)) = named.and_then(|of| of.iter().max_by_key(near)) else { continue };
             if item.head.contains(" for ") {
                 found.insert(format!("{of}: {}", item.head));
                 continue;
@@ -371,21 +383,24 @@ fn a_change_of_the_public_api_is_seen() {
         let (lib, inner) = (lib.to_owned(), inner.to_owned());
         listing(&move |path| match path {
             "lib.rs" => Some(lib.clone()),
-            "a/mod.rs" => Some("mod hidden;\npub use hidden::{Kept, Other};\n".into()),
+            "a/mod.rs" => Some("mod hidden;\nmod inner;\npub use hidden::{Kept, Other, Pair};\n".into()),
             "a/hidden.rs" => Some(inner.clone()),
+            // A private type with the name of a public one.
+            "a/inner.rs" => Some("struct Kept;\nimpl Kept { pub fn not_listed() {} }\n".into()),
             _ => None,
         })
     };
     let lib = "pub mod a;\n";
-    let inner = "/// pub fn comment() {}\n#[derive(Debug)]\npub struct Kept<'a, T> {\n    /// Text.\n    pub one: Vec<(u8, T)>,\n    two: &'a str,\n}\n\nimpl<'a, T> Kept<'a, T> {\n    pub const N: usize = { 3 };\n    pub fn call(\n        &self,\n        x: char,\n    ) -> bool {\n        x == '\"' || x == '\\''\n    }\n    fn private() {}\n}\npub enum Other { A, B { x: u8 } }\npub struct Lost;\nimpl Lost { pub fn lost() {} }\nimpl Clone for Other { fn clone(&self) -> Self { Other::A } }\n";
+    let inner = "/// pub fn comment() {}\n#[derive(Debug)]\npub struct Kept<'a, T> {\n    /// Text.\n    pub one: Vec<(u8, T)>,\n    two: &'a str,\n}\n\nimpl<'a, T> Kept<'a, T> {\n    pub const N: usize = { 3 };\n    pub fn call(\n        &self,\n        x: char,\n    ) -> bool {\n        x == '\"' || x == '\\''\n    }\n    fn private() {}\n}\npub enum Other { A, B { x: u8 } }\npub struct Lost;\nimpl Lost { pub fn lost() {} }\npub struct Pair(pub u8, u16);\nimpl Clone for Other { fn clone(&self) -> Self { Other::A } }\n";
     let found: Vec<String> = of(lib, inner).into_iter().collect();
     assert_eq!(
         found,
         [
             "mapl: pub mod a",
-            "mapl::a: pub use hidden::{Kept, Other}",
+            "mapl::a: pub use hidden::{Kept, Other, Pair}",
             "mapl::a::hidden: pub enum Other",
             "mapl::a::hidden: pub struct Kept<'a, T>",
+            "mapl::a::hidden: pub struct Pair(pub u8, _)",
             "mapl::a::hidden::Kept: pub const N: usize",
             "mapl::a::hidden::Kept: pub fn call(&self, x: char) -> bool",
             "mapl::a::hidden::Kept: pub one: Vec<(u8, T)>",
@@ -403,6 +418,8 @@ fn a_change_of_the_public_api_is_seen() {
         ("two: &'a str", "three: &'a str", false),
         ("x == '\"'", "x == 'y'", false),
         ("pub fn lost", "pub fn missing", false),
+        ("u16", "u32", false),
+        ("(pub u8", "(pub u32", true),
     ] {
         assert!(inner.contains(from));
         let changed: Vec<String> = of(lib, &inner.replacen(from, to, 1)).into_iter().collect();
