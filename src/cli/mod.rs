@@ -329,7 +329,8 @@ mod tests {
                     assert!(refused(&["mapl", "bench", "--plan"], arg).is_some(), "--plan --{long}");
                     let with_list = refused(&["mapl", "bench", "--list"], arg);
                     assert_eq!(with_list.is_none(), listed.contains(&long), "--list --{long}: {with_list:?}");
-                    let needed = ["threshold", "fail-if-slower", "gpu", "ncu"].contains(&long);
+                    let needed =
+                        ["threshold", "fail-if-slower", "gpu", "ncu", "ncu-csv", "tune-output"].contains(&long);
                     assert_eq!(refused(&["mapl", "bench"], arg).is_some(), needed, "{long}");
                 }
             }

@@ -40,8 +40,10 @@ fn forward_and_backward(label: &str, d: NormDims, x: &[f64]) {
 
 #[test]
 fn sizes_with_and_without_full_vectors() {
-    // Rows of 8200 exceed the shared memory that kernels use to sum the weight gradient.
-    for (tokens, hidden) in [(0, 16), (1, 1), (1, 64), (7, 33), (129, 80), (300, 257), (3, 8200)] {
+    // Rows of 1096 do not fit the registers of a warp, and rows of 8200 not those of a block.
+    for (tokens, hidden) in
+        [(0, 16), (1, 1), (1, 64), (7, 33), (129, 80), (300, 257), (35, 904), (34, 1096), (3, 8200)]
+    {
         let d = NormDims { tokens, hidden, eps: 1e-6, offset: 0.0 };
         forward_and_backward(&format!("{tokens} x {hidden}"), d, &normal("x", tokens * hidden, 1.0));
     }
@@ -106,7 +108,7 @@ fn all_queries_and_all_keys() {
 
 #[test]
 fn norm_behind_a_block() {
-    for (tokens, hidden) in [(1, 1), (3, 7), (5, 64), (40, 700)] {
+    for (tokens, hidden) in [(1, 1), (3, 7), (5, 64), (40, 700), (2, 1096), (2, 8200)] {
         let d = NormDims { tokens, hidden, eps: 1e-6, offset: 0.0 };
         let [x, base] = ["x", "base"].map(|name| normal(name, tokens * hidden, 1.0));
         let weight = normal("weight", hidden, 1.0);
