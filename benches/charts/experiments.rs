@@ -10,13 +10,55 @@ use serde::Deserialize;
 use super::dots::{Dot, Dots};
 use super::record::read_json;
 
-/// The recorded sweeps: file in `benches/record/experiments`, name of the figure, title.
-pub const SWEEPS: [(&str, &str, &str); 1] = [("language-dpo.json", "experiments-dpo", "DPO, artificial language")];
+/// A recorded sweep.
+pub struct Recorded {
+    /// File in `benches/record/experiments`.
+    pub file: &'static str,
+    /// Name of the figure.
+    pub figure: &'static str,
+    pub title: &'static str,
+    /// Columns of the table: measure, heading.
+    columns: &'static [(&'static str, &'static str)],
+}
+
+/// The recorded sweeps.
+pub const SWEEPS: [Recorded; 3] = [
+    Recorded {
+        file: "real-reward.json",
+        figure: "experiments-real-reward",
+        title: "Reward models from SmolLM2-135M, real pairs",
+        columns: &REAL,
+    },
+    Recorded {
+        file: "language-reward.json",
+        figure: "experiments-reward",
+        title: "Reward models, artificial language",
+        columns: &LANGUAGE,
+    },
+    Recorded {
+        file: "language-dpo.json",
+        figure: "experiments-dpo",
+        title: "DPO, artificial language",
+        columns: &LANGUAGE,
+    },
+];
 
 /// Measures of the chart, with their colours.
 const CHART: [(&str, usize); 4] = [("semantic", 0), ("intra", 2), ("inter", 5), ("sensitivity", 4)];
-/// Columns of the table: measure, heading.
-const TABLE: [(&str, &str); 8] = [
+/// Columns of a sweep on real pairs.
+const REAL: [(&str, &str); 9] = [
+    ("semantic", "semantic"),
+    ("semantic, chosen longer", "chosen longer"),
+    ("semantic, rejected longer", "rejected longer"),
+    ("length_only", "length alone"),
+    ("intra", "intra"),
+    ("inter", "inter"),
+    ("sensitivity", "sensitivity"),
+    ("sensitivity_flip", "flip"),
+    ("conflict", "conflict"),
+];
+/// Columns of a sweep on the artificial language.
+const LANGUAGE: [(&str, &str); 8] = [
     ("semantic", "semantic"),
     ("intra", "intra"),
     ("intra, functions held out", "intra, held out"),
@@ -90,9 +132,10 @@ impl Sweep {
     }
 
     /// Table in Markdown: means with half of their interval.
-    pub fn to_markdown(&self) -> String {
-        let headings: Vec<&str> = TABLE.iter().map(|(_, heading)| *heading).collect();
-        let mut out = format!("| | {} | TFLOP |\n|---{}|---|\n", headings.join(" | "), "|---".repeat(TABLE.len()));
+    pub fn to_markdown(&self, recorded: &Recorded) -> String {
+        let columns = recorded.columns;
+        let headings: Vec<&str> = columns.iter().map(|(_, heading)| *heading).collect();
+        let mut out = format!("| | {} | TFLOP |\n|---{}|---|\n", headings.join(" | "), "|---".repeat(columns.len()));
         for setting in &self.summary.settings {
             let cell = |(name, _): &(&str, &str)| match setting.accuracy.get(*name) {
                 Some(Mean { value, interval: Some([low, high]), .. }) => {
@@ -101,7 +144,7 @@ impl Sweep {
                 Some(Mean { value, .. }) => decimal(*value, 2),
                 None => "–".to_owned(),
             };
-            let cells: Vec<String> = TABLE.iter().map(cell).collect();
+            let cells: Vec<String> = columns.iter().map(cell).collect();
             let tflop = setting.tflop.map_or("–".to_owned(), |tflop| decimal(tflop, 1));
             out += &format!("| {} | {} | {tflop} |\n", setting.values.join(" "), cells.join(" | "));
         }

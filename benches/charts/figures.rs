@@ -39,8 +39,8 @@ pub fn all(records: &Path) -> Result<Vec<(&'static str, String)>, Box<dyn Error>
         ("dpo-step", dpo_step(&steps)?),
         ("step-ops", step_ops(&read_json(&h200.join("2026-11-27-8ddee10-step.json"))?)),
     ];
-    for (file, name, title) in SWEEPS {
-        figures.push((name, Sweep::read(records, file)?.to_svg(title)));
+    for sweep in SWEEPS {
+        figures.push((sweep.figure, Sweep::read(records, sweep.file)?.to_svg(sweep.title)));
     }
     Ok(figures)
 }

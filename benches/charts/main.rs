@@ -52,8 +52,9 @@ const EXPERIMENTS: &str = "benches/experiments/README.md";
 /// The page with every table as its record gives it: between a line `<!-- table FILE -->` and the next empty line.
 fn with_tables(root: &Path, page: &str) -> Result<String, Box<dyn Error>> {
     let mut page = page.to_owned();
-    for (file, _, _) in experiments::SWEEPS {
-        let table = experiments::Sweep::read(&root.join("benches/record"), file)?.to_markdown();
+    for sweep in experiments::SWEEPS {
+        let file = sweep.file;
+        let table = experiments::Sweep::read(&root.join("benches/record"), file)?.to_markdown(&sweep);
         let mark = format!("<!-- table {file} -->\n");
         let start = page.find(&mark).ok_or(format!("{EXPERIMENTS} has no line {}", mark.trim()))? + mark.len();
         let end = page[start..].find("\n\n").map_or(page.len(), |at| start + at + 1);

@@ -15,7 +15,7 @@ use super::occupancy::{BlockNeeds, Multiprocessor};
 use super::operand::OperandSet;
 use super::own::launches;
 use super::rates::Rates;
-use super::run::{cost, floor};
+use super::run::{cost, floor, predict};
 use super::shapes::Case;
 use super::work::Call;
 use crate::Result;
@@ -184,9 +184,13 @@ pub(crate) fn explain(case: &Case, gpu: &Gpu, precision: Precision, measured: Op
             limits.push(Limit { share: idle, text });
         }
     }
-    let predicted: f64 = gemms.iter().map(|gemm| 1e6 * gemm.choice.seconds).sum();
-    let predicted = (predicted > 0.0).then_some(predicted);
-    if let Some(excess) = predicted.map(|us| 1.0 - 1e6 * floor / us).filter(|&excess| excess > IDLE) {
+    let of_gemms: f64 = gemms.iter().map(|gemm| 1e6 * gemm.choice.seconds).sum();
+    let predicted = match precision {
+        _ if of_gemms > 0.0 => Some(of_gemms),
+        Precision::Bf16 => predict(&case.work, &gpu.properties, 0)?.microseconds,
+        Precision::F32 | Precision::F64 => None,
+    };
+    if let Some(excess) = (of_gemms > 0.0).then(|| 1.0 - 1e6 * floor / of_gemms).filter(|&excess| excess > IDLE) {
         let depth = gemms.iter().map(|gemm| gemm.sizes.k.to_string()).collect::<Vec<_>>().join(" and ");
         let text = format!(
             "the tile: start and epilogue around a main loop over k = {depth}, and unfilled waves, take {:.0}% of the time",
@@ -195,11 +199,7 @@ pub(crate) fn explain(case: &Case, gpu: &Gpu, precision: Precision, measured: Op
         limits.push(Limit { share: excess, text });
     }
     let against = |us: f64| format!("{us:.2} us, {:.2}x the floor", us / (1e6 * floor));
-    let _ = writeln!(
-        text,
-        "  predicted    {}",
-        predicted.map_or_else(|| "not modelled; only GEMMs are".to_owned(), against)
-    );
+    let _ = writeln!(text, "  predicted    {}", predicted.map_or_else(|| "not modelled".to_owned(), against));
     let _ = writeln!(text, "  measured     {}", measured.map_or_else(|| "not here".to_owned(), against));
     limits.sort_by(|a, b| b.share.total_cmp(&a.share));
     let floor_text = || match bound {

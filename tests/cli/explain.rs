@@ -31,11 +31,18 @@ fn floors_are_those_computed_by_hand() {
     for part in ["239075328 bytes", "55.60 us by bytes", ": 55.60 us, set by bytes", "launch       glu_fwd_bf16: "] {
         assert!(glu.contains(part), "{part:?} is not in {glu}");
     }
-    assert!(glu.contains("predicted    not modelled"), "{glu}");
+    // A launch of 1.8 us, then the bytes.
+    assert!(glu.contains("predicted    57.40 us, 1.03x the floor"), "{glu}");
     // A sum in f32, 2048 rows of 896: x, residual, sum and y of 2048*896*4 = 7,340,032 bytes each and
     // rstd 8,192: 29,368,320 / 4.3e12 = 6.83 us.
     let norm = explained(&bench, "norm_fwd --tokens 2048 --dtype f32");
-    for part in ["29368320 bytes", "6.83 us by bytes", "set by bytes", "launch       norm_fwd_f32: "] {
+    for part in [
+        "29368320 bytes",
+        "6.83 us by bytes",
+        "set by bytes",
+        "launch       norm_fwd_128_f32: ",
+        "predicted    not modelled",
+    ] {
         assert!(norm.contains(part), "{part:?} is not in {norm}");
     }
 }
@@ -49,7 +56,7 @@ fn the_binding_limit_and_the_profilers_command_are_named() {
     assert!(
         norm.contains("profiler     ncu --set full --metrics gpu__time_duration.sum,")
             && norm.contains("--csv --page raw")
-            && norm.contains("norm_fwd_bf16"),
+            && norm.contains("norm_fwd_32_bf16"),
         "{norm}"
     );
     let words = "bench --explain nothing";
@@ -62,8 +69,8 @@ fn the_binding_limit_and_the_profilers_command_are_named() {
 const PROFILE: &str = r#"==PROF== Connected to process 4711
 "ID","Process ID","Kernel Name","Grid Size","Device","dram__bytes.sum","dram__throughput.avg.pct_of_peak_sustained_elapsed","gpu__time_duration.sum","l1tex__data_bank_conflicts_pipe_lsu.sum","launch__registers_per_thread","sm__throughput.avg.pct_of_peak_sustained_elapsed","sm__warps_active.avg.pct_of_peak_sustained_active"
 "","","","","","Mbyte","%","us","","register/thread","%","%"
-"0","4711","norm_fwd_f32(const float *, const float *)","(BLOCKS, 1, 1)","0","30.1","70.5","8.0","1,024","40","12.5","80.1"
-"1","4711","norm_fwd_f32(const float *, const float *)","(BLOCKS, 1, 1)","0","28.6","71.5","9.0","1,024","40","12.7","79.9"
+"0","4711","norm_fwd_128_f32(const float *, const float *)","(BLOCKS, 1, 1)","0","30.1","70.5","8.0","1,024","40","12.5","80.1"
+"1","4711","norm_fwd_128_f32(const float *, const float *)","(BLOCKS, 1, 1)","0","28.6","71.5","9.0","1,024","40","12.7","79.9"
 ==PROF== Disconnected from process 4711
 "#;
 
@@ -72,12 +79,12 @@ fn metrics_of_the_profiler_are_joined_to_the_call_by_kernel_and_grid() {
     let bench = Bench::new();
     let words = "norm_fwd --tokens 2048 --dtype f32 --ncu-csv profile.csv";
     let plain = explained(&bench, "norm_fwd --tokens 2048 --dtype f32");
-    let blocks = plain.split("norm_fwd_f32: ").nth(1).unwrap().split(' ').next().unwrap();
+    let blocks = plain.split("norm_fwd_128_f32: ").nth(1).unwrap().split(' ').next().unwrap();
     bench.write("profile.csv", PROFILE.replace("BLOCKS", blocks));
     let text = explained(&bench, words);
     // Means of two launches: 8.5 us and 29.35 MB, against 29,368,320 bytes of the contract.
     for part in [
-        "ncu          norm_fwd_f32: 2 launch(es), 8.50 us, 29.35 MB of DRAM, 71% of the DRAM peak, 13% of the SM peak, \
+        "ncu          norm_fwd_128_f32: 2 launch(es), 8.50 us, 29.35 MB of DRAM, 71% of the DRAM peak, 13% of the SM peak, \
          80% of the warps active, 1024 bank conflicts, 40 registers",
         "by ncu       8.50 us in all kernels; 1.00x the bytes of the contract",
     ] {
@@ -86,7 +93,7 @@ fn metrics_of_the_profiler_are_joined_to_the_call_by_kernel_and_grid() {
     let refused = |parts: &[&str]| drop(bench.run(&format!("bench --gpu h200 --explain {words}")).fails(2, parts));
     bench.write("profile.csv", PROFILE.replace("BLOCKS", "7"));
     refused(&["profiled with 7 blocks, but this call launches", "another call"]);
-    bench.write("profile.csv", PROFILE.replace("norm_fwd_f32", "memset"));
+    bench.write("profile.csv", PROFILE.replace("norm_fwd_128_f32", "memset"));
     refused(&["has no launch of this call of norm_fwd; its kernels are memset"]);
     bench.write("profile.csv", "nothing");
     bench.run(&format!("bench --gpu h200 --explain {words}")).fails(3, &["profile.csv: has no line of columns"]);

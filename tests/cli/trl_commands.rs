@@ -178,8 +178,8 @@ fn faults_of_a_file_of_options_are_named_with_file_and_line() {
     run("a.yaml", &format!("{base}center_rewards_coefficient: 1\n"), &["only reward takes it", "a.yaml:3"]);
     run(
         "a.yaml",
-        &format!("{base}bf16: true\ndevice: cpu\n"),
-        &["--dtype bf16: the cpu device", "--dtype is set in a.yaml:3"],
+        &format!("{base}bf16: true\ndevice: reference\n"),
+        &["the reference device computes in f64", "--dtype is set in a.yaml:3"],
     );
     bench.write("a.yaml", "max_steps: x\n");
     let done = bench.run("dpo --config a.yaml");

@@ -166,13 +166,21 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
         ("embedding_fwd", runs::embedding_fwd(on, d, &ids, &normal("table", vocab * hidden, 1.0))),
         ("embedding_bwd", runs::embedding_bwd(on, d, &ids, &dy, &vec![0.0; vocab * hidden], Write::Overwrite)),
     ];
-    let d = NormDims { tokens, hidden, eps: 1e-6, offset: 0.0 };
-    let forward = runs::norm_fwd(on, d, &x, Some(&dy), &weight);
-    let (rstd, write) = (forward[1].1.clone(), Write::Add);
-    let inputs =
-        runs::NormBwdInputs { dy: &dy, sum: &x, rstd: &rstd, weight: &weight, dsum: &x, dweight: &weight, write };
-    all.push(("norm_fwd", forward));
-    all.push(("norm_bwd", runs::norm_bwd(on, d, &inputs)));
+    let write = Write::Add;
+    // A row for each warp, and for each block.
+    for (labels, hidden) in
+        [(["norm_fwd", "norm_bwd"], hidden), (["norm_fwd of long rows", "norm_bwd of long rows"], 1100)]
+    {
+        let d = NormDims { tokens, hidden, eps: 1e-6, offset: 0.0 };
+        let [x, dy] = ["x", "dy"].map(|name| normal(name, tokens * hidden, 1.0));
+        let weight = normal("weight", hidden, 1.0);
+        let forward = runs::norm_fwd(on, d, &x, Some(&dy), &weight);
+        let rstd = forward[1].1.clone();
+        let inputs =
+            runs::NormBwdInputs { dy: &dy, sum: &x, rstd: &rstd, weight: &weight, dsum: &x, dweight: &weight, write };
+        all.push((labels[0], forward));
+        all.push((labels[1], runs::norm_bwd(on, d, &inputs)));
+    }
     let d = QkNormDims { tokens: 37, heads: 2, kv_heads: 1, head_dim: 16, whole: false, eps: 1e-6, offset: 0.0 };
     let (qkv, w) = (normal("heads", 37 * d.width(), 1.0), normal("head weights", 32, 1.0));
     let normalised = runs::qk_norm_fwd(on, d, &qkv, &w, true);
@@ -244,7 +252,7 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
 
 /// Kernels that [`all_ops`] launches: first those with an f32 and a bf16 variant, then kernels with
 /// a single variant.
-const PAIRS: [&str; 23] = [
+const PAIRS: [&str; 25] = [
     "adamw",
     "bias_bwd",
     "embedding_bwd",
@@ -257,8 +265,10 @@ const PAIRS: [&str; 23] = [
     "layer_norm_fwd",
     "logprob_bwd",
     "logprob_fwd",
-    "norm_bwd",
-    "norm_fwd",
+    "norm_bwd_128",
+    "norm_bwd_32",
+    "norm_fwd_128",
+    "norm_fwd_32",
     "qk_norm_bwd",
     "qk_norm_fwd",
     "qk_norm_whole_bwd",

@@ -159,13 +159,19 @@ fn three_steps_equal_those_of_peft_on_the_kernels() {
     three_steps(&Kernels::<_, f32>::new(emulator));
 }
 
-/// The tolerances of `kernels_model.rs`: 4 % for losses and 5 % for gradients.
+/// The tolerances of `kernels_model.rs`, 4 % for losses and 5 % for gradients; 7 % here, because an
+/// adapter's gradient passes a bf16 activation of a few columns more. One rounding of a weight to the
+/// other neighbour moves it by a percent.
 #[test]
 fn three_steps_in_bf16_are_near_those_of_peft() {
+    let near = |on: &str, name: &str, [losses, norms, _]: [f64; 3]| {
+        println!("bf16 {name} on the {on}: losses differ by {losses:.1e}, norms by {norms:.1e}");
+        assert!(losses < 4e-2 && norms < 7e-2, "{name} on the {on}: {losses:e}, {norms:e}");
+    };
     for name in LORA_CASES {
-        let Some(emulator) = common::emulator(Schedule::Rising, 3) else { return };
-        let [losses, norms, _] = steps(&Kernels::<_, bf16>::new(emulator), name);
-        println!("bf16 {name}: losses differ by {losses:.1e}, norms by {norms:.1e}");
-        assert!(losses < 4e-2 && norms < 5e-2, "{name}: {losses:e}, {norms:e}");
+        near("cpu", name, steps(&Cpu::<bf16>::default(), name));
+        if let Some(emulator) = common::emulator(Schedule::Rising, 3) {
+            near("emulator", name, steps(&Kernels::<_, bf16>::new(emulator), name));
+        }
     }
 }

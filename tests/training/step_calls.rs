@@ -307,7 +307,7 @@ fn launches_of_a_layer_match_the_design() {
         // Forward: norm, QKV, RoPE, plan and attention, output with residual, norm, gate and up
         // with activation, down with residual. RoPE and the plan run once more in the backward
         // pass.
-        ("norm_fwd_f32", 2),
+        ("norm_fwd_32_f32", 2),
         ("linear_fwd_f32", 3),
         ("rope_f32", 2),
         ("attention_plan", 2),
@@ -322,7 +322,7 @@ fn launches_of_a_layer_match_the_design() {
         ("attention_bwd_q_32_f32", 1),
         ("attention_bwd_kv_32_f32", 1),
         ("bias_bwd_f32", 1),
-        ("norm_bwd_f32", 2),
+        ("norm_bwd_32_f32", 2),
         ("sum_slices", 3),
     ];
     assert_eq!(layer, BTreeMap::from(expected));

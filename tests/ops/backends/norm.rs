@@ -41,8 +41,7 @@ fn forward_and_backward(label: &str, d: NormDims, x: &[f64]) {
 #[test]
 fn sizes_with_and_without_full_vectors() {
     // Rows of 1096 do not fit the registers of a warp, and rows of 8200 not those of a block.
-    for (tokens, hidden) in
-        [(0, 16), (1, 1), (1, 64), (7, 33), (129, 80), (300, 257), (35, 904), (34, 1096), (3, 8200)]
+    for (tokens, hidden) in [(0, 16), (1, 1), (1, 64), (7, 33), (129, 80), (300, 257), (35, 904), (34, 1096), (3, 8200)]
     {
         let d = NormDims { tokens, hidden, eps: 1e-6, offset: 0.0 };
         forward_and_backward(&format!("{tokens} x {hidden}"), d, &normal("x", tokens * hidden, 1.0));
