@@ -237,7 +237,7 @@ fn ops_are_benchmarked_and_compared() {
     }
     for (words, code, what) in [
         ("bench --model gpt3", 2, "llama-3.1-8b"),
-        ("bench --device cpu --dtype bf16", 2, "f32"),
+        ("bench --device cpu --dtype f64", 2, "f32 or bf16"),
         ("bench --device reference", 2, "verified against"),
         ("bench --tokens 5", 2, "--tokens 5"),
         ("bench --seconds nan", 2, "--seconds"),

@@ -159,9 +159,9 @@ fn three_steps_equal_those_of_peft_on_the_kernels() {
     three_steps(&Kernels::<_, f32>::new(emulator));
 }
 
-/// The tolerances of `kernels_model.rs`, 4 % for losses and 5 % for gradients; 7 % here, because an
-/// adapter's gradient passes a bf16 activation of a few columns more. One rounding of a weight to the
-/// other neighbour moves it by a percent.
+/// The tolerances of `kernels_model.rs`: 4 % for losses and 5 % for gradients, here 7 %. The gradient norm
+/// of lora-qwen2 is 3.9 % off on the CPU and 5.2 % on the emulator, which round at other places; those of
+/// the other adapters are within 2 %.
 #[test]
 fn three_steps_in_bf16_are_near_those_of_peft() {
     let near = |on: &str, name: &str, [losses, norms, _]: [f64; 3]| {
