@@ -292,7 +292,12 @@ mod tests {
         }
         let default = arg.get_default_values().first().map(|value| value.to_string_lossy().into_owned());
         let possible = arg.get_possible_values().first().map(|value| value.get_name().to_owned());
-        let value = default.or(possible).unwrap_or_else(|| if long == "--model" { "tiny" } else { "1" }.into());
+        let other = match long.as_str() {
+            "--model" => "tiny",
+            "--ladder" => "product",
+            _ => "1",
+        };
+        let value = default.or(possible).unwrap_or_else(|| other.into());
         vec![long, value]
     }
 

@@ -291,10 +291,8 @@ fn masked_units_of_bf16_are_said_and_give_losses_within_tolerance() {
 #[test]
 fn checkpoints_move_between_bf16_on_the_cpu_f32_and_the_emulator() {
     let bench = bench();
-    let mut devices = vec!["cpu --dtype bf16", "cpu", "cpu --dtype bf16"];
-    if emulated() {
-        devices[1] = "emulator --dtype bf16";
-    }
+    let other = if emulated() { "emulator --dtype bf16" } else { "cpu" };
+    let devices = ["cpu --dtype bf16", other, "cpu --dtype bf16"];
     bench.run(&train("reward", "--max-steps 3 --output-dir whole --device cpu")).ok();
     for (step, device) in devices.iter().enumerate() {
         let resume = if step > 0 { "--resume-from-checkpoint true" } else { "" };

@@ -109,6 +109,9 @@ impl SheetOperand {
     }
 }
 
+/// Elements of every operand before a launch.
+type Contents = Vec<Vec<f64>>;
+
 impl SheetCall {
     /// Bytes that the operands move.
     pub(in crate::bench) fn bytes(&self) -> u64 {
@@ -204,7 +207,7 @@ impl SheetCall {
     }
 
     /// Allocates and fills the operands. Returns them with their contents.
-    fn prepared<D: Device>(&self, device: &D) -> Result<(Vec<D::Memory>, Vec<Vec<f64>>)> {
+    fn prepared<D: Device>(&self, device: &D) -> Result<(Vec<D::Memory>, Contents)> {
         let contents: Vec<Vec<f64>> = self.operands.iter().map(SheetOperand::contents).collect();
         let memory = self.operands.iter().map(|o| device.allocate(o.len() * bytes_of(o.element)));
         let mut memory = memory.collect::<Result<Vec<_>>>()?;
