@@ -25,6 +25,7 @@ use crate::backend::kernels::device::Properties;
 use crate::backend::kernels::geometry::Chosen;
 use crate::backend::kernels::launchers::KERNELS;
 use crate::backend::kernels::rehearsal::{Launched, Rehearsal};
+use crate::perf::predict::LAUNCH_SECONDS;
 
 /// A GPU and its rates.
 pub(crate) struct Gpu {
@@ -37,8 +38,6 @@ pub(crate) struct Gpu {
 
 /// Seconds from a load's issue to its data: DRAM latency of recent GPUs, 0.6 to 0.8 us.
 const LATENCY: f64 = 700e-9;
-/// Seconds that a launch takes at least.
-const LAUNCH: f64 = 2e-6;
 /// Bytes of the largest load of a thread.
 const LOAD_BYTES: u64 = 16;
 /// Share of a launch's multiprocessor time without work from which it is named as the limit.
@@ -160,9 +159,10 @@ pub(crate) fn explain(case: &Case, gpu: &Gpu, precision: Precision, measured: Op
         limits.extend(found.into_iter().filter(|_| largest == Some(launch)));
     }
     let count: u64 = launched.iter().map(|launch| launch.count).sum();
-    if count as f64 * LAUNCH > floor {
-        let text = format!("launches: {count} of at least {:.0} us each take longer than the floor", 1e6 * LAUNCH);
-        limits.push(Limit { share: count as f64 * LAUNCH / floor, text });
+    if count as f64 * LAUNCH_SECONDS > floor {
+        let text =
+            format!("launches: {count} of at least {:.1} us each take longer than the floor", 1e6 * LAUNCH_SECONDS);
+        limits.push(Limit { share: count as f64 * LAUNCH_SECONDS / floor, text });
     }
     let gemms = if precision == Precision::Bf16 { chosen(case, &gpu.properties)? } else { Vec::new() };
     for Chosen { sizes, choice, .. } in &gemms {
@@ -197,6 +197,14 @@ pub(crate) fn explain(case: &Case, gpu: &Gpu, precision: Precision, measured: Op
             100.0 * excess
         );
         limits.push(Limit { share: excess, text });
+    }
+    let waiting = predicted.filter(|_| of_gemms == 0.0).map(|us| 1.0 - 1e6 * floor / us);
+    if let Some(excess) = waiting.filter(|&excess| excess > IDLE) {
+        let what = match bound {
+            "product" => "the work list: instructions around the products, and multiprocessors without an item,",
+            _ => "the launch, and memory accesses that wait for one another,",
+        };
+        limits.push(Limit { share: excess, text: format!("{what} take {:.0}% of the predicted time", 100.0 * excess) });
     }
     let against = |us: f64| format!("{us:.2} us, {:.2}x the floor", us / (1e6 * floor));
     let _ = writeln!(text, "  predicted    {}", predicted.map_or_else(|| "not modelled".to_owned(), against));

@@ -90,6 +90,9 @@ pub(crate) fn parse(file: &Path, text: &str) -> Result<Vec<Profiled>> {
             let text = at.and_then(|at| line.get(at)).unwrap_or("").replace(',', "");
             if !text.is_empty() && text != "n/a" {
                 let value: f64 = text.parse().map_err(|_| wrong(number, format!("{text:?} is not a number")))?;
+                if !(value.is_finite() && value >= 0.0) {
+                    return Err(wrong(number, format!("{text:?} is not a number of at least 0")));
+                }
                 *metric = Some(value * size);
             }
         }

@@ -71,7 +71,7 @@ pub struct ScoreArgs {
     model: PathBuf,
     #[command(flatten)]
     scoring: ModelArgs,
-    /// Files of groups or pairs, or of rows with a prompt and a response, with or without a label
+    /// Files of groups or pairs, or of rows with a prompt, a response and a label
     #[arg(long, num_args = 1.., required = true)]
     input: Vec<PathBuf>,
     /// JSON lines file to write, one line per input row, in order

@@ -17,7 +17,7 @@ use super::driver::Driver;
 use super::emulator::Emulator;
 use super::geometry::TileTimes;
 use super::own::shipped_hash;
-use crate::files::{cache, input, write_atomic};
+use crate::files::{cache, input, write_text};
 use crate::terminal::complain;
 use crate::{Error, Result};
 
@@ -56,7 +56,7 @@ impl TileFile {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder).map_err(|source| Error::Io { action: "create", path: folder.into(), source })?;
         }
-        write_atomic(path, (text + "\n").as_bytes())
+        write_text(path, &(text + "\n"))
     }
 
     /// Reads the file of a GPU, or says why it is not used.

@@ -51,7 +51,9 @@ pub(super) struct LabArgs {
     pub tune: bool,
     /// File to store the constants in (MAPL_TILES names it to other commands) [default: by the GPU's name
     /// in the cache folder; none on the emulator]
-    #[arg(long, value_name = "FILE", requires = "tune")]
+    #[arg(long, value_name = "FILE", requires = "tune", conflicts_with_all = [
+        "StepPlanArgs", "list", "explain", "kernel", "compare", "ladder"
+    ])]
     pub tune_output: Option<PathBuf>,
 }
 
