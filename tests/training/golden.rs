@@ -339,7 +339,9 @@ fn steps_of_every_loss<B: Backend>(backend: &B) {
     let table = loss_steps();
     let settings = AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
     let mut names = BTreeSet::new();
-    for case in &table.losses {
+    // On the emulator every fourth; the tests of the op compare every loss there with the reference.
+    let sampled = B::NAME == "emulator" && !common::full();
+    for case in table.losses.iter().step_by(if sampled { 4 } else { 1 }) {
         names.extend(case.options.loss_type.iter().map(|of| of.name()));
         let mut of_pairs = table.pairs.clone();
         if case.prompts == "one token" {
@@ -367,7 +369,7 @@ fn steps_of_every_loss<B: Backend>(backend: &B) {
             }
         }
     }
-    assert_eq!(names.len(), 17, "{names:?}");
+    assert!(names.len() == 17 || sampled, "{names:?}");
 }
 
 macro_rules! for_each_backend {
