@@ -206,6 +206,9 @@ fn shared_bytes(compute_capability: (u32, u32)) -> usize {
     }
 }
 
+/// Most tokens of a rehearsed step; packing takes some 45 bytes of each.
+const MAX_TOKENS: u128 = 1 << 25;
+
 impl StepPlan {
     /// Rehearses a step of a bf16 model with this configuration.
     pub fn new(config: &ModelConfig, workload: &Workload, gpu: &GpuRates) -> Result<Self> {
@@ -220,6 +223,12 @@ impl StepPlan {
                 "{} pairs with {} prompt and {} response tokens: each number must be at least 1, and prompt and response \
                  together at most {} tokens",
                 workload.pairs, workload.prompt, workload.response, config.max_positions
+            )));
+        }
+        let tokens = workload.pairs as u128 * (workload.prompt + 2 * workload.response) as u128;
+        if tokens > MAX_TOKENS {
+            return Err(Error::Usage(format!(
+                "a step of {tokens} tokens: a plan rehearses at most {MAX_TOKENS} on this machine; use fewer pairs"
             )));
         }
         let mut config = config.clone();

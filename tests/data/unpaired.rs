@@ -63,7 +63,11 @@ fn rows_with_a_label_are_read_for_kto() {
     assert_eq!(labelled(&[pair.clone(), rows[0].clone(), pair]).unwrap(), split);
     for (row, parts) in [
         (json!({"prompt": Q, "completion": GOOD}), &["needs a label", "kto_tag"][..]),
-        (json!({"prompt": Q, "completion": GOOD, "label": "good"}), &["needs a label"]),
+        (
+            json!({"prompt": Q, "completion": GOOD, "label": "good"}),
+            &["\"label\" is the string \"good\"", "a label of true or false is needed"],
+        ),
+        (json!({"prompt": Q, "completion": GOOD, "label": -1}), &["\"label\" is a number (-1)"]),
         (json!({"prompt": Q, "completion": GOOD, "chosen": GOOD, "label": true}), &["\"label\"", "chosen or rejected"]),
         (json!({"messages": [user("a"), assistant("b"), user(Q)], "label": true}), &["ends with the role", "user"]),
         (json!({"text": GOOD, "label": true}), &["no prompt"]),

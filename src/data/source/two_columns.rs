@@ -114,9 +114,12 @@ fn numbers(row: &mut Row<'_>, column: &'static str, label: Label) -> Result<([f6
     })
 }
 
+/// Columns that may hold the label of a row with one response.
+pub(super) const LABELS: [&str; 3] = ["label", "kto_tag", "is_desirable"];
+
 /// Column of the label of one response, as for KTO, with its sign: 1 for a desirable one.
 pub(super) fn label_of(row: &Row<'_>) -> Option<(&'static str, i8)> {
-    ["label", "kto_tag", "is_desirable"].into_iter().find_map(|key| {
+    LABELS.into_iter().find_map(|key| {
         let label = match row.get(key)? {
             Value::Bool(label) => *label,
             Value::Number(label) => match label.as_f64()? {

@@ -15,7 +15,7 @@ use super::super::group::{Comparison, Kind, PreferenceGroup, Prompt, Response, T
 use super::fields::{Row, describe};
 use super::message::messages;
 use super::overlooked::check_media;
-use super::two_columns::label_of;
+use super::two_columns::{LABELS, label_of};
 use super::{FileReport, Format, Parsed, ReadOptions, SourceRow, preference_row, read_all, sft};
 use crate::Result;
 
@@ -98,11 +98,15 @@ fn one_response(id: String, prompt: Prompt, response: Response, sign: i8) -> Pre
 pub(super) fn unpaired_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     if label_of(row).is_none() {
         let paired = ["chosen", "rejected", "prompts", "comparisons", "responses"].iter().any(|key| row.has(key));
-        return match preference_row(row) {
-            Err(why) if !paired => Err(format!(
+        let labelled = LABELS.iter().find_map(|key| Some((*key, row.get(key)?.clone())));
+        return match (preference_row(row), labelled) {
+            (Err(_), Some((key, value))) if !paired => {
+                Err(format!("\"{key}\" is {}; a label of true or false is needed", describe(&value)))
+            }
+            (Err(why), None) if !paired => Err(format!(
                 "{why}. A row of one response needs a label of true or false (\"label\", \"kto_tag\" or \"is_desirable\")"
             )),
-            outcome => outcome,
+            (outcome, _) => outcome,
         };
     }
     check_media(row)?;
