@@ -107,7 +107,7 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
         if let Some(desirable) = group.group.label() {
             row["label"] = json!(desirable);
             row["score"] = crate::train::metrics::number(scores.rho(&score.loss, group)[0]);
-            // A label is no comparison.
+            // A label does not compare two responses.
             row["comparisons"] = json!([]);
         }
         text += &row.to_string();

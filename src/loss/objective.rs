@@ -126,8 +126,8 @@ impl Loss {
         }
     }
 
-    /// This loss with a curve of the user's own over z in place of its curves. The logs name it as the
-    /// first loss type.
+    /// This loss with a custom curve over z instead of its own curves. The logs name it as the first
+    /// loss type.
     ///
     /// # Errors
     /// [`Error::Usage`] if the slope is not the derivative of the value.

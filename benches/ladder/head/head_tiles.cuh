@@ -99,7 +99,7 @@ struct RowStates {
     }
 
     /// Combines the threads that share a row, and calls use(row of the block, state). `partials` has
-    /// TILE x WARPS_N states; no thread uses that memory any more.
+    /// TILE x WARPS_N states; all earlier accesses to that memory are complete.
     template <class Use>
     DEVICE void finish(Counted<LogSumExp> partials, Use use) {
         constexpr int ACROSS = Gemm::S::WARPS_N;

@@ -305,7 +305,7 @@ unsafe fn pack_right(to: *mut u32, b: Operand, depth: usize, n: usize) {
     }
 }
 
-/// Packs two consecutive strips of the left operand, of which the second may be empty: (pairs, ROWS)
+/// Packs two consecutive strips of the left operand, the second of which may be empty: (pairs, ROWS)
 /// consecutive pairs each. The pairs after the rows of a strip are unspecified; each `to` has space for
 /// a vector more.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
