@@ -326,7 +326,8 @@ impl<'a> Forward<'a> {
                 copy_head(keys, from, rows.clone(), position, h.key, h);
                 copy_head(values, from, rows, position, h.value, h);
             }
-            _ => debug_assert!(false, "keys of another form than the queries"),
+            // Both are of one backend, whose element decides the form.
+            _ => unreachable!("keys and queries have one form"),
         }
     }
 

@@ -26,7 +26,7 @@ use super::Cpu;
 use super::avx512::{self, Operand, Target};
 use super::element::Element;
 use super::simd::{LANES, SQUARE, fma, transpose, vectorised};
-use super::tile::{Grid, Mat, Tile, bounds};
+use super::tile::{Grid, Mat, Tile, bounds, check_shapes};
 use crate::backend::Write;
 
 /// Maximum depth (K) of one accumulation. The gemm crate never splits a depth of 512 or less.
@@ -69,16 +69,7 @@ fn has_wide() -> bool {
 
 /// `c (+)= a b`, with AVX-512 if `wide`. The bits do not depend on `wide`.
 fn product(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write, wide: bool) {
-    assert!(
-        a.rows == c.rows() && b.cols == c.cols() && a.cols == b.rows,
-        "GEMM of {} x {} and {} x {} into {} x {}",
-        a.rows,
-        a.cols,
-        b.rows,
-        b.cols,
-        c.rows(),
-        c.cols()
-    );
+    check_shapes(c, &a, &b);
     let (m, n, depth) = (a.rows, b.cols, a.cols);
     if depth == 0 && write == Write::Overwrite {
         c.fill(0.0);

@@ -14,7 +14,7 @@ use half::bf16;
 
 use super::element::Element;
 use super::matmul::matmul;
-use super::tile::{Mat, Tile};
+use super::tile::{Mat, Tile, check_shapes};
 use super::units::Units;
 use crate::backend::Write;
 
@@ -23,16 +23,7 @@ pub(super) const DEPTH: usize = 1024;
 
 /// `c (+)= a b` on one thread.
 pub(super) fn product16(units: Units, c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, write: Write) {
-    assert!(
-        a.rows == c.rows() && b.cols == c.cols() && a.cols == b.rows,
-        "GEMM of {} x {} and {} x {} into {} x {}",
-        a.rows,
-        a.cols,
-        b.rows,
-        b.cols,
-        c.rows(),
-        c.cols()
-    );
+    check_shapes(c, &a, &b);
     #[cfg(target_arch = "x86_64")]
     if units == Units::Dot16 {
         return dots(c, a, b, write);

@@ -187,6 +187,20 @@ impl<'a, T: Copy> Grid<'a, T> {
     }
 }
 
+/// Panics unless `c = a b` has matching shapes.
+pub(super) fn check_shapes<T>(c: &Tile<'_>, a: &Mat<'_, T>, b: &Mat<'_, T>) {
+    assert!(
+        a.rows == c.rows() && b.cols == c.cols() && a.cols == b.rows,
+        "GEMM of {} x {} and {} x {} into {} x {}",
+        a.rows,
+        a.cols,
+        b.rows,
+        b.cols,
+        c.rows(),
+        c.cols()
+    );
+}
+
 /// Bounds that divide `total` elements into about equal blocks of at most `block` elements. All
 /// bounds except the last are multiples of `unit`.
 pub(super) fn bounds(total: usize, block: usize, unit: usize) -> Vec<usize> {

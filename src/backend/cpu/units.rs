@@ -43,7 +43,7 @@ impl Units {
 
     /// The fastest units, except those that [`VARIABLE`] masks. [`Error::Usage`] for an unknown value.
     pub fn chosen() -> Result<Self> {
-        Self::named(&std::env::var(VARIABLE).unwrap_or_default())
+        Self::named(&std::env::var_os(VARIABLE).unwrap_or_default().to_string_lossy())
     }
 
     fn named(value: &str) -> Result<Self> {
