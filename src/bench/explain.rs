@@ -142,12 +142,12 @@ pub(crate) fn explain(case: &Case, gpu: &Gpu, precision: Precision, measured: Op
     );
     let _ = writeln!(
         text,
-        "  floor        {:.2} us by bytes at {:.2} TB/s, {:.2} us by FLOPs at {:.0} TFLOP/s: {:.2} us, set by {}",
-        1e6 * by_bytes,
+        "  floor        {} us by bytes at {:.2} TB/s, {} us by FLOPs at {:.0} TFLOP/s: {} us, set by {}",
+        microseconds(by_bytes),
         1e-12 * gpu.copy,
-        1e6 * by_flops,
+        microseconds(by_flops),
         1e-12 * gpu.product,
-        1e6 * floor,
+        microseconds(floor),
         if bound == "product" { "FLOPs" } else { "bytes" }
     );
     let mut limits = Vec::new();
@@ -216,6 +216,12 @@ pub(crate) fn explain(case: &Case, gpu: &Gpu, precision: Precision, measured: Op
     };
     let _ = write!(text, "  binds        {}", limits.into_iter().next().map_or_else(floor_text, |limit| limit.text));
     Ok(text)
+}
+
+/// Seconds as a number of microseconds, with more digits if it is small.
+fn microseconds(seconds: f64) -> String {
+    let us = 1e6 * seconds;
+    if us < 0.1 { format!("{us:.4}") } else { format!("{us:.2}") }
 }
 
 /// Threads per block of a launch.

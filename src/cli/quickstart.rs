@@ -414,7 +414,9 @@ impl Quickstart<'_> {
             let model = self.shown(SFT.name);
             let words =
                 [method, "--model", &model, "--train-file", &groups, "--output-dir", &output, "--max-steps", "50"];
-            self.typed(&words.map(str::to_owned))
+            let mut words = words.map(str::to_owned).to_vec();
+            words.extend(self.arguments.device.flags());
+            self.typed(&words)
         };
         let build = self.typed(&["data", "build", "--input", &pairs, "--output", &groups].map(str::to_owned));
         vec![build, train("reward"), train("dpo")]

@@ -72,6 +72,7 @@ impl Manifest {
             });
             if !before.is_null() {
                 started = before["started"].clone();
+                note_other_numbers(&before, &value);
             }
             resumes = before["resumes"].as_array().cloned().unwrap_or_default();
             resumes.push(json!({
@@ -263,6 +264,30 @@ pub(crate) fn host_name() -> String {
 /// Wall-clock time in seconds since 1970.
 pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}
+
+/// Says that a resumed run goes on with another precision, or on another kind of device: both are allowed, and
+/// both change the numbers of its updates.
+fn note_other_numbers(before: &Value, now: &Map<String, Value>) {
+    let kind = |device: &Value| device.as_str().map(|text| text.split(':').next().unwrap_or(text).to_owned());
+    let changes = [
+        (
+            "--dtype",
+            before["config"]["dtype"].as_str().map(str::to_owned),
+            now["config"]["dtype"].as_str().map(str::to_owned),
+        ),
+        ("--device", kind(&before["config"]["device"]), kind(&now["config"]["device"])),
+    ];
+    for (flag, before, now) in changes {
+        if let (Some(before), Some(now)) = (before, now)
+            && before != now
+        {
+            complain(&format!(
+                "note: this run used {flag} {before} so far and goes on with {flag} {now}; its updates differ in rounding from \
+                 those of one run with either"
+            ));
+        }
+    }
 }
 
 #[cfg(test)]

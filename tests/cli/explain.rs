@@ -53,6 +53,8 @@ fn the_binding_limit_and_the_profilers_command_are_named() {
     // 16 rows of 896 in bf16 take 27 ns; a launch takes 1.8 us.
     let norm = explained(&bench, "norm_fwd --tokens 16 --ncu");
     assert!(norm.contains("binds        launches: 1 of at least 1.8 us each take longer than the floor"), "{norm}");
+    assert!(norm.contains(" us by bytes") && !norm.contains(" 0.00 us"), "{norm}");
+    bench.run("bench --explain nothing").fails(2, &["--explain \"nothing\" is unknown"]);
     assert!(
         norm.contains("profiler     ncu --set full --metrics gpu__time_duration.sum,")
             && norm.contains("--csv --page raw")

@@ -197,6 +197,9 @@ fn the_tuner_is_rehearsed_on_the_emulator_and_its_file_is_used_or_named() {
         assert!(done.err.contains(why) && done.err.contains("it is ignored"), "{}", done.err);
     }
     run(&bench, "bench --tune --device cpu").fails(2, &["--tune runs on one device"]);
+    let mut command = bench.command("bench --tune");
+    command.env("CUDA_VISIBLE_DEVICES", "-1");
+    bench.finish(command, "bench").fails(5, &["--tune: ", "use --device emulator"]);
 }
 
 #[test]

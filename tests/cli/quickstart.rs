@@ -27,6 +27,7 @@ fn closing_commands_run_as_pasted(bench: &Bench, out: &str) {
     let (_, closing) = out.rsplit_once("\nThe same by hand").unwrap();
     let commands: Vec<&str> = closing.lines().filter_map(|line| line.strip_prefix("  ")).collect();
     assert_eq!(commands.len(), 3, "{closing}");
+    assert!(commands[1..].iter().all(|command| command.ends_with("--device cpu")), "{closing}");
     for command in commands {
         let done = Command::new("sh").args(["-c", command]).current_dir(bench.path()).output().unwrap();
         let why = String::from_utf8_lossy(&done.stderr);

@@ -200,6 +200,9 @@ fn a_finished_run_continues_if_the_schedule_allows_it() {
     assert_eq!(bench.metrics("out", "train"), bench.metrics("straight", "train"));
     let events = bench.metrics("out", "event");
     assert_eq!((events.len(), &events[0]["step"]), (1, &3.into()));
+    let in_bf16 = format!("{warm} --resume-from-checkpoint true --dtype bf16");
+    let done = bench.run(&run("straight", 8, &in_bf16)).ok();
+    assert!(done.err.contains("used --dtype f32 so far and goes on with --dtype bf16"), "{}", done.err);
     let back = format!("{warm} --resume-from-checkpoint true");
     bench.run(&run("out", 4, &back)).fails(6, &["checkpoint-7", "is after step 7", "ends after step 4"]);
     bench.run(&run("linear", 3, "")).ok();

@@ -112,10 +112,17 @@ fn log_probs<B: Backend>(backend: &B) {
             close(&format!("{name} sequence {i}"), got.score[0], sequence.logp, 2e-5, 0.0);
             assert_eq!(got.score[0], got.score[1], "equal responses must have equal scores");
         }
+        // Rows of one sequence follow each other.
+        let mut last: Option<(usize, Vec<f64>)> = None;
         for logits in &case.logits {
-            let sequence = &case.sequences[logits.sequence];
-            let group = single(&sequence.prompt, &sequence.response);
-            let hidden = forward(backend, &model, &[&group], Scoring::Reward).hidden;
+            let hidden = match last.take() {
+                Some((sequence, hidden)) if sequence == logits.sequence => hidden,
+                _ => {
+                    let sequence = &case.sequences[logits.sequence];
+                    let group = single(&sequence.prompt, &sequence.response);
+                    forward(backend, &model, &[&group], Scoring::Reward).hidden
+                }
+            };
             let row = &hidden[logits.position * model.config.hidden..][..model.config.hidden];
             let range = model.layout.lm_head.clone().unwrap();
             let mut head = vec![0.0; range.len()];
@@ -125,6 +132,7 @@ fn log_probs<B: Backend>(backend: &B) {
                 let got = capped(model.config.softcaps.logits, got).0;
                 close(&format!("{name} logit {v}"), got, *expected, 2e-5, 2e-5);
             }
+            last = Some((logits.sequence, hidden));
         }
     }
 }

@@ -9,7 +9,7 @@ use mapl::backend::contract::Precision;
 use mapl::backend::cpu::Cpu;
 use mapl::backend::kernels::Kernels;
 use mapl::backend::kernels::device::Element;
-use mapl::backend::kernels::emulator::{Emulator, Schedule};
+use mapl::backend::kernels::emulator::Emulator;
 use mapl::backend::{Backend, View, ViewMut};
 use mapl::data::tokenized::TokenizedGroup;
 use mapl::loss::objective::{LossOptions, Method};
@@ -107,7 +107,7 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
 /// emulator.
 fn on_emulator<A: Element>(family: &str, method: Method) -> Option<Step> {
     let mut first: Option<Step> = None;
-    for (schedule, processors) in [(Schedule::Rising, 4), (Schedule::Falling, 1), (Schedule::Random(3), 7)] {
+    for (schedule, processors, _) in common::emulated() {
         let device = match Emulator::with(schedule, processors) {
             Ok(device) => device,
             Err(why) => {

@@ -286,7 +286,7 @@ fn aligned_config(family: &str, reward: bool) -> ModelConfig {
 /// Two steps on the emulator, with equal bits in every schedule.
 fn on_emulator<A: Element>(config: &ModelConfig, method: Method, rank: usize, rslora: bool) -> Option<Steps> {
     let mut first: Option<Steps> = None;
-    for (schedule, processors) in [(Schedule::Rising, 4), (Schedule::Falling, 1), (Schedule::Random(3), 7)] {
+    for (schedule, processors, _) in common::emulated() {
         let backend = Kernels::<_, A>::new(common::emulator(schedule, processors)?);
         let spec = LoraSpec { rslora, ..spec(config, rank, &[]) };
         let got = steps(&backend, rounded(&backend, config, spec), method, false);

@@ -41,7 +41,10 @@ impl BenchArgs {
         if args.tokens.is_empty() {
             args.tokens = vec![TOKENS];
         }
-        args.check()?;
+        args.check().map_err(|error| match error {
+            Error::Usage(text) => Error::Usage(text.replace("--op", "--explain")),
+            other => other,
+        })?;
         let precision = match args.dtype.as_slice() {
             [] | [Dtype::Bf16] => Precision::Bf16,
             [Dtype::F32] => Precision::F32,

@@ -64,6 +64,14 @@ impl LabArgs {
     }
 }
 
+/// A GPU for a command that runs on kernels only; the advice of an error names the emulator.
+fn gpu(flag: &str, ordinal: usize) -> Result<Driver> {
+    Driver::new(ordinal).map_err(|error| match error {
+        Error::Device(text) => Error::Device(format!("{flag}: {}", text.replace("--device cpu", "--device emulator"))),
+        other => other,
+    })
+}
+
 fn ladder(text: &str) -> Result<String, String> {
     match Ladder::named(text) {
         Some(ladder) => Ok(ladder.name.to_owned()),
@@ -111,8 +119,8 @@ impl BenchArgs {
     /// Fits the constants of the tile choice, and stores them.
     pub(super) fn tune(&self) -> Result<()> {
         let driver = match self.device.as_slice() {
-            [Device::Auto] => Some(Driver::new(0)?),
-            [Device::Cuda(ordinal)] => Some(Driver::new(*ordinal)?),
+            [Device::Auto] => Some(gpu("--tune", 0)?),
+            [Device::Cuda(ordinal)] => Some(gpu("--tune", *ordinal)?),
             [Device::Emulator] => None,
             _ => return Err(Error::Usage("--tune runs on one device: auto, cuda, cuda:N or emulator".into())),
         };
@@ -147,7 +155,7 @@ impl BenchArgs {
         let ladder = Ladder::named(name).ok_or_else(|| Error::Usage(format!("--ladder {name} is unknown")))?;
         let driver = match self.device.as_slice() {
             [Device::Auto] => Driver::new(0).ok(),
-            [Device::Cuda(ordinal)] => Some(Driver::new(*ordinal)?),
+            [Device::Cuda(ordinal)] => Some(gpu("--ladder", *ordinal)?),
             [Device::Emulator] => None,
             _ => return Err(Error::Usage("--ladder runs on one device: auto, cuda, cuda:N or emulator".into())),
         };

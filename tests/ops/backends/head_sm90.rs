@@ -138,7 +138,9 @@ fn gradients_have_the_same_bits_at_every_number_of_rows_at_once() {
 fn large_vocabulary_in_one_block_of_rows() {
     let sizes = (4, 16, 151_936, 5);
     Head::new(sizes).check("large", 1.0);
-    // The gradient takes half a minute on the emulator, so only one schedule runs there.
+    // The gradient of the whole vocabulary takes half a minute on the emulator: one schedule, and a quarter of the
+    // vocabulary, which is still many tiles for every block, unless all is asked for.
+    let sizes = if common::full() { sizes } else { (4, 16, 151_936 / 4, 5) };
     Head { backward: Some(Write::Overwrite), ..Head::new(sizes) }.check_once("large");
 }
 

@@ -158,7 +158,7 @@ fn master_weights_are_updated_and_rounded_to_bf16_parameters() {
     let cpu = Cpu::<half::bf16>::default();
     check(&with_master(&On::new(&cpu, Precision::Bf16), &control, &grads, [&params, &m, &v]).unwrap());
     let mut first: Option<Vec<Vec<f64>>> = None;
-    for (schedule, processors, before) in common::EMULATED {
+    for (schedule, processors, before) in common::emulated() {
         let Some(device) = common::emulator(schedule, processors) else { return };
         let backend = Kernels::<_, half::bf16>::new(device);
         let on = On { before, ..On::new(&backend, Precision::Bf16) };
