@@ -1,6 +1,11 @@
-//! Measured ceilings of this machine: the rate of a large GEMM on all threads, in f32 and bf16, and of a copy that exceeds the caches. They are never looked up, and are valid only for
-//! the run in which they were measured.
+//! Measured ceilings of this machine: the rate of a large GEMM on all threads, in f32 and bf16, and of
+//! a copy that exceeds the caches. They are never looked up, and are valid only for the run in which
+//! they were measured.
+//!
+//! `MAPL_CEILINGS=rough` measures on small operands, within the caches, for runs whose shares of the
+//! ceilings nobody reads; a note says so.
 
+use std::sync::LazyLock;
 use std::time::Instant;
 
 use half::bf16;
@@ -8,6 +13,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::backend::cpu::{Cpu, Element, Units};
+use crate::terminal::complain;
 
 /// Measured ceilings of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -21,10 +27,34 @@ pub struct Ceilings {
     pub copy: f64,
 }
 
-/// Side of the measured GEMM.
-const SIDE: usize = 2048;
-/// f32 elements copied: 256 MiB.
+/// Variable that selects small operands.
+const VARIABLE: &str = "MAPL_CEILINGS";
+
+/// Side of the measured GEMM, and f32 elements copied: 256 MiB.
+const FULL: Sizes = Sizes { side: 2048, copied: COPIED };
+/// The same with `MAPL_CEILINGS=rough`.
+const ROUGH: Sizes = Sizes { side: 512, copied: COPIED / 64 };
 const COPIED: usize = 64 << 20;
+
+#[derive(Clone, Copy)]
+struct Sizes {
+    side: usize,
+    copied: usize,
+}
+
+/// The sizes of this process.
+static SIZES: LazyLock<Sizes> = LazyLock::new(|| match std::env::var_os(VARIABLE) {
+    Some(value) if value == "rough" => {
+        complain(&format!("note: ceilings are rough ({VARIABLE}): shares of them mean little"));
+        ROUGH
+    }
+    Some(value) if !value.is_empty() => {
+        let value = value.to_string_lossy();
+        complain(&format!("warning: {VARIABLE}={value} is unknown and has no effect; the value is rough"));
+        FULL
+    }
+    _ => FULL,
+});
 /// Bytes that the copy and the sum read.
 pub const COPIED_BYTES: u64 = 4 * COPIED as u64;
 /// Number of repeats. The best counts, because interruptions can only slow a repeat down.
@@ -61,10 +91,11 @@ fn time(work: &mut impl FnMut()) -> f64 {
 }
 
 fn gemm<A: Element>(cpu: &Cpu<A>) -> f64 {
-    let a: Vec<A> = (0..SIDE * SIDE).map(|i| A::of((i % 7) as f64 - 3.0)).collect();
-    let mut c = vec![A::of(0.0); SIDE * SIDE];
-    let seconds = best(|| crate::backend::cpu::square_gemm(cpu, &mut c, &a, &a, SIDE));
-    2.0 * (SIDE as f64).powi(3) / seconds
+    let side = SIZES.side;
+    let a: Vec<A> = (0..side * side).map(|i| A::of((i % 7) as f64 - 3.0)).collect();
+    let mut c = vec![A::of(0.0); side * side];
+    let seconds = best(|| crate::backend::cpu::square_gemm(cpu, &mut c, &a, &a, side));
+    2.0 * (side as f64).powi(3) / seconds
 }
 
 /// Bytes per second of the fastest memory stream: a copy, a sum (read only), and an in-place update
@@ -77,11 +108,11 @@ pub fn memory(copy: f64) -> f64 {
 
 /// Elements per thread.
 fn piece() -> usize {
-    COPIED.div_ceil(rayon::current_num_threads())
+    SIZES.copied.div_ceil(rayon::current_num_threads())
 }
 
 fn sum() -> f64 {
-    let from = vec![1.0f32; COPIED];
+    let from = vec![1.0f32; SIZES.copied];
     // Several independent sums, so that additions do not wait for each other.
     let of = |x: &[f32]| {
         let mut sums = [0.0f32; 64];
@@ -93,11 +124,11 @@ fn sum() -> f64 {
     let seconds = best(|| {
         std::hint::black_box(from.par_chunks(piece()).map(of).sum::<f32>());
     });
-    4.0 * COPIED as f64 / seconds
+    4.0 * SIZES.copied as f64 / seconds
 }
 
 fn update() -> f64 {
-    let len = COPIED / 4;
+    let len = SIZES.copied / 4;
     let array = || vec![1.0f32; len];
     let (mut a, mut b, mut c, mut d, x) = (array(), array(), array(), array(), array());
     let piece = len.div_ceil(rayon::current_num_threads());
@@ -118,9 +149,9 @@ fn update() -> f64 {
 }
 
 fn copy() -> f64 {
-    let from = vec![1.0f32; COPIED];
-    let mut to = vec![0.0f32; COPIED];
+    let from = vec![1.0f32; SIZES.copied];
+    let mut to = vec![0.0f32; SIZES.copied];
     let seconds =
         best(|| to.par_chunks_mut(piece()).zip(from.par_chunks(piece())).for_each(|(to, x)| to.copy_from_slice(x)));
-    2.0 * 4.0 * COPIED as f64 / seconds
+    2.0 * 4.0 * SIZES.copied as f64 / seconds
 }

@@ -189,8 +189,13 @@ fn a_profile_lists_every_op_of_a_step() {
     let bench = Bench::new();
     let run = "dpo --model model --train-file groups.jsonl --eval-file pairs.jsonl --eval-steps 1 --output-dir a --profile \
                --per-device-train-batch-size 2";
-    let done = bench.run(&format!("{run} --max-steps 4")).ok();
+    let mut command = bench.command(&format!("{run} --max-steps 4"));
+    command.env_remove("MAPL_CEILINGS");
+    let done = bench.finish(command, run).ok();
     assert!(done.out.contains("time by op, mean of 2 steps"), "{}", done.out);
+    assert!(!done.err.contains("ceilings are rough"), "{}", done.err);
+    let rough = bench.run(&format!("{run} --max-steps 4 --overwrite-output-dir")).ok();
+    assert!(rough.err.contains("note: ceilings are rough (MAPL_CEILINGS)"), "{}", rough.err);
     let profile = bench.json("a/profile.json");
     let rows = profile["rows"].as_array().unwrap();
     let row = |op: &str| rows.iter().find(|r| r["op"] == op).unwrap_or_else(|| panic!("no {op} in {profile}"));
