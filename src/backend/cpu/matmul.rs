@@ -327,10 +327,15 @@ fn grid<'a, T: Copy, C: Copy>(c: &'a mut [C], a: &Mat<'_, T>, cols: usize) -> Gr
     Grid::new(c, cols, bounds(rows, tile_rows, ROWS_UNIT), bounds(cols, tile_cols, COLS_UNIT))
 }
 
-/// Whether the rows of a matrix map to one set of the first cache, where they evict each other.
-fn crowds<T>(a: Mat<'_, T>) -> bool {
+/// Whether rows this many bytes apart map to one set of the first cache, where they evict each other.
+fn crowds(stride: usize) -> bool {
     const PAGE: usize = 4096;
-    a.rows > 1 && (a.row_stride * size_of::<T>()).is_multiple_of(PAGE)
+    stride > 0 && stride.is_multiple_of(PAGE)
+}
+
+/// Bytes of the copy that [`par_matmul`] makes of a contiguous left operand with elements of `element` bytes.
+pub(super) fn spread_bytes(rows: usize, cols: usize, element: usize) -> usize {
+    if crowds(cols * element) { rows * apart(cols, LINE / element) * element } else { 0 }
 }
 
 /// Copy of a matrix whose rows do not map to one set of a cache.
@@ -367,7 +372,7 @@ pub(super) fn par_matmul<A: Element, C: Element>(
     epilogue: impl Fn(&mut Tile<'_>, [usize; 2]) + Sync,
 ) {
     let spread;
-    let a = if a.col_stride == 1 && crowds(a) {
+    let a = if a.rows > 1 && a.col_stride == 1 && crowds(a.row_stride * size_of::<A>()) {
         spread = Spread::of(cpu, a);
         spread.mat()
     } else {
@@ -447,7 +452,8 @@ mod tests {
         };
         let (x, y) = (random(m * depth, 7919), random(n * depth, 104_729));
         let (a, b) = (Mat::new(&x, m, depth, depth), Mat::new(&y, n, depth, depth).t());
-        assert!(crowds(a) && !crowds(Mat::new(&x, m, depth - 1, depth - 1)));
+        assert!(crowds(4 * depth) && !crowds(4 * depth - 64));
+        assert_eq!(spread_bytes(m, depth, 4), m * (4 * depth + 64));
         let (mut c, mut expected) = (vec![0.0; m * n], vec![0.0; m * n]);
         par_matmul(&Cpu::new(), &mut c, a, b, Write::Overwrite, |_, _| {});
         product(&mut Tile::new(&mut expected, m, n, n), a, b, Write::Overwrite, false);
