@@ -58,6 +58,7 @@ def arguments():
     parser.add_argument("--python", default=sys.executable, help="Python with the packages of requirements.txt")
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for all output files")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], help="weights and activations of all sides [default: bf16 on cuda, else f32]")
     parser.add_argument("--model", choices=SIZES, default="small")
     parser.add_argument("--methods", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--sides", nargs="+", help="sides by name prefix [default: all]")
@@ -74,7 +75,9 @@ def arguments():
     parser.add_argument("--commit", default="unknown", help="commit of mapl to store in the rows")
     parser.add_argument("--output", type=pathlib.Path, help="CSV file to write the rows to")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.dtype = args.dtype or ("bf16" if args.device == "cuda" else "f32")
+    return args
 
 
 def prepare(args):
@@ -145,7 +148,7 @@ def run_mapl(args, method, folder):
     out = args.work / "mapl-run"
     command = [
         args.mapl, method, "--model", folder / "model", "--train-file", folder / "pairs.jsonl", "--output-dir", out, "--overwrite-output-dir",
-        "--device", args.device, "--no-shuffle", "--max-steps", args.steps + args.warmup, "--per-device-train-batch-size", args.pairs,
+        "--device", args.device, "--dtype", args.dtype, "--no-shuffle", "--max-steps", args.steps + args.warmup, "--per-device-train-batch-size", args.pairs,
         "--max-length", args.prompt + args.response, "--learning-rate", "1e-6", "--lr-scheduler-type", "constant", "--weight-decay", 0,
         "--logging-steps", 1, "--quiet",
     ]  # fmt: skip
@@ -164,7 +167,7 @@ def run_mapl(args, method, folder):
 def run_peer(args, method, side, folder):
     result = args.work / "peer.json"
     result.unlink(missing_ok=True)
-    own = ["--device", args.device, "--model", args.model, "--pairs", args.pairs, "--prompt", args.prompt, "--response", args.response]
+    own = ["--device", args.device, "--dtype", args.dtype, "--model", args.model, "--pairs", args.pairs, "--prompt", args.prompt, "--response", args.response]
     more = ["--steps", args.steps, "--warmup", args.warmup, "--threads", args.threads, "--work", args.work, *["--no-compile"] * args.no_compile]
     command = [args.python, "-B", __file__, "--worker", json.dumps([method, side, str(folder), str(result)]), *own, *more]
     call(args, command, args.work / f"{method}-{side.replace(' ', '-')}.log", HF_HUB_OFFLINE="1", TQDM_DISABLE="1", HF_HOME=str(args.work / "hf"))
@@ -235,14 +238,13 @@ def agree(method, side, run, mapl):
 def table(args, method, sides, runs, failed):
     import platform
 
-    dtype = "bf16" if args.device == "cuda" else "f32"
     shape = f"pairs={args.pairs} prompt={args.prompt} response={args.response}"
     device = next((run["hardware"] for side in sides for run in runs[side] if run.get("hardware")), platform.processor() or platform.machine())
     rows = []
     for side in sides:
         row = dict.fromkeys(COLUMNS, "") | {
             "schema": 1, "date": datetime.date.today().isoformat(), "commit": args.commit, "device": device, "backend": args.device,
-            "variant": side, "dtype": dtype, "op": f"{method}_step", "model": args.model, "layer": "step", "shape": shape,
+            "variant": side, "dtype": args.dtype, "op": f"{method}_step", "model": args.model, "layer": "step", "shape": shape,
         }  # fmt: skip
         if side in failed or not runs[side]:
             status, note = failed.get(side, ("failed", "not run"))
@@ -293,7 +295,7 @@ def torch_steps(args, torch, method, side, folder):
     from transformers import AutoModelForCausalLM
 
     f, cuda = torch.nn.functional, args.device == "cuda"
-    dtype = torch.bfloat16 if cuda else torch.float32
+    dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
     load = {"dtype": dtype, "attn_implementation": "sdpa"}
     policy = AutoModelForCausalLM.from_pretrained(folder / "model", **load).to(args.device).train()
     parameters = list(policy.parameters())
@@ -378,11 +380,11 @@ def trl_steps(args, torch, method, side, folder):
             logged.append(dict(logs or {}))
 
     shared = dict(
-        output_dir=str(args.work / "trl"), use_cpu=not cuda, bf16=cuda, gradient_checkpointing=False, learning_rate=1e-6,
+        output_dir=str(args.work / "trl"), use_cpu=not cuda, bf16=args.dtype == "bf16", gradient_checkpointing=False, learning_rate=1e-6,
         lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, per_device_train_batch_size=args.pairs, max_steps=args.warmup + args.steps,
         max_length=args.prompt + args.response, logging_steps=1, report_to="none", save_strategy="no", disable_tqdm=True,
         train_sampling_strategy="sequential", use_liger_kernel=side == "trl liger",
-        model_init_kwargs={"dtype": "bfloat16" if cuda else "float32", "attn_implementation": "sdpa"},
+        model_init_kwargs={"dtype": "bfloat16" if args.dtype == "bf16" else "float32", "attn_implementation": "sdpa"},
     )  # fmt: skip
     if method == "dpo":
         trainer, config = DPOTrainer, DPOConfig(beta=0.1, **shared)

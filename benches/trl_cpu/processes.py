@@ -74,7 +74,7 @@ def run_mapl(settings, case, cached, folder):
     out = folder / "run"
     command = [
         settings.mapl, "dpo", "--model", settings.model, "--train-file", case["mapl"], "--output-dir", out,
-        "--device", "cpu", "--no-shuffle", "--max-steps", settings.updates,
+        "--device", "cpu", "--dtype", settings.dtype, "--no-shuffle", "--max-steps", settings.updates,
         "--per-device-train-batch-size", settings.batch, "--max-length", settings.max_length,
         "--on-too-long", "truncate-completion-right", "--learning-rate", settings.learning_rate,
         "--lr-scheduler-type", "constant", "--weight-decay", 0, "--max-grad-norm", 1, "--beta", settings.beta,
@@ -116,6 +116,7 @@ def run_trl(settings, case, cached, folder, **overrides):
         "--updates", overrides.get("updates", settings.updates), "--batch", batch, "--accumulation", accumulation,
         "--learning-rate", settings.learning_rate, "--beta", settings.beta, "--max-length", settings.max_length,
         "--attention", overrides.get("attention", settings.trl_attention),
+        "--dtype", overrides.get("dtype", settings.trl_dtype),
         *(["--gradient-checkpointing"] if overrides.get("checkpointing") else []),
         *(["--cached-reference"] if cached else []),
     ]  # fmt: skip
@@ -143,6 +144,7 @@ def expected_logps(settings, case):
     """Mean log-probs of the chosen and rejected sides of the first update's pair rows, by `mapl score`."""
     out = Path(settings.work) / "scores.jsonl"
     command = [settings.mapl, "score", "--model", settings.model, "--input", case["first"], "--output", out]
+    command += ["--device", "cpu", "--dtype", settings.dtype]
     spawn(command, Path(settings.work) / "score.log", settings.threads)
     table = {}
     for number, line in enumerate(out.read_text().splitlines()):

@@ -25,6 +25,8 @@ def arguments():
     parser.add_argument("--beta", type=float, required=True)
     parser.add_argument("--max-length", type=int, required=True)
     parser.add_argument("--attention", choices=["sdpa", "eager"], required=True)
+    parser.add_argument("--dtype", choices=["f32", "autocast", "bf16"], default="f32",
+                        help="autocast: f32 weights, bf16 in the GEMMs; bf16: weights and optimiser state too")  # fmt: skip
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--cached-reference", action="store_true")
     return parser.parse_args()
@@ -110,9 +112,9 @@ def main():
     config = DPOConfig(
         output_dir=args.scratch,
         use_cpu=True,
-        bf16=False,
+        bf16=args.dtype == "autocast",
         gradient_checkpointing=args.gradient_checkpointing,
-        model_init_kwargs={"dtype": "float32", "attn_implementation": args.attention},
+        model_init_kwargs={"dtype": "bfloat16" if args.dtype == "bf16" else "float32", "attn_implementation": args.attention},
         max_length=args.max_length,
         beta=args.beta,
         precompute_ref_log_probs=args.cached_reference,
@@ -168,15 +170,16 @@ def main():
         "threads": torch.get_num_threads(),
         "checkpointing": bool(trainer.args.gradient_checkpointing),
         "attention": trainer.model.config._attn_implementation,
-        "sgemm_gflops": sgemm_rate(torch),
+        "sgemm_gflops": gemm_rate(torch, torch.float32),
+        "bf16_gflops": gemm_rate(torch, torch.bfloat16),
     }
     with open(args.result, "w", encoding="utf-8") as file:
         json.dump(result, file)
 
 
-def sgemm_rate(torch, size=2048, tries=5):
+def gemm_rate(torch, dtype, size=2048, tries=5):
     """Best rate of a square GEMM with the run's threads, in GFLOP/s: what the machine delivered at that moment."""
-    a, b = torch.rand(size, size), torch.rand(size, size)
+    a, b = torch.rand(size, size, dtype=dtype), torch.rand(size, size, dtype=dtype)
     best = float("inf")
     for _ in range(tries):
         start = time.perf_counter()

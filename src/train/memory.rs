@@ -5,6 +5,7 @@
 use std::fmt;
 
 use crate::backend::contract::*;
+use crate::backend::cpu::{StepSizes, Units, workspace_bytes};
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::device::{Element, Properties};
 use crate::backend::kernels::rehearsal::Rehearsal;
@@ -12,7 +13,7 @@ use crate::backend::{Backend, View, ViewMut, Write};
 use crate::data::pack::{BatchLimits, GroupSizes};
 use crate::loss::objective::Loss;
 use crate::model::activations::{Activations, Mode};
-use crate::model::config::ModelConfig;
+use crate::model::config::{Head, ModelConfig};
 use crate::model::decoder::Model;
 use crate::model::decoder_cached::{KvCache, LastLogits};
 use crate::model::decoder_grad::GradientsOut;
@@ -285,6 +286,31 @@ fn generation_buffers<B: Backend>(
     Ok((cache, acts, logits))
 }
 
+/// Workspace of the CPU's ops for the largest step.
+fn cpu_workspace(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> u64 {
+    let of = |config: &ModelConfig, infers: bool| {
+        let rows = if config.head == Head::LanguageModel { limits.rows } else { 0 };
+        let (queries, fused) = (config.heads * config.head_dim, config.heads + 2 * config.kv_heads);
+        let sizes = StepSizes {
+            tokens: limits.tokens,
+            rows,
+            hidden: config.hidden,
+            queries,
+            fused: fused * config.head_dim,
+            intermediate: config.intermediate,
+            mlp: config.mlp_width(),
+            infers,
+        };
+        workspace_bytes(subject.precision, Units::best(), &sizes)
+    };
+    let reference = match subject.reference {
+        PlannedReference::None => 0,
+        PlannedReference::Base => of(subject.config, true),
+        PlannedReference::Model(config) => of(config, true),
+    };
+    of(subject.config, false).max(reference)
+}
+
 /// Bytes by part. Allocates the buffers of the run itself on a device that only counts.
 fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> Result<Parts> {
     let none = Properties { name: String::new(), processors: 1, shared_bytes: 0, compute_capability: (0, 0) };
@@ -362,6 +388,8 @@ fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> Res
             control: ViewMut::first(&mut scores, CONTROL),
         })?;
         parts.push((WORKSPACE, backend.scratch_bytes() as u64));
+    } else {
+        parts.push((WORKSPACE, cpu_workspace(subject, limits)));
     }
     Ok(parts)
 }

@@ -26,6 +26,34 @@ pub(crate) fn text_of(html: &str) -> String {
     text
 }
 
+/// What a larger batch adds to the plan of a CPU run, it adds to the process. The difference of two runs
+/// leaves out program and data, which no plan counts.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_plan_for_the_cpu_is_what_the_process_takes() {
+    let bench = Bench::new();
+    let words = |start: usize, count: usize| {
+        let words: Vec<String> = (0..count).map(|i| format!("w{}", (start + 7 * i) % 997)).collect();
+        words.join(" ")
+    };
+    let pair = |i: usize| {
+        let [prompt, chosen, rejected] = [(17, 20), (34, 40), (51, 38)].map(|(at, count)| words(131 * i + at, count));
+        format!("{}\n", serde_json::json!({"prompt": prompt, "chosen": chosen, "rejected": rejected}))
+    };
+    bench.write("long.jsonl", (0..64).map(pair).collect::<String>());
+    bench.run("tokenizer --input long.jsonl --vocab-size 320 --output-dir words").ok();
+    bench.run("init --preset qwen2-tiny --tokenizer words --output-dir start").ok();
+    let run = "study reward --model start --train-file long.jsonl --max-steps 1 --device cpu --dtype f32 --quiet";
+    let [small, large] = [4, 64].map(|batch| {
+        bench.run(&format!("{run} --per-device-train-batch-size {batch} --output-dir run-{batch}")).ok();
+        let memory = bench.json(&format!("run-{batch}-study/study.json"))["memory"].clone();
+        ["planned_total", "peak_resident"].map(|name| memory[name].as_f64().unwrap())
+    });
+    let [planned, taken] = [large[0] - small[0], large[1] - small[1]];
+    assert!(planned > 200e6, "{planned} bytes planned");
+    assert!((taken / planned - 1.0).abs() < 0.05, "{planned} bytes planned, {taken} taken");
+}
+
 #[test]
 fn a_dpo_run_on_the_cpu_is_observed() {
     let bench = Bench::new();

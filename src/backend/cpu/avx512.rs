@@ -1,20 +1,25 @@
 //! GEMM of one tile with AVX-512.
 //!
 //! ```text
-//! pack the right operand in panels of 32 columns, unless few rows use it
-//! for each strip of at most 14 rows, for each panel:
-//!     14 x 2 registers of sums;  for k, in order: sum = fma(a[k], b[k], sum)
-//!     C = sum, or C = C + sum
+//! left operand: rows as they are, or strips of at most 14 rows, packed by columns
+//! for each panel of 32 columns of the right operand, packed unless few rows use it:
+//!     for each strip:
+//!         14 x 2 registers of sums;  for k, in order: sum = fma(a[k], b[k], sum)
+//!             and prefetch a line of the next panel
+//!         C = sum, or C = C + sum
 //! ```
 //!
 //! Each of the 28 registers of sums is an element of C per lane, so every element is summed in the
 //! order of k, as everywhere in `matmul`. 28 sums, 2 vectors of the right operand and one broadcast
 //! element fill the register file.
 //!
-//! A panel is packed for the second cache: (PANEL, depth) elements, read once for each strip.
+//! The left operand and a panel, (PANEL, depth) elements, stay in the second cache. The next panel
+//! comes into it while the strips run, so packing does not wait for memory.
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+
+use super::tile::apart;
 
 /// Elements of a register.
 const LANES: usize = 16;
@@ -52,14 +57,50 @@ pub(super) struct Target {
     pub add: bool,
 }
 
-/// Number of rows by which a pack reads ahead; they are pages apart.
-const AHEAD: usize = 16;
+/// Number of rows by which a pack of the left operand reads ahead; they are pages apart.
+const AHEAD: usize = 4;
 /// Number of rows of a panel that are read ahead.
 const NEAR: usize = 12;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 thread_local! {
-    /// Packed left and right operand. Grow to the largest tile and depth of the thread.
+    /// Left operand and a panel of the right one. Grow to the largest tile and depth of the thread.
     static PACKED: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+}
+
+/// Lines that a strip prefetches, one for each k: `length` lines `inner` bytes apart, from `data` on,
+/// then as many from `outer` bytes after the first.
+#[derive(Clone, Copy)]
+pub(super) struct Prefetch {
+    pub data: *const u8,
+    pub inner: usize,
+    pub outer: usize,
+    pub length: usize,
+}
+
+impl Prefetch {
+    /// Lines for strip `strip` of a panel, which together are the next panel: (depth, columns) elements
+    /// of `bytes` at `data`, consecutive along k if `by_columns`, with `stride` bytes between columns or
+    /// rows. A strip runs `steps` times.
+    #[inline(always)]
+    pub fn of_panel(data: *const u8, by_columns: bool, stride: usize, steps: usize, strip: usize) -> Self {
+        if by_columns {
+            // A column has a line for every 16 steps, so a strip prefetches 16 columns.
+            let length = steps.div_ceil(LANES);
+            Self { data: data.wrapping_add(strip * LANES * stride), inner: LINE, outer: stride, length }
+        } else {
+            // A row has two lines, or three.
+            let line = (strip * LINE).min(2 * LINE - 1);
+            Self { data: data.wrapping_add(line), inner: stride, outer: steps * stride, length: steps }
+        }
+    }
+
+    /// No new lines.
+    #[inline(always)]
+    pub fn none(data: *const u8) -> Self {
+        Self { data, inner: 0, outer: 0, length: usize::MAX }
+    }
 }
 
 /// `c (+)= a b` for (m, depth) by (depth, n).
@@ -74,36 +115,54 @@ pub(super) unsafe fn gemm([m, n, depth]: [usize; 3], c: Target, a: Operand, b: O
     }
     // A closure would not have the vector instructions of this function.
     let [mut left, mut right] = PACKED.take();
-    let across = n.div_ceil(PANEL);
     // SAFETY: the caller guarantees the operands; the packed ones have the lengths set here.
     unsafe {
         let direct = b.col == 1 && (m < PACK_ROWS || (b.row == n && n <= PANEL));
-        let (b, panel) = if direct {
-            (b, PANEL)
-        } else {
-            reserve(&mut right, across * PANEL * depth);
-            pack_right(right.as_mut_ptr(), b, depth, n);
-            (Operand { data: right.as_ptr(), row: PANEL, col: 1 }, PANEL * depth)
-        };
+        reserve(&mut right, if direct { 0 } else { PANEL * depth });
         // Strips of about equal height.
         let height = m.div_ceil(m.div_ceil(ROWS));
-        let pack = a.col != 1 && (a.row != 1 || n >= PACK_COLS);
-        reserve(&mut left, if pack { ROWS * depth + LANES } else { 0 });
-        for i in (0..m).step_by(height) {
-            let rows = height.min(m - i);
-            let mut a = a.at(i, 0);
-            if pack {
-                pack_left(left.as_mut_ptr(), a, rows, depth);
-                a = Operand { data: left.as_ptr(), row: 1, col: ROWS };
-            }
-            for j in 0..across {
-                let b = Operand { data: b.data.wrapping_add(j * panel), ..b };
-                let c = Target { data: c.data.wrapping_add(i * c.stride + j * PANEL), ..c };
-                strip_by_panel(rows, PANEL.min(n - j * PANEL), depth, c, a, b);
+        let (a, strip) = place_left(&mut left, a, [m, n, depth], height);
+        for j in (0..n).step_by(PANEL) {
+            let cols = PANEL.min(n - j);
+            let panel = if direct {
+                b.at(0, j)
+            } else {
+                pack_right(right.as_mut_ptr(), b.at(0, j), depth, cols);
+                Operand { data: right.as_ptr(), row: PANEL, col: 1 }
+            };
+            for i in (0..m).step_by(height) {
+                let c = Target { data: c.data.wrapping_add(i * c.stride + j), ..c };
+                let prefetch = if direct || j + PANEL >= n || i >= if b.col == 1 { 3 } else { 2 } * height {
+                    Prefetch::none(c.data.cast())
+                } else {
+                    let (by_columns, stride) = (b.col != 1, if b.col == 1 { b.row } else { b.col });
+                    let next = b.at(0, j + PANEL).data.cast();
+                    Prefetch::of_panel(next, by_columns, stride * size_of::<f32>(), depth, i / height)
+                };
+                let a = Operand { data: a.data.wrapping_add(i / height * strip), ..a };
+                strip_by_panel([height.min(m - i), cols, depth], c, a, panel, prefetch);
             }
         }
     }
     PACKED.set([left, right]);
+}
+
+/// The left operand in the form that [`block`] reads, and the elements from one strip to the next.
+#[target_feature(enable = "avx512f")]
+unsafe fn place_left(left: &mut Vec<f32>, a: Operand, [m, n, depth]: [usize; 3], height: usize) -> (Operand, usize) {
+    // SAFETY: the contract is that of `gemm`.
+    unsafe {
+        if a.col == 1 {
+            return (a, height * a.row);
+        }
+        if a.row == 1 && n < PACK_COLS {
+            return (a, height);
+        }
+        let strip = apart(ROWS * depth, LANES);
+        reserve(left, m.div_ceil(height) * strip + LANES);
+        pack_left(left.as_mut_ptr(), a, [m, height, strip], depth);
+        (Operand { data: left.as_ptr(), row: 1, col: ROWS }, strip)
+    }
 }
 
 fn reserve(buffer: &mut Vec<f32>, len: usize) {
@@ -120,12 +179,12 @@ pub(super) fn mask(n: usize) -> __mmask16 {
 
 /// Calls [`block`] for the numbers of rows, of registers per row, and the direction of `a`.
 #[target_feature(enable = "avx512f")]
-unsafe fn strip_by_panel(rows: usize, cols: usize, depth: usize, c: Target, a: Operand, b: Operand) {
+unsafe fn strip_by_panel([rows, cols, depth]: [usize; 3], c: Target, a: Operand, b: Operand, next: Prefetch) {
     macro_rules! choose {
         ($vectors:literal, $by_rows:literal, $($rows:literal)*) => {
             match rows {
                 // SAFETY: the contract is that of `gemm`.
-                $($rows => unsafe { block::<$rows, $vectors, $by_rows>(depth, c, a, b, cols) },)*
+                $($rows => unsafe { block::<$rows, $vectors, $by_rows>([cols, depth], c, a, b, next) },)*
                 _ => unreachable!("a strip has at most {ROWS} rows"),
             }
         };
@@ -159,11 +218,11 @@ macro_rules! broadcast {
 // An iterator over `sums` may remain a call, which would keep the sums in memory.
 #[allow(clippy::needless_range_loop)]
 unsafe fn block<const R: usize, const V: usize, const BY_ROWS: bool>(
-    depth: usize,
+    [cols, depth]: [usize; 2],
     c: Target,
     a: Operand,
     b: Operand,
-    cols: usize,
+    next: Prefetch,
 ) {
     let last = mask(cols - (V - 1) * LANES);
     let mut masks: [__mmask16; V] = [!0; V];
@@ -177,7 +236,20 @@ unsafe fn block<const R: usize, const V: usize, const BY_ROWS: bool>(
         (a.data, a.data.wrapping_byte_add(5 * stride), a.data.wrapping_byte_add(10 * stride));
     // SAFETY: the contract is that of `gemm`; the masks keep loads and stores inside the columns.
     unsafe {
+        for r in 0..R {
+            for v in 0..V {
+                _mm_prefetch::<_MM_HINT_ET0>(c.data.wrapping_add(r * c.stride + v * LANES).cast());
+            }
+        }
+        let (mut ahead, mut from, mut left) = (next.data, next.data, next.length);
         for _ in 0..depth {
+            _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+            ahead = ahead.wrapping_add(next.inner);
+            left -= 1;
+            if left == 0 {
+                from = from.wrapping_add(next.outer);
+                (ahead, left) = (from, next.length);
+            }
             let mut right = [_mm512_setzero_ps(); V];
             for v in 0..V {
                 _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(NEAR * b.row + v * LANES).cast());
@@ -235,65 +307,94 @@ unsafe fn block<const R: usize, const V: usize, const BY_ROWS: bool>(
     }
 }
 
-/// Packs the right operand: panel j has (depth, PANEL) consecutive elements; columns after the last
-/// one are 0.
+/// Packs a panel of the right operand, `cols` columns: (depth, PANEL) consecutive elements; columns
+/// after the last one are 0.
 #[target_feature(enable = "avx512f")]
-unsafe fn pack_right(to: *mut f32, b: Operand, depth: usize, n: usize) {
-    let panel = PANEL * depth;
-    // SAFETY: the contract is that of `gemm`; `to` has space for all panels.
+unsafe fn pack_right(to: *mut f32, b: Operand, depth: usize, cols: usize) {
+    // SAFETY: the contract is that of `gemm`; `to` has space for a panel.
     unsafe {
         if b.col == 1 {
-            // Rows are pages apart, so each is read to its end.
+            let masks = [mask(cols), mask(cols.saturating_sub(LANES))];
             for k in 0..depth {
-                let mut j = 0;
-                while j < n {
-                    _mm_prefetch::<_MM_HINT_T0>(b.data.wrapping_add((k + AHEAD) * b.row + j).cast());
-                    let line = _mm512_maskz_loadu_ps(mask(n - j), b.data.wrapping_add(k * b.row + j));
-                    _mm512_storeu_ps(to.add(j / PANEL * panel + k * PANEL + j % PANEL), line);
-                    j += LANES;
-                }
-                if (1..=LANES).contains(&(n % PANEL)) {
-                    _mm512_storeu_ps(to.add(n / PANEL * panel + k * PANEL + LANES), _mm512_setzero_ps());
+                for (v, mask) in masks.into_iter().enumerate() {
+                    let line = _mm512_maskz_loadu_ps(mask, b.data.wrapping_add(k * b.row + v * LANES));
+                    _mm512_storeu_ps(to.add(k * PANEL + v * LANES), line);
                 }
             }
             return;
         }
-        for j in (0..n.next_multiple_of(PANEL)).step_by(LANES) {
-            let to = to.add(j / PANEL * panel + j % PANEL);
+        for j in (0..PANEL).step_by(LANES) {
+            let cols = cols.saturating_sub(j).min(LANES);
             for k in (0..depth).step_by(LANES) {
-                let count = LANES.min(depth - k);
-                for i in 0..LANES {
-                    _mm_prefetch::<_MM_HINT_T0>(b.at(k + 2 * LANES, j + i).data.cast());
+                let (count, to) = (LANES.min(depth - k), to.add(k * PANEL + j));
+                if b.row == 1 && cols == LANES && count == LANES {
+                    store_square(to, b.at(k, j).data.cast(), b.col * size_of::<f32>());
+                    continue;
                 }
-                let square = load_square(b.at(k, j), n.saturating_sub(j).min(LANES), count);
+                let square = load_square(b.at(k, j), cols, count);
                 for (i, line) in square.iter().enumerate().take(count) {
-                    _mm512_storeu_ps(to.add((k + i) * PANEL), *line);
+                    _mm512_storeu_ps(to.add(i * PANEL), *line);
                 }
             }
         }
     }
 }
 
-/// Packs a strip of the left operand: (depth, ROWS) consecutive elements. The elements after `rows`
-/// are unspecified; `to` has space for a vector more.
+/// Packs strips of `height` of the `m` rows of the left operand, `strip` elements apart: (depth, ROWS)
+/// consecutive elements each. The elements after the rows of a strip are unspecified; `to` has space
+/// for a vector more.
 #[target_feature(enable = "avx512f")]
-unsafe fn pack_left(to: *mut f32, a: Operand, rows: usize, depth: usize) {
+unsafe fn pack_left(to: *mut f32, a: Operand, [m, height, strip]: [usize; 3], depth: usize) {
     // SAFETY: the contract is that of `gemm`.
     unsafe {
-        if a.row == 1 {
-            let mask = mask(rows);
-            for k in 0..depth {
-                _mm_prefetch::<_MM_HINT_T0>(a.at(0, k + AHEAD).data.cast());
-                // The lanes after `rows` are replaced by the next store.
-                _mm512_storeu_ps(to.add(k * ROWS), _mm512_maskz_loadu_ps(mask, a.at(0, k).data));
-            }
-            return;
-        }
         for k in 0..depth {
-            for r in 0..rows {
-                *to.add(k * ROWS + r) = *a.at(r, k).data;
+            if a.row == 1 {
+                // Rows are pages apart, so each is read to its end.
+                for i in (0..m).step_by(LANES) {
+                    _mm_prefetch::<_MM_HINT_T0>(a.at(i, k + AHEAD).data.cast());
+                }
+            }
+            for (s, i) in (0..m).step_by(height).enumerate() {
+                let (rows, to) = (height.min(m - i), to.add(s * strip + k * ROWS));
+                if a.row == 1 {
+                    // The lanes after the rows are replaced by the next store.
+                    _mm512_storeu_ps(to, _mm512_maskz_loadu_ps(mask(rows), a.at(i, k).data));
+                } else {
+                    for r in 0..rows {
+                        *to.add(r) = *a.at(i + r, k).data;
+                    }
+                }
             }
         }
+    }
+}
+
+/// Packs a square of an operand with contiguous columns, `stride` bytes apart: line i of the panel is
+/// element i of each column. Elements have 4 bytes.
+///
+/// # Safety
+/// The processor has AVX-512F; the columns are inside an allocation, and `to` has space for the lines of a
+/// panel.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn store_square(to: *mut f32, from: *const u8, stride: usize) {
+    macro_rules! lines {
+        ($($column:literal)*) => {
+            [$({
+                let from = from.wrapping_add($column * stride);
+                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(2 * LINE).cast());
+                _mm512_loadu_ps(from.cast())
+            }),*]
+        };
+    }
+    macro_rules! store {
+        ($square:ident, $($row:literal)*) => {
+            $(_mm512_storeu_ps(to.add($row * PANEL), $square[$row]);)*
+        };
+    }
+    // SAFETY: the contract is that of `gemm`. An array in a loop would pass through memory.
+    unsafe {
+        let square = transposed(lines!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15));
+        store!(square, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
     }
 }
 
@@ -329,6 +430,7 @@ unsafe fn load_square(b: Operand, cols: usize, count: usize) -> [__m512; LANES] 
 }
 
 /// Transposes a square: exchanges elements, pairs, then quarters of registers.
+#[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn transposed(rows: [__m512; LANES]) -> [__m512; LANES] {
     let mut pairs = rows;

@@ -1,10 +1,12 @@
 //! GEMM of one tile of bf16 matrices with the dot products of AVX-512 BF16.
 //!
 //! ```text
-//! pack the right operand in panels of 32 columns, two consecutive k beside each other
-//! for each strip of at most 14 rows, for each panel:
-//!     14 x 2 registers of sums;  for each pair of k, in order: sum = vdpbf16ps(sum, a pair, b pair)
-//!     C = sum, or C = C + sum
+//! left operand: rows as they are, or strips of at most 14 rows, packed by pairs of columns
+//! for each panel of 32 columns of the right operand, packed with two consecutive k beside each other:
+//!     for each strip:
+//!         14 x 2 registers of sums;  for each pair of k, in order: sum = vdpbf16ps(sum, a pair, b pair)
+//!             and prefetch a line of the next panel
+//!         C = sum, or C = C + sum
 //! ```
 //!
 //! The shape is that of `avx512`, with pairs of bf16 where that file has f32. `vdpbf16ps` adds the two
@@ -15,7 +17,8 @@
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
-use super::avx512::{Target, mask, transposed};
+use super::avx512::{Prefetch, Target, mask, store_square, transposed};
+use super::tile::apart;
 
 /// Pairs, or f32 elements, of a register.
 const LANES: usize = 16;
@@ -25,8 +28,8 @@ const ROWS: usize = 14;
 const PANEL: usize = 2 * LANES;
 /// Number of rows of a panel that are read ahead.
 const NEAR: usize = 12;
-/// Number of rows by which a pack reads ahead.
-const AHEAD: usize = 16;
+/// Number of rows by which a pack of the left operand reads ahead.
+const AHEAD: usize = 8;
 
 /// Operand of a GEMM. Element (i, j) is at `data + i * row + j * col`.
 #[derive(Clone, Copy)]
@@ -68,34 +71,38 @@ pub(super) unsafe fn gemm([m, n, depth]: [usize; 3], c: Target, a: Operand, b: O
         return;
     }
     let [mut left, mut right] = PACKED.take();
-    let (across, pairs) = (n.div_ceil(PANEL), depth.div_ceil(2));
-    let panel = PANEL * pairs;
-    reserve(&mut right, across * panel);
+    let pairs = depth.div_ceil(2);
+    reserve(&mut right, PANEL * pairs);
+    // Strips of about equal height.
+    let height = m.div_ceil(m.div_ceil(ROWS));
     let direct = a.col == 1;
-    // Two strips of the left operand, packed together.
-    let packed = ROWS * pairs + LANES;
-    reserve(&mut left, if direct { 0 } else { 2 * packed });
+    let strip = apart(ROWS * pairs, LANES);
     // SAFETY: the caller guarantees the operands; the packed ones have the lengths set here.
     unsafe {
-        pack_right(right.as_mut_ptr(), b, depth, n);
-        // Strips of about equal height.
-        let height = m.div_ceil(m.div_ceil(ROWS));
-        for (at, i) in (0..m).step_by(height).enumerate() {
-            let rows = height.min(m - i);
-            let left = left.as_mut_ptr().wrapping_add(at % 2 * packed);
-            if !direct && at % 2 == 0 {
-                let second = height.min(m - i - rows);
-                pack_left([left, left.wrapping_add(packed)], a.at(i, 0), [rows, second], depth);
-            }
-            let strip = if direct {
-                Strip { data: a.at(i, 0).data.cast(), row: a.row * size_of::<u16>(), pair: size_of::<u32>() }
-            } else {
-                Strip { data: left.cast_const().cast(), row: size_of::<u32>(), pair: ROWS * size_of::<u32>() }
-            };
-            for j in 0..across {
-                let c = Target { data: c.data.wrapping_add(i * c.stride + j * PANEL), ..c };
-                let cols = PANEL.min(n - j * PANEL);
-                strip_by_panel(rows, cols, depth, c, strip, right.as_ptr().wrapping_add(j * panel));
+        if !direct {
+            // Strips are packed two by two.
+            reserve(&mut left, m.div_ceil(height).next_multiple_of(2) * strip + LANES);
+            pack_left(left.as_mut_ptr(), a, [m, height, strip], depth);
+        }
+        for j in (0..n).step_by(PANEL) {
+            let cols = PANEL.min(n - j);
+            pack_right(right.as_mut_ptr(), b.at(0, j), depth, cols);
+            for i in (0..m).step_by(height) {
+                let c = Target { data: c.data.wrapping_add(i * c.stride + j), ..c };
+                let prefetch = if j + PANEL >= n || i >= 2 * height {
+                    Prefetch::none(c.data.cast())
+                } else {
+                    let (by_columns, stride) = (b.col != 1, if b.col == 1 { 2 * b.row } else { b.col });
+                    let next = b.at(if b.col == 1 { i / height } else { 0 }, j + PANEL).data.cast();
+                    Prefetch::of_panel(next, by_columns, stride * size_of::<u16>(), pairs, i / height)
+                };
+                let a = if direct {
+                    Strip { data: a.at(i, 0).data.cast(), row: a.row * size_of::<u16>(), pair: size_of::<u32>() }
+                } else {
+                    let data = left.as_ptr().wrapping_add(i / height * strip).cast();
+                    Strip { data, row: size_of::<u32>(), pair: ROWS * size_of::<u32>() }
+                };
+                strip_by_panel([height.min(m - i), cols, depth], c, a, right.as_ptr(), prefetch);
             }
         }
     }
@@ -116,12 +123,12 @@ fn mask32(n: usize) -> __mmask32 {
 
 /// Calls [`block`] for the numbers of rows and of registers per row, and the layout of the strip.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn strip_by_panel(rows: usize, cols: usize, depth: usize, c: Target, a: Strip, b: *const u32) {
+unsafe fn strip_by_panel([rows, cols, depth]: [usize; 3], c: Target, a: Strip, b: *const u32, next: Prefetch) {
     macro_rules! choose {
         ($vectors:literal, $direct:literal, $($rows:literal)*) => {
             match rows {
                 // SAFETY: the contract is that of `gemm`.
-                $($rows => unsafe { block::<$rows, $vectors, $direct>(depth, c, a, b, cols) },)*
+                $($rows => unsafe { block::<$rows, $vectors, $direct>([cols, depth], c, a, b, next) },)*
                 _ => unreachable!("a strip has at most {ROWS} rows"),
             }
         };
@@ -161,11 +168,11 @@ fn pairs_of(x: __m512i) -> __m512bh {
 // An iterator over `sums` may remain a call, which would keep the sums in memory.
 #[allow(clippy::needless_range_loop)]
 unsafe fn block<const R: usize, const V: usize, const DIRECT: bool>(
-    depth: usize,
+    [cols, depth]: [usize; 2],
     c: Target,
     a: Strip,
     b: *const u32,
-    cols: usize,
+    next: Prefetch,
 ) {
     let mut masks: [__mmask16; V] = [!0; V];
     masks[V - 1] = mask(cols - (V - 1) * LANES);
@@ -180,7 +187,20 @@ unsafe fn block<const R: usize, const V: usize, const DIRECT: bool>(
     // SAFETY: the contract is that of `gemm`; panels are whole, and the masks keep the stores inside the
     // columns.
     unsafe {
+        for r in 0..R {
+            for v in 0..V {
+                _mm_prefetch::<_MM_HINT_ET0>(c.data.wrapping_add(r * c.stride + v * LANES).cast());
+            }
+        }
+        let (mut ahead, mut from, mut left) = (next.data, next.data, next.length);
         for _ in 0..whole {
+            _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+            ahead = ahead.wrapping_add(next.inner);
+            left -= 1;
+            if left == 0 {
+                from = from.wrapping_add(next.outer);
+                (ahead, left) = (from, next.length);
+            }
             let mut right = [_mm512_setzero_si512(); V];
             for v in 0..V {
                 _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(NEAR * PANEL + v * LANES).cast());
@@ -246,13 +266,12 @@ unsafe fn block<const R: usize, const V: usize, const DIRECT: bool>(
     }
 }
 
-/// Packs the right operand: panel j has (pairs, PANEL) consecutive pairs; columns after the last one
-/// are 0, and so is the second element of the last pair of an odd depth.
+/// Packs a panel of the right operand, `cols` columns: (pairs, PANEL) consecutive pairs; columns after
+/// the last one are 0, and so is the second element of the last pair of an odd depth.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn pack_right(to: *mut u32, b: Operand, depth: usize, n: usize) {
+unsafe fn pack_right(to: *mut u32, b: Operand, depth: usize, cols: usize) {
     let pairs = depth.div_ceil(2);
-    let panel = PANEL * pairs;
-    // SAFETY: the contract is that of `gemm`; `to` has space for all panels, and the masks keep the loads
+    // SAFETY: the contract is that of `gemm`; `to` has space for a panel, and the masks keep the loads
     // inside `b`.
     unsafe {
         if b.col == 1 {
@@ -260,33 +279,31 @@ unsafe fn pack_right(to: *mut u32, b: Operand, depth: usize, n: usize) {
             let low: [u16; 2 * LANES] = std::array::from_fn(|i| (i / 2 + i % 2 * 2 * LANES) as u16);
             let high: [u16; 2 * LANES] = low.map(|i| i + LANES as u16);
             let (low, high) = (_mm512_loadu_si512(low.as_ptr().cast()), _mm512_loadu_si512(high.as_ptr().cast()));
-            // Rows are pages apart, so each is read to its end.
+            let mask = mask32(cols);
             for p in 0..pairs {
-                let second = 2 * p + 1 < depth;
-                for j in (0..n).step_by(PANEL) {
-                    let near = b.data.wrapping_add((2 * p + AHEAD) * b.row + j);
-                    _mm_prefetch::<_MM_HINT_T0>(near.cast());
-                    _mm_prefetch::<_MM_HINT_T0>(near.wrapping_add(b.row).cast());
-                    let mask = mask32(n - j);
-                    let row = |k: usize| b.data.wrapping_add(k * b.row + j).cast();
-                    let even = _mm512_maskz_loadu_epi16(mask, row(2 * p));
-                    let odd = _mm512_maskz_loadu_epi16(if second { mask } else { 0 }, row(2 * p + 1));
-                    let to = to.add(j / PANEL * panel + p * PANEL);
-                    _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi16(even, low, odd));
-                    _mm512_storeu_si512(to.add(LANES).cast(), _mm512_permutex2var_epi16(even, high, odd));
-                }
+                let second = if 2 * p + 1 < depth { mask } else { 0 };
+                let row = |k: usize| b.data.wrapping_add(k * b.row).cast();
+                let even = _mm512_maskz_loadu_epi16(mask, row(2 * p));
+                let odd = _mm512_maskz_loadu_epi16(second, row(2 * p + 1));
+                let to = to.add(p * PANEL);
+                _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi16(even, low, odd));
+                _mm512_storeu_si512(to.add(LANES).cast(), _mm512_permutex2var_epi16(even, high, odd));
             }
             return;
         }
-        for j in (0..n.next_multiple_of(PANEL)).step_by(LANES) {
-            let to = to.add(j / PANEL * panel + j % PANEL);
-            let cols = n.saturating_sub(j).min(LANES);
+        for j in (0..PANEL).step_by(LANES) {
+            let cols = cols.saturating_sub(j).min(LANES);
             for p in (0..pairs).step_by(LANES) {
+                let (from, to) = (b.at(2 * p, j), to.add(p * PANEL + j));
+                if b.row == 1 && cols == LANES && depth - 2 * p >= 2 * LANES {
+                    // Pairs are transposed as f32 are.
+                    store_square(to.cast(), from.data.cast(), b.col * size_of::<u16>());
+                    continue;
+                }
                 let mut lines = [_mm512_setzero_ps(); LANES];
                 for (i, line) in lines.iter_mut().enumerate().take(cols) {
-                    let from = b.at(2 * p, j + i);
+                    let from = from.at(0, i);
                     *line = _mm512_castsi512_ps(if b.row == 1 {
-                        _mm_prefetch::<_MM_HINT_T0>(from.data.wrapping_add(4 * LANES).cast());
                         _mm512_maskz_loadu_epi16(mask32(depth - 2 * p), from.data.cast())
                     } else {
                         let mut elements = [0u16; 2 * LANES];
@@ -298,44 +315,50 @@ unsafe fn pack_right(to: *mut u32, b: Operand, depth: usize, n: usize) {
                 }
                 let square = transposed(lines);
                 for (i, line) in square.iter().enumerate().take(pairs - p) {
-                    _mm512_storeu_ps(to.add((p + i) * PANEL).cast(), *line);
+                    _mm512_storeu_ps(to.add(i * PANEL).cast(), *line);
                 }
             }
         }
     }
 }
 
-/// Packs two consecutive strips of the left operand, the second of which may be empty: (pairs, ROWS)
-/// consecutive pairs each. The pairs after the rows of a strip are unspecified; each `to` has space for
-/// a vector more.
+/// Packs strips of `height` of the `m` rows of the left operand, `strip` pairs apart: (pairs, ROWS)
+/// consecutive pairs each. The pairs after the rows of a strip are unspecified; `to` has space for an even
+/// number of strips and a vector more.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn pack_left(to: [*mut u32; 2], a: Operand, rows: [usize; 2], depth: usize) {
-    // Element i of a column, then element i of the next; the second strip starts after the first.
+unsafe fn pack_left(to: *mut u32, a: Operand, [m, height, strip]: [usize; 3], depth: usize) {
+    // Element i of a column, then element i of the next; a second strip starts after the first.
     let from = |start: usize| -> [u16; 2 * LANES] {
         std::array::from_fn(|i| ((start + i / 2) % (2 * LANES) + i % 2 * 2 * LANES) as u16)
     };
-    let (first, second) = (from(0), from(rows[0]));
-    let mask = mask32(rows[0] + rows[1]);
+    let (first, second) = (from(0), from(height));
     // SAFETY: the contract is that of `gemm`; the masks keep the loads inside `a`.
     unsafe {
         let (first, second) = (_mm512_loadu_si512(first.as_ptr().cast()), _mm512_loadu_si512(second.as_ptr().cast()));
         for p in 0..depth.div_ceil(2) {
             let whole = 2 * p + 1 < depth;
-            if a.row == 1 {
-                let column = |k: usize| a.at(0, k).data.cast();
-                _mm_prefetch::<_MM_HINT_T0>(a.at(0, 2 * p + AHEAD).data.cast());
-                _mm_prefetch::<_MM_HINT_T0>(a.at(0, 2 * p + AHEAD + 1).data.cast());
-                let even = _mm512_maskz_loadu_epi16(mask, column(2 * p));
-                let odd = _mm512_maskz_loadu_epi16(if whole { mask } else { 0 }, column(2 * p + 1));
-                // The pairs after the rows are replaced by the next store.
-                _mm512_storeu_si512(to[0].add(p * ROWS).cast(), _mm512_permutex2var_epi16(even, first, odd));
-                _mm512_storeu_si512(to[1].add(p * ROWS).cast(), _mm512_permutex2var_epi16(even, second, odd));
+            let to = to.add(p * ROWS);
+            if a.row != 1 {
+                for r in 0..m {
+                    let odd = if whole { u32::from(*a.at(r, 2 * p + 1).data) } else { 0 };
+                    *to.add(r / height * strip + r % height) = u32::from(*a.at(r, 2 * p).data) | odd << 16;
+                }
                 continue;
             }
-            for r in 0..rows[0] + rows[1] {
-                let (to, at) = if r < rows[0] { (to[0], r) } else { (to[1], r - rows[0]) };
-                let odd = if whole { u32::from(*a.at(r, 2 * p + 1).data) } else { 0 };
-                *to.add(p * ROWS + at) = u32::from(*a.at(r, 2 * p).data) | odd << 16;
+            // Columns are pages apart, so each is read to its end.
+            for i in (0..m).step_by(2 * LANES) {
+                _mm_prefetch::<_MM_HINT_T0>(a.at(i, 2 * p + AHEAD).data.cast());
+                _mm_prefetch::<_MM_HINT_T0>(a.at(i, 2 * p + AHEAD + 1).data.cast());
+            }
+            for i in (0..m).step_by(2 * height) {
+                let mask = mask32((2 * height).min(m - i));
+                let column = |k: usize| a.at(i, k).data.cast();
+                let even = _mm512_maskz_loadu_epi16(mask, column(2 * p));
+                let odd = _mm512_maskz_loadu_epi16(if whole { mask } else { 0 }, column(2 * p + 1));
+                let to = to.add(i / height * strip);
+                // The pairs after the rows are replaced by the next store.
+                _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi16(even, first, odd));
+                _mm512_storeu_si512(to.add(strip).cast(), _mm512_permutex2var_epi16(even, second, odd));
             }
         }
     }

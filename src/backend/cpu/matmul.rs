@@ -24,9 +24,10 @@ use rayon::prelude::*;
 use super::Cpu;
 #[cfg(target_arch = "x86_64")]
 use super::avx512::{self, Operand, Target};
-use super::element::Element;
+use super::element::{Element, Room};
+use super::rows::rows_of_task;
 use super::simd::{LANES, SQUARE, fma, transpose, vectorised};
-use super::tile::{Grid, Mat, Tile, bounds, check_shapes};
+use super::tile::{Grid, Mat, Tile, apart, bounds, check_shapes};
 use crate::backend::Write;
 
 /// Maximum depth (K) of one accumulation. The gemm crate never splits a depth of 512 or less.
@@ -280,12 +281,14 @@ fn block<const FMA: bool, const R: usize, const W: usize>(
     }
 }
 
-/// Maximum rows of a tile.
-const TILE_ROWS: usize = 512;
+/// Maximum rows of a tile. With a depth of [`DEPTH`] they take half of a second cache.
+const TILE_ROWS: usize = 256;
 /// Maximum columns of a tile.
-const TILE_COLS: usize = 256;
+const TILE_COLS: usize = 1024;
 /// Minimum rows and columns of a tile that the gemm crate runs well.
 const MIN_TILE: usize = 64;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Unit of the row bounds of tiles.
 pub(super) const ROWS_UNIT: usize = 32;
 /// Unit of the column bounds of tiles. The vector registers of the gemm crate's kernels run along
@@ -315,12 +318,47 @@ fn grid<'a, T: Copy, C: Copy>(c: &'a mut [C], a: &Mat<'_, T>, cols: usize) -> Gr
         if shorter && (transposed || !narrower) {
             tile_rows /= 2;
         } else if narrower {
-            tile_cols -= COLS_UNIT;
+            tile_cols = (tile_cols.min(cols) - 1) / COLS_UNIT * COLS_UNIT;
+            tile_cols = tile_cols.max(MIN_TILE);
         } else {
             break;
         }
     }
     Grid::new(c, cols, bounds(rows, tile_rows, ROWS_UNIT), bounds(cols, tile_cols, COLS_UNIT))
+}
+
+/// Whether rows this many bytes apart map to one set of the first cache, where they evict each other.
+fn crowds(stride: usize) -> bool {
+    const PAGE: usize = 4096;
+    stride > 0 && stride.is_multiple_of(PAGE)
+}
+
+/// Bytes of the copy that [`par_matmul`] makes of a contiguous left operand with elements of `element` bytes.
+pub(super) fn spread_bytes(rows: usize, cols: usize, element: usize) -> usize {
+    if crowds(cols * element) { rows * apart(cols, LINE / element) * element } else { 0 }
+}
+
+/// Copy of a matrix whose rows do not map to one set of a cache.
+struct Spread<'a, A> {
+    data: Room<'a, A>,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+}
+
+impl<'a, A: Element> Spread<'a, A> {
+    fn of(cpu: &'a Cpu<A>, from: Mat<'_, A>) -> Self {
+        let stride = apart(from.cols, LINE / size_of::<A>());
+        let mut data = cpu.room(from.rows * stride);
+        data.par_chunks_mut(stride).with_min_len(rows_of_task(stride)).enumerate().for_each(|(r, to)| {
+            to[..from.cols].copy_from_slice(&from.data[r * from.row_stride..][..from.cols]);
+        });
+        Self { data, rows: from.rows, cols: from.cols, stride }
+    }
+
+    fn mat(&self) -> Mat<'_, A> {
+        Mat::new(&self.data, self.rows, self.cols, self.stride)
+    }
 }
 
 /// `c (+)= a b` on all threads, with `c` (a.rows, b.cols) contiguous. `epilogue` is called for
@@ -333,6 +371,13 @@ pub(super) fn par_matmul<A: Element, C: Element>(
     write: Write,
     epilogue: impl Fn(&mut Tile<'_>, [usize; 2]) + Sync,
 ) {
+    let spread;
+    let a = if a.rows > 1 && a.col_stride == 1 && crowds(a.row_stride * size_of::<A>()) {
+        spread = Spread::of(cpu, a);
+        spread.mat()
+    } else {
+        a
+    };
     let grid = grid(c, &a, b.cols);
     let (down, across) = grid.cells();
     // Neighbouring tasks share the columns of `b`, which stay in cache.
@@ -397,5 +442,21 @@ mod tests {
                 assert!(gaps.into_iter().all(|at| c[at] == old[at]), "an element after the columns changed");
             }
         }
+    }
+
+    #[test]
+    fn rows_that_crowd_one_set_of_a_cache_give_the_bits_of_rows_apart() {
+        let (m, n, depth) = (40, 70, 1024);
+        let random = |len: usize, factor: usize| -> Vec<f32> {
+            (0..len).map(|i| ((i * factor + 17) % 2003) as f32 / 1000.0 - 1.0).collect()
+        };
+        let (x, y) = (random(m * depth, 7919), random(n * depth, 104_729));
+        let (a, b) = (Mat::new(&x, m, depth, depth), Mat::new(&y, n, depth, depth).t());
+        assert!(crowds(4 * depth) && !crowds(4 * depth - 64));
+        assert_eq!(spread_bytes(m, depth, 4), m * (4 * depth + 64));
+        let (mut c, mut expected) = (vec![0.0; m * n], vec![0.0; m * n]);
+        par_matmul(&Cpu::new(), &mut c, a, b, Write::Overwrite, |_, _| {});
+        product(&mut Tile::new(&mut expected, m, n, n), a, b, Write::Overwrite, false);
+        assert_eq!(c, expected);
     }
 }

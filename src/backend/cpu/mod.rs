@@ -42,6 +42,7 @@ mod segment;
 mod simd;
 mod tile;
 pub mod units;
+mod workspace;
 
 use std::marker::PhantomData;
 
@@ -52,6 +53,7 @@ use super::{Backend, View, ViewMut};
 use crate::Result;
 pub use element::Element;
 pub use units::Units;
+pub(crate) use workspace::{StepSizes, workspace_bytes};
 
 /// The CPU backend, in f32 or with bf16 weights and activations. Ops run on the rayon thread pool of
 /// their caller.

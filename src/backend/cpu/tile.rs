@@ -201,6 +201,12 @@ pub(super) fn check_shapes<T>(c: &Tile<'_>, a: &Mat<'_, T>, b: &Mat<'_, T>) {
     );
 }
 
+/// `len`, or more, elements, an odd number of cache lines of `lanes` elements: rows this far apart do
+/// not map to the same sets of a cache.
+pub(super) fn apart(len: usize, lanes: usize) -> usize {
+    (len.div_ceil(lanes) | 1) * lanes
+}
+
 /// Bounds that divide `total` elements into about equal blocks of at most `block` elements. All
 /// bounds except the last are multiples of `unit`.
 pub(super) fn bounds(total: usize, block: usize, unit: usize) -> Vec<usize> {

@@ -1,0 +1,46 @@
+//! Workspace of the ops of a step, for the memory plan: the pool keeps what the op with the most takes.
+//! Workspace that does not grow with the batch is left out: it is a few MiB a thread.
+
+use super::matmul::spread_bytes;
+use super::units::Units;
+use crate::backend::contract::Precision;
+
+/// Sizes of a step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StepSizes {
+    /// Tokens of the batch.
+    pub tokens: usize,
+    /// Head rows; 0 without a vocabulary head.
+    pub rows: usize,
+    /// Elements of a row.
+    pub hidden: usize,
+    /// Elements of the queries of a row, and of its fused queries, keys and values.
+    pub queries: usize,
+    pub fused: usize,
+    /// Elements of the MLP's activation, and of the product before it.
+    pub intermediate: usize,
+    pub mlp: usize,
+    /// Whether a model runs without its gates stored.
+    pub infers: bool,
+}
+
+/// Bytes of workspace of a step with activations of this precision on these units.
+pub(crate) fn workspace_bytes(precision: Precision, units: Units, s: &StepSizes) -> u64 {
+    let act = precision.act_bytes() as usize;
+    let spread = |width: usize| spread_bytes(s.tokens, width, act);
+    let gates = if s.infers { s.mlp } else { s.intermediate };
+    let converted = match (precision, units) {
+        (Precision::Bf16, Units::Dot16) => 2 * s.queries,
+        (Precision::Bf16, Units::F32) => 2 * s.queries + s.fused,
+        (Precision::F32 | Precision::F64, _) => 0,
+    };
+    let ops = [
+        s.tokens * gates * act + spread(s.hidden),
+        spread(s.mlp),
+        spread(s.intermediate),
+        spread(s.fused),
+        s.tokens * converted * size_of::<f32>(),
+        2 * s.rows * s.hidden * act,
+    ];
+    ops.into_iter().max().unwrap_or(0) as u64
+}
