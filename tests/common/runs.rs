@@ -269,6 +269,7 @@ pub fn head_logprob_fwd<B: Backend>(
         target: target.view(),
         logp: logp.view_mut(),
         lse: lse.view_mut(),
+        stats: None,
     };
     on.backend.head_logprob_fwd(args).unwrap();
     vec![("logp", on.read_acc(&logp)), ("lse", on.read_acc(&lse))]

@@ -49,7 +49,7 @@ fn with<B: Backend>(
     change: impl FnOnce(&mut HeadPreference<'_, B>),
 ) -> Result<()> {
     let (a, s, i) = (&act(b), &acc(b), &b.zeros_idx(LEN)?);
-    let [mut loss, mut logit, mut sums, mut logp, mut lse, mut dlogp, mut score, mut dscore, mut dhead] =
+    let [mut loss, mut logit, mut sums, mut logp, mut lse, mut stats, mut dlogp, mut score, mut dscore, mut dhead] =
         std::array::from_fn(|_| acc(b));
     let mut dhidden = act(b);
     let mut args = HeadPreference {
@@ -84,6 +84,7 @@ fn with<B: Backend>(
         direct: Some(View::first(s, l.of("direct", 3))),
         logp: ViewMut::first(&mut logp, l.of("logp", 2)),
         lse: ViewMut::first(&mut lse, l.of("lse", 2)),
+        stats: Some(ViewMut::first(&mut stats, l.of("stats", 2 * ROW_STATS))),
         dlogp: ViewMut::first(&mut dlogp, l.of("dlogp", 2)),
         score: ViewMut::first(&mut score, l.of("score", 3)),
         dscore: ViewMut::first(&mut dscore, l.of("dscore", 3)),
