@@ -89,7 +89,7 @@ DEVICE void cap_logits(P& gemm, float cap) {
     }
 }
 
-/// Arrays of the forward: (slices, rows) each, but for `hit`.
+/// Arrays of the forward: (slices, rows) each, except `hit`.
 struct HeadSlices {
     float* max;
     float* sum;

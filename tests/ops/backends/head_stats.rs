@@ -1,6 +1,6 @@
 //! Entropy, mean logit and top-1 of the head rows against the reference, on the portable and the Hopper
 //! kernels: targets that are the most likely token, the first or the second of two equal tokens in one
-//! tile or in two, and targets of nearly zero probability; logits of -inf; a soft cap. The other results
+//! tile or in two, and targets of nearly zero probability; negative logits only, and -inf; a soft cap. The other results
 //! have the same bits as without them.
 
 use common::sm90::{Work, check_variant, run_on};
@@ -78,7 +78,13 @@ fn cases() -> Vec<Case> {
         likely.prefer(token, &[token * 50 + 7]);
     }
     likely.target = likely.source.iter().map(|token| token * 50 + 7).collect();
-    vec![Case::new("one row", (1, 8, 5, 1)), ties(), likely]
+    // Columns beyond the vocabulary must not win with a logit of 0.
+    let mut negative = Case::new("every logit is negative", (3, 16, 70, 8));
+    negative.x.iter_mut().for_each(|x| *x = x.abs());
+    negative.head.iter_mut().for_each(|w| *w = -w.abs());
+    negative.head[33 * 16..34 * 16].fill(-1.0 / 128.0);
+    negative.target[..4].fill(33);
+    vec![Case::new("one row", (1, 8, 5, 1)), ties(), likely, negative]
 }
 
 #[test]
