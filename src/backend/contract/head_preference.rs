@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use super::{
-    Comparisons, HeadDims, KINDS, Link, PairWeights, Precision, PreferenceFwd, ROW_STATS, Reduce, Result, Runs, SUM_FIELDS,
-    TERMS, Tail, Tolerance, WeightedCurve, check_softcap, curve, expect, expect_len,
+    Comparisons, HeadDims, KINDS, Link, PairWeights, Precision, PreferenceFwd, ROW_STATS, Reduce, Result, Runs,
+    SUM_FIELDS, TERMS, Tail, Tolerance, WeightedCurve, check_softcap, curve, expect, expect_len,
 };
 use crate::backend::{Backend, View, ViewMut, Write};
 

@@ -81,7 +81,8 @@ pub(super) fn join(
     let panels = values.len() / (FIELDS * rows);
     let of_row = |r: usize| -> [f32; ROW_STATS] {
         let at = |panel: usize, value: usize| values[(panel * FIELDS + value) * rows + r];
-        let over = |value: usize| (0..panels).map(|p| at(p, value)).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+        let over =
+            |value: usize| (0..panels).map(|p| at(p, value)).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
         let (largest, rival) = (over(0), over(PANEL_STATS + 2));
         let (mut sum, mut weighted, mut total) = (0.0, 0.0, 0.0);
         for p in 0..panels {

@@ -161,7 +161,11 @@ pub(crate) fn seconds(family: Family, backward: bool, tree: &Segments<'_>, h: He
         (_, true) => {
             // attention_bwd_delta reads two arrays of a query's width; its time is a launch.
             let delta = LAUNCH_SECONDS;
-            Some(delta + portable_paths("attention_bwd_q", family, tree, h, gpus)? + portable_keys(family, tree, h, gpus)?)
+            Some(
+                delta
+                    + portable_paths("attention_bwd_q", family, tree, h, gpus)?
+                    + portable_keys(family, tree, h, gpus)?,
+            )
         }
     }
 }
