@@ -79,8 +79,9 @@ impl<B: Backend> Scorer<B> {
         Ok(self)
     }
 
-    /// (ROW_STATS, seqs) sums over the tokens of each sequence of the last batch, if tokens are measured.
-    pub(super) fn stats(&self, seqs: usize) -> Option<View<'_, B::Acc>> {
+    /// (seqs) each: sums of the statistics over the tokens of each sequence of the last batch, if tokens are
+    /// measured.
+    pub(super) fn stats(&self, seqs: usize) -> Option<[View<'_, B::Acc>; ROW_STATS]> {
         self.stats.as_ref().map(|stats| stats.results(seqs))
     }
 

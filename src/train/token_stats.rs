@@ -9,7 +9,7 @@
 //!
 //! A step of several micro-batches is one mean over its tokens.
 
-use super::score::{grow, read, reserve};
+use super::score::{grow, reserve};
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, Buffer, View, ViewMut};
@@ -20,7 +20,8 @@ use crate::loss::objective::Method;
 pub(super) struct TokenStats<B: Backend> {
     /// (ROW_STATS, rows)
     rows: B::Acc,
-    /// (ROW_STATS, seqs) sums over the rows of each sequence
+    /// (ROW_STATS, capacity) sums over the rows of each sequence. The capacity is that of the buffer, so that
+    /// padding of a batch moves nothing.
     sums: B::Acc,
 }
 
@@ -47,6 +48,7 @@ impl<B: Backend> TokenStats<B> {
 
     /// Sums the rows of each sequence.
     pub fn sum(&mut self, backend: &B, (rows, seqs): (usize, usize), offsets: View<'_, B::Idx>) -> Result<()> {
+        let capacity = self.capacity();
         for i in 0..ROW_STATS {
             backend.segment_sum_fwd(SegmentSumFwd {
                 rows,
@@ -55,21 +57,29 @@ impl<B: Backend> TokenStats<B> {
                 values: View::first(&self.rows, ROW_STATS * rows).part(i * rows, rows),
                 offsets,
                 tail: None,
-                sums: ViewMut::first(&mut self.sums, ROW_STATS * seqs).part(i * seqs, seqs),
+                sums: ViewMut::first(&mut self.sums, (i + 1) * capacity).part(i * capacity, seqs),
             })?;
         }
         Ok(())
     }
 
-    /// (ROW_STATS, seqs) of the last batch.
-    pub fn results(&self, seqs: usize) -> View<'_, B::Acc> {
-        View::first(&self.sums, ROW_STATS * seqs)
+    /// (seqs) each: entropy, mean logit and top-1 of the last batch.
+    pub fn results(&self, seqs: usize) -> [View<'_, B::Acc>; ROW_STATS] {
+        let capacity = self.capacity();
+        std::array::from_fn(|i| View::first(&self.sums, (i + 1) * capacity).part(i * capacity, seqs))
     }
 
-    /// [`TokenStats::results`] on the host; waits for them.
+    /// [`TokenStats::results`] on the host, one after the other; waits for them.
     pub fn read(&self, backend: &B, seqs: usize) -> Result<Vec<f64>> {
-        debug_assert!(self.sums.len() >= ROW_STATS * seqs);
-        read(backend, &self.sums, ROW_STATS * seqs)
+        let mut values = vec![0.0; ROW_STATS * seqs];
+        for (i, view) in self.results(seqs).into_iter().enumerate() {
+            backend.read_acc(view, &mut values[i * seqs..(i + 1) * seqs])?;
+        }
+        Ok(values)
+    }
+
+    fn capacity(&self) -> usize {
+        self.sums.len() / ROW_STATS
     }
 }
 

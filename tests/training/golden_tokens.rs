@@ -33,9 +33,13 @@ fn statistics<B: Backend>(backend: &B) {
             (resolve(Method::Dpo, plain), pairs(&case.pairs), Some(case.reference.as_str()), &case.dpo),
             (Loss::sft(), rows, None, &case.sft),
         ] {
-            let step = |token_stats: bool| {
+            let step = |token_stats: bool, pad: bool| {
                 let loss = Loss { token_stats, ..loss.clone() };
                 let mut trainer = trainer(backend, &case.model, reference, loss, SETTINGS);
+                // Pads the batches, which changes no bit.
+                trainer.replay_steps(pad);
+                let limits = trainer.limits(&groups, groups.len() - 1).unwrap();
+                trainer.reserve(&limits, 2).unwrap();
                 let mut evaluator = trainer.evaluator().unwrap();
                 let (_, evaluated) = trainer.evaluate(&mut evaluator, &groups).unwrap();
                 // Two micro-batches of unequal size are one mean.
@@ -45,7 +49,7 @@ fn statistics<B: Backend>(backend: &B) {
                 let named = [evaluated.named(&trainer.loss, ""), report.tally.named(&trainer.loss, "")];
                 (named, report.update.grad_norm.to_bits(), report.tally.loss(&trainer.loss).to_bits())
             };
-            let (with, norm, value) = step(true);
+            let (with, norm, value) = step(true, false);
             for named in &with {
                 for (name, expected) in expected {
                     let found = named.get(name).and_then(|found| found.as_f64());
@@ -53,7 +57,9 @@ fn statistics<B: Backend>(backend: &B) {
                     close(&what, found.unwrap_or(f64::NAN), *expected, 1e-5, 1e-6);
                 }
             }
-            let (without, same_norm, same_value) = step(false);
+            let (padded, ..) = step(true, true);
+            assert_eq!(padded, with);
+            let (without, same_norm, same_value) = step(false, true);
             assert!(without.iter().all(|named| expected.keys().all(|name| !named.contains_key(name))));
             assert_eq!((norm, value), (same_norm, same_value), "{}", case.model);
         }

@@ -36,7 +36,7 @@ impl<B: Backend> Trainer<'_, B> {
             self.losses.results(comparisons).into_iter().try_for_each(&mut fetch)?;
         }
         if let Some(stats) = self.scorer.stats(seqs) {
-            fetch(stats)?;
+            stats.into_iter().try_for_each(fetch)?;
         }
         Ok(at)
     }

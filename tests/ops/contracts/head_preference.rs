@@ -110,11 +110,12 @@ fn cost_is_three_gemms_and_each_operand_once() {
     };
     // A GEMM is 2 * 2 rows * 4 * 6 = 96 FLOPs; two comparisons are 40. Bytes in f32: hidden rows
     // and head 4 * (8 + 24), indices and results per row 16 * 2, dhidden 4 * 12, dhead 4 * 24,
-    // dlogp and sequence offsets 4 * (2 + 4), five numbers for each of three sequences and seven
+    // dlogp and sequence offsets 4 * (2 + 4), statistics 4 * 6, five numbers for each of three sequences and seven
     // for each of two comparisons 4 * 29, comparison tables 4 * (18 + 4).
-    assert_eq!(cost(|_| ()), Cost { bytes: 532, flops: 3 * 96 + 40 });
-    assert_eq!(cost(|a| a.dhead = None), Cost { bytes: 532 - 96, flops: 2 * 96 + 40 });
-    assert_eq!(cost(|a| a.dhead_write = Write::Add), Cost { bytes: 532 + 96, flops: 3 * 96 + 40 });
+    assert_eq!(cost(|_| ()), Cost { bytes: 556, flops: 3 * 96 + 40 });
+    assert_eq!(cost(|a| a.dhead = None), Cost { bytes: 556 - 96, flops: 2 * 96 + 40 });
+    assert_eq!(cost(|a| a.dhead_write = Write::Add), Cost { bytes: 556 + 96, flops: 3 * 96 + 40 });
+    assert_eq!(cost(|a| a.stats = None), Cost { bytes: 556 - 24, flops: 3 * 96 + 40 });
     // Only scores, with a given score gradient.
-    assert_eq!(cost(|a| a.comparison = None), Cost { bytes: 532 - 116 - 88 + 24, flops: 3 * 96 });
+    assert_eq!(cost(|a| a.comparison = None), Cost { bytes: 556 - 116 - 88 + 24, flops: 3 * 96 });
 }
