@@ -110,8 +110,8 @@ fn layer_norm_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
 /// Rows that the registers of a warp hold: the teams of a block add their sums through shared memory. Three
 /// teams have no token of the last slice, which is the second one of a block.
 fn layer_norm_bwd_of_warps<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
-    let d = LayerNormDims { tokens: 289, hidden: 40, eps: 1e-6 };
-    let (rows, weight, stats) = (normal("rows", 11_560, 1.0), normal("w", 80, 1.0), normal("stats", 578, 1.0));
+    let d = LayerNormDims { tokens: 289, hidden: 152, eps: 1e-6 };
+    let (rows, weight, stats) = (normal("rows", 43_928, 1.0), normal("w", 304, 1.0), normal("stats", 578, 1.0));
     runs::layer_norm_bwd(on, d, [&rows, &rows, &stats, &weight, &rows, &weight], Write::Add)
 }
 
