@@ -111,14 +111,14 @@ struct OnlineSoftmax {
             top = fmaxf(top, shuffle_xor(top, 2));
             // While all scores are -inf, use 0: -inf - -inf would be NaN.
             float base = top == -INFINITY ? 0.0f : top;
-            rescale[half] = exp2f(max[half] - base);
+            rescale[half] = fast_exp2(max[half] - base);
             max[half] = top;
             sum[half] *= rescale[half];
 #pragma unroll
             for (int j = 0; j < KEYS / 8; ++j) {
 #pragma unroll
                 for (int e = 2 * half; e < 2 * half + 2; ++e) {
-                    float p = exp2f(scores.acc[0][j].value[e] - base);
+                    float p = fast_exp2(scores.acc[0][j].value[e] - base);
                     scores.acc[0][j].value[e] = p;
                     sum[half] += p;
                 }

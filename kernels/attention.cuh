@@ -284,7 +284,7 @@ struct PlainScores {
     static constexpr bool CAPPED = false;
     float scale;
 
-    /// Scaled score in base 2, for exp2f.
+    /// Scaled score in base 2, for fast_exp2.
     DEVICE float base2(float product) const {
         return product * (scale * LOG2_E);
     }
@@ -309,7 +309,7 @@ struct CappedScores {
             return 1.0f - 2.0f * fast_reciprocal(1.0f + fast_exp2(2.0f * LOG2_E * x));
         }
     }
-    /// Scaled and capped score in base 2, for exp2f; `slope` receives the slope of the cap.
+    /// Scaled and capped score in base 2, for fast_exp2; `slope` receives the slope of the cap.
     DEVICE float base2(float product, float& slope) const {
         float t = tanh(product * (scale * LOG2_E) * inverse);
         slope = 1.0f - t * t;

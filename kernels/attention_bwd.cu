@@ -115,7 +115,7 @@ struct BackwardInputs {
 /// Replaces a score by P and dP by dS.
 template <class Scoring>
 DEVICE void softmax_backward(float& score, float& dp, bool seen, const Scoring& form, float lse, float delta) {
-    float slope = 1.0f, p = seen ? exp2f(form.base2(score, slope) - lse) : 0.0f;
+    float slope = 1.0f, p = seen ? fast_exp2(form.base2(score, slope) - lse) : 0.0f;
     score = p;
     dp = p * (dp - delta);
     if constexpr (Scoring::CAPPED) {

@@ -7,6 +7,7 @@
 //       (max, sum) = combine((max, sum), (tile max, sum exp(z - tile max)))
 //     store (max, sum) per slice and row
 //   head_logprob_join: lse = combine all slices in ascending order; logp = hit - lse
+//   head_stats_slices, head_stats_join: the same, and the statistics of each row (logit_stats.cuh)
 //   backward, for each chunk of the vocabulary (a loop of the host):
 //     head_dlogits: recompute z; dlogits = dlogp (onehot(target) - exp(z - lse)), times the slope of the cap
 //     head_drows:   drows = or += dlogits head[chunk]
@@ -20,20 +21,58 @@
 // Cost: forward 2 rows vocab hidden FLOPs, backward three times that.
 #include "common.cuh"
 #include "linear.cuh"
+#include "logit_stats.cuh"
 #include "reduce.cuh"
 
 /// Column tiles per vocabulary slice.
 EXPORT constexpr int HEAD_SLICE_TILES = 8;
 
-/// Combines the four lanes that share a fragment row.
-DEVICE LogSumExp combine_quad(LogSumExp partial) {
-#pragma unroll
-    for (int mask = 1; mask < 4; mask *= 2) {
-        LogSumExp other{shuffle_xor(partial.max, mask), shuffle_xor(partial.sum, mask)};
-        partial = LogSumExp::combine(partial, other);
+/// Statistics of a row's logits so far, or nothing.
+template <bool STATS>
+struct StatsPart {};
+template <>
+struct StatsPart<true> {
+    LogitStats stats;
+};
+
+/// A row's logits so far, with or without statistics.
+template <bool STATS>
+struct RowPartial : StatsPart<STATS> {
+    LogSumExp sums;
+
+    DEVICE static RowPartial empty() {
+        RowPartial none;
+        none.sums = LogSumExp::empty();
+        if constexpr (STATS) {
+            none.stats = LogitStats::empty();
+        }
+        return none;
     }
-    return partial;
-}
+
+    DEVICE static RowPartial combine(const RowPartial& a, const RowPartial& b) {
+        RowPartial both;
+        both.sums = LogSumExp::combine(a.sums, b.sums);
+        if constexpr (STATS) {
+            both.stats = LogitStats::combine(a.stats, a.sums, b.stats, b.sums, both.sums);
+        }
+        return both;
+    }
+
+    /// Combines the four lanes that share a fragment row.
+    DEVICE static RowPartial combine_quad(RowPartial partial) {
+#pragma unroll
+        for (int mask = 1; mask < 4; mask *= 2) {
+            RowPartial other;
+            other.sums = {shuffle_xor(partial.sums.max, mask), shuffle_xor(partial.sums.sum, mask)};
+            if constexpr (STATS) {
+                other.stats = {shuffle_xor(partial.stats.weighted, mask), shuffle_xor(partial.stats.total, mask),
+                               shuffle_xor(partial.stats.rival, mask)};
+            }
+            partial = combine(partial, other);
+        }
+        return partial;
+    }
+};
 
 /// Soft cap of a tile of logits: c tanh(z / c).
 template <class P>
@@ -50,32 +89,40 @@ DEVICE void cap_logits(P& gemm, float cap) {
     }
 }
 
-template <class T>
-KERNELS(256, head_logprob_slices, FOR(T: f32 bf16))(const T* hidden,    // (tokens, hidden_size)
-                                                    const T* head,      // (vocab, hidden_size)
-                                                    const int* source,  // (rows)
-                                                    const int* target,  // (rows)
-                                                    float* max,         // (slices, rows)
-                                                    float* sum,         // (slices, rows)
-                                                    float* hit,         // (rows): the target's logit
-                                                    int hidden_size, int vocab, int rows,
-                                                    float softcap) {  // 0 for none
+/// Arrays of the forward: (slices, rows) each, except `hit`.
+struct HeadSlices {
+    float* max;
+    float* sum;
+    /// (rows): the target's logit
+    float* hit;
+    /// Null without statistics.
+    float* weighted;
+    float* total;
+    float* rival;
+};
+
+/// Body of head_logprob_slices and head_stats_slices.
+template <class T, bool STATS>
+DEVICE void head_slices(const T* hidden, const T* head, const int* source, const int* target, HeadSlices out,
+                        int hidden_size, int vocab, int rows, float softcap) {
     using P = BlockGemm<T, true, true>;
+    using Partial = RowPartial<STATS>;
     DYNAMIC_SHARED_OF(shared, P::SHARED_BYTES);
     constexpr int SLICE = HEAD_SLICE_TILES * P::COLUMNS, FRAGMENTS_N = P::S::WARPS_N;
+    static_assert(P::ROWS * FRAGMENTS_N * sizeof(Partial) <= P::SHARED_BYTES, "the partials fit into the stages");
     auto a = MatrixView<T>::of(hidden, rows, hidden_size, source);
     auto b = MatrixView<T>::of(head, vocab, hidden_size);
     int bands = ceil_div(rows, P::ROWS), slices = ceil_div(vocab, SLICE);
     for (long long item = blockIdx.x; item < 1LL * bands * slices; item += gridDim.x) {
         int row = int(item % bands) * P::ROWS, slice = int(item / bands);
-        LogSumExp partial[P::FRAGMENTS_M][2];
+        Partial partial[P::FRAGMENTS_M][2];
         int target_column[P::FRAGMENTS_M][2];
 #pragma unroll
         for (int i = 0; i < P::FRAGMENTS_M; ++i) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 int r = row + P::row_of(i, half);
-                partial[i][half] = LogSumExp::empty();
+                partial[i][half] = Partial::empty();
                 target_column[i][half] = r < rows ? target[r] : -1;
             }
         }
@@ -103,35 +150,50 @@ KERNELS(256, head_logprob_slices, FOR(T: f32 bf16))(const T* hidden,    // (toke
                             float logit = gemm.acc[i][j].value[2 * half + e];
                             largest = c < vocab ? Max{}(largest, logit) : largest;
                             if (c == target_column[i][half]) {
-                                hit[row + P::row_of(i, half)] = logit;
+                                out.hit[row + P::row_of(i, half)] = logit;
                             }
                         }
                     }
-                    LogSumExp tile{largest, 0.0f};
+                    Partial tile = Partial::empty();
+                    tile.sums.max = largest;
+                    float before = -INFINITY;
                     if (largest != -INFINITY) {
 #pragma unroll
                         for (int j = 0; j < P::FRAGMENTS_N; ++j) {
 #pragma unroll
                             for (int e = 0; e < 2; ++e) {
                                 int c = column + P::column_of(j) + e;
-                                tile.sum += c < vocab ? expf(gemm.acc[i][j].value[2 * half + e] - largest) : 0.0f;
+                                float logit = gemm.acc[i][j].value[2 * half + e];
+                                float power = c < vocab ? expf(logit - largest) : 0.0f;
+                                tile.sums.sum += power;
+                                if constexpr (STATS) {
+                                    tile.stats.weighted += power == 0.0f ? 0.0f : (logit - largest) * power;
+                                    tile.stats.total += c < vocab ? logit : 0.0f;
+                                    int behind = c - target_column[i][half];
+                                    before = behind < 0 ? Max{}(before, logit) : before;
+                                    float& after = tile.stats.rival;
+                                    after = behind > 0 && c < vocab ? Max{}(after, logit) : after;
+                                }
                             }
                         }
                     }
-                    partial[i][half] = LogSumExp::combine(partial[i][half], tile);
+                    if constexpr (STATS) {
+                        tile.stats.rival = Max{}(tile.stats.rival, next_up(before));
+                    }
+                    partial[i][half] = Partial::combine(partial[i][half], tile);
                 }
             }
         }
         // Partials of warps that share rows are exchanged through the stages: no warp still reads
         // them.
         sync_block();
-        LogSumExp* partials = reinterpret_cast<LogSumExp*>(shared);
+        Partial* partials = reinterpret_cast<Partial*>(shared);
         int across = int(threadIdx.x) / WARP % FRAGMENTS_N;
 #pragma unroll
         for (int i = 0; i < P::FRAGMENTS_M; ++i) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                LogSumExp combined = combine_quad(partial[i][half]);
+                Partial combined = Partial::combine_quad(partial[i][half]);
                 if (lane_index() % 4 == 0) {
                     partials[P::row_of(i, half) * FRAGMENTS_N + across] = combined;
                 }
@@ -140,15 +202,52 @@ KERNELS(256, head_logprob_slices, FOR(T: f32 bf16))(const T* hidden,    // (toke
         // All warps' partials are written before any thread combines them.
         sync_block();
         for (int r = int(threadIdx.x); r < P::ROWS && row + r < rows; r += P::THREADS) {
-            LogSumExp combined = partials[r * FRAGMENTS_N];
+            Partial combined = partials[r * FRAGMENTS_N];
 #pragma unroll
             for (int w = 1; w < FRAGMENTS_N; ++w) {
-                combined = LogSumExp::combine(combined, partials[r * FRAGMENTS_N + w]);
+                combined = Partial::combine(combined, partials[r * FRAGMENTS_N + w]);
             }
-            max[1LL * slice * rows + row + r] = combined.max;
-            sum[1LL * slice * rows + row + r] = combined.sum;
+            long long at = 1LL * slice * rows + row + r;
+            out.max[at] = combined.sums.max;
+            out.sum[at] = combined.sums.sum;
+            if constexpr (STATS) {
+                out.weighted[at] = combined.stats.weighted;
+                out.total[at] = combined.stats.total;
+                out.rival[at] = combined.stats.rival;
+            }
         }
     }
+}
+
+template <class T>
+KERNELS(256, head_logprob_slices, FOR(T: f32 bf16))(const T* hidden,    // (tokens, hidden_size)
+                                                    const T* head,      // (vocab, hidden_size)
+                                                    const int* source,  // (rows)
+                                                    const int* target,  // (rows)
+                                                    float* max,         // (slices, rows)
+                                                    float* sum,         // (slices, rows)
+                                                    float* hit,         // (rows): the target's logit
+                                                    int hidden_size, int vocab, int rows,
+                                                    float softcap) {  // 0 for none
+    HeadSlices out{max, sum, hit, nullptr, nullptr, nullptr};
+    head_slices<T, false>(hidden, head, source, target, out, hidden_size, vocab, rows, softcap);
+}
+
+template <class T>
+KERNELS(256, head_stats_slices, FOR(T: f32 bf16))(const T* hidden,    // (tokens, hidden_size)
+                                                  const T* head,      // (vocab, hidden_size)
+                                                  const int* source,  // (rows)
+                                                  const int* target,  // (rows)
+                                                  float* max,         // (slices, rows)
+                                                  float* sum,         // (slices, rows)
+                                                  float* hit,         // (rows): the target's logit
+                                                  float* weighted,    // (slices, rows)
+                                                  float* total,       // (slices, rows)
+                                                  float* rival,       // (slices, rows)
+                                                  int hidden_size, int vocab, int rows,
+                                                  float softcap) {  // 0 for none
+    HeadSlices out{max, sum, hit, weighted, total, rival};
+    head_slices<T, true>(hidden, head, source, target, out, hidden_size, vocab, rows, softcap);
 }
 
 KERNEL(256, head_logprob_join)(const float* max,  // (slices, rows)
@@ -165,6 +264,32 @@ KERNEL(256, head_logprob_join)(const float* max,  // (slices, rows)
         float value = all.value();
         lse[r] = value;
         logp[r] = hit[r] - value;
+    }
+}
+
+KERNEL(256, head_stats_join)(const float* max,       // (slices, rows)
+                             const float* sum,       // (slices, rows)
+                             const float* hit,       // (rows)
+                             const float* weighted,  // (slices, rows)
+                             const float* total,     // (slices, rows)
+                             const float* rival,     // (slices, rows)
+                             float* logp,            // (rows)
+                             float* lse,             // (rows)
+                             float* stats,           // (3, rows): entropy, mean logit, is_top1
+                             int slices, int rows, int vocab) {
+    for (int r = int(blockIdx.x * blockDim.x + threadIdx.x); r < rows; r += int(gridDim.x * blockDim.x)) {
+        RowPartial<true> all = RowPartial<true>::empty();
+        for (int s = 0; s < slices; ++s) {
+            long long at = 1LL * s * rows + r;
+            RowPartial<true> part;
+            part.sums = {max[at], sum[at]};
+            part.stats = {weighted[at], total[at], rival[at]};
+            all = RowPartial<true>::combine(all, part);
+        }
+        float value = all.sums.value();
+        lse[r] = value;
+        logp[r] = hit[r] - value;
+        all.stats.store(stats + r, rows, logf(all.sums.sum), all.sums.sum, hit[r], vocab);
     }
 }
 

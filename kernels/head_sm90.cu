@@ -11,6 +11,8 @@
 //   dhead:         dhead = E'ᵀ scaled                          linear_bwd_weight, linear_sm90.cu
 //     later chunks of rows: head_dhead starts its accumulators from dhead, so the sum over rows
 //     has the same order, and the same bits, at every chunk size
+//   With the statistics of a row (logit_stats.cuh), head_sums, head_powers and head_join are those of
+//     head_stats_sm90.cu.
 //   head_carry:    rows beyond a multiple of 16 move to the next chunk, since a wgmma sums 16 rows
 //
 // Departures from logsumexp with a running maximum (head.cu):
@@ -29,13 +31,7 @@
 // A row's result depends on that row only.
 // Cost: forward 2 rows vocab hidden FLOPs, backward twice that. Shared memory of the GEMMs:
 // Hopper::SHARED_BYTES.
-#include "linear_sm90.cuh"
-#include "primitives/math.cuh"
-#include "reduce.cuh"
-#include "rows.cuh"
-
-/// Elements per 16-byte load.
-constexpr int EIGHT = 8;
+#include "head_sm90.cuh"
 
 /// Gathers the hidden rows of the head rows, and derives each row's k from its target's logit.
 KERNEL(128, head_rows_sm90)(const bf16* hidden,  // (tokens, hidden_size)
@@ -56,131 +52,6 @@ KERNEL(128, head_rows_sm90)(const bf16* hidden,  // (tokens, hidden_size)
     }
 }
 
-/// The job: a tile's sum of exponentials per row, the target's logit, and if STORE the
-/// exponentials.
-template <class H, bool STORE>
-struct HeadJob : Raster<H> {
-    const int* target;  // (rows)
-    const float* base;  // (rows)
-    float* sums_out;    // (tiles across, rows)
-    float* hit;         // (rows): the target's logit
-    /// (rows, vocab)
-    const TensorDescriptor* exps;
-    static_assert(H::COLUMNS % H::SUBTILE_COLUMNS == 0, "whole subtiles");
-
-    DEVICE void epilogue(const Ring<H>& ring, float (&acc)[H::HALVES][H::ACCUMULATORS], int, const Tile& tile,
-                         int group, int thread) {
-        const int rows = this->rows, vocab = this->columns;
-#pragma unroll
-        for (int half = 0; half < H::HALVES; ++half) {
-            int first_row = tile.row + 64 * half, row = first_row + row_of_thread(thread);
-            if (tile.column + H::COLUMNS > vocab) {
-                mask_columns(acc[half], vocab - tile.column - column_of_thread(thread));
-            }
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                int r = row + 8 * i;
-                float k = 0.0f;
-                if (r < rows) {
-                    k = base[r];
-                    store_target_logit(acc[half], i, r, target[r] - tile.column - column_of_thread(thread));
-                }
-                float total = exponentiate(acc[half], i, k);
-                total += shuffle_xor(total, 1);
-                total += shuffle_xor(total, 2);
-                if (r < rows && thread % 4 == 0) {
-                    sums_out[1LL * (tile.column / H::COLUMNS) * rows + r] = total;
-                }
-            }
-            if constexpr (STORE) {
-                store_exponentials(ring, acc[half], first_row, tile.column, group, thread);
-            }
-        }
-    }
-
-    DEVICE void store_exponentials(const Ring<H>& ring, const float (&acc)[H::ACCUMULATORS], int row, int column,
-                                   int group, int thread) const {
-        const int rows = this->rows, vocab = this->columns;
-#pragma unroll
-        for (int begin = 0; begin < H::SUBTILES; begin += H::BATCH) {
-            const int count = min_of(H::BATCH, H::SUBTILES - begin);
-            unsigned char* staging = acquire_staging(ring, group, thread);
-#pragma unroll
-            for (int p = 0; p < count; ++p) {
-#pragma unroll
-                for (int j = 0; j < H::SUBTILE_COLUMNS / 8; ++j) {
-#pragma unroll
-                    for (int i = 0; i < 2; ++i) {
-                        const float* two = acc + 4 * ((begin + p) * H::SUBTILE_COLUMNS / 8 + j) + 2 * i;
-                        *subtile_pair(staging + p * H::SUBTILE_BYTES, row_of_thread(thread) + 8 * i, j, thread) =
-                            pack_bf16(two[0], two[1]);
-                    }
-                }
-            }
-            publish_staging(group);
-            if (thread == 0) {
-#pragma unroll
-                for (int p = 0; p < count; ++p) {
-                    int at = column + (begin + p) * H::SUBTILE_COLUMNS;
-                    if (row < rows && at < vocab) {
-                        tma_store(*exps, at, row, staging + p * H::SUBTILE_BYTES);
-                    }
-                }
-                tma_commit();
-            }
-        }
-    }
-
-    /// Sets logits beyond the vocabulary to -inf: columns from `left` on, counted from the thread's
-    /// first.
-    DEVICE static void mask_columns(float (&acc)[H::ACCUMULATORS], int left) {
-#pragma unroll
-        for (int j = 0; j < H::COLUMNS / 8; ++j) {
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                bool out = 8 * j + e >= left;
-                acc[4 * j + e] = out ? -INFINITY : acc[4 * j + e];
-                acc[4 * j + 2 + e] = out ? -INFINITY : acc[4 * j + 2 + e];
-            }
-        }
-    }
-
-    /// Stores the target's logit if the thread holds it: `wanted` is its column minus the thread's
-    /// first.
-    DEVICE void store_target_logit(const float (&acc)[H::ACCUMULATORS], int i, int r, int wanted) const {
-        if (unsigned(wanted) >= unsigned(H::COLUMNS) || wanted % 8 > 1) {
-            return;
-        }
-        float logit = 0.0f;
-#pragma unroll
-        for (int j = 0; j < H::COLUMNS / 8; ++j) {
-            logit = wanted == 8 * j ? acc[4 * j + 2 * i] : logit;
-            logit = wanted == 8 * j + 1 ? acc[4 * j + 2 * i + 1] : logit;
-        }
-        hit[r] = logit;
-    }
-
-    /// Replaces a row's logits by 2^(log2(e) z - k) and returns their sum, even and odd columns
-    /// summed separately first.
-    DEVICE static float exponentiate(float (&acc)[H::ACCUMULATORS], int i, float k) {
-        float total[2] = {0.0f, 0.0f};
-#pragma unroll
-        for (int j = 0; j < H::COLUMNS / 8; ++j) {
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                float& x = acc[4 * j + 2 * i + e];
-                x = fast_exp2(fmaf(x, LOG2_E, -k));
-                total[e] += x;
-            }
-        }
-        return total[0] + total[1];
-    }
-};
-
-/// Columns of a tile of the vocabulary.
-EXPORT constexpr int HEAD_COLUMNS = 192;
-using Head = Hopper<HEAD_COLUMNS, Major::K, Major::K, bf16, 1, true>;
-
 // A: packed rows (rows, hidden), B: head (vocab, hidden).
 KERNEL(384, head_sums_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap head,
     const int* target,  // (rows)
@@ -188,7 +59,7 @@ KERNEL(384, head_sums_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap head,
     float* sums,        // (vocab / 192 rounded up, rows)
     float* hit,         // (rows)
     int rows, int vocab, int hidden) {
-    run_job<Head>(packed, head, HeadJob<Head, false>{{rows, vocab, hidden}, target, base, sums, hit, nullptr});
+    run_job<Head>(packed, head, HeadJob<Head, false, false>{{rows, vocab, hidden}, target, base, sums, hit, nullptr, {}});
 }
 
 // As above; also stores the exponentials.
@@ -199,83 +70,9 @@ KERNEL(384, head_powers_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap hea
     float* sums,        // (vocab / 192 rounded up, rows)
     float* hit,         // (rows)
     int rows, int vocab, int hidden) {
-    run_job<Head>(packed, head, HeadJob<Head, true>{{rows, vocab, hidden}, target, base, sums, hit, &exps});
+    run_job<Head>(packed, head, HeadJob<Head, true, false>{{rows, vocab, hidden}, target, base, sums, hit, &exps, {}});
 }
 
-/// Threads of head_join_sm90.
-constexpr int JOIN_THREADS = 128;
-/// Logits that a warp of recompute_row computes at once, so that their latencies overlap.
-constexpr int AT_ONCE = 4;
-
-/// Logits of AT_ONCE tokens from v on; every lane gets them. -inf beyond the vocabulary.
-DEVICE void logits_of(const bf16* x, const bf16* head, int v, int hidden_size, int vocab, float (&z)[AT_ONCE]) {
-    float sums[AT_ONCE] = {};
-    for (int c = lane_index() * EIGHT; c < hidden_size; c += WARP * EIGHT) {
-        float a[EIGHT];
-        load_elements(a, x + c, EIGHT, true);
-#pragma unroll
-        for (int j = 0; j < AT_ONCE; ++j) {
-            float b[EIGHT];
-            load_elements(b, head + 1LL * min_of(v + j, vocab - 1) * hidden_size + c, EIGHT, true);
-#pragma unroll
-            for (int i = 0; i < EIGHT; ++i) {
-                sums[j] += a[i] * b[i];
-            }
-        }
-    }
-#pragma unroll
-    for (int j = 0; j < AT_ONCE; ++j) {
-        float z_j = reduce_warp(sums[j], Add{});
-        z[j] = v + j < vocab ? z_j : -INFINITY;
-    }
-}
-
-/// Recomputes a row whose sum is out of range: k from its largest logit, and its exponentials if
-/// not null. Returns the sum. All threads of the block call it; warps take AT_ONCE tokens in turn.
-DEVICE float recompute_row(const bf16* x, const bf16* head, float& k, bf16* exps, int hidden_size, int vocab) {
-    constexpr int STEP = JOIN_THREADS / WARP * AT_ONCE;
-    SHARED(float, partial, JOIN_THREADS / WARP);
-    int first = int(threadIdx.x) / WARP * AT_ONCE;
-    float z[AT_ONCE], largest = -INFINITY, sum = 0.0f;
-    for (int v = first; v < vocab; v += STEP) {
-        logits_of(x, head, v, hidden_size, vocab, z);
-#pragma unroll
-        for (int j = 0; j < AT_ONCE; ++j) {
-            largest = Max{}(largest, z[j]);
-        }
-    }
-    largest = reduce_block<JOIN_THREADS>(largest, partial, Max{});
-    k = largest - largest == 0.0f ? rintf(largest * LOG2_E) : 0.0f;
-    for (int v = first; v < vocab; v += STEP) {
-        logits_of(x, head, v, hidden_size, vocab, z);
-#pragma unroll
-        for (int j = 0; j < AT_ONCE; ++j) {
-            float e = fast_exp2(fmaf(z[j], LOG2_E, -k));
-            sum += e;
-            if (exps != nullptr && lane_index() == 0 && v + j < vocab) {
-                exps[v + j] = from_float<bf16>(e);
-            }
-        }
-    }
-    // Every lane of a warp has the warp's sum.
-    sum = reduce_block<JOIN_THREADS>(lane_index() == 0 ? sum : 0.0f, partial, Add{});
-    // Softmax is undefined with an infinite logit.
-    return largest == INFINITY ? NAN : sum;
-}
-
-/// Whether a sum is used as it is. Below 2^90, v times a hidden value stays a normal number of bf16.
-/// A sum is NaN only if a logit is, and stays NaN.
-DEVICE bool is_usable(float sum) {
-    constexpr float MIN_SUM = 0x1p-100f, MAX_SUM = 0x1p90f;
-    return (sum > MIN_SUM && sum < MAX_SUM) || sum != sum;
-}
-
-/// Rows per warp of head_join_sm90.
-EXPORT constexpr int HEAD_JOIN_ROWS = 8;
-
-/// Adds the tiles' sums of each row: lse = k ln 2 + ln sum, logp = hit - lse. A warp takes eight
-/// adjacent rows; each lane adds every fourth tile of one row. Then the block recomputes its rows
-/// with sums out of range one by one.
 KERNEL(128, head_join_sm90)(const bf16* packed,  // (rows, hidden_size)
                             const bf16* head,    // (vocab, hidden_size)
                             const float* sums,   // (slices, rows)
@@ -286,45 +83,8 @@ KERNEL(128, head_join_sm90)(const bf16* packed,  // (rows, hidden_size)
                             float* lse,          // (rows)
                             bf16* exps,          // (rows, stride), may be null
                             int hidden_size, int vocab, int rows, int slices, int stride) {
-    constexpr int ROWS = JOIN_THREADS / WARP * HEAD_JOIN_ROWS;
-    SHARED(float, sum_of, ROWS);
-    auto finish = [&](long long r, float k, float sum) {
-        float value = fmaf(k, LN_2, logf(sum));
-        base[r] = k;
-        total[r] = sum;
-        lse[r] = value;
-        logp[r] = hit[r] - value;
-    };
-    for (long long begin = 1LL * ROWS * blockIdx.x; begin < rows; begin += 1LL * ROWS * gridDim.x) {
-        int row = int(threadIdx.x) / WARP * HEAD_JOIN_ROWS + lane_index() % HEAD_JOIN_ROWS;
-        long long own = begin + row;
-        float part = 0.0f;
-        for (int s = lane_index() / HEAD_JOIN_ROWS; s < slices && own < rows; s += WARP / HEAD_JOIN_ROWS) {
-            part += sums[1LL * s * rows + own];
-        }
-        part += shuffle_xor(part, HEAD_JOIN_ROWS);
-        part += shuffle_xor(part, 2 * HEAD_JOIN_ROWS);
-        if (lane_index() < HEAD_JOIN_ROWS) {
-            sum_of[row] = part;
-            if (own < rows && is_usable(part)) {
-                finish(own, base[own], part);
-            }
-        }
-        sync_block();  // the rows' sums are written
-        for (int i = 0; i < ROWS && begin + i < rows; ++i) {
-            if (is_usable(sum_of[i])) {
-                continue;
-            }
-            long long r = begin + i;
-            float k;
-            float sum = recompute_row(packed + r * hidden_size, head, k,
-                                      exps == nullptr ? nullptr : exps + r * stride, hidden_size, vocab);
-            if (threadIdx.x == 0) {
-                finish(r, k, sum);
-            }
-        }
-        sync_block();  // the rows' sums are read before those of the next rows are written
-    }
+    HeadJoin arrays{packed, head, sums, hit, base, total, logp, lse, exps, {}, nullptr, nullptr, 0};
+    join_tiles<false>(arrays, hidden_size, vocab, rows, slices, stride);
 }
 
 /// Inputs of the backward GEMMs: v, v hidden, and the target's exponential minus the sum. A row

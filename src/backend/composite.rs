@@ -18,6 +18,7 @@ pub(super) fn head_preference<B: Backend>(on: &B, mut a: HeadPreference<'_, B>) 
         target: a.target,
         logp: a.logp.reborrow(),
         lse: a.lse.reborrow(),
+        stats: a.stats,
     })?;
     on.segment_sum_fwd(SegmentSumFwd {
         rows,

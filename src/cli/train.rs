@@ -91,6 +91,7 @@ pub fn run_observed(
         }
     };
     loss.share_prefixes = args.prefix_sharing == Switch::On;
+    loss.token_stats = args.token_stats == Switch::On;
     let has_reference = loss.has_reference(args.ref_model.as_deref())?;
     let mut settings = args.run_settings(method, build.objective, None)?;
     let study = observed.is_some();

@@ -100,6 +100,8 @@ pub struct Loss {
     /// Share prompt prefixes within a group: tokens of a common prefix are computed once. Results
     /// agree up to rounding.
     pub share_prefixes: bool,
+    /// Log entropy, mean logits and accuracy of the tokens of log-prob models. No result changes a bit.
+    pub token_stats: bool,
 }
 
 impl Loss {
@@ -123,6 +125,7 @@ impl Loss {
             use_weighting: false,
             label_weights: [1.0; 2],
             share_prefixes: true,
+            token_stats: false,
         }
     }
 
@@ -136,6 +139,11 @@ impl Loss {
         self.types.truncate(1);
         self.curves = vec![Curve::Own(curve).into()];
         Ok(self)
+    }
+
+    /// Whether a run logs statistics of its tokens: rewards have none.
+    pub(crate) fn measures_tokens(&self) -> bool {
+        self.token_stats && self.method != Method::Reward
     }
 
     /// Whether a curve is the user's own. Kernels compute it on the host, so its steps are not captured.

@@ -200,6 +200,7 @@ impl LossOptions {
             use_weighting: self.weighs_pairs(&types, nll_weight)?,
             label_weights: self.label_weights(method)?,
             share_prefixes: true,
+            token_stats: false,
             curves,
             types,
         })

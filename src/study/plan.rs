@@ -281,7 +281,7 @@ impl StepPlan {
                     "attention_fwd" | "attention_bwd" => {
                         let kernel = launches.iter().find(|l| l.kernel.starts_with(op.op)).map_or("", |l| l.kernel);
                         let family = match options.recorded_kernels {
-                            true => Family::PortableInBatchOrder,
+                            true => Family::Recorded,
                             false => Family::of(kernel),
                         };
                         let call = seconds(family, op.op == "attention_bwd", &segments, heads, gpu.processors);

@@ -4,7 +4,7 @@
 use super::batch::upload::{DeviceBatch, SequenceNumbers};
 use super::frozen::Frozen;
 use super::losses::LossBuffers;
-use super::metrics::{Tally, tally_scores};
+use super::metrics::{Tally, tally_responses, tally_scores};
 use super::score::Scorer;
 use super::signals::Signals;
 use crate::Result;
@@ -155,6 +155,12 @@ impl<B: Backend> Evaluator<B> {
         })
     }
 
+    /// Measures the policy's tokens, if the loss says so.
+    pub(super) fn measuring(mut self, backend: &B, loss: &Loss) -> Result<Self> {
+        self.scorer = self.scorer.measuring(backend, loss)?;
+        Ok(self)
+    }
+
     /// Sets the number of tokens per batch. It affects memory and speed, not scores.
     pub fn set_token_budget(&mut self, tokens: usize) {
         self.token_budget = tokens;
@@ -235,11 +241,15 @@ impl<B: Backend> Evaluator<B> {
             self.scorer.forward(backend, model, &self.batch, loss.reduce)?;
             let seqs = self.packed.sequences.len();
             let policy = self.scorer.read_score(backend, seqs)?;
+            let stats = self.scorer.read_stats(backend, seqs)?;
             let log_weights = self.log_weights(backend, model, loss)?;
             let frozen = frozen_scores(model, &self.batch, self.packed.longest_path, &members)?;
             tally.tokens += self.packed.ids.len();
             let zeros = vec![0.0; seqs];
-            tally_scores(&mut tally, &self.packed, &policy, frozen.as_deref().unwrap_or(&zeros));
+            tally_scores(&mut tally, &self.packed, &policy, frozen.as_deref().unwrap_or(&zeros), &stats);
+            if loss.method == Method::Sft {
+                tally_responses(&mut tally, &self.packed, &stats);
+            }
             let of_batch = BatchScores { policy: &policy, frozen: frozen.as_deref(), log_weights };
             distribute(&members, loss, of_batch, &mut scores, &mut tally);
             progress(scores.len());

@@ -345,7 +345,7 @@ fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> Res
     };
     part("reference weights", &backend);
     let mode = if subject.recompute { Mode::Recompute } else { Mode::Train };
-    let mut scorer = Scorer::new(&backend, &policy, mode)?;
+    let mut scorer = Scorer::new(&backend, &policy, mode)?.measuring(&backend, subject.loss)?;
     scorer.reserve(&backend, &policy, mode, limits)?;
     part("activations", &backend);
     let mut reference_scorer = match (subject.reference, &reference) {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::token_stats::TokenTally;
 use crate::backend::contract::{KINDS, TERMS};
 use crate::data::group::Kind;
 use crate::data::pack::Batch;
@@ -101,6 +102,8 @@ pub struct Tally {
     pub response_tokens: usize,
     /// Tokens processed by the model.
     pub tokens: usize,
+    /// Sums over the tokens of base pairs, of labelled rows, or of SFT's responses; zero unless measured.
+    pub(crate) of_tokens: TokenTally,
 }
 
 impl Default for Tally {
@@ -123,6 +126,7 @@ impl Default for Tally {
             logp: 0.0,
             response_tokens: 0,
             tokens: 0,
+            of_tokens: TokenTally::default(),
         }
     }
 }
@@ -154,6 +158,7 @@ impl Tally {
         self.logp += other.logp;
         self.response_tokens += other.response_tokens;
         self.tokens += other.tokens;
+        self.of_tokens.merge(&other.of_tokens);
     }
 
     /// Adds a divergence that the loss estimated from a batch.
@@ -239,6 +244,7 @@ impl Tally {
                 put(&format!("logps/{name}"), ratio(scores[side], self.sides[side]));
             }
         }
+        self.of_tokens.named(loss.method, &mut put);
         if self.divergences > 0 {
             put("kl", ratio(self.divergence, self.divergences));
         }
@@ -258,8 +264,9 @@ impl Tally {
     }
 }
 
-/// Adds the scores of a batch: range and sum over sequences, and both sides of the base pairs.
-pub(super) fn tally_scores(tally: &mut Tally, batch: &Batch, score: &[f64], reference: &[f64]) {
+/// Adds the scores of a batch: range and sum over sequences, and both sides of the base pairs. `stats` is
+/// (ROW_STATS, seqs), or empty if tokens are not measured.
+pub(super) fn tally_scores(tally: &mut Tally, batch: &Batch, score: &[f64], reference: &[f64], stats: &[f64]) {
     for &s in score {
         tally.min_score = tally.min_score.min(s);
         tally.max_score = tally.max_score.max(s);
@@ -280,17 +287,24 @@ pub(super) fn tally_scores(tally: &mut Tally, batch: &Batch, score: &[f64], refe
                     tally.sides[0] += 1;
                     tally.chosen_reward += reward;
                     tally.chosen_score += score[s];
+                    tally.of_tokens.add(0, batch, s, stats);
                 }
                 -1 => {
                     tally.sides[1] += 1;
                     tally.rejected_reward += reward;
                     tally.rejected_score += score[s];
+                    tally.of_tokens.add(1, batch, s, stats);
                 }
                 // A mismatched sequence of a divergence.
                 _ => {}
             }
         }
     }
+}
+
+/// Adds the tokens of all responses, for likelihood training.
+pub(super) fn tally_responses(tally: &mut Tally, batch: &Batch, stats: &[f64]) {
+    (0..batch.sequences.len()).for_each(|s| tally.of_tokens.add(0, batch, s, stats));
 }
 
 /// Names of the tied and of all comparisons behind an accuracy; `None` if the name is not that of

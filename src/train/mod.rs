@@ -30,6 +30,7 @@ pub mod score;
 pub(crate) mod signals;
 pub mod step;
 pub mod tensorboard;
+pub(crate) mod token_stats;
 
 use crate::data::pack::{PackOptions, Scoring};
 use crate::loss::objective::{Loss, Method};

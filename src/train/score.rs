@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use super::batch::upload::DeviceBatch;
 use super::losses::Losses;
+use super::token_stats::TokenStats;
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, Buffer, View, ViewMut, Write};
 use crate::data::pack::BatchLimits;
+use crate::loss::objective::Loss;
 use crate::model::activations::{Activations, Gradients, Mode};
 use crate::model::config::Head;
 use crate::model::decoder::Model;
@@ -28,6 +30,8 @@ pub struct Scorer<B: Backend> {
     dlogp: B::Acc,
     /// (seqs) sum or mean of log-probs, or the reward
     pub score: B::Acc,
+    /// Statistics of the policy's tokens, if they are measured.
+    stats: Option<TokenStats<B>>,
 }
 
 /// Grows a buffer to at least `len` elements, with a quarter of slack.
@@ -65,7 +69,31 @@ impl<B: Backend> Scorer<B> {
             lse: backend.zeros_acc(0)?,
             dlogp: backend.zeros_acc(0)?,
             score: backend.zeros_acc(0)?,
+            stats: None,
         })
+    }
+
+    /// Measures the tokens of later batches, if the loss says so.
+    pub(super) fn measuring(mut self, backend: &B, loss: &Loss) -> Result<Self> {
+        self.stats = loss.measures_tokens().then(|| TokenStats::new(backend)).transpose()?;
+        Ok(self)
+    }
+
+    /// (seqs) each: sums of the statistics over the tokens of each sequence of the last batch, if tokens are
+    /// measured.
+    pub(super) fn stats(&self, seqs: usize) -> Option<[View<'_, B::Acc>; ROW_STATS]> {
+        self.stats.as_ref().map(|stats| stats.results(seqs))
+    }
+
+    /// [`Scorer::stats`] on the host, empty if tokens are not measured; waits for them.
+    pub(super) fn read_stats(&self, backend: &B, seqs: usize) -> Result<Vec<f64>> {
+        self.stats.as_ref().map_or(Ok(Vec::new()), |stats| stats.read(backend, seqs))
+    }
+
+    /// Sums the statistics of each sequence, if tokens are measured.
+    fn sum_stats(&mut self, backend: &B, batch: &DeviceBatch<B>) -> Result<()> {
+        let sizes = (batch.sizes.rows, batch.sizes.seqs);
+        self.stats.as_mut().map_or(Ok(()), |stats| stats.sum(backend, sizes, batch.seq_offsets()))
     }
 
     /// Reserves buffers for every batch within `limits`, so that no later call allocates.
@@ -80,7 +108,7 @@ impl<B: Backend> Scorer<B> {
         ] {
             reserve(backend, buffer, len)?;
         }
-        Ok(())
+        self.stats.as_mut().map_or(Ok(()), |stats| stats.reserve(backend, limits))
     }
 
     /// Runs the model on the batch and scores every sequence into `self.score` (seqs). Sufficient
@@ -91,7 +119,8 @@ impl<B: Backend> Scorer<B> {
         if let Some(weight) = model.trained().score {
             return self.reward(backend, model, batch, weight);
         }
-        self.log_probs(backend, model, batch)?;
+        self.log_probs(backend, model, batch, true)?;
+        self.sum_stats(backend, batch)?;
         backend.segment_sum_fwd(SegmentSumFwd {
             rows: s.rows,
             seqs: s.seqs,
@@ -117,7 +146,7 @@ impl<B: Backend> Scorer<B> {
         let (s, hidden) = (batch.sizes, model.config.hidden);
         for (sums, [before, after]) in weights.into_iter().zip([[2.0, 0.5], [1.0, 1.0]]) {
             self.scale_hidden(backend, (s.tokens, hidden), before)?;
-            self.log_probs(backend, model, batch)?;
+            self.log_probs(backend, model, batch, false)?;
             self.scale_hidden(backend, (s.tokens, hidden), after)?;
             backend.segment_sum_fwd(SegmentSumFwd {
                 rows: s.rows,
@@ -132,8 +161,8 @@ impl<B: Backend> Scorer<B> {
         Ok(())
     }
 
-    /// Log-probs of all rows from the hidden rows.
-    fn log_probs(&mut self, backend: &B, model: &Model<B>, batch: &DeviceBatch<B>) -> Result<()> {
+    /// Log-probs of all rows from the hidden rows, and their statistics if `measure` and tokens are measured.
+    fn log_probs(&mut self, backend: &B, model: &Model<B>, batch: &DeviceBatch<B>, measure: bool) -> Result<()> {
         let s = batch.sizes;
         backend.head_logprob_fwd(HeadLogprobFwd {
             dims: head_dims(model, batch),
@@ -143,6 +172,7 @@ impl<B: Backend> Scorer<B> {
             target: batch.target(),
             logp: ViewMut::first(&mut self.logp, s.rows),
             lse: ViewMut::first(&mut self.lse, s.rows),
+            stats: self.stats.as_mut().filter(|_| measure).map(|stats| stats.of_rows(s.rows)),
         })
     }
 
@@ -160,6 +190,9 @@ impl<B: Backend> Scorer<B> {
         grow(backend, &mut self.score, s.seqs)?;
         grow(backend, &mut self.logp, s.rows)?;
         grow(backend, &mut self.lse, s.rows)?;
+        if let Some(stats) = &mut self.stats {
+            stats.grow(backend, s.rows, s.seqs)?;
+        }
         model.forward(backend, &batch.inputs(), &mut self.acts)
     }
 
@@ -198,6 +231,7 @@ impl<B: Backend> Scorer<B> {
             direct,
             logp: ViewMut::first(&mut self.logp, s.rows),
             lse: ViewMut::first(&mut self.lse, s.rows),
+            stats: self.stats.as_mut().map(|stats| stats.of_rows(s.rows)),
             dlogp: ViewMut::first(&mut self.dlogp, s.rows),
             score: ViewMut::first(&mut self.score, s.seqs),
             dscore,
@@ -205,7 +239,8 @@ impl<B: Backend> Scorer<B> {
             // With adapters the head is frozen.
             dhead: model.lora.is_none().then(|| slot(grads, head_range(model))),
             dhead_write: write,
-        })
+        })?;
+        self.sum_stats(backend, batch)
     }
 
     /// Computes rewards at the last token of each sequence.

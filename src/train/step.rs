@@ -115,7 +115,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
         };
         Ok(Self {
             optimizer: AdamWState::new(backend, &policy, settings)?,
-            scorer: Scorer::new(backend, &policy, Mode::Train)?,
+            scorer: Scorer::new(backend, &policy, Mode::Train)?.measuring(backend, &loss)?,
             mode: Mode::Train,
             grads: backend.zeros_acc(policy.trained().len)?,
             norms: backend.zeros_acc(policy.trained().norms)?,
@@ -183,7 +183,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
     /// the backward. Results keep their bits.
     pub fn recompute_activations(&mut self) -> Result<()> {
         self.mode = Mode::Recompute;
-        self.scorer = Scorer::new(self.backend, &self.policy, self.mode)?;
+        self.scorer = Scorer::new(self.backend, &self.policy, self.mode)?.measuring(self.backend, &self.loss)?;
         Ok(())
     }
 
@@ -211,12 +211,18 @@ impl<'b, B: Backend> Trainer<'b, B> {
         while self.upload_slots.len() < if B::ASYNCHRONOUS { upload_slots(accumulation) } else { 1 } {
             self.upload_slots.push(UploadSlot::new(backend, limits)?);
         }
-        let capacity = CONTROL + accumulation * (2 * limits.seqs + 2 * limits.comparisons);
+        let capacity = CONTROL + accumulation * self.results(limits.seqs, limits.comparisons);
         self.spare_readback_buffers.retain(|(_, len)| *len >= capacity);
         while self.spare_readback_buffers.len() < STEPS_IN_FLIGHT {
             self.spare_readback_buffers.push((backend.readback_buffer(capacity)?, capacity));
         }
         Ok(())
+    }
+
+    /// Most results of a micro-batch.
+    fn results(&self, seqs: usize, comparisons: usize) -> usize {
+        let stats = if self.loss.measures_tokens() { ROW_STATS } else { 0 };
+        (2 + stats) * seqs + 2 * comparisons
     }
 
     /// Packer with this trainer's loss and shapes.
@@ -276,7 +282,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
 
     /// Enqueues loss and gradient of every micro-batch, and the readback of the results.
     fn enqueue(&mut self, packed: PackedStep) -> Result<Pending<B>> {
-        let count = |p: &PackedMicroBatch| 2 * p.batch.seqs() + 2 * p.batch.comparison_count();
+        let count = |p: &PackedMicroBatch| self.results(p.batch.seqs(), p.batch.comparison_count());
         let capacity = CONTROL + packed.micro_batches().iter().map(count).sum::<usize>();
         let spare = self.spare_readback_buffers.iter().position(|(_, len)| *len >= capacity);
         let (mut results, capacity) = match spare {
@@ -346,7 +352,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
 
     /// Evaluator for this trainer's policy. [`Trainer::evaluate`] adds the frozen reference.
     pub fn evaluator(&self) -> Result<Evaluator<B>> {
-        Evaluator::new(self.backend, &self.policy, None)
+        Evaluator::new(self.backend, &self.policy, None)?.measuring(self.backend, &self.loss)
     }
 }
 

@@ -129,6 +129,9 @@ fn every_command_accepts_the_output_of_the_one_before() {
         for key in ["logps/chosen", "logps/rejected", "rewards/chosen", "rewards/rejected", "rewards/accuracies"] {
             assert!(first[key].is_number(), "{key}");
         }
+        for key in ["entropy", "mean_token_accuracy", "logits/chosen", "logits/rejected"] {
+            assert!(first[key].is_number(), "{key}");
+        }
 
         let score = |rest: &str| bench.run(&format!("score --input groups.jsonl --output scores.jsonl {rest}")).ok();
         score(&format!("--model {dpo} --ref-model {sft} --beta 0.3"));

@@ -350,6 +350,18 @@ pub struct StepLosses {
     pub grad_norms: Vec<f64>,
 }
 
+/// TRL's values of the tokens of a batch, by name.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenCase {
+    pub model: String,
+    pub reference: String,
+    pub pairs: Vec<Pair>,
+    pub dpo: BTreeMap<String, f64>,
+    /// Of the chosen responses.
+    pub sft: BTreeMap<String, f64>,
+}
+
 /// Four steps of the losses of rows with a label.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -434,6 +446,16 @@ pub fn loss_steps() -> LossSteps {
 /// Returns TRL's KTO losses over four steps.
 pub fn kto_steps() -> KtoSteps {
     json("kto-steps.json")
+}
+
+/// Returns TRL's values of tokens.
+pub fn token_stats() -> Vec<TokenCase> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Table {
+        cases: Vec<TokenCase>,
+    }
+    json::<Table>("token-stats.json").cases
 }
 
 /// Returns TRL's losses for given log-probabilities.

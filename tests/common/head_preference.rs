@@ -26,6 +26,8 @@ pub struct Case {
     /// (seqs)
     pub direct: Option<Vec<f64>>,
     pub frozen: bool,
+    /// Whether the statistics of rows are wanted.
+    pub with_stats: bool,
     pub write: Write,
     /// (tokens, hidden)
     pub hidden: Vec<f64>,
@@ -66,6 +68,7 @@ impl Case {
             loss: Some(comparisons(&groups, seqs)),
             direct: None,
             frozen: false,
+            with_stats: false,
             write: Write::Overwrite,
             hidden: normal("hidden", tokens * hidden, 1.0),
             head: normal("head", vocab * hidden, 1.0 / (hidden as f64).sqrt()),
@@ -257,6 +260,7 @@ impl Case {
             target: o.target.view(),
             logp: o.logp.view_mut(),
             lse: o.lse.view_mut(),
+            stats: self.with_stats.then(|| o.stats.view_mut()),
         })
         .unwrap();
         b.segment_sum_fwd(SegmentSumFwd {
@@ -376,6 +380,7 @@ struct Operands<B: Backend> {
     direct: Option<Slot<B::Acc>>,
     logp: Slot<B::Acc>,
     lse: Slot<B::Acc>,
+    stats: Slot<B::Acc>,
     dlogp: Slot<B::Acc>,
     score: Slot<B::Acc>,
     dscore: Slot<B::Acc>,
@@ -408,6 +413,7 @@ impl<B: Backend> Operands<B> {
             direct: case.direct.as_ref().map(|d| on.acc(d)),
             logp: on.acc_out(d.rows),
             lse: on.acc_out(d.rows),
+            stats: on.acc_out(if case.with_stats { ROW_STATS * d.rows } else { 0 }),
             dlogp: on.acc_out(d.rows),
             score: on.acc_out(seqs),
             dscore: on.acc_out(seqs),
@@ -453,6 +459,7 @@ impl<B: Backend> Operands<B> {
             direct: self.direct.as_ref().map(|d| d.view()),
             logp: self.logp.view_mut(),
             lse: self.lse.view_mut(),
+            stats: case.with_stats.then(|| self.stats.view_mut()),
             dlogp: self.dlogp.view_mut(),
             score: self.score.view_mut(),
             dscore: self.dscore.view_mut(),
@@ -467,6 +474,7 @@ impl<B: Backend> Operands<B> {
         let acc = [
             ("logp", &self.logp),
             ("lse", &self.lse),
+            ("stats", &self.stats),
             ("score", &self.score),
             ("loss", &self.loss),
             ("logit", &self.logit),

@@ -259,8 +259,31 @@ pub fn head_logprob_fwd<B: Backend>(
     source: &[i32],
     target: &[i32],
 ) -> Outputs {
+    head_forward(on, d, [hidden, head], [source, target], false)
+}
+
+/// [`head_logprob_fwd`] with the statistics of the rows.
+pub fn head_stats<B: Backend>(
+    on: &On<B>,
+    d: HeadDims,
+    hidden: &[f64],
+    head: &[f64],
+    source: &[i32],
+    target: &[i32],
+) -> Outputs {
+    head_forward(on, d, [hidden, head], [source, target], true)
+}
+
+fn head_forward<B: Backend>(
+    on: &On<B>,
+    d: HeadDims,
+    [hidden, head]: [&[f64]; 2],
+    [source, target]: [&[i32]; 2],
+    with_stats: bool,
+) -> Outputs {
     let (hidden, head, source, target) = (on.act(hidden), on.act(head), on.idx(source), on.idx(target));
     let (mut logp, mut lse) = (on.acc_out(d.rows), on.acc_out(d.rows));
+    let mut stats = on.acc_out(ROW_STATS * d.rows);
     let args = HeadLogprobFwd {
         dims: d,
         hidden: hidden.view(),
@@ -269,9 +292,16 @@ pub fn head_logprob_fwd<B: Backend>(
         target: target.view(),
         logp: logp.view_mut(),
         lse: lse.view_mut(),
+        stats: with_stats.then(|| stats.view_mut()),
     };
     on.backend.head_logprob_fwd(args).unwrap();
-    vec![("logp", on.read_acc(&logp)), ("lse", on.read_acc(&lse))]
+    let mut outputs = vec![("logp", on.read_acc(&logp)), ("lse", on.read_acc(&lse))];
+    if with_stats {
+        let stats = on.read_acc(&stats);
+        let names = ["entropy", "mean_logit", "is_top1"];
+        outputs.extend(names.into_iter().enumerate().map(|(i, name)| (name, stats[i * d.rows..][..d.rows].to_vec())));
+    }
+    outputs
 }
 
 /// Inputs of [`head_logprob_bwd`].

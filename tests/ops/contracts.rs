@@ -293,7 +293,7 @@ fn head<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
     let w = Write::Overwrite;
     let d = HeadDims { tokens: 3, hidden: 4, vocab: 6, rows: 2, softcap: None };
     probe("head_logprob_fwd", c, |l| {
-        let (mut logp, mut lse) = (acc(b), acc(b));
+        let [mut logp, mut lse, mut stats] = [acc(b), acc(b), acc(b)];
         b.head_logprob_fwd(HeadLogprobFwd {
             dims: d,
             hidden: View::first(a, l.of("hidden", 12)),
@@ -302,6 +302,7 @@ fn head<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
             target: View::first(i, l.of("target", 2)),
             logp: ViewMut::first(&mut logp, l.of("logp", 2)),
             lse: ViewMut::first(&mut lse, l.of("lse", 2)),
+            stats: Some(ViewMut::first(&mut stats, l.of("stats", 2 * ROW_STATS))),
         })
     });
     probe("head_logprob_bwd", c, |l| {

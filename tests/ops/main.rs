@@ -13,6 +13,7 @@ mod backends {
     mod head_logits;
     mod head_preference;
     mod head_sm90;
+    mod head_stats;
     mod layer_norm;
     mod linear;
     mod linear_sm90;

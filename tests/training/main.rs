@@ -10,6 +10,7 @@ mod golden_families;
 mod golden_fixtures;
 mod golden_kto;
 mod golden_lora;
+mod golden_tokens;
 mod grads;
 mod kernels_model;
 mod lora;

@@ -231,7 +231,8 @@ impl<B: Backend> Costed for AttentionCachedFwd<'_, B> {
 
 impl<B: Backend> Costed for HeadLogprobFwd<'_, B> {
     fn cost(&self) -> Cost {
-        Cost::new(self.dims.bytes(B::PRECISION), self.dims.flops())
+        let stats = self.stats.as_ref().map_or(0, |stats| acc::<B>(stats.len));
+        Cost::new(self.dims.bytes(B::PRECISION) + stats, self.dims.flops())
     }
 }
 
@@ -263,7 +264,8 @@ impl<B: Backend> Costed for HeadPreference<'_, B> {
             let extra = [c.reference, c.inverse_rows].iter().flatten().count() + weights;
             comparisons::<B>(s, c.comparisons, c.table.uses.len, (direct + extra, c.curves.len()))
         });
-        let per_row = acc::<B>(d.rows) + idx(s + 1);
+        let stats = self.stats.as_ref().map_or(0, |stats| stats.len);
+        let per_row = acc::<B>(d.rows + stats) + idx(s + 1);
         let bytes = d.bytes(B::PRECISION) + act::<B>(d.tokens * d.hidden) + dhead + per_row + loss.bytes;
         Cost::new(bytes, (2 + gemms) * d.flops() + loss.flops)
     }

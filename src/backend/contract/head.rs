@@ -38,6 +38,12 @@ impl HeadDims {
         Tolerance::dot(precision, self.hidden).scaled(4.0)
     }
 
+    /// Tolerance of the statistics of a row: the entropy's slope in a logit is a few times that of a
+    /// log-prob.
+    pub fn stats_tolerance(&self, precision: Precision) -> Tolerance {
+        self.tolerance(precision).scaled(4.0)
+    }
+
     /// Tolerance of gradients with elements that sum `terms` products, for inputs of order one. A
     /// backend may store dlogits as `Act` between the two GEMMs. The rounding of a target's dlogit
     /// then shows in the sum, however small the sum is. The largest of many products of two normal
@@ -48,7 +54,18 @@ impl HeadDims {
     }
 }
 
+/// Number of statistics of a head row.
+pub const ROW_STATS: usize = 3;
+
 /// Log-probabilities of target tokens without storing logits.
+///
+/// The statistics of a row with logits z, the soft cap applied, are for logs only and have no gradient:
+///
+/// - `entropy`: of the softmax, in nats. A logit of -inf adds 0.
+/// - `mean_logit`: mean of z over the vocabulary.
+/// - `is_top1`: 1 if the target has the largest logit, the first one of equal logits; else 0.
+///
+/// The other results have the same bits with and without them.
 pub struct HeadLogprobFwd<'a, B: Backend> {
     /// Sizes of the call.
     pub dims: HeadDims,
@@ -64,6 +81,8 @@ pub struct HeadLogprobFwd<'a, B: Backend> {
     pub logp: ViewMut<'a, B::Acc>,
     /// (rows)
     pub lse: ViewMut<'a, B::Acc>,
+    /// (ROW_STATS, rows) `entropy`, `mean_logit`, `is_top1`; `None` if they are not wanted
+    pub stats: Option<ViewMut<'a, B::Acc>>,
 }
 
 impl<B: Backend> HeadLogprobFwd<'_, B> {
@@ -75,7 +94,8 @@ impl<B: Backend> HeadLogprobFwd<'_, B> {
         expect_len(op, "source", self.source.len, d.rows)?;
         expect_len(op, "target", self.target.len, d.rows)?;
         expect_len(op, "logp", self.logp.len, d.rows)?;
-        expect_len(op, "lse", self.lse.len, d.rows)
+        expect_len(op, "lse", self.lse.len, d.rows)?;
+        expect_len(op, "stats", self.stats.as_ref().map_or(ROW_STATS * d.rows, |s| s.len), ROW_STATS * d.rows)
     }
 }
 

@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use super::{
-    Comparisons, HeadDims, KINDS, Link, PairWeights, Precision, PreferenceFwd, Reduce, Result, Runs, SUM_FIELDS, TERMS,
-    Tail, Tolerance, WeightedCurve, check_softcap, curve, expect, expect_len,
+    Comparisons, HeadDims, KINDS, Link, PairWeights, Precision, PreferenceFwd, ROW_STATS, Reduce, Result, Runs,
+    SUM_FIELDS, TERMS, Tail, Tolerance, WeightedCurve, check_softcap, curve, expect, expect_len,
 };
 use crate::backend::{Backend, View, ViewMut, Write};
 
@@ -165,6 +165,8 @@ pub struct HeadPreference<'a, B: Backend> {
     pub logp: ViewMut<'a, B::Acc>,
     /// (rows), overwritten
     pub lse: ViewMut<'a, B::Acc>,
+    /// (ROW_STATS, rows) as [`HeadLogprobFwd::stats`](super::HeadLogprobFwd::stats)
+    pub stats: Option<ViewMut<'a, B::Acc>>,
     /// (rows) gradient of `logp`, overwritten for rows that belong to a sequence
     pub dlogp: ViewMut<'a, B::Acc>,
     /// (seqs), overwritten
@@ -205,6 +207,7 @@ impl<B: Backend> HeadPreference<'_, B> {
         expect_len(OP, "direct", self.direct.map_or(s, |r| r.len), s)?;
         expect_len(OP, "logp", self.logp.len, d.rows)?;
         expect_len(OP, "lse", self.lse.len, d.rows)?;
+        expect_len(OP, "stats", self.stats.as_ref().map_or(ROW_STATS * d.rows, |s| s.len), ROW_STATS * d.rows)?;
         expect_len(OP, "dlogp", self.dlogp.len, d.rows)?;
         expect_len(OP, "score", self.score.len, s)?;
         expect_len(OP, "dscore", self.dscore.len, s)?;
@@ -271,6 +274,7 @@ impl HeadPreferenceErrors {
         let acc = |atol| Tolerance { atol: atol + terms.atol, rtol: terms.rtol };
         match output {
             "logp" | "lse" => self.dims.tolerance(precision),
+            "stats" => self.dims.stats_tolerance(precision),
             "score" => acc(score_error),
             "logit" => acc(logit_error),
             "loss" => acc(loss_error),

@@ -28,6 +28,7 @@ use rayon::prelude::*;
 use super::Cpu;
 use super::element::Element;
 use super::embedding::{add_runs, gather};
+use super::head_stats;
 use super::math::{cap_row, cap_row_bwd, exp, softmax_row};
 use super::rows::rows_of_task;
 use super::simd::vectorised;
@@ -43,8 +44,8 @@ const STRIP_UNIT: usize = 16;
 const PANEL: usize = 512;
 const PANEL_UNIT: usize = 64;
 /// Number of values stored per row and panel: largest logit, sum of exponentials, and the logit of
-/// the target if the panel contains it.
-const PANEL_STATS: usize = 3;
+/// the target if the panel contains it. The values of `head_stats.rs` follow, if they are wanted.
+pub(super) const PANEL_STATS: usize = 3;
 
 /// Range `i` of consecutive bounds.
 fn between(bounds: &[usize], i: usize) -> Range<usize> {
@@ -65,8 +66,9 @@ pub(super) fn head_logprob_fwd<A: Element>(cpu: &Cpu<A>, a: HeadLogprobFwd<'_, C
     let (strips, panels) = (bounds(d.rows, STRIP, STRIP_UNIT), bounds(d.vocab, PANEL, PANEL_UNIT));
     let (down, across) = (strips.len() - 1, panels.len() - 1);
 
-    let mut stats = cpu.scratch.take(across * PANEL_STATS * d.rows);
-    let grid = Grid::new(&mut stats, d.rows, (0..=across).map(|p| p * PANEL_STATS).collect(), strips.clone());
+    let per_panel = PANEL_STATS + if a.stats.is_some() { head_stats::PANEL_VALUES } else { 0 };
+    let mut stats = cpu.scratch.take(across * per_panel * d.rows);
+    let grid = Grid::new(&mut stats, d.rows, (0..=across).map(|p| p * per_panel).collect(), strips.clone());
     (0..down * across).into_par_iter().with_max_len(1).for_each(|task| {
         let (strip, panel) = (between(&strips, task % down), between(&panels, task / down));
         let mut stats = grid.claim(task / down, task % down);
@@ -74,24 +76,36 @@ pub(super) fn head_logprob_fwd<A: Element>(cpu: &Cpu<A>, a: HeadLogprobFwd<'_, C
         let mut logits = cpu.scratch.take(strip.len() * width);
         let mut tile = Tile::new(&mut logits, strip.len(), width, width);
         cpu.product(&mut tile, rows.rows(strip.clone()), head.rows(panel.clone()).t(), Write::Overwrite);
+        let mut copy = cpu.scratch.take(if a.stats.is_some() { width } else { 0 });
         for (i, r) in strip.enumerate() {
             let row = tile.row(i);
             if let Some(cap) = d.softcap {
                 cap_row(row, cap as f32);
             }
+            if a.stats.is_some() {
+                copy.copy_from_slice(row);
+            }
             if panel.contains(&(target[r] as usize)) {
                 stats.row(2)[i] = row[target[r] as usize - panel.start];
             }
             (stats.row(0)[i], stats.row(1)[i]) = softmax_row(row);
+            if a.stats.is_some() {
+                let largest = stats.row(0)[i];
+                let values = head_stats::of_panel(&copy, row, largest, (target[r] as usize, panel.start));
+                values.into_iter().enumerate().for_each(|(value, x)| stats.row(PANEL_STATS + value)[i] = x);
+            }
         }
     });
     drop(grid);
+    if let Some(out) = a.stats {
+        head_stats::join(out.into_slice(), (d.rows, d.vocab), &stats, |r| panel_of(&panels, target[r] as usize));
+    }
 
     a.logp.into_slice().par_chunks_mut(STRIP).zip(a.lse.into_slice().par_chunks_mut(STRIP)).enumerate().for_each(
         |(chunk, (logp, lse))| {
             for (i, (logp, lse)) in logp.iter_mut().zip(lse).enumerate() {
                 let r = chunk * STRIP + i;
-                let at = |panel: usize, value: usize| stats[(panel * PANEL_STATS + value) * d.rows + r];
+                let at = |panel: usize, value: usize| stats[(panel * per_panel + value) * d.rows + r];
                 let largest = (0..across).map(|p| at(p, 0)).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
                 // A panel with only -inf adds 0. NaN is ignored by the comparisons, but is in the
                 // panel's sum.

@@ -23,6 +23,7 @@ mod embedding;
 mod gelu;
 mod glu;
 mod head;
+mod head_stats;
 mod layer_norm;
 mod linear;
 mod math;

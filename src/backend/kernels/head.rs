@@ -27,7 +27,45 @@ pub(super) fn head_logprob_fwd<D: Device, A: Element>(
     let mut scratch = k.scratch()?;
     let (max, sum) = (scratch.request::<f32>(slices * d.rows), scratch.request::<f32>(slices * d.rows));
     let hit = scratch.request::<f32>(d.rows);
+    let for_stats = if a.stats.is_some() { slices * d.rows } else { 0 };
+    let [weighted, total, rival] = std::array::from_fn(|_| scratch.request::<f32>(for_stats));
     scratch.take()?;
+    let grid = blocks(k, d.rows, slices * tile::<A>());
+    let softcap = d.softcap.map_or(0.0, |cap| cap as f32);
+    if let Some(stats) = &mut a.stats {
+        launch::HeadStatsSlices::<A> {
+            hidden: read(a.hidden),
+            head: read(a.head),
+            source: read(a.source),
+            target: read(a.target),
+            max: scratch.write(max),
+            sum: scratch.write(sum),
+            hit: scratch.write(hit),
+            weighted: scratch.write(weighted),
+            total: scratch.write(total),
+            rival: scratch.write(rival),
+            hidden_size: int(d.hidden)?,
+            vocab: int(d.vocab)?,
+            rows: int(d.rows)?,
+            softcap,
+        }
+        .launch(&k.device, grid, shared_bytes::<A>())?;
+        return launch::HeadStatsJoin {
+            max: scratch.read(max),
+            sum: scratch.read(sum),
+            hit: scratch.read(hit),
+            weighted: scratch.read(weighted),
+            total: scratch.read(total),
+            rival: scratch.read(rival),
+            logp: write(&mut a.logp),
+            lse: write(&mut a.lse),
+            stats: write(stats),
+            slices: int(slices)?,
+            rows: int(d.rows)?,
+            vocab: int(d.vocab)?,
+        }
+        .launch(&k.device, k.row_blocks(d.rows, launch::HeadStatsJoin::THREADS), 0);
+    }
     launch::HeadLogprobSlices::<A> {
         hidden: read(a.hidden),
         head: read(a.head),
@@ -39,9 +77,9 @@ pub(super) fn head_logprob_fwd<D: Device, A: Element>(
         hidden_size: int(d.hidden)?,
         vocab: int(d.vocab)?,
         rows: int(d.rows)?,
-        softcap: d.softcap.map_or(0.0, |cap| cap as f32),
+        softcap,
     }
-    .launch(&k.device, blocks(k, d.rows, slices * tile::<A>()), shared_bytes::<A>())?;
+    .launch(&k.device, grid, shared_bytes::<A>())?;
     launch::HeadLogprobJoin {
         max: scratch.read(max),
         sum: scratch.read(sum),

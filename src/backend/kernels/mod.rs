@@ -260,7 +260,7 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     const ASYNCHRONOUS: bool = D::ASYNCHRONOUS;
     const NAME: &'static str = D::NAME;
     const PRECISION: Precision = A::PRECISION;
-    const NUMERICS: u32 = 7;
+    const NUMERICS: u32 = 8;
 
     fn probe(&self) -> Option<&Probe> {
         self.probe.as_ref()

@@ -8,7 +8,7 @@ use crate::Result;
 use crate::backend::contract::*;
 
 /// Threads that share a row of `hidden` elements: a warp if its registers hold the row, else a block.
-fn team<A>(hidden: usize) -> usize {
+pub(super) fn team<A>(hidden: usize) -> usize {
     let [warp, block] = launch::NormFwd::<f32>::TEAM;
     if hidden * size_of::<A>() <= WARP * HELD * 16 { warp } else { block }
 }

@@ -19,15 +19,29 @@ fn logits(hidden: &[f64], head: &[f64]) -> Vec<f64> {
 
 pub fn head_logprob_fwd(a: HeadLogprobFwd<'_, R>) {
     let (d, hidden, head) = (a.dims, a.hidden.slice(), a.head.slice());
-    let (logp, lse) = (a.logp.into_slice(), a.lse.into_slice());
+    let (logp, lse, mut stats) = (a.logp.into_slice(), a.lse.into_slice(), a.stats.map(|s| s.into_slice()));
     for r in 0..d.rows {
         let row: Vec<f64> = logits(&hidden[at(a.source.slice(), r) * d.hidden..][..d.hidden], head)
             .into_iter()
             .map(|z| capped(d.softcap, z).0)
             .collect();
+        let target = at(a.target.slice(), r);
         lse[r] = logsumexp(&row);
-        logp[r] = row[at(a.target.slice(), r)] - lse[r];
+        logp[r] = row[target] - lse[r];
+        if let Some(stats) = &mut stats {
+            for (of, value) in stats.chunks_exact_mut(d.rows).zip(row_stats(&row, lse[r], target)) {
+                of[r] = value;
+            }
+        }
     }
+}
+
+/// Entropy, mean logit, and whether the target is the most likely token.
+fn row_stats(row: &[f64], lse: f64, target: usize) -> [f64; ROW_STATS] {
+    let surprise = |z: f64| if z == f64::NEG_INFINITY { 0.0 } else { -(z - lse).exp() * (z - lse) };
+    let is_below = |(v, &z): (usize, &f64)| v == target || z < row[target] || (v > target && z == row[target]);
+    let top1 = row.iter().enumerate().all(is_below) && !lse.is_nan();
+    [row.iter().map(|&z| surprise(z)).sum(), row.iter().sum::<f64>() / row.len() as f64, f64::from(u8::from(top1))]
 }
 
 pub fn head_logprob_bwd(a: HeadLogprobBwd<'_, R>) {

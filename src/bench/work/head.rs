@@ -130,6 +130,7 @@ impl Call for Head {
                 target,
                 logp: o.acc_out()?,
                 lse: o.acc_out()?,
+                stats: None,
             }),
             true => on.head_logprob_bwd(HeadLogprobBwd {
                 dims,

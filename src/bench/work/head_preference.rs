@@ -168,7 +168,7 @@ impl Call for PreferenceHead {
         let (offsets, reference, lse, dvalues) = (o.idx()?, o.acc()?, o.acc_out()?, o.acc_out()?);
         let (mut logp, mut score, mut dscore) = (on.zeros_acc(rows)?, on.zeros_acc(seqs)?, on.zeros_acc(seqs)?);
         let logp_out = ViewMut::first(&mut logp, rows);
-        on.head_logprob_fwd(HeadLogprobFwd { dims, hidden, head, source, target, logp: logp_out, lse })?;
+        on.head_logprob_fwd(HeadLogprobFwd { dims, hidden, head, source, target, logp: logp_out, lse, stats: None })?;
         let (values, sums) = (View::first(&logp, rows), ViewMut::first(&mut score, seqs));
         on.segment_sum_fwd(SegmentSumFwd { rows, seqs, reduce, values, offsets, tail: None, sums })?;
         let table = table_views(&mut o)?;
@@ -249,6 +249,7 @@ impl Call for PreferenceHead {
             direct: None,
             logp,
             lse,
+            stats: None,
             dlogp,
             score,
             dscore,

@@ -24,6 +24,10 @@ pub(super) const CLOCK: f64 = 1.755e9;
 const TENSOR_FLOPS: f64 = 2.0 * 128.0 * 64.0 / 2.45e-9;
 /// Share of the issue slots that the portable kernels use. Fitted to the recorded step.
 const PORTABLE_SHARE: f64 = 0.7;
+/// Instructions of the portable kernels' main loops when the step was recorded, whose heads have 64
+/// columns. Since then an exponential takes one instruction, not four.
+const RECORDED_LOOPS: [(&str, f64); 3] =
+    [("attention_fwd_64_bf16", 1525.0), ("attention_bwd_q_64_bf16", 1575.0), ("attention_bwd_kv_64_bf16", 1457.0)];
 /// Begin and end of an item on Hopper: the first loads, and the results. An assumption.
 const ITEM_CYCLES: f64 = 1500.0;
 /// Rows of a tile of the portable kernels in bf16, and queries of a step of their second backward.
@@ -104,8 +108,9 @@ impl Segments<'_> {
 pub(crate) enum Family {
     Hopper,
     Portable,
-    /// Portable, with the second backward's items in the order of the batch, as they were recorded.
-    PortableInBatchOrder,
+    /// Portable, as the step was recorded: the loops of that time, and the second backward's items in the
+    /// order of the batch.
+    Recorded,
 }
 
 impl Family {
@@ -152,12 +157,15 @@ pub(crate) fn seconds(family: Family, backward: bool, tree: &Segments<'_>, h: He
         (Family::Hopper, true) => {
             Some(hopper_paths("attention_bwd_q_sm90", 3.0, tree, h, gpus)? + hopper_keys(tree, h, gpus)?)
         }
-        (_, false) => portable_paths("attention_fwd", tree, h, gpus),
+        (_, false) => portable_paths("attention_fwd", family, tree, h, gpus),
         (_, true) => {
-            let in_order = family == Family::PortableInBatchOrder;
             // attention_bwd_delta reads two arrays of a query's width; its time is a launch.
             let delta = LAUNCH_SECONDS;
-            Some(delta + portable_paths("attention_bwd_q", tree, h, gpus)? + portable_keys(in_order, tree, h, gpus)?)
+            Some(
+                delta
+                    + portable_paths("attention_bwd_q", family, tree, h, gpus)?
+                    + portable_keys(family, tree, h, gpus)?,
+            )
         }
     }
 }
@@ -201,30 +209,32 @@ fn hopper_keys(tree: &Segments<'_>, h: Heads, processors: usize) -> Option<f64> 
 }
 
 /// Work list of a portable kernel; each item of `items` once for each of `heads` heads.
-fn portable(kernel: &str, items: &[f64], heads: usize, processors: usize) -> Option<f64> {
+fn portable(kernel: &str, family: Family, items: &[f64], heads: usize, processors: usize) -> Option<f64> {
     let held = blocks_held(kernel);
+    let recorded = RECORDED_LOOPS.iter().find(|(name, _)| family == Family::Recorded && *name == kernel);
+    let instructions = recorded.map(|(_, count)| *count).or_else(|| loop_instructions(kernel))?;
     // A block has a warp on each scheduler, and shares it with the blocks held beside it.
-    let tile = held as f64 * loop_instructions(kernel)? / CLOCK / PORTABLE_SHARE;
+    let tile = held as f64 * instructions / CLOCK / PORTABLE_SHARE;
     let all = items.iter().flat_map(|&tiles| std::iter::repeat_n(tiles * tile, heads));
     Some(2.0 * LAUNCH_SECONDS + makespan(all, held * processors))
 }
 
-fn portable_paths(stem: &str, tree: &Segments<'_>, h: Heads, processors: usize) -> Option<f64> {
+fn portable_paths(stem: &str, family: Family, tree: &Segments<'_>, h: Heads, processors: usize) -> Option<f64> {
     let (kernel, head) = kernel_of(stem, &PORTABLE_HEADS, "_bf16", h.head_dim)?;
     let mut items = tree.path_tiles(ROWS, if head == 256 { ROWS / 2 } else { ROWS });
     items.sort_by(|a, b| b.total_cmp(a));
-    portable(&kernel, &items, h.heads, processors)
+    portable(&kernel, family, &items, h.heads, processors)
 }
 
-fn portable_keys(in_order: bool, tree: &Segments<'_>, h: Heads, processors: usize) -> Option<f64> {
+fn portable_keys(family: Family, tree: &Segments<'_>, h: Heads, processors: usize) -> Option<f64> {
     let (kernel, head) = kernel_of("attention_bwd_kv", &PORTABLE_HEADS, "_bf16", h.head_dim)?;
     let group = (h.heads / h.kv_heads.max(1)) as f64;
     let mut items = tree.query_steps(ROWS, if head == 256 { STEP / 2 } else { STEP });
     items.iter_mut().for_each(|steps| *steps *= group);
-    if !in_order {
+    if family != Family::Recorded {
         items.sort_by(|a, b| b.total_cmp(a));
     }
-    portable(&kernel, &items, h.kv_heads, processors)
+    portable(&kernel, family, &items, h.kv_heads, processors)
 }
 
 #[cfg(test)]

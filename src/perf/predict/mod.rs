@@ -18,7 +18,7 @@
 pub(crate) mod attention;
 pub(crate) mod counted;
 
-use crate::backend::kernels::launchers::{BIAS_SLICE, NORM_SLICE, WARP};
+use crate::backend::kernels::launchers::{BIAS_SLICE, LAYER_NORM_SLICE, NORM_SLICE, WARP};
 
 /// Time of a launch that follows another one, as for GEMMs (`geometry::LAUNCH_NS`).
 pub(crate) const LAUNCH_SECONDS: f64 = 1.8e-6;
@@ -50,14 +50,19 @@ fn rounds(kernel: &str, tokens: usize, processors: usize) -> (usize, usize) {
     let is = |stem: &str| kernel.starts_with(stem) && kernel != stem;
     let of_team = |stem: &str, team: usize| kernel.starts_with(&format!("{stem}_{team}_"));
     let op = ["_bf16", "_f32"].iter().find_map(|element| kernel.strip_suffix(element)).unwrap_or(kernel);
-    match op {
-        _ if of_team("norm_fwd", WARP) => (1, of_warps),
-        _ if is("norm_fwd") => (1, of_rows),
-        // A warp takes a quarter of a slice's tokens, or a block all of them.
-        _ if of_team("norm_bwd", WARP) => {
-            (2, NORM_SLICE / ROW_WARPS * of_slices(NORM_SLICE) + sum(tokens.div_ceil(NORM_SLICE), 16))
+    // Norms whose teams keep a row in registers. A warp takes a quarter of a slice's tokens, or a block all of them.
+    let norms = [("norm_fwd", "norm_bwd", NORM_SLICE), ("layer_norm_fwd", "layer_norm_bwd", LAYER_NORM_SLICE)];
+    for (fwd, bwd, slice) in norms {
+        let sums = |serial: usize| (2, serial * of_slices(slice) + sum(tokens.div_ceil(slice), 16));
+        match () {
+            _ if of_team(fwd, WARP) => return (1, of_warps),
+            _ if is(fwd) => return (1, of_rows),
+            _ if of_team(bwd, WARP) => return sums(slice / ROW_WARPS),
+            _ if is(bwd) => return sums(slice),
+            _ => {}
         }
-        _ if is("norm_bwd") => (2, NORM_SLICE * of_slices(NORM_SLICE) + sum(tokens.div_ceil(NORM_SLICE), 16)),
+    }
+    match op {
         _ if is("bias_bwd") => (2, BIAS_SLICE.div_ceil(8) + sum(tokens.div_ceil(BIAS_SLICE), 16)),
         // A block takes a row: the row, then after its sum the row again from cache, and the result.
         "norm_fwd" | "layer_norm_fwd" => (1, 2 * of_rows),
@@ -101,5 +106,7 @@ mod tests {
         assert_eq!(rounds("norm_bwd_32_bf16", 16_384, 132), (2, 8 + 4));
         assert_eq!(rounds("norm_bwd_128_bf16", 16_384, 132), (2, 32 + 4));
         assert_eq!(rounds("norm_bwd", 16_384, 132), (2, 48 + 16));
+        assert_eq!(rounds("layer_norm_fwd_32_bf16", 16_384, 132), (1, 4));
+        assert_eq!(rounds("layer_norm_bwd_128_bf16", 16_384, 132), (2, 32 + 4));
     }
 }

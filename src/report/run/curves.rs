@@ -93,7 +93,7 @@ const ACCURACY: [Curve; 6] = [
     ),
 ];
 
-const REWARDS: [Curve; 4] = [
+const REWARDS: [Curve; 7] = [
     curve(
         "Reward, both sides",
         &[("chosen", "rewards/chosen"), ("rejected", "rewards/rejected")],
@@ -114,6 +114,24 @@ const REWARDS: [Curve; 4] = [
         "Log-probability per token",
         &[("", "mean_token_logp")],
         "Mean over response tokens; it should rise towards 0.",
+    ),
+    curve(
+        "Entropy",
+        &[("", "entropy")],
+        "Mean entropy of the predicted distributions over response tokens, in nats. A fall towards 0 means that the \
+         policy becomes certain of every token.",
+    ),
+    Curve {
+        title: "Token accuracy",
+        lines: &[("", "mean_token_accuracy")],
+        axis: ("accuracy", ""),
+        is_share: true,
+        caption: "Share of chosen tokens that are the most likely ones.",
+    },
+    curve(
+        "Logits, both sides",
+        &[("chosen", "logits/chosen"), ("rejected", "logits/rejected")],
+        "Mean logit over the vocabulary. A common drift changes no probability.",
     ),
 ];
 

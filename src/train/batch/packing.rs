@@ -24,7 +24,7 @@ use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{Loss, Method};
 use crate::loss::value::{ScoredComparison, ScoredTerm, batch_divergence};
 use crate::train::frozen::FrozenCache;
-use crate::train::metrics::{Tally, tally_scores};
+use crate::train::metrics::{Tally, tally_responses, tally_scores};
 
 /// Packs the micro-batches of one loss.
 #[derive(Clone)]
@@ -155,6 +155,8 @@ pub(in crate::train) struct MicroBatchResults<'a> {
     pub frozen: &'a [f64],
     pub loss: &'a [f64],
     pub logit: &'a [f64],
+    /// (ROW_STATS, seqs), empty unless tokens are measured
+    pub stats: &'a [f64],
 }
 
 impl PackedMicroBatch {
@@ -168,6 +170,7 @@ impl PackedMicroBatch {
         let mut not_finite = Vec::new();
         if loss.method == Method::Sft {
             tally.logp = results.score.iter().sum();
+            tally_responses(&mut tally, &self.batch, results.stats);
             return (tally, not_finite);
         }
         let table = &self.batch.comparisons;
@@ -181,7 +184,7 @@ impl PackedMicroBatch {
         tally.nll = self.direct.iter().zip(results.score).map(|(d, score)| d * score).sum();
         let zeros = vec![0.0; if results.frozen.is_empty() { results.score.len() } else { 0 }];
         let frozen = if results.frozen.is_empty() { &zeros } else { results.frozen };
-        tally_scores(&mut tally, &self.batch, results.score, frozen);
+        tally_scores(&mut tally, &self.batch, results.score, frozen, results.stats);
         if loss.estimates_divergence() {
             tally.add_divergence(batch_divergence(&self.scored((results.score, frozen))));
         }

@@ -3,14 +3,15 @@
 //!
 //! ```text
 //! buffer       control vector, then per micro-batch:
-//! micro-batch  scores (seqs), frozen scores (seqs), losses (comparisons), logits (comparisons)
+//! micro-batch  scores (seqs), frozen scores (seqs), losses (comparisons), logits (comparisons),
+//!              statistics of tokens (ROW_STATS, seqs)
 //! ```
 //!
-//! Likelihood training has scores only; the frozen scores are there if the loss has a reference.
+//! The statistics are there if the loss measures tokens. Likelihood training has scores only; the frozen scores are there if the loss has a reference.
 
 use super::{Pending, Trainer};
 use crate::Result;
-use crate::backend::contract::CONTROL;
+use crate::backend::contract::{CONTROL, ROW_STATS};
 use crate::backend::{Backend, View};
 use crate::data::pack::Batch;
 use crate::loss::objective::Method;
@@ -32,7 +33,10 @@ impl<B: Backend> Trainer<'_, B> {
             if let Some(frozen) = &self.frozen {
                 fetch(frozen.scores(&self.batch).part(0, seqs))?;
             }
-            self.losses.results(comparisons).into_iter().try_for_each(fetch)?;
+            self.losses.results(comparisons).into_iter().try_for_each(&mut fetch)?;
+        }
+        if let Some(stats) = self.scorer.stats(seqs) {
+            stats.into_iter().try_for_each(fetch)?;
         }
         Ok(at)
     }
@@ -49,19 +53,20 @@ impl<B: Backend> Trainer<'_, B> {
         let lengths = |p: &PackedMicroBatch| {
             let (seqs, comparisons) = (p.batch.seqs(), p.batch.comparison_count());
             let frozen = if self.frozen.is_some() { seqs } else { 0 };
-            if with_comparisons { [seqs, frozen, comparisons, comparisons] } else { [seqs, 0, 0, 0] }
+            let stats = if self.loss.measures_tokens() { ROW_STATS * seqs } else { 0 };
+            if with_comparisons { [seqs, frozen, comparisons, comparisons, stats] } else { [seqs, 0, 0, 0, stats] }
         };
         let len = pending.packed.micro_batches().iter().map(|p| lengths(p).iter().sum::<usize>()).sum::<usize>();
         let mut values = vec![0.0; CONTROL + len];
         self.backend.open(&mut pending.results, &mut values)?;
         let (control, mut rest) = values.split_at(CONTROL);
         for packed in pending.packed.micro_batches() {
-            let [score, frozen, loss, logit] = lengths(packed).map(|len| {
+            let [score, frozen, loss, logit, stats] = lengths(packed).map(|len| {
                 let (part, after) = rest.split_at(len);
                 rest = after;
                 part
             });
-            let (part, ids) = packed.tally(&self.loss, &MicroBatchResults { score, frozen, loss, logit });
+            let (part, ids) = packed.tally(&self.loss, &MicroBatchResults { score, frozen, loss, logit, stats });
             tally.merge(&part);
             not_finite.extend(ids.into_iter().map(str::to_owned));
         }

@@ -304,3 +304,40 @@ fn hopper_chunks_match_the_reference() {
         }
     }
 }
+
+fn measured(case: &Case) -> Case {
+    case.with("with statistics", |case| case.with_stats = true)
+}
+
+/// Asserts that the other results have the same bits without statistics.
+fn same_without_statistics(with: &Outputs, plain: &Outputs, label: &str) {
+    let but_stats = |all: &Outputs| -> Outputs { all.iter().filter(|(name, _)| *name != "stats").cloned().collect() };
+    compare::same_bits(label, &but_stats(with), &but_stats(plain));
+}
+
+#[test]
+fn statistics_of_rows_match_the_reference_and_change_no_other_bit() {
+    fn check_all<B: Backend>(on: &On<B>) {
+        for case in [mixed(), gradients()[2].clone()] {
+            same_without_statistics(&measured(&case).run(on).0, &case.run(on).0, case.label.as_str());
+        }
+    }
+    each_backend!(check_all);
+    let case = measured(&mixed());
+    let errors = case.errors();
+    check!(case.label, |on: &_| case.run(on).0, |precision, name: &str| errors.tolerance(precision, name));
+}
+
+#[test]
+fn hopper_statistics_of_rows_have_the_same_bits_at_every_number_of_rows_at_once() {
+    let many = Case::new("many rows", &[&[37, 41], &[5, 3], &[60, 11], &[1, 2]], (40, 203));
+    let case = measured(&many);
+    let (expected, errors) = (case.run(&On::new(&Reference, Precision::Bf16)).0, case.errors());
+    let on = |case: &Case, rows| {
+        emulator(Schedule::Rising, 2).map(|device| run_on(device, Hopper::Chosen, &OnHopper(case, rows)))
+    };
+    let (Some(whole), Some(plain)) = (on(&case, None), on(&many, None)) else { return };
+    compare::outputs(&case.label, &whole, &expected, |name| errors.tolerance(Precision::Bf16, name));
+    same_without_statistics(&whole, &plain, &case.label);
+    compare::same_bits("20 rows at once", &on(&case, Some(20)).expect("an emulator"), &whole);
+}

@@ -49,7 +49,7 @@ fn with<B: Backend>(
     change: impl FnOnce(&mut HeadPreference<'_, B>),
 ) -> Result<()> {
     let (a, s, i) = (&act(b), &acc(b), &b.zeros_idx(LEN)?);
-    let [mut loss, mut logit, mut sums, mut logp, mut lse, mut dlogp, mut score, mut dscore, mut dhead] =
+    let [mut loss, mut logit, mut sums, mut logp, mut lse, mut stats, mut dlogp, mut score, mut dscore, mut dhead] =
         std::array::from_fn(|_| acc(b));
     let mut dhidden = act(b);
     let mut args = HeadPreference {
@@ -84,6 +84,7 @@ fn with<B: Backend>(
         direct: Some(View::first(s, l.of("direct", 3))),
         logp: ViewMut::first(&mut logp, l.of("logp", 2)),
         lse: ViewMut::first(&mut lse, l.of("lse", 2)),
+        stats: Some(ViewMut::first(&mut stats, l.of("stats", 2 * ROW_STATS))),
         dlogp: ViewMut::first(&mut dlogp, l.of("dlogp", 2)),
         score: ViewMut::first(&mut score, l.of("score", 3)),
         dscore: ViewMut::first(&mut dscore, l.of("dscore", 3)),
@@ -109,11 +110,12 @@ fn cost_is_three_gemms_and_each_operand_once() {
     };
     // A GEMM is 2 * 2 rows * 4 * 6 = 96 FLOPs; two comparisons are 40. Bytes in f32: hidden rows
     // and head 4 * (8 + 24), indices and results per row 16 * 2, dhidden 4 * 12, dhead 4 * 24,
-    // dlogp and sequence offsets 4 * (2 + 4), five numbers for each of three sequences and seven
+    // dlogp and sequence offsets 4 * (2 + 4), statistics 4 * 6, five numbers for each of three sequences and seven
     // for each of two comparisons 4 * 29, comparison tables 4 * (18 + 4).
-    assert_eq!(cost(|_| ()), Cost { bytes: 532, flops: 3 * 96 + 40 });
-    assert_eq!(cost(|a| a.dhead = None), Cost { bytes: 532 - 96, flops: 2 * 96 + 40 });
-    assert_eq!(cost(|a| a.dhead_write = Write::Add), Cost { bytes: 532 + 96, flops: 3 * 96 + 40 });
+    assert_eq!(cost(|_| ()), Cost { bytes: 556, flops: 3 * 96 + 40 });
+    assert_eq!(cost(|a| a.dhead = None), Cost { bytes: 556 - 96, flops: 2 * 96 + 40 });
+    assert_eq!(cost(|a| a.dhead_write = Write::Add), Cost { bytes: 556 + 96, flops: 3 * 96 + 40 });
+    assert_eq!(cost(|a| a.stats = None), Cost { bytes: 556 - 24, flops: 3 * 96 + 40 });
     // Only scores, with a given score gradient.
-    assert_eq!(cost(|a| a.comparison = None), Cost { bytes: 532 - 116 - 88 + 24, flops: 3 * 96 });
+    assert_eq!(cost(|a| a.comparison = None), Cost { bytes: 556 - 116 - 88 + 24, flops: 3 * 96 });
 }

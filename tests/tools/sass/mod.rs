@@ -111,8 +111,17 @@ fn loops_of_hopper_have_products_and_no_loads() {
     let Some(listing) = listing() else { return };
     let mut count = 0;
     for ((kernel, target), code) in listing {
-        let names =
-            ["linear_", "head_sums", "head_powers", "head_drows", "head_dhead", "attention_fwd", "attention_bwd_q"];
+        let names = [
+            "linear_",
+            "head_sums",
+            "head_powers",
+            "head_stats_sums",
+            "head_stats_powers",
+            "head_drows",
+            "head_dhead",
+            "attention_fwd",
+            "attention_bwd_q",
+        ];
         let is_product = names.iter().any(|name| kernel.starts_with(name));
         if target != "sm_90a" || !kernel.contains("_sm90") || !is_product {
             continue;

@@ -59,13 +59,14 @@ pub(in super::super) fn forward<D: Device, A: Element>(
         target: read(a.target),
         logp: write(&mut a.logp),
         lse: write(&mut a.lse),
+        stats: a.stats.as_mut().map(write),
     };
     if !is_fit(k, d, &[o.hidden, o.head]) {
         return Ok(false);
     }
-    let most = forward_rows(d);
+    let most = forward_rows(d, o.stats.is_some());
     let mut scratch = k.scratch()?;
-    let pieces = request(&mut scratch, d, most.min(d.rows), false, 0);
+    let pieces = request(&mut scratch, d, most.min(d.rows), (false, o.stats.is_some()), 0);
     scratch.take()?;
     let at = Arrays::of(&scratch, pieces);
     for rows in chunks(d.rows, most) {
@@ -88,7 +89,7 @@ pub(in super::super) fn backward<D: Device, A: Element>(
     }
     let most = rows_at_once(k, d);
     let mut scratch = k.scratch()?;
-    let pieces = request(&mut scratch, d, most.min(d.rows), true, 0);
+    let pieces = request(&mut scratch, d, most.min(d.rows), (true, false), 0);
     // The results of the forward belong to the caller, so the recomputed ones go to scratch memory.
     let (logp, lse) = (scratch.request::<f32>(d.rows), scratch.request::<f32>(d.rows));
     // Rows with the same source may be in different chunks.
@@ -104,6 +105,7 @@ pub(in super::super) fn backward<D: Device, A: Element>(
         target: read(a.target),
         logp: scratch.write(logp),
         lse: scratch.write(lse),
+        stats: None,
     };
     let mut dhead = Dhead::of(dhead, a.dhead_write);
     for rows in chunks(d.rows, most) {
@@ -163,7 +165,7 @@ pub(in super::super) fn preference<D: Device, A: Element>(
     // The preference loss uses the scratch memory before this.
     let mut scratch = k.scratch_after(preference_scratch(k, comparisons)?)?;
     // Once the sums of a chunk are added up, its drows take their place.
-    let pieces = request(&mut scratch, d, most, true, most * d.hidden);
+    let pieces = request(&mut scratch, d, most, (true, a.stats.is_some()), most * d.hidden);
     scratch.take()?;
     let at = Arrays::of(&scratch, pieces);
     drop(scratch);
@@ -176,6 +178,7 @@ pub(in super::super) fn preference<D: Device, A: Element>(
         target: read(a.target),
         logp: write(&mut a.logp),
         lse: write(&mut a.lse),
+        stats: a.stats.as_mut().map(write),
     };
     let mut dhead = Dhead::of(a.dhead.as_mut().map(|dhead| write(dhead).address()), a.dhead_write);
     let dhidden = write(&mut a.dhidden);

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{ROWS, all_multiples, are_aligned, f32_result, is_supported, matrix, operand};
 use crate::Result;
 use crate::backend::Write as Mode;
-use crate::backend::contract::HeadDims;
+use crate::backend::contract::{HeadDims, ROW_STATS};
 use crate::backend::kernels::device::{ConstPtr, Device, Element, MutPtr};
 use crate::backend::kernels::geometry::{Choice, PLANNED_PROCESSORS, Sizes, Tile, blocks_of, cut};
 use crate::backend::kernels::launchers::{self as launch, HEAD_COLUMNS, HEAD_JOIN_ROWS};
@@ -40,6 +40,8 @@ pub(super) struct Arrays {
     pub sums: u64,
     pub hit: u64,
     pub total: u64,
+    /// Statistics of the tiles, if they are wanted.
+    pub stats: [u64; ROW_STATS],
     /// The rest is for gradients only.
     pub exps: u64,
     pub factor: u64,
@@ -84,9 +86,10 @@ fn rows_within(budget: usize, bytes_of_row: usize) -> usize {
     (rows / unit * unit).max(CHUNK_UNIT)
 }
 
-/// Rows of a chunk of the forward.
-pub(super) fn forward_rows(d: HeadDims) -> usize {
-    rows_within(FORWARD_BYTES, 2 * d.hidden + 4 * slices(d) + 12)
+/// Rows of a chunk of the forward, with or without statistics.
+pub(super) fn forward_rows(d: HeadDims, with_stats: bool) -> usize {
+    let per_tile = if with_stats { 1 + ROW_STATS } else { 1 };
+    rows_within(FORWARD_BYTES, 2 * d.hidden + 4 * per_tile * slices(d) + 12)
 }
 
 /// Rows of a chunk with stored exponentials.
@@ -110,17 +113,23 @@ pub(in super::super) fn is_fit<D: Device, A: Element>(k: &Kernels<D, A>, d: Head
     handles(k, d) && d.rows * d.vocab > 0 && are_aligned(addresses)
 }
 
+/// Scratch memory of a call.
+pub(super) struct Pieces {
+    arrays: [Piece; 7],
+    stats: [Piece; ROW_STATS],
+}
+
 /// Requests scratch memory for chunks of `rows` rows. The sums have room for `sums` elements at least.
 pub(super) fn request<D: Device>(
     scratch: &mut Scratch<'_, D>,
     d: HeadDims,
     rows: usize,
-    backward: bool,
+    (backward, with_stats): (bool, bool),
     sums: usize,
-) -> [Piece; 7] {
+) -> Pieces {
     let of = |len: usize| if backward { len } else { 0 };
     let carried = rows + of(WGMMA_DEPTH - 1);
-    [
+    let arrays = [
         scratch.request::<u16>(carried * d.hidden),
         scratch.request::<f32>(rows),
         scratch.request::<f32>((rows * slices(d)).max(sums)),
@@ -128,13 +137,16 @@ pub(super) fn request<D: Device>(
         scratch.request::<f32>(rows),
         scratch.request::<u16>(of(carried * stride(d))),
         scratch.request::<f32>(of(rows)),
-    ]
+    ];
+    let per_array = if with_stats { rows * slices(d) } else { 0 };
+    Pieces { arrays, stats: std::array::from_fn(|_| scratch.request::<f32>(per_array)) }
 }
 
 impl Arrays {
-    pub fn of<D: Device>(scratch: &Scratch<'_, D>, pieces: [Piece; 7]) -> Self {
-        let [packed, base, sums, hit, total, exps, factor] = pieces.map(|piece| scratch.address(piece));
-        Self { packed, base, sums, hit, total, exps, factor }
+    pub fn of<D: Device>(scratch: &Scratch<'_, D>, pieces: Pieces) -> Self {
+        let [packed, base, sums, hit, total, exps, factor] = pieces.arrays.map(|piece| scratch.address(piece));
+        let stats = pieces.stats.map(|piece| scratch.address(piece));
+        Self { packed, base, sums, hit, total, stats, exps, factor }
     }
 
     /// Arrays whose rows start behind the carried rows.
@@ -156,6 +168,8 @@ pub(super) struct Operands {
     pub target: ConstPtr<i32>,
     pub logp: MutPtr<f32>,
     pub lse: MutPtr<f32>,
+    /// (ROW_STATS, rows of the call)
+    pub stats: Option<MutPtr<f32>>,
 }
 
 fn offset<T>(pointer: ConstPtr<T>, rows: usize) -> ConstPtr<T> {
@@ -191,42 +205,135 @@ pub(super) fn chunk_forward<D: Device, A: Element>(
     let shared = TILE.shared_bytes(false, 2);
     let sizes = Sizes { m: count, n: d.vocab, k: d.hidden, out_bytes: 2, may_split: false };
     k.note_choice(o.name, sizes, cut(sizes, TILE, 1, device.properties().processors));
-    if stored {
-        let exps = matrix(device, at.exps, (count, d.vocab), stride(d), 64)?;
-        launch::HeadPowersSm90 {
-            packed,
-            head,
-            exps,
-            target,
-            base,
-            sums,
-            hit,
-            rows: number,
-            vocab,
-            hidden: hidden_size,
+    let exps = match stored {
+        true => Some(matrix(device, at.exps, (count, d.vocab), stride(d), 64)?),
+        false => None,
+    };
+    let join = Join { at, rows: rows.start, count, stored };
+    let sizes = (number, vocab, hidden_size);
+    if let Some(stats) = o.stats {
+        let [weighted, total, rival] = at.stats.map(|address| MutPtr::new(address, 0));
+        let (rows, vocab, hidden) = sizes;
+        match exps {
+            Some(exps) => launch::HeadStatsPowersSm90 {
+                packed,
+                head,
+                exps,
+                target,
+                base,
+                sums,
+                hit,
+                weighted,
+                total,
+                rival,
+                rows,
+                vocab,
+                hidden,
+            }
+            .launch(device, grid, shared)?,
+            None => launch::HeadStatsSumsSm90 {
+                packed,
+                head,
+                target,
+                base,
+                sums,
+                hit,
+                weighted,
+                total,
+                rival,
+                rows,
+                vocab,
+                hidden,
+            }
+            .launch(device, grid, shared)?,
         }
-        .launch(device, grid, shared)?;
-    } else {
-        launch::HeadSumsSm90 { packed, head, target, base, sums, hit, rows: number, vocab, hidden: hidden_size }
-            .launch(device, grid, shared)?;
+        return join.launch_with_stats(k, o, target, stats);
     }
-    launch::HeadJoinSm90 {
-        packed: ConstPtr::new(at.packed, 0),
-        head: ConstPtr::new(o.head, 0),
-        sums: ConstPtr::new(at.sums, 0),
-        hit: ConstPtr::new(at.hit, 0),
-        base: MutPtr::new(at.base, 0),
-        total: MutPtr::new(at.total, 0),
-        logp: MutPtr::new(o.logp.address(), rows.start),
-        lse: MutPtr::new(o.lse.address(), rows.start),
-        exps: if stored { MutPtr::new(at.exps, 0) } else { MutPtr::NONE },
-        hidden_size,
-        vocab,
-        rows: number,
-        slices: int(slices(d))?,
-        stride: int(stride(d))?,
+    let (rows, vocab, hidden) = sizes;
+    match exps {
+        Some(exps) => {
+            launch::HeadPowersSm90 { packed, head, exps, target, base, sums, hit, rows, vocab, hidden }
+                .launch(device, grid, shared)?;
+        }
+        None => {
+            launch::HeadSumsSm90 { packed, head, target, base, sums, hit, rows, vocab, hidden }
+                .launch(device, grid, shared)?;
+        }
     }
-    .launch(device, k.row_blocks(count, launch::HeadJoinSm90::WARPS * HEAD_JOIN_ROWS), 0)
+    join.launch(k, o)
+}
+
+/// The last kernel of a chunk's forward.
+struct Join<'a> {
+    at: &'a Arrays,
+    /// First row of the chunk in the results of the call.
+    rows: usize,
+    count: usize,
+    /// Whether the exponentials are stored.
+    stored: bool,
+}
+
+impl Join<'_> {
+    fn grid<D: Device, A: Element>(&self, k: &Kernels<D, A>) -> usize {
+        k.row_blocks(self.count, launch::HeadJoinSm90::WARPS * HEAD_JOIN_ROWS)
+    }
+
+    fn exps(&self) -> MutPtr<half::bf16> {
+        if self.stored { MutPtr::new(self.at.exps, 0) } else { MutPtr::NONE }
+    }
+
+    fn launch<D: Device, A: Element>(&self, k: &Kernels<D, A>, o: &Operands) -> Result<()> {
+        launch::HeadJoinSm90 {
+            packed: ConstPtr::new(self.at.packed, 0),
+            head: ConstPtr::new(o.head, 0),
+            sums: ConstPtr::new(self.at.sums, 0),
+            hit: ConstPtr::new(self.at.hit, 0),
+            base: MutPtr::new(self.at.base, 0),
+            total: MutPtr::new(self.at.total, 0),
+            logp: MutPtr::new(o.logp.address(), self.rows),
+            lse: MutPtr::new(o.lse.address(), self.rows),
+            exps: self.exps(),
+            hidden_size: int(o.d.hidden)?,
+            vocab: int(o.d.vocab)?,
+            rows: int(self.count)?,
+            slices: int(slices(o.d))?,
+            stride: int(stride(o.d))?,
+        }
+        .launch(&k.device, self.grid(k), 0)
+    }
+
+    fn launch_with_stats<D: Device, A: Element>(
+        &self,
+        k: &Kernels<D, A>,
+        o: &Operands,
+        target: ConstPtr<i32>,
+        stats: MutPtr<f32>,
+    ) -> Result<()> {
+        let [weighted, logits, rival] = self.at.stats.map(|address| MutPtr::new(address, 0));
+        launch::HeadStatsJoinSm90 {
+            packed: ConstPtr::new(self.at.packed, 0),
+            head: ConstPtr::new(o.head, 0),
+            sums: ConstPtr::new(self.at.sums, 0),
+            hit: ConstPtr::new(self.at.hit, 0),
+            base: MutPtr::new(self.at.base, 0),
+            total: MutPtr::new(self.at.total, 0),
+            logp: MutPtr::new(o.logp.address(), self.rows),
+            lse: MutPtr::new(o.lse.address(), self.rows),
+            exps: self.exps(),
+            weighted,
+            logits,
+            rival,
+            target,
+            stats: MutPtr::new(stats.address(), self.rows),
+            hidden_size: int(o.d.hidden)?,
+            vocab: int(o.d.vocab)?,
+            rows: int(self.count)?,
+            slices: int(slices(o.d))?,
+            stride: int(stride(o.d))?,
+            stats_stride: int(o.d.rows)?,
+        }
+        .launch(&k.device, self.grid(k), 0)
+    }
 }
 
 /// Tiles with numbers of splits over the vocabulary for the drows of `rows` rows, fastest first.
