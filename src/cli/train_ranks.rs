@@ -19,6 +19,13 @@ pub(super) fn check(args: &TrainArgs, loss: &Loss) -> Result<()> {
     if !world::is_shared() {
         return Ok(());
     }
+    let dir = args.output_dir.clone();
+    world::set_last_checkpoint(move || match checkpoint::list(&dir).pop() {
+        Some((_, path)) => {
+            format!("; last checkpoint: {0} (continue with --resume-from-checkpoint {0})", path.display())
+        }
+        None => "; no checkpoint has been written (--save-steps writes them)".to_owned(),
+    });
     let refuse = |flag: &str, why: &str| Err(Error::Usage(format!("{flag} needs one rank: {why}")));
     if args.profile {
         return refuse("--profile", "a step of several ranks also waits for the others; profile a run of one");
@@ -44,13 +51,6 @@ impl TrainSetup<'_> {
         facts.extend(fingerprint.iter().cloned());
         let ranks = world::collective();
         agreement::compare(ranks, &facts)?;
-        let dir = self.args.output_dir.clone();
-        world::set_last_checkpoint(move || match checkpoint::list(&dir).pop() {
-            Some((_, path)) => {
-                format!("; last checkpoint: {0} (continue with --resume-from-checkpoint {0})", path.display())
-            }
-            None => "; no checkpoint has been written (--save-steps writes them)".to_owned(),
-        });
         let batch = self.settings.micro_batch * self.settings.accumulation;
         self.print(&format!(
             "{:<13} {} on {}; {} of a step are split over them by tokens",

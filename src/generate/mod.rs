@@ -20,6 +20,6 @@ pub(crate) mod shared;
 mod slots;
 mod step;
 
-pub use run::{Engine, Finish, Generated, Limits, Prompt, Sizes, Stop};
+pub use run::{Engine, Finish, Generated, Limits, Prompt, Sizes};
 pub use sampling::{Sampler, Sampling};
 pub use session::Session;

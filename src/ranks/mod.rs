@@ -19,7 +19,7 @@ pub(crate) mod launcher;
 #[cfg(feature = "mpi")]
 mod mpi;
 #[cfg(test)]
-mod rehearsal;
+pub(crate) mod rehearsal;
 #[cfg(feature = "mpi")]
 mod watch;
 pub(crate) mod world;

@@ -161,21 +161,21 @@ pub(super) fn start(
             let each = processes.iter().zip(&mut records);
             let found: Vec<Found> =
                 each.map(|(of, record)| record.next(of, Look::at(of.id), waited, || is_busy(of.id))).collect();
-            if found.contains(&Found::Ending) {
-                return;
-            }
             let first = processes.iter().zip(&found).find_map(|(of, found)| match found {
                 Found::Failed(why) => Some((of.rank, *why)),
                 _ => None,
             });
             if let Some((rank, why)) = first {
-                let well = processes.iter().zip(&found).filter(|(_, found)| **found == Found::Well);
-                let prints = well.map(|(of, _)| of.rank).all(|other| own < other);
+                let left = processes.iter().zip(&found).filter(|(_, found)| !matches!(found, Found::Failed(_)));
+                let prints = left.map(|(of, _)| of.rank).all(|other| own < other);
                 // This process may end in the same moment as the watched one.
                 if ENDED.load(Ordering::SeqCst) {
                     return;
                 }
                 return failed(rank, why, prints);
+            }
+            if found.contains(&Found::Ending) {
+                return;
             }
         }
     };
@@ -191,6 +191,12 @@ pub(super) fn end() {
 /// seen it.
 pub(super) fn announce_end() {
     end();
+    mark_end();
+}
+
+/// Tells the other ranks of this host that a signal ends this one, which goes on watching: a launcher
+/// that has seen a rank die signals the others, and one of them must report it.
+pub(super) fn mark_end() {
     let began = Instant::now();
     if fs::write("/proc/self/comm", ENDING).is_ok() {
         std::thread::sleep((3 * INTERVAL).saturating_sub(began.elapsed()));

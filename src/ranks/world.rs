@@ -176,6 +176,14 @@ fn connect(ranks: &Ranks) -> Result<()> {
     .map_err(|e| Error::Runtime(format!("cannot start the thread that watches the ranks: {e}; raise `ulimit -u`")))
 }
 
+/// To call before a signal ends this rank.
+pub(crate) fn end_by_signal() {
+    #[cfg(feature = "mpi")]
+    if is_shared() {
+        watch::mark_end();
+    }
+}
+
 /// Ends all ranks with an exit code.
 #[cfg(feature = "mpi")]
 fn end_all(code: i32) -> ! {

@@ -19,7 +19,7 @@ mod saving;
 mod stepping;
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,9 +46,10 @@ use crate::optim::schedule::{Schedule, Scheduler, Shape};
 use crate::perf::ceilings::Ceilings;
 use crate::perf::observe::RunObserver;
 use crate::perf::profile::Profile;
+use crate::terminal::follows;
 use crate::{Error, Result};
 
-use crate::terminal::follows;
+use saving::with_checkpoint_hint;
 
 pub use super::memory::PlannedMemory;
 
@@ -228,21 +229,6 @@ pub fn train<B: Backend>(
     // Up to this line a signal may end the process: no training would be lost.
     let deferred = run.defer_signals();
     run.steps().and_then(|()| run.finish(deferred)).map_err(|e| with_checkpoint_hint(output_dir, e))
-}
-
-/// Adds the path of the last checkpoint to a device error.
-fn with_checkpoint_hint(output_dir: &Path, error: Error) -> Error {
-    let advice = match checkpoint::list(output_dir).pop() {
-        Some((_, path)) => {
-            format!("; last checkpoint: {0} (continue with --resume-from-checkpoint {0})", path.display())
-        }
-        None => "; no checkpoint has been written (--save-steps writes them)".to_owned(),
-    };
-    match error {
-        Error::Device(why) => Error::Device(why + &advice),
-        Error::Memory(why) => Error::Memory(why + &advice),
-        other => other,
-    }
 }
 
 /// Outcome of an evaluation.

@@ -122,7 +122,7 @@ fn scores_texts_and_reference_log_probs_of_two_ranks_are_the_bytes_of_one() {
     };
     let score = "--model model --ref-model qwen --input groups.jsonl --batch-tokens 300 --device cpu --output OUT";
     both(&format!("score {score}"), "scores.jsonl");
-    both(&format!("eval {score} --bootstrap 50 --prompt-blindness"), "eval.json");
+    both(&format!("eval {score} --bootstrap 100 --prompt-blindness"), "eval.json");
     both(
         "generate --model model --input pairs.jsonl --max-new-tokens 8 --temperature 1 --seed 3 --batch-size 4 \
          --device cpu --output OUT",
@@ -191,6 +191,13 @@ fn ranks_that_cannot_work_together_are_refused_with_one_message() {
     on_ranks(&bench, 2, &train("dpo", "out", "--profile")).fails(2, &["--profile needs one rank"]);
 }
 
+/// Whether a process watches the other ranks.
+fn watches(id: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+    threads.map(name).any(|name| name.trim() == "ranks")
+}
+
 /// Process number of a rank below `mpirun`.
 fn process_of(rank: usize, output: &str) -> Option<u32> {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
@@ -209,7 +216,7 @@ fn a_killed_rank_ends_all_with_one_message_and_the_run_resumes_bit_for_bit() {
     if !has_mpi(&bench) {
         return;
     }
-    let run = |name: &str| train("reward", name, "--max-steps 24 --save-steps 2").replace("--eval-steps 3", "");
+    let run = |name: &str| train("reward", name, "--max-steps 12 --save-steps 2").replace("--eval-steps 3", "");
     on_ranks(&bench, 3, &run("whole")).ok();
     let kills = if full() { 20 } else { 2 };
     let name = bench.at("killed").display().to_string();
@@ -221,11 +228,14 @@ fn a_killed_rank_ends_all_with_one_message_and_the_run_resumes_bit_for_bit() {
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let began = Instant::now();
         // The moments spread over the run: the start, then ever later steps.
-        let moment = kill * 22 / kills;
+        let moment = kill * 10 / kills;
         let rank = kill % 3;
         let id = loop {
-            match process_of(rank, &name) {
-                Some(id) if last() >= moment as u64 => break id,
+            let all: Vec<u32> = (0..3).filter_map(|rank| process_of(rank, &name)).collect();
+            match all.get(rank) {
+                Some(&id) if last() >= moment as u64 && all.len() == 3 && all.iter().all(|&id| watches(id)) => {
+                    break id;
+                }
                 _ => assert!(began.elapsed() < Duration::from_secs(100), "rank {rank} did not come to step {moment}"),
             }
             std::thread::sleep(Duration::from_millis(2));
