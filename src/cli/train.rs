@@ -300,18 +300,19 @@ impl Job for TrainJob<'_> {
             fingerprint,
         };
         let outcome =
-            Trainer::new(backend, policy, reference, setup.loss.clone(), setup.adamw).and_then(|mut trainer| {
-                trainer.replay_steps(setup.replays(backend)?);
-                if setup.args.gradient_checkpointing {
-                    trainer.recompute_activations()?;
-                }
-                match cache {
-                    Some(cache) => trainer.use_frozen_cache(cache),
-                    None if setup.base_is_reference() => trainer.use_base_as_frozen()?,
-                    None => {}
-                }
-                train(trainer, data, &setup.settings)
-            });
+            Trainer::sharded(backend, (policy, reference), setup.loss.clone(), setup.adamw, setup.shards_optimizer())
+                .and_then(|mut trainer| {
+                    trainer.replay_steps(setup.replays(backend)?);
+                    if setup.args.gradient_checkpointing {
+                        trainer.recompute_activations()?;
+                    }
+                    match cache {
+                        Some(cache) => trainer.use_frozen_cache(cache),
+                        None if setup.base_is_reference() => trainer.use_base_as_frozen()?,
+                        None => {}
+                    }
+                    train(trainer, data, &setup.settings)
+                });
         finish(&manifest, &setup.settings, &outcome);
         outcome
     }

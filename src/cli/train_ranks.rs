@@ -6,8 +6,9 @@ use std::path::Path;
 use super::config_record;
 use super::same_start::{facts, weights_on_ranks};
 use super::train::TrainSetup;
-use super::train_args::TrainArgs;
+use super::train_args::{Switch, TrainArgs};
 use crate::backend::Backend;
+use crate::error::refuse_given;
 use crate::loss::objective::Loss;
 use crate::ranks::{agreement, world};
 use crate::terminal::counted;
@@ -17,7 +18,8 @@ use crate::{Error, Result};
 /// Refuses options that several ranks cannot have.
 pub(super) fn check(args: &TrainArgs, loss: &Loss) -> Result<()> {
     if !world::is_shared() {
-        return Ok(());
+        let given = [("--shard-optimizer", args.shard_optimizer.is_some())];
+        return refuse_given(&given, "with one rank; leave it out, or start several (docs/ranks.md)");
     }
     let dir = args.output_dir.clone();
     world::set_last_checkpoint(move || match checkpoint::list(&dir).pop() {
@@ -37,6 +39,11 @@ pub(super) fn check(args: &TrainArgs, loss: &Loss) -> Result<()> {
 }
 
 impl TrainSetup<'_> {
+    /// Whether each rank keeps the optimiser state of a slice of the parameters.
+    pub(super) fn shards_optimizer(&self) -> bool {
+        world::is_shared() && self.args.shard_optimizer != Some(Switch::Off)
+    }
+
     /// Refuses ranks that were started differently, and says how a step is shared.
     pub(super) fn agree<B: Backend>(&self, backend: &B, start: &Path, fingerprint: &[(String, String)]) -> Result<()> {
         if !world::is_shared() {

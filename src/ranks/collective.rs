@@ -40,10 +40,14 @@ impl Wire {
     }
 }
 
+/// Elements at whose multiples slices start, so that loads of several elements stay aligned.
+const BLOCK: usize = 64;
+
 /// Slice of `len` elements that belongs to a rank. The slices of all ranks cover the elements in order.
 pub(crate) fn slice_of(len: usize, rank: usize, size: usize) -> Range<usize> {
-    let at = |rank: usize| (len as u128 * rank as u128 / size as u128) as usize;
-    at(rank)..at(rank + 1)
+    let block = if len >= BLOCK * size { BLOCK } else { 1 };
+    let at = |rank: usize| ((len.div_ceil(block) as u128 * rank as u128 / size as u128) as usize * block).min(len);
+    at(rank)..if rank + 1 == size { len } else { at(rank + 1) }
 }
 
 /// Operations over all ranks.
@@ -141,7 +145,8 @@ mod tests {
             let slices: Vec<usize> = (0..size).flat_map(|rank| slice_of(len, rank, size)).collect();
             assert_eq!(slices, (0..len).collect::<Vec<_>>());
         }
-        assert_eq!(slice_of(usize::MAX, 1, 2).end, usize::MAX);
+        assert_eq!(slice_of(200, 0, 2), 0..128);
+        assert_eq!(slice_of(200, 1, 2), 128..200);
     }
 
     #[test]

@@ -30,7 +30,7 @@ use super::frozen::{CacheReport, Frozen, FrozenCache};
 use super::losses::LossBuffers;
 use super::metrics::Tally;
 use super::score::Scorer;
-use super::share;
+use super::{shard, share};
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, Write};
@@ -41,7 +41,7 @@ use crate::model::activations::Mode;
 use crate::model::decoder::Model;
 use crate::model::decoder_grad::GradientsOut;
 use crate::optim::adamw::{AdamWSettings, AdamWState, UpdateReport};
-use crate::ranks::collective::Collective;
+use crate::ranks::collective::{Collective, slice_of};
 use crate::ranks::world;
 use replay::{GraphState, Phase};
 
@@ -116,6 +116,20 @@ impl<'b, B: Backend> Trainer<'b, B> {
         loss: Loss,
         settings: AdamWSettings,
     ) -> Result<Self> {
+        Self::sharded(backend, (policy, frozen), loss, settings, false)
+    }
+
+    /// Like [`Trainer::new`]; with `shard` the optimiser state of this rank's slice of the parameters only.
+    pub(crate) fn sharded(
+        backend: &'b B,
+        (policy, frozen): (Model<B>, Option<Model<B>>),
+        loss: Loss,
+        settings: AdamWSettings,
+        shard: bool,
+    ) -> Result<Self> {
+        let ranks = world::collective();
+        let len = policy.trained().len;
+        let slice = if shard { slice_of(len, ranks.rank(), ranks.size()) } else { 0..len };
         let packer = Packer {
             pack: super::pack_for(&loss, &policy.config),
             comparison: ComparisonOptions { scale: loss.scale, margin_add: loss.margin },
@@ -124,7 +138,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
             shapes: None,
         };
         Ok(Self {
-            optimizer: AdamWState::new(backend, &policy, settings)?,
+            optimizer: AdamWState::of_slice(backend, &policy, settings, slice)?,
             scorer: Scorer::new(backend, &policy, Mode::Train)?,
             mode: Mode::Train,
             grads: backend.zeros_acc(policy.trained().len)?,
@@ -140,11 +154,21 @@ impl<'b, B: Backend> Trainer<'b, B> {
             captured_rows: usize::MAX,
             frozen: frozen.map(|model| Frozen::online(backend, model)).transpose()?,
             backend,
-            ranks: world::collective(),
+            ranks,
             loss,
             policy,
             packer,
         })
+    }
+
+    /// The ranks that share every step.
+    pub(super) fn ranks(&self) -> &'static dyn Collective {
+        self.ranks
+    }
+
+    /// Whether the optimiser state is that of a slice.
+    pub(super) fn is_sharded(&self) -> bool {
+        self.optimizer.slice().len() < self.policy.trained().len
     }
 
     /// Turns prefix sharing on or off. Without it, every sequence is stored whole: the oracle of
@@ -259,7 +283,14 @@ impl<'b, B: Backend> Trainer<'b, B> {
             // The norms are of this rank's gradient only.
             known = None;
             let len = self.policy.trained().len;
-            pending.finite = share::sum_gradients((self.ranks, self.backend), &mut self.grads, len, has_groups)?;
+            let sum = if self.is_sharded() { shard::scatter_gradients } else { share::sum_gradients };
+            pending.finite = sum((self.ranks, self.backend), &mut self.grads, len, has_groups)?;
+        }
+        if self.is_sharded() {
+            let weights = self.policy.trained_weights_mut();
+            shard::update((self.ranks, self.backend), &mut self.optimizer, weights, &self.grads, learning_rate)?;
+            self.backend.fetch(View::first(&self.optimizer.control, CONTROL), &mut pending.results, 0)?;
+            return Ok(pending);
         }
         let weights = self.policy.trained_weights_mut();
         self.optimizer.update(self.backend, weights, (&self.grads, known), learning_rate)?;

@@ -97,11 +97,20 @@ fn losses_of_several_ranks_are_those_of_one_and_repeat_bit_for_bit() {
     assert!(bench.bytes("again/model.safetensors") == bench.bytes("dpo2/model.safetensors"), "weights differ");
     assert_eq!(bench.metrics("again", "train"), bench.metrics("dpo2", "train"));
     assert_eq!(bench.bytes("again/eval_scores.jsonl"), bench.bytes("dpo2/eval_scores.jsonl"));
+    // Whole optimiser state on every rank: the same losses, and checkpoints of one rank's form.
+    on_ranks(&bench, 2, &train("dpo", "whole", "--max-steps 5 --save-steps 4 --shard-optimizer off")).ok();
+    assert_close(&bench, "dpo1", "whole");
+    let parts = |run: &str| {
+        let files = std::fs::read_dir(bench.at(&format!("{run}/checkpoint-4/state"))).unwrap().flatten();
+        files.filter(|file| file.file_name().to_str().unwrap().starts_with("optimizer-rank")).count()
+    };
+    assert_eq!(parts("whole"), 1);
     // More ranks than rows of the last batch, in one micro-batch each; one rank resumes what several saved.
     let short = "--max-steps 5 --save-steps 4 --seed 3";
     on_ranks(&bench, 5, &train("reward", "five", short)).ok();
     bench.run(&train("reward", "alone", short)).ok();
     assert_close(&bench, "alone", "five");
+    assert_eq!(parts("five"), 5);
     let resumed = train("reward", "resumed", short);
     bench.run(&format!("{resumed} --resume-from-checkpoint five/checkpoint-4")).ok();
     let last = |run: &str| bench.metrics(run, "train").last().unwrap()["loss"].as_f64().unwrap();
@@ -187,6 +196,9 @@ fn ranks_that_cannot_work_together_are_refused_with_one_message() {
     let parts = ["--learning-rate is 0.001 on ranks 0 and 1, 0.002 on rank 2"];
     bench.finish(command, "two learning rates").fails(2, &parts);
     assert!(!bench.at("out").exists());
+    bench
+        .run(&train("dpo", "out", "--shard-optimizer on"))
+        .fails(2, &["--shard-optimizer has no effect with one rank"]);
     on_ranks(&bench, 2, "data check pairs.jsonl").fails(2, &["data runs as one process"]);
     on_ranks(&bench, 2, &train("dpo", "out", "--profile")).fails(2, &["--profile needs one rank"]);
 }

@@ -111,6 +111,7 @@ impl<B: Backend> Run<'_, '_, B> {
         self.metrics.sync()?;
         let dir = &self.settings.output_dir;
         let folder = match follows() {
+            true if self.trainer.is_sharded() => checkpoint::save_shard(&self.trainer, dir, self.step)?,
             true => checkpoint::folder(dir, self.step),
             false => checkpoint::save(&self.trainer, self.data.tokenizer, dir, state, &self.trainer_state())?,
         };
