@@ -4,6 +4,8 @@
 //!
 //! A temporary file is locked while its writer lives. The next writer in the folder removes unlocked
 //! ones of the same file, which a killed process has left.
+//!
+//! Of several ranks only rank 0 writes: [`write_atomic`] and [`write_text`] do nothing on the others.
 
 pub(crate) mod cache;
 pub(crate) mod hub;
@@ -16,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::terminal::{complain, on_stdout};
+use crate::terminal::{complain, follows, on_stdout};
 use crate::{Error, Result};
 
 /// Number of temporary files that this process has created.
@@ -151,6 +153,9 @@ impl Drop for Unfinished {
 /// Writes a file under its temporary name, syncs it, renames it and syncs its folder. A link of
 /// that name is replaced; its target keeps its content.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    if follows() {
+        return Ok(());
+    }
     Unfinished::write(path, |out| out.write_all(bytes).map_err(Error::io("write", path)))?.rename()?;
     sync_parent(path)
 }
@@ -205,6 +210,9 @@ pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
 /// written to directly: a rename would replace it by a regular file. A pipe whose reader has left is
 /// [`Error::ReaderLeft`].
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
+    if follows() {
+        return Ok(());
+    }
     if is_stdout(path) {
         // Opened again, a file behind stdout would have a second position, and later lines would
         // overwrite its start.

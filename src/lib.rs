@@ -14,6 +14,7 @@
 //! - [`error`], [`rng`], [`terminal`], [`files`], [`memory`], `statistics`: the error type with its
 //!   exit codes; seeded random numbers; terminal output; files in and out; memory that is left;
 //!   intervals of shares
+//! - `ranks`: processes that a launcher started together, and sums over them
 //! - [`backend`]: the list of operations, their contracts, and the backends that run them
 //! - [`perf`]: measured ceilings, time by op, data-sheet peaks, hardware counters
 //! - [`data`]: text rows -> preference groups -> token ids -> packed prefix-tree batches
@@ -50,6 +51,7 @@ pub mod memory;
 pub mod model;
 pub mod optim;
 pub mod perf;
+mod ranks;
 pub mod report;
 pub mod rng;
 mod statistics;

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 
 use clap::Parser as _;
 use clap::error::ContextKind;
-use mapl::Error;
-use mapl::cli::{Cli, args, method_options, run};
+use mapl::cli::{Cli, args, finished, method_options, run, usage_error};
 use mapl::data::{serve, worker};
 use mapl::memory::allocation_failed;
 use mapl::terminal::{complain, on_stdout};
@@ -79,6 +78,7 @@ fn exit_code() -> i32 {
             if e.get(ContextKind::Usage).is_some_and(|usage| usage.to_string().len() > LONG_USAGE) {
                 e.remove(ContextKind::Usage);
             }
+            usage_error();
             // A usage error that cannot be printed still has its exit code.
             let _ = e.print();
             if let Some(places) = given.places_in(&e.to_string()) {
@@ -99,15 +99,4 @@ fn exit_code() -> i32 {
 fn own_program() -> Option<PathBuf> {
     let link = PathBuf::from("/proc/self/exe");
     if link.exists() { Some(link) } else { std::env::current_exe().ok() }
-}
-
-/// Exit code of an outcome, after its message was printed.
-fn finished(outcome: mapl::Result<()>) -> i32 {
-    match outcome {
-        Ok(()) | Err(Error::ReaderLeft) => 0,
-        Err(e) => {
-            complain(&format!("error: {e}"));
-            e.exit_code()
-        }
-    }
 }

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::{Stdout, Write as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{Error, Result};
 
@@ -14,6 +15,20 @@ const SHOWN: usize = 200;
 
 /// Most characters of a message on stderr, and how many of them are its end, which has the advice.
 const MESSAGE: (usize, usize) = (4000, 1000);
+
+/// Whether another rank prints and writes for this process.
+static FOLLOWS: AtomicBool = AtomicBool::new(false);
+
+/// Makes this process print nothing, and write no file by [`crate::files`]: it is a rank of several, and
+/// rank 0 does both.
+pub(crate) fn follow() {
+    FOLLOWS.store(true, Ordering::SeqCst);
+}
+
+/// Whether this process prints and writes nothing, because rank 0 does.
+pub(crate) fn follows() -> bool {
+    FOLLOWS.load(Ordering::SeqCst)
+}
 
 /// Whether a character acts on a terminal or on the order of the text instead of being seen.
 fn acts(c: char) -> bool {
@@ -95,7 +110,9 @@ pub fn say(text: &str) {
 
 /// Like [`say`] for text with colours, whose other parts are already plain.
 pub fn say_styled(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    if !follows() {
+        let _ = writeln!(std::io::stdout(), "{text}");
+    }
 }
 
 /// Prints [`plain`] text of a command's result and a line break on stdout. Unlike [`say`] it fails
@@ -112,6 +129,9 @@ pub fn emit_exactly(text: &str) -> Result<()> {
 
 /// Writes to stdout and flushes it; fails like [`emit`].
 pub fn on_stdout(write: impl FnOnce(&mut Stdout) -> std::io::Result<()>) -> Result<()> {
+    if follows() {
+        return Ok(());
+    }
     let mut out = std::io::stdout();
     write(&mut out).and_then(|()| out.flush()).map_err(Error::written(Path::new("standard output")))
 }
@@ -152,6 +172,13 @@ pub fn wrapped(text: &str, columns: usize, indent: usize) -> String {
 /// Prints a message of [`plain`] text on stderr, without the middle of a very long one, and ignores
 /// errors, like [`say`].
 pub fn complain(text: &str) {
+    if !follows() {
+        complain_of_rank(text);
+    }
+}
+
+/// Like [`complain`], also on a rank that follows: its own failure.
+pub(crate) fn complain_of_rank(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", shortened(&plain(text)));
 }
 

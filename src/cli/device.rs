@@ -14,6 +14,7 @@ use crate::backend::kernels::driver::{self, Driver};
 use crate::backend::kernels::emulator::Emulator;
 use crate::backend::kernels::own;
 use crate::backend::reference::Reference;
+use crate::ranks::world;
 use crate::terminal::complain;
 use crate::{Error, Result};
 
@@ -208,6 +209,12 @@ impl DeviceArgs {
     }
 
     fn on_gpu<J: Job>(self, driver: Driver, job: J) -> Result<J::Output> {
+        if world::is_shared() {
+            return Err(Error::Usage(
+                "several ranks on GPUs need NCCL, which this version does not have; start one process, or pass --device cpu"
+                    .into(),
+            ));
+        }
         match self.dtype {
             None | Some(Dtype::Bf16) => job.run(&Kernels::<_, bf16>::new(driver)),
             Some(Dtype::F32) => job.run(&Kernels::<_, f32>::new(driver)),

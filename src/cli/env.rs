@@ -1,4 +1,4 @@
-//! `mapl env`: capabilities of this machine and this build.
+//! `mapl env`: capabilities of this machine and this build, and the ranks of a launcher.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +14,7 @@ use crate::backend::kernels::tile_file::{self, Source};
 use crate::backend::reference::Reference;
 use crate::backend::{Backend, OPS};
 use crate::model::presets;
+use crate::ranks::world;
 use crate::terminal::{emit, emit_exactly};
 use crate::{COMMIT, Result};
 
@@ -35,13 +36,14 @@ pub fn run(args: &EnvArgs) -> Result<()> {
     let units = Units::chosen()?.report();
     let devices = devices();
     let kernels = kernels();
+    let ranks = world::describe();
     if args.json {
         let presets: Vec<_> = presets::list().iter().map(|p| p.name).collect();
         let value = json!({
             "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT, "os": std::env::consts::OS, "arch": std::env::consts::ARCH,
             "threads": threads, "cpu_features": features,
             "units": units.iter().map(|unit| (unit.name, &unit.state)).collect::<BTreeMap<_, _>>(), "devices": devices, "ops": OPS, "kernels": kernels, "presets": presets,
-            "tiles": tiles(),
+            "tiles": tiles(), "ranks": BTreeMap::from(ranks),
         });
         return emit_exactly(&format!("{value:#}"));
     }
@@ -56,6 +58,10 @@ pub fn run(args: &EnvArgs) -> Result<()> {
     }
     say("devices".into());
     for (name, what) in &devices {
+        say(format!("  {name:<16} {what}"));
+    }
+    say("ranks".into());
+    for (name, what) in &ranks {
         say(format!("  {name:<16} {what}"));
     }
     for line in tiles() {

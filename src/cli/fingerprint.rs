@@ -160,7 +160,7 @@ fn config_line(c: &ModelConfig) -> String {
 }
 
 /// Hash of the ids and comparisons of groups.
-fn groups_hash(groups: &[TokenizedGroup]) -> String {
+pub(super) fn groups_hash(groups: &[TokenizedGroup]) -> String {
     if groups.is_empty() {
         return "none".to_owned();
     }

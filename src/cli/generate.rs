@@ -13,16 +13,20 @@ use super::ends::{end_ids, ends_text, first_stop, without_end};
 use super::inputs::Inputs;
 use super::model_folder::{BaseArgs, warn_of_bases};
 use super::output::{check_output, remark, warn};
+use super::same_start::{facts, weights_on_ranks};
 use super::template::{TemplateKwargs, check_template_used, load_tokenizer};
 use crate::backend::Backend;
 use crate::data::group::Prompt as PromptText;
 use crate::data::source::{PromptOptions, PromptRow, read_prompts};
 use crate::data::tokenize::{encode_prompts, response_text};
 use crate::files::write_text;
+use crate::generate::run::Stop;
+use crate::generate::shared::{self, Answered};
 use crate::generate::{Engine, Generated, Limits, Prompt, Sampler, Sampling};
 use crate::model::config::{Head, ModelConfig};
 use crate::model::store::{self, Loaded};
 use crate::model::weights::LoadAs;
+use crate::ranks::{agreement, world};
 use crate::terminal::complain;
 use crate::{Error, Result};
 
@@ -377,6 +381,12 @@ impl Job for GenerateJob<'_> {
             "at most {new_tokens} new tokens ({from}), ends: {}",
             ends_text(&tokenizer, &ends, &args.stop)
         ));
+        let mut facts = facts(backend);
+        facts.push(("model".into(), weights_on_ranks(folder, args.base.base())?));
+        facts.push(("prompts".into(), blake3::hash(format!("{:?}", encoded.ids).as_bytes()).to_hex()[..16].to_owned()));
+        facts
+            .push(("generation".into(), format!("{sampler:?} {samples} {seed} {new_tokens} {ends:?} {:?}", args.stop)));
+        agreement::compare(world::collective(), &facts)?;
         let Loaded { mut model, ignored, notes, .. } = store::load(backend, folder, config, LoadAs::Exact, 0)?;
         notes.iter().for_each(|note| complain(&format!("note: {note}")));
         if !ignored.is_empty() {
@@ -391,8 +401,12 @@ impl Job for GenerateJob<'_> {
         let stops = |prompt: usize, tokens: &[u32]| Ok(first_stop(&text(prompt, tokens)?, &args.stop).is_some());
         let ends = limits.ends.clone();
         let mut engine = Engine::new(backend, &mut model, sampler, limits)?;
-        let generated = engine.run(&prompts, (!args.stop.is_empty()).then_some(&stops))?;
-        let (run, shared) = engine.prompt_tokens();
+        let stops: Option<Stop<'_>> = (!args.stop.is_empty()).then_some(&stops);
+        let Some(Answered { samples: generated, prompt_tokens: (run, shared) }) =
+            shared::run(&mut engine, &prompts, stops, || false)?
+        else {
+            return Err(Error::Runtime("the generation was interrupted".into()));
+        };
         if shared > 0 {
             complain(&format!("{run} prompt tokens were run, {shared} were shared with another prompt"));
         }

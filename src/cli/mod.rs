@@ -14,7 +14,7 @@
 //!   `evaluate_labelled`: `eval` on rows with a label; `ifeval`: `ifeval`
 //! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`,
 //!   `manifest`, `config_record`: `sft`, `reward`, `dpo`, `kto`; `train_models`: their models; `lora`: flags
-//!   of adapters; `reward_pad`: the pad token of a reward model; `train_ifeval`: instruction following
+//!   of adapters; `train_ranks`, `same_start`: several ranks; `reward_pad`: the pad token of a reward model; `train_ifeval`: instruction following
 //!   of the policy at evaluations
 //! - `model_folder`: adapters and their bases
 //! - `export`: whole models from adapters; `save_dtype`: the type of written weights
@@ -66,6 +66,7 @@ mod reference;
 mod report;
 mod reward_pad;
 mod run_lock;
+mod same_start;
 mod save_dtype;
 mod score;
 mod scored_loss;
@@ -80,6 +81,7 @@ mod train_args;
 mod train_ifeval;
 mod train_inputs;
 mod train_models;
+mod train_ranks;
 mod trl_flags;
 mod watch;
 
@@ -88,7 +90,9 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::data::source::expand;
+use crate::files::is_dash;
 use crate::loss::objective::Method;
+use crate::ranks::world;
 use crate::train::signals::Signals;
 use crate::{Error, Result};
 
@@ -202,6 +206,34 @@ impl Command {
         }
     }
 
+    /// Name of the command, and whether several ranks share its work.
+    fn shares_work(&self) -> (&'static str, bool) {
+        match self {
+            Command::Sft(_) => ("sft", true),
+            Command::Reward(_) => ("reward", true),
+            Command::Dpo(_) => ("dpo", true),
+            Command::Kto(_) => ("kto", true),
+            Command::Env(_) => ("env", false),
+            Command::Score(_) => ("score", true),
+            Command::Eval(_) => ("eval", true),
+            Command::Generate(_) => ("generate", true),
+            Command::Compare(_) => ("compare", true),
+            Command::Quickstart(_) => ("quickstart", false),
+            Command::Tokenizer(_) => ("tokenizer", false),
+            Command::Init(_) => ("init", false),
+            Command::Data(_) => ("data", false),
+            Command::Chat(_) => ("chat", false),
+            Command::Ifeval(_) => ("ifeval", false),
+            Command::Export(_) => ("export", false),
+            Command::Report(_) => ("report", false),
+            Command::Watch(_) => ("watch", false),
+            Command::Study(_) => ("study", false),
+            Command::Bench(_) => ("bench", false),
+            Command::Completions(_) => ("completions", false),
+            Command::Man(_) => ("man", false),
+        }
+    }
+
     /// Whether only errors, warnings and the result are printed.
     pub fn is_quiet(&self) -> bool {
         match self {
@@ -237,8 +269,25 @@ fn start_threads() -> Result<()> {
     }
 }
 
+/// Prints the message of an outcome and returns the exit code. An error of one rank ends all ranks.
+pub fn finished(outcome: Result<()>) -> i32 {
+    world::finish(outcome)
+}
+
+/// To call before a usage error is printed: of several ranks with the same error, rank 0 prints it.
+pub fn usage_error() {
+    world::let_first_speak();
+}
+
 /// Runs a command.
 pub fn run(cli: Cli, command_line: &str) -> Result<()> {
+    match &cli.command {
+        Command::Env(_) => world::follow_launcher(),
+        command => {
+            let (name, shares) = command.shares_work();
+            world::join(name, shares)?;
+        }
+    }
     if !matches!(cli.command, Command::Watch(_)) {
         start_threads()?;
         // Until a training loop defers them, stop signals end the process at once, and its temporary
@@ -248,6 +297,11 @@ pub fn run(cli: Cli, command_line: &str) -> Result<()> {
     let mut cli = cli;
     for files in cli.command.data_files() {
         *files = expand(files)?;
+        if world::is_shared() && files.iter().any(|file| is_dash(file)) {
+            return Err(Error::Usage(
+                "standard input reaches rank 0 only; with several ranks name a file that all of them can read".into(),
+            ));
+        }
     }
     match cli.command {
         Command::Quickstart(args) => quickstart::run(&args),

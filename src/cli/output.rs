@@ -10,7 +10,7 @@ use crate::data::tokenized::TokenizedGroup;
 use crate::data::tokenizer::{ADDITIONAL_TEMPLATES, FILES};
 use crate::files::{check_folder_writable, check_writable, entries, is_stdout, sync_parent};
 use crate::report::run::REPORT_FILE;
-use crate::terminal::{complain, emit, say, shown};
+use crate::terminal::{complain, emit, follows, say, shown};
 use crate::train::checkpoint::{self, HISTORY_FILE};
 use crate::train::logs::EVAL_SCORES_FILE;
 use crate::train::tensorboard;
@@ -119,6 +119,9 @@ impl RunFolder<'_> {
     /// Refuses a folder with another model, or with a run that is neither continued nor replaced;
     /// also a folder that another run writes into. An existing folder is locked from here on.
     pub fn check(&self) -> Result<Option<RunLock>> {
+        if follows() {
+            return Ok(None);
+        }
         let dir = self.dir;
         if dir.exists() && !dir.is_dir() {
             return Err(Error::Usage(format!("--output-dir {} is a file; name a folder", dir.display())));
@@ -158,6 +161,9 @@ impl RunFolder<'_> {
 
     /// Creates and locks the folder, and removes a run that is replaced.
     pub fn prepare(&self, lock: Option<RunLock>) -> Result<RunLock> {
+        if follows() {
+            return Ok(RunLock::of_another_rank(self.dir));
+        }
         std::fs::create_dir_all(self.dir).map_err(Error::io("create", self.dir))?;
         let lock = match lock {
             Some(lock) => lock,

@@ -7,7 +7,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::terminal::complain;
+use crate::terminal::{complain, follows};
 use crate::{Error, Result};
 
 /// Name of the lock file; it holds the process id.
@@ -64,10 +64,18 @@ impl RunLock {
 }
 
 impl RunLock {
+    /// The lock of a rank that writes nothing: rank 0 holds the lock of the folder.
+    pub fn of_another_rank(dir: &Path) -> Self {
+        Self { path: dir.join(LOCK_FILE), file: None, folder: None }
+    }
+
     /// Makes sure that the folder still has this lock. A folder without its lock is locked again, and
     /// a removed folder made again; the warning to print says so. [`Error::Runtime`] if another run
     /// has taken the folder.
     pub fn keep(&mut self, dir: &Path) -> Result<Option<String>> {
+        if follows() {
+            return Ok(None);
+        }
         let held = match &self.file {
             Some(file) => is_at(file, &self.path),
             None => dir.is_dir(),

@@ -6,9 +6,11 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::device::{DeviceArgs, Job};
+use super::fingerprint::groups_hash;
 use super::inputs::Inputs;
 use super::model_folder::{BaseArgs, adopt_pad, warn_of_bases};
 use super::output::{check_ids, check_output, remark, warn};
+use super::same_start::{facts, weights_on_ranks};
 use super::scored_loss::{ScoredLoss, ScoredLossArgs};
 use super::scored_reference::{ScoredReference, recorded_base, run_file};
 use super::template::{TemplateKwargs, check_template_used, load_tokenizer};
@@ -27,6 +29,7 @@ use crate::model::decoder::Model;
 use crate::model::reward_heads::RewardNorm;
 use crate::model::store::{self, Loaded};
 use crate::model::weights::LoadAs;
+use crate::ranks::{agreement, world};
 use crate::terminal::{agreeing, complain, counted};
 use crate::train::evaluate::{Evaluator, GroupScores, TOKEN_BUDGET};
 use crate::{Error, Result};
@@ -249,6 +252,17 @@ impl Job for ScoreJob<'_> {
         let base = args.base.base().or(recorded.as_deref());
         warn_of_bases(base, scored_with.iter().filter_map(ScoredReference::folder).filter(|other| *other != folder));
         let mut reference = reference_model(backend, &model.config, scored_with.as_ref(), base)?;
+        if world::is_shared() {
+            let mut facts = facts(backend);
+            facts.push(("model".into(), weights_on_ranks(folder, base)?));
+            if let Some(other) = scored_with.as_ref().and_then(ScoredReference::folder) {
+                facts.push(("reference".into(), weights_on_ranks(other, base)?));
+            }
+            facts.push(("data".into(), groups_hash(&groups)));
+            facts
+                .push(("score".into(), format!("{} {:?} {:?}", loss.fingerprint(), args.batch_tokens, self.blindness)));
+            agreement::compare(world::collective(), &facts)?;
+        }
         let mut evaluator = Evaluator::new(backend, &model, reference.as_ref())?;
         evaluator.set_token_budget(args.batch_tokens.unwrap_or(TOKEN_BUDGET));
         let mut score = |groups: &[TokenizedGroup]| -> Result<Vec<GroupScores>> {

@@ -14,6 +14,7 @@ use super::startup::Startup;
 use super::train_args::{Switch, TrainArgs};
 use super::train_ifeval::PolicyPrompts;
 use super::train_models::RunModels;
+use super::train_ranks;
 use crate::backend::Backend;
 use crate::backend::kernels::own;
 use crate::data::construct::build_rows;
@@ -31,8 +32,9 @@ use crate::model::lora::LoraSpec;
 use crate::model::store;
 use crate::optim::adamw::AdamWSettings;
 use crate::perf::observe::RunObserver;
+use crate::ranks::world;
 use crate::report::run::write_own_report;
-use crate::terminal::{complain, say, say_styled};
+use crate::terminal::{complain, follows, say, say_styled};
 use crate::train::checkpoint;
 use crate::train::frozen::CacheOptions;
 use crate::train::manifest::Manifest;
@@ -126,6 +128,7 @@ pub fn run_observed(
     let adamw = args.adamw()?;
     let tokenize = args.tokenize.clone();
     let adapters = args.lora.resolve(method)?;
+    train_ranks::check(args, &loss)?;
     let setup = TrainSetup {
         method,
         args,
@@ -253,12 +256,15 @@ impl Job for TrainJob<'_> {
             };
             say_styled(&startup.text()?);
         }
+        setup.agree(backend, &start, &fingerprint)?;
         if setup.args.dry_run {
             setup.print("dry run: no step was taken and nothing was written; leave out --dry-run to train");
             return Ok(RunSummary::default());
         }
         let cache = setup.reference_cache(backend, &mut policy, [&train_groups, &eval_groups])?;
         let lock = RefCell::new(folder.prepare(lock)?);
+        // Nobody computes before rank 0 has its folder.
+        world::collective().barrier()?;
         let keep_folder = || lock.borrow_mut().keep(folder.dir);
         let facts = ManifestFacts {
             setup: &setup,
@@ -295,18 +301,19 @@ impl Job for TrainJob<'_> {
             fingerprint,
         };
         let outcome =
-            Trainer::new(backend, policy, reference, setup.loss.clone(), setup.adamw).and_then(|mut trainer| {
-                trainer.replay_steps(setup.replays(backend)?);
-                if setup.args.gradient_checkpointing {
-                    trainer.recompute_activations()?;
-                }
-                match cache {
-                    Some(cache) => trainer.use_frozen_cache(cache),
-                    None if setup.base_is_reference() => trainer.use_base_as_frozen()?,
-                    None => {}
-                }
-                train(trainer, data, &setup.settings)
-            });
+            Trainer::sharded(backend, (policy, reference), setup.loss.clone(), setup.adamw, setup.shards_optimizer())
+                .and_then(|mut trainer| {
+                    trainer.replay_steps(setup.replays(backend)?);
+                    if setup.args.gradient_checkpointing {
+                        trainer.recompute_activations()?;
+                    }
+                    match cache {
+                        Some(cache) => trainer.use_frozen_cache(cache),
+                        None if setup.base_is_reference() => trainer.use_base_as_frozen()?,
+                        None => {}
+                    }
+                    train(trainer, data, &setup.settings)
+                });
         finish(&manifest, &setup.settings, &outcome);
         outcome
     }
@@ -316,7 +323,7 @@ impl Job for TrainJob<'_> {
 /// run.
 fn finish(manifest: &Manifest, settings: &RunSettings, outcome: &Result<RunSummary>) {
     let mut written = manifest.end(outcome);
-    if settings.report_to.jsonl {
+    if settings.report_to.jsonl && !follows() {
         written = written.and_then(|()| write_own_report(&settings.output_dir));
     }
     if let Err(e) = written {

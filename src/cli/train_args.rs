@@ -134,6 +134,10 @@ pub struct TrainArgs {
     /// time, with identical bits. A group with more rows is not cut [default: the most that fit]
     #[arg(long, value_name = "ROWS", value_parser = super::generate::count, help_heading = SPEED)]
     pub head_rows: Option<usize>,
+    /// With several ranks, keep the optimiser state of a slice of the parameters on each rank: less
+    /// memory, and checkpoints with a file from every rank [default: on with several ranks]
+    #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "on", help_heading = SPEED)]
+    pub shard_optimizer: Option<Switch>,
     /// Share prompt prefixes within a group; off shows what sharing saves. Results differ only by
     /// rounding
     #[arg(long, value_enum, default_value_t = Switch::On, help_heading = SPEED)]

@@ -21,6 +21,7 @@ use crate::backend::Backend;
 use crate::data::tokenize::{encode_prompts, response_text};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::refuse_given;
+use crate::generate::shared;
 use crate::generate::{Engine, Finish, Limits, Prompt, Sampler, Sizes};
 use crate::ifeval::rows::{Prompt as IfevalPrompt, judge, read_prompts};
 use crate::ifeval::summary::Summary;
@@ -121,10 +122,10 @@ impl PolicyPrompts {
             None => Ok(false),
         };
         let mut engine = Engine::new(backend, policy, Sampler::greedy(), self.limits.clone())?;
-        let generated = match engine.run(&self.ids, Some(&stop)) {
-            Err(_) if signals.stop().is_some() => return Ok(None),
-            generated => generated?,
+        let Some(answered) = shared::run(&mut engine, &self.ids, Some(&stop), || signals.stop().is_some())? else {
+            return Ok(None);
         };
+        let generated = answered.samples;
         let (ended, tokens) = (Cell::new(0), Cell::new(0));
         let answers = generated.iter().flatten().zip(&self.ids).map(|(answer, prompt)| {
             ended.set(ended.get() + usize::from(answer.finish == Finish::Stop));

@@ -14,6 +14,7 @@ use crate::model::decoder::Model;
 use crate::model::lora;
 use crate::model::store::{self, Loaded};
 use crate::model::weights::LoadAs;
+use crate::ranks::world;
 use crate::terminal::{complain, shown};
 use crate::train::frozen::FrozenCache;
 use crate::train::memory::{MemoryInputs, MemoryPlan, PlannedGeneration, PlannedReference};
@@ -59,6 +60,7 @@ impl TrainSetup<'_> {
             kernels: backend.kernel_properties(),
             generation,
             head_rows: 0,
+            shards: if self.shards_optimizer() { world::collective().size() } else { 1 },
         };
         let loss = ComparisonOptions { scale: self.loss.scale, margin_add: self.loss.margin };
         let sizes = GroupSizes::measure(groups, &pack_for(&self.loss, config), &loss)?;

@@ -5,6 +5,7 @@
 //! - `slots`: rows of the key and value cache that are in use
 //! - `step`: the tables of one step on the device
 //! - [`session`]: one conversation, with its cache kept over turns
+//! - `shared`: a run that several ranks share
 //! - [`run`]: the loop: prompts enter, rows leave, and their samples share the prompt's part of the cache
 //!
 //! The tokens of a sample depend on its prompt, its number, the seed and the settings only. Other
@@ -15,6 +16,7 @@ mod prefix;
 pub mod run;
 pub mod sampling;
 pub mod session;
+pub(crate) mod shared;
 mod slots;
 mod step;
 

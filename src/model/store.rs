@@ -239,6 +239,17 @@ pub fn not_finite<B: Backend>(backend: &B, model: &Model<B>) -> Result<Option<(S
     Ok(None)
 }
 
+/// Hash of the trained weights.
+pub(crate) fn trained_hash<B: Backend>(backend: &B, model: &Model<B>) -> Result<blake3::Hash> {
+    let (mut hash, mut chunk) = (blake3::Hasher::new(), Vec::new());
+    for start in (0..model.trained().len).step_by(CHUNK) {
+        chunk.resize(CHUNK.min(model.trained().len - start), 0.0);
+        backend.read_act(View::new(model.trained_weights(), start, chunk.len()), &mut chunk)?;
+        hash.update(bytemuck::cast_slice(&chunk));
+    }
+    Ok(hash.finalize())
+}
+
 /// Name of the first trained tensor with a weight that [`save_as`] cannot write as `dtype`, and the weight.
 pub fn beyond<B: Backend>(backend: &B, model: &Model<B>, dtype: StoredDtype) -> Result<Option<(String, f32)>> {
     if dtype == StoredDtype::F32 {

@@ -1,5 +1,7 @@
 //! State of AdamW on a backend, and its settings.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::backend::contract::*;
@@ -93,6 +95,8 @@ pub struct AdamWState<B: Backend> {
     pub master: Option<B::Acc>,
     /// (CONTROL)
     pub control: B::Acc,
+    /// Parameters whose state this is: all, or the slice of a rank.
+    slice: Range<usize>,
     len: usize,
     decayed: usize,
 }
@@ -103,7 +107,17 @@ const CHUNK: usize = 1 << 20;
 impl<B: Backend> AdamWState<B> {
     /// Creates the state of a model's trained parameters before their first update.
     pub fn new(backend: &B, model: &Model<B>, settings: AdamWSettings) -> Result<Self> {
-        let (len, decayed) = (model.trained().len, model.trained().decayed);
+        Self::of_slice(backend, model, settings, 0..model.trained().len)
+    }
+
+    /// Like [`AdamWState::new`] for a slice of the trained parameters.
+    pub(crate) fn of_slice(
+        backend: &B,
+        model: &Model<B>,
+        settings: AdamWSettings,
+        slice: Range<usize>,
+    ) -> Result<Self> {
+        let len = slice.len();
         let master = match B::PRECISION {
             Precision::F64 | Precision::F32 => None,
             Precision::Bf16 => {
@@ -111,7 +125,8 @@ impl<B: Backend> AdamWState<B> {
                 let mut chunk = vec![0.0; CHUNK.min(len)];
                 for start in (0..len).step_by(CHUNK) {
                     let chunk = &mut chunk[..CHUNK.min(len - start)];
-                    backend.read_act(View::new(model.trained_weights(), start, chunk.len()), chunk)?;
+                    let at = slice.start + start;
+                    backend.read_act(View::new(model.trained_weights(), at, chunk.len()), chunk)?;
                     backend.write_acc(ViewMut::new(&mut master, start, chunk.len()), chunk)?;
                 }
                 Some(master)
@@ -123,13 +138,24 @@ impl<B: Backend> AdamWState<B> {
             v: backend.zeros_acc(len)?,
             master,
             control: backend.zeros_acc(CONTROL)?,
-            len,
-            decayed,
+            slice,
+            len: model.trained().len,
+            decayed: model.trained().decayed,
         })
     }
 
+    /// Parameters whose state this is.
+    pub(crate) fn slice(&self) -> Range<usize> {
+        self.slice.clone()
+    }
+
+    /// Number of trained parameters, those of other slices included.
+    pub(crate) fn parameters(&self) -> usize {
+        self.len
+    }
+
     /// Enqueues clipping and the update with `grads`, without waiting. `known` is a range of `grads`
-    /// with known norms. The control vector then holds the input of [`UpdateReport::of`].
+    /// with known norms, counted from the start of the slice. The control vector then holds the input of [`UpdateReport::of`].
     pub fn update(
         &mut self,
         backend: &B,
@@ -138,27 +164,28 @@ impl<B: Backend> AdamWState<B> {
         learning_rate: f64,
     ) -> Result<()> {
         let s = self.settings;
+        let (start, len) = (self.slice.start, self.slice.len());
         backend.write_acc(ViewMut::new(&mut self.control, CONTROL_LEARNING_RATE, 1), &[learning_rate])?;
         backend.grad_norm(GradNorm {
-            len: self.len,
+            len,
             max_norm: if s.max_grad_norm == 0.0 { f64::INFINITY } else { s.max_grad_norm },
-            grads: View::first(grads, self.len),
+            grads: View::new(grads, start, len),
             known,
             control: ViewMut::first(&mut self.control, CONTROL),
         })?;
         backend.adamw(AdamW {
-            len: self.len,
-            decayed: self.decayed,
+            len,
+            decayed: self.decayed.saturating_sub(start).min(len),
             beta1: s.beta1,
             beta2: s.beta2,
             eps: s.eps,
             weight_decay: s.weight_decay,
             control: View::first(&self.control, CONTROL),
-            grads: View::first(grads, self.len),
-            m: ViewMut::first(&mut self.m, self.len),
-            v: ViewMut::first(&mut self.v, self.len),
-            master: self.master.as_mut().map(|m| ViewMut::first(m, self.len)),
-            params: ViewMut::first(weights, self.len),
+            grads: View::new(grads, start, len),
+            m: ViewMut::first(&mut self.m, len),
+            v: ViewMut::first(&mut self.v, len),
+            master: self.master.as_mut().map(|m| ViewMut::first(m, len)),
+            params: ViewMut::new(weights, start, len),
         })
     }
 }

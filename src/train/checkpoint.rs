@@ -1,5 +1,6 @@
 //! A run's state on disk. `checkpoint-<step>/` holds a model folder that transformers can load, the
-//! tokenizer's files byte for byte, `trainer_state.json`, the optimiser's state, and `DONE`.
+//! tokenizer's files byte for byte, `trainer_state.json`, the optimiser's state (of a sharded one a file
+//! from every rank), and `DONE`.
 //!
 //! A checkpoint is written to `checkpoint-<step>.tmp`, synced, and renamed. Before removal it is
 //! renamed to `checkpoint-<step>.old`. A folder without either extension is therefore complete,
@@ -22,9 +23,10 @@ use crate::files::{
     entries, files_below, hash, input, remove_leftovers, sync, sync_parent, sync_tree, write_atomic, write_json,
 };
 use crate::model::store;
+use crate::ranks::world::host_of;
 use crate::terminal::shown;
 use crate::{Error, Result};
-use optimizer::OPTIMIZER_FILE;
+use optimizer::optimizer_file;
 pub(super) use optimizer::{not_finite, restore};
 pub use state::{Best, LENGTH_KEY, RunState, SCHEMA};
 
@@ -104,6 +106,19 @@ pub(super) fn save<B: Backend>(
     Ok(target)
 }
 
+/// Writes the optimiser state of a rank other than 0 into the checkpoint that rank 0 writes; returns the
+/// folder of the checkpoint.
+pub(super) fn save_shard<B: Backend>(trainer: &Trainer<'_, B>, output_dir: &Path, step: u64) -> Result<PathBuf> {
+    let target = folder(output_dir, step);
+    let ranks = trainer.ranks();
+    ranks.barrier()?;
+    let path = target.with_extension(UNFINISHED_EXTENSION).join("state").join(optimizer_file(ranks.rank()));
+    optimizer::save(trainer, &path)?;
+    sync(&path)?;
+    ranks.barrier()?;
+    Ok(target)
+}
+
 fn write_folder<B: Backend>(
     trainer: &Trainer<'_, B>,
     tokenizer: &Tokenizer,
@@ -116,7 +131,23 @@ fn write_folder<B: Backend>(
     fs::create_dir(folder).and_then(|()| fs::create_dir(&state_dir)).map_err(Error::io("create", &state_dir))?;
     store::save(trainer.backend, &trainer.policy, folder)?;
     tokenizer.copy_to(folder)?;
-    optimizer::save(trainer, &state_dir.join(OPTIMIZER_FILE))?;
+    if trainer.is_sharded() {
+        // Every rank writes its part into the folder that is there now.
+        trainer.ranks().barrier()?;
+    }
+    optimizer::save(trainer, &state_dir.join(optimizer_file(trainer.ranks().rank())))?;
+    if trainer.is_sharded() {
+        trainer.ranks().barrier()?;
+        let missing = |rank: &usize| !state_dir.join(optimizer_file(*rank)).is_file();
+        if let Some(rank) = (0..trainer.ranks().size()).find(missing) {
+            return Err(Error::Runtime(format!(
+                "the optimiser state of rank {rank} on {} did not arrive in {}; with --shard-optimizer the output folder \
+                 must be visible to all ranks",
+                host_of(rank),
+                state_dir.display()
+            )));
+        }
+    }
     write_json(&folder.join(HISTORY_FILE), history)?;
     for path in files_below(folder)? {
         let digest = hash(&path).map_err(Error::io("read", &path))?;

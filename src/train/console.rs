@@ -10,7 +10,7 @@ use super::metrics::Tally;
 use super::step::StepReport;
 use crate::data::group::Kind;
 use crate::loss::objective::{Loss, Method};
-use crate::terminal::{complain, say};
+use crate::terminal::{complain, follows, say};
 
 /// Console of one run.
 pub(super) struct Console {
@@ -22,7 +22,7 @@ impl Console {
     /// Console of a run of `total` steps that starts after step `done`. The progress bar is hidden
     /// if stderr is not a terminal, if `CI` or `NO_COLOR` is set, or if `quiet`.
     pub fn new(total: u64, done: u64, quiet: bool) -> Self {
-        let hidden = quiet || std::env::var_os("CI").is_some() || std::env::var_os("NO_COLOR").is_some();
+        let hidden = quiet || follows() || std::env::var_os("CI").is_some() || std::env::var_os("NO_COLOR").is_some();
         let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(4) };
         let bar = ProgressBar::with_draw_target(Some(total), target).with_position(done);
         if let Ok(style) = ProgressStyle::with_template("{bar:32} {pos}/{len} | {elapsed} elapsed, {eta} left") {

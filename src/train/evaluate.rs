@@ -1,13 +1,17 @@
 //! Scores of a data set, for `mapl score`, `mapl eval` and evaluation during training.
 //! [`crate::eval`] derives measures from them.
+//!
+//! Several ranks score the batches in turns and exchange the scores. A score does not depend on its
+//! batch, and the sums are formed from all scores in the order of the groups, so every rank has the bits
+//! of one rank.
 
 use super::batch::upload::{DeviceBatch, SequenceNumbers};
 use super::frozen::Frozen;
 use super::losses::LossBuffers;
 use super::metrics::{Tally, tally_responses, tally_scores};
 use super::score::Scorer;
+use super::share;
 use super::signals::Signals;
-use crate::Result;
 use crate::backend::Backend;
 use crate::backend::contract::{KINDS, Reduce};
 use crate::data::group::Kind;
@@ -20,6 +24,8 @@ use crate::loss::signed_sum::signed_sum;
 use crate::loss::value::{ScoredComparison, ScoredTerm, batch_divergence};
 use crate::model::activations::Mode;
 use crate::model::decoder::Model;
+use crate::ranks::world;
+use crate::{Error, Result};
 
 /// Default number of tokens in an evaluation batch.
 pub const TOKEN_BUDGET: usize = 4096;
@@ -227,8 +233,15 @@ impl<B: Backend> Evaluator<B> {
         let comparison_options = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
         let (mut scores, mut tally) = (Vec::with_capacity(groups.len()), Tally::default());
         let sizes: Vec<usize> = groups.iter().map(|g| token_counts(g).tree).collect();
-        for range in split_by_tokens(&sizes, self.token_budget) {
-            let members: Vec<&TokenizedGroup> = groups[range].iter().collect();
+        let batches = split_by_tokens(&sizes, self.token_budget);
+        let ranks = world::collective();
+        let mut own: Vec<BatchScores> = Vec::new();
+        for (at, range) in batches.iter().enumerate() {
+            if at % ranks.size() != ranks.rank() {
+                continue;
+            }
+            let end = range.end;
+            let members: Vec<&TokenizedGroup> = groups[range.clone()].iter().collect();
             pack_into(&mut self.packed, &members, &pack_options, &comparison_options)?;
             loss.tail_starts(&members, &mut self.tail_starts);
             let of_seqs = SequenceNumbers {
@@ -244,18 +257,29 @@ impl<B: Backend> Evaluator<B> {
             let stats = self.scorer.read_stats(backend, seqs)?;
             let log_weights = self.log_weights(backend, model, loss)?;
             let frozen = frozen_scores(model, &self.batch, self.packed.longest_path, &members)?;
-            tally.tokens += self.packed.ids.len();
-            let zeros = vec![0.0; seqs];
-            tally_scores(&mut tally, &self.packed, &policy, frozen.as_deref().unwrap_or(&zeros), &stats);
-            if loss.method == Method::Sft {
-                tally_responses(&mut tally, &self.packed, &stats);
+            let of_batch = BatchScores { policy, frozen, log_weights, stats };
+            match ranks.size() {
+                1 => of_batch.add_to((&mut scores, &mut tally), loss, &self.packed, &members),
+                _ => own.push(of_batch),
             }
-            let of_batch = BatchScores { policy: &policy, frozen: frozen.as_deref(), log_weights };
-            distribute(&members, loss, of_batch, &mut scores, &mut tally);
-            progress(scores.len());
-            if scores.len() < groups.len() && self.signals.as_ref().is_some_and(|s| s.stop().is_some()) {
+            progress(end);
+            if end < groups.len() && self.signals.as_ref().is_some_and(|s| s.stop().is_some()) {
                 self.interrupted = true;
                 break;
+            }
+        }
+        if ranks.size() > 1 {
+            let of_ranks = share::gathered_numbers(ranks, &BatchScores::encode(&own, self.interrupted))?;
+            // A signal that reached one rank interrupts the evaluation of all.
+            self.interrupted = of_ranks.iter().any(|numbers| numbers[0] != 0.0);
+            let mut of_ranks: Vec<_> = of_ranks.iter().map(|numbers| BatchScores::decode(numbers)).collect();
+            for (at, range) in batches.into_iter().enumerate().take_while(|_| !self.interrupted) {
+                let Some(of_batch) = of_ranks[at % ranks.size()].next() else {
+                    return Err(Error::Runtime(format!("rank {} has not scored all its rows", at % ranks.size())));
+                };
+                let members: Vec<&TokenizedGroup> = groups[range].iter().collect();
+                pack_into(&mut self.packed, &members, &pack_options, &comparison_options)?;
+                of_batch.add_to((&mut scores, &mut tally), loss, &self.packed, &members);
             }
         }
         tally_comparisons(&mut tally, loss, groups, &scores);
@@ -273,17 +297,73 @@ impl<B: Backend> Evaluator<B> {
 }
 
 /// Scores of the sequences of a batch.
-struct BatchScores<'a> {
-    policy: &'a [f64],
-    frozen: Option<&'a [f64]>,
+struct BatchScores {
+    policy: Vec<f64>,
+    frozen: Option<Vec<f64>>,
     log_weights: Option<Vec<f64>>,
+    /// (ROW_STATS, seqs) statistics of tokens; empty unless measured.
+    stats: Vec<f64>,
+}
+
+impl BatchScores {
+    /// Adds the scores of a batch to those of the groups, and to the sums.
+    fn add_to(
+        self,
+        (scores, tally): (&mut Vec<GroupScores>, &mut Tally),
+        loss: &Loss,
+        packed: &Batch,
+        members: &[&TokenizedGroup],
+    ) {
+        tally.tokens += packed.ids.len();
+        let zeros = vec![0.0; packed.sequences.len()];
+        tally_scores(tally, packed, &self.policy, self.frozen.as_ref().unwrap_or(&zeros), &self.stats);
+        if loss.method == Method::Sft {
+            tally_responses(tally, packed, &self.stats);
+        }
+        distribute(members, loss, &self, scores, tally);
+    }
+
+    /// A rank's batches for the others, as numbers: whether a signal interrupted it; then per batch the
+    /// number of sequences, which scores there are, the number of statistics, and all of them.
+    fn encode(batches: &[Self], interrupted: bool) -> Vec<f64> {
+        let mut numbers = vec![f64::from(u8::from(interrupted))];
+        for batch in batches {
+            let optional = [&batch.frozen, &batch.log_weights];
+            numbers.push(batch.policy.len() as f64);
+            numbers.extend(optional.map(|values| f64::from(u8::from(values.is_some()))));
+            numbers.push(batch.stats.len() as f64);
+            numbers.extend(&batch.policy);
+            optional.into_iter().flatten().for_each(|values| numbers.extend(values));
+            numbers.extend(&batch.stats);
+        }
+        numbers
+    }
+
+    /// The batches of [`BatchScores::encode`].
+    fn decode(numbers: &[f64]) -> impl Iterator<Item = Self> {
+        let mut rest = numbers.get(1..).unwrap_or_default();
+        std::iter::from_fn(move || {
+            let [seqs, frozen, log_weights, of_stats, after @ ..] = rest else { return None };
+            let mut after = after;
+            let mut next = |len: f64| {
+                let (values, behind) = after.split_at(len as usize);
+                after = behind;
+                values.to_vec()
+            };
+            let policy = next(*seqs);
+            let [frozen, log_weights] = [frozen, log_weights].map(|&present| (present != 0.0).then(|| next(*seqs)));
+            let stats = next(*of_stats);
+            rest = after;
+            Some(Self { policy, frozen, log_weights, stats })
+        })
+    }
 }
 
 /// Splits the scores of a batch by group and computes the logits.
 fn distribute(
     members: &[&TokenizedGroup],
     loss: &Loss,
-    of: BatchScores<'_>,
+    of: &BatchScores,
     scores: &mut Vec<GroupScores>,
     tally: &mut Tally,
 ) {
@@ -293,7 +373,7 @@ fn distribute(
         start = range.end;
         let mut result = GroupScores {
             policy: of.policy[range.clone()].to_vec(),
-            reference: of.frozen.map(|r| r[range.clone()].to_vec()),
+            reference: of.frozen.as_ref().map(|r| r[range.clone()].to_vec()),
             log_weights: of.log_weights.as_ref().map(|logs| logs[range].to_vec()),
             logits: Vec::new(),
         };

@@ -15,6 +15,7 @@ use crate::data::group::Kind;
 use crate::data::tokenized::{SequenceComparison, TokenizedGroup};
 use crate::files::{input, write_atomic};
 use crate::loss::objective::{Loss, Method};
+use crate::terminal::follows;
 use crate::{Error, Result};
 
 /// Scores of the latest evaluation, one line per group.
@@ -75,6 +76,9 @@ impl Logs {
     /// Opens the logs of a run folder. `from` is the checkpoint of a resumed run and its step;
     /// records of later steps are removed or superseded.
     pub fn open(dir: &Path, to: ReportTo, from: Option<(&Path, u64)>) -> Result<Self> {
+        if follows() {
+            return Ok(Self { metrics: None, events: None, scores: None });
+        }
         let resumed = from.map(|(_, step)| step);
         let scores = dir.join(EVAL_SCORES_FILE);
         if input::is_named(&scores) && resumed.is_none_or(|step| scores_step(&scores).is_none_or(|of| of > step)) {

@@ -17,6 +17,7 @@ use crate::backend::cpu::units;
 use crate::files::{input, json_text, path_json, write_atomic};
 use crate::model::adapter::base::AdapterFolder;
 use crate::model::adapter::config::CONFIG_FILE;
+use crate::ranks::host::host_name;
 use crate::terminal::complain;
 use crate::{Error, Result};
 
@@ -247,18 +248,6 @@ fn locked_crates() -> Value {
         }
     }
     Value::Object(versions)
-}
-
-/// Name of this machine with only characters that are safe in file names; `localhost` if unknown.
-pub(crate) fn host_name() -> String {
-    let read =
-        std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::fs::read_to_string("/etc/hostname"));
-    let name = read.ok().or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_default();
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_".contains(c) { c } else { '-' };
-    match name.trim() {
-        "" => "localhost".to_owned(),
-        name => name.chars().take(64).map(plain).collect(),
-    }
 }
 
 /// Wall-clock time in seconds since 1970.

@@ -18,6 +18,7 @@ use crate::model::decoder::Model;
 use crate::model::decoder_cached::{KvCache, LastLogits};
 use crate::model::decoder_grad::GradientsOut;
 use crate::model::lora::{Lora, LoraSpec};
+use crate::ranks::collective::slice_of;
 use crate::terminal::{agreeing, counted};
 use crate::{Error, Result};
 
@@ -52,6 +53,8 @@ pub struct MemoryInputs<'a> {
     pub generation: Option<PlannedGeneration>,
     /// Most head rows at once ([`Backend::set_max_head_rows`]); 0 for the default.
     pub head_rows: usize,
+    /// Ranks over which the optimiser state is sharded; 1 if it is whole.
+    pub shards: usize,
 }
 
 /// Buffers of generation at evaluations.
@@ -329,15 +332,16 @@ fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> Res
     policy.lora = subject.lora.map(|spec| Lora::zeros(&backend, subject.config, spec.clone())).transpose()?;
     part("adapter weights", &backend);
     let len = policy.trained().len;
+    let state = (0..subject.shards).map(|rank| slice_of(len, rank, subject.shards).len()).max().unwrap_or(len);
     let _master = match A::PRECISION {
-        Precision::Bf16 => Some(backend.zeros_acc(len)?),
+        Precision::Bf16 => Some(backend.zeros_acc(state)?),
         Precision::F32 | Precision::F64 => None,
     };
     part("weights in full precision", &backend);
     let mut grads = backend.zeros_acc(len)?;
     let mut norms = backend.zeros_acc(policy.trained().norms)?;
     part("gradients", &backend);
-    let _moments = (backend.zeros_acc(len)?, backend.zeros_acc(len)?);
+    let _moments = (backend.zeros_acc(state)?, backend.zeros_acc(state)?);
     part("AdamW moments", &backend);
     let reference = match subject.reference {
         PlannedReference::Model(config) => Some(Model::zeros(&backend, config.clone(), positions)?),

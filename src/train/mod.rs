@@ -6,7 +6,8 @@
 //!   and the frozen reference
 //! - `losses`: the losses over the scores, as op arguments
 //! - [`frozen`]: DPO's frozen reference, run online or read from a cache of log-probs
-//! - [`step`]: one optimiser step
+//! - [`step`]: one optimiser step; `share`: a step that several ranks share; `shard`: with
+//!   sharded optimiser state
 //! - [`metrics`]: sums with counts, per comparison kind; metrics.jsonl
 //! - [`logs`]: destinations of metrics; [`tensorboard`]: event files; `manifest`: run.json
 //! - [`memory`]: the memory plan of a run, by part, made before any allocation
@@ -27,6 +28,8 @@ pub mod memory;
 pub mod metrics;
 pub mod run;
 pub mod score;
+mod shard;
+mod share;
 pub(crate) mod signals;
 pub mod step;
 pub mod tensorboard;

@@ -1,5 +1,6 @@
 //! The training loop. `stepping` begins and finishes steps; `saving` writes and restores
-//! checkpoints; `divergence` ends a run with values that are not finite.
+//! checkpoints; `divergence` ends a run with values that are not finite; `requests` are those of
+//! signals.
 //!
 //! ```text
 //! reserve memory for the largest batch
@@ -13,11 +14,12 @@
 //! ```
 
 mod divergence;
+mod requests;
 mod saving;
 mod stepping;
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -44,7 +46,10 @@ use crate::optim::schedule::{Schedule, Scheduler, Shape};
 use crate::perf::ceilings::Ceilings;
 use crate::perf::observe::RunObserver;
 use crate::perf::profile::Profile;
+use crate::terminal::follows;
 use crate::{Error, Result};
+
+use saving::with_checkpoint_hint;
 
 pub use super::memory::PlannedMemory;
 
@@ -176,7 +181,9 @@ pub fn train<B: Backend>(
     let total = settings.total_steps(data.train.len());
     let signals = Signals::listen()?;
     evaluator.stop_on(signals.clone());
-    checkpoint::clean(&settings.output_dir)?;
+    if !follows() {
+        checkpoint::clean(&settings.output_dir)?;
+    }
     let resumed = data.resume.as_deref().map(|folder| checkpoint::read_state(folder).map(|s| (folder, s.step)));
     let metrics = Logs::open(&settings.output_dir, settings.report_to, resumed.transpose()?)?;
     let mut run = Run {
@@ -204,6 +211,7 @@ pub fn train<B: Backend>(
         step: 0,
         total,
         skipped_in_a_row: 0,
+        odd_ranks: Vec::new(),
         evaluation_due: false,
         best: None,
         saved: None,
@@ -219,23 +227,8 @@ pub fn train<B: Backend>(
     let output_dir = &settings.output_dir;
     run.reserve().and_then(|()| run.start()).map_err(|e| with_checkpoint_hint(output_dir, e))?;
     // Up to this line a signal may end the process: no training would be lost.
-    let deferred = run.signals.defer(run.console.printer());
+    let deferred = run.defer_signals();
     run.steps().and_then(|()| run.finish(deferred)).map_err(|e| with_checkpoint_hint(output_dir, e))
-}
-
-/// Adds the path of the last checkpoint to a device error.
-fn with_checkpoint_hint(output_dir: &Path, error: Error) -> Error {
-    let advice = match checkpoint::list(output_dir).pop() {
-        Some((_, path)) => {
-            format!("; last checkpoint: {0} (continue with --resume-from-checkpoint {0})", path.display())
-        }
-        None => "; no checkpoint has been written (--save-steps writes them)".to_owned(),
-    };
-    match error {
-        Error::Device(why) => Error::Device(why + &advice),
-        Error::Memory(why) => Error::Memory(why + &advice),
-        other => other,
-    }
 }
 
 /// Outcome of an evaluation.
@@ -294,6 +287,8 @@ struct Run<'a, 'b, B: Backend> {
     step: u64,
     total: u64,
     skipped_in_a_row: u64,
+    /// Ranks with the last loss or gradient that was not finite.
+    odd_ranks: Vec<usize>,
     /// Whether a signal interrupted the evaluation of this step.
     evaluation_due: bool,
     /// Best evaluation that has a checkpoint.
@@ -354,28 +349,23 @@ impl<B: Backend> Run<'_, '_, B> {
         let (last, epoch_ends) = (self.step == self.total, self.progress.position.offset == 0);
         let evaluate = self.due(self.step, epoch_ends, (s.eval_steps, s.eval_epochs)) || (last && self.evaluates());
         // A run that ends without a checkpoint ends with its model.
-        let due = self.due(self.step, epoch_ends, (s.save_steps, s.save_epochs)) || self.overdue();
-        let save = if last { s.save_at_end } else { due };
         let evaluated = if evaluate { self.evaluate()? } else { Evaluated::Done(None) };
+        let requests = self.requests()?;
+        let due = self.due(self.step, epoch_ends, (s.save_steps, s.save_epochs)) || requests.overdue;
+        let save = if last { s.save_at_end } else { due };
         self.evaluation_due = evaluated == Evaluated::Interrupted;
         if save && let Evaluated::Done(Some(tally)) = evaluated {
             self.compare_with_best(&tally);
         }
-        let asked = self.signals.take_save();
-        if save || asked {
+        if save || requests.save {
             self.save()?;
         }
-        if let Some(signal) = self.signals.stop() {
+        if let Some(signal) = requests.stop {
             let path = self.save()?;
             self.console.finish();
             return Err(Error::Stopped { signal, step: self.step, path });
         }
         Ok(())
-    }
-
-    /// Whether the last checkpoint is older than `save_minutes`.
-    fn overdue(&self) -> bool {
-        self.settings.save_minutes.is_some_and(|minutes| self.saved_at.elapsed().as_secs() >= 60 * minutes)
     }
 
     /// Whether a cadence in steps or epochs falls on a step.

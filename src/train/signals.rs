@@ -25,6 +25,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::{flag, iterator, low_level};
 
 use crate::files::remove_unfinished;
+use crate::ranks::world::end_by_signal;
 use crate::{Error, Result};
 
 /// Time after the first stop signal during which further ones count as repeats of it.
@@ -128,6 +129,7 @@ impl Signals {
                 let recorder = rules.recorder.take();
                 drop(rules);
                 ending.store(true, Ordering::SeqCst);
+                end_by_signal();
                 if let Some(record) = recorder {
                     record(signal);
                 }

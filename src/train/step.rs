@@ -10,6 +10,7 @@
 //!                 policy forward -> scores -> losses -> gradients of the head
 //!                 model backward                               (accumulates gradients)
 //!             enqueue the readback of scores, losses and logits
+//!         with several ranks: sum the gradients over them             (train/share.rs)
 //!         AdamW update; enqueue the readback of the control vector
 //! finish  wait for the readback; sum the results over the global batch
 //! ```
@@ -29,6 +30,7 @@ use super::frozen::{CacheReport, Frozen, FrozenCache};
 use super::losses::LossBuffers;
 use super::metrics::Tally;
 use super::score::Scorer;
+use super::{shard, share};
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, Write};
@@ -39,12 +41,16 @@ use crate::model::activations::Mode;
 use crate::model::decoder::Model;
 use crate::model::decoder_grad::GradientsOut;
 use crate::optim::adamw::{AdamWSettings, AdamWState, UpdateReport};
+use crate::ranks::collective::{Collective, slice_of};
+use crate::ranks::world;
 use replay::{GraphState, Phase};
 
 /// Model under training: policy, frozen reference, optimiser, and all buffers of a step.
 pub struct Trainer<'b, B: Backend> {
     /// The backend.
     pub backend: &'b B,
+    /// Ranks that share every step.
+    ranks: &'static dyn Collective,
     /// The loss.
     pub loss: Loss,
     /// The trained model.
@@ -85,6 +91,8 @@ pub struct StepReport {
     pub update: UpdateReport,
     /// Ids of groups with a comparison that has a non-finite loss.
     pub not_finite: Vec<String>,
+    /// Ranks whose own loss or gradient is not finite; empty with one rank.
+    pub(super) odd_ranks: Vec<usize>,
 }
 
 /// A step that has begun and not finished.
@@ -92,6 +100,8 @@ pub struct Pending<B: Backend> {
     packed: PackedStep,
     results: B::ReadbackBuffer,
     capacity: usize,
+    /// Whether this rank's own gradient is finite; true with one rank.
+    finite: bool,
 }
 
 /// Limit on steps in flight: one runs while the next is sent.
@@ -106,6 +116,20 @@ impl<'b, B: Backend> Trainer<'b, B> {
         loss: Loss,
         settings: AdamWSettings,
     ) -> Result<Self> {
+        Self::sharded(backend, (policy, frozen), loss, settings, false)
+    }
+
+    /// Like [`Trainer::new`]; with `shard` the optimiser state of this rank's slice of the parameters only.
+    pub(crate) fn sharded(
+        backend: &'b B,
+        (policy, frozen): (Model<B>, Option<Model<B>>),
+        loss: Loss,
+        settings: AdamWSettings,
+        shard: bool,
+    ) -> Result<Self> {
+        let ranks = world::collective();
+        let len = policy.trained().len;
+        let slice = if shard { slice_of(len, ranks.rank(), ranks.size()) } else { 0..len };
         let packer = Packer {
             pack: super::pack_for(&loss, &policy.config),
             comparison: ComparisonOptions { scale: loss.scale, margin_add: loss.margin },
@@ -114,7 +138,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
             shapes: None,
         };
         Ok(Self {
-            optimizer: AdamWState::new(backend, &policy, settings)?,
+            optimizer: AdamWState::of_slice(backend, &policy, settings, slice)?,
             scorer: Scorer::new(backend, &policy, Mode::Train)?.measuring(backend, &loss)?,
             mode: Mode::Train,
             grads: backend.zeros_acc(policy.trained().len)?,
@@ -130,10 +154,21 @@ impl<'b, B: Backend> Trainer<'b, B> {
             captured_rows: usize::MAX,
             frozen: frozen.map(|model| Frozen::online(backend, model)).transpose()?,
             backend,
+            ranks,
             loss,
             policy,
             packer,
         })
+    }
+
+    /// The ranks that share every step.
+    pub(super) fn ranks(&self) -> &'static dyn Collective {
+        self.ranks
+    }
+
+    /// Whether the optimiser state is that of a slice.
+    pub(super) fn is_sharded(&self) -> bool {
+        self.optimizer.slice().len() < self.policy.trained().len
     }
 
     /// Turns prefix sharing on or off. Without it, every sequence is stored whole: the oracle of
@@ -247,8 +282,22 @@ impl<'b, B: Backend> Trainer<'b, B> {
 
     /// Enqueues a step with its update; does not wait for running work.
     pub fn begin(&mut self, packed: PackedStep, learning_rate: f64) -> Result<Pending<B>> {
+        let has_groups = !packed.micro_batches().is_empty();
         let mut pending = self.enqueue(packed)?;
-        let known = self.policy.known_norms(&self.norms);
+        let mut known = self.policy.known_norms(&self.norms);
+        if self.ranks.size() > 1 {
+            // The norms are of this rank's gradient only.
+            known = None;
+            let len = self.policy.trained().len;
+            let sum = if self.is_sharded() { shard::scatter_gradients } else { share::sum_gradients };
+            pending.finite = sum((self.ranks, self.backend), &mut self.grads, len, has_groups)?;
+        }
+        if self.is_sharded() {
+            let weights = self.policy.trained_weights_mut();
+            shard::update((self.ranks, self.backend), &mut self.optimizer, weights, &self.grads, learning_rate)?;
+            self.backend.fetch(View::first(&self.optimizer.control, CONTROL), &mut pending.results, 0)?;
+            return Ok(pending);
+        }
         let weights = self.policy.trained_weights_mut();
         self.optimizer.update(self.backend, weights, (&self.grads, known), learning_rate)?;
         self.backend.fetch(View::first(&self.optimizer.control, CONTROL), &mut pending.results, 0)?;
@@ -261,9 +310,17 @@ impl<'b, B: Backend> Trainer<'b, B> {
             tally: Tally::default(),
             update: UpdateReport { grad_norm: 0.0, applied: false, skipped: 0 },
             not_finite: Vec::new(),
+            odd_ranks: Vec::new(),
         };
+        let finite = pending.finite;
         let control = self.collect(pending, &mut report.tally, &mut report.not_finite)?;
         report.update = UpdateReport::of(&control);
+        if self.ranks.size() > 1 {
+            let not_finite = std::mem::take(&mut report.not_finite);
+            let whole = share::merge(self.ranks, &report.tally, not_finite, (finite, report.update.grad_norm))?;
+            report =
+                StepReport { tally: whole.tally, not_finite: whole.not_finite, odd_ranks: whole.odd_ranks, ..report };
+        }
         Ok(report)
     }
 
@@ -300,7 +357,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
             self.compute_or_replay(level, phase)?;
             at = self.fetch(&micro_batch.batch, &mut results, at)?;
         }
-        Ok(Pending { packed, results, capacity })
+        Ok(Pending { packed, results, capacity, finite: true })
     }
 
     /// Enqueues the copy of a micro-batch to the device.

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::manifest::host_name;
+use crate::ranks::host::host_name;
 use crate::{Error, Result};
 
 /// Prefix of event file names.

@@ -52,6 +52,7 @@ mod own_kernels;
 mod pipeline;
 mod quickstart;
 mod random_signals;
+mod ranks;
 mod reference;
 mod repeat;
 mod resume;

@@ -94,6 +94,7 @@ fn parts_of_the_plan_match_their_formulas() {
     let card = Properties { name: "card".into(), processors: 132, shared_bytes: 232_448, compute_capability: (9, 0) };
     let plan = |precision, kernels, available| {
         let subject = MemoryInputs {
+            shards: 1,
             head_rows: 0,
             generation: None,
             config: &config,
@@ -142,6 +143,7 @@ fn the_plan_shows_the_effect_of_recomputation() {
     let sizes = sizes(&loss, config.vocab);
     let plan = |recompute, available| {
         let subject = MemoryInputs {
+            shards: 1,
             head_rows: 0,
             generation: None,
             config: &config,
@@ -172,6 +174,7 @@ fn a_batch_that_does_not_fit_is_refused_with_the_largest_that_does() {
     let loss = loss(Method::Dpo);
     let sizes = sizes(&loss, config.vocab);
     let subject = MemoryInputs {
+        shards: 1,
         head_rows: 0,
         generation: None,
         config: &config,
@@ -226,6 +229,7 @@ fn adapters_have_no_gradients_or_moments_of_frozen_weights() {
                 };
                 let (config, loss) = (&config, &loss);
                 let subject = MemoryInputs {
+                    shards: 1,
                     head_rows: 0,
                     generation: None,
                     config,
@@ -266,6 +270,7 @@ fn the_plan_counts_the_cache_of_generation() {
     let sizes = sizes(&loss, config.vocab);
     let plan = |slots: Option<usize>| {
         let subject = MemoryInputs {
+            shards: 1,
             head_rows: 0,
             generation: slots.map(|slots| PlannedGeneration { slots, tokens: 64, rows: 4, longest: 8 }),
             config: &config,

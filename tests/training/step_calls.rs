@@ -101,6 +101,7 @@ fn plan<A: Element>(
 ) -> MemoryPlan {
     let (config, loss) = (&trainer.policy.config, &trainer.loss);
     let subject = MemoryInputs {
+        shards: 1,
         head_rows: 0,
         generation: None,
         config,

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::files::input;
+use crate::ranks::host::host_name;
 use crate::train::logs::EVAL_SCORES_FILE;
-use crate::train::manifest::{FILE, host_name};
+use crate::train::manifest::FILE;
 use crate::train::metrics::read_number;
 use crate::{Error, Result};
 

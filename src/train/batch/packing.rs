@@ -77,8 +77,18 @@ impl Packer {
     /// Errors of [`pack_into`] and [`Loss::check_split`], and [`crate::Error::Runtime`] for a sequence
     /// without a cached score.
     pub fn pack(&self, micro_batches: &[Vec<&TokenizedGroup>], into: &mut PackedStep) -> Result<()> {
+        self.pack_part(micro_batches.iter().flatten().copied(), micro_batches, into)
+    }
+
+    /// Like [`Packer::pack`] for one rank's micro-batches of the global `batch`.
+    pub(in crate::train) fn pack_part<'a>(
+        &self,
+        batch: impl Iterator<Item = &'a TokenizedGroup>,
+        micro_batches: &[Vec<&TokenizedGroup>],
+        into: &mut PackedStep,
+    ) -> Result<()> {
         self.loss.check_split(micro_batches.len())?;
-        let totals = Totals::of(micro_batches, self.loss.scope);
+        let totals = Totals::of(batch, self.loss.scope);
         let kind_scale = self.loss.kind_scale(totals.comparisons);
         into.count = micro_batches.len();
         if into.micro_batches.len() < into.count {
@@ -243,9 +253,9 @@ struct Totals {
 }
 
 impl Totals {
-    fn of(micro_batches: &[Vec<&TokenizedGroup>], scope: LogpScope) -> Self {
+    fn of<'a>(batch: impl Iterator<Item = &'a TokenizedGroup>, scope: LogpScope) -> Self {
         let mut totals = Self { comparisons: [0; KINDS], response_tokens: 0, preferred_tokens: 0 };
-        for group in micro_batches.iter().flatten() {
+        for group in batch {
             totals.response_tokens += group.response_tokens();
             for comparison in &group.comparisons {
                 totals.comparisons[comparison.kind.index()] += 1;

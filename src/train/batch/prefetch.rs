@@ -5,14 +5,16 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::packing::{PackedStep, Packer};
 use crate::data::tokenized::TokenizedGroup;
+use crate::train::share::Share;
 use crate::{Error, Result};
 
 /// A step to pack.
 struct Job {
     packer: Packer,
     groups: Arc<Vec<TokenizedGroup>>,
-    /// Indices into `groups`.
-    micro_batches: Vec<Vec<usize>>,
+    /// The global batch: indices into `groups`.
+    batch: Vec<usize>,
+    share: Share,
     into: PackedStep,
 }
 
@@ -32,9 +34,13 @@ impl Prefetch {
         let (done, packed) = channel();
         let work = move || {
             for mut job in requests {
-                let groups: Vec<Vec<&TokenizedGroup>> =
-                    job.micro_batches.iter().map(|indices| indices.iter().map(|&i| &job.groups[i]).collect()).collect();
-                let result = job.packer.pack(&groups, &mut job.into);
+                let of = |indices: &Vec<usize>| -> Vec<&TokenizedGroup> {
+                    indices.iter().map(|&i| &job.groups[i]).collect()
+                };
+                let own: Vec<Vec<&TokenizedGroup>> =
+                    job.share.micro_batches(&job.groups, &job.batch).iter().map(of).collect();
+                let batch = job.batch.iter().map(|&i| &job.groups[i]);
+                let result = job.packer.pack_part(batch, &own, &mut job.into);
                 if done.send(result.map(|()| job.into)).is_err() {
                     break;
                 }
@@ -46,15 +52,15 @@ impl Prefetch {
         Ok(Self { jobs, packed })
     }
 
-    /// Requests the packing of a step; `micro_batches` holds indices into `groups`.
+    /// Requests the packing of this rank's share of a step; `batch` holds indices into `groups`.
     pub fn request(
         &self,
         packer: &Packer,
         groups: &Arc<Vec<TokenizedGroup>>,
-        micro_batches: Vec<Vec<usize>>,
+        (batch, share): (Vec<usize>, Share),
         into: PackedStep,
     ) -> Result<()> {
-        let job = Job { packer: packer.clone(), groups: groups.clone(), micro_batches, into };
+        let job = Job { packer: packer.clone(), groups: groups.clone(), batch, share, into };
         self.jobs.send(job).map_err(|_| thread_ended())
     }
 

@@ -1,8 +1,8 @@
 //! Optimiser state of a checkpoint, as tensors of one safetensors file: moments, control vector
-//! and, unless `Act` is f32, the exact weights. Damaged files and files of a model of another size
+//! and, unless `Act` is f32, the exact weights. Of a sharded state every rank writes its slice. Damaged files and files of a model of another size
 //! are refused, and so are values that are not finite.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
@@ -13,58 +13,121 @@ use crate::model::store;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
 
-/// Name of the file in `state/`.
-pub const OPTIMIZER_FILE: &str = "optimizer-rank00000.safetensors";
+/// Name of the file of a rank in `state/`. A state that is not sharded is that of rank 0.
+pub fn optimizer_file(rank: usize) -> String {
+    format!("optimizer-rank{rank:05}.safetensors")
+}
 
 /// Elements read at a time.
 const CHUNK: usize = 1 << 18;
 
-/// Restores moments, control vector and exact weights, for any precision of the checkpoint. The
-/// policy has already been loaded from the checkpoint's weight files.
+/// Restores moments, control vector and exact weights, for any precision of the checkpoint and any
+/// number of ranks that wrote it. The policy has already been loaded from the checkpoint's weight files.
 pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Result<()> {
-    let path = folder.join("state").join(OPTIMIZER_FILE);
-    let bytes = input::read(&path, u64::MAX - 1).map_err(|e| super::unreadable(&path, &e))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::model(&path, format!("is damaged: {e}")))?;
-    let len = trainer.policy.trained().len;
-    let backend = trainer.backend;
-    let read = |name: &str, len: usize| -> Result<Vec<f64>> {
-        let tensor = file.tensor(name).map_err(|e| Error::model(&path, format!("tensor {name}: {e}")))?;
+    let state_dir = folder.join("state");
+    let paths = (0..).map(|rank| state_dir.join(optimizer_file(rank)));
+    let mut paths: Vec<PathBuf> = paths.take_while(|path| path.is_file()).collect();
+    if paths.is_empty() {
+        paths.push(state_dir.join(optimizer_file(0)));
+    }
+    let (backend, total, own) = (trainer.backend, trainer.policy.trained().len, trainer.optimizer.slice());
+    let (mut start, mut has_exact) = (0, false);
+    for path in &paths {
+        let bytes = input::read(path, u64::MAX - 1).map_err(|e| super::unreadable(path, &e))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::model(path, format!("is damaged: {e}")))?;
+        let file = StateFile { path, file };
+        // The parts of several ranks follow each other; the last one must end with the parameters.
+        let len = match paths.len() {
+            1 => total,
+            _ => file.values("m", None)?.len(),
+        };
+        let part = start..start + len;
+        let both = part.start.max(own.start)..part.end.min(own.end).max(part.start.max(own.start));
+        let read = |name: &str| file.values(name, Some(len));
+        let within = |values: &[f64]| values[both.start.min(part.end) - start..both.end.min(part.end) - start].to_vec();
+        let to = |buffer| ViewMut::new(buffer, both.start.saturating_sub(own.start).min(own.len()), both.len());
+        let (m, v) = (within(&read("m")?), within(&read("v")?));
+        if !both.is_empty() {
+            backend.write_acc(to(&mut trainer.optimizer.m), &m)?;
+            backend.write_acc(to(&mut trainer.optimizer.v), &v)?;
+        }
+        // Weight files in f32 are exact. For other precisions the exact weights are in these files.
+        if file.file.tensor("weights").is_ok() {
+            has_exact = true;
+            let exact = read("weights")?;
+            if part.end > total {
+                return Err(file.too_long(part.end, total));
+            }
+            backend.write_act(ViewMut::new(trainer.policy.trained_weights_mut(), start, len), &exact)?;
+            if let Some(master) = trainer.optimizer.master.as_mut().filter(|_| !both.is_empty()) {
+                backend.write_acc(to(master), &within(&exact))?;
+            }
+        }
+        if start == 0 {
+            let control = file.values("control", Some(CONTROL))?;
+            backend.write_acc(ViewMut::first(&mut trainer.optimizer.control, CONTROL), &control)?;
+        }
+        start = part.end;
+        if start > total {
+            return Err(file.too_long(start, total));
+        }
+    }
+    if start != total {
+        let why =
+            format!("holds the optimiser state of {start} parameters instead of {total}; a file of a rank is missing");
+        return Err(Error::model(&state_dir, why));
+    }
+    match &mut trainer.optimizer.master {
+        Some(master) if !has_exact && own.len() == total => {
+            store::read_in_full(backend, &trainer.policy, folder, master)
+        }
+        Some(master) if !has_exact => {
+            let mut whole = backend.zeros_acc(total)?;
+            store::read_in_full(backend, &trainer.policy, folder, &mut whole)?;
+            let mut values = vec![0.0; own.len()];
+            backend.read_acc(View::new(&whole, own.start, own.len()), &mut values)?;
+            backend.write_acc(ViewMut::first(master, own.len()), &values)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A file of optimiser state.
+struct StateFile<'a> {
+    path: &'a Path,
+    file: SafeTensors<'a>,
+}
+
+impl StateFile<'_> {
+    /// Values of a tensor, all finite; `len` is their number, if it is known.
+    fn values(&self, name: &str, len: Option<usize>) -> Result<Vec<f64>> {
+        let tensor = self.file.tensor(name).map_err(|e| Error::model(self.path, format!("tensor {name}: {e}")))?;
         let values = decode(&tensor);
-        if values.len() != len {
+        if let Some(len) = len.filter(|len| values.len() != *len) {
             let why = format!("tensor {name} has {} elements instead of {len}", values.len());
-            return Err(Error::model(&path, why));
+            return Err(Error::model(self.path, why));
         }
         // The norm of the last gradient may be infinite: then its update was skipped.
         let valid = |i: usize, x: f64| x.is_finite() || (name == "control" && i == CONTROL_NORM);
         let count = values.iter().enumerate().filter(|&(i, &x)| !valid(i, x)).count();
         if count > 0 {
             let why = format!(
-                "tensor {name} holds values that are not finite ({count} of {len}); resume from another checkpoint"
+                "tensor {name} holds values that are not finite ({count} of {}); resume from another checkpoint",
+                values.len()
             );
-            return Err(Error::model(&path, why));
+            return Err(Error::model(self.path, why));
         }
         Ok(values)
-    };
-    backend.write_acc(ViewMut::first(&mut trainer.optimizer.m, len), &read("m", len)?)?;
-    backend.write_acc(ViewMut::first(&mut trainer.optimizer.v, len), &read("v", len)?)?;
-    // Weight files in f32 are exact. For other precisions the exact weights are in this file.
-    let exact = if file.tensor("weights").is_ok() { Some(read("weights", len)?) } else { None };
-    match (exact, &mut trainer.optimizer.master) {
-        (Some(exact), master) => {
-            backend.write_act(ViewMut::first(trainer.policy.trained_weights_mut(), len), &exact)?;
-            if let Some(master) = master {
-                backend.write_acc(ViewMut::first(master, len), &exact)?;
-            }
-        }
-        (None, Some(master)) => store::read_in_full(backend, &trainer.policy, folder, master)?,
-        (None, None) => {}
     }
-    backend.write_acc(ViewMut::first(&mut trainer.optimizer.control, CONTROL), &read("control", CONTROL)?)
+
+    fn too_long(&self, end: usize, total: usize) -> Error {
+        Error::model(self.path, format!("ends at parameter {end} of {total}; it belongs to a larger model"))
+    }
 }
 
 /// First moment with elements that are not finite, and their number.
 pub fn not_finite<B: Backend>(trainer: &Trainer<'_, B>) -> Result<Option<(&'static str, usize)>> {
-    let (backend, len) = (trainer.backend, trainer.policy.trained().len);
+    let (backend, len) = (trainer.backend, trainer.optimizer.slice().len());
     let mut chunk = vec![0.0; CHUNK.min(len)];
     for (name, buffer) in [("first moment", &trainer.optimizer.m), ("second moment", &trainer.optimizer.v)] {
         let mut count = 0;
@@ -82,7 +145,8 @@ pub fn not_finite<B: Backend>(trainer: &Trainer<'_, B>) -> Result<Option<(&'stat
 
 /// Writes the state; the caller syncs the file.
 pub fn save<B: Backend>(trainer: &Trainer<'_, B>, path: &Path) -> Result<()> {
-    let (backend, len) = (trainer.backend, trainer.policy.trained().len);
+    let (backend, slice) = (trainer.backend, trainer.optimizer.slice());
+    let len = slice.len();
     let dtype = if B::PRECISION == Precision::F64 { Dtype::F64 } else { Dtype::F32 };
     let dtype_bytes = if dtype == Dtype::F64 { 8 } else { 4 };
     let mut values = vec![0.0; len];
@@ -102,7 +166,7 @@ pub fn save<B: Backend>(trainer: &Trainer<'_, B>, path: &Path) -> Result<()> {
         }
         (None, Precision::F32) => {}
         (None, _) => {
-            backend.read_act(View::first(trainer.policy.trained_weights(), len), &mut values)?;
+            backend.read_act(View::new(trainer.policy.trained_weights(), slice.start, len), &mut values)?;
             tensors.push(("weights", encode(&values, dtype)));
         }
     }

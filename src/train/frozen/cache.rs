@@ -3,7 +3,7 @@
 //!
 //! A cache file that cannot be used is reported, ignored as a whole, and replaced at the next
 //! write. If the file cannot be written, the values still serve this run, and the next run computes
-//! them again.
+//! them again. Several ranks compute the missing ones in turns, and rank 0 writes the file.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -22,8 +22,10 @@ use crate::model::config::ModelConfig;
 use crate::model::decoder::Model;
 use crate::model::store;
 use crate::model::weights::LoadAs;
-use crate::terminal::{counted, shown};
+use crate::ranks::world;
+use crate::terminal::{counted, follows, shown};
 use crate::train::console::Console;
+use crate::train::share::gathered_numbers;
 use crate::{Error, Result};
 
 /// Interval between writes in a long pass, so that a killed pass can continue from the last write.
@@ -149,6 +151,7 @@ impl FrozenCache {
         groups: &[&[TokenizedGroup]],
     ) -> Result<CacheReport> {
         let began = Instant::now();
+        self.share_known()?;
         let (mut known, mut missing) = (BTreeSet::new(), BTreeSet::new());
         for group in groups.iter().copied().flatten() {
             for key in (0..group.sequences.len()).map(|s| sequence_key(group, s)) {
@@ -162,12 +165,29 @@ impl FrozenCache {
         let mut report = CacheReport { known: known.len(), computed: missing.len(), ..CacheReport::default() };
         if !missing.is_empty() {
             self.compute(backend, policy.filter(|_| self.is_base), groups, missing)?;
-            if self.uncreated.is_none() {
+            if self.uncreated.is_none() && !follows() {
                 report.write_error = self.file.merge(&self.entries).err();
             }
         }
         report.seconds = began.elapsed().as_secs_f64();
         Ok(report)
+    }
+
+    /// Gives every rank the log-probs that rank 0 has read, so that all compute the same missing ones.
+    fn share_known(&mut self) -> Result<()> {
+        let ranks = world::collective();
+        if ranks.size() == 1 {
+            return Ok(());
+        }
+        let entries = self.entries.iter().flat_map(|(key, value)| [key.to_le_bytes(), pair(*value)].concat());
+        let bytes = ranks.broadcast(entries.collect())?;
+        let read = |entry: &[u8; 32]| {
+            let half = |at: usize| -> [u8; 16] { std::array::from_fn(|i| entry[at + i]) };
+            let value: [u8; 8] = std::array::from_fn(|i| entry[16 + i]);
+            (u128::from_le_bytes(half(0)), f64::from_le_bytes(value))
+        };
+        self.entries = bytes.as_chunks::<32>().0.iter().map(read).collect();
+        Ok(())
     }
 
     /// Scores the first occurrence of every missing sequence.
@@ -192,20 +212,33 @@ impl FrozenCache {
         let (mut batch, mut keys) = (Vec::new(), Vec::new());
         let mut written = Instant::now();
         let mut rest = groups.iter().copied().flatten();
+        let ranks = world::collective();
         while !missing.is_empty() {
-            batch.clear();
-            keys.clear();
-            for group in rest.by_ref() {
-                batch.extend(take_missing(group, &mut missing, &mut keys));
-                if batch.len() == self.options.batch_groups {
-                    break;
+            // A round: one batch for each rank.
+            let mut round = Vec::new();
+            let mut own = Vec::new();
+            for rank in 0..ranks.size() {
+                batch.clear();
+                keys.clear();
+                for group in rest.by_ref() {
+                    batch.extend(take_missing(group, &mut missing, &mut keys));
+                    if batch.len() == self.options.batch_groups {
+                        break;
+                    }
+                }
+                round.extend_from_slice(&keys);
+                if rank == ranks.rank() && !batch.is_empty() {
+                    let members: Vec<&TokenizedGroup> = batch.iter().collect();
+                    own = pass.scores(backend, &members, &self.pack, self.reduce)?;
                 }
             }
-            let members: Vec<&TokenizedGroup> = batch.iter().collect();
-            let scores = pass.scores(backend, &members, &self.pack, self.reduce)?;
-            self.entries.extend(keys.iter().copied().zip(scores));
+            let scores = match ranks.size() {
+                1 => own,
+                _ => gathered_numbers(ranks, &own)?.concat(),
+            };
+            self.entries.extend(round.into_iter().zip(scores));
             console.advance((total - missing.len()) as u64);
-            if written.elapsed() > WRITE_INTERVAL {
+            if written.elapsed() > WRITE_INTERVAL && !follows() {
                 // The last write reports the error.
                 let _ = self.file.merge(&self.entries);
                 written = Instant::now();
@@ -228,6 +261,11 @@ impl FrozenCache {
         }
         Ok(())
     }
+}
+
+/// A value with as many bytes as a key.
+fn pair(value: f64) -> [u8; 16] {
+    u128::from(value.to_bits()).to_le_bytes()
 }
 
 /// Returns a group of the missing sequences of `group`, without comparisons. Moves their keys from

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::Run;
 use crate::backend::Backend;
 use crate::model::store;
+use crate::ranks::world::named_with_hosts;
 use crate::train::checkpoint;
 use crate::train::step::StepReport;
 use crate::{Error, Result};
@@ -20,6 +21,7 @@ impl<B: Backend> Run<'_, '_, B> {
             return Ok(());
         }
         self.skipped_in_a_row += 1;
+        self.odd_ranks = report.odd_ranks.clone();
         let ids = &report.not_finite;
         let more = if ids.len() > MAX_NAMED_GROUPS {
             format!(" and {} more", ids.len() - MAX_NAMED_GROUPS)
@@ -30,8 +32,9 @@ impl<B: Backend> Run<'_, '_, B> {
             true => String::new(),
             false => format!(" (groups {}{more})", ids[..ids.len().min(MAX_NAMED_GROUPS)].join(", ")),
         };
+        let on = self.on_ranks();
         self.console
-            .warn(&format!("step {}: loss or gradient is not finite{groups}; the update was skipped", self.step));
+            .warn(&format!("step {}: loss or gradient is not finite{groups}{on}; the update was skipped", self.step));
         if self.skipped_in_a_row < self.settings.max_skipped_steps && self.step < self.total {
             return Ok(());
         }
@@ -46,8 +49,17 @@ impl<B: Backend> Run<'_, '_, B> {
             n => format!("{n} updates in a row had"),
         };
         let last = if self.skipped_in_a_row == 1 { "" } else { ", the last" };
-        let what = format!("{what} a non-finite loss or gradient{last} at step {}", self.step);
+        let on = self.on_ranks();
+        let what = format!("{what} a non-finite loss or gradient{last} at step {}{on}", self.step);
         Err(self.diverged(&what, "look at the groups named above"))
+    }
+
+    /// The ranks whose own loss or gradient is not finite, if there are several.
+    fn on_ranks(&self) -> String {
+        match self.odd_ranks.as_slice() {
+            [] => String::new(),
+            ranks => format!(" ({})", named_with_hosts(ranks)),
+        }
     }
 
     /// Newest checkpoint known to be good: a later update was applied to its weights.

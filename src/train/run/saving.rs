@@ -10,10 +10,12 @@ use crate::backend::Backend;
 use crate::files::{json_text, write_atomic};
 use crate::model::config::StoredDtype;
 use crate::model::store;
-use crate::terminal::counted;
+use crate::ranks::world;
+use crate::terminal::{counted, follows};
 use crate::train::checkpoint::{self, Best, Retention, RunState};
 use crate::train::logs::Logs;
 use crate::train::metrics::Tally;
+use crate::train::share;
 use crate::{Error, Result};
 
 impl<B: Backend> Run<'_, '_, B> {
@@ -47,7 +49,7 @@ impl<B: Backend> Run<'_, '_, B> {
                 ));
             }
         }
-        if self.saved.is_some() {
+        if self.saved.is_some() && !follows() {
             // A run killed between a save and the removal of older checkpoints left too many.
             self.prune();
         }
@@ -93,6 +95,7 @@ impl<B: Backend> Run<'_, '_, B> {
             return Ok(folder.clone());
         }
         self.check_state()?;
+        self.check_ranks()?;
         let state = RunState {
             step: self.step,
             position: self.progress.position,
@@ -107,11 +110,27 @@ impl<B: Backend> Run<'_, '_, B> {
         // The events that led to a checkpoint must be on disk before the checkpoint.
         self.metrics.sync()?;
         let dir = &self.settings.output_dir;
-        let folder = checkpoint::save(&self.trainer, self.data.tokenizer, dir, state, &self.trainer_state())?;
+        let folder = match follows() {
+            true if self.trainer.is_sharded() => checkpoint::save_shard(&self.trainer, dir, self.step)?,
+            true => checkpoint::folder(dir, self.step),
+            false => checkpoint::save(&self.trainer, self.data.tokenizer, dir, state, &self.trainer_state())?,
+        };
         self.saved = Some((self.step, folder.clone()));
         self.saved_at = Instant::now();
-        self.prune();
+        if !follows() {
+            self.prune();
+        }
         Ok(folder)
+    }
+
+    /// Refuses ranks whose weights have become different: a checkpoint holds those of rank 0.
+    fn check_ranks(&self) -> Result<()> {
+        let ranks = world::collective();
+        if ranks.size() == 1 {
+            return Ok(());
+        }
+        let hash = store::trained_hash(self.trainer.backend, &self.trainer.policy)?;
+        share::check_equal(ranks, &format!("weights after step {}", self.step), &hash)
     }
 
     /// Removes checkpoints above the limit. A failure is a warning: the checkpoint in use is
@@ -143,7 +162,15 @@ impl<B: Backend> Run<'_, '_, B> {
     pub(super) fn finish(mut self, deferred: Deferred) -> Result<RunSummary> {
         self.keep_folder()?;
         self.check_last_updates()?;
+        self.check_ranks()?;
         let state = self.trainer_state();
+        if follows() {
+            // Rank 0 writes the model.
+            self.check_weights()?;
+            drop(deferred);
+            self.summary.steps = self.step;
+            return Ok(self.summary);
+        }
         self.load_best()?;
         self.check_weights()?;
         let dir = &self.settings.output_dir;
@@ -199,6 +226,21 @@ impl<B: Backend> Run<'_, '_, B> {
         }
         self.console.line(&format!("best checkpoint: {} ({} {})", folder.display(), chooser.metric, best.value));
         Ok(())
+    }
+}
+
+/// Adds the path of the last checkpoint to a device error.
+pub(super) fn with_checkpoint_hint(output_dir: &Path, error: Error) -> Error {
+    let advice = match checkpoint::list(output_dir).pop() {
+        Some((_, path)) => {
+            format!("; last checkpoint: {0} (continue with --resume-from-checkpoint {0})", path.display())
+        }
+        None => "; no checkpoint has been written (--save-steps writes them)".to_owned(),
+    };
+    match error {
+        Error::Device(why) => Error::Device(why + &advice),
+        Error::Memory(why) => Error::Memory(why + &advice),
+        other => other,
     }
 }
 

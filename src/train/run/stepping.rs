@@ -8,6 +8,8 @@ use super::{Progress, Run, loader};
 use crate::backend::Backend;
 use crate::backend::nvtx::Range;
 use crate::data::loader::Position;
+use crate::ranks::world;
+use crate::train::share::Share;
 use crate::train::step::{Pending, STEPS_IN_FLIGHT};
 use crate::{Error, Result};
 
@@ -30,7 +32,9 @@ impl<B: Backend> Run<'_, '_, B> {
         self.trainer.backend.op_times()?;
         while self.step < self.total {
             // If ops are timed, a step runs alone on the device.
-            let limit = if B::ASYNCHRONOUS && self.trainer.backend.probe().is_none() { STEPS_IN_FLIGHT } else { 1 };
+            // Several ranks agree after every step on what is due.
+            let alone = self.trainer.backend.probe().is_none() && !world::is_shared();
+            let limit = if B::ASYNCHRONOUS && alone { STEPS_IN_FLIGHT } else { 1 };
             while self.in_flight.len() < limit && self.begun < self.total && !self.must_finish_last() {
                 self.begin_step()?;
             }
@@ -82,9 +86,15 @@ impl<B: Backend> Run<'_, '_, B> {
         }
         let indices = self.loader.next_batch();
         let groups = indices.len();
-        let micro_batches = indices.chunks(self.settings.micro_batch).map(<[_]>::to_vec).collect();
+        let ranks = world::collective();
+        let share = Share {
+            rank: ranks.rank(),
+            size: ranks.size(),
+            micro_batch: self.settings.micro_batch,
+            whole: self.trainer.loss.estimates_divergence(),
+        };
         let into = self.trainer.spare_step();
-        self.prefetch.request(self.trainer.packer(), &self.groups, micro_batches, into)?;
+        self.prefetch.request(self.trainer.packer(), &self.groups, (indices, share), into)?;
         Ok(Progress { groups, ..Progress::of(&self.loader) })
     }
 

@@ -1,0 +1,172 @@
+//! Collective operations over all ranks. Every rank calls the same ones in the same order.
+//!
+//! Sums are formed in the order of the ranks, in f64, and rounded once to the type of the buffer.
+//! Their bits therefore depend on the number of ranks and on nothing else: neither on timing nor on
+//! the library below.
+//!
+//! ```text
+//! reduce_scatter   rank r gets slice r of the sum
+//! all_reduce       reduce_scatter, then all_gather of the slices
+//! ```
+//!
+//! Refused: buffers of different lengths, and failures of the transport.
+
+use std::ops::Range;
+
+use crate::{Error, Result};
+
+/// Type of numbers between ranks: that of the buffers they come from, so nothing is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wire {
+    F32,
+    F64,
+}
+
+impl Wire {
+    /// Little-endian bytes of numbers, rounded to this type.
+    pub fn encode(self, values: &[f64]) -> Vec<u8> {
+        match self {
+            Self::F32 => values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
+            Self::F64 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        }
+    }
+
+    /// Numbers of [`Wire::encode`].
+    pub fn decode(self, bytes: &[u8]) -> Vec<f64> {
+        match self {
+            Self::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
+            Self::F64 => bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
+        }
+    }
+}
+
+/// Elements at whose multiples slices start, so that loads of several elements stay aligned.
+const BLOCK: usize = 64;
+
+/// Slice of `len` elements that belongs to a rank. The slices of all ranks cover the elements in order.
+pub(crate) fn slice_of(len: usize, rank: usize, size: usize) -> Range<usize> {
+    let block = if len >= BLOCK * size { BLOCK } else { 1 };
+    let at = |rank: usize| ((len.div_ceil(block) as u128 * rank as u128 / size as u128) as usize * block).min(len);
+    at(rank)..if rank + 1 == size { len } else { at(rank + 1) }
+}
+
+/// Operations over all ranks.
+pub(crate) trait Collective: Send + Sync {
+    /// Number of this rank.
+    fn rank(&self) -> usize;
+
+    /// Number of ranks.
+    fn size(&self) -> usize;
+
+    /// Sends `parts[r]` to rank r; returns what every rank sent to this one, by rank.
+    fn exchange(&self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>>;
+
+    /// The bytes of every rank, by rank; their lengths may differ.
+    fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
+
+    /// The bytes of rank 0; those of the other ranks are not used.
+    fn broadcast(&self, bytes: Vec<u8>) -> Result<Vec<u8>>;
+
+    /// Waits until every rank has called it.
+    fn barrier(&self) -> Result<()>;
+
+    /// This rank's [`slice_of`] the sum of `values` over the ranks, in the order of the ranks.
+    fn reduce_scatter(&self, values: &[f64], wire: Wire) -> Result<Vec<f64>> {
+        let (rank, size) = (self.rank(), self.size());
+        let own = slice_of(values.len(), rank, size);
+        let parts: Vec<Vec<u8>> = (0..size).map(|to| wire.encode(&values[slice_of(values.len(), to, size)])).collect();
+        let received = self.exchange(&parts)?;
+        let mut sum = vec![0.0; own.len()];
+        for bytes in &received {
+            let part = wire.decode(bytes);
+            if part.len() != own.len() {
+                return Err(lengths_differ(own.len(), part.len()));
+            }
+            sum.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+        }
+        Ok(sum)
+    }
+
+    /// Replaces `values` by their sum over the ranks, in the order of the ranks.
+    fn all_reduce(&self, values: &mut [f64], wire: Wire) -> Result<()> {
+        let sum = self.reduce_scatter(values, wire)?;
+        let gathered = self.all_gather(&wire.encode(&sum))?;
+        for (rank, bytes) in gathered.iter().enumerate() {
+            let (slice, part) = (slice_of(values.len(), rank, self.size()), wire.decode(bytes));
+            if part.len() != slice.len() {
+                return Err(lengths_differ(slice.len(), part.len()));
+            }
+            values[slice].copy_from_slice(&part);
+        }
+        Ok(())
+    }
+}
+
+fn lengths_differ(own: usize, other: usize) -> Error {
+    Error::Runtime(format!("ranks sum buffers of different lengths ({own} and {other} elements)"))
+}
+
+/// The only rank.
+pub(crate) struct Alone;
+
+impl Collective for Alone {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+
+    fn exchange(&self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
+        Ok(parts.to_vec())
+    }
+
+    fn all_gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(vec![bytes.to_vec()])
+    }
+
+    fn broadcast(&self, bytes: Vec<u8>) -> Result<Vec<u8>> {
+        Ok(bytes)
+    }
+
+    fn barrier(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_cover_every_element_once() {
+        for (len, size) in [(0, 3), (2, 3), (7, 2), (10, 4), (16, 4)] {
+            let slices: Vec<usize> = (0..size).flat_map(|rank| slice_of(len, rank, size)).collect();
+            assert_eq!(slices, (0..len).collect::<Vec<_>>());
+        }
+        assert_eq!(slice_of(200, 0, 2), 0..128);
+        assert_eq!(slice_of(200, 1, 2), 128..200);
+    }
+
+    #[test]
+    fn one_rank_keeps_every_bit() {
+        let values = [0.1_f32, -3.5, 1e-30].map(f64::from);
+        let mut sum = values;
+        Alone.all_reduce(&mut sum, Wire::F32).unwrap();
+        assert_eq!(sum, values);
+        assert_eq!(Alone.reduce_scatter(&[1.0 / 3.0], Wire::F64).unwrap(), [1.0 / 3.0]);
+        assert_eq!(Alone.all_gather(b"ab").unwrap(), [b"ab"]);
+        assert_eq!(Alone.broadcast(vec![7]).unwrap(), [7]);
+        Alone.barrier().unwrap();
+    }
+
+    #[test]
+    fn numbers_pass_unchanged_and_other_lengths_are_refused() {
+        let values = [f64::from(0.1_f32), f64::INFINITY, -0.0];
+        assert_eq!(Wire::F32.decode(&Wire::F32.encode(&values)), values);
+        assert_eq!(Wire::F64.decode(&Wire::F64.encode(&[1.0 / 3.0])), [1.0 / 3.0]);
+        assert!(Wire::F32.decode(&Wire::F32.encode(&[f64::NAN]))[0].is_nan());
+        assert!(lengths_differ(3, 4).to_string().contains("3 and 4 elements"));
+    }
+}

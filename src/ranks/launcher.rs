@@ -1,0 +1,217 @@
+//! Rank and number of ranks from the variables that a launcher sets.
+//!
+//! ```text
+//! torchrun   RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT
+//! srun       SLURM_PROCID, SLURM_NTASKS (or SLURM_STEP_NUM_TASKS), SLURM_LOCALID
+//! mpirun     OMPI_COMM_WORLD_RANK, OMPI_COMM_WORLD_SIZE, OMPI_COMM_WORLD_LOCAL_RANK
+//! PMI        PMI_RANK, PMI_SIZE
+//! ```
+//!
+//! The first launcher of this list with both a rank and a size decides. Nothing set is one rank
+//! without a launcher. Refused, with every variable and its value: two launchers that disagree, half
+//! of a pair, values that are not whole numbers, and a rank that is not below the size.
+//!
+//! A Slurm batch script has the variables of its first task, but runs outside of `srun`, which alone
+//! sets SLURM_STEP_ID. There they are left out.
+
+use crate::{Error, Result};
+
+/// A kind of launcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Launcher {
+    /// torchrun.
+    Torchrun,
+    /// Slurm's srun.
+    Srun,
+    /// mpirun of Open MPI.
+    Mpirun,
+    /// A process manager with PMI variables.
+    Pmi,
+}
+
+/// Names of a launcher's variables.
+struct Variables {
+    launcher: Launcher,
+    rank: &'static str,
+    /// The first one that is set counts.
+    size: &'static [&'static str],
+    local: Option<&'static str>,
+}
+
+const LAUNCHERS: [Variables; 4] = [
+    Variables { launcher: Launcher::Torchrun, rank: "RANK", size: &["WORLD_SIZE"], local: Some("LOCAL_RANK") },
+    Variables {
+        launcher: Launcher::Srun,
+        rank: "SLURM_PROCID",
+        size: &["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"],
+        local: Some("SLURM_LOCALID"),
+    },
+    Variables {
+        launcher: Launcher::Mpirun,
+        rank: "OMPI_COMM_WORLD_RANK",
+        size: &["OMPI_COMM_WORLD_SIZE"],
+        local: Some("OMPI_COMM_WORLD_LOCAL_RANK"),
+    },
+    Variables { launcher: Launcher::Pmi, rank: "PMI_RANK", size: &["PMI_SIZE"], local: None },
+];
+
+/// torchrun's default port.
+const MASTER_PORT: u16 = 29500;
+
+impl Launcher {
+    /// Name in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Torchrun => "torchrun",
+            Self::Srun => "srun",
+            Self::Mpirun => "mpirun",
+            Self::Pmi => "a PMI launcher",
+        }
+    }
+}
+
+/// Place of this process among the ranks of a launcher.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ranks {
+    pub launcher: Launcher,
+    pub rank: usize,
+    pub size: usize,
+    /// Number among the ranks of this host, if the launcher gives it.
+    pub local: Option<usize>,
+    /// Address and port at which torchrun's ranks meet.
+    pub master: Option<(String, u16)>,
+}
+
+impl Ranks {
+    /// The ranks of this process; `None` without a launcher.
+    pub fn from_env() -> Result<Option<Self>> {
+        Self::from(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    /// Like [`Ranks::from_env`], from other variables.
+    pub fn from(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
+        let batch_script = variable("SLURM_JOB_ID").is_some()
+            && variable("SLURM_STEP_ID").is_none()
+            && variable("SLURM_STEP_NUM_TASKS").is_none();
+        let mut read: Vec<(String, String)> = Vec::new();
+        let mut found: Vec<Self> = Vec::new();
+        let mut wrong: Option<String> = None;
+        for of in LAUNCHERS.iter().filter(|of| of.launcher != Launcher::Srun || !batch_script) {
+            let size_name = of.size.iter().find(|name| variable(name).is_some()).unwrap_or(&of.size[0]);
+            let mut number = |name: &str| -> Option<usize> {
+                let text = variable(name)?;
+                let value = text.trim().parse();
+                read.push((name.to_owned(), text));
+                if value.is_err() {
+                    wrong.get_or_insert(format!("{name} is not a whole number"));
+                }
+                value.ok()
+            };
+            match (number(of.rank), number(size_name)) {
+                (Some(rank), Some(size)) => {
+                    let local = of.local.and_then(&mut number);
+                    if rank >= size || local.is_some_and(|local| local >= size) {
+                        wrong.get_or_insert(format!("{} is not below {size_name}", of.rank));
+                    }
+                    let ranks = Self { launcher: of.launcher, rank, size, local, master: None };
+                    if found.first().is_some_and(|first| (first.rank, first.size) != (rank, size)) {
+                        wrong.get_or_insert("they name different ranks".to_owned());
+                    }
+                    found.push(ranks);
+                }
+                (None, None) => {}
+                // Slurm sets the number of tasks outside of tasks too.
+                (None, Some(_)) if of.launcher == Launcher::Srun => drop(read.pop()),
+                (None, Some(_)) => drop(wrong.get_or_insert(format!("{} is missing", of.rank))),
+                (Some(_), None) => drop(wrong.get_or_insert(format!("{size_name} is missing"))),
+            }
+        }
+        let mut ranks = found.into_iter().next();
+        if let Some(ranks) = ranks.as_mut().filter(|ranks| ranks.launcher == Launcher::Torchrun)
+            && let Some(host) = variable("MASTER_ADDR")
+        {
+            let text = variable("MASTER_PORT");
+            let port = text.as_ref().map_or(Ok(MASTER_PORT), |text| text.trim().parse());
+            read.extend(text.map(|text| ("MASTER_PORT".to_owned(), text)));
+            match port {
+                Ok(port) => ranks.master = Some((host, port)),
+                Err(_) => drop(wrong.get_or_insert("MASTER_PORT is not a port".to_owned())),
+            }
+        }
+        match wrong {
+            None => Ok(ranks),
+            Some(why) => {
+                let list: Vec<String> = read.iter().map(|(name, value)| format!("{name}={value}")).collect();
+                Err(Error::Usage(format!(
+                    "the launcher's variables contradict each other: {why}; {}; start mapl with one launcher (torchrun, \
+                     srun or mpirun), or unset the variables of the others",
+                    list.join(", ")
+                )))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(set: &[(&str, &str)]) -> Result<Option<Ranks>> {
+        Ranks::from(|name| set.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned()))
+    }
+
+    fn place(set: &[(&str, &str)]) -> Option<(Launcher, usize, usize, Option<usize>)> {
+        read(set).unwrap().map(|r| (r.launcher, r.rank, r.size, r.local))
+    }
+
+    #[test]
+    fn every_launcher_is_read_and_nothing_is_one_rank() {
+        assert_eq!(place(&[]), None);
+        let torchrun = [("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1"), ("MASTER_ADDR", "h")];
+        assert_eq!(place(&torchrun), Some((Launcher::Torchrun, 3, 4, Some(1))));
+        assert_eq!(read(&torchrun).unwrap().unwrap().master, Some(("h".into(), 29500)));
+        let port = [&torchrun[..], &[("MASTER_PORT", "29511")]].concat();
+        assert_eq!(read(&port).unwrap().unwrap().master, Some(("h".into(), 29511)));
+        let srun = [("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2"), ("SLURM_LOCALID", "0")];
+        assert_eq!(place(&srun), Some((Launcher::Srun, 1, 2, Some(0))));
+        let mpirun =
+            [("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "2"), ("OMPI_COMM_WORLD_LOCAL_RANK", "0")];
+        assert_eq!(place(&mpirun), Some((Launcher::Mpirun, 0, 2, Some(0))));
+        assert_eq!(place(&[("PMI_RANK", "1"), ("PMI_SIZE", "2")]), Some((Launcher::Pmi, 1, 2, None)));
+        // Two launchers that agree.
+        let both = [&srun[..], &[("PMI_RANK", "1"), ("PMI_SIZE", "2")]].concat();
+        assert_eq!(place(&both), Some((Launcher::Srun, 1, 2, Some(0))));
+    }
+
+    #[test]
+    fn a_slurm_batch_script_is_one_rank_and_its_steps_are_several() {
+        let script = [("SLURM_JOB_ID", "7"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8"), ("SLURM_LOCALID", "0")];
+        assert_eq!(place(&script), None);
+        let mpirun = [("OMPI_COMM_WORLD_RANK", "3"), ("OMPI_COMM_WORLD_SIZE", "4")];
+        assert_eq!(place(&[&script[..], &mpirun].concat()), Some((Launcher::Mpirun, 3, 4, None)));
+        let step = [&script[..], &[("SLURM_STEP_ID", "0"), ("SLURM_STEP_NUM_TASKS", "2")]].concat();
+        assert_eq!(place(&step), Some((Launcher::Srun, 0, 2, Some(0))));
+        // The number of tasks of an allocation says nothing about this process.
+        assert_eq!(place(&[("SLURM_NTASKS", "8")]), None);
+    }
+
+    #[test]
+    fn contradictions_are_one_error_with_every_variable() {
+        let refused = |set: &[(&str, &str)], words: &[&str]| {
+            let e = read(set).unwrap_err();
+            assert_eq!(e.exit_code(), 2);
+            let text = e.to_string();
+            words.iter().for_each(|word| assert!(text.contains(word), "{word}: {text}"));
+        };
+        let torchrun = [("RANK", "0"), ("WORLD_SIZE", "2")];
+        let other = [&torchrun[..], &[("PMI_RANK", "1"), ("PMI_SIZE", "2")]].concat();
+        refused(&other, &["different ranks", "RANK=0, WORLD_SIZE=2, PMI_RANK=1, PMI_SIZE=2"]);
+        let sizes = [&torchrun[..], &[("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "4")]].concat();
+        refused(&sizes, &["different ranks", "OMPI_COMM_WORLD_SIZE=4"]);
+        refused(&[("RANK", "2"), ("WORLD_SIZE", "2")], &["RANK is not below WORLD_SIZE", "RANK=2"]);
+        refused(&[("RANK", "x"), ("WORLD_SIZE", "2")], &["RANK is not a whole number", "RANK=x"]);
+        refused(&[("RANK", "1")], &["WORLD_SIZE is missing", "RANK=1"]);
+        refused(&[("WORLD_SIZE", "2")], &["RANK is missing"]);
+        refused(&[torchrun[0], torchrun[1], ("MASTER_ADDR", "h"), ("MASTER_PORT", "x")], &["MASTER_PORT=x"]);
+    }
+}

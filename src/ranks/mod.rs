@@ -1,0 +1,25 @@
+//! The ranks of a run: processes that a launcher started together, and the sums they form over MPI.
+//!
+//! - [`launcher`]: rank and number of ranks from the launcher's variables
+//! - [`collective`]: all-reduce, reduce-scatter, all-gather, broadcast and barrier; one rank without
+//!   any transport
+//! - `rehearsal`: counts the calls and bytes of collectives
+//! - `mpi`: collectives over MPI (cargo feature `mpi`)
+//! - `watch`: ends all ranks if one has died or stopped
+//! - [`agreement`]: refuses ranks that were started with different programs, data, models or flags
+//! - [`world`]: the ranks of this process; [`mod@host`]: the name of its machine
+//!
+//! Every rank runs the whole program. Rank 0 prints and writes files; the others follow. A rank that
+//! fails says so with its number and host, and ends the others.
+
+pub(crate) mod agreement;
+pub(crate) mod collective;
+pub(crate) mod host;
+pub(crate) mod launcher;
+#[cfg(feature = "mpi")]
+mod mpi;
+#[cfg(test)]
+pub(crate) mod rehearsal;
+#[cfg(feature = "mpi")]
+mod watch;
+pub(crate) mod world;

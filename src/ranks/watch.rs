@@ -1,0 +1,252 @@
+//! A thread of every rank that watches the other ranks of its host, and ends all ranks if one of them
+//! has died or hangs. The launcher watches the hosts.
+//!
+//! ```text
+//! every 100 ms, for each rank of this host, from /proc:
+//!     gone, or another process       -> died
+//!     stopped (SIGSTOP) for 5 s      -> hangs
+//!     no processor time for 8 s, no thread running or waiting for a disk, while this rank waits for it
+//!                                    -> hangs
+//!     it has announced its own end   -> nothing more to watch: it prints its own message
+//! the lowest rank that is left prints one message; every rank that is left ends all
+//! ```
+//!
+//! An announcement is the name of the process (`/proc/self/comm`), which other processes of the host
+//! can read while it lives.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Time between two looks.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Looks in a row at a stopped process after which it counts as hanging.
+const STOPPED_LOOKS: u32 = 50;
+
+/// Looks in a row without processor time after which a process that is waited for counts as hanging.
+const IDLE_LOOKS: u32 = 80;
+
+/// Name of a process that reports its own end.
+const ENDING: &str = "mapl ending";
+
+/// Number of collectives that wait on this rank.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether the watch has ended.
+static ENDED: AtomicBool = AtomicBool::new(false);
+
+/// Marks that this rank waits for the others.
+pub(super) struct Waiting;
+
+impl Waiting {
+    pub fn begin() -> Self {
+        WAITING.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        WAITING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A process of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Process {
+    pub rank: usize,
+    pub id: u32,
+    /// Start time in clock ticks: with the id it names one process.
+    pub started: u64,
+}
+
+/// What /proc says about a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Look {
+    name: String,
+    state: char,
+    /// Clock ticks of processor time.
+    ticks: u64,
+    started: u64,
+}
+
+impl Look {
+    /// Reads the line of /proc/ID/stat: `id (name) state ...`.
+    fn parse(line: &str) -> Option<Self> {
+        let (start, end) = (line.find('(')?, line.rfind(')')?);
+        let fields: Vec<&str> = line[end + 1..].split_whitespace().collect();
+        let number = |i: usize| fields.get(i)?.parse::<u64>().ok();
+        Some(Self {
+            name: line[start + 1..end].to_owned(),
+            state: fields.first()?.chars().next()?,
+            ticks: number(11)? + number(12)?,
+            started: number(19)?,
+        })
+    }
+
+    fn at(id: u32) -> Option<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{id}/stat")).ok()?)
+    }
+}
+
+/// Start time of a process of this host.
+pub(super) fn started(id: u32) -> Option<u64> {
+    Look::at(id).map(|look| look.started)
+}
+
+/// Whether a thread of a process runs or waits for a disk.
+fn is_busy(id: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    let state = |path: std::path::PathBuf| Look::parse(&fs::read_to_string(path).ok()?).map(|look| look.state);
+    threads.filter_map(|thread| state(thread.path().join("stat"))).any(|state| matches!(state, 'R' | 'D'))
+}
+
+/// Looks at one process.
+#[derive(Debug, Default)]
+struct Record {
+    ticks: u64,
+    stopped: u32,
+    idle: u32,
+}
+
+/// State of a watched process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Well,
+    /// It prints its own message.
+    Ending,
+    /// Why it ends the run.
+    Failed(&'static str),
+}
+
+impl Record {
+    /// Takes the next look; `waited` tells whether this rank waits for others, `busy` whether a thread of
+    /// the process runs.
+    fn next(&mut self, of: &Process, look: Option<Look>, waited: bool, busy: impl Fn() -> bool) -> Found {
+        let Some(look) = look.filter(|look| look.started == of.started && !matches!(look.state, 'Z' | 'X')) else {
+            return Found::Failed(
+                "has died without a message: it was killed (by a signal, or by the system for want of memory)",
+            );
+        };
+        if look.name == ENDING {
+            return Found::Ending;
+        }
+        self.stopped = if matches!(look.state, 'T' | 't') { self.stopped + 1 } else { 0 };
+        let rests = look.ticks == self.ticks && waited && !busy();
+        self.idle = if rests { self.idle + 1 } else { 0 };
+        self.ticks = look.ticks;
+        match () {
+            () if self.stopped >= STOPPED_LOOKS => Found::Failed("hangs: its process is stopped (SIGSTOP)"),
+            () if self.idle >= IDLE_LOOKS => Found::Failed("hangs: it does nothing while the others wait for it"),
+            () => Found::Well,
+        }
+    }
+}
+
+/// Watches `processes` until one fails; calls `failed` with its rank, why, and whether this rank prints.
+pub(super) fn start(
+    own: usize,
+    processes: Vec<Process>,
+    failed: impl FnOnce(usize, &str, bool) + Send + 'static,
+) -> std::io::Result<()> {
+    let watch = move || {
+        let mut records: Vec<Record> = processes.iter().map(|_| Record::default()).collect();
+        loop {
+            std::thread::sleep(INTERVAL);
+            if ENDED.load(Ordering::SeqCst) {
+                return;
+            }
+            let waited = WAITING.load(Ordering::Relaxed) > 0;
+            let each = processes.iter().zip(&mut records);
+            let found: Vec<Found> =
+                each.map(|(of, record)| record.next(of, Look::at(of.id), waited, || is_busy(of.id))).collect();
+            let first = processes.iter().zip(&found).find_map(|(of, found)| match found {
+                Found::Failed(why) => Some((of.rank, *why)),
+                _ => None,
+            });
+            if let Some((rank, why)) = first {
+                let left = processes.iter().zip(&found).filter(|(_, found)| !matches!(found, Found::Failed(_)));
+                let prints = left.map(|(of, _)| of.rank).all(|other| own < other);
+                // This process may end in the same moment as the watched one.
+                if ENDED.load(Ordering::SeqCst) {
+                    return;
+                }
+                return failed(rank, why, prints);
+            }
+            if found.contains(&Found::Ending) {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new().name("ranks".into()).spawn(watch).map(|_| ())
+}
+
+/// Ends the watch of this rank.
+pub(super) fn end() {
+    ENDED.store(true, Ordering::SeqCst);
+}
+
+/// Tells the other ranks of this host that this one reports its own end, and waits until they have
+/// seen it.
+pub(super) fn announce_end() {
+    end();
+    mark_end();
+}
+
+/// Tells the other ranks of this host that a signal ends this one, which goes on watching: a launcher
+/// that has seen a rank die signals the others, and one of them must report it.
+pub(super) fn mark_end() {
+    let began = Instant::now();
+    if fs::write("/proc/self/comm", ENDING).is_ok() {
+        std::thread::sleep((3 * INTERVAL).saturating_sub(began.elapsed()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(state: char, ticks: u64) -> Option<Look> {
+        Some(Look { name: "mapl".into(), state, ticks, started: 7 })
+    }
+
+    const OF: Process = Process { rank: 1, id: 1, started: 7 };
+
+    fn reads(looks: impl IntoIterator<Item = Option<Look>>, waited: bool, busy: bool) -> Found {
+        let mut record = Record::default();
+        let mut all = looks.into_iter().map(|look| record.next(&OF, look, waited, || busy));
+        all.find(|found| *found != Found::Well).unwrap_or(Found::Well)
+    }
+
+    #[test]
+    fn a_line_of_proc_is_read_and_this_process_is_alive() {
+        let line = "12 (a) b) S 1 12 12 0 -1 4194560 1 2 3 4 50 6 0 0 20 0 3 0 987 1 2";
+        let look = Look::parse(line).unwrap();
+        assert_eq!(look, Look { name: "a) b".into(), state: 'S', ticks: 56, started: 987 });
+        assert_eq!(Look::parse("12 (a"), None);
+        let id = std::process::id();
+        assert_eq!(started(id), Look::at(id).map(|look| look.started));
+        assert!(started(id).is_some() && is_busy(id));
+    }
+
+    #[test]
+    fn the_dead_the_stopped_and_the_idle_are_found_and_no_other() {
+        let dead = |found| matches!(found, Found::Failed(why) if why.contains("died"));
+        assert!(dead(reads([None], false, false)));
+        assert!(dead(reads([look('Z', 3)], false, false)));
+        let other = Look { started: 8, ..look('R', 3).unwrap() };
+        assert!(dead(reads([Some(other)], false, false)));
+        let stopped = |looks: usize| reads(std::iter::repeat_n(look('T', 3), looks), false, false);
+        assert_eq!(stopped(49), Found::Well);
+        assert!(matches!(stopped(50), Found::Failed(why) if why.contains("SIGSTOP")));
+        let idle = |looks, waited, busy| reads(std::iter::repeat_n(look('S', 3), looks), waited, busy);
+        assert!(matches!(idle(81, true, false), Found::Failed(why) if why.contains("does nothing")));
+        for (waited, busy) in [(false, false), (true, true)] {
+            assert_eq!(idle(500, waited, busy), Found::Well);
+        }
+        assert_eq!(reads((0..500).map(|i| look('S', i)), true, false), Found::Well);
+        let ending = Look { name: ENDING.into(), ..look('S', 3).unwrap() };
+        assert_eq!(reads([Some(ending)], true, false), Found::Ending);
+    }
+}

@@ -1,0 +1,60 @@
+//! What signals and the clock ask of a run after a step. With several ranks, every rank acts on what
+//! was asked of any of them, so that all stop, save and go on together.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Deferred, Run};
+use crate::Result;
+use crate::backend::Backend;
+use crate::ranks::world;
+use crate::train::share;
+
+/// What a run was asked for during a step.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Requests {
+    /// Signal that asks for a stop.
+    pub stop: Option<i32>,
+    /// Whether a signal asks for a checkpoint.
+    pub save: bool,
+    /// Whether the last checkpoint is too old.
+    pub overdue: bool,
+}
+
+impl<B: Backend> Run<'_, '_, B> {
+    /// The requests after this step.
+    pub(super) fn requests(&self) -> Result<Requests> {
+        let own = Requests { stop: self.signals.stop(), save: self.signals.take_save(), overdue: self.overdue() };
+        let ranks = world::collective();
+        if ranks.size() == 1 {
+            return Ok(own);
+        }
+        let of_ranks: Vec<Requests> = share::gathered(ranks, &own)?;
+        let requests = Requests {
+            stop: of_ranks.iter().find_map(|requests| requests.stop),
+            save: of_ranks.iter().any(|requests| requests.save),
+            // The clocks of hosts differ; rank 0 writes the checkpoints.
+            overdue: of_ranks[0].overdue,
+        };
+        if requests.stop.is_some() {
+            self.console.line("stopping after this step, as every rank does");
+        }
+        Ok(requests)
+    }
+
+    /// Defers stop signals to the end of a step.
+    pub(super) fn defer_signals(&self) -> Deferred {
+        let printer = self.console.printer();
+        // A launcher that ends the ranks signals them too, so several ranks announce a stop when all have
+        // agreed on it.
+        self.signals.defer(move |text| {
+            if !world::is_shared() {
+                printer(text);
+            }
+        })
+    }
+
+    /// Whether the last checkpoint is older than `save_minutes`.
+    pub(super) fn overdue(&self) -> bool {
+        self.settings.save_minutes.is_some_and(|minutes| self.saved_at.elapsed().as_secs() >= 60 * minutes)
+    }
+}

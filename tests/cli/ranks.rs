@@ -1,0 +1,279 @@
+//! Several ranks over MPI (`mpirun -n N mapl ...`): training with the losses of one rank, scores and
+//! texts with its bytes, refusals, and the end of all ranks when one is killed.
+//!
+//! Without Open MPI, or without the cargo feature `mpi`, these tests say that they are skipped.
+//! `MAPL_REQUIRE_MPI=1` makes that a failure.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::workbench::{Bench, Done, full};
+
+/// Whether ranks can be started here.
+fn has_mpi(bench: &Bench) -> bool {
+    let launcher = Command::new("mpirun").arg("--version").stdout(Stdio::null()).status().is_ok_and(|s| s.success());
+    let env: Value = serde_json::from_str(&bench.run("env --json").ok().out).unwrap();
+    let library = env["ranks"]["mpi"].as_str().unwrap().to_owned();
+    let found = launcher && library.starts_with("libmpi");
+    if !found {
+        let why = format!("mpirun {}; libmpi: {library}", if launcher { "is there" } else { "is not there" });
+        assert!(std::env::var_os("MAPL_REQUIRE_MPI").is_none_or(|v| v != "1"), "{why}");
+        println!("SKIPPED: several ranks need Open MPI and --features mpi: {why}");
+    }
+    found
+}
+
+/// `mpirun` with its words before the program, on few cores and as any user.
+fn mpirun(bench: &Bench, launch: &str) -> Command {
+    let mut command = Command::new("mpirun");
+    command.args(["--oversubscribe", "--bind-to", "none"]).args(launch.split_whitespace());
+    command.current_dir(bench.path()).env("NO_COLOR", "1").stdin(Stdio::null());
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    // Waiting ranks leave the core to the others.
+    command.env("OMPI_MCA_mpi_yield_when_idle", "1").env("RAYON_NUM_THREADS", "1");
+    // Containers often forbid one process to read another's memory.
+    command.env("OMPI_MCA_btl_vader_single_copy_mechanism", "none");
+    command.env_remove("CI").env_remove("SOURCE_DATE_EPOCH");
+    command
+}
+
+/// Runs `mapl` on several ranks.
+fn on_ranks(bench: &Bench, ranks: usize, words: &str) -> Done {
+    let mut command = mpirun(bench, &format!("-n {ranks}"));
+    command.arg(env!("CARGO_BIN_EXE_mapl")).args(words.split_whitespace());
+    bench.finish(command, &format!("on {ranks} ranks: {words}"))
+}
+
+/// A training run whose batches of 6 rows do not divide over 4 ranks; the last of an epoch has 4 rows.
+fn train(method: &str, output: &str, rest: &str) -> String {
+    format!(
+        "{method} --model model --train-file pairs.jsonl --eval-file pairs.jsonl --output-dir {output} \
+         --per-device-train-batch-size 3 --gradient-accumulation-steps 2 --learning-rate 1e-3 --device cpu \
+         --max-length 96 --eval-steps 3 --report-to jsonl {rest}"
+    )
+}
+
+/// Compares the rows of two runs' metrics; the loss within 1e-6.
+fn assert_close(bench: &Bench, one: &str, several: &str) {
+    for kind in ["train", "eval"] {
+        let [a, b] = [one, several].map(|run| bench.metrics(run, kind));
+        assert!(!a.is_empty() && a.len() == b.len(), "{kind}: {} and {} rows", a.len(), b.len());
+        for (a, b) in a.iter().zip(&b) {
+            let names = |row: &Value| row.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+            assert_eq!(names(a), names(b));
+            for (name, value) in a.as_object().unwrap() {
+                let (Some(x), Some(y)) = (value.as_f64(), b[name].as_f64()) else {
+                    assert_eq!(value, &b[name], "{name}");
+                    continue;
+                };
+                // Sums of f32 gradients in another order. Logits and norms are not divided by a count.
+                let tolerance = if name.ends_with("loss") { 1e-6 } else { 1e-4 * (1.0 + x.abs()) };
+                assert!((x - y).abs() <= tolerance, "{several} {kind} {name}: {x} and {y}\n{a}\n{b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn losses_of_several_ranks_are_those_of_one_and_repeat_bit_for_bit() {
+    let bench = Bench::new();
+    if !has_mpi(&bench) {
+        return;
+    }
+    for method in ["dpo", "reward"] {
+        let one = format!("{method}1");
+        bench.run(&train(method, &one, "--max-steps 5")).ok();
+        for ranks in [2, 4] {
+            let several = format!("{method}{ranks}");
+            let out = on_ranks(&bench, ranks, &train(method, &several, "--max-steps 5")).ok().out;
+            assert_eq!(out.matches("done: 5 steps").count(), 1, "{out}");
+            assert!(out.contains(&format!("ranks         {ranks} on ")), "{out}");
+            assert_close(&bench, &one, &several);
+        }
+    }
+    on_ranks(&bench, 2, &train("dpo", "again", "--max-steps 5")).ok();
+    assert!(bench.bytes("again/model.safetensors") == bench.bytes("dpo2/model.safetensors"), "weights differ");
+    assert_eq!(bench.metrics("again", "train"), bench.metrics("dpo2", "train"));
+    assert_eq!(bench.bytes("again/eval_scores.jsonl"), bench.bytes("dpo2/eval_scores.jsonl"));
+    // Whole optimiser state on every rank: the same losses, and checkpoints of one rank's form.
+    on_ranks(&bench, 2, &train("dpo", "whole", "--max-steps 5 --save-steps 4 --shard-optimizer off")).ok();
+    assert_close(&bench, "dpo1", "whole");
+    let parts = |run: &str| {
+        let files = std::fs::read_dir(bench.at(&format!("{run}/checkpoint-4/state"))).unwrap().flatten();
+        files.filter(|file| file.file_name().to_str().unwrap().starts_with("optimizer-rank")).count()
+    };
+    assert_eq!(parts("whole"), 1);
+    // More ranks than rows of the last batch, in one micro-batch each; one rank resumes what several saved.
+    let short = "--max-steps 5 --save-steps 4 --seed 3";
+    on_ranks(&bench, 5, &train("reward", "five", short)).ok();
+    bench.run(&train("reward", "alone", short)).ok();
+    assert_close(&bench, "alone", "five");
+    assert_eq!(parts("five"), 5);
+    let resumed = train("reward", "resumed", short);
+    bench.run(&format!("{resumed} --resume-from-checkpoint five/checkpoint-4")).ok();
+    let last = |run: &str| bench.metrics(run, "train").last().unwrap()["loss"].as_f64().unwrap();
+    assert!((last("resumed") - last("alone")).abs() <= 1e-6);
+}
+
+#[test]
+fn scores_texts_and_reference_log_probs_of_two_ranks_are_the_bytes_of_one() {
+    let bench = Bench::new();
+    if !has_mpi(&bench) {
+        return;
+    }
+    let both = |words: &str, file: &str| {
+        bench.run(&words.replace("OUT", &format!("one-{file}"))).ok();
+        on_ranks(&bench, 2, &words.replace("OUT", &format!("two-{file}"))).ok();
+        assert!(!bench.bytes(&format!("one-{file}")).is_empty());
+        assert!(bench.bytes(&format!("one-{file}")) == bench.bytes(&format!("two-{file}")), "{file} differs");
+    };
+    let score = "--model model --ref-model qwen --input groups.jsonl --batch-tokens 300 --device cpu --output OUT";
+    both(&format!("score {score}"), "scores.jsonl");
+    both(&format!("eval {score} --bootstrap 100 --prompt-blindness"), "eval.json");
+    both(
+        "generate --model model --input pairs.jsonl --max-new-tokens 8 --temperature 1 --seed 3 --batch-size 4 \
+         --device cpu --output OUT",
+        "texts.jsonl",
+    );
+    for (ranks, name) in [(1, "one"), (3, "three")] {
+        let words = train("dpo", name, "--max-steps 1 --precompute-ref-log-probs --precompute-ref-batch-size 4");
+        let done = match ranks {
+            1 => bench.run(&format!("{words} --ref-cache-dir cache-{name}")),
+            _ => on_ranks(&bench, ranks, &format!("{words} --ref-cache-dir cache-{name}")),
+        };
+        done.ok();
+    }
+    let file = |folder: &str| {
+        let mut files: Vec<_> = std::fs::read_dir(bench.at(folder)).unwrap().map(|f| f.unwrap().path()).collect();
+        files.retain(|path| path.extension().is_some_and(|e| e == "logps"));
+        assert_eq!(files.len(), 1);
+        std::fs::read(&files[0]).unwrap()
+    };
+    assert!(file("cache-one") == file("cache-three"), "cached log-probs differ");
+}
+
+#[test]
+fn the_emulator_on_two_ranks_agrees_with_one() {
+    let bench = Bench::new();
+    if !has_mpi(&bench) {
+        return;
+    }
+    if bench.run("env").ok().out.contains("no C++ compiler") {
+        assert!(std::env::var_os("MAPL_REQUIRE_EMULATOR").is_none_or(|v| v != "1"));
+        println!("SKIPPED: this build has no emulator");
+        return;
+    }
+    bench.bash("head -n 3 pairs.jsonl > three.jsonl").ok();
+    let words = "reward --model model --train-file three.jsonl --per-device-train-batch-size 3 --max-length 40 \
+                 --on-too-long truncate-response --learning-rate 1e-3 --max-steps 2 --device emulator --dtype f32";
+    bench.run(&format!("{words} --output-dir one")).ok();
+    on_ranks(&bench, 2, &format!("{words} --output-dir two")).ok();
+    for (a, b) in bench.metrics("one", "train").iter().zip(&bench.metrics("two", "train")) {
+        let [a, b] = [a, b].map(|row| row["loss"].as_f64().unwrap());
+        assert!((a - b).abs() <= 1e-6, "{a} and {b}");
+    }
+}
+
+#[test]
+fn ranks_that_cannot_work_together_are_refused_with_one_message() {
+    let bench = Bench::new();
+    let contradiction = [("RANK", "0"), ("WORLD_SIZE", "2"), ("PMI_RANK", "1"), ("PMI_SIZE", "2")];
+    let words = train("dpo", "out", "--max-steps 1");
+    let mut command = bench.command(&words);
+    command.envs(contradiction);
+    let all = ["RANK=0, WORLD_SIZE=2, PMI_RANK=1, PMI_SIZE=2"];
+    bench.finish(command, &words).fails(2, &all);
+    if !has_mpi(&bench) {
+        return;
+    }
+    // One program, two learning rates.
+    let mapl = env!("CARGO_BIN_EXE_mapl");
+    let mut command = mpirun(&bench, "-n 2");
+    command.arg(mapl).args(words.split_whitespace()).args([":", "-n", "1", mapl]);
+    command.args(words.replace("1e-3", "2e-3").split_whitespace());
+    let parts = ["--learning-rate is 0.001 on ranks 0 and 1, 0.002 on rank 2"];
+    bench.finish(command, "two learning rates").fails(2, &parts);
+    assert!(!bench.at("out").exists());
+    bench
+        .run(&train("dpo", "out", "--shard-optimizer on"))
+        .fails(2, &["--shard-optimizer has no effect with one rank"]);
+    on_ranks(&bench, 2, "data check pairs.jsonl").fails(2, &["data runs as one process"]);
+    on_ranks(&bench, 2, &train("dpo", "out", "--profile")).fails(2, &["--profile needs one rank"]);
+}
+
+/// Whether a process watches the other ranks.
+fn watches(id: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+    threads.map(name).any(|name| name.trim() == "ranks")
+}
+
+/// Process number of a rank below `mpirun`.
+fn process_of(rank: usize, output: &str) -> Option<u32> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_rank = |id: &u32| {
+        let read = |file: &str| std::fs::read(format!("/proc/{id}/{file}")).unwrap_or_default();
+        let has = |bytes: Vec<u8>, word: &str| bytes.split(|b| *b == 0).any(|part| part == word.as_bytes());
+        has(read("environ"), &format!("OMPI_COMM_WORLD_RANK={rank}")) && has(read("cmdline"), output)
+    };
+    ids.into_iter().find(is_rank)
+}
+
+#[test]
+fn a_killed_rank_ends_all_with_one_message_and_the_run_resumes_bit_for_bit() {
+    let bench = Bench::new();
+    if !has_mpi(&bench) {
+        return;
+    }
+    let run = |name: &str| train("reward", name, "--max-steps 12 --save-steps 2").replace("--eval-steps 3", "");
+    on_ranks(&bench, 3, &run("whole")).ok();
+    let kills = if full() { 20 } else { 2 };
+    let name = bench.at("killed").display().to_string();
+    for kill in 0..kills {
+        let last = || mapl::train::checkpoint::list(&bench.at("killed")).last().map_or(0, |(step, _)| *step);
+        let resume = if last() > 0 { " --resume-from-checkpoint true" } else { "" };
+        let mut command = mpirun(&bench, "-n 3");
+        command.arg(env!("CARGO_BIN_EXE_mapl")).args(format!("{}{resume}", run(&name)).split_whitespace());
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let began = Instant::now();
+        // The moments spread over the run: the start, then ever later steps.
+        let moment = kill * 10 / kills;
+        let rank = kill % 3;
+        let id = loop {
+            let all: Vec<u32> = (0..3).filter_map(|rank| process_of(rank, &name)).collect();
+            match all.get(rank) {
+                Some(&id) if last() >= moment as u64 && all.len() == 3 && all.iter().all(|&id| watches(id)) => {
+                    break id;
+                }
+                _ => assert!(began.elapsed() < Duration::from_secs(100), "rank {rank} did not come to step {moment}"),
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        std::thread::sleep(Duration::from_millis(300 * (kill as u64 % 3)));
+        let killed = Instant::now();
+        let kill = Command::new("kill").args(["-9", &id.to_string()]).status().unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
+        let err = String::from_utf8(output.stderr).unwrap();
+        if output.status.success() {
+            // The run ended before the kill.
+            break;
+        }
+        assert!(kill.success(), "{err}");
+        assert_eq!(err.matches("error:").count(), 1, "{err}");
+        let said = err.lines().find(|line| line.starts_with("error:")).unwrap();
+        assert!(said.contains(&format!("rank {rank} of 3 on ")) && said.contains("was killed"), "{err}");
+        assert!(said.contains("last checkpoint: ") || said.contains("no checkpoint has been written"), "{err}");
+    }
+    let resume = if mapl::train::checkpoint::list(&bench.at("killed")).is_empty() {
+        "--overwrite-output-dir"
+    } else {
+        "--resume-from-checkpoint true"
+    };
+    on_ranks(&bench, 3, &format!("{} {resume}", run(&name))).ok();
+    assert!(bench.bytes("killed/model.safetensors") == bench.bytes("whole/model.safetensors"), "weights differ");
+    assert_eq!(bench.metrics("killed", "train"), bench.metrics("whole", "train"));
+}
