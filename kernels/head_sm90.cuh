@@ -354,6 +354,7 @@ DEVICE void join_tiles(const HeadJoin& a, int hidden_size, int vocab, int rows, 
         long long own = begin + row;
         float part = 0.0f;
         LogitStats stats = LogitStats::empty();
+#pragma unroll(STATS ? 2 : 4)  // more spill registers on sm_80
         for (int s = lane_index() / HEAD_JOIN_ROWS; s < slices && own < rows; s += WARP / HEAD_JOIN_ROWS) {
             part += a.sums[1LL * s * rows + own];
             if constexpr (STATS) {

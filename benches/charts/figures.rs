@@ -10,7 +10,7 @@ use mapl::report::svg::{Bar as Column, BarChart, BarSeries, ReferenceLine, Shade
 use super::bars::{Bar, Group, HorizontalBars};
 use super::experiments::{SWEEPS, Sweep};
 use super::pair;
-use super::record::{Quickstart, QuickstartRun, Record, Step, read_json};
+use super::record::{Quickstart, QuickstartRun, Record, Step, TrlOnCpu, read_json};
 
 /// Colours: this project, other libraries, bare GEMMs.
 const OURS: usize = 0;
@@ -37,6 +37,7 @@ pub fn all(records: &Path) -> Result<Vec<(&'static str, String)>, Box<dyn Error>
         ("head-dpo", head_dpo(&heads, &gemms)?),
         ("head-forward", head_forward(&heads)?),
         ("dpo-step", dpo_step(&steps)?),
+        ("dpo-cpu", dpo_on_cpu(&read_json(&records.join("trl-cpu/2026-11-30.json"))?)?),
         ("step-ops", step_ops(&read_json(&h200.join("2026-11-27-8ddee10-step.json"))?)),
     ];
     for sweep in SWEEPS {
@@ -164,6 +165,34 @@ fn dpo_step(steps: &Record) -> Result<String, Box<dyn Error>> {
             heading: String::new(),
             bars: vec![rate("mapl", "mapl", OURS)?, rate("torch eager", "PyTorch loop, eager", PEER)?],
         }],
+    };
+    Ok(chart.to_svg())
+}
+
+/// DPO on a CPU against TRL.
+fn dpo_on_cpu(record: &TrlOnCpu) -> Result<String, Box<dyn Error>> {
+    let mut groups = Vec::new();
+    for (case, heading) in [
+        ("pairs", "pairs"),
+        ("groups-pair", "MAPL groups, inter in two terms"),
+        ("groups-margin", "MAPL groups, inter in four terms"),
+    ] {
+        let ours = record.rate(case, "mapl")?;
+        let bar = |name: &str, rate: f64, style: usize| Bar {
+            name: name.into(),
+            parts: vec![rate],
+            label: decimal(rate, 1),
+            remark: if style == OURS { String::new() } else { format!("1/{}", decimal(ours / rate, 1)) },
+            strong: style == OURS,
+            style,
+        };
+        let bars = vec![bar("mapl", ours, OURS), bar("TRL", record.rate(case, "trl")?, PEER)];
+        groups.push(Group { heading: heading.into(), bars });
+    }
+    let chart = HorizontalBars {
+        title: "DPO on a CPU, f32".into(),
+        subtitle: "pair rows per second on 2 threads, longer is better".into(),
+        groups,
     };
     Ok(chart.to_svg())
 }

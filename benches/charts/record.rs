@@ -63,6 +63,35 @@ pub struct StepOp {
     pub milliseconds: f64,
 }
 
+/// The record of `benches/trl_cpu/run.py`.
+#[derive(Deserialize)]
+pub struct TrlOnCpu {
+    pub results: Vec<TrlCase>,
+}
+
+/// Both sides of one case.
+#[derive(Deserialize)]
+pub struct TrlCase {
+    pub case: String,
+    pub table: BTreeMap<String, Vec<TrlRun>>,
+}
+
+/// One run of a side.
+#[derive(Deserialize)]
+pub struct TrlRun {
+    pub pairs_per_s: f64,
+}
+
+impl TrlOnCpu {
+    /// Median rate of a side in pair rows per second.
+    pub fn rate(&self, case: &str, side: &str) -> Result<f64, Box<dyn Error>> {
+        let found = self.results.iter().find(|result| result.case == case).and_then(|result| result.table.get(side));
+        let mut rates: Vec<f64> = found.into_iter().flatten().map(|run| run.pairs_per_s).collect();
+        rates.sort_by(f64::total_cmp);
+        rates.get(rates.len() / 2).copied().ok_or_else(|| format!("no runs of {side} in {case}").into())
+    }
+}
+
 /// Reads a JSON record.
 pub fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, Box<dyn Error>> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;

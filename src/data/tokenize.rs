@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use super::group::PreferenceGroup;
 use super::source::{SourceRow, sft_pairs};
 use super::tokenized::{SequenceComparison, SequenceTerm, TokenizedGroup};
-use super::tokenizer::Tokenizer;
+use super::tokenizer::{Remote, Tokenizer};
 use crate::memory::Growth;
 use crate::{Error, Result};
 pub(super) use encode::Rules;
@@ -173,23 +173,41 @@ pub fn tokenize_rows_for(
     // The smallest index of a row with an error. Rows after it are skipped: each may take as long as
     // a limit allows, and the error is reported anyway.
     let failed = AtomicUsize::new(usize::MAX);
-    let encode = |(i, row): (usize, &SourceRow)| {
-        if i > failed.load(Ordering::Relaxed) {
-            return None;
-        }
-        let outcome = encode_row(row, tokenizer, options, purpose).and_then(|encoded| {
+    let encode = |row: &SourceRow| {
+        encode_row(row, tokenizer, options, purpose).and_then(|encoded| {
             let bytes = encoded.lengths().sum::<usize>() * size_of::<u32>();
             growth.add(bytes as u64, || ["token ids".into(), "use fewer rows, or a lower --max-length".into()])?;
             Ok(encoded)
-        });
+        })
+    };
+    let encode_in_turn = |(i, row): (usize, &SourceRow)| {
+        if i > failed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let outcome = encode(row);
         if outcome.is_err() {
             failed.fetch_min(i, Ordering::Relaxed);
         }
         Some(outcome)
     };
-    let encoded: Vec<Option<Result<EncodedRow>>> = rows.par_iter().enumerate().map(encode).collect();
+    let before = tokenizer.remote().map(Remote::deaths);
+    let mut encoded: Vec<Option<Result<EncodedRow>>> = rows.par_iter().enumerate().map(encode_in_turn).collect();
+    // Later rows on other threads may have used up the deaths of workers before the first bad row had its
+    // turn. It gets the error of a run on one thread.
+    if let (Some(remote), Some((deaths, false))) = (tokenizer.remote(), before)
+        && remote.deaths().1
+    {
+        for (row, outcome) in rows.iter().zip(&mut encoded).filter(|(_, outcome)| !matches!(outcome, Some(Ok(_)))) {
+            remote.forget_deaths(deaths);
+            let again = encode(row);
+            let failed = again.is_err();
+            *outcome = Some(again);
+            if failed {
+                break;
+            }
+        }
+    }
     // The first defect in row order, whichever thread found it first. A skipped row comes after it.
-    // The first defect in row order, whichever thread found it first.
     let encoded = encoded.into_iter().flatten().collect::<Result<Vec<_>>>()?;
     let lengths = Lengths::new(encoded.iter().flat_map(EncodedRow::lengths).collect());
     let max = options.limit().of(&lengths);

@@ -54,7 +54,6 @@ fn the_binding_limit_and_the_profilers_command_are_named() {
     let norm = explained(&bench, "norm_fwd --tokens 16 --ncu");
     assert!(norm.contains("binds        launches: 1 of at least 1.8 us each take longer than the floor"), "{norm}");
     assert!(norm.contains(" us by bytes") && !norm.contains(" 0.00 us"), "{norm}");
-    bench.run("bench --explain nothing").fails(2, &["--explain \"nothing\" is unknown"]);
     assert!(
         norm.contains("profiler     ncu --set full --metrics gpu__time_duration.sum,")
             && norm.contains("--csv --page raw")
@@ -65,7 +64,7 @@ fn the_binding_limit_and_the_profilers_command_are_named() {
     let attention = explained(&bench, "attention_fwd --tokens 8192");
     assert!(attention.contains("binds        the work list: instructions around the products"), "{attention}");
     let words = "bench --explain nothing";
-    bench.run(words).fails(2, &["--op \"nothing\" is unknown"]);
+    bench.run(words).fails(2, &["--explain \"nothing\" is unknown"]);
     bench.run("bench --explain norm_fwd --gpu abacus").fails(2, &["--gpu abacus: not a known GPU"]);
     bench.run("bench --gpu h200").fails(2, &["--explain"]);
 }

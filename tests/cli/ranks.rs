@@ -174,7 +174,7 @@ fn the_emulator_on_two_ranks_agrees_with_one() {
     }
     bench.bash("head -n 3 pairs.jsonl > three.jsonl").ok();
     let words = "reward --model model --train-file three.jsonl --per-device-train-batch-size 3 --max-length 40 \
-                 --on-too-long truncate-response --learning-rate 1e-3 --max-steps 2 --device emulator --dtype f32";
+                 --on-too-long truncate-completion-right --learning-rate 1e-3 --max-steps 2 --device emulator --dtype f32";
     bench.run(&format!("{words} --output-dir one")).ok();
     on_ranks(&bench, 2, &format!("{words} --output-dir two")).ok();
     for (a, b) in bench.metrics("one", "train").iter().zip(&bench.metrics("two", "train")) {

@@ -168,8 +168,9 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
     ];
     let write = Write::Add;
     // A row for each warp, and for each block.
-    for (labels, hidden) in
-        [(["norm_fwd", "norm_bwd"], hidden), (["norm_fwd of long rows", "norm_bwd of long rows"], 1100)]
+    let long = (22, 1100);
+    for (labels, (tokens, hidden)) in
+        [(["norm_fwd", "norm_bwd"], (tokens, hidden)), (["norm_fwd of long rows", "norm_bwd of long rows"], long)]
     {
         let d = NormDims { tokens, hidden, eps: 1e-6, offset: 0.0 };
         let [x, dy] = ["x", "dy"].map(|name| normal(name, tokens * hidden, 1.0));
@@ -191,12 +192,18 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
     let w = normal("weights of all heads", d.weights(), 1.0);
     all.push(("qk_norm_fwd of all heads", runs::qk_norm_fwd(on, d, &qkv, &w, true)));
     all.push(("qk_norm_bwd of all heads", runs::qk_norm_bwd(on, d, [&copy, &w, &qkv, &w], write)));
-    let d = LayerNormDims { tokens, hidden, eps: 1e-6 };
-    let two = normal("weight and bias", 2 * hidden, 1.0);
-    let forward = runs::layer_norm_fwd(on, d, &x, &two);
-    let stats = forward[1].1.clone();
-    all.push(("layer_norm_fwd", forward));
-    all.push(("layer_norm_bwd", runs::layer_norm_bwd(on, d, [&dy, &x, &stats, &two, &x, &two], write)));
+    for (labels, (tokens, hidden)) in [
+        (["layer_norm_fwd", "layer_norm_bwd"], (tokens, hidden)),
+        (["layer_norm_fwd of long rows", "layer_norm_bwd of long rows"], long),
+    ] {
+        let d = LayerNormDims { tokens, hidden, eps: 1e-6 };
+        let [x, dy] = ["x", "dy"].map(|name| normal(name, tokens * hidden, 1.0));
+        let two = normal("weight and bias", 2 * hidden, 1.0);
+        let forward = runs::layer_norm_fwd(on, d, &x, &two);
+        let stats = forward[1].1.clone();
+        all.push((labels[0], forward));
+        all.push((labels[1], runs::layer_norm_bwd(on, d, [&dy, &x, &stats, &two, &x, &two], write)));
+    }
     all.push(("scale", runs::scale(on, ScaleDims { tokens, hidden, factor: 1.5 }, &x, Some(&dy))));
     let d = GeluDims { tokens, intermediate: hidden, form: Gelu::Erf };
     all.push(("gelu_fwd", runs::gelu_fwd(on, d, &x)));
@@ -252,7 +259,7 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
 
 /// Kernels that [`all_ops`] launches: first those with an f32 and a bf16 variant, then kernels with
 /// a single variant.
-const PAIRS: [&str; 25] = [
+const PAIRS: [&str; 27] = [
     "adamw",
     "bias_bwd",
     "embedding_bwd",
@@ -261,8 +268,10 @@ const PAIRS: [&str; 25] = [
     "gelu_fwd",
     "glu_bwd",
     "glu_fwd",
-    "layer_norm_bwd",
-    "layer_norm_fwd",
+    "layer_norm_bwd_128",
+    "layer_norm_bwd_32",
+    "layer_norm_fwd_128",
+    "layer_norm_fwd_32",
     "logprob_bwd",
     "logprob_fwd",
     "norm_bwd_128",

@@ -158,7 +158,8 @@ unsafe fn place_left(left: &mut Vec<f32>, a: Operand, [m, n, depth]: [usize; 3],
         if a.row == 1 && n < PACK_COLS {
             return (a, height);
         }
-        let strip = apart(ROWS * depth, LANES);
+        // The vector stored last reaches behind the rows of its strip.
+        let strip = apart(ROWS * depth + LANES - ROWS, LANES);
         reserve(left, m.div_ceil(height) * strip + LANES);
         pack_left(left.as_mut_ptr(), a, [m, height, strip], depth);
         (Operand { data: left.as_ptr(), row: 1, col: ROWS }, strip)

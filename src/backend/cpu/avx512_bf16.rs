@@ -76,7 +76,8 @@ pub(super) unsafe fn gemm([m, n, depth]: [usize; 3], c: Target, a: Operand, b: O
     // Strips of about equal height.
     let height = m.div_ceil(m.div_ceil(ROWS));
     let direct = a.col == 1;
-    let strip = apart(ROWS * pairs, LANES);
+    // The vector stored last reaches behind the rows of its strip.
+    let strip = apart(ROWS * pairs + LANES - ROWS, LANES);
     // SAFETY: the caller guarantees the operands; the packed ones have the lengths set here.
     unsafe {
         if !direct {

@@ -422,7 +422,9 @@ mod tests {
             (0..len).map(|i| ((i * factor + 17) % 2003) as f32 / 1000.0 - 1.0).collect()
         };
         let sizes = [(1, 1, 1), (3, 40, 5), (14, 32, 64), (15, 33, 2), (29, 16, 20), (75, 100, 513), (90, 17, 700)];
-        for (m, n, depth) in sizes {
+        // Strips of a left operand packed by columns: depths that fill whole cache lines, and those around them.
+        let strips = (1..=40).map(|depth| (43, 100, depth));
+        for (m, n, depth) in sizes.into_iter().chain(strips) {
             let (x, y) = (random((m + 3) * (depth + 3), 7919), random((n + 3) * (depth + 3), 104_729));
             for (layout, wide) in (0..16).map(|i| (i % 8, i >= 8)).filter(|&(_, wide)| !wide || has_wide()) {
                 let (a, b) = (mat(&x, m, depth, layout & 1 > 0), mat(&y, depth, n, layout & 2 > 0));

@@ -107,7 +107,9 @@ mod tests {
     #[test]
     fn products_are_near_those_in_f64_in_any_layout() {
         let sizes = [(1, 1, 1), (3, 40, 5), (14, 32, 64), (15, 33, 2), (29, 16, 21), (75, 100, 1025), (90, 17, 33)];
-        for (m, n, depth) in sizes {
+        // Strips of a left operand packed by columns: depths that fill whole cache lines, and those around them.
+        let strips = (1..=50).map(|depth| (43, 40, depth));
+        for (m, n, depth) in sizes.into_iter().chain(strips) {
             let (x, y) = (random((m + 3) * (depth + 3), 7919), random((n + 3) * (depth + 3), 104_729));
             for (layout, units) in (0..8).flat_map(|layout| units().into_iter().map(move |units| (layout, units))) {
                 let (a, b) = (mat(&x, m, depth, layout & 1 > 0), mat(&y, depth, n, layout & 2 > 0));

@@ -106,6 +106,16 @@ impl Remote {
         Ok(ask(&self.pool, request, &[row], bytes)?.map_err(Fault::into_error))
     }
 
+    /// Number of workers that died at a request, and whether that ended all of them.
+    pub(in super::super) fn deaths(&self) -> (usize, bool) {
+        self.pool.deaths()
+    }
+
+    /// Forgets all deaths but the first `deaths`, so that workers are asked again.
+    pub(in super::super) fn forget_deaths(&self, deaths: usize) {
+        self.pool.forget_deaths(deaths);
+    }
+
     fn ask<T: DeserializeOwned>(&self, request: &Request, parts: &[&[u8]], bytes: usize) -> Result<(T, Frame)> {
         let outcome = ask(&self.pool, request, parts, bytes).map_err(|failure| self.blame(&failure))?;
         outcome.map_err(Fault::into_error)

@@ -114,6 +114,19 @@ impl Pool {
         outcome
     }
 
+    /// Number of children that died at a request, and whether that ended the pool.
+    pub(crate) fn deaths(&self) -> (usize, bool) {
+        let state = self.lock();
+        (state.deaths, state.given_up.is_some())
+    }
+
+    /// Forgets all deaths but the first `deaths`, so that children are asked again.
+    pub(crate) fn forget_deaths(&self, deaths: usize) {
+        let mut state = self.lock();
+        state.deaths = state.deaths.min(deaths);
+        state.given_up = None;
+    }
+
     /// A free child; waits for one, or starts one.
     fn take(&self) -> Result<Process, Death> {
         let mut state = self.lock();
