@@ -198,6 +198,8 @@ pub trait Device: Sync {
     const NAME: &'static str;
     /// Whether calls return before the enqueued work is done.
     const ASYNCHRONOUS: bool;
+    /// Whether memory keeps what is written to it; otherwise everything reads as zero.
+    const STORES: bool = true;
 
     /// Properties of the device.
     fn properties(&self) -> &Properties;

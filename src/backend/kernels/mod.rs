@@ -179,16 +179,18 @@ impl<D: Device, A: Element> Kernels<D, A> {
 
     fn upload<T: Element>(&self, to: ViewMut<'_, Array<D, T>>, source: &[f64]) -> Result<()> {
         expect_len("write", "source", source.len(), to.len)?;
+        let source = if D::STORES { source } else { &[] };
         let values: Vec<T> = source.par_iter().with_min_len(1 << 14).map(|&x| T::of(x)).collect();
         self.device.upload(&mut to.buffer.memory, to.start * size_of::<T>(), bytemuck::cast_slice(&values))
     }
 
     fn download<T: Element>(&self, from: View<'_, Array<D, T>>, to: &mut [f64]) -> Result<()> {
         expect_len("read", "to", to.len(), from.len)?;
-        let mut values = vec![T::of(0.0); from.len];
+        let mut values = vec![T::of(0.0); if D::STORES { from.len } else { 0 }];
         let bytes = bytemuck::cast_slice_mut(&mut values);
         self.device.download(&from.buffer.memory, from.start * size_of::<T>(), bytes)?;
         to.iter_mut().zip(&values).for_each(|(to, x)| *to = x.value());
+        to[values.len()..].fill(0.0);
         Ok(())
     }
 

@@ -78,6 +78,7 @@ impl Device for Rehearsal {
 
     const NAME: &'static str = "rehearsal";
     const ASYNCHRONOUS: bool = true;
+    const STORES: bool = false;
 
     fn properties(&self) -> &Properties {
         &self.properties
