@@ -5,7 +5,7 @@
 //!
 //! Accuracies are from `mapl quickstart` on held-out prompts of an artificial language. Times are
 //! medians on an H200 for 8,192 response rows, hidden size 896 and a vocabulary of 151,936 in bf16;
-//! the bars of a group are of one run. `docs/` in the repository has pages on MAPL, data,
+//! the bars of a group are of one run. The rates on a CPU are medians of three runs. `docs/` in the repository has pages on MAPL, data,
 //! evaluation, devices, checkpoints and kernels.
 //!
 #![doc = include_str!("../docs/tour.md")]
