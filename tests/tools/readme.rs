@@ -241,9 +241,20 @@ fn every_option_of_mapl_is_documented() {
 fn every_flag_in_the_documents_exists() {
     let known = flags(&Cli::command());
     let flag = Regex::new(r"`?(--[a-z][a-z-]+)").unwrap();
-    // Of clap, of cargo and of the Hub's program.
-    let others =
-        ["--help", "--release", "--features", "--example", "--path", "--test", "--open", "--local-dir", "--repo-type"];
+    // Of clap, of cargo, of mpirun and of the Hub's program.
+    let others = [
+        "--help",
+        "--release",
+        "--features",
+        "--example",
+        "--path",
+        "--test",
+        "--open",
+        "--oversubscribe",
+        "--map-by",
+        "--local-dir",
+        "--repo-type",
+    ];
     let pages = documents().into_iter().filter(|name| name == "README.md" || name.starts_with("docs/"));
     for document in pages {
         // Dashes of comments and of tables are not flags.
