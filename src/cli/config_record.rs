@@ -9,6 +9,7 @@ use clap::ValueEnum as _;
 use serde_json::{Map, Value, json};
 
 use super::device::Device;
+use super::method_options::takes;
 use super::train::TrainSetup;
 use super::train_args::TrainArgs;
 use crate::data::options::Objective;
@@ -32,6 +33,9 @@ pub(super) fn text(setup: &TrainSetup<'_>, device: &str, dtype: &str) -> Result<
         put("device", json!(device));
     }
     put("dtype", json!(dtype));
+    if !takes(setup.method, "token_stats") {
+        put("token_stats", Value::Null);
+    }
     put("learning_rate", json!(s.learning_rate));
     let scheduler = s.scheduler.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
     put("lr_scheduler_type", json!(scheduler));

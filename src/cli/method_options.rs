@@ -84,13 +84,13 @@ fn construction() -> &'static BTreeSet<String> {
 }
 
 /// Whether a method takes an option of the training commands.
-fn takes(method: Method, id: &str) -> bool {
+pub(super) fn takes(method: Method, id: &str) -> bool {
     match method {
         _ if OF_POLICIES.contains(&id) => method.has_policy(),
         _ if OF_DPO.contains(&id) => method == Method::Dpo,
         _ if OF_KTO.contains(&id) => method == Method::Kto,
         // A reward model gives scores and no text.
-        _ if id.starts_with("ifeval_") => method != Method::Reward,
+        _ if id.starts_with("ifeval_") || id == "token_stats" => method != Method::Reward,
         _ if ["center_rewards_coefficient", "pad_token"].contains(&id) => method == Method::Reward,
         // Rows with one response have no margins.
         _ if id == "score_margin" => matches!(method, Method::Reward | Method::Dpo),

@@ -142,8 +142,8 @@ pub struct TrainArgs {
     /// rounding
     #[arg(long, value_enum, default_value_t = Switch::On, help_heading = SPEED)]
     pub prefix_sharing: Switch,
-    /// Log entropy, accuracy and mean logits of the response tokens, as TRL does; not of reward models.
-    /// Off saves a little time and memory. Training has identical bits either way
+    /// Log entropy, accuracy and mean logits of the response tokens, as TRL does. Off saves a little time
+    /// and memory. Training has identical bits either way
     #[arg(long, value_enum, default_value_t = Switch::On, help_heading = SPEED)]
     pub token_stats: Switch,
     /// Time every op, print a table with the machine's measured ceilings at the end, and write

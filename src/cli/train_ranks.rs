@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// Refuses options that several ranks cannot have.
 pub(super) fn check(args: &TrainArgs, loss: &Loss) -> Result<()> {
     if !world::is_shared() {
-        let given = [("--shard-optimizer", args.shard_optimizer.is_some())];
+        let given = [("--shard-optimizer", args.shard_optimizer == Some(Switch::On))];
         return refuse_given(&given, "with one rank; leave it out, or start several (docs/ranks.md)");
     }
     let dir = args.output_dir.clone();
