@@ -327,11 +327,7 @@ pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Files and folders directly inside a folder, in no particular order.
 pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    let list = match fs::read_dir(folder) {
-        // Rank 0 makes the folder; the others may look before.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && crate::terminal::follows() => return Ok(Vec::new()),
-        list => list.map_err(Error::io("list", folder))?,
-    };
+    let list = fs::read_dir(folder).map_err(Error::io("list", folder))?;
     list.map(|entry| entry.map(|e| e.path()).map_err(Error::io("list", folder))).collect()
 }
 

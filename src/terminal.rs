@@ -19,6 +19,9 @@ const MESSAGE: (usize, usize) = (4000, 1000);
 /// Whether another rank prints and writes for this process.
 static FOLLOWS: AtomicBool = AtomicBool::new(false);
 
+/// Whether a launcher passes the output of this process on.
+static PASSED_ON: AtomicBool = AtomicBool::new(false);
+
 /// Makes this process print nothing, and write no file by [`crate::files`]: it is a rank of several, and
 /// rank 0 does both.
 pub(crate) fn follow() {
@@ -136,15 +139,24 @@ pub fn on_stdout(write: impl FnOnce(&mut Stdout) -> std::io::Result<()>) -> Resu
     write(&mut out).and_then(|()| out.flush()).map_err(Error::written(Path::new("standard output")))
 }
 
+/// Makes stdout count as a file: a launcher passes it on, often through a terminal of its own.
+pub(crate) fn pass_on() {
+    PASSED_ON.store(true, Ordering::SeqCst);
+}
+
+/// Whether stdout is a terminal that shows what this process prints.
+fn on_terminal() -> bool {
+    std::io::IsTerminal::is_terminal(&std::io::stdout()) && !PASSED_ON.load(Ordering::SeqCst)
+}
+
 /// Whether text on stdout may be coloured: stdout is a terminal and `NO_COLOR` is not set.
 pub fn color() -> bool {
-    std::io::IsTerminal::is_terminal(&std::io::stdout()) && std::env::var_os("NO_COLOR").is_none()
+    on_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
 /// Columns of the terminal on stdout; `None` if stdout is a file or a pipe, whose lines stay whole.
 pub fn columns() -> Option<usize> {
-    let terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
-    let (columns, _) = ratatui::crossterm::terminal::size().ok().filter(|_| terminal)?;
+    let (columns, _) = ratatui::crossterm::terminal::size().ok().filter(|_| on_terminal())?;
     Some(usize::from(columns))
 }
 

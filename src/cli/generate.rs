@@ -381,12 +381,19 @@ impl Job for GenerateJob<'_> {
             "at most {new_tokens} new tokens ({from}), ends: {}",
             ends_text(&tokenizer, &ends, &args.stop)
         ));
-        let mut facts = facts(backend);
-        facts.push(("model".into(), weights_on_ranks(folder, args.base.base())?));
-        facts.push(("prompts".into(), blake3::hash(format!("{:?}", encoded.ids).as_bytes()).to_hex()[..16].to_owned()));
-        facts
-            .push(("generation".into(), format!("{sampler:?} {samples} {seed} {new_tokens} {ends:?} {:?}", args.stop)));
-        agreement::compare(world::collective(), &facts)?;
+        if world::is_shared() {
+            let mut facts = facts(backend);
+            facts.push(("model".into(), weights_on_ranks(folder, args.base.base())?));
+            let prompts = blake3::hash(format!("{:?}", encoded.ids).as_bytes());
+            facts.push(("prompts".into(), prompts.to_hex()[..16].to_owned()));
+            facts.extend(sampler.named().map(|(name, value)| (format!("--{name}"), value)));
+            facts.push(("--num-return-sequences".into(), samples.to_string()));
+            facts.push(("--seed".into(), seed.to_string()));
+            facts.push(("--max-new-tokens".into(), new_tokens.to_string()));
+            facts.push(("--stop".into(), args.stop.join(" ")));
+            facts.push(("end ids".into(), format!("{ends:?}")));
+            agreement::compare(world::collective(), &facts)?;
+        }
         let Loaded { mut model, ignored, notes, .. } = store::load(backend, folder, config, LoadAs::Exact, 0)?;
         notes.iter().for_each(|note| complain(&format!("note: {note}")));
         if !ignored.is_empty() {

@@ -96,7 +96,8 @@ const RUN_FILES: [&str; 7] =
 
 /// Existing files and folders of an output folder that a run removes or writes over, now or later.
 pub fn written_by_run(dir: &Path) -> Result<Vec<PathBuf>> {
-    if !dir.is_dir() {
+    // Rank 0 alone writes, and while it checks the folder, the folder may come and go.
+    if follows() || !dir.is_dir() {
         return Ok(Vec::new());
     }
     let named = MODEL_FILES.iter().chain(&RUN_FILES).chain(&FILES).chain(&["generation_config.json", LOCK_FILE]);

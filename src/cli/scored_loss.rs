@@ -87,9 +87,10 @@ impl ScoredLoss {
         }
         let recorded = match args.loss_type {
             // Another loss has another score, of which the record says no more than beta and the tokens.
-            Some(_) => recorded(model).map(|found| LossOptions {
+            Some(of) => recorded(model).map(|found| LossOptions {
                 beta: found.beta,
-                logp_scope: found.logp_scope,
+                // Losses of rows with a label have the response's tokens.
+                logp_scope: found.logp_scope.filter(|_| !of.is_unpaired()),
                 label_smoothing: None,
                 ..LossOptions::default()
             }),

@@ -22,12 +22,7 @@ pub(super) fn check(args: &TrainArgs, loss: &Loss) -> Result<()> {
         return refuse_given(&given, "with one rank; leave it out, or start several (docs/ranks.md)");
     }
     let dir = args.output_dir.clone();
-    world::set_last_checkpoint(move || match checkpoint::list(&dir).pop() {
-        Some((_, path)) => {
-            format!("; last checkpoint: {0} (continue with --resume-from-checkpoint {0})", path.display())
-        }
-        None => "; no checkpoint has been written (--save-steps writes them)".to_owned(),
-    });
+    world::set_last_checkpoint(move || checkpoint::advice(&dir));
     let refuse = |flag: &str, why: &str| Err(Error::Usage(format!("{flag} needs one rank: {why}")));
     if args.profile {
         return refuse("--profile", "a step of several ranks also waits for the others; profile a run of one");

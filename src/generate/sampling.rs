@@ -41,6 +41,19 @@ pub struct Sampler {
 }
 
 impl Sampler {
+    /// The settings by the names of their flags.
+    pub(crate) fn named(&self) -> [(&'static str, String); 5] {
+        let text = |value: Option<String>| value.unwrap_or_else(|| "unset".to_owned());
+        let of = |value: fn(&Sampling) -> Option<String>| text(self.sampling.as_ref().and_then(value));
+        [
+            ("temperature", of(|s| Some(s.temperature.to_string()))),
+            ("top-k", of(|s| s.top_k.map(|k| k.to_string()))),
+            ("top-p", of(|s| s.top_p.map(|p| p.to_string()))),
+            ("min-p", of(|s| s.min_p.map(|p| p.to_string()))),
+            ("repetition-penalty", self.repetition_penalty.to_string()),
+        ]
+    }
+
     /// The token with the largest logit.
     pub fn greedy() -> Self {
         Self { sampling: None, repetition_penalty: 1.0 }

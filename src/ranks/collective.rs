@@ -70,21 +70,25 @@ pub(crate) trait Collective: Send + Sync {
     /// Waits until every rank has called it.
     fn barrier(&self) -> Result<()>;
 
-    /// This rank's [`slice_of`] the sum of `values` over the ranks, in the order of the ranks.
-    fn reduce_scatter(&self, values: &[f64], wire: Wire) -> Result<Vec<f64>> {
-        let (rank, size) = (self.rank(), self.size());
-        let own = slice_of(values.len(), rank, size);
-        let parts: Vec<Vec<u8>> = (0..size).map(|to| wire.encode(&values[slice_of(values.len(), to, size)])).collect();
-        let received = self.exchange(&parts)?;
-        let mut sum = vec![0.0; own.len()];
-        for bytes in &received {
-            let part = wire.decode(bytes);
-            if part.len() != own.len() {
-                return Err(lengths_differ(own.len(), part.len()));
+    /// Sum over the ranks, in their order, of the `len` numbers that each sends to this rank; `parts[r]` is what
+    /// this rank sends to rank r.
+    fn sum_of_parts(&self, parts: &[Vec<u8>], len: usize, wire: Wire) -> Result<Vec<f64>> {
+        let mut sum = vec![0.0; len];
+        for bytes in self.exchange(parts)? {
+            let part = wire.decode(&bytes);
+            if part.len() != len {
+                return Err(lengths_differ(len, part.len()));
             }
             sum.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
         }
         Ok(sum)
+    }
+
+    /// This rank's [`slice_of`] the sum of `values` over the ranks, in the order of the ranks.
+    fn reduce_scatter(&self, values: &[f64], wire: Wire) -> Result<Vec<f64>> {
+        let slice = |rank: usize| slice_of(values.len(), rank, self.size());
+        let parts: Vec<Vec<u8>> = (0..self.size()).map(|to| wire.encode(&values[slice(to)])).collect();
+        self.sum_of_parts(&parts, slice(self.rank()).len(), wire)
     }
 
     /// Replaces `values` by their sum over the ranks, in the order of the ranks.

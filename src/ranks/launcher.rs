@@ -55,6 +55,9 @@ const LAUNCHERS: [Variables; 4] = [
     Variables { launcher: Launcher::Pmi, rank: "PMI_RANK", size: &["PMI_SIZE"], local: None },
 ];
 
+/// Why the variables of two launchers are refused.
+const OTHER_RANKS: &str = "they name different ranks";
+
 /// torchrun's default port.
 const MASTER_PORT: u16 = 29500;
 
@@ -115,7 +118,7 @@ impl Ranks {
                     }
                     let ranks = Self { launcher: of.launcher, rank, size, local, master: None };
                     if found.first().is_some_and(|first| (first.rank, first.size) != (rank, size)) {
-                        wrong.get_or_insert("they name different ranks".to_owned());
+                        wrong.get_or_insert(OTHER_RANKS.to_owned());
                     }
                     found.push(ranks);
                 }
@@ -142,11 +145,17 @@ impl Ranks {
             None => Ok(ranks),
             Some(why) => {
                 let list: Vec<String> = read.iter().map(|(name, value)| format!("{name}={value}")).collect();
-                Err(Error::Usage(format!(
-                    "the launcher's variables contradict each other: {why}; {}; start mapl with one launcher (torchrun, \
-                     srun or mpirun), or unset the variables of the others",
-                    list.join(", ")
-                )))
+                let list = list.join(", ");
+                Err(Error::Usage(match why.as_str() {
+                    OTHER_RANKS => format!(
+                        "the launcher's variables contradict each other: {why}; {list}; start mapl with one launcher \
+                         (torchrun, srun or mpirun), or unset the variables of the others"
+                    ),
+                    _ => format!(
+                        "the launcher's variables name no rank: {why}; {list}; start mapl with torchrun, srun or mpirun, \
+                         which set them, or unset them"
+                    ),
+                }))
             }
         }
     }
@@ -210,7 +219,7 @@ mod tests {
         refused(&sizes, &["different ranks", "OMPI_COMM_WORLD_SIZE=4"]);
         refused(&[("RANK", "2"), ("WORLD_SIZE", "2")], &["RANK is not below WORLD_SIZE", "RANK=2"]);
         refused(&[("RANK", "x"), ("WORLD_SIZE", "2")], &["RANK is not a whole number", "RANK=x"]);
-        refused(&[("RANK", "1")], &["WORLD_SIZE is missing", "RANK=1"]);
+        refused(&[("RANK", "1")], &["name no rank: WORLD_SIZE is missing", "RANK=1", "or unset them"]);
         refused(&[("WORLD_SIZE", "2")], &["RANK is missing"]);
         refused(&[torchrun[0], torchrun[1], ("MASTER_ADDR", "h"), ("MASTER_PORT", "x")], &["MASTER_PORT=x"]);
     }

@@ -24,7 +24,7 @@ use super::{mpi::Mpi, watch};
 /// Time that a failing rank leaves to rank 0 to report the same error.
 const FIRST_SPEAKS: Duration = Duration::from_secs(3);
 
-/// Time after which a rank ends by itself if ending all ranks has not ended it.
+/// Time that `MPI_Abort` has to end this process; after it the process exits on its own.
 #[cfg(feature = "mpi")]
 const ABORT_WAIT: Duration = Duration::from_secs(2);
 
@@ -117,6 +117,7 @@ pub(crate) fn follow_launcher() {
 /// Joins the ranks of the launcher, if there are several. `shares` tells whether `command` does.
 pub(crate) fn join(command: &str, shares: bool) -> Result<()> {
     let Some(ranks) = Ranks::from_env()?.filter(|ranks| ranks.size > 1) else { return Ok(()) };
+    crate::terminal::pass_on();
     if ranks.rank > 0 {
         crate::terminal::follow();
     }

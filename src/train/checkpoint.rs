@@ -61,6 +61,16 @@ pub fn list(output_dir: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
+/// What a message about a run that failed says about its checkpoints.
+pub(crate) fn advice(output_dir: &Path) -> String {
+    match list(output_dir).pop() {
+        Some((_, path)) => {
+            format!("; last checkpoint: {0} (continue with --resume-from-checkpoint {0})", path.display())
+        }
+        None => "; no checkpoint has been written (--save-steps writes them)".to_owned(),
+    }
+}
+
 /// Returns the newest checkpoint with files that all match their hashes. Calls `damaged` with the error
 /// of every newer one. If every checkpoint is damaged, fails with the error of the newest.
 pub fn latest(output_dir: &Path, mut damaged: impl FnMut(&Error)) -> Result<Option<PathBuf>> {

@@ -63,11 +63,13 @@ impl Manifest {
         if let Some((checkpoint, step)) = resumed {
             // The previous manifest may be missing or damaged; only the checkpoint decides what is
             // resumed.
-            let before = previous(&path).unwrap_or_else(|why| {
+            // Beside the checkpoint: the run may go on in another folder.
+            let of_run = checkpoint.parent().unwrap_or(output_dir).join(FILE);
+            let before = previous(&of_run).unwrap_or_else(|why| {
                 complain(&format!(
                     "warning: {} of the run that is resumed {why}; the new one starts without its start time and \
                      earlier resumes",
-                    path.display()
+                    of_run.display()
                 ));
                 Value::Null
             });

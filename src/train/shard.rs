@@ -15,11 +15,11 @@
 use std::ops::Range;
 
 use super::share::wire;
+use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut};
 use crate::optim::adamw::AdamWState;
 use crate::ranks::collective::{Collective, slice_of};
-use crate::{Error, Result};
 
 /// Elements of all slices in one exchange.
 const BUCKET: usize = 1 << 22;
@@ -56,14 +56,7 @@ pub(super) fn scatter_gradients<B: Backend>(
             parts.push(wire::<B>().encode(&values));
         }
         let own = &pieces[ranks.rank()];
-        let mut sum = vec![0.0; own.len()];
-        for bytes in ranks.exchange(&parts)? {
-            let part = wire::<B>().decode(&bytes);
-            if part.len() != sum.len() {
-                return Err(Error::Runtime("ranks have gradients of different lengths".into()));
-            }
-            sum.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
-        }
+        let sum = ranks.sum_of_parts(&parts, own.len(), wire::<B>())?;
         backend.write_acc(ViewMut::new(grads, own.start, own.len()), &sum)?;
     }
     Ok(finite)

@@ -203,6 +203,11 @@ fn a_finished_run_continues_if_the_schedule_allows_it() {
     let in_bf16 = format!("{warm} --resume-from-checkpoint true --dtype bf16");
     let done = bench.run(&run("straight", 8, &in_bf16)).ok();
     assert!(done.err.contains("used --dtype f32 so far and goes on with --dtype bf16"), "{}", done.err);
+    // In another folder, the run.json beside the checkpoint counts.
+    let elsewhere = format!("{warm} --resume-from-checkpoint straight/checkpoint-8");
+    let done = bench.run(&run("elsewhere", 9, &elsewhere)).ok();
+    assert!(done.err.contains("used --dtype bf16 so far and goes on with --dtype f32"), "{}", done.err);
+    assert!(!done.err.contains("run.json"), "{}", done.err);
     let back = format!("{warm} --resume-from-checkpoint true");
     bench.run(&run("out", 4, &back)).fails(6, &["checkpoint-7", "is after step 7", "ends after step 4"]);
     bench.run(&run("linear", 3, "")).ok();

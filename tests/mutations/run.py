@@ -116,7 +116,7 @@ def main():
     tests = table["tests"]
     program = build(ROOT, settings.target)
 
-    # Without faults: every kernel file by itself, with the tests of its faults.
+    # Baseline: each unchanged kernel file must pass the tests that its faults must fail.
     of_file = {}
     for fault in chosen:
         of_file.setdefault(fault["file"], set()).update(fault.get("tests", tests))

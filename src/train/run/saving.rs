@@ -231,15 +231,9 @@ impl<B: Backend> Run<'_, '_, B> {
 
 /// Adds the path of the last checkpoint to a device error.
 pub(super) fn with_checkpoint_hint(output_dir: &Path, error: Error) -> Error {
-    let advice = match checkpoint::list(output_dir).pop() {
-        Some((_, path)) => {
-            format!("; last checkpoint: {0} (continue with --resume-from-checkpoint {0})", path.display())
-        }
-        None => "; no checkpoint has been written (--save-steps writes them)".to_owned(),
-    };
     match error {
-        Error::Device(why) => Error::Device(why + &advice),
-        Error::Memory(why) => Error::Memory(why + &advice),
+        Error::Device(why) => Error::Device(why + &checkpoint::advice(output_dir)),
+        Error::Memory(why) => Error::Memory(why + &checkpoint::advice(output_dir)),
         other => other,
     }
 }
