@@ -108,6 +108,8 @@ def main():
     parser.add_argument("--target", type=Path, default=ROOT / "target/mutations", help="build folder")
     parser.add_argument("--jobs", type=int, default=1, help="faults of kernels at once")
     settings = parser.parse_args()
+    # The tests run in another folder.
+    settings.target = settings.target.resolve()
     table = json.loads((Path(__file__).parent / "faults.json").read_text())
     unknown = set(settings.names) - {fault["name"] for fault in table["faults"]}
     if unknown:
