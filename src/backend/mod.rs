@@ -25,6 +25,7 @@
 //! value to the host, allocates a caller-visible buffer or needs a number that only the device
 //! knows. A training step can therefore be captured and replayed.
 
+pub mod collective;
 mod composite;
 pub mod contract;
 pub mod cpu;
@@ -39,6 +40,7 @@ use std::ffi::CStr;
 use std::time::Duration;
 
 use crate::Result;
+use collective::DeviceCollective;
 use contract::*;
 use probe::{OpTime, Probe};
 pub use view::{Buffer, View, ViewMut, Write};
@@ -61,7 +63,6 @@ macro_rules! backend {
         /// holds weights and activations; `Acc` holds log-probs, losses, statistics, weight
         /// gradients and optimiser state; `Idx` holds token ids and offsets (i32).
         pub trait Backend: Sized + Sync {
-            /// Buffer of activations and weights.
             /// Buffer of activations and weights.
             type Act: Buffer + Send + Sync;
             /// Buffer of statistics, gradients and optimiser state.
@@ -127,6 +128,10 @@ macro_rules! backend {
             }
             /// Device properties, if the backend runs kernels.
             fn kernel_properties(&self) -> Option<&kernels::device::Properties> {
+                None
+            }
+            /// Collectives that the device runs on these buffers, if it has any.
+            fn device_collective(&self) -> Option<&dyn DeviceCollective<Self>> {
                 None
             }
             /// Preallocates `bytes` of op workspace; no-op by default.

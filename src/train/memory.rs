@@ -18,7 +18,7 @@ use crate::model::decoder::Model;
 use crate::model::decoder_cached::{KvCache, LastLogits};
 use crate::model::decoder_grad::GradientsOut;
 use crate::model::lora::{Lora, LoraSpec};
-use crate::ranks::collective::slice_of;
+use crate::ranks::collective::shard_of;
 use crate::terminal::{agreeing, counted};
 use crate::{Error, Result};
 
@@ -332,7 +332,7 @@ fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> Res
     policy.lora = subject.lora.map(|spec| Lora::zeros(&backend, subject.config, spec.clone())).transpose()?;
     part("adapter weights", &backend);
     let len = policy.trained().len;
-    let state = (0..subject.shards).map(|rank| slice_of(len, rank, subject.shards).len()).max().unwrap_or(len);
+    let state = (0..subject.shards).map(|rank| shard_of(len, rank, subject.shards).len()).max().unwrap_or(len);
     let _master = match A::PRECISION {
         Precision::Bf16 => Some(backend.zeros_acc(state)?),
         Precision::F32 | Precision::F64 => None,

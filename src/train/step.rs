@@ -30,7 +30,8 @@ use super::frozen::{CacheReport, Frozen, FrozenCache};
 use super::losses::LossBuffers;
 use super::metrics::Tally;
 use super::score::Scorer;
-use super::{shard, share};
+use super::shard::{self, SliceNorms};
+use super::share;
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, Write};
@@ -41,7 +42,8 @@ use crate::model::activations::Mode;
 use crate::model::decoder::Model;
 use crate::model::decoder_grad::GradientsOut;
 use crate::optim::adamw::{AdamWSettings, AdamWState, UpdateReport};
-use crate::ranks::collective::{Collective, slice_of};
+use crate::ranks::buffers;
+use crate::ranks::collective::{Collective, shard_of};
 use crate::ranks::world;
 use replay::{GraphState, Phase};
 
@@ -66,6 +68,8 @@ pub struct Trainer<'b, B: Backend> {
     /// Norms of the layers' GEMM weight gradients, by patch; valid after the last micro-batch of a step.
     /// Empty with adapters.
     norms: B::Acc,
+    /// Norms of the slices of all ranks, if the optimiser state is that of a slice.
+    slice_norms: Option<SliceNorms<B>>,
     packer: Packer,
     /// Staging buffers of micro-batches in flight to the device, used round-robin.
     upload_slots: Vec<UploadSlot<B>>,
@@ -129,7 +133,8 @@ impl<'b, B: Backend> Trainer<'b, B> {
     ) -> Result<Self> {
         let ranks = world::collective();
         let len = policy.trained().len;
-        let slice = if shard { slice_of(len, ranks.rank(), ranks.size()) } else { 0..len };
+        let slice = if shard { shard_of(len, ranks.rank(), ranks.size()) } else { 0..len };
+        let is_part = slice.len() < len;
         let packer = Packer {
             pack: super::pack_for(&loss, &policy.config),
             comparison: ComparisonOptions { scale: loss.scale, margin_add: loss.margin },
@@ -143,6 +148,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
             mode: Mode::Train,
             grads: backend.zeros_acc(policy.trained().len)?,
             norms: backend.zeros_acc(policy.trained().norms)?,
+            slice_norms: if is_part { Some(SliceNorms::new(backend, ranks.size())?) } else { None },
             upload_slots: Vec::new(),
             next_slot: 0,
             batch: DeviceBatch::new(backend)?,
@@ -289,12 +295,16 @@ impl<'b, B: Backend> Trainer<'b, B> {
             // The norms are of this rank's gradient only.
             known = None;
             let len = self.policy.trained().len;
-            let sum = if self.is_sharded() { shard::scatter_gradients } else { share::sum_gradients };
-            pending.finite = sum((self.ranks, self.backend), &mut self.grads, len, has_groups)?;
+            let on = (self.ranks, self.backend);
+            let begun = match self.is_sharded() {
+                true => shard::scatter_gradients(on, &mut self.grads, len, has_groups)?,
+                false => buffers::all_reduce(on, &mut self.grads, 0..len, has_groups)?,
+            };
+            pending.finite = begun.settle(self.backend)?.unwrap_or(true);
         }
-        if self.is_sharded() {
-            let weights = self.policy.trained_weights_mut();
-            shard::update((self.ranks, self.backend), &mut self.optimizer, weights, &self.grads, learning_rate)?;
+        if let Some(norms) = &mut self.slice_norms {
+            let (on, weights) = ((self.ranks, self.backend), self.policy.trained_weights_mut());
+            shard::update(on, (&mut self.optimizer, norms), weights, &self.grads, learning_rate)?;
             self.backend.fetch(View::first(&self.optimizer.control, CONTROL), &mut pending.results, 0)?;
             return Ok(pending);
         }
