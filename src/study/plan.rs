@@ -7,6 +7,7 @@
 
 pub mod decode;
 mod pair;
+pub(crate) mod ranks;
 mod waves;
 
 use std::fmt::Write as _;

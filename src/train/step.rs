@@ -15,6 +15,8 @@
 //! finish  wait for the readback; sum the results over the global batch
 //! ```
 
+#[cfg(test)]
+mod device_ranks;
 mod identity;
 mod replay;
 mod results;
@@ -131,7 +133,17 @@ impl<'b, B: Backend> Trainer<'b, B> {
         settings: AdamWSettings,
         shard: bool,
     ) -> Result<Self> {
-        let ranks = world::collective();
+        Self::on_ranks(world::collective(), backend, (policy, frozen), loss, (settings, shard))
+    }
+
+    /// Like [`Trainer::sharded`], with the ranks that share every step.
+    fn on_ranks(
+        ranks: &'static dyn Collective,
+        backend: &'b B,
+        (policy, frozen): (Model<B>, Option<Model<B>>),
+        loss: Loss,
+        (settings, shard): (AdamWSettings, bool),
+    ) -> Result<Self> {
         let len = policy.trained().len;
         let slice = if shard { shard_of(len, ranks.rank(), ranks.size()) } else { 0..len };
         let is_part = slice.len() < len;
