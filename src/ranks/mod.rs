@@ -3,6 +3,7 @@
 //! - [`launcher`]: rank and number of ranks from the launcher's variables
 //! - [`collective`]: all-reduce, reduce-scatter, all-gather, broadcast and barrier; one rank without
 //!   any transport
+//! - [`buffers`]: the same on buffers of a backend
 //! - `rehearsal`: counts the calls and bytes of collectives
 //! - `mpi`: collectives over MPI (cargo feature `mpi`)
 //! - `watch`: ends all ranks if one has died or stopped
@@ -13,6 +14,7 @@
 //! fails says so with its number and host, and ends the others.
 
 pub(crate) mod agreement;
+pub(crate) mod buffers;
 pub(crate) mod collective;
 pub(crate) mod host;
 pub(crate) mod launcher;

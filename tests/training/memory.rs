@@ -13,7 +13,7 @@ use mapl::model::lora::LoraSpec;
 use mapl::model::lora::layout::LoraLayout;
 use mapl::model::presets;
 use mapl::train::batch::upload::DeviceBatch;
-use mapl::train::memory::{MemoryInputs, MemoryPlan, PlannedGeneration, PlannedReference};
+use mapl::train::memory::{MemoryInputs, MemoryPlan, PlannedGeneration, PlannedReference, Sharded};
 use mapl::train::pack_options;
 
 fn loss(method: Method) -> Loss {
@@ -94,7 +94,8 @@ fn parts_of_the_plan_match_their_formulas() {
     let card = Properties { name: "card".into(), processors: 132, shared_bytes: 232_448, compute_capability: (9, 0) };
     let plan = |precision, kernels, available| {
         let subject = MemoryInputs {
-            shards: 1,
+            ranks: 1,
+        sharded: Sharded::Nothing,
             head_rows: 0,
             generation: None,
             config: &config,
@@ -143,7 +144,8 @@ fn the_plan_shows_the_effect_of_recomputation() {
     let sizes = sizes(&loss, config.vocab);
     let plan = |recompute, available| {
         let subject = MemoryInputs {
-            shards: 1,
+            ranks: 1,
+        sharded: Sharded::Nothing,
             head_rows: 0,
             generation: None,
             config: &config,
@@ -174,7 +176,8 @@ fn a_batch_that_does_not_fit_is_refused_with_the_largest_that_does() {
     let loss = loss(Method::Dpo);
     let sizes = sizes(&loss, config.vocab);
     let subject = MemoryInputs {
-        shards: 1,
+        ranks: 1,
+        sharded: Sharded::Nothing,
         head_rows: 0,
         generation: None,
         config: &config,
@@ -229,7 +232,8 @@ fn adapters_have_no_gradients_or_moments_of_frozen_weights() {
                 };
                 let (config, loss) = (&config, &loss);
                 let subject = MemoryInputs {
-                    shards: 1,
+                    ranks: 1,
+        sharded: Sharded::Nothing,
                     head_rows: 0,
                     generation: None,
                     config,
@@ -270,7 +274,8 @@ fn the_plan_counts_the_cache_of_generation() {
     let sizes = sizes(&loss, config.vocab);
     let plan = |slots: Option<usize>| {
         let subject = MemoryInputs {
-            shards: 1,
+            ranks: 1,
+        sharded: Sharded::Nothing,
             head_rows: 0,
             generation: slots.map(|slots| PlannedGeneration { slots, tokens: 64, rows: 4, longest: 8 }),
             config: &config,
