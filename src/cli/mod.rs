@@ -57,6 +57,7 @@ mod lora;
 mod make;
 mod manifest;
 mod manual;
+mod meeting;
 pub mod method_options;
 mod model_folder;
 mod output;
@@ -283,10 +284,7 @@ pub fn usage_error() {
 pub fn run(cli: Cli, command_line: &str) -> Result<()> {
     match &cli.command {
         Command::Env(_) => world::follow_launcher(),
-        command => {
-            let (name, shares) = command.shares_work();
-            world::join(name, shares)?;
-        }
+        command => command.join()?,
     }
     if !matches!(cli.command, Command::Watch(_)) {
         start_threads()?;

@@ -11,6 +11,7 @@ use super::config_record::CONFIG_FILE;
 use super::device::DeviceArgs;
 use super::inputs::Inputs;
 use super::lora::LoraArgs;
+use super::meeting::MeetingArgs;
 use super::model_folder::BaseArgs;
 use super::output::{same_file, written_by_run};
 use super::reference::ReferenceArgs;
@@ -86,6 +87,9 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    #[serde(skip)]
+    pub meeting: MeetingArgs,
     /// Print only errors, warnings and the result
     #[arg(long)]
     pub quiet: bool,

@@ -228,9 +228,11 @@ impl<B: Backend> Model<B> {
         self.forget_gathered();
         match &self.shards {
             None => backend.write_act(ViewMut::new(&mut self.weights, start, values.len()), values),
-            Some(shards) => shards.part().within(&(start..start + values.len())).try_for_each(|Overlap { at, offsets }| {
-                backend.write_act(ViewMut::new(&mut self.weights, at, offsets.len()), &values[offsets])
-            }),
+            Some(shards) => {
+                shards.part().within(&(start..start + values.len())).try_for_each(|Overlap { at, offsets }| {
+                    backend.write_act(ViewMut::new(&mut self.weights, at, offsets.len()), &values[offsets])
+                })
+            }
         }
     }
 

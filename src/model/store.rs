@@ -249,11 +249,7 @@ pub fn not_finite<B: Backend>(backend: &B, model: &Model<B>) -> Result<Option<(S
 }
 
 /// Calls `seen` with every trained weight of this rank: index of its tensor, place in the tensor, value.
-fn each_own_weight<B: Backend>(
-    backend: &B,
-    model: &Model<B>,
-    seen: &mut dyn FnMut(usize, usize, f64),
-) -> Result<()> {
+fn each_own_weight<B: Backend>(backend: &B, model: &Model<B>, seen: &mut dyn FnMut(usize, usize, f64)) -> Result<()> {
     let (part, mut chunk) = (model.trained_part(), Vec::new());
     for (i, slot) in model.trained().slots.iter().enumerate() {
         for Overlap { at, offsets } in part.within(&slot.range()) {

@@ -113,13 +113,7 @@ impl<B: Backend> Scorer<B> {
 
     /// Runs the model on the batch and scores every sequence into `self.score` (seqs). Sufficient
     /// if nothing is trained.
-    pub fn forward(
-        &mut self,
-        backend: &B,
-        model: &mut Model<B>,
-        batch: &DeviceBatch<B>,
-        reduce: Reduce,
-    ) -> Result<()> {
+    pub fn forward(&mut self, backend: &B, model: &mut Model<B>, batch: &DeviceBatch<B>, reduce: Reduce) -> Result<()> {
         self.run_model(backend, model, batch)?;
         let s = batch.sizes;
         let model = &*model;

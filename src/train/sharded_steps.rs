@@ -105,7 +105,8 @@ impl Steps {
             lora::draw(backend, &mut policy, spec, 5).unwrap();
         }
         let frozen = (self.method == Method::Dpo && !self.lora).then(|| model(2));
-        let settings = AdamWSettings { max_grad_norm: self.max_grad_norm, weight_decay: 0.1, ..AdamWSettings::default() };
+        let settings =
+            AdamWSettings { max_grad_norm: self.max_grad_norm, weight_decay: 0.1, ..AdamWSettings::default() };
         let shard = sharded != Sharded::Nothing;
         let mut trainer = Trainer::on_ranks(backend, (policy, frozen), loss, settings, (ranks, shard)).unwrap();
         if self.recompute {
@@ -130,7 +131,8 @@ impl Steps {
         let mut evaluator = trainer.evaluator().unwrap();
         evaluator.set_token_budget(30);
         let (scored, _): (_, Tally) = trainer.evaluate(&mut evaluator, &groups).unwrap();
-        let scores = scored.iter().flat_map(|of| of.policy.iter().chain(of.reference.iter().flatten())).copied().collect();
+        let scores =
+            scored.iter().flat_map(|of| of.policy.iter().chain(of.reference.iter().flatten())).copied().collect();
         let len = trainer.policy.trained().len;
         let mut weights = vec![0.0; len];
         match trainer.policy.trains_shards() {

@@ -111,9 +111,10 @@ impl<B: Backend> UnitGradients<B> for Summing<'_, B> {
         self.settle(backend, windows, self.units.window_of(unit))?;
         if self.write == Write::Overwrite {
             // Another unit may have had tensors there.
-            return self.units.gaps(unit).try_for_each(|gap| {
-                backend.clear_acc(ViewMut::new(windows, gap.start, gap.len()))
-            });
+            return self
+                .units
+                .gaps(unit)
+                .try_for_each(|gap| backend.clear_acc(ViewMut::new(windows, gap.start, gap.len())));
         }
         for span in self.units.spans(unit) {
             backend.clear_acc(ViewMut::new(windows, span.window, span.range.len()))?;

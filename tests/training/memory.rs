@@ -95,7 +95,7 @@ fn parts_of_the_plan_match_their_formulas() {
     let plan = |precision, kernels, available| {
         let subject = MemoryInputs {
             ranks: 1,
-        sharded: Sharded::Nothing,
+            sharded: Sharded::Nothing,
             head_rows: 0,
             generation: None,
             config: &config,
@@ -145,7 +145,7 @@ fn the_plan_shows_the_effect_of_recomputation() {
     let plan = |recompute, available| {
         let subject = MemoryInputs {
             ranks: 1,
-        sharded: Sharded::Nothing,
+            sharded: Sharded::Nothing,
             head_rows: 0,
             generation: None,
             config: &config,
@@ -233,7 +233,7 @@ fn adapters_have_no_gradients_or_moments_of_frozen_weights() {
                 let (config, loss) = (&config, &loss);
                 let subject = MemoryInputs {
                     ranks: 1,
-        sharded: Sharded::Nothing,
+                    sharded: Sharded::Nothing,
                     head_rows: 0,
                     generation: None,
                     config,
@@ -275,7 +275,7 @@ fn the_plan_counts_the_cache_of_generation() {
     let plan = |slots: Option<usize>| {
         let subject = MemoryInputs {
             ranks: 1,
-        sharded: Sharded::Nothing,
+            sharded: Sharded::Nothing,
             head_rows: 0,
             generation: slots.map(|slots| PlannedGeneration { slots, tokens: 64, rows: 4, longest: 8 }),
             config: &config,

@@ -201,6 +201,11 @@ pub trait Device: Sync {
     /// Whether memory keeps what is written to it; otherwise everything reads as zero.
     const STORES: bool = true;
 
+    /// Handle of the stream; 0 if the device has only one.
+    fn stream(&self) -> u64 {
+        0
+    }
+
     /// Properties of the device.
     fn properties(&self) -> &Properties;
 

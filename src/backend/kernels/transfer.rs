@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 
 use super::device::{Device, Element};
 use super::{Array, Kernels};
-use crate::backend::{View, ViewMut};
 use crate::backend::contract::expect_len;
+use crate::backend::{View, ViewMut};
 use crate::{Error, Result};
 
 /// Staging of a batch's transfer to the device: indices first, then numbers.

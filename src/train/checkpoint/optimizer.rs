@@ -172,10 +172,7 @@ pub fn save<B: Backend>(trainer: &Trainer<'_, B>, path: &Path) -> Result<()> {
 }
 
 /// Values of this rank's file, from a buffer of what it holds: `read` copies from element `at` of the buffer.
-fn own_range<B: Backend>(
-    trainer: &Trainer<'_, B>,
-    read: &dyn Fn(usize, &mut [f64]) -> Result<()>,
-) -> Result<Vec<f64>> {
+fn own_range<B: Backend>(trainer: &Trainer<'_, B>, read: &dyn Fn(usize, &mut [f64]) -> Result<()>) -> Result<Vec<f64>> {
     let Some((units, rank, Some(ranks))) = trainer.policy.trained_units() else {
         let mut values = vec![0.0; trainer.optimizer.part().len()];
         return read(0, &mut values).map(|()| values);
@@ -185,7 +182,8 @@ fn own_range<B: Backend>(
     let longest = ranges.iter().map(Range::len).max().unwrap_or(0);
     let mut values = Vec::with_capacity(ranges[rank].len());
     for start in (0..longest).step_by(CHUNK) {
-        let chunk = |range: &Range<usize>| (range.start + start).min(range.end)..(range.start + start + CHUNK).min(range.end);
+        let chunk =
+            |range: &Range<usize>| (range.start + start).min(range.end)..(range.start + start + CHUNK).min(range.end);
         let wanted: Vec<Range<usize>> = ranges.iter().map(chunk).collect();
         values.extend(assemble(ranks, (units.parts(), wire::<B>()), &wanted, read)?);
     }
