@@ -2,6 +2,7 @@
 //! and from a rehearsal of the largest step, on a device that only counts bytes
 //! (`backend::kernels::rehearsal`).
 
+mod by_rank;
 mod rehearse;
 
 use std::fmt;
@@ -18,6 +19,8 @@ use crate::terminal::{agreeing, counted};
 use crate::{Error, Result};
 
 use super::batch::padding::Shapes;
+use by_rank::ByRank;
+pub(crate) use by_rank::CHOICES;
 use rehearse::rehearse;
 
 /// Settings of a run that affect its memory.
@@ -107,6 +110,8 @@ pub struct MemoryPlan {
     pub other_mode: (u64, Option<usize>),
     /// Most head rows at once; 0 if the head does not work in chunks of rows.
     pub head_rows: usize,
+    /// Bytes of each choice of what several ranks keep slices of.
+    by_rank: Option<ByRank>,
 }
 
 /// Device memory before a run.
@@ -138,6 +143,7 @@ impl MemoryPlan {
             recompute: subject.recompute,
             other_mode: other_mode.map_or((0, None), |(parts, most)| (total(&parts), most)),
             head_rows: subject.head_rows,
+            by_rank: ByRank::plan(subject, sizes, micro_batch)?,
         }))
     }
 
@@ -176,7 +182,8 @@ impl MemoryPlan {
         let fit = self.max_groups.map_or(String::new(), |most| format!("; at most {most} groups a micro-batch fit"));
         let rows =
             if self.head_rows > 0 { format!("; head of {} rows at once", self.head_rows) } else { String::new() };
-        format!("{} MiB planned{free} ({}){fit}{rows}", mib(self.total()), largest.join(", "))
+        let ranks = self.by_rank.as_ref().map_or(String::new(), |by_rank| format!("; {}", by_rank.line()));
+        format!("{} MiB planned{free} ({}){fit}{rows}{ranks}", mib(self.total()), largest.join(", "))
     }
 
     /// Name and bytes of each part.
@@ -193,7 +200,11 @@ impl MemoryPlan {
     pub fn check(&self) -> Result<()> {
         match (self.available, self.max_groups) {
             (Some(available), Some(most)) if self.total() > available => Err(Error::Memory(format!(
-                "the run does not fit in memory\n{self}\n{}",
+                "the run does not fit in memory\n{self}\n{}{}",
+                match self.by_rank.as_ref().and_then(|by_rank| by_rank.first_within(available)) {
+                    Some((flag, bytes)) => format!("with {flag} each rank needs {} MiB, which fits; otherwise ", mib(bytes)),
+                    None => String::new(),
+                },
                 match most {
                     0 if !self.recompute && self.other_mode.1.is_some_and(|most| most > 0) => format!(
                         "not even one group fits; with --gradient-checkpointing, {} would",
@@ -220,15 +231,7 @@ fn plan_parts(
     micro_batch: usize,
     available: Option<u64>,
 ) -> Result<Option<(Parts, Option<usize>)>> {
-    let limits = |batch: usize| match subject.replays {
-        true => Shapes::of(sizes.limits(batch), usize::MAX).limits(),
-        false => sizes.limits(batch),
-    };
-    let parts = |batch: usize| match subject.precision {
-        Precision::F64 => Ok(None),
-        Precision::F32 => rehearse::<f32>(subject, &limits(batch)).map(Some),
-        Precision::Bf16 => rehearse::<bf16>(subject, &limits(batch)).map(Some),
-    };
+    let parts = |batch: usize| parts_of(subject, sizes, batch);
     let Some(now) = parts(micro_batch)? else { return Ok(None) };
     let mut max_groups = None;
     if let Some(available) = available {
@@ -242,6 +245,19 @@ fn plan_parts(
         max_groups = Some(low);
     }
     Ok(Some((now, max_groups)))
+}
+
+/// Bytes by part of a run with `batch` groups per micro-batch. `None` for f64.
+fn parts_of(subject: &MemoryInputs<'_>, sizes: &GroupSizes, batch: usize) -> Result<Option<Parts>> {
+    let limits = match subject.replays {
+        true => Shapes::of(sizes.limits(batch), usize::MAX).limits(),
+        false => sizes.limits(batch),
+    };
+    match subject.precision {
+        Precision::F64 => Ok(None),
+        Precision::F32 => rehearse::<f32>(subject, &limits).map(Some),
+        Precision::Bf16 => rehearse::<bf16>(subject, &limits).map(Some),
+    }
 }
 
 /// Name and bytes of each part.
@@ -276,6 +292,6 @@ impl fmt::Display for MemoryPlan {
         if let Some(most) = most {
             write!(f, ", at most {}", counted(most, "group"))?;
         }
-        Ok(())
+        self.by_rank.as_ref().map_or(Ok(()), |by_rank| write!(f, "\n  {}", by_rank.line()))
     }
 }
