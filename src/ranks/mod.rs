@@ -23,7 +23,7 @@ pub(crate) mod launcher;
 mod meeting;
 #[cfg(feature = "mpi")]
 mod mpi;
-mod nccl;
+pub(crate) mod nccl;
 #[cfg(test)]
 pub(crate) mod rehearsal;
 #[cfg(test)]

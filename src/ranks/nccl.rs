@@ -54,6 +54,8 @@ impl<D: Device> Nccl<D> {
 
     /// The bytes of all ranks one after another; every rank has as many.
     fn gather_equal(&self, own: &[u8]) -> Result<Vec<u8>> {
+        // A rank that waits for its GPU takes processor time, because the driver polls.
+        let _waiting = super::watch::Waiting::begin();
         let (rank, size, len) = (self.calls.rank(), self.calls.size(), own.len());
         let mut staging = self.staging();
         self.device.upload(&mut staging, rank * len, own)?;
@@ -122,6 +124,7 @@ impl<D: Device + Send> Collective for Nccl<D> {
     fn broadcast(&self, bytes: Vec<u8>) -> Result<Vec<u8>> {
         let len = self.lengths(bytes.len())?.first().copied().unwrap_or(0);
         let mut all = if self.rank() == 0 { bytes } else { vec![0; len] };
+        let _waiting = super::watch::Waiting::begin();
         for piece in all.chunks_mut(self.piece) {
             let mut staging = self.staging();
             if self.rank() == 0 {
@@ -143,3 +146,5 @@ impl<D: Device + Send> Collective for Nccl<D> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::emulator;

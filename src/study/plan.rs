@@ -8,6 +8,7 @@
 pub mod decode;
 pub mod memory;
 mod pair;
+pub(crate) mod ranks;
 mod waves;
 
 use std::fmt::Write as _;

@@ -108,7 +108,7 @@ impl Steps {
         let settings =
             AdamWSettings { max_grad_norm: self.max_grad_norm, weight_decay: 0.1, ..AdamWSettings::default() };
         let shard = sharded != Sharded::Nothing;
-        let mut trainer = Trainer::on_ranks(backend, (policy, frozen), loss, settings, (ranks, shard)).unwrap();
+        let mut trainer = Trainer::on_ranks(ranks, backend, (policy, frozen), loss, (settings, shard)).unwrap();
         if self.recompute {
             trainer.recompute_activations().unwrap();
         }

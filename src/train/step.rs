@@ -16,6 +16,8 @@
 //! ```
 
 mod compute;
+#[cfg(test)]
+mod device_ranks;
 mod identity;
 mod replay;
 mod results;
@@ -135,16 +137,17 @@ impl<'b, B: Backend> Trainer<'b, B> {
         settings: AdamWSettings,
         shard: bool,
     ) -> Result<Self> {
-        Self::on_ranks(backend, models, loss, settings, (world::collective(), shard))
+        Self::on_ranks(world::collective(), backend, models, loss, (settings, shard))
     }
 
-    /// Like [`Trainer::sharded`], on these ranks. Models with sharded weights are sharded over the same ones.
+    /// Like [`Trainer::sharded`], with the ranks that share every step. Models with sharded weights are sharded
+    /// over the same ones.
     pub(super) fn on_ranks(
+        ranks: &'static dyn Collective,
         backend: &'b B,
         (policy, frozen): (Model<B>, Option<Model<B>>),
         loss: Loss,
-        settings: AdamWSettings,
-        (ranks, shard): (&'static dyn Collective, bool),
+        (settings, shard): (AdamWSettings, bool),
     ) -> Result<Self> {
         let len = policy.trained().len;
         let optimizer = match shard && !policy.trains_shards() {

@@ -96,11 +96,11 @@ impl Library {
     }
 
     fn of(file: &str, loaded: Loaded) -> Result<Self, String> {
-        let missing = |e: libloading::Error| format!("{file} is not NCCL: {e}");
+        let missing = |symbol: &[u8]| format!("{file} is not NCCL: it has no {}", String::from_utf8_lossy(symbol));
         macro_rules! functions {
             ($($field:ident: $symbol:literal),* $(,)?) => {
                 // SAFETY: the types are those of nccl.h, which have not changed since 2.10.
-                unsafe { Functions { $($field: *loaded.get($symbol).map_err(missing)?),* } }
+                unsafe { Functions { $($field: *loaded.get($symbol).map_err(|_| missing($symbol))?),* } }
             };
         }
         let functions = functions! {
