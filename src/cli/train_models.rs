@@ -66,7 +66,9 @@ impl TrainSetup<'_> {
         let loss = ComparisonOptions { scale: self.loss.scale, margin_add: self.loss.margin };
         let sizes = GroupSizes::measure(groups, &pack_for(&self.loss, config), &loss)?;
         let choices = self.head_rows(backend, config)?;
-        let free = backend.memory_free();
+        // Ranks on CPUs share the memory of their host.
+        let sharers = if B::ASYNCHRONOUS { 1 } else { world::ranks_on_this_host() as u64 };
+        let free = backend.memory_free().map(|free| free / sharers);
         let plan = MemoryPlan::with_fitting_head_rows(&subject, &choices, &sizes, self.settings.micro_batch, free)?;
         // No plan exists for f64, whose head has no chunks.
         backend.set_max_head_rows(plan.as_ref().map_or(0, |plan| plan.head_rows));

@@ -72,7 +72,7 @@ impl TrainSetup<'_> {
         }
     }
 
-    /// Refuses ranks that were started differently, and says how a step is shared.
+    /// Refuses ranks that were started differently.
     pub(super) fn agree<B: Backend>(&self, backend: &B, start: &Path, fingerprint: &[(String, String)]) -> Result<()> {
         if !world::is_shared() {
             return Ok(());
@@ -84,8 +84,15 @@ impl TrainSetup<'_> {
         let flags = lines.map(|(name, value)| (format!("--{}", name.replace('_', "-")), value.to_owned()));
         facts.extend(flags);
         facts.extend(fingerprint.iter().cloned());
+        agreement::compare(world::collective(), &facts)
+    }
+
+    /// Says how several ranks share a step.
+    pub(super) fn print_ranks(&self) {
         let ranks = world::collective();
-        agreement::compare(ranks, &facts)?;
+        if ranks.size() == 1 {
+            return;
+        }
         let batch = self.settings.micro_batch * self.settings.accumulation;
         if self.args.shard_weights {
             self.print("sharded       weights, gradients and optimiser state, over all ranks");
@@ -104,6 +111,5 @@ impl TrainSetup<'_> {
                 ranks.size()
             ));
         }
-        Ok(())
     }
 }

@@ -40,7 +40,7 @@ fn config(tied: bool) -> ModelConfig {
 }
 
 /// Pair number `number`; its lengths differ from those of other pairs.
-fn pair(number: usize) -> TokenizedGroup {
+pub(super) fn pair(number: usize) -> TokenizedGroup {
     let ids = |from: usize, len: usize| (0..len).map(|i| ((from + i * 7) % VOCAB) as u32).collect::<Vec<u32>>();
     let text = || Response::Text(String::new());
     let source = PreferenceGroup::pair(number.to_string(), Prompt::Text(String::new()), text(), text(), 0.0);

@@ -10,7 +10,8 @@
 //!                 policy forward -> scores -> losses -> gradients of the head
 //!                 model backward                               (accumulates gradients)
 //!             enqueue the readback of scores, losses and logits
-//!         with several ranks: sum the gradients over them             (train/share.rs)
+//!         with several ranks: sum the gradients over them; on GPUs    (train/share.rs, train/layer_sums.rs)
+//!             under the last backward, which is then not a CUDA graph
 //!         AdamW update; enqueue the readback of the control vector
 //! finish  wait for the readback; sum the results over the global batch
 //! ```
@@ -30,6 +31,7 @@ use super::batch::padding::Shapes;
 use super::batch::upload::{DeviceBatch, UploadSlot};
 use super::evaluate::{Evaluator, GroupScores};
 use super::frozen::{CacheReport, Frozen, FrozenCache};
+use super::layer_sums::LayerSums;
 use super::losses::LossBuffers;
 use super::metrics::Tally;
 use super::score::Scorer;
@@ -71,6 +73,8 @@ pub struct Trainer<'b, B: Backend> {
     pub grads: B::Acc,
     /// Gradients of units on their way to `grads`, if the weights are sharded.
     unit_sums: Option<UnitSums<B>>,
+    /// Sums under the last backward of a step, on a device with collectives of its own.
+    layer_sums: Option<LayerSums>,
     /// Norms of the layers' GEMM weight gradients, by patch; valid after the last micro-batch of a step.
     /// Empty with adapters.
     norms: B::Acc,
@@ -155,6 +159,8 @@ impl<'b, B: Backend> Trainer<'b, B> {
             false => AdamWState::new(backend, &policy, settings)?,
         };
         let is_part = !optimizer.part().is_whole(len);
+        let sums_of_layers =
+            ranks.size() > 1 && backend.device_collective().is_some() && policy.lora.is_none() && !policy.is_sharded();
         let packer = Packer {
             pack: super::pack_for(&loss, &policy.config),
             comparison: ComparisonOptions { scale: loss.scale, margin_add: loss.margin },
@@ -168,6 +174,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
             mode: Mode::Train,
             grads: backend.zeros_acc(policy.trained_part().len())?,
             unit_sums: UnitSums::new(backend, &policy)?,
+            layer_sums: sums_of_layers.then(|| LayerSums::new(&policy.layout, ranks, shard)),
             norms: backend.zeros_acc(policy.trained().norms)?,
             slice_norms: if is_part { Some(SliceNorms::new(backend, ranks.size())?) } else { None },
             upload_slots: Vec::new(),
@@ -264,7 +271,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
         self.policy.reserve_positions(backend, limits.longest_path)?;
         self.policy.reserve_windows(backend)?;
         if let Some(frozen) = &mut self.frozen {
-            frozen.reserve(backend, &self.policy, limits)?;
+            frozen.reserve(backend, &mut self.policy, limits)?;
         }
         self.scorer.reserve(backend, &self.policy, self.mode, limits)?;
         self.batch.reserve(backend, limits)?;
@@ -318,7 +325,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
             // The norms are of this rank's gradient only.
             known = None;
         }
-        if self.ranks.size() > 1 && self.unit_sums.is_none() {
+        if self.ranks.size() > 1 && self.unit_sums.is_none() && self.layer_sums.is_none() {
             let len = self.policy.trained().len;
             let on = (self.ranks, self.backend);
             let begun = match self.is_sharded() {

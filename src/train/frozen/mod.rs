@@ -50,10 +50,16 @@ impl<B: Backend> Frozen<B> {
     }
 
     /// Reserves buffers for every batch within `limits`.
-    pub fn reserve(&mut self, backend: &B, policy: &Model<B>, limits: &BatchLimits) -> Result<()> {
+    pub fn reserve(&mut self, backend: &B, policy: &mut Model<B>, limits: &BatchLimits) -> Result<()> {
         self.reserve_positions(backend, limits.longest_path)?;
         match self {
-            Self::Online { model, scorer } => scorer.reserve(backend, model, Mode::Infer, limits),
+            Self::Online { model, scorer } => {
+                // The windows of both are those of the larger one.
+                model.swap_windows(policy);
+                model.reserve_windows(backend)?;
+                model.swap_windows(policy);
+                scorer.reserve(backend, model, Mode::Infer, limits)
+            }
             Self::Base { scorer } => scorer.reserve(backend, policy, Mode::Infer, limits),
             Self::Cached { .. } => Ok(()),
         }

@@ -118,7 +118,7 @@ pub(super) fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLim
         (_, None) => None,
     };
     if let Some(frozen) = &mut frozen {
-        frozen.reserve(&backend, &policy, limits)?;
+        frozen.reserve(&backend, &mut policy, limits)?;
     }
     part("reference activations", &backend);
     let batch = DeviceBatch::of_limits(&backend, limits, policy.max_head_rows(&backend))?;
@@ -164,4 +164,80 @@ pub(super) fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLim
         parts.push((WORKSPACE, cpu_workspace(subject, limits)));
     }
     Ok(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::pack::{ComparisonOptions, GroupSizes};
+    use crate::data::tokenized::TokenizedGroup;
+    use crate::loss::objective::{LossOptions, Method};
+    use crate::model::{presets, store};
+    use crate::optim::adamw::AdamWSettings;
+    use crate::ranks::rehearsal::Rehearsal as Ranks;
+    use crate::train::batch::packing::PackedStep;
+    use crate::train::memory::MemoryPlan;
+    use crate::train::pack_for;
+    use crate::train::sharded_steps::pair;
+    use crate::train::step::Trainer;
+
+    /// Bytes that a step on 4 ranks takes on the counting device of the rank with the most.
+    fn taken(subject: &MemoryInputs<'_>, sizes: &GroupSizes, groups: &[TokenizedGroup]) -> u64 {
+        let ranks: &'static [Ranks] = Ranks::ranks(4).leak();
+        let work = |ranks: &'static Ranks| {
+            let backend = Kernels::<_, f32>::new(Rehearsal::of(subject.kernels.unwrap()));
+            let sharding = (subject.sharded == Sharded::Weights).then(|| Sharding::over(ranks));
+            let model = |seed| store::random_on(&backend, subject.config.clone(), seed, sharding).unwrap();
+            let shard = (AdamWSettings::default(), subject.sharded != Sharded::Nothing);
+            let models = (model(1), Some(model(2)));
+            let mut trainer = Trainer::on_ranks(ranks, &backend, models, subject.loss.clone(), shard).unwrap();
+            trainer.reserve(&sizes.limits(groups.len()), 1).unwrap();
+            let mut packed = PackedStep::default();
+            trainer.packer().pack_part(groups.iter(), &[groups.iter().collect()], &mut packed).unwrap();
+            let pending = trainer.begin(packed, 0.01).unwrap();
+            trainer.finish(pending).unwrap();
+            backend.device().bytes()
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = ranks.iter().map(|rank| scope.spawn(move || work(rank))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).max().unwrap()
+        })
+    }
+
+    #[test]
+    fn each_of_several_ranks_takes_what_is_planned() {
+        let mut config = presets::config("llama-tiny").unwrap();
+        (config.layers, config.vocab, config.tied) = (6, 600, false);
+        let loss = LossOptions { beta: Some(0.1), ..LossOptions::default() };
+        let loss = loss.resolve(Method::Dpo, [1.0; KINDS], false).unwrap();
+        let groups: Vec<TokenizedGroup> = (0..4).map(pair).collect();
+        let comparison = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
+        let sizes = GroupSizes::measure(&groups, &pack_for(&loss, &config), &comparison).unwrap();
+        let card =
+            Properties { name: "card".into(), processors: 16, shared_bytes: 232_448, compute_capability: (9, 0) };
+        let mut totals = Vec::new();
+        for sharded in [Sharded::Nothing, Sharded::Optimizer, Sharded::Weights] {
+            let subject = MemoryInputs {
+                config: &config,
+                lora: None,
+                reference: PlannedReference::Model(&config),
+                loss: &loss,
+                precision: Precision::F32,
+                recompute: false,
+                replays: false,
+                accumulation: 1,
+                kernels: Some(&card),
+                generation: None,
+                head_rows: 0,
+                ranks: 4,
+                sharded,
+            };
+            let planned = MemoryPlan::new(&subject, &sizes, groups.len(), None).unwrap().unwrap().total();
+            let taken = taken(&subject, &sizes, &groups);
+            let share = planned as f64 / taken as f64;
+            assert!((0.95..1.05).contains(&share), "{sharded:?}: {planned} bytes planned, {taken} taken");
+            totals.push(taken);
+        }
+        assert!(totals[0] > totals[1] && totals[1] > totals[2], "{totals:?}");
+    }
 }

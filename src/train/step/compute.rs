@@ -9,6 +9,7 @@ use crate::Result;
 use crate::backend::contract::CONTROL;
 use crate::backend::{Backend, Write};
 use crate::model::decoder_grad::GradientsOut;
+use crate::ranks::buffers::Begun;
 use crate::train::batch::packing::{PackedMicroBatch, PackedStep};
 use crate::train::share;
 
@@ -22,22 +23,30 @@ impl<B: Backend> Trainer<'_, B> {
             Some(i) => self.spare_readback_buffers.swap_remove(i),
             None => (self.backend.readback_buffer(capacity)?, capacity),
         };
-        let mut at = CONTROL;
+        let (mut at, mut begun) = (CONTROL, Vec::new());
         let rounds = self.rounds(packed.micro_batches().len())?;
         for i in 0..rounds {
             let write = if i == 0 { Write::Overwrite } else { Write::Add };
             let phase = Phase { write, last: i + 1 == packed.micro_batches().len() };
             let Some(micro_batch) = packed.micro_batches().get(i) else {
-                self.compute_idle(phase)?;
+                self.compute_idle(phase, &mut begun)?;
                 continue;
             };
             self.upload(micro_batch)?;
             let shapes = self.packer.shapes.as_ref();
             let rows = |level: &usize| shapes.map_or(usize::MAX, |shapes| shapes.shape(*level).rows);
             let level = micro_batch.level.filter(|level| rows(level) <= self.captured_rows);
-            self.compute_or_replay(level, phase)?;
+            match phase.last && self.layer_sums.is_some() {
+                // Sums over the ranks cannot be recorded.
+                true => self.compute(phase, &mut begun)?,
+                false => self.compute_or_replay(level, phase)?,
+            }
             at = self.fetch(&micro_batch.batch, &mut results, at)?;
         }
+        if self.layer_sums.is_some() && rounds == 0 {
+            self.compute_idle(Phase { write: Write::Overwrite, last: true }, &mut begun)?;
+        }
+        begun.into_iter().try_for_each(|begun| begun.settle(self.backend).map(|_| ()))?;
         let finite = match &mut self.unit_sums {
             Some(sums) => sums.finish(self.backend, &mut self.grads)?,
             None => true,
@@ -56,8 +65,8 @@ impl<B: Backend> Trainer<'_, B> {
     }
 
     /// Computes loss and gradient of the uploaded micro-batch. It only calls ops, so it can be
-    /// captured.
-    pub(super) fn compute(&mut self, Phase { write, last }: Phase) -> Result<()> {
+    /// captured, unless it sums over the ranks: those sums are added to `begun`.
+    pub(super) fn compute(&mut self, Phase { write, last }: Phase, begun: &mut Vec<Begun>) -> Result<()> {
         let (backend, policy, batch) = (self.backend, &mut self.policy, &self.batch);
         let reduce = self.loss.reduce;
         if let Some(frozen) = &mut self.frozen {
@@ -69,14 +78,18 @@ impl<B: Backend> Trainer<'_, B> {
         }
         let frozen = self.frozen.as_ref().map(|frozen| frozen.scores(batch));
         let losses = self.losses.of_batch(backend, &self.loss, batch, frozen)?;
-        let mut summing;
-        let mut out = match &mut self.unit_sums {
-            Some(sums) => {
+        let (mut of_units, mut of_layers);
+        let mut out = match (&mut self.unit_sums, &self.layer_sums) {
+            (Some(sums), _) => {
                 let windows;
-                (windows, summing) = sums.of_micro_batch((&mut self.grads, write), false);
-                GradientsOut { grads: windows, write, norms: None, units: Some(&mut summing) }
+                (windows, of_units) = sums.of_micro_batch((&mut self.grads, write), false);
+                GradientsOut { grads: windows, write, norms: None, units: Some(&mut of_units) }
             }
-            None => {
+            (None, Some(sums)) if last => {
+                of_layers = sums.of_backward(true, begun);
+                GradientsOut { grads: &mut self.grads, write, norms: None, units: Some(&mut of_layers) }
+            }
+            (None, _) => {
                 let norms = last.then_some(&mut self.norms);
                 GradientsOut { grads: &mut self.grads, write, norms, units: None }
             }
@@ -86,17 +99,22 @@ impl<B: Backend> Trainer<'_, B> {
     }
 
     /// Takes part in a micro-batch of other ranks: gathers weights and sums gradients with them.
-    fn compute_idle(&mut self, phase: Phase) -> Result<()> {
-        let (backend, policy, write) = (self.backend, &mut self.policy, phase.write);
-        if let Some(frozen) = &mut self.frozen {
-            frozen.forward_idle(backend, policy)?;
+    fn compute_idle(&mut self, Phase { write, .. }: Phase, begun: &mut Vec<Begun>) -> Result<()> {
+        let (backend, policy) = (self.backend, &mut self.policy);
+        if policy.is_sharded() {
+            if let Some(frozen) = &mut self.frozen {
+                frozen.forward_idle(backend, policy)?;
+            }
+            policy.forward_idle(backend)?;
         }
-        policy.forward_idle(backend)?;
-        let mut summing;
+        let (mut of_units, mut of_layers);
         let mut out = GradientsOut { grads: &mut self.grads, write, norms: None, units: None };
         if let Some(sums) = &mut self.unit_sums {
-            (out.grads, summing) = sums.of_micro_batch((out.grads, write), true);
-            out.units = Some(&mut summing);
+            (out.grads, of_units) = sums.of_micro_batch((out.grads, write), true);
+            out.units = Some(&mut of_units);
+        } else if let Some(sums) = &self.layer_sums {
+            of_layers = sums.of_backward(false, begun);
+            out.units = Some(&mut of_layers);
         }
         policy.backward_idle(backend, &mut out)
     }
