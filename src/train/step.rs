@@ -175,7 +175,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
             grads: backend.zeros_acc(policy.trained_part().len())?,
             unit_sums: UnitSums::new(backend, &policy)?,
             layer_sums: sums_of_layers.then(|| LayerSums::new(&policy.layout, ranks, shard)),
-            norms: backend.zeros_acc(policy.trained().norms)?,
+            norms: backend.zeros_acc(if policy.trains_shards() { 0 } else { policy.trained().norms })?,
             slice_norms: if is_part { Some(SliceNorms::new(backend, ranks.size())?) } else { None },
             upload_slots: Vec::new(),
             next_slot: 0,
@@ -320,11 +320,9 @@ impl<'b, B: Backend> Trainer<'b, B> {
     pub fn begin(&mut self, packed: PackedStep, learning_rate: f64) -> Result<Pending<B>> {
         let has_groups = !packed.micro_batches().is_empty();
         let mut pending = self.enqueue(packed)?;
-        let mut known = self.policy.known_norms(&self.norms);
-        if self.is_sharded() || self.ranks.size() > 1 {
-            // The norms are of this rank's gradient only.
-            known = None;
-        }
+        // With several ranks the norms are of this rank's gradient only.
+        let alone = !self.is_sharded() && self.ranks.size() == 1;
+        let known = if alone { self.policy.known_norms(&self.norms) } else { None };
         if self.ranks.size() > 1 && self.unit_sums.is_none() && self.layer_sums.is_none() {
             let len = self.policy.trained().len;
             let on = (self.ranks, self.backend);

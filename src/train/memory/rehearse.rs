@@ -156,7 +156,7 @@ pub(super) fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLim
             len,
             max_norm: 1.0,
             grads: View::first(&grads, len),
-            known: policy.known_norms(&norms).filter(|_| !policy.trains_shards()),
+            known: if policy.trains_shards() { None } else { policy.known_norms(&norms) },
             control: ViewMut::first(&mut scores, CONTROL),
         })?;
         parts.push((WORKSPACE, backend.scratch_bytes() as u64));

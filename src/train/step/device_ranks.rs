@@ -150,15 +150,15 @@ fn sharded_steps(rank: usize, layout: &Layout, number: Number) -> Vec<Entry> {
     };
     let rest_of = |name, number| (rest > 0).then(|| call(name, rest, number, Some(1), 0));
     let at = |len: usize, number: Number| (rank * len * number.bytes()) as i64;
-    // Each range to the rank with its shard; one range is on both.
+    // Each range to the ranks with its shards.
     let gradient = |range: &Range<usize>| {
-        let parts = [range.start.min(each)..range.end.min(each), range.start.max(each)..range.end.max(each)];
-        assert!(parts[0].len() != parts[1].len(), "one reduce-scatter would do");
-        let reduced = |(root, part): (usize, &Range<usize>)| {
-            (!part.is_empty()).then(|| call("reduce", part.len(), Number::F32, Some(root), 0))
-        };
-        let both: Vec<Option<Entry>> = parts.iter().enumerate().map(reduced).collect();
-        group([both[0].clone(), both[1].clone()])
+        let [low, high] = [range.start.min(each)..range.end.min(each), range.start.max(each)..range.end.max(each)];
+        let reduced = |root, len: usize| (len > 0).then(|| call("reduce", len, Number::F32, Some(root), 0));
+        if high.len() < low.len() {
+            return group([reduced(0, low.len()), reduced(1, high.len())]);
+        }
+        let both = || call("reduce_scatter", low.len(), Number::F32, None, at(low.len(), Number::F32));
+        group([(!low.is_empty()).then(both), reduced(1, high.len() - low.len())])
     };
     let step = |step: u64| {
         let norms = call("all_gather", 1, Number::F32, None, -at(1, Number::F32));
