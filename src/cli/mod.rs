@@ -347,6 +347,7 @@ mod tests {
         let other = match long.as_str() {
             "--model" => "tiny",
             "--ladder" => "product",
+            "--link" | "--network" => "1GB/s",
             _ => "1",
         };
         let value = default.or(possible).unwrap_or_else(|| other.into());
@@ -376,7 +377,8 @@ mod tests {
                 _ if planned.contains(long) => {
                     assert_eq!(refused(&["mapl", "bench"], arg), Some(ErrorKind::MissingRequiredArgument), "{long}");
                     let alone = refused(&["mapl", "bench", "--plan"], arg);
-                    assert!(alone.is_none() || long == "processors", "{long}: {alone:?}");
+                    let with_others = ["processors", "ranks", "link", "network", "hosts"].contains(&long);
+                    assert!(alone.is_none() || with_others, "{long}: {alone:?}");
                     // A conflict would waive what clap's `requires` demands.
                     for other in [&["--list"][..], &["--model", "tiny"], &["--tokens", "64"]] {
                         assert!(refused(&[&["mapl", "bench"], other].concat(), arg).is_some(), "{other:?} {long}");

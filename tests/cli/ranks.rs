@@ -117,15 +117,14 @@ fn losses_of_several_ranks_are_those_of_one_and_repeat_bit_for_bit() {
     };
     assert_eq!(parts("whole"), 1);
     // More ranks than rows of the last batch, in one micro-batch each; one rank resumes what several saved.
-    let short = "--max-steps 5 --save-steps 4 --seed 3";
+    let short = "--max-steps 5 --save-steps 4";
     on_ranks(&bench, 5, &train("reward", "five", short)).ok();
-    bench.run(&train("reward", "alone", short)).ok();
-    assert_close(&bench, "alone", "five");
+    assert_close(&bench, "reward1", "five");
     assert_eq!(parts("five"), 5);
     let resumed = train("reward", "resumed", short);
     bench.run(&format!("{resumed} --resume-from-checkpoint five/checkpoint-4")).ok();
     let last = |run: &str| bench.metrics(run, "train").last().unwrap()["loss"].as_f64().unwrap();
-    assert!((last("resumed") - last("alone")).abs() <= 1e-6);
+    assert!((last("resumed") - last("reward1")).abs() <= 1e-6);
 }
 
 #[test]
@@ -346,7 +345,7 @@ fn a_killed_rank_ends_all_with_one_message_and_the_run_resumes_bit_for_bit() {
     }
     write_few(&bench);
     // In full: 20 moments of one long run, each resumed from the last one's checkpoint.
-    let (kills, steps) = if full() { (20, 120) } else { (2, 8) };
+    let (kills, steps) = if full() { (20, 80) } else { (2, 8) };
     let run = |name: &str| {
         train("reward", name, &format!("--max-steps {steps} --save-steps 2")).replace("--eval-steps 3", "")
     };

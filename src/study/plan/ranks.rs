@@ -25,6 +25,7 @@ use serde::Serialize;
 use super::StepPlan;
 use crate::model::config::ModelConfig;
 use crate::model::layout::Layout;
+use crate::terminal::counted;
 use crate::{Error, Result};
 
 /// Seconds of a collective before its first byte, of a step within a host, and of a step between hosts.
@@ -82,6 +83,8 @@ pub(crate) struct CollectiveTime {
     /// Bytes that each GPU sends.
     pub sent_bytes: u64,
     pub seconds: f64,
+    /// Seconds in which a GPU waits for it and does nothing else; the others pass under work.
+    pub exposed_seconds: f64,
 }
 
 /// A step of one choice.
@@ -257,18 +260,35 @@ impl Timeline {
                 found.seconds += seconds;
             }
             None => {
-                self.found.push(CollectiveTime { collective: name, calls: 1, bytes, sent_bytes: sent, seconds });
+                let collective = CollectiveTime {
+                    collective: name,
+                    calls: 1,
+                    bytes,
+                    sent_bytes: sent,
+                    seconds,
+                    exposed_seconds: 0.0,
+                };
+                self.found.push(collective);
             }
         }
         self.collectives_end
     }
 
-    fn wait(&mut self, until: f64) {
-        self.compute = self.compute.max(until);
+    /// Work waits for the end of a collective.
+    fn wait(&mut self, name: &'static str, end: f64) {
+        if let Some(found) = self.found.iter_mut().find(|found| found.collective == name) {
+            found.exposed_seconds += (end - self.compute).max(0.0);
+        }
+        self.compute = self.compute.max(end);
     }
 
-    fn end(mut self, sharding: Sharding) -> SharedStep {
-        self.wait(self.collectives_end);
+    /// Work waits for a collective behind it.
+    fn now(&mut self, name: &'static str, kind: Kind, bytes: u64) {
+        let end = self.collective(name, kind, bytes);
+        self.wait(name, end);
+    }
+
+    fn end(self, sharding: Sharding) -> SharedStep {
         SharedStep {
             sharding,
             collective_seconds: self.found.iter().map(|found| found.seconds).sum(),
@@ -296,16 +316,13 @@ fn step_of_whole_weights(sharding: Sharding, units: Units, work: Work, mut time:
         time.collective(name, kind, GRADIENT * units.layer);
     }
     time.compute(work.embedding_backward);
-    let end = time.collective(name, kind, GRADIENT * units.embedding);
-    time.wait(end);
+    time.now(name, kind, GRADIENT * units.embedding);
     match sharding {
         Sharding::Whole => time.compute(work.update),
         _ => {
-            let norms = time.collective(NORMS, Kind::AllGather, GRADIENT * time.on.ranks as u64);
-            time.wait(norms);
+            time.now(NORMS, Kind::AllGather, GRADIENT * time.on.ranks as u64);
             time.compute(work.update / time.on.ranks as f64);
-            let weights = time.collective(GATHER, Kind::AllGather, WEIGHT * units.total());
-            time.wait(weights);
+            time.now(GATHER, Kind::AllGather, WEIGHT * units.total());
         }
     }
     time.end(sharding)
@@ -321,7 +338,7 @@ fn gathered_layers(time: &mut Timeline, units: Units, seconds: f64, mut behind: 
     }
     for layer in 0..units.layers {
         if let Some(end) = ready.pop_front() {
-            time.wait(end);
+            time.wait(GATHER, end);
         }
         time.compute(seconds);
         behind(time);
@@ -336,12 +353,10 @@ fn step_of_sharded_weights(units: Units, work: Work, mut time: Timeline) -> Shar
     let scatter = "reduce-scatter of gradients";
     let ends = WEIGHT * (units.embedding + units.head);
     if work.frozen_layer > 0.0 {
-        let end = time.collective(GATHER, Kind::AllGather, ends);
-        time.wait(end);
+        time.now(GATHER, Kind::AllGather, ends);
         gathered_layers(&mut time, units, work.frozen_layer, |_| ());
     }
-    let end = time.collective(GATHER, Kind::AllGather, ends);
-    time.wait(end);
+    time.now(GATHER, Kind::AllGather, ends);
     gathered_layers(&mut time, units, work.forward_layer, |_| ());
     time.compute(work.ends);
     time.collective(scatter, Kind::ReduceScatter, GRADIENT * units.head);
@@ -349,10 +364,8 @@ fn step_of_sharded_weights(units: Units, work: Work, mut time: Timeline) -> Shar
         time.collective(scatter, Kind::ReduceScatter, GRADIENT * units.layer);
     });
     time.compute(work.embedding_backward);
-    let end = time.collective(scatter, Kind::ReduceScatter, GRADIENT * units.embedding);
-    time.wait(end);
-    let norms = time.collective(NORMS, Kind::AllGather, GRADIENT * time.on.ranks as u64);
-    time.wait(norms);
+    time.now(scatter, Kind::ReduceScatter, GRADIENT * units.embedding);
+    time.now(NORMS, Kind::AllGather, GRADIENT * time.on.ranks as u64);
     time.compute(work.update / time.on.ranks as f64);
     time.end(Sharding::ShardWeights)
 }
@@ -408,27 +421,28 @@ impl RanksPlan {
         let (on, fabric) = (self.on, self.fabric);
         let network = fabric.network.map_or(String::new(), |rate| format!(", network {:.1} GB/s", rate / 1e9));
         let mut out = format!(
-            "{} ranks on {} hosts, each GPU with the pairs above; link {:.1} GB/s{network} in one direction for each GPU\n\n",
-            on.ranks,
-            on.hosts,
+            "{} on {}, each GPU with the pairs above; link {:.1} GB/s{network} in one direction for each GPU\n\n",
+            counted(on.ranks as u64, "rank"),
+            counted(on.hosts as u64, "host"),
             fabric.link / 1e9
         );
         let _ = writeln!(
             out,
-            "{:<22} {:<28} {:>6} {:>9} {:>9} {:>9}",
-            "choice", "collective", "calls", "MB", "sent MB", "ms"
+            "{:<22} {:<28} {:>6} {:>9} {:>9} {:>9} {:>10}",
+            "choice", "collective", "calls", "MB", "sent MB", "ms", "waited ms"
         );
         for step in &self.steps {
             for found in &step.collectives {
                 let _ = writeln!(
                     out,
-                    "{:<22} {:<28} {:>6} {:>9.1} {:>9.1} {:>9.3}",
+                    "{:<22} {:<28} {:>6} {:>9.1} {:>9.1} {:>9.3} {:>10.3}",
                     step.sharding.name(),
                     found.collective,
                     found.calls,
                     found.bytes as f64 / 1e6,
                     found.sent_bytes as f64 / 1e6,
-                    1e3 * found.seconds
+                    1e3 * found.seconds,
+                    1e3 * found.exposed_seconds
                 );
             }
             let hidden = step.collective_seconds - step.exposed_seconds;
@@ -464,7 +478,8 @@ impl RanksPlan {
         }
         let _ = write!(
             out,
-            "\nWeak scaling, predicted: pairs per second over those of one GPU times the number of GPUs. A ring takes {:.1} us a \
+            "\nWeak scaling, predicted: pairs per second over those of one GPU times the number of GPUs; above 100 % because a shard's \
+             update is shorter. A ring takes {:.1} us a \
              call, {:.1} us a step within a host and {:.0} us between hosts, figures of NCCL's tuning model. Nothing of this \
              table was measured.",
             1e6 * CALL_SECONDS,

@@ -54,6 +54,9 @@ fn gradients_pass_under_the_backward_and_weights_under_nothing() {
     let gradients = of("reduce-scatter");
     // The head is the embedding.
     assert_eq!((gradients.calls, gradients.bytes, gradients.sent_bytes), (3, 500_000_000, 250_000_000));
+    // The last layer's gradient, except for the 0.5 ms of the embedding's backward, and the embedding's.
+    near(gradients.exposed_seconds, reduced - (backward + 0.5e-3));
+    near(plan.exposed_seconds, plan.collectives.iter().map(|found| found.exposed_seconds).sum());
     assert_eq!((of("of weights").calls, of("of weights").sent_bytes), (1, 125_000_000));
 }
 
