@@ -116,7 +116,7 @@ impl<B: Backend> AdamWState<B> {
         Self::of_part(backend, model, settings, (0..part.len(), part))
     }
 
-    /// Like [`AdamWState::new`] for a slice of the trained parameters, of which the model has all.
+    /// Like [`AdamWState::new`] for a slice of the trained parameters of a whole model.
     pub(crate) fn of_slice(
         backend: &B,
         model: &Model<B>,
