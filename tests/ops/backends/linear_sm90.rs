@@ -246,7 +246,8 @@ fn gated_gemm_matches_the_reference_and_separate_ops_bitwise() {
             if stored {
                 let separate = Separate(work);
                 if let Some(device) = emulator(Schedule::Rising, 4) {
-                    let fused = run_on(emulator(Schedule::Falling, 3).unwrap(), Hopper::Chosen, &separate.0);
+                    // One multiprocessor, so that a consumer has several tiles.
+                    let fused = run_on(emulator(Schedule::Falling, 1).unwrap(), Hopper::Chosen, &separate.0);
                     let parts = run_on(device, Hopper::Chosen, &separate);
                     compare::same_bits(&label, &fused, &parts);
                 }
