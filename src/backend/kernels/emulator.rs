@@ -94,6 +94,8 @@ pub enum Schedule {
     Falling,
     /// Random for every launch, from a seed.
     Random(u64),
+    /// Ascending, but the first warp of each block runs only if no other thread can.
+    Late,
 }
 
 /// The table of functions that kernel libraries connect to, and its bytes.
@@ -424,6 +426,7 @@ impl Emulator {
             Schedule::Rising => (launchers::Schedule::Rising, 0),
             Schedule::Falling => (launchers::Schedule::Falling, 0),
             Schedule::Random(seed) => (launchers::Schedule::Random, seed),
+            Schedule::Late => (launchers::Schedule::Late, 0),
         };
         let request = Request {
             kernel: kernel.c_name.as_ptr(),
