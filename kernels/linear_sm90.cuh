@@ -117,11 +117,12 @@ struct MatmulJob : Raster<H> {
         if (SPLITS && p.splits > 1) {
             int place = tile.row / H::ROWS * this->tiles_across() + tile.column / H::COLUMNS;
             semaphore = p.semaphores + 2 * place + (H::PING_PONG ? 0 : group);
+            // Earlier splits of this tile are in global memory. Only this thread accesses C, by TMA, so the
+            // others need not wait.
             if (thread == 0) {
                 wait_semaphore(semaphore, split);
                 fence_async_proxy_global();
             }
-            sync_named(1 + group, 128);  // earlier splits of this tile are in global memory
         }
         if (!SPLITS && p.bias != nullptr) {
             // Overwriting the bias row is safe: the previous tile's last batch ended with a barrier

@@ -87,6 +87,9 @@ KERNEL(32, test_box_misuse)(TensorMap map, int which) {
     if (which != 3) {
         init_mbarrier(full, 1);
     }
+    if (which != 13) {
+        fence_mbarrier_init();
+    }
     switch (which) {
         case 0:
             tma_load(box + 128, map, 0, 0, full);
@@ -131,6 +134,9 @@ KERNEL(32, test_box_misuse)(TensorMap map, int which) {
             break;
         case 12:
             tma_store(map, 30, 0, box);
+            break;
+        case 13:
+            tma_load(box, map, 0, 0, full);
             break;
     }
 }

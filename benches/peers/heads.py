@@ -29,18 +29,27 @@ def head_logits(c):
     return {"eager": eager, "compile": c.compile(eager), "trl logits": lazily("trl.trainer.utils", trl)}
 
 
+def trl_chunked(*more):
+    """TRL's head in chunks, with the chunk size of its trainers and the outputs that are asked for besides log-probs."""
+
+    def made(module):
+        asked = (1.0, 32768, None, 1.0, ("log_probs", *more))
+        return lambda a: module.ChunkedLogProbFunction.apply(a["x"], a["w"], None, a["t"], *asked)[0]
+
+    return lazily("trl.kernels.chunked_logprob", made)
+
+
 def head_chunks(c):
     """Log-probs of targets without stored logits, with a gradient per log-prob. The backward pass recomputes the logits."""
 
-    def trl(module):
-        # Chunk size and outputs that TRL's DPO loss passes.
-        more = (1.0, 32768, None, 1.0, ("log_probs",))
-        return lambda a: module.ChunkedLogProbFunction.apply(a["x"], a["w"], None, a["t"], *more)[0]
+    def scaled(module):
+        return lambda a: -module.LigerFusedLinearScaledCrossEntropyFunction.apply(a["x"], a["w"], a["t"])
 
     def cut(**more):
         return lambda module: lambda a: -module.linear_cross_entropy(a["x"], a["w"], a["t"], reduction="none", **more)
 
-    calls = {"trl chunked": lazily("trl.kernels.chunked_logprob", trl)}
+    # Liger's takes a GPU of Hopper or Blackwell; elsewhere its fallback in torch runs.
+    calls = {"trl chunked": trl_chunked(), "liger scaled": lazily("liger_kernel.ops.fused_linear_scaled_cross_entropy", scaled)}
     if c.low:
         # By default it skips gradient blocks with small probabilities.
         calls["cut-cross-entropy"] = lazily("cut_cross_entropy", cut())
@@ -138,8 +147,9 @@ REFERENCE = " with reference"
 @op("head_preference")
 def head_preference(c, s, _):
     """Head of DPO: log-probs of pairs' responses, the loss and all gradients. The reference's summed log-probs are given, as in
-    `mapl`'s op, or computed from the reference's hidden rows and head (`with reference`). Liger's loss cannot take given sums;
-    without a reference it uses zeros, which is the same work."""
+    `mapl`'s op, or computed from the reference's hidden rows and head (`with reference`). Liger's DPO loss cannot take given sums;
+    without a reference it uses zeros, which is the same work. Its scaled cross-entropy becomes a DPO head by one sum per response.
+    TRL's trainer asks the policy's head for three statistics of each token too (`trl chunked metrics`)."""
     f, beta = c.torch.nn.functional, 0.1
     response = max(1, min(256, s["rows"] // 8))
     pairs = s["rows"] // (2 * response)
@@ -164,7 +174,7 @@ def head_preference(c, s, _):
             base = a["base"]
             if reference:
                 with c.torch.no_grad():
-                    base = sums(head({"x": a["rx"], "w": a["rw"], "t": a["t"]}))
+                    base = sums(reference({"x": a["rx"], "w": a["rw"], "t": a["t"]}))
             return c.torch.autograd.grad(loss(sums(head(a)), base), (a["x"], a["w"]))
 
         return run
@@ -182,10 +192,13 @@ def head_preference(c, s, _):
 
         return made
 
-    heads = {name: head for name, head in (head_logits(c) | head_chunks(c)).items() if name == "eager" or name.startswith("trl")}
+    heads = {name: head for name, head in (head_logits(c) | head_chunks(c)).items() if name.startswith(("eager", "trl", "liger scaled"))}
+    heads["trl chunked metrics"] = trl_chunked("entropy", "mean_logits", "is_top1")
     calls = {}
     for name, head in heads.items():
-        calls |= {name + REFERENCE * with_it: pair_loss(head, with_it) for with_it in (False, True)}
+        # The reference's head gives log-probs only.
+        reference = heads["trl chunked"] if name == "trl chunked metrics" else head
+        calls |= {name: pair_loss(head, None), name + REFERENCE: pair_loss(head, reference)}
     if c.low:
         calls |= {"liger dpo" + REFERENCE * with_it: lazily("liger_kernel.chunked_loss", liger(with_it)) for with_it in (False, True)}
     known = {}
@@ -199,7 +212,7 @@ def head_preference(c, s, _):
             if not known:
                 known["lse"], known["own"] = scores(a, a["x"], a["w"].detach())
                 known["base"] = scores(a, a["rx"], a["rw"])[1]
-            base = known["base"] if name.endswith(REFERENCE) else c.torch.zeros_like(known["own"]) if "liger" in name else a["base"].double()
+            base = known["base"] if name.endswith(REFERENCE) else c.torch.zeros_like(known["own"]) if name.startswith("liger dpo") else a["base"].double()
             gap = (known["own"] - base).unflatten(0, (2, -1))
             slope = beta * c.torch.sigmoid(-beta * (gap[0] - gap[1])) / pairs
             return gradients_close(c, a, known["lse"], c.torch.cat([-slope, slope]).repeat_interleave(response), grads)

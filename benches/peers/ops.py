@@ -13,9 +13,10 @@ import os
 import sys
 import time
 
-import heads  # noqa: F401  (registers its contenders)
-from contenders import OPS, backward_only, lazily, op, rows_of
-from timing import Absent, Channel, Context, CaptureFailed, Watched, ask, blank, measure
+import attention  # noqa: F401  (registers its contenders)
+import heads  # noqa: F401  (likewise)
+from contenders import OPS, op, rows_of
+from timing import Channel, Context, CaptureFailed, Watched, ask, blank, measure
 
 
 @op("linear_fwd")
@@ -135,119 +136,6 @@ def embedding_fwd(c, s, _):
         return {"i": c.torch.randint(0, v, (t,), device=c.device), "w": c.normal(v, h)}
 
     return operands, {"eager": lambda a: f.embedding(a["i"], a["w"])}, lambda a, y: c.close(y, a["w"][a["i"]])
-
-
-def flex(c, s, length, prompt):
-    """FlexAttention with the mask of a causal sequence, or of a prompt with two responses. Compiled on a GPU, where its kernels are."""
-
-    def make(module):
-        def sees(batch, head, q, k):
-            if prompt is None:
-                return q >= k
-            response = (length - prompt) // 2
-            # The segment of a response: 0 for the first, 1 for the second.
-            other = (q >= prompt) & (k >= prompt) & ((q - prompt) // response != (k - prompt) // response)
-            return (q >= k) & ~other
-
-        mask = module.create_block_mask(sees, None, None, length, length, device=c.device)
-        attention = c.torch.compile(module.flex_attention, dynamic=False) if c.device == "cuda" else module.flex_attention
-        gqa = {"enable_gqa": s["heads"] != s["kv_heads"]}
-        # On the CPU it refuses inputs that require a gradient.
-        inputs = (lambda a: [a[n].detach() for n in "qkv"]) if c.device == "cpu" else (lambda a: [a[n] for n in "qkv"])
-        return lambda a: attention(*inputs(a), block_mask=mask, **gqa)
-
-    return lazily("torch.nn.attention.flex_attention", make)
-
-
-def causal(c, s):
-    """Operands and calls of attention, of shape (trees, heads, length, head_dim): causal rows, or trees of a prompt with two responses
-    in the order of the batch. SDPA and flash-attn have no mask of trees."""
-    f = c.torch.nn.functional
-    prompt = s.get("prompt")
-    length = s["length"] if prompt is None else prompt + 2 * s["response"]
-    shape = (s["tokens"] // length, s["heads"], length, s["head_dim"])
-    keys = (shape[0], s["kv_heads"], length, s["head_dim"])
-
-    def operands():
-        return {n: c.normal(*of).requires_grad_(True) for n, of in (("q", shape), ("k", keys), ("v", keys))} | {"do": c.normal(*shape)}
-
-    def sdpa(a):
-        return f.scaled_dot_product_attention(a["q"], a["k"], a["v"], is_causal=True, enable_gqa=shape[1] != keys[1])
-
-    def expected(a):
-        """Queries, keys, values and probabilities of the last tree and key head, in float64."""
-        group = shape[1] // keys[1]
-        q, k, v = (a["q"][-1, -group:].double(), a["k"][-1, -1:].double(), a["v"][-1, -1:].double())
-        scores = q @ k.transpose(-1, -2) / math.sqrt(s["head_dim"])
-        mask = c.torch.ones(length, length, dtype=c.torch.bool, device=c.device).tril()
-        if prompt is not None:
-            mask[prompt + s["response"] :, prompt : prompt + s["response"]] = False
-        return q, k, v, scores.masked_fill(~mask, -math.inf).softmax(-1)
-
-    calls = {"flex-attention": flex(c, s, length, prompt)}
-    if c.low:
-        # Range masks that cover trees; its calls differ between versions, and none was at hand to write them for.
-        calls["magi-attention"] = lazily("magi_attention", no_call)
-    if prompt is not None:
-        return operands, calls, expected
-    calls["sdpa"] = sdpa
-    if c.device == "cuda":
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
-        def cudnn(a):
-            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-                return sdpa(a)
-
-        calls["sdpa cudnn"] = cudnn
-    if c.low:
-
-        def flash(module):
-            def run(a):
-                q, k, v = (a[n].transpose(1, 2) for n in "qkv")
-                return module.flash_attn_func(q, k, v, causal=True).transpose(1, 2)
-
-            return run
-
-        calls["flash-attn"] = lazily("flash_attn", flash)
-        # FlashAttention-3, by its own package.
-        calls["flash-attn-3"] = lazily("flash_attn_interface", flash)
-    return operands, calls, expected
-
-
-def no_backward(_):
-    raise Absent("FlexAttention has no backward on the CPU")
-
-
-def no_call(_):
-    raise RuntimeError("installed, but this script has no call of it")
-
-
-@op("attention_fwd")
-def attention_fwd(c, s, _):
-    operands, calls, expected = causal(c, s)
-
-    def check(a, o):
-        _, _, v, p = expected(a)
-        return c.close(o[-1, -p.shape[0] :], p @ v)
-
-    return operands, c.without_grad(calls), check
-
-
-@op("attention_bwd")
-def attention_bwd(c, s, _):
-    operands, calls, expected = causal(c, s)
-    if c.device == "cpu":
-        calls["flex-attention"] = no_backward
-
-    def check(a, grads):
-        q, k, v, p = expected(a)
-        do = a["do"][-1, -p.shape[0] :].double()
-        dp = do @ v.transpose(-1, -2)
-        ds = p * (dp - (p * dp).sum(-1, keepdim=True)) / math.sqrt(s["head_dim"])
-        dv = (p.transpose(-1, -2) @ do).sum(0)
-        return max(c.close(grads[0][-1, -p.shape[0] :], ds @ k), c.close(grads[2][-1, -1], dv))
-
-    return operands, {name: backward_only(c, name, call, "qkv", "do") for name, call in calls.items()}, check
 
 
 @op("adamw")

@@ -36,17 +36,24 @@ class Rows:
             key = (row["dtype"], row["op"], row["model"], row["layer"], row["shape"])
             self.calls.setdefault(key, {})[row["variant"]] = row
 
-    def ratios(self, op, peer, models=None):
+    def ratios(self, op, peer, models=None, shape=""):
         """Best peer's time over ours, for every layer call with both. `peer` selects variants. `models` selects models; the default
-        is all except square GEMMs."""
+        is all except square GEMMs. `shape` is the start of the shape."""
         found = {}
         for key, variants in self.calls.items():
-            asked = key[2] in models if models else key[2] != "square" and key[3] != "logits"
+            asked = (key[2] in models if models else key[2] != "square" and key[3] != "logits") and key[4].startswith(shape)
             own = variants.get("mapl") if asked else None
             others = [float(row["median_us"]) for name, row in variants.items() if name != "mapl" and peer(name)]
             if re.fullmatch(op, key[1]) and own and others:
                 found[key] = min(others) / float(own["median_us"])
         return found
+
+    def trees(self, peer):
+        """Best peer's time over ours of attention over trees of 512 to 4,096 tokens."""
+        found = self.ratios("attention_(fwd|bwd)", peer, shape="tokens")
+        sizes = {key: dict(part.split("=") for part in key[4].split()) for key in found}
+        lengths = {key: int(s["prompt"]) + 2 * int(s["response"]) for key, s in sizes.items() if "prompt" in s}
+        return {key: found[key] for key, length in lengths.items() if 512 <= length <= 4096}
 
     def heads(self):
         """By (dtype, model, rows): calls of the head and of its bare GEMMs, by op."""
@@ -77,6 +84,17 @@ class Rows:
                 found[key] = theirs / sum(ours)
         return found
 
+    def peaks(self, op, peer, shape):
+        """Least peak memory of the peers over ours, of steps of a shape."""
+        found = {}
+        for key, variants in self.calls.items():
+            if key[1] == op and key[4].startswith(shape) and "mapl" in variants:
+                ours = peak(variants["mapl"])
+                theirs = [peak(row) for name, row in variants.items() if peer(name) and peak(row)]
+                if ours and theirs:
+                    found[key] = min(theirs) / ours
+        return found
+
     def shares(self, op):
         """Shares of the ceiling measured in the same run."""
         return {
@@ -84,6 +102,12 @@ class Rows:
             for key, variants in self.calls.items()
             if re.fullmatch(op, key[1]) and "mapl" in variants and variants["mapl"]["share"]
         }
+
+
+def peak(row):
+    """Peak memory of a step in MiB, which steps.py notes; None without it."""
+    found = re.search(r"peak (\d+) MiB", row["note"])
+    return int(found[1]) if found else None
 
 
 def best(variants, wanted):
@@ -98,7 +122,16 @@ def lines(rows):
     product = "linear_(fwd|bwd_input|bwd_weight)"
     blas = lambda name: name.startswith("cuBLASLt")  # noqa: E731
     torch = lambda name: name.startswith("torch")  # noqa: E731
+    flex = lambda name: name.endswith("flex-attention")  # noqa: E731
     anyone = lambda name: True  # noqa: E731
+    trl = lambda name: name.startswith("trl")  # noqa: E731
+    # Rows of steps.py have no version in their names.
+    same = lambda name: trl(name) and not name.endswith("once")  # noqa: E731
+    once = lambda name: trl(name) and name.endswith("once")  # noqa: E731
+    # TRL 1.15 and later stores no logits.
+    chunks = lambda name: trl(name) and "chunked" in name  # noqa: E731
+    scaled = lambda name: name.startswith("liger") and "scaled" in name  # noqa: E731
+    liger_dpo = lambda name: name.startswith("liger") and "dpo" in name  # noqa: E731
     fused = lambda name: not torch(name) and not name.endswith(" logits")  # noqa: E731
     return [
         ("G-GEMM-1 square GEMMs over cuBLASLt", rows.ratios(product, blas, ["square"]), 1.0, min),
@@ -110,20 +143,27 @@ def lines(rows):
         ("G-HEAD-1 bare logits over the head forward, hidden 896", rows.bare("head_logprob_fwd", passes[:1], narrow), 1.0, min),
         ("G-HEAD-2 three bare GEMMs over head, loss and gradients, hidden 4096", rows.bare("head_preference", passes, wide), 1 / 1.08, min),
         ("G-HEAD-2 three bare GEMMs over head, loss and gradients, hidden 896", rows.bare("head_preference", passes, narrow), 1 / 1.15, min),
-        ("G-HEAD-4 DPO head with reference over TRL's best", rows.preference(lambda name: name.startswith("trl")), 2.5, min),
-        ("G-HEAD-4 DPO head with reference over Liger's fused DPO", rows.preference(lambda name: name.startswith("liger")), 5.0, min),
+        ("G-HEAD-4 DPO head with reference over TRL's chunks", rows.preference(chunks), 1.7, min),
+        ("G-HEAD-4 DPO head with reference over Liger's scaled cross-entropy", rows.preference(scaled), 1.3, min),
+        ("DPO head with reference over Liger's fused DPO", rows.preference(liger_dpo), 5.0, min),
         ("log-prob head forward over the best peer", rows.ratios("head_logprob_fwd", anyone), 1.0, statistics.geometric_mean),
         ("log-prob head backward over torch", rows.ratios("head_logprob_bwd", torch), 1.0, statistics.geometric_mean),
         ("log-prob head backward over fused heads", rows.ratios("head_logprob_bwd", fused), 1.0, statistics.geometric_mean),
         ("attention forward over the best peer", rows.ratios("attention_fwd", anyone), 1.0, statistics.geometric_mean),
-        ("attention backward over the best peer", rows.ratios("attention_bwd", anyone), 1.0, statistics.geometric_mean),
+        ("attention backward over the best peer", rows.ratios("attention_bwd", anyone), 0.95, statistics.geometric_mean),
+        ("attention over trees, over FlexAttention by Triton", rows.trees(flex), 2.0, min),
+        ("attention over trees, over the best peer", rows.trees(anyone), 1.0, min),
         ("row-wise ops over torch", rows.ratios("(norm|rope|glu|embedding).*", torch), 2.0, statistics.geometric_mean),
         ("G-OPT-1 AdamW, share of the memory ceiling", rows.shares("adamw"), 0.9, statistics.median),
         ("AdamW over torch fused", rows.ratios("adamw", torch), 1.0, statistics.geometric_mean),
-        ("G-STEP-1 DPO step over TRL's best", rows.ratios("dpo_step", lambda name: name.startswith("trl")), 2.0, min),
-        ("G-STEP-1 DPO step over Liger's fused DPO", rows.ratios("dpo_step", lambda name: name.startswith("liger")), 5.0, min),
+        ("G-STEP-1 DPO step of pairs over TRL's best", rows.ratios("dpo_step", trl, shape="pairs"), 2.0, min),
+        ("G-STEP-1 DPO step of MAPL quads over TRL with the same comparisons", rows.ratios("dpo_step", same, shape="quads"), 2.5, min),
+        ("G-STEP-1 DPO step of MAPL quads over TRL with each sequence once", rows.ratios("dpo_step", once, shape="quads"), 2.5, min),
+        ("G-STEP-1 DPO step over Liger's fused DPO", rows.ratios("dpo_step", liger_dpo), 5.0, min),
+        ("G-STEP-4 peak memory of TRL's leanest over ours, DPO of pairs", rows.peaks("dpo_step", trl, "pairs"), 2.0, min),
+        ("G-STEP-4 peak memory of TRL's leanest over ours, DPO of MAPL quads", rows.peaks("dpo_step", trl, "quads"), 2.0, min),
         ("G-STEP-2 DPO step over the torch loop", rows.ratios("dpo_step", torch), 1.6, min),
-        ("reward step over TRL's best", rows.ratios("reward_step", lambda name: name.startswith("trl")), 1.5, min),
+        ("reward step over TRL's best", rows.ratios("reward_step", trl), 1.5, min),
         ("reward step over the torch loop", rows.ratios("reward_step", torch), 1.25, min),
     ]
 

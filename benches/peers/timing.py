@@ -31,6 +31,7 @@ PACKAGES = {
     "quack": "quack-kernels",
     "flash-attn": "flash-attn",
     "flash-attn-3": "flash_attn_3",
+    "flash-attn-4": "flash-attn-4",
     "magi-attention": "magi_attention",
 }
 

@@ -15,6 +15,10 @@ struct Fiber;
 /// overwriting them shows.
 struct Mbarrier {
     bool live = false;
+    /// Initialised without a fence_mbarrier_init() since.
+    bool unfenced = false;
+    /// Number of the initialising thread in its block.
+    unsigned initialiser = 0;
     /// Completed phases; the lowest bit is the parity of the current phase.
     uint64_t generation = 0;
     int arrivals = 0, pending = 0;

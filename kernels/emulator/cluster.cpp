@@ -1,12 +1,14 @@
 // Clusters, setmaxnreg, and the checks when threads and blocks return.
+#include <algorithm>
+
 #include "scheduler.h"
 
 namespace emulator {
 
 namespace {
 
-/// Registers that setmaxnreg can distribute to the threads of a block.
-constexpr unsigned REGISTERS = 64512;
+/// Registers that setmaxnreg can distribute to the threads of a block, and the most that a thread has.
+constexpr unsigned REGISTERS = 64512, MOST_OF_THREAD = 255;
 
 Cluster& cluster_of(const Fiber& f) {
     return launch().clusters[f.block->cluster];
@@ -17,6 +19,43 @@ void complete(Cluster& cluster) {
         cluster.arrived = 0;
         cluster.generation += 1;
     }
+}
+
+/// Registers that a thread of the block has at the start of a kernel.
+unsigned at_start(const Block& b) {
+    return std::min(REGISTERS / b.threads, MOST_OF_THREAD) / 8 * 8;
+}
+
+/// setmaxnreg of a warp, by its first lane. Registers move as soon as a warp releases them; a warp that
+/// asks for more than are free waits.
+void move_registers(const Fiber& f, int registers, bool increase) {
+    Block& b = *f.block;
+    Warp& warp = *f.warp;
+    if (warp.registers != 0 && (increase ? registers < warp.registers : registers > warp.registers)) {
+        fail("setmaxnreg.%s from %d to %d registers", increase ? "inc" : "dec", warp.registers, registers);
+    }
+    warp.registers = registers;
+    warp.register_calls += 1;
+    unsigned sum = 0;
+    for (size_t w = 0; w < b.warps.size(); ++w) {
+        sum += 32 * unsigned(b.warps[w].registers);
+    }
+    if (sum > REGISTERS) {
+        fail("setmaxnreg: the block's warps ask for %u registers; there are %u", sum, REGISTERS);
+    }
+    auto taken = [&b] {
+        unsigned all = 0;
+        for (const Warp& w : b.warps) {
+            all += 32 * (w.held != 0 ? w.held : at_start(b));
+        }
+        return all;
+    };
+    unsigned before = warp.held != 0 ? warp.held : at_start(b);
+    while (unsigned(registers) > before && taken() + 32 * (unsigned(registers) - before) > REGISTERS) {
+        wait_change("setmaxnreg.inc", &b.registers_released, b.registers_released);
+    }
+    warp.held = unsigned(registers);
+    b.registers_released += 1;
 }
 
 }  // namespace
@@ -60,23 +99,10 @@ void set_registers(int registers, bool increase) {
     if (lanes[0] != signed_registers) {
         fail("setmaxnreg differs between lanes of a warp");
     }
-    if (lane() != 0) {
-        return;
+    if (lane() == 0) {
+        move_registers(f, registers, increase);
     }
-    Block& b = *f.block;
-    Warp& warp = *f.warp;
-    if (warp.registers != 0 && (increase ? registers < warp.registers : registers > warp.registers)) {
-        fail("setmaxnreg.%s from %d to %d registers", increase ? "inc" : "dec", warp.registers, registers);
-    }
-    warp.registers = registers;
-    warp.register_calls += 1;
-    unsigned sum = 0;
-    for (size_t w = 0; w < b.warps.size(); ++w) {
-        sum += 32 * unsigned(b.warps[w].registers);
-    }
-    if (sum > REGISTERS) {
-        fail("setmaxnreg: the block's warps ask for %u registers; there are %u", sum, REGISTERS);
-    }
+    exchange("setmaxnreg", signed_registers);  // no lane continues before its warp has the registers
 }
 
 AsyncState& async_state() {

@@ -100,7 +100,7 @@ void wait_until(const char* what, Ready ready) {
     }
 }
 
-/// Whether an asynchronous operation takes effect now: always in the rising schedule, never in the
+/// Whether an asynchronous operation takes effect now: always in the rising and late schedules, never in the
 /// falling one, for half of all calls in the random one.
 bool deliver_now();
 
@@ -165,6 +165,8 @@ void cp_async_wait(int pending);
 /// mbarrier objects, 8 bytes of shared memory each. `rank` is the block in the cluster, or -1 for
 /// the own block; `bytes` is the expect_tx count of the arrival.
 void init_mbarrier(void* barrier, int arrivals);
+/// Makes the thread's init_mbarrier visible to other blocks and to TMA loads.
+void fence_mbarrier_init();
 void invalidate_mbarrier(void* barrier);
 void arrive_mbarrier(void* barrier, int rank, int bytes);
 /// Waits until the phase of this parity (0 for the first) is complete.

@@ -35,6 +35,7 @@
     F(void, cp_async_commit, (), ())                                                                       \
     F(void, cp_async_wait, (int pending), (pending))                                                       \
     F(void, init_mbarrier, (void* barrier, int arrivals), (barrier, arrivals))                             \
+    F(void, fence_mbarrier_init, (), ())                                                                   \
     F(void, invalidate_mbarrier, (void* barrier), (barrier))                                               \
     F(void, arrive_mbarrier, (void* barrier, int rank, int bytes), (barrier, rank, bytes))                 \
     F(void, wait_mbarrier, (void* barrier, int parity), (barrier, parity))                                 \

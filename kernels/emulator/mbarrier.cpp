@@ -48,6 +48,15 @@ Mbarrier& get(const char* what, Block& b, size_t offset) {
     return *m;
 }
 
+/// Aborts the launch if other blocks and the async proxy may not see the mbarrier yet.
+void require_fenced(const char* what, const Mbarrier& m, size_t offset) {
+    if (m.unfenced) {
+        fail("%s on the mbarrier at %zu of the shared window, which thread %u initialised without a "
+             "fence_mbarrier_init() since",
+             what, offset, m.initialiser);
+    }
+}
+
 /// Completes the phase if nothing is missing, and updates the word in shared memory.
 void complete_phase(Block& b, size_t offset, Mbarrier& m) {
     if (m.pending == 0 && m.bytes == 0) {
@@ -71,9 +80,18 @@ void init_mbarrier(void* barrier, int arrivals) {
     // Even, and different from any generation that a thread may still wait on from an earlier use.
     m.generation = (m.generation + 3) & ~1ull;
     m.live = true;
+    m.unfenced = true;
+    m.initialiser = fiber().index;
     m.arrivals = m.pending = arrivals;
     m.bytes = 0;
     write_word(block(), offset, m.word());
+}
+
+void fence_mbarrier_init() {
+    for (auto& entry : block().mbarriers) {
+        Mbarrier& m = entry.second;
+        m.unfenced = m.unfenced && m.initialiser != fiber().index;
+    }
 }
 
 void invalidate_mbarrier(void* barrier) {
@@ -89,6 +107,9 @@ void arrive_mbarrier(void* barrier, int rank, int bytes) {
     size_t offset = barrier_offset(what, barrier);
     Block& b = rank < 0 ? block() : peer(what, unsigned(rank));
     Mbarrier& m = get(what, b, offset);
+    if (rank >= 0) {
+        require_fenced(what, m, offset);
+    }
     if (bytes < 0 || m.bytes + bytes > LIMIT) {
         fail("%s of %d bytes; at most %d can be pending", what, bytes, LIMIT);
     }
@@ -116,7 +137,7 @@ void wait_mbarrier(void* barrier, int parity) {
 }
 
 void check_mbarrier(const char* what, Block& target, size_t offset) {
-    get(what, target, offset);
+    require_fenced(what, get(what, target, offset), offset);
 }
 
 void complete_bytes(const Fiber& issuer, Block& target, size_t offset, int bytes) {

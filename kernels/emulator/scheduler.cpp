@@ -347,7 +347,9 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
     // between a read and a later write shows only if the reader is as late as barriers allow.
     constexpr unsigned NONE = ~0u;
     stalled = NONE;
+    first_stalled = false;
     live = total;
+    bool late = false;
     while (live > 0 && error.empty()) {
         if (schedule == Schedule::RANDOM) {
             for (unsigned i = total; i > 1; --i) {
@@ -359,12 +361,17 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
         }
         while (schedule == Schedule::RANDOM && (random.next() & 1) != 0 && deliver_load()) {
         }
+        // After a round without progress the first warps run once.
+        first_stalled = schedule == Schedule::LATE && !late;
+        late = false;
         moved = false;
         at = 0;
         while (Fiber* f = next()) {
             resume(*f);
         }
-        if (!moved && stalled != NONE) {
+        if (!moved && first_stalled) {
+            late = true;
+        } else if (!moved && stalled != NONE) {
             stalled = NONE;
         } else if (!moved && error.empty() && !deliver_load()) {
             error = deadlock(*this);
@@ -451,6 +458,7 @@ int lane() {
 bool deliver_now() {
     switch (fiber().launch->schedule) {
         case Schedule::RISING:
+        case Schedule::LATE:
             return true;
         case Schedule::FALLING:
             return false;

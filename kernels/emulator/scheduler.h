@@ -2,8 +2,9 @@
 //
 //   until all fibers have returned or one has failed:
 //     random schedule: shuffle the fibers, maybe stall one warp, maybe deliver TMA loads
+//     late schedule: stall the first warp of each block
 //     resume each fiber that is ready; it runs until it waits
-//     if none made progress: release the stalled warp, else deliver a TMA load, else report a deadlock
+//     if none made progress: release the stalled warps, else deliver a TMA load, else report a deadlock
 #pragma once
 
 #include <csetjmp>
@@ -36,8 +37,9 @@ constexpr size_t WINDOW_BYTES = 256 << 10;
 /// Bytes between two shared arrays; no access may touch them.
 constexpr size_t GAP = 64;
 
-/// Order of threads and blocks, and time at which asynchronous operations take effect.
-EXPORT enum class Schedule : int { RISING, FALLING, RANDOM };
+/// Order of threads and blocks, and time at which asynchronous operations take effect. LATE is RISING
+/// with the first warp of each block as late as barriers allow: it usually initialises what others use.
+EXPORT enum class Schedule : int { RISING, FALLING, RANDOM, LATE };
 
 /// SplitMix64 generator.
 struct Random {
@@ -124,6 +126,8 @@ struct Warp {
     /// Wgmmas issued; register count of setmaxnreg (0 before the first) and number of its calls.
     unsigned wgmmas = 0, register_calls = 0;
     int registers = 0;
+    /// Registers of each of its threads after setmaxnreg, 0 before.
+    unsigned held = 0;
     alignas(16) unsigned char slots[2][32 * EXCHANGE_BYTES];
     alignas(16) unsigned char results[2][RESULT_BYTES];
     /// Number of the last exchange with a computed result, counted from 1; 0 before the first.
@@ -149,6 +153,8 @@ struct Block {
     std::vector<Warp> warps;
     Barrier whole;
     Barrier named[16];
+    /// Number of setmaxnreg that have taken effect.
+    uint64_t registers_released = 0;
     /// Shared window: dynamic shared memory, then the shared arrays, separated by gaps.
     unsigned char* window = nullptr;
     /// mbarriers by offset in the window.
@@ -239,6 +245,8 @@ struct Launch {
     bool moved = false;
     /// Number of fibers that have not returned, and the warp that is stalled.
     unsigned live = 0, stalled = 0;
+    /// Whether the first warp of each block is stalled.
+    bool first_stalled = false;
 #if SWITCHES_STACKS
     void* scheduler = nullptr;
 #else
@@ -249,7 +257,7 @@ struct Launch {
     Fiber* next() {
         while (at < order.size() && error.empty()) {
             unsigned i = order[at++];
-            if (fibers[i].ready() && i / 32 != stalled) {
+            if (fibers[i].ready() && i / 32 != stalled && !(first_stalled && fibers[i].index < 32)) {
                 return &fibers[i];
             }
         }

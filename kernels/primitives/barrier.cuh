@@ -217,8 +217,11 @@ inline void wait_mbarrier_cluster(Mbarrier* barrier, int parity) {
 }
 
 // Fibers of one OS thread see memory in one order: fences are no-ops, and a missing fence goes
-// unnoticed. Proxy fences are checked on request (emulator/proxy.cpp).
-inline void fence_mbarrier_init() {}
+// unnoticed. Exceptions are the fence of initialised mbarriers, and proxy fences, which are checked on
+// request (emulator/proxy.cpp).
+inline void fence_mbarrier_init() {
+    emulator::fence_mbarrier_init();
+}
 
 #define fence_async_proxy() \
     emulator::fence_async_proxy([] { static const emulator::Site site{__FILE__, __LINE__}; return &site; }())

@@ -171,6 +171,12 @@ macro_rules! backend {
             fn read_act(&self, from: View<'_, Self::Act>, to: &mut [f64]) -> Result<()>;
             /// Copies to the host, exactly. Waits for the ops that produce the values.
             fn read_acc(&self, from: View<'_, Self::Acc>, to: &mut [f64]) -> Result<()>;
+            /// Enqueues the copy of a view to another buffer. Both have one length.
+            fn copy_act(&self, from: View<'_, Self::Act>, to: ViewMut<'_, Self::Act>) -> Result<()>;
+            /// Enqueues the copy of a view to another buffer. Both have one length.
+            fn copy_acc(&self, from: View<'_, Self::Acc>, to: ViewMut<'_, Self::Acc>) -> Result<()>;
+            /// Enqueues zeroing a view.
+            fn clear_acc(&self, to: ViewMut<'_, Self::Acc>) -> Result<()>;
 
             /// Allocates a staging buffer for a batch of `indices` indices and `numbers` numbers.
             fn upload_buffer(&self, indices: usize, numbers: usize) -> Result<Self::UploadBuffer>;

@@ -7,6 +7,7 @@ use crate::model::lora::MAX_RANK;
 use crate::model::presets;
 use crate::perf::data_sheets::data_sheet;
 use crate::study::plan::decode::DecodePlan;
+use crate::study::plan::memory::RankMemory;
 use crate::study::plan::ranks::{Fabric, Ranks, RanksPlan};
 use crate::study::plan::{GpuRates, PlanOptions, StepPlan, Workload};
 use crate::terminal::{emit, emit_exactly};
@@ -63,9 +64,13 @@ pub struct StepPlanArgs {
     /// Predict attention, norms and bias gradients by the kernels that the committed step was recorded with
     #[arg(long, requires = "plan", conflicts_with = "decode", alias = "recorded-attention")]
     recorded_kernels: bool,
-    /// Also predict the step on this number of GPUs, each with --pairs, and their weak scaling
-    #[arg(long, requires_all = ["plan", "link"], value_parser = super::generate::count, conflicts_with_all = ["decode", "lora_r"])]
+    /// Also print the memory of each of this number of GPUs, and with --link predict the step on them, each
+    /// with --pairs, and their weak scaling
+    #[arg(long, requires = "plan", value_parser = super::generate::count, conflicts_with_all = ["decode", "lora_r"])]
     ranks: Option<usize>,
+    /// Memory of a GPU, such as 80GB, to name the sharding that fits
+    #[arg(long, requires = "ranks", value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
     /// Rate between the GPUs of a host, for each GPU in one direction, such as 450GB/s
     #[arg(long, requires = "ranks", value_name = "RATE", value_parser = rate)]
     link: Option<f64>,
@@ -73,7 +78,7 @@ pub struct StepPlanArgs {
     #[arg(long, requires = "ranks", value_name = "RATE", value_parser = rate)]
     network: Option<f64>,
     /// Number of hosts of the ranks
-    #[arg(long, requires_all = ["ranks", "network"], default_value_t = 1, value_parser = super::generate::count)]
+    #[arg(long, requires_all = ["link", "network"], default_value_t = 1, value_parser = super::generate::count)]
     hosts: usize,
     /// Print JSON
     #[arg(long, requires = "plan")]
@@ -88,6 +93,16 @@ fn rate(text: &str) -> Result<f64, String> {
         Some(number * bytes).filter(|rate| rate.is_finite() && *rate > 0.0)
     });
     read.ok_or_else(|| "a number above 0 with its unit is needed, such as 450GB/s or 400Gbit/s".into())
+}
+
+/// Bytes of a text such as 80GB or 80GiB.
+fn size(text: &str) -> Result<u64, String> {
+    let units = [("GiB", (1_u64 << 30) as f64), ("GB", 1e9), ("MiB", (1_u64 << 20) as f64)];
+    let read = units.iter().find_map(|(unit, bytes)| {
+        let number: f64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+        Some(number * bytes).filter(|size| *size >= 1.0 && *size < 1e18)
+    });
+    read.map(|size| size as u64).ok_or_else(|| "a number above 0 with its unit is needed, such as 80GB or 80GiB".into())
 }
 
 impl StepPlanArgs {
@@ -123,11 +138,13 @@ impl StepPlanArgs {
             }
             _ => None,
         };
-        match (self.json, ranks) {
-            (true, ranks) => emit_exactly(&json_text(&WithRanks { plan: &plan, ranks })?),
-            (false, Some(ranks)) => emit(&format!("{}\n\n{}", plan.text(), ranks.text())),
-            (false, None) => emit(&plan.text()),
+        let memory = |ranks| RankMemory::new(&config, &workload, &card(self)?, ranks, self.memory);
+        let memory = self.ranks.map(memory).transpose()?;
+        if self.json {
+            return emit_exactly(&json_text(&WithRanks { plan: &plan, ranks, memory })?);
         }
+        let texts = [Some(plan.text()), ranks.map(|plan| plan.text()), memory.map(|memory| memory.text())];
+        emit(&texts.into_iter().flatten().collect::<Vec<_>>().join("\n\n"))
     }
 }
 
@@ -138,6 +155,8 @@ struct WithRanks<'p> {
     plan: &'p StepPlan,
     #[serde(skip_serializing_if = "Option::is_none")]
     ranks: Option<RanksPlan>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<RankMemory>,
 }
 
 fn json_text(plan: &impl serde::Serialize) -> Result<String> {

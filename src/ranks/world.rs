@@ -120,6 +120,12 @@ pub(crate) fn named_with_hosts(ranks: &[usize]) -> String {
     texts.join(", ")
 }
 
+/// Number of ranks on this rank's host, itself included.
+pub(crate) fn ranks_on_this_host() -> usize {
+    let own = host_of(collective().rank());
+    HOSTS.get().map_or(1, |hosts| hosts.iter().filter(|host| *host == own).count().max(1))
+}
+
 /// Hosts of the ranks, each once.
 pub(crate) fn hosts() -> Vec<&'static str> {
     let mut names: Vec<&str> = Vec::new();

@@ -6,6 +6,7 @@
 //! are the same as in a real run.
 
 pub mod decode;
+pub mod memory;
 mod pair;
 pub(crate) mod ranks;
 mod waves;

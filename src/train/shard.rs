@@ -67,7 +67,7 @@ impl<B: Backend> SliceNorms<B> {
     }
 }
 
-/// Updates this rank's slice and gathers the slices of all ranks.
+/// Updates this rank's slices, with the norm of all.
 pub(super) fn update<B: Backend>(
     on: Shared<'_, B>,
     (optimizer, norms): (&mut AdamWState<B>, &mut SliceNorms<B>),
@@ -77,9 +77,12 @@ pub(super) fn update<B: Backend>(
 ) -> Result<()> {
     let own = optimizer.slice();
     let known = KnownNorms { range: 0..own.len(), norms: norms.of(on, grads, &own)? };
-    optimizer.update(on.1, weights, (grads, Some(known)), learning_rate)?;
-    buffers::all_gather_act(on, weights, &slices(optimizer.parameters(), on.0.size()))?.settle(on.1)?;
-    Ok(())
+    optimizer.update(on.1, weights, (grads, Some(known)), learning_rate)
+}
+
+/// Gathers the slices of all ranks of `len` weights.
+pub(super) fn gather_weights<B: Backend>(on: Shared<'_, B>, weights: &mut B::Act, len: usize) -> Result<()> {
+    buffers::all_gather_act(on, weights, &slices(len, on.0.size()))?.settle(on.1).map(|_| ())
 }
 
 #[cfg(test)]

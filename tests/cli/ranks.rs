@@ -128,6 +128,38 @@ fn losses_of_several_ranks_are_those_of_one_and_repeat_bit_for_bit() {
 }
 
 #[test]
+fn sharded_weights_train_save_and_resume_like_one_rank() {
+    let bench = Bench::new();
+    if !has_mpi(&bench) {
+        return;
+    }
+    write_few(&bench);
+    let short = "--max-steps 5 --save-steps 3";
+    bench.run(&train("dpo", "one", short)).ok();
+    let sharded = format!("{short} --shard-weights");
+    let out = on_ranks(&bench, 3, &train("dpo", "three", &sharded)).ok().out;
+    assert!(out.contains("MiB with --shard-weights"), "{out}");
+    assert_close(&bench, "one", "three");
+    // The same ranks resume bit for bit.
+    let resume = "--resume-from-checkpoint three/checkpoint-3";
+    on_ranks(&bench, 3, &train("dpo", "again", &format!("{sharded} {resume}"))).ok();
+    assert!(bench.bytes("again/model.safetensors") == bench.bytes("three/model.safetensors"), "weights differ");
+    // One rank resumes from the parts of three, and two with sharded weights from one.
+    let last = |run: &str| bench.metrics(run, "train").last().unwrap()["loss"].as_f64().unwrap();
+    bench.run(&train("dpo", "alone", &format!("{short} {resume}"))).ok();
+    let from_one = format!("{sharded} --resume-from-checkpoint one/checkpoint-3");
+    on_ranks(&bench, 2, &train("dpo", "two", &from_one)).ok();
+    for run in ["alone", "two"] {
+        assert!((last(run) - last("one")).abs() <= 1e-6, "{run}: {} and {}", last(run), last("one"));
+    }
+    // A frozen base below adapters, whose log-probs are computed before training.
+    let adapters = "--max-steps 2 --use-peft --lora-r 2 --precompute-ref-log-probs --precompute-ref-batch-size 4";
+    bench.run(&train("dpo", "lora1", &format!("{adapters} --ref-cache-dir cache1"))).ok();
+    on_ranks(&bench, 2, &train("dpo", "lora2", &format!("{adapters} --ref-cache-dir cache2 --shard-weights"))).ok();
+    assert_close(&bench, "lora1", "lora2");
+}
+
+#[test]
 fn scores_texts_and_reference_log_probs_of_two_ranks_are_the_bytes_of_one() {
     let bench = Bench::new();
     if !has_mpi(&bench) {
@@ -211,6 +243,9 @@ fn ranks_that_cannot_work_together_are_refused_with_one_message() {
     bench
         .run(&train("dpo", "out", "--shard-optimizer on"))
         .fails(2, &["--shard-optimizer has no effect with one rank"]);
+    bench.run(&train("dpo", "out", "--shard-weights")).fails(2, &["--shard-weights has no effect with one rank"]);
+    on_ranks(&bench, 2, &train("dpo", "out", "--shard-weights --shard-optimizer off"))
+        .fails(2, &["--shard-weights with --shard-optimizer off: the optimiser state is where the weights are"]);
     bench
         .run(&train("dpo", "out", "--nccl-init fs:/tmp/id"))
         .fails(2, &["--nccl-init has no effect with one rank, or on CPUs"]);

@@ -39,9 +39,10 @@ def main():
     for name in ["mapl", "ops"]:
         shutil.copy2(found[name], FOLDER / name)
         subprocess.run(["strip", FOLDER / name], check=True)
-    for script in ["tests/gpu/run.py", "benches/peers/ops.py", "benches/peers/contenders.py", "benches/peers/heads.py",
-                   "benches/peers/timing.py", "benches/peers/steps.py", "benches/peers/summary.py"]:
-        shutil.copy2(ROOT / script, FOLDER)
+    # All but run.py, which alternates `mapl bench` with ops.py; the suite has a run.py of its own.
+    scripts = [path for path in sorted((ROOT / "benches/peers").glob("*.py")) if path.name != "run.py"]
+    for script in [ROOT / "tests/gpu/run.py", *scripts]:
+        shutil.copy2(script, FOLDER)
     source = {
         "commit": output("git", "rev-parse", "--short", "HEAD").strip(),
         "changed": bool(output("git", "status", "--porcelain").strip()),

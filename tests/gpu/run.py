@@ -7,7 +7,7 @@ Stages, in order
   new         the kernels for Hopper that no record has yet: their tests, then under compute-sanitizer
   step        a DPO step of the shape of Qwen2.5-0.5B by op, with the head whole and in chunks, beside the prediction
   attention   attention, then FlashAttention, cuDNN, FlexAttention (causal and trees) and MagiAttention at the same shapes
-  steps       DPO and reward steps of mapl, torch and TRL on pairs
+  steps       DPO and reward steps of mapl, torch and TRL on pairs, then on MAPL quads
   models      GEMMs and heads of Qwen2.5-1.5B and Llama-3.1-8B
   rows        row-wise ops, then torch's
   ops         every op against the f64 reference and every primitive against its tables, only on this device
@@ -299,13 +299,17 @@ class Suite:
 
     def steps(self):
         cuda = self.options.device == "cuda"
-        sizes = "--model qwen2.5-0.5b --pairs 16 --prompt 512 --response 256" if cuda else "--model tiny --pairs 1 --prompt 16 --response 8 --steps 2"
-        words = ["-B", HERE / "steps.py", "--mapl", HERE / "mapl", "--python", sys.executable, "--work", self.work / "steps",
-                 "--device", "cuda" if cuda else "cpu", *sizes.split(), "--rounds", "1", "--no-compile", "--patience", "60",
-                 "--limit", f"{max(1.0, self.left() - 10):.0f}", "--commit", self.commit(), "--output", self.out / "bench-steps.csv"]
-        code, text, seconds = self.call("bench-steps", [sys.executable, *words])
-        self.row("steps", "pairs", "ok" if code == 0 else "failed", f"{text.count(' pairs/s')} sides" if code == 0 else text.strip()[-300:], seconds)
-        self.row("steps", "MAPL quads", "skipped", "steps.py builds pairs only")
+        sizes = "--model qwen2.5-0.5b --pairs 16 --quads 8 --prompt 512 --instruction 64 --response 256" if cuda else (
+            "--model tiny --pairs 1 --quads 1 --prompt 16 --instruction 4 --response 8 --steps 2")
+        for units, share in {"pairs": 0.55, "quads": 1.0}.items():
+            words = ["-B", HERE / "steps.py", "--mapl", HERE / "mapl", "--python", sys.executable, "--work", self.work / "steps",
+                     "--device", "cuda" if cuda else "cpu", *sizes.split(), "--units", units, "--rounds", "1", "--no-compile", "--patience", "60",
+                     "--limit", f"{max(1.0, share * (self.left() - 10)):.0f}", "--commit", self.commit(), "--output", self.out / f"bench-steps-{units}.csv"]
+            code, text, seconds = self.call(f"bench-steps-{units}", [sys.executable, *words])
+            sides, others = text.count(f" {units}/s"), len(re.findall(r" (?:absent|skipped|failed): ", text))
+            fine = code == 0 and sides > 0
+            detail = f"{sides} sides, {others} with a reason why not" if fine else text.strip()[-300:]
+            self.row("steps", "MAPL quads" if units == "quads" else units, "ok" if fine else "failed", detail, seconds)
         files = sorted(self.out.glob("bench-*.csv"))
         code, text, seconds = self.call("bench-summary", [sys.executable, "-B", HERE / "summary.py", *files])
         self.row("steps", "summary", "ok" if code == 0 else "failed", f"{text.count('not reached')} goals not reached", seconds)

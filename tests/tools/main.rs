@@ -12,6 +12,7 @@ mod evaluation {
     mod measures;
     mod statistics;
 }
+mod fault_coverage;
 mod guard;
 mod hardware;
 mod imports;

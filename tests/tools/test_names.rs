@@ -5,7 +5,7 @@ use std::path::Path;
 
 use regex::Regex;
 
-fn read(path: &str) -> String {
+pub fn read(path: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     std::fs::read_to_string(root.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
 }

@@ -336,6 +336,16 @@ impl Device for Driver {
         unsafe { result::memset_d8_async(address, 0, bytes, self.stream) }.map_err(failed("cuMemsetD8Async"))
     }
 
+    fn copy(&self, from: &Memory, start: usize, to: &mut Memory, at: usize, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.make_current()?;
+        let (from, to) = (from.at(start, bytes), to.at(at, bytes));
+        // SAFETY: both ranges are inside their memories, which differ: one is borrowed exclusively.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(failed("cuMemcpyDtoDAsync"))
+    }
+
     fn put(&self, memory: &mut Memory, start: usize, word: u32) -> Result<()> {
         self.make_current()?;
         let address = memory.at(start, size_of::<u32>());

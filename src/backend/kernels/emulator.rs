@@ -94,6 +94,8 @@ pub enum Schedule {
     Falling,
     /// Random for every launch, from a seed.
     Random(u64),
+    /// Ascending, but the first warp of each block runs only if no other thread can.
+    Late,
 }
 
 /// The table of functions that kernel libraries connect to, and its bytes.
@@ -291,6 +293,18 @@ impl Device for Emulator {
         Ok(())
     }
 
+    fn copy(&self, from: &Memory, start: usize, to: &mut Memory, at: usize, bytes: usize) -> Result<()> {
+        self.not_recording("copy")?;
+        from.check(start, bytes);
+        to.check(at, bytes);
+        // SAFETY: both ranges are inside their allocations, which differ: one is borrowed exclusively.
+        unsafe {
+            let (from, to) = (from.start.as_ptr().cast::<u8>().add(start), to.start.as_ptr().cast::<u8>().add(at));
+            std::ptr::copy_nonoverlapping(from, to, bytes);
+        }
+        Ok(())
+    }
+
     fn put(&self, memory: &mut Memory, start: usize, word: u32) -> Result<()> {
         self.upload(memory, start, &word.to_ne_bytes())
     }
@@ -412,6 +426,7 @@ impl Emulator {
             Schedule::Rising => (launchers::Schedule::Rising, 0),
             Schedule::Falling => (launchers::Schedule::Falling, 0),
             Schedule::Random(seed) => (launchers::Schedule::Random, seed),
+            Schedule::Late => (launchers::Schedule::Late, 0),
         };
         let request = Request {
             kernel: kernel.c_name.as_ptr(),

@@ -321,7 +321,15 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     fn read_acc(&self, from: View<'_, Self::Acc>, to: &mut [f64]) -> Result<()> {
         self.download(from, to)
     }
-
+    fn copy_act(&self, from: View<'_, Self::Act>, to: ViewMut<'_, Self::Act>) -> Result<()> {
+        self.copy(from, to)
+    }
+    fn copy_acc(&self, from: View<'_, Self::Acc>, to: ViewMut<'_, Self::Acc>) -> Result<()> {
+        self.copy(from, to)
+    }
+    fn clear_acc(&self, to: ViewMut<'_, Self::Acc>) -> Result<()> {
+        self.clear(to)
+    }
     fn upload_buffer(&self, indices: usize, numbers: usize) -> Result<Self::UploadBuffer> {
         self.new_upload_buffer(indices, numbers)
     }

@@ -1,6 +1,7 @@
 //! Steps of two ranks whose sums and gathers are calls of NCCL, on emulated devices: the weights are those of
 //! ranks that pass everything through the host, bit for bit, and the calls are these and no others.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::bf16;
@@ -13,12 +14,16 @@ use crate::backend::{Backend, View};
 use crate::data::group::{Kind, PreferenceGroup, Prompt, Response};
 use crate::data::tokenized::{Sequence, SequenceComparison, SequenceTerm, TokenizedGroup};
 use crate::loss::objective::{LossOptions, Method};
+use crate::model::config::ModelConfig;
+use crate::model::layout::Layout;
+use crate::model::shards::Sharding;
 use crate::model::{presets, store};
 use crate::optim::adamw::AdamWSettings;
 use crate::ranks::collective::{Collective, shard_of};
 use crate::ranks::nccl::{Nccl, emulator};
 use crate::ranks::rehearsal::Rehearsal;
 use crate::ranks::stand_in::{Call, Entry, STREAM, StandIn};
+use crate::train::memory::Sharded;
 
 /// A rank, and its calls of NCCL if it has a device with them.
 type Rank = (&'static dyn Collective, Option<Arc<StandIn>>);
@@ -64,16 +69,23 @@ fn pair(number: usize) -> TokenizedGroup {
 /// Weights as bits, losses as bits, and the calls of a rank.
 type Trained = (Vec<u64>, Vec<u64>, Vec<Entry>);
 
+/// A reward model of one layer.
+fn config() -> ModelConfig {
+    let mut config = presets::config("qwen2-tiny").unwrap();
+    (config.vocab, config.layers) = (64, 1);
+    config.into_reward(0).unwrap()
+}
+
 /// Two steps on every rank. In the second one rank 1 has no groups.
-fn trained<A: Element>(ranks: Vec<Rank>, shard: bool) -> Vec<Trained> {
+fn trained<A: Element>(ranks: Vec<Rank>, sharded: Sharded) -> Vec<Trained> {
     let work = |(ranks, calls): Rank| {
         let as_calls = calls.clone().map(|calls| calls as Arc<dyn Calls>);
         let backend = Kernels::<_, A>::new(emulator().unwrap()).with_ranks(as_calls);
-        let mut config = presets::config("qwen2-tiny").unwrap();
-        (config.vocab, config.layers) = (64, 1);
-        let policy = store::random(&backend, config.into_reward(0).unwrap(), 3).unwrap();
+        let sharding = (sharded == Sharded::Weights).then(|| Sharding::over(ranks));
+        let policy = store::random_on(&backend, config(), 3, sharding).unwrap();
         let loss = LossOptions::default().resolve(Method::Reward, [1.0; 3], false).unwrap();
-        let settings = (AdamWSettings { max_grad_norm: 0.5, ..AdamWSettings::default() }, shard);
+        let settings = AdamWSettings { max_grad_norm: 0.5, ..AdamWSettings::default() };
+        let settings = (settings, sharded != Sharded::Nothing);
         let mut trainer = Trainer::on_ranks(ranks, &backend, (policy, None), loss, settings).unwrap();
         let (pairs, mut losses) = ([0, 1, 2].map(pair), Vec::new());
         let own = [vec![&pairs[ranks.rank()]], if ranks.rank() == 0 { vec![&pairs[2]] } else { Vec::new() }];
@@ -85,8 +97,11 @@ fn trained<A: Element>(ranks: Vec<Rank>, shard: bool) -> Vec<Trained> {
         }
         let len = trainer.policy.trained().len;
         let mut weights = vec![0.0; len];
-        backend.read_act(View::first(trainer.policy.trained_weights(), len), &mut weights).unwrap();
         let log = calls.map_or(Vec::new(), |calls| calls.take_log());
+        match sharded {
+            Sharded::Weights => trainer.policy.read_weights(&backend, &(0..len), &mut weights).unwrap(),
+            _ => backend.read_act(View::first(trainer.policy.trained_weights(), len), &mut weights).unwrap(),
+        }
         (weights.iter().map(|x| x.to_bits()).collect(), losses, log)
     };
     std::thread::scope(|scope| {
@@ -105,8 +120,28 @@ fn call(name: &'static str, len: usize, number: Number, root: Option<usize>, off
     Entry::Call(Call { name, len, number, root, stream: STREAM, offset })
 }
 
+/// Ranges of the gradient by unit in the order of the backward: score and final norm, the matrices and the
+/// rest of the layer, the embedding.
+fn spans(layout: &Layout) -> [Range<usize>; 5] {
+    let layer = &layout.layers[0];
+    let (score, norm) = (layout.score.clone().unwrap(), layout.final_norm.clone());
+    let (matrices, rest) = (layer.qkv.start..score.start, layer.input_norm.start..norm.start);
+    [score.start..rest.start, norm.start..layout.len, matrices, rest, 0..layer.qkv.start]
+}
+
+/// Sums that begin under the backward, in its order, with all ops behind them from the end on.
+fn sums(first: u64, of_spans: Vec<Vec<Entry>>) -> Vec<Entry> {
+    let tickets = || (first..).zip(&of_spans).map(|(ticket, _)| ticket);
+    let begun = |(ticket, calls): (u64, &Vec<Entry>)| {
+        [Entry::Fork { ops: 0 }].into_iter().chain(calls.clone()).chain([Entry::Mark(ticket)]).collect::<Vec<_>>()
+    };
+    let settled = tickets().map(|ticket| Entry::Settle { ticket, ops: 0 });
+    (first..).zip(&of_spans).flat_map(begun).chain(settled).collect()
+}
+
 /// The calls of two steps with sharded optimiser state, without messages of the host.
-fn sharded_steps(rank: usize, len: usize, number: Number) -> Vec<Entry> {
+fn sharded_steps(rank: usize, layout: &Layout, number: Number) -> Vec<Entry> {
+    let len = layout.len;
     let each = shard_of(len, 0, 2).len();
     let rest = len - 2 * each;
     let group = |calls: [Option<Entry>; 2]| {
@@ -115,14 +150,23 @@ fn sharded_steps(rank: usize, len: usize, number: Number) -> Vec<Entry> {
     };
     let rest_of = |name, number| (rest > 0).then(|| call(name, rest, number, Some(1), 0));
     let at = |len: usize, number: Number| (rank * len * number.bytes()) as i64;
+    // Each range to the ranks with its shards.
+    let gradient = |range: &Range<usize>| {
+        let [low, high] = [range.start.min(each)..range.end.min(each), range.start.max(each)..range.end.max(each)];
+        let reduced = |root, len: usize| (len > 0).then(|| call("reduce", len, Number::F32, Some(root), 0));
+        if high.len() < low.len() {
+            return group([reduced(0, low.len()), reduced(1, high.len())]);
+        }
+        let both = || call("reduce_scatter", low.len(), Number::F32, None, at(low.len(), Number::F32));
+        group([(!low.is_empty()).then(both), reduced(1, high.len() - low.len())])
+    };
     let step = |step: u64| {
-        let gradients = call("reduce_scatter", each, Number::F32, None, at(each, Number::F32));
         let norms = call("all_gather", 1, Number::F32, None, -at(1, Number::F32));
         let weights = call("all_gather", each, number, None, -at(each, number));
         [
-            collective(3 * step, group([Some(gradients), rest_of("reduce", Number::F32)])),
-            collective(3 * step + 1, group([Some(norms), None])),
-            collective(3 * step + 2, group([Some(weights), rest_of("broadcast", number)])),
+            sums(7 * step, spans(layout).iter().map(gradient).collect()),
+            collective(7 * step + 5, group([Some(norms), None])),
+            collective(7 * step + 6, group([Some(weights), rest_of("broadcast", number)])),
         ]
     };
     [step(0), step(1)].into_iter().flatten().flatten().collect()
@@ -135,18 +179,19 @@ fn on_buffers(log: &[Entry]) -> Vec<Entry> {
 }
 
 fn compare<A: Element>(number: Number) {
-    for shard in [true, false] {
+    let layout = Layout::new(&config());
+    for sharded in [Sharded::Optimizer, Sharded::Nothing] {
         let Some(ranks) = on_devices() else { return };
-        let (on_devices, on_host) = (trained::<A>(ranks, shard), trained::<A>(on_host(), shard));
+        let (on_devices, on_host) = (trained::<A>(ranks, sharded), trained::<A>(on_host(), sharded));
         for (rank, (device, host)) in on_devices.iter().zip(&on_host).enumerate() {
-            assert!(device.0 == host.0 && device.0 == on_devices[0].0, "rank {rank}: other weights, shard {shard}");
+            assert!(device.0 == host.0 && device.0 == on_devices[0].0, "rank {rank}: other weights, {sharded:?}");
             assert_eq!(device.1, host.1);
-            let len = device.0.len();
-            let expected = match shard {
-                true => sharded_steps(rank, len, number),
+            assert_eq!(device.0.len(), layout.len);
+            let expected = match sharded == Sharded::Optimizer {
+                true => sharded_steps(rank, &layout, number),
                 false => {
-                    let sum = |ticket| collective(ticket, vec![call("all_reduce", len, Number::F32, None, 0)]);
-                    [sum(0), sum(1)].concat()
+                    let sum = |range: &Range<usize>| vec![call("all_reduce", range.len(), Number::F32, None, 0)];
+                    [0, 5].map(|first| sums(first, spans(&layout).iter().map(sum).collect())).concat()
                 }
             };
             assert_eq!(on_buffers(&device.2), expected, "rank {rank}");
@@ -162,4 +207,27 @@ fn two_ranks_on_devices_train_the_weights_of_two_through_the_host() {
 #[test]
 fn bf16_weights_are_gathered_as_they_are() {
     compare::<bf16>(Number::Bf16);
+}
+
+/// The gathers and sums of sharded weights are calls of the device too, and the same ones on every rank, with
+/// and without a batch.
+#[test]
+fn sharded_weights_are_gathered_and_summed_by_the_device() {
+    let Some(ranks) = on_devices() else { return };
+    let (on_devices, on_host) = (trained::<f32>(ranks, Sharded::Weights), trained::<f32>(on_host(), Sharded::Weights));
+    for (device, host) in on_devices.iter().zip(&on_host) {
+        assert!(device.0 == host.0 && device.0 == on_devices[0].0, "other weights");
+        assert_eq!(device.1, host.1);
+    }
+    let calls = |log: &[Entry]| -> Vec<(&'static str, usize, Option<usize>)> {
+        let of = |entry: Entry| match entry {
+            Entry::Call(call) => Some((call.name, call.len, call.root)),
+            _ => None,
+        };
+        on_buffers(log).into_iter().filter_map(of).collect()
+    };
+    assert_eq!(calls(&on_devices[0].2), calls(&on_devices[1].2));
+    let count = |name: &str| calls(&on_devices[0].2).iter().filter(|(of, ..)| *of == name).count();
+    // In each of two steps five ranges are gathered and summed, and the norms are gathered.
+    assert_eq!((count("all_gather"), count("reduce_scatter"), count("all_reduce")), (12, 10, 0));
 }

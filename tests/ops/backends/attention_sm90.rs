@@ -166,6 +166,22 @@ fn long_paths() {
     }
 }
 
+/// The first warp initialises the mbarriers that the others wait on.
+#[test]
+fn the_first_warp_may_come_last() {
+    let tree = HostTree::new().tree(&[(41, None), (30, Some(0)), (9, Some(0))]);
+    let d = tree.dims(2, 1, 64);
+    let (qkv, dout) = inputs(&d);
+    let forward = Case { d, tree: &tree, qkv: &qkv, saved: None };
+    let saved = forward.run(&On::new(&Reference, P));
+    let backward = Case { saved: Some((&dout, &saved)), ..forward };
+    for work in [&forward, &backward] {
+        let on = |schedule| Some(run_on(emulator(schedule, 2)?, Hopper::Chosen, work));
+        let (Some(first), Some(late)) = (on(Schedule::Rising), on(Schedule::Late)) else { return };
+        compare::same_bits("first warp last", &late, &first);
+    }
+}
+
 /// Results of the queries. Gradients of the keys of a prefix are sums over the sequences.
 #[test]
 fn a_shared_prefix_changes_no_bit() {

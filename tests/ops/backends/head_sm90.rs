@@ -160,6 +160,25 @@ fn targets_of_nearly_zero_probability() {
     }
 }
 
+/// Blocks of the join take two rounds of rows. The rows that it recomputes are in several warps, and in the
+/// second round others than in the first.
+#[test]
+fn recomputed_rows_of_any_warp_and_round() {
+    let mut case = Head::new((1, 16, 40, 290));
+    case.x.iter_mut().for_each(|x| *x = x.abs());
+    case.head[5 * 16..6 * 16].fill(12.0);
+    case.source.fill(0);
+    case.target.fill(5);
+    [9, 20, 129, 256 + 30].into_iter().for_each(|row| case.target[row] = 7);
+    let expected = case.run(&On::new(&Reference, Precision::Bf16));
+    for schedule in [Schedule::Rising, Schedule::Falling, Schedule::Random(1), Schedule::Late] {
+        let Some(device) = emulator(schedule, 1) else { return };
+        let got = run_on(device, Hopper::Chosen, &case);
+        let label = format!("{}, {schedule:?}", case.label("recomputed rows"));
+        compare::outputs(&label, &got, &expected, |name| case.tolerance(name, 160.0));
+    }
+}
+
 #[test]
 fn huge_and_infinite_logits_match_the_reference() {
     let mut case = Head::new((3, 16, 600, 4));

@@ -91,6 +91,7 @@ fn misuse_of_tma_is_reported() {
         (5, "before its TMA stores had read shared memory"),
         (6, "block 1 is outside the cluster of 1 blocks"),
         (7, "is outside shared memory"),
+        (13, "which thread 0 initialised without a fence_mbarrier_init() since"),
     ] {
         reported(what, |device| {
             let memory = upload(device, &[1.0f32; 256]);
