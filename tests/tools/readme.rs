@@ -241,7 +241,7 @@ fn every_option_of_mapl_is_documented() {
 fn every_flag_in_the_documents_exists() {
     let known = flags(&Cli::command());
     let flag = Regex::new(r"`?(--[a-z][a-z-]+)").unwrap();
-    // Of clap, of cargo, of mpirun and of the Hub's program.
+    // Of clap, of cargo, of mpirun, of torchrun and of the Hub's program.
     let others = [
         "--help",
         "--release",
@@ -252,6 +252,8 @@ fn every_flag_in_the_documents_exists() {
         "--open",
         "--oversubscribe",
         "--map-by",
+        "--no-python",
+        "--nproc-per-node",
         "--local-dir",
         "--repo-type",
     ];
