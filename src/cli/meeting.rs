@@ -7,6 +7,7 @@ use clap::Args;
 use super::Command;
 use super::device::{Device, DeviceArgs};
 use crate::backend::kernels::driver::{self, Driver};
+use crate::backend::kernels::launchers::CUDA_VERSION;
 use crate::error::refuse_given;
 use crate::ranks::world::{self, Meet};
 use crate::{Error, Result};
@@ -63,7 +64,8 @@ fn meet(meeting: Option<(DeviceArgs, &MeetingArgs)>) -> Result<Meet<'_>> {
                  GPUs with CUDA_VISIBLE_DEVICES"
             )));
         }
-        Device::Auto => driver::is_present() && Driver::new(0).is_ok(),
+        // Opening a device here would take memory of the first GPU for every rank.
+        Device::Auto => CUDA_VERSION.is_some() && driver::is_present() && Driver::count().is_ok_and(|count| count > 0),
         Device::Cpu | Device::Emulator | Device::Reference => false,
     };
     Ok(if on_gpus { Meet::Nccl(meeting.nccl_init.as_deref()) } else { Meet::Mpi })

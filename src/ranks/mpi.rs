@@ -5,6 +5,7 @@
 //! world that differs from the launcher's variables. Failures of a call end all ranks by MPI's own
 //! error handler.
 
+use std::error::Error as _;
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr;
 
@@ -115,7 +116,9 @@ impl Mpi {
             // SAFETY: Open MPI's initialisers have no precondition.
             match unsafe { Library::open(Some(name), RTLD_NOW | RTLD_GLOBAL) } {
                 Ok(library) => return Ok((name, library)),
-                Err(e) => why = e.to_string(),
+                // The system's own words name the file that is missing.
+                Err(e) if why.is_empty() => why = e.source().map_or_else(|| e.to_string(), ToString::to_string),
+                Err(_) => {}
             }
         }
         Err(why)

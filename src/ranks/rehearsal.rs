@@ -1,10 +1,14 @@
 //! Ranks within one process, for tests: every rank is a thread, and all of them meet at one table.
 //! Counts the calls and the bytes that leave each rank.
 
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::collective::{Collective, Wire, slice_of};
 use crate::Result;
+
+/// Longest wait for another rank, far above any that ends.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Calls and bytes of a rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +60,13 @@ impl Rehearsal {
         *self.traffic.lock().unwrap()
     }
 
+    /// Waits for another rank to change the table. A rank that has failed never comes.
+    fn wait<'t>(&self, table: MutexGuard<'t, Table>) -> MutexGuard<'t, Table> {
+        let (table, waited) = self.shared.changed.wait_timeout(table, PATIENCE).unwrap();
+        assert!(!waited.timed_out(), "rank {} waits for a rank that does not come", self.rank);
+        table
+    }
+
     fn meet(&self, parts: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
         let mut traffic = self.traffic.lock().unwrap();
         traffic.calls += 1;
@@ -64,12 +75,12 @@ impl Rehearsal {
         let mut table = self.shared.table.lock().unwrap();
         // The parts of the last round may still be on the table.
         while table.parts[self.rank].is_some() {
-            table = self.shared.changed.wait(table).unwrap();
+            table = self.wait(table);
         }
         table.parts[self.rank] = Some(parts);
         self.shared.changed.notify_all();
         while table.parts.iter().any(Option::is_none) {
-            table = self.shared.changed.wait(table).unwrap();
+            table = self.wait(table);
         }
         let received = table.parts.iter().flatten().map(|parts| parts[self.rank].clone()).collect();
         table.taken += 1;
@@ -79,7 +90,7 @@ impl Rehearsal {
         } else {
             // Nobody leaves before the round is over, else the table would look incomplete.
             while table.taken != 0 {
-                table = self.shared.changed.wait(table).unwrap();
+                table = self.wait(table);
             }
         }
         received

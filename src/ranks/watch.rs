@@ -259,4 +259,18 @@ mod tests {
         let ending = Look { name: ENDING.into(), ..look('S', 3).unwrap() };
         assert_eq!(reads([Some(ending)], true, false), Found::Ending);
     }
+
+    #[test]
+    fn what_the_transport_reports_is_told_by_the_lowest_rank_of_a_host() {
+        let told = |own: usize, others: Vec<Process>| {
+            let (send, receive) = std::sync::mpsc::channel();
+            let failed = move |rank: usize, why: &str, prints| send.send((rank, why.to_owned(), prints)).unwrap();
+            start(own, others, || Some((4, "is gone".into())), failed).unwrap();
+            receive.recv_timeout(Duration::from_secs(60)).unwrap()
+        };
+        assert_eq!(told(2, Vec::new()), (4, "is gone".into(), true));
+        let id = std::process::id();
+        let lower = Process { rank: 1, id, started: started(id).unwrap() };
+        assert_eq!(told(2, vec![lower]), (4, "is gone".into(), false));
+    }
 }

@@ -2,13 +2,13 @@
 //! the backward, and the weak scaling that follows. Every figure is computed; none was measured.
 //!
 //! ```text
-//! collective   ring of n GPUs: (n-1)/n of the bytes pass every link, twice for an all-reduce;
-//!              8.4 us a call, 3.4 us a step of the ring within a host, 14 us a step between hosts
+//! collective   ring of n GPUs: (n-1)/n of the bytes pass every link, twice for an all-reduce; all of them
+//!              for a reduce to one GPU; 8.4 us a call, 3.4 us a step within a host, 14 us between hosts
 //! compute      the step's predicted ops, split over layers; an update of a shard takes 1/n
 //! two queues   compute, and collectives in their order:
 //!   whole            all-reduce of a unit's gradient behind its backward; update of everything
-//!   shard optimizer  reduce-scatter of a unit's gradient behind its backward; norms; update; all-gather of
-//!                    the weights, under nothing
+//!   shard optimizer  reduce of a unit's gradient behind its backward, to the GPU whose shard it is; norms;
+//!                    update; all-gather of the weights, under nothing
 //!   shard weights    all-gather of a unit before its forward and again before its backward, one unit ahead;
 //!                    reduce-scatter of its gradient; the frozen reference is gathered likewise
 //! ```
@@ -198,6 +198,7 @@ impl Work {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     AllReduce,
+    Reduce,
     ReduceScatter,
     AllGather,
 }
@@ -215,7 +216,10 @@ fn ring(kind: Kind, bytes: u64, on: Ranks, fabric: Fabric) -> (u64, f64) {
     }
     let steps = kind.passes() * (on.ranks - 1);
     let between = if on.hosts > 1 { kind.passes() * (on.hosts - 1) } else { 0 };
-    let sent = kind.passes() as u64 * (bytes as u128 * (on.ranks as u128 - 1) / on.ranks as u128) as u64;
+    let sent = match kind {
+        Kind::Reduce => bytes,
+        _ => kind.passes() as u64 * (bytes as u128 * (on.ranks as u128 - 1) / on.ranks as u128) as u64,
+    };
     let rate = fabric.network.filter(|_| on.hosts > 1).map_or(fabric.link, |network| network.min(fabric.link));
     let latency = CALL_SECONDS + (steps - between) as f64 * LINK_STEP_SECONDS + between as f64 * NETWORK_STEP_SECONDS;
     (sent, latency + sent as f64 / rate)
@@ -306,7 +310,7 @@ const NORMS: &str = "all-gather of norms";
 fn step_of_whole_weights(sharding: Sharding, units: Units, work: Work, mut time: Timeline) -> SharedStep {
     let (name, kind) = match sharding {
         Sharding::Whole => ("all-reduce of gradients", Kind::AllReduce),
-        _ => ("reduce-scatter of gradients", Kind::ReduceScatter),
+        _ => ("reduce of gradients", Kind::Reduce),
     };
     let layers = units.layers as f64;
     time.compute(layers * (work.frozen_layer + work.forward_layer) + work.ends);

@@ -81,6 +81,11 @@ fn version_text(version: c_int) -> String {
     format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
 }
 
+/// What the system says about a library that cannot be loaded.
+fn cause(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
 impl Library {
     /// Loads the library; or says why it cannot be used.
     pub fn load() -> Result<Self, String> {
@@ -89,7 +94,8 @@ impl Library {
             // SAFETY: NCCL's initialisers have no precondition.
             match unsafe { Loaded::open(Some(file), RTLD_NOW | RTLD_LOCAL) } {
                 Ok(loaded) => return Self::of(file, loaded),
-                Err(e) => why = e.to_string(),
+                Err(e) if why.is_empty() => why = cause(&e),
+                Err(_) => {}
             }
         }
         Err(why)
