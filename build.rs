@@ -27,6 +27,9 @@ use compile::{EMULATOR_FLAGS, NVCC_PLACES, files_of, find_nvcc, nvcc_command};
 use exports::Export;
 use generate::{Resources, Source};
 
+/// Library of the emulator.
+const EMULATOR: &str = "libmapl_emulator.a";
+
 fn main() {
     println!("cargo:rustc-check-cfg=cfg(mapl_nvcc)");
     println!("cargo:rustc-check-cfg=cfg(mapl_emulator)");
@@ -39,7 +42,7 @@ fn main() {
         println!("cargo:rerun-if-env-changed={name}");
     }
     println!("cargo:rustc-check-cfg=cfg(mapl_guard)");
-    for name in ["MAPL_EMULATOR_SANITIZE", "MAPL_GUARD", "MAPL_LINEINFO"] {
+    for name in ["MAPL_BUILD_CACHE", "MAPL_EMULATOR_SANITIZE", "MAPL_GUARD", "MAPL_LINEINFO"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
     if compile::guarded() {
@@ -88,14 +91,18 @@ fn git(arguments: &[&str]) -> Option<String> {
 
 fn build() -> Result<(), String> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set; run cargo")?);
+    let objects = objects_folder(&out)?;
     let (sources, exports) = read_sources(Path::new("kernels"))?;
     for source in &sources {
-        write_changed(&out.join(format!("{}_entries.cu", source.stem)), &generate::entries(source))?;
+        write_changed(&objects.join(format!("{}_entries.cu", source.stem)), &generate::entries(source))?;
     }
     let compiled = match find_nvcc() {
         Some(nvcc) => {
             println!("cargo:rustc-cfg=mapl_nvcc");
-            let resources = compile_all(&nvcc, &sources, &out)?;
+            let resources = compile_all(&nvcc, &sources, &objects)?;
+            for source in &sources {
+                copy(&format!("{}.fatbin", source.stem), &objects, &out)?;
+            }
             Some((cuda_version(&nvcc)?, resources))
         }
         None if required("MAPL_REQUIRE_NVCC") => {
@@ -111,12 +118,33 @@ fn build() -> Result<(), String> {
             None
         }
     };
-    let emulated = emulator(&sources, &out)?;
+    let emulated = emulator(&sources, &objects)?;
+    if emulated.is_some() {
+        copy(EMULATOR, &objects, &out)?;
+        println!("cargo:rustc-link-search=native={}", out.display());
+    }
     let compiled = compiled.as_ref().map(|(version, r)| (*version, &r[..]));
     let text = generate::launchers(&sources, &exports, compiled, emulated.is_some());
     fs::write(out.join("launchers.rs"), text).map_err(|e| format!("cannot write launchers.rs: {e}"))?;
     let text = generate::shipped(&shipped_files()?, &emulated.unwrap_or_default());
     write_changed(&out.join("shipped.rs"), &text)
+}
+
+/// Folder for compiled kernels: `MAPL_BUILD_CACHE`, which several builds share one after the other, or
+/// that of this build. Its stamps tell which files are up to date.
+fn objects_folder(out: &Path) -> Result<PathBuf, String> {
+    let Some(folder) = env::var_os("MAPL_BUILD_CACHE") else { return Ok(out.to_owned()) };
+    fs::create_dir_all(&folder)
+        .and_then(|()| fs::canonicalize(&folder))
+        .map_err(|e| format!("cannot make the folder of MAPL_BUILD_CACHE, {}: {e}", Path::new(&folder).display()))
+}
+
+/// Copies a file to another folder, unless both are one.
+fn copy(name: &str, from: &Path, to: &Path) -> Result<(), String> {
+    if from != to {
+        fs::copy(from.join(name), to.join(name)).map_err(|e| format!("cannot copy {name} to {}: {e}", to.display()))?;
+    }
+    Ok(())
 }
 
 /// Every file that a compilation of a kernel reads, relative to `kernels`: the program carries them,
@@ -291,13 +319,13 @@ fn emulator(sources: &[Source], out: &Path) -> Result<Option<Vec<String>>, Strin
     inputs.extend(sources.iter().map(|source| source.path.clone()));
     inputs.sort();
     let print = fingerprint(&inputs, &compiler)?;
-    let (library, stamp) = (out.join("libmapl_emulator.a"), out.join("emulator.stamp"));
+    let (library, stamp) = (out.join(EMULATOR), out.join("emulator.stamp"));
     if !library.is_file() || fs::read_to_string(&stamp).ok().as_ref() != Some(&print) {
-        let built = build.include("kernels").cargo_metadata(false).files(files).try_compile("mapl_emulator");
+        build.include("kernels").cargo_metadata(false).out_dir(out);
+        let built = build.files(files).try_compile("mapl_emulator");
         built.map_err(|e| format!("the emulator does not compile: {e}"))?;
         fs::write(&stamp, &print).map_err(|e| format!("cannot write {}: {e}", stamp.display()))?;
     }
-    println!("cargo:rustc-link-search=native={}", out.display());
     println!("cargo:rustc-link-lib=static=mapl_emulator");
     println!("cargo:rustc-link-lib={}", if cfg!(target_vendor = "apple") { "c++" } else { "stdc++" });
     println!("cargo:rustc-cfg=mapl_emulator");

@@ -14,8 +14,8 @@
 //! - [`error`], [`rng`], [`terminal`], [`files`], [`memory`], `statistics`: the error type with its
 //!   exit codes; seeded random numbers; terminal output; files in and out; memory that is left;
 //!   intervals of shares
-//! - `ranks`: processes that a launcher started together, and sums over them
 //! - [`backend`]: the list of operations, their contracts, and the backends that run them
+//! - `ranks`: processes that a launcher started together, and sums over them
 //! - [`perf`]: measured ceilings, time by op, data-sheet peaks, hardware counters
 //! - [`data`]: text rows -> preference groups -> token ids -> packed prefix-tree batches
 //! - `doctor`: checks of preference data before anything is trained on them

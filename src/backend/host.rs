@@ -48,6 +48,13 @@ pub fn read<T: Copy>(from: View<'_, Vec<T>>, to: &mut [T]) -> Result<()> {
     Ok(())
 }
 
+/// Copies a view to a view of equal length.
+pub fn copy<T: Copy>(from: View<'_, Vec<T>>, to: ViewMut<'_, Vec<T>>) -> Result<()> {
+    expect_len("copy", "to", to.len, from.len)?;
+    to.into_slice().copy_from_slice(from.slice());
+    Ok(())
+}
+
 /// Staging buffer of a backend with buffers in host memory.
 pub struct UploadBuffer<T> {
     indices: Vec<i32>,
@@ -129,6 +136,24 @@ macro_rules! host_memory {
         }
         fn write_idx(&self, to: $crate::backend::ViewMut<'_, Self::Idx>, source: &[i32]) -> $crate::Result<()> {
             $crate::backend::host::write(to, source)
+        }
+        fn copy_act(
+            &self,
+            from: $crate::backend::View<'_, Self::Act>,
+            to: $crate::backend::ViewMut<'_, Self::Act>,
+        ) -> $crate::Result<()> {
+            $crate::backend::host::copy(from, to)
+        }
+        fn copy_acc(
+            &self,
+            from: $crate::backend::View<'_, Self::Acc>,
+            to: $crate::backend::ViewMut<'_, Self::Acc>,
+        ) -> $crate::Result<()> {
+            $crate::backend::host::copy(from, to)
+        }
+        fn clear_acc(&self, to: $crate::backend::ViewMut<'_, Self::Acc>) -> $crate::Result<()> {
+            to.into_slice().fill(0.0);
+            Ok(())
         }
 
         fn upload_buffer(&self, indices: usize, numbers: usize) -> $crate::Result<Self::UploadBuffer> {

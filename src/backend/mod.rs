@@ -25,6 +25,7 @@
 //! value to the host, allocates a caller-visible buffer or needs a number that only the device
 //! knows. A training step can therefore be captured and replayed.
 
+pub mod collective;
 mod composite;
 pub mod contract;
 pub mod cpu;
@@ -39,6 +40,7 @@ use std::ffi::CStr;
 use std::time::Duration;
 
 use crate::Result;
+use collective::DeviceCollective;
 use contract::*;
 use probe::{OpTime, Probe};
 pub use view::{Buffer, View, ViewMut, Write};
@@ -61,7 +63,6 @@ macro_rules! backend {
         /// holds weights and activations; `Acc` holds log-probs, losses, statistics, weight
         /// gradients and optimiser state; `Idx` holds token ids and offsets (i32).
         pub trait Backend: Sized + Sync {
-            /// Buffer of activations and weights.
             /// Buffer of activations and weights.
             type Act: Buffer + Send + Sync;
             /// Buffer of statistics, gradients and optimiser state.
@@ -129,6 +130,10 @@ macro_rules! backend {
             fn kernel_properties(&self) -> Option<&kernels::device::Properties> {
                 None
             }
+            /// Collectives that the device runs on these buffers, if it has any.
+            fn device_collective(&self) -> Option<&dyn DeviceCollective<Self>> {
+                None
+            }
             /// Preallocates `bytes` of op workspace; no-op by default.
             fn reserve_workspace(&self, _bytes: usize) -> Result<()> {
                 Ok(())
@@ -166,6 +171,12 @@ macro_rules! backend {
             fn read_act(&self, from: View<'_, Self::Act>, to: &mut [f64]) -> Result<()>;
             /// Copies to the host, exactly. Waits for the ops that produce the values.
             fn read_acc(&self, from: View<'_, Self::Acc>, to: &mut [f64]) -> Result<()>;
+            /// Enqueues the copy of a view to another buffer. Both have one length.
+            fn copy_act(&self, from: View<'_, Self::Act>, to: ViewMut<'_, Self::Act>) -> Result<()>;
+            /// Enqueues the copy of a view to another buffer. Both have one length.
+            fn copy_acc(&self, from: View<'_, Self::Acc>, to: ViewMut<'_, Self::Acc>) -> Result<()>;
+            /// Enqueues zeroing a view.
+            fn clear_acc(&self, to: ViewMut<'_, Self::Acc>) -> Result<()>;
 
             /// Allocates a staging buffer for a batch of `indices` indices and `numbers` numbers.
             fn upload_buffer(&self, indices: usize, numbers: usize) -> Result<Self::UploadBuffer>;

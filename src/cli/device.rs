@@ -149,7 +149,7 @@ impl DeviceArgs {
             ));
         }
         match (self.device, self.dtype) {
-            (Device::Auto, _) if !probe => match Driver::new(0) {
+            (Device::Auto, _) if !probe => match Driver::new(world::gpu().unwrap_or(0)) {
                 Ok(driver) => Self { device: Device::Cuda(0), ..self }.on_gpu(driver, job),
                 Err(why) if own_kernels && driver::is_present() => Err(why),
                 Err(why) => {
@@ -177,7 +177,7 @@ impl DeviceArgs {
             (Device::Cuda(_) | Device::Emulator, Some(Dtype::F64)) => {
                 Err(Error::Usage("kernels compute in bf16 or f32; use --device reference for f64".into()))
             }
-            (Device::Cuda(ordinal), _) => self.on_gpu(Driver::new(ordinal)?, job),
+            (Device::Cuda(ordinal), _) => self.on_gpu(Driver::new(world::gpu().unwrap_or(ordinal))?, job),
             (Device::Emulator, None | Some(Dtype::Bf16)) => job.run(&Kernels::<_, bf16>::new(Emulator::new()?)),
             (Device::Emulator, Some(Dtype::F32)) => job.run(&Kernels::<_, f32>::new(Emulator::new()?)),
         }
@@ -209,15 +209,16 @@ impl DeviceArgs {
     }
 
     fn on_gpu<J: Job>(self, driver: Driver, job: J) -> Result<J::Output> {
-        if world::is_shared() {
-            return Err(Error::Usage(
-                "several ranks on GPUs need NCCL, which this version does not have; start one process, or pass --device cpu"
+        let calls = world::calls();
+        if world::is_shared() && calls.is_none() {
+            return Err(Error::Device(
+                "several ranks on GPUs must meet over NCCL, and these have met over MPI; pass --device cuda or --device cpu"
                     .into(),
             ));
         }
         match self.dtype {
-            None | Some(Dtype::Bf16) => job.run(&Kernels::<_, bf16>::new(driver)),
-            Some(Dtype::F32) => job.run(&Kernels::<_, f32>::new(driver)),
+            None | Some(Dtype::Bf16) => job.run(&Kernels::<_, bf16>::new(driver).with_ranks(calls)),
+            Some(Dtype::F32) => job.run(&Kernels::<_, f32>::new(driver).with_ranks(calls)),
             Some(Dtype::F64) => {
                 Err(Error::Usage("kernels compute in bf16 or f32; use --device reference for f64".into()))
             }

@@ -7,6 +7,8 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::device::Device;
+use super::device::DeviceArgs;
+use super::meeting::MeetingArgs;
 use super::output::{check_output, emit_beside, refuse_two_on_stdout};
 use super::score::{ModelArgs, ScoreJob, ScoredData};
 use super::scored_loss::ScoredLossArgs;
@@ -74,6 +76,11 @@ pub struct CompareArgs {
 }
 
 impl EvalArgs {
+    /// Device, and how ranks meet.
+    pub(super) fn meeting(&self) -> (DeviceArgs, &MeetingArgs) {
+        self.measure.meeting()
+    }
+
     /// The benchmark to evaluate on, if the rows are of one.
     fn benchmark(&self) -> Result<Option<Benchmark>> {
         match (self.benchmark, self.measure.input.first()) {
@@ -90,6 +97,11 @@ impl EvalArgs {
 }
 
 impl CompareArgs {
+    /// Device, and how ranks meet.
+    pub(super) fn meeting(&self) -> (DeviceArgs, &MeetingArgs) {
+        self.measure.meeting()
+    }
+
     /// Lists of data files.
     pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
         vec![&mut self.measure.input]
@@ -128,6 +140,8 @@ pub(super) struct MeasureArgs {
     pub(super) holdout_functions: Vec<String>,
     #[command(flatten)]
     pub(super) scoring: ModelArgs,
+    #[command(flatten)]
+    meeting: MeetingArgs,
 }
 
 /// Smallest number of resamples with some beyond both ends of an interval.
@@ -286,6 +300,10 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
 }
 
 impl MeasureArgs {
+    fn meeting(&self) -> (DeviceArgs, &MeetingArgs) {
+        (self.scoring.device, &self.meeting)
+    }
+
     /// See [`measure`].
     fn measure(&self, model: &Path, rows: Vec<SourceRow>) -> Result<(String, Evaluation)> {
         let settings = self.settings()?;

@@ -11,6 +11,7 @@ use super::answers::{Answer, Answers};
 use super::device::{Device, DeviceArgs, Job};
 use super::ends::{end_ids, ends_text, first_stop, without_end};
 use super::inputs::Inputs;
+use super::meeting::MeetingArgs;
 use super::model_folder::{BaseArgs, warn_of_bases};
 use super::output::{check_output, remark, warn};
 use super::same_start::{facts, weights_on_ranks};
@@ -73,6 +74,8 @@ pub struct GenerateArgs {
     answering: RowsArgs,
     #[command(flatten)]
     read: PromptOptions,
+    #[command(flatten)]
+    meeting: MeetingArgs,
 }
 
 /// How rows are answered.
@@ -161,6 +164,11 @@ fn parse_penalty(text: &str) -> Result<f64, String> {
 }
 
 impl GenerateArgs {
+    /// Device, and how ranks meet.
+    pub(super) fn meeting(&self) -> (DeviceArgs, &MeetingArgs) {
+        (self.generation.device, &self.meeting)
+    }
+
     /// Lists of data files.
     pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
         vec![&mut self.input]

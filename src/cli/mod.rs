@@ -57,6 +57,7 @@ mod lora;
 mod make;
 mod manifest;
 mod manual;
+mod meeting;
 pub mod method_options;
 mod model_folder;
 mod output;
@@ -283,10 +284,7 @@ pub fn usage_error() {
 pub fn run(cli: Cli, command_line: &str) -> Result<()> {
     match &cli.command {
         Command::Env(_) => world::follow_launcher(),
-        command => {
-            let (name, shares) = command.shares_work();
-            world::join(name, shares)?;
-        }
+        command => command.join()?,
     }
     if !matches!(cli.command, Command::Watch(_)) {
         start_threads()?;
@@ -349,6 +347,7 @@ mod tests {
         let other = match long.as_str() {
             "--model" => "tiny",
             "--ladder" => "product",
+            "--link" | "--network" => "1GB/s",
             _ => "1",
         };
         let value = default.or(possible).unwrap_or_else(|| other.into());
@@ -378,7 +377,8 @@ mod tests {
                 _ if planned.contains(long) => {
                     assert_eq!(refused(&["mapl", "bench"], arg), Some(ErrorKind::MissingRequiredArgument), "{long}");
                     let alone = refused(&["mapl", "bench", "--plan"], arg);
-                    assert!(alone.is_none() || long == "processors", "{long}: {alone:?}");
+                    let with_others = ["processors", "ranks", "link", "network", "hosts"].contains(&long);
+                    assert!(alone.is_none() || with_others, "{long}: {alone:?}");
                     // A conflict would waive what clap's `requires` demands.
                     for other in [&["--list"][..], &["--model", "tiny"], &["--tokens", "64"]] {
                         assert!(refused(&[&["mapl", "bench"], other].concat(), arg).is_some(), "{other:?} {long}");

@@ -1,11 +1,14 @@
 //! `mapl bench --plan`: predicted floor of a training step on a GPU that need not be present.
 
 use clap::Args;
+use serde::Serialize;
 
 use crate::model::lora::MAX_RANK;
 use crate::model::presets;
 use crate::perf::data_sheets::data_sheet;
 use crate::study::plan::decode::DecodePlan;
+use crate::study::plan::memory::RankMemory;
+use crate::study::plan::ranks::{Fabric, Ranks, RanksPlan};
 use crate::study::plan::{GpuRates, PlanOptions, StepPlan, Workload};
 use crate::terminal::{emit, emit_exactly};
 use crate::{Error, Result};
@@ -61,9 +64,45 @@ pub struct StepPlanArgs {
     /// Predict attention, norms and bias gradients by the kernels that the committed step was recorded with
     #[arg(long, requires = "plan", conflicts_with = "decode", alias = "recorded-attention")]
     recorded_kernels: bool,
+    /// Also print the memory of each of this number of GPUs, and with --link predict the step on them, each
+    /// with --pairs, and their weak scaling
+    #[arg(long, requires = "plan", value_parser = super::generate::count, conflicts_with_all = ["decode", "lora_r"])]
+    ranks: Option<usize>,
+    /// Memory of a GPU, such as 80GB, to name the sharding that fits
+    #[arg(long, requires = "ranks", value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
+    /// Rate between the GPUs of a host, for each GPU in one direction, such as 450GB/s
+    #[arg(long, requires = "ranks", value_name = "RATE", value_parser = rate)]
+    link: Option<f64>,
+    /// Rate between hosts, for each GPU in one direction, such as 50GB/s or 400Gbit/s
+    #[arg(long, requires = "ranks", value_name = "RATE", value_parser = rate)]
+    network: Option<f64>,
+    /// Number of hosts of the ranks
+    #[arg(long, requires_all = ["link", "network"], default_value_t = 1, value_parser = super::generate::count)]
+    hosts: usize,
     /// Print JSON
     #[arg(long, requires = "plan")]
     json: bool,
+}
+
+/// Bytes per second of a text such as 450GB/s or 400Gbit/s.
+fn rate(text: &str) -> Result<f64, String> {
+    let units = [("TB/s", 1e12), ("GB/s", 1e9), ("MB/s", 1e6), ("Tbit/s", 125e9), ("Gbit/s", 125e6)];
+    let read = units.iter().find_map(|(unit, bytes)| {
+        let number: f64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+        Some(number * bytes).filter(|rate| rate.is_finite() && *rate > 0.0)
+    });
+    read.ok_or_else(|| "a number above 0 with its unit is needed, such as 450GB/s or 400Gbit/s".into())
+}
+
+/// Bytes of a text such as 80GB or 80GiB.
+fn size(text: &str) -> Result<u64, String> {
+    let units = [("GiB", (1_u64 << 30) as f64), ("GB", 1e9), ("MiB", (1_u64 << 20) as f64)];
+    let read = units.iter().find_map(|(unit, bytes)| {
+        let number: f64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+        Some(number * bytes).filter(|size| *size >= 1.0 && *size < 1e18)
+    });
+    read.map(|size| size as u64).ok_or_else(|| "a number above 0 with its unit is needed, such as 80GB or 80GiB".into())
 }
 
 impl StepPlanArgs {
@@ -92,11 +131,32 @@ impl StepPlanArgs {
         };
         let options = PlanOptions { head_rows: self.head_rows, recorded_kernels: self.recorded_kernels };
         let plan = StepPlan::with(&config, &workload, &card(self)?, options)?;
-        match self.json {
-            true => emit_exactly(&json_text(&plan)?),
-            false => emit(&plan.text()),
+        let ranks = match (self.ranks, self.link) {
+            (Some(ranks), Some(link)) => {
+                let fabric = Fabric { link, network: self.network };
+                Some(RanksPlan::new(&plan, &config, Ranks { ranks, hosts: self.hosts }, fabric)?)
+            }
+            _ => None,
+        };
+        let memory = |ranks| RankMemory::new(&config, &workload, &card(self)?, ranks, self.memory);
+        let memory = self.ranks.map(memory).transpose()?;
+        if self.json {
+            return emit_exactly(&json_text(&WithRanks { plan: &plan, ranks, memory })?);
         }
+        let texts = [Some(plan.text()), ranks.map(|plan| plan.text()), memory.map(|memory| memory.text())];
+        emit(&texts.into_iter().flatten().collect::<Vec<_>>().join("\n\n"))
     }
+}
+
+/// The plan as JSON, with that of several GPUs if it was asked for.
+#[derive(Serialize)]
+struct WithRanks<'p> {
+    #[serde(flatten)]
+    plan: &'p StepPlan,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ranks: Option<RanksPlan>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<RankMemory>,
 }
 
 fn json_text(plan: &impl serde::Serialize) -> Result<String> {
@@ -133,4 +193,17 @@ fn card(args: &StepPlanArgs) -> Result<GpuRates> {
         peak: args.peak.map_or(known.peak, tera),
         ..known
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rate;
+
+    #[test]
+    fn a_rate_has_a_unit() {
+        assert_eq!((rate("450GB/s"), rate("400 Gbit/s"), rate("0.9TB/s")), (Ok(450e9), Ok(50e9), Ok(0.9e12)));
+        for wrong in ["450", "GB/s", "-1GB/s", "0GB/s", "nanGB/s", "infGB/s", "450GiB/s"] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
+    }
 }

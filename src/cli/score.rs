@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::device::{DeviceArgs, Job};
 use super::fingerprint::groups_hash;
 use super::inputs::Inputs;
+use super::meeting::MeetingArgs;
 use super::model_folder::{BaseArgs, adopt_pad, warn_of_bases};
 use super::output::{check_ids, check_output, remark, warn};
 use super::same_start::{facts, weights_on_ranks};
@@ -80,9 +81,16 @@ pub struct ScoreArgs {
     /// JSON lines file to write, one line per input row, in order
     #[arg(long)]
     output: PathBuf,
+    #[command(flatten)]
+    meeting: MeetingArgs,
 }
 
 impl ScoreArgs {
+    /// Device, and how ranks meet.
+    pub(super) fn meeting(&self) -> (DeviceArgs, &MeetingArgs) {
+        (self.scoring.device, &self.meeting)
+    }
+
     /// Lists of data files.
     pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
         vec![&mut self.input]

@@ -236,6 +236,8 @@ impl Job for TrainJob<'_> {
             setup.settings.observed.iter().for_each(|observed| observed.plan(memory.named_parts()));
             backend.reserve_workspace(memory.workspace())?;
         }
+        // Before ranks exchange parts of a model.
+        setup.agree(backend, &start, &fingerprint)?;
         let RunModels { mut policy, reference, same_weights } = setup.models(backend, &start, config)?;
         setup.check_save_dtype(backend, &policy)?;
         let trained = policy.trained().slots.iter().map(|slot| slot.spec.elements()).sum();
@@ -256,7 +258,7 @@ impl Job for TrainJob<'_> {
             };
             say_styled(&startup.text()?);
         }
-        setup.agree(backend, &start, &fingerprint)?;
+        setup.print_ranks();
         if setup.args.dry_run {
             setup.print("dry run: no step was taken and nothing was written; leave out --dry-run to train");
             return Ok(RunSummary::default());

@@ -11,6 +11,7 @@ use super::config_record::CONFIG_FILE;
 use super::device::DeviceArgs;
 use super::inputs::Inputs;
 use super::lora::LoraArgs;
+use super::meeting::MeetingArgs;
 use super::model_folder::BaseArgs;
 use super::output::{same_file, written_by_run};
 use super::reference::ReferenceArgs;
@@ -86,6 +87,9 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    #[serde(skip)]
+    pub meeting: MeetingArgs,
     /// Print only errors, warnings and the result
     #[arg(long)]
     pub quiet: bool,
@@ -138,6 +142,10 @@ pub struct TrainArgs {
     /// memory, and checkpoints with a file from every rank [default: on with several ranks]
     #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "on", help_heading = SPEED)]
     pub shard_optimizer: Option<Switch>,
+    /// With several ranks, keep a slice of the weights, gradients and optimiser state on each rank, and
+    /// gather the weights of one layer at a time: least memory, more traffic
+    #[arg(long, help_heading = SPEED)]
+    pub shard_weights: bool,
     /// Share prompt prefixes within a group; off shows what sharing saves. Results differ only by
     /// rounding
     #[arg(long, value_enum, default_value_t = Switch::On, help_heading = SPEED)]

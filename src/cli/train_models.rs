@@ -60,12 +60,15 @@ impl TrainSetup<'_> {
             kernels: backend.kernel_properties(),
             generation,
             head_rows: 0,
-            shards: if self.shards_optimizer() { world::collective().size() } else { 1 },
+            ranks: world::collective().size(),
+            sharded: self.sharded(),
         };
         let loss = ComparisonOptions { scale: self.loss.scale, margin_add: self.loss.margin };
         let sizes = GroupSizes::measure(groups, &pack_for(&self.loss, config), &loss)?;
         let choices = self.head_rows(backend, config)?;
-        let free = backend.memory_free();
+        // Ranks on CPUs share the memory of their host.
+        let sharers = if B::ASYNCHRONOUS { 1 } else { world::ranks_on_this_host() as u64 };
+        let free = backend.memory_free().map(|free| free / sharers);
         let plan = MemoryPlan::with_fitting_head_rows(&subject, &choices, &sizes, self.settings.micro_batch, free)?;
         // No plan exists for f64, whose head has no chunks.
         backend.set_max_head_rows(plan.as_ref().map_or(0, |plan| plan.head_rows));
@@ -111,7 +114,7 @@ impl TrainSetup<'_> {
         let load_as = if self.method == Method::Reward { LoadAs::RewardStart } else { LoadAs::Exact };
         let whole = if self.lora.is_some() { &self.args.model } else { start };
         let Loaded { model: mut policy, drawn_score, ignored, notes, .. } =
-            store::load(backend, whole, config, load_as, seed)?;
+            store::load_on(backend, whole, config, (load_as, self.sharding()), seed)?;
         notes.iter().for_each(|note| self.print(&format!("{:<13} {note}", "note")));
         if drawn_score {
             self.print("reward head: drawn from normal(0, 1/sqrt(hidden + 1)), because the start model has none");
@@ -135,7 +138,8 @@ impl TrainSetup<'_> {
         if self.precompute.is_some() || self.base_is_reference() {
             return Ok(RunModels { policy, reference: None, same_weights });
         }
-        let reference = store::load(backend, folder, config, LoadAs::Exact, seed)?.model;
+        let load_as = (LoadAs::Exact, self.sharding());
+        let reference = store::load_on(backend, folder, config, load_as, seed)?.model;
         Ok(RunModels { policy, reference: Some(reference), same_weights })
     }
 
@@ -184,7 +188,8 @@ impl TrainSetup<'_> {
         let (Some(options), Some((folder, config))) = (&self.precompute, self.reference_config(&policy.config)?) else {
             return Ok(None);
         };
-        let mut cache = FrozenCache::open(backend, folder, config, &self.loss, options.clone())?;
+        let mut cache = FrozenCache::open(backend, folder, config, &self.loss, options.clone())?
+            .with_shards(self.args.shard_weights);
         if self.base_is_reference() {
             cache = cache.of_base();
         }

@@ -115,7 +115,7 @@ const TABLE: &[Rows] = &[
         ],
     ),
     (
-        "weights are not sharded; a run has one device",
+        "weights are sharded by --shard-weights, over ranks of a launcher (docs/ranks.md)",
         &[
             ("fsdp", One, OFF),
             ("fsdp-config", One, UNSET),

@@ -29,6 +29,8 @@ use super::inputs::Inputs;
 use super::layout::Layout;
 use super::lora::{Group, Lora, LoraWorkspace, Place};
 use super::rope::RopeConfig;
+use super::shards::Shards;
+use super::units::Unit;
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut};
 use crate::{Error, Result};
@@ -39,10 +41,12 @@ pub struct Model<B: Backend> {
     pub config: ModelConfig,
     /// Places of the tensors.
     pub layout: Layout,
-    /// (layout.len)
+    /// (layout.len), or this rank's slices if the weights are sharded over ranks
     pub weights: B::Act,
     /// Adapters. With them, `weights` are frozen.
     pub lora: Option<Lora<B>>,
+    /// Places of sharded weights.
+    pub(super) shards: Option<Shards<B>>,
     rope_tables: RopeTables<B>,
     /// Tables of the layers of [`ModelConfig::local_rope`].
     local_tables: Option<RopeTables<B>>,
@@ -85,10 +89,20 @@ impl<B: Backend> RopeTables<B> {
 impl<B: Backend> Model<B> {
     /// Creates a model with zero weights, for `positions` token positions.
     pub fn zeros(backend: &B, config: ModelConfig, positions: usize) -> Result<Self> {
-        let layout = Layout::new(&config);
-        let weights = backend.zeros_act(layout.len)?;
+        Self::zeros_on(backend, config, positions, None)
+    }
+
+    /// A model with zero weights, or this rank's slices of them.
+    pub(super) fn with_weights(
+        backend: &B,
+        config: ModelConfig,
+        positions: usize,
+        layout: Layout,
+        shards: Option<Shards<B>>,
+    ) -> Result<Self> {
+        let weights = backend.zeros_act(shards.as_ref().map_or(layout.len, |shards| shards.part().len()))?;
         let (rope_tables, local_tables) = RopeTables::of_layers(backend, &config, positions)?;
-        Ok(Self { config, layout, weights, lora: None, rope_tables, local_tables })
+        Ok(Self { config, layout, weights, lora: None, shards, rope_tables, local_tables })
     }
 
     /// Extends the RoPE tables to `positions`. Refuses more positions than the model supports.
@@ -121,9 +135,12 @@ impl<B: Backend> Model<B> {
         choices.first().copied().unwrap_or_else(|| self.max_head_rows(backend))
     }
 
-    /// Returns a view of a range of the weights.
+    /// Returns a view of a range of the weights, which must be gathered if they are sharded over ranks.
     pub fn weight(&self, range: &std::ops::Range<usize>) -> View<'_, B::Act> {
-        View::new(&self.weights, range.start, range.len())
+        match &self.shards {
+            None => View::new(&self.weights, range.start, range.len()),
+            Some(shards) => shards.view(range),
+        }
     }
 
     pub(super) fn qk_norm_dims(&self, tokens: usize) -> QkNormDims {
@@ -167,13 +184,16 @@ impl<B: Backend> Model<B> {
     }
 
     /// Runs the model. The result is `acts.hidden` (tokens, hidden), after the final norm.
-    pub fn forward(&self, backend: &B, inputs: &Inputs<'_, B>, acts: &mut Activations<B>) -> Result<()> {
-        let (config, tokens) = (&self.config, inputs.tokens);
+    pub fn forward(&mut self, backend: &B, inputs: &Inputs<'_, B>, acts: &mut Activations<B>) -> Result<()> {
+        let tokens = inputs.tokens;
+        self.enter(backend, Unit::First, Some(Unit::Layer(0)))?;
         self.embed(backend, inputs.ids, inputs.positions, acts)?;
-        for i in 0..config.layers {
+        for i in 0..self.config.layers {
+            self.enter_layer(backend, i)?;
             self.run_layer(backend, inputs, acts, i)?;
             self.close_layer(backend, tokens, acts, i)?;
         }
+        self.enter(backend, Unit::Last, None)?;
         self.normalise_last(backend, tokens, acts)
     }
 

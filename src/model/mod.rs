@@ -4,6 +4,7 @@
 //!   checked once; named sizes for new models
 //! - [`tensors`], [`layout`]: names and shapes of tensors; their places in the flat parameter arena
 //! - `trained`: the parameters that training changes
+//! - `units`, `part`, `shards`: weights that are sharded over ranks, unit by unit
 //! - [`weights`]: reading and writing of weight files
 //! - `reward_heads`: heads of reward models by the names of other trainers, normalised rewards
 //! - [`adapter`]: LoRA adapters of PEFT, read, merged and written
@@ -31,16 +32,19 @@ pub(crate) mod family_names;
 pub(crate) mod inputs;
 pub mod layout;
 pub mod lora;
+pub(crate) mod part;
 pub mod presets;
 pub(crate) mod reward_heads;
 pub mod rope;
 mod rope_frequencies;
 pub(crate) mod rope_layers;
+pub(crate) mod shards;
 pub mod softcaps;
 pub mod store;
 pub mod tensors;
 pub(crate) mod trained;
 pub(crate) mod traits;
+pub(crate) mod units;
 pub mod weights;
 mod weights_names;
 mod weights_read;

@@ -54,7 +54,7 @@ const QWEN2: Preset = Preset {
 const LLAMA: Preset =
     Preset { family: &family::LLAMA, vocab: 128_256, theta: 5e5, max_positions: 131_072, rms_norm_eps: 1e-5, ..QWEN2 };
 
-const PRESETS: [Preset; 11] = [
+const PRESETS: [Preset; 12] = [
     Preset {
         name: "quickstart",
         summary: "0.45 M parameters with a vocabulary of 512; trained by `mapl quickstart`",
@@ -128,6 +128,19 @@ const PRESETS: [Preset; 11] = [
         intermediate: 11_008,
         layers: 36,
         heads: 16,
+        ..QWEN2
+    },
+    Preset {
+        name: "qwen2.5-7b",
+        summary: "shape of Qwen2.5-7B",
+        vocab: 152_064,
+        hidden: 3584,
+        intermediate: 18_944,
+        layers: 28,
+        heads: 28,
+        kv_heads: 4,
+        tied: false,
+        max_positions: 131_072,
         ..QWEN2
     },
     Preset {

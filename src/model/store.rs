@@ -7,10 +7,12 @@ use super::adapter::write_adapter;
 use super::config::{Head, ModelConfig, StoredDtype};
 use super::decoder::Model;
 use super::layout::Slot;
+use super::part::Overlap;
+use super::shards::Sharding;
 use super::tensors::{Order, Role, TensorSpec};
 use super::trained::TrainedFiles;
 use super::weights::{DEFAULT_SHARD_BYTES, LoadAs, WeightFiles, overflows, write_model};
-use crate::backend::{Backend, View, ViewMut};
+use crate::backend::{Backend, View};
 use crate::rng::Rng;
 use crate::{Error, Result};
 
@@ -44,26 +46,33 @@ pub fn load<B: Backend>(
     load_as: LoadAs,
     seed: u64,
 ) -> Result<Loaded<B>> {
+    load_on(backend, folder, config, (load_as, None), seed)
+}
+
+/// Like [`load`], with this rank's slices of the weights only if there is a sharding. Every rank reads the
+/// files.
+pub(crate) fn load_on<B: Backend>(
+    backend: &B,
+    folder: &Path,
+    config: ModelConfig,
+    (load_as, sharding): (LoadAs, Option<Sharding>),
+    seed: u64,
+) -> Result<Loaded<B>> {
     let files = WeightFiles::open(folder, &config, load_as)?;
     let positions = INITIAL_POSITIONS.min(config.max_positions);
-    let mut model = Model::zeros(backend, config, positions)?;
-    for slot in &model.layout.slots {
+    let mut model = Model::zeros_on(backend, config, positions, sharding)?;
+    for slot in model.layout.slots.clone() {
         if slot.spec.role == Role::Score && files.score_missing() {
             let deviation = 1.0 / ((model.config.hidden + 1) as f64).sqrt();
-            draw(backend, &mut model.weights, slot.start, &slot.spec, deviation, seed)?;
+            draw(backend, &mut model, &slot, deviation, seed)?;
             continue;
         }
-        fill(backend, &mut model.weights, &files, slot)?;
+        in_arena_order(&mut |sink| files.read(&slot.spec.name, sink), &slot.spec, &mut |offset, values| {
+            model.write_weights(backend, slot.start + offset, values)
+        })?;
     }
     let (ignored, notes) = (files.ignored().to_vec(), files.notes().to_vec());
     Ok(Loaded { model, drawn_score: files.score_missing(), reward_bias: files.head_bias()?, ignored, notes })
-}
-
-/// Reads one tensor into its place in the arena.
-fn fill<B: Backend>(backend: &B, weights: &mut B::Act, files: &WeightFiles, slot: &Slot) -> Result<()> {
-    in_arena_order(&mut |sink| files.read(&slot.spec.name, sink), &slot.spec, &mut |offset, values| {
-        backend.write_act(ViewMut::new(weights, slot.start + offset, values.len()), values)
-    })
 }
 
 /// Sink of a tensor's elements: offset and values.
@@ -101,21 +110,24 @@ fn in_arena_order(
 pub fn reload<B: Backend>(backend: &B, model: &mut Model<B>, folder: &Path) -> Result<()> {
     let files = TrainedFiles::open(model, folder)?;
     let slots = model.trained().slots.to_vec();
-    let weights = model.trained_weights_mut();
     slots.iter().try_for_each(|slot| {
         in_arena_order(&mut |sink| files.read(&slot.spec.name, sink), &slot.spec, &mut |offset, values| {
-            backend.write_act(ViewMut::new(weights, slot.start + offset, values.len()), values)
+            model.write_trained(backend, slot.start + offset, values)
         })
     })
 }
 
-/// Reads the trained weights of a folder into `to` in full precision, in the layout of `model`. The
-/// folder must hold the same model; the weights of `model` stay unchanged.
-pub fn read_in_full<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, to: &mut B::Acc) -> Result<()> {
+/// Passes the trained weights of a folder to `to` in full precision: places in the layout of `model`, and
+/// values. The folder must hold the same model; the weights of `model` stay unchanged.
+pub(crate) fn read_in_full<B: Backend>(
+    model: &Model<B>,
+    folder: &Path,
+    to: &mut dyn FnMut(usize, &[f64]) -> Result<()>,
+) -> Result<()> {
     let files = TrainedFiles::open(model, folder)?;
     model.trained().slots.iter().try_for_each(|slot| {
         in_arena_order(&mut |sink| files.read(&slot.spec.name, sink), &slot.spec, &mut |offset, values| {
-            backend.write_acc(ViewMut::new(to, slot.start + offset, values.len()), values)
+            to(slot.start + offset, values)
         })
     })
 }
@@ -124,9 +136,19 @@ pub fn read_in_full<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, to
 /// biases zero, a reward head from normal(0, 1/sqrt(hidden + 1)). transformers and TRL initialise
 /// models in the same way.
 pub fn random<B: Backend>(backend: &B, config: ModelConfig, seed: u64) -> Result<Model<B>> {
+    random_on(backend, config, seed, None)
+}
+
+/// Like [`random`], with this rank's slices of the weights only if there is a sharding.
+pub(crate) fn random_on<B: Backend>(
+    backend: &B,
+    config: ModelConfig,
+    seed: u64,
+    sharding: Option<Sharding>,
+) -> Result<Model<B>> {
     let positions = INITIAL_POSITIONS.min(config.max_positions);
-    let mut model = Model::zeros(backend, config, positions)?;
-    for slot in &model.layout.slots {
+    let mut model = Model::zeros_on(backend, config, positions, sharding)?;
+    for slot in model.layout.slots.clone() {
         let deviation = match slot.spec.role {
             Role::QueryBias
             | Role::KeyBias
@@ -146,7 +168,7 @@ pub fn random<B: Backend>(backend: &B, config: ModelConfig, seed: u64) -> Result
             | Role::MlpOutputNorm
             | Role::FinalNorm => {
                 let ones = vec![1.0 - model.config.norm_offset(); slot.spec.elements()];
-                backend.write_act(ViewMut::new(&mut model.weights, slot.start, ones.len()), &ones)?;
+                model.write_weights(backend, slot.start, &ones)?;
                 continue;
             }
             Role::Score => 1.0 / ((model.config.hidden + 1) as f64).sqrt(),
@@ -155,27 +177,20 @@ pub fn random<B: Backend>(backend: &B, config: ModelConfig, seed: u64) -> Result
             }
             _ => model.config.initializer_range,
         };
-        draw(backend, &mut model.weights, slot.start, &slot.spec, deviation, seed)?;
+        draw(backend, &mut model, &slot, deviation, seed)?;
     }
     Ok(model)
 }
 
 /// Draws one tensor. Its numbers depend only on the seed and the tensor's name. They are rounded to
 /// f32, so every backend starts from the same values up to its own precision.
-fn draw<B: Backend>(
-    backend: &B,
-    weights: &mut B::Act,
-    start: usize,
-    spec: &TensorSpec,
-    deviation: f64,
-    seed: u64,
-) -> Result<()> {
-    let mut rng = Rng::keyed(seed, &["init", &spec.name]);
-    let len = spec.elements();
+fn draw<B: Backend>(backend: &B, model: &mut Model<B>, slot: &Slot, deviation: f64, seed: u64) -> Result<()> {
+    let mut rng = Rng::keyed(seed, &["init", &slot.spec.name]);
+    let len = slot.spec.elements();
     for offset in (0..len).step_by(CHUNK) {
         let chunk: Vec<f64> =
             (0..CHUNK.min(len - offset)).map(|_| f64::from((deviation * rng.normal()) as f32)).collect();
-        backend.write_act(ViewMut::new(weights, start + offset, chunk.len()), &chunk)?;
+        model.write_weights(backend, slot.start + offset, &chunk)?;
     }
     Ok(())
 }
@@ -186,7 +201,8 @@ pub fn save<B: Backend>(backend: &B, model: &Model<B>, folder: &Path) -> Result<
     save_as(backend, model, folder, StoredDtype::F32)
 }
 
-/// [`save`] with the weights as `dtype`.
+/// [`save`] with the weights as `dtype`. Of a model with sharded weights rank 0 saves, and the other ranks
+/// serve it ([`Model::serve_trained`]).
 pub fn save_as<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, dtype: StoredDtype) -> Result<()> {
     let (trained, mut wide) = (model.trained(), Vec::new());
     // A tensor in another order than the arena's, with its name.
@@ -198,7 +214,7 @@ pub fn save_as<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, dtype: 
         if slot.spec.order != Order::Rows {
             if whole.0 != spec.name {
                 whole = (spec.name.clone(), vec![0.0; slot.spec.elements()]);
-                backend.read_act(View::new(model.trained_weights(), slot.start, whole.1.len()), &mut whole.1)?;
+                model.read_trained(backend, slot.start, &mut whole.1)?;
             }
             for (i, to) in out.iter_mut().enumerate() {
                 *to = whole.1[slot.spec.place(offset + i)] as f32;
@@ -206,7 +222,7 @@ pub fn save_as<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, dtype: 
             return Ok(());
         }
         wide.resize(out.len(), 0.0);
-        backend.read_act(View::new(model.trained_weights(), slot.start + offset, out.len()), &mut wide)?;
+        model.read_trained(backend, slot.start + offset, &mut wide)?;
         for (to, from) in out.iter_mut().zip(&wide) {
             *to = *from as f32;
         }
@@ -218,28 +234,36 @@ pub fn save_as<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, dtype: 
             let tensors: Vec<TensorSpec> = trained.slots.iter().map(|slot| slot.spec.clone()).collect();
             write_adapter(folder, &lora.adapter_config(&model.config), &tensors, dtype, &mut fill)
         }
-    }
+    }?;
+    model.end_serving()
 }
 
 /// Name of the first trained tensor with weights that are not finite in f32, the precision of [`save`], and
-/// their number.
+/// their number. Of a model with sharded weights every rank calls it.
 pub fn not_finite<B: Backend>(backend: &B, model: &Model<B>) -> Result<Option<(String, usize)>> {
-    let mut chunk = Vec::new();
-    for slot in model.trained().slots {
-        let (len, mut count) = (slot.spec.elements(), 0);
-        for offset in (0..len).step_by(CHUNK) {
-            chunk.resize(CHUNK.min(len - offset), 0.0);
-            backend.read_act(View::new(model.trained_weights(), slot.start + offset, chunk.len()), &mut chunk)?;
-            count += chunk.iter().filter(|&&x| !(x as f32).is_finite()).count();
-        }
-        if count > 0 {
-            return Ok(Some((slot.spec.name.clone(), count)));
-        }
-    }
-    Ok(None)
+    let mut counts = vec![0.0; model.trained().slots.len()];
+    each_own_weight(backend, model, &mut |slot, _, x| counts[slot] += f64::from(u8::from(!(x as f32).is_finite())))?;
+    let counts = model.sum_over_shards(counts)?;
+    let slots = model.trained().slots.iter().zip(counts);
+    Ok(slots.filter(|(_, count)| *count > 0.0).map(|(slot, count)| (slot.spec.name.clone(), count as usize)).next())
 }
 
-/// Hash of the trained weights.
+/// Calls `seen` with every trained weight of this rank: index of its tensor, place in the tensor, value.
+fn each_own_weight<B: Backend>(backend: &B, model: &Model<B>, seen: &mut dyn FnMut(usize, usize, f64)) -> Result<()> {
+    let (part, mut chunk) = (model.trained_part(), Vec::new());
+    for (i, slot) in model.trained().slots.iter().enumerate() {
+        for Overlap { at, offsets } in part.within(&slot.range()) {
+            for start in (0..offsets.len()).step_by(CHUNK) {
+                chunk.resize(CHUNK.min(offsets.len() - start), 0.0);
+                backend.read_act(View::new(model.trained_weights(), at + start, chunk.len()), &mut chunk)?;
+                chunk.iter().enumerate().for_each(|(j, &x)| seen(i, offsets.start + start + j, x));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Hash of the trained weights, which this rank has whole.
 pub(crate) fn trained_hash<B: Backend>(backend: &B, model: &Model<B>) -> Result<blake3::Hash> {
     let (mut hash, mut chunk) = (blake3::Hasher::new(), Vec::new());
     for start in (0..model.trained().len).step_by(CHUNK) {
@@ -251,22 +275,21 @@ pub(crate) fn trained_hash<B: Backend>(backend: &B, model: &Model<B>) -> Result<
 }
 
 /// Name of the first trained tensor with a weight that [`save_as`] cannot write as `dtype`, and the weight.
+/// Of a model with sharded weights every rank calls it.
 pub fn beyond<B: Backend>(backend: &B, model: &Model<B>, dtype: StoredDtype) -> Result<Option<(String, f32)>> {
     if dtype == StoredDtype::F32 {
         return Ok(None);
     }
-    let mut chunk = Vec::new();
-    for slot in model.trained().slots {
-        let len = slot.spec.elements();
-        for offset in (0..len).step_by(CHUNK) {
-            chunk.resize(CHUNK.min(len - offset), 0.0);
-            backend.read_act(View::new(model.trained_weights(), slot.start + offset, chunk.len()), &mut chunk)?;
-            if let Some(&weight) = chunk.iter().find(|&&x| overflows(x as f32, dtype)) {
-                return Ok(Some((slot.spec.name.clone(), weight as f32)));
-            }
+    // Tensor, place in it, and weight.
+    let mut first: Option<[f64; 3]> = None;
+    each_own_weight(backend, model, &mut |slot, at, x| {
+        if first.is_none() && overflows(x as f32, dtype) {
+            first = Some([slot as f64, at as f64, x]);
         }
-    }
-    Ok(None)
+    })?;
+    let all = model.gather_over_shards(first.as_ref().map_or(&[], |first| &first[..]))?;
+    let found = all.as_chunks::<3>().0.iter().min_by(|a, b| a[0].total_cmp(&b[0]).then(a[1].total_cmp(&b[1])));
+    Ok(found.map(|[slot, _, weight]| (model.trained().slots[*slot as usize].spec.name.clone(), *weight as f32)))
 }
 
 /// Turns the configuration of a language model into the configuration of a reward model with this pad

@@ -77,7 +77,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Arena of the trained parameters.
+    /// Arena of the trained parameters, or this rank's slices of them ([`Model::trained_part`]).
     pub fn trained_weights(&self) -> &B::Act {
         self.lora.as_ref().map_or(&self.weights, |lora| &lora.weights)
     }
@@ -87,9 +87,12 @@ impl<B: Backend> Model<B> {
         self.lora.as_mut().map_or(&mut self.weights, |lora| &mut lora.weights)
     }
 
-    /// View of a range of the trained parameters.
+    /// View of a range of the trained parameters; see [`Model::weight`].
     pub fn trained_weight(&self, range: &Range<usize>) -> View<'_, B::Act> {
-        View::new(self.trained_weights(), range.start, range.len())
+        match &self.lora {
+            Some(lora) => lora.weight(range),
+            None => self.weight(range),
+        }
     }
 
     /// Range of the gradients that the patch norms in `norms` cover; `None` with adapters.

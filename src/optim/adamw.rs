@@ -8,6 +8,7 @@ use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut};
 use crate::error::refuse_outside_f32;
 use crate::model::decoder::Model;
+use crate::model::part::Part;
 use crate::{Error, Result};
 
 /// Settings of AdamW and of gradient clipping.
@@ -95,9 +96,12 @@ pub struct AdamWState<B: Backend> {
     pub master: Option<B::Acc>,
     /// (CONTROL)
     pub control: B::Acc,
-    /// Parameters whose state this is: all, or the slice of a rank.
+    /// Parameters whose state this is.
+    part: Part,
+    /// Where they are in the buffers of weights and gradients.
     slice: Range<usize>,
     len: usize,
+    /// Elements of the state with weight decay.
     decayed: usize,
 }
 
@@ -105,17 +109,28 @@ pub struct AdamWState<B: Backend> {
 const CHUNK: usize = 1 << 20;
 
 impl<B: Backend> AdamWState<B> {
-    /// Creates the state of a model's trained parameters before their first update.
+    /// Creates the state of a model's trained parameters, or of this rank's slices of them, before their
+    /// first update.
     pub fn new(backend: &B, model: &Model<B>, settings: AdamWSettings) -> Result<Self> {
-        Self::of_slice(backend, model, settings, 0..model.trained().len)
+        let part = model.trained_part();
+        Self::of_part(backend, model, settings, (0..part.len(), part))
     }
 
-    /// Like [`AdamWState::new`] for a slice of the trained parameters.
+    /// Like [`AdamWState::new`] for a slice of the trained parameters of a whole model.
     pub(crate) fn of_slice(
         backend: &B,
         model: &Model<B>,
         settings: AdamWSettings,
         slice: Range<usize>,
+    ) -> Result<Self> {
+        Self::of_part(backend, model, settings, (slice.clone(), Part::slice(slice)))
+    }
+
+    fn of_part(
+        backend: &B,
+        model: &Model<B>,
+        settings: AdamWSettings,
+        (slice, part): (Range<usize>, Part),
     ) -> Result<Self> {
         let len = slice.len();
         let master = match B::PRECISION {
@@ -138,13 +153,19 @@ impl<B: Backend> AdamWState<B> {
             v: backend.zeros_acc(len)?,
             master,
             control: backend.zeros_acc(CONTROL)?,
-            slice,
             len: model.trained().len,
-            decayed: model.trained().decayed,
+            decayed: part.before(model.trained().decayed),
+            part,
+            slice,
         })
     }
 
     /// Parameters whose state this is.
+    pub(crate) fn part(&self) -> &Part {
+        &self.part
+    }
+
+    /// Where they are in the buffers of weights and gradients.
     pub(crate) fn slice(&self) -> Range<usize> {
         self.slice.clone()
     }
@@ -175,7 +196,7 @@ impl<B: Backend> AdamWState<B> {
         })?;
         backend.adamw(AdamW {
             len,
-            decayed: self.decayed.saturating_sub(start).min(len),
+            decayed: self.decayed,
             beta1: s.beta1,
             beta2: s.beta2,
             eps: s.eps,

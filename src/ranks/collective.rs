@@ -40,14 +40,23 @@ impl Wire {
     }
 }
 
-/// Elements at whose multiples slices start, so that loads of several elements stay aligned.
+/// Slice of `len` elements that belongs to a rank. The slices of all ranks cover the elements in order;
+/// their lengths differ by at most 1.
+pub(crate) fn slice_of(len: usize, rank: usize, size: usize) -> Range<usize> {
+    let at = |rank: usize| (len as u128 * rank as u128 / size as u128) as usize;
+    at(rank)..at(rank + 1)
+}
+
+/// Elements at whose multiples shards start, so that loads of several elements stay aligned.
 const BLOCK: usize = 64;
 
-/// Slice of `len` elements that belongs to a rank. The slices of all ranks cover the elements in order.
-pub(crate) fn slice_of(len: usize, rank: usize, size: usize) -> Range<usize> {
+/// Shard of `len` parameters that belongs to a rank. The shards of all ranks cover them in order. All
+/// have one length, as the collectives of NCCL need it, except the last one: it also has the rest, of
+/// fewer than `(size + 1) * BLOCK` elements.
+pub(crate) fn shard_of(len: usize, rank: usize, size: usize) -> Range<usize> {
     let block = if len >= BLOCK * size { BLOCK } else { 1 };
-    let at = |rank: usize| ((len.div_ceil(block) as u128 * rank as u128 / size as u128) as usize * block).min(len);
-    at(rank)..if rank + 1 == size { len } else { at(rank + 1) }
+    let each = len / block / size * block;
+    rank * each..if rank + 1 == size { len } else { (rank + 1) * each }
 }
 
 /// Operations over all ranks.
@@ -144,13 +153,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slices_cover_every_element_once() {
-        for (len, size) in [(0, 3), (2, 3), (7, 2), (10, 4), (16, 4)] {
-            let slices: Vec<usize> = (0..size).flat_map(|rank| slice_of(len, rank, size)).collect();
-            assert_eq!(slices, (0..len).collect::<Vec<_>>());
+    fn slices_and_shards_cover_every_element_once() {
+        for (len, size) in [(0, 3), (2, 3), (7, 2), (10, 4), (16, 4), (1000, 3)] {
+            for of in [slice_of, shard_of] {
+                let all: Vec<usize> = (0..size).flat_map(|rank| of(len, rank, size)).collect();
+                assert_eq!(all, (0..len).collect::<Vec<_>>());
+            }
         }
-        assert_eq!(slice_of(200, 0, 2), 0..128);
-        assert_eq!(slice_of(200, 1, 2), 128..200);
+        assert_eq!([0, 1, 2].map(|rank| slice_of(7, rank, 3)), [0..2, 2..4, 4..7]);
+        assert_eq!([0, 1, 2].map(|rank| shard_of(500, rank, 3)), [0..128, 128..256, 256..500]);
+        assert_eq!([0, 1].map(|rank| shard_of(7, rank, 2)), [0..3, 3..7]);
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub(crate) struct Ranks {
     pub size: usize,
     /// Number among the ranks of this host, if the launcher gives it.
     pub local: Option<usize>,
-    /// Address and port at which torchrun's ranks meet.
+    /// Address and port at which ranks on GPUs meet, if the launcher tells.
     pub master: Option<(String, u16)>,
 }
 
@@ -130,8 +130,8 @@ impl Ranks {
             }
         }
         let mut ranks = found.into_iter().next();
-        if let Some(ranks) = ranks.as_mut().filter(|ranks| ranks.launcher == Launcher::Torchrun)
-            && let Some(host) = variable("MASTER_ADDR")
+        if let Some(ranks) = ranks.as_mut()
+            && let Some(host) = meeting_host(ranks, &variable)
         {
             let text = variable("MASTER_PORT");
             let port = text.as_ref().map_or(Ok(MASTER_PORT), |text| text.trim().parse());
@@ -159,6 +159,33 @@ impl Ranks {
             }
         }
     }
+}
+
+/// Host of rank 0: MASTER_ADDR; Slurm's first host; this host, if mpirun started all ranks on one.
+fn meeting_host(ranks: &Ranks, variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+    variable("MASTER_ADDR").or_else(|| match ranks.launcher {
+        Launcher::Srun => {
+            let nodes = ["SLURM_STEP_NODELIST", "SLURM_NODELIST"].into_iter().find_map(&variable)?;
+            first_host(&nodes)
+        }
+        Launcher::Mpirun => {
+            let here = variable("OMPI_COMM_WORLD_LOCAL_SIZE")?.trim().parse::<usize>();
+            (here == Ok(ranks.size)).then(|| "127.0.0.1".to_owned())
+        }
+        Launcher::Torchrun | Launcher::Pmi => None,
+    })
+}
+
+/// First name of Slurm's list: `gpu03` of `gpu[03-07,12],cpu1`. Of several brackets none is read.
+fn first_host(nodes: &str) -> Option<String> {
+    let (name, rest) = match nodes.split_once('[') {
+        Some((name, rest)) if !name.contains(',') => (name, rest),
+        _ => return nodes.split(',').next().filter(|name| !name.is_empty()).map(str::to_owned),
+    };
+    let (numbers, after) = rest.split_once(']')?;
+    let first = numbers.split([',', '-']).next().filter(|first| !first.is_empty())?;
+    let end = after.split(',').next().unwrap_or_default();
+    (!end.contains('[')).then(|| format!("{name}{first}{end}"))
 }
 
 #[cfg(test)]
@@ -190,6 +217,25 @@ mod tests {
         // Two launchers that agree.
         let both = [&srun[..], &[("PMI_RANK", "1"), ("PMI_SIZE", "2")]].concat();
         assert_eq!(place(&both), Some((Launcher::Srun, 1, 2, Some(0))));
+    }
+
+    #[test]
+    fn ranks_on_gpus_meet_where_the_launcher_says() {
+        let master = |set: &[(&str, &str)]| read(set).unwrap().unwrap().master;
+        let srun = [("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2"), ("SLURM_NODELIST", "gpu[03-07,12],cpu1")];
+        assert_eq!(master(&srun), Some(("gpu03".into(), 29500)));
+        assert_eq!(master(&[&srun[..], &[("MASTER_ADDR", "h"), ("MASTER_PORT", "7")]].concat()), Some(("h".into(), 7)));
+        let firsts = ["a1,b2", "node7", "n[1,4]-ib,x", "rack[1-2]n[1-8]", "", "c,n[1-2]"].map(first_host);
+        let expected = [Some("a1"), Some("node7"), Some("n1-ib"), None, None, Some("c")];
+        assert_eq!(firsts, expected.map(|name| name.map(str::to_owned)));
+        let mpirun = |here| {
+            let all =
+                [("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "2"), ("OMPI_COMM_WORLD_LOCAL_SIZE", here)];
+            master(&all)
+        };
+        assert_eq!(mpirun("2"), Some(("127.0.0.1".into(), 29500)));
+        // On several hosts mpirun does not tell where rank 0 is.
+        assert_eq!(mpirun("1"), None);
     }
 
     #[test]

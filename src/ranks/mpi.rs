@@ -94,6 +94,14 @@ fn checked(call: &str, code: c_int) -> Result<()> {
     }
 }
 
+/// A buffer of `len` zeros with an address of its own. That of an empty vector is 1, which Open MPI takes for
+/// `MPI_IN_PLACE`.
+fn zeros(len: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len.max(1));
+    bytes.resize(len, 0);
+    bytes
+}
+
 impl Mpi {
     /// Name of the library that would be loaded, or why there is none.
     pub fn found() -> Result<&'static str, String> {
@@ -192,8 +200,9 @@ impl Mpi {
         };
         let (counts, offsets, _) = layout(parts.iter().map(|part| part.len()))?;
         let (their_counts, their_offsets, total) = layout(lengths.iter().copied())?;
-        let mut received = vec![0_u8; total];
-        self.call_exchange((&parts.concat(), &counts, &offsets), (&mut received, &their_counts, &their_offsets))?;
+        let (mut sent, mut received) = (zeros(0), zeros(total));
+        parts.iter().for_each(|part| sent.extend_from_slice(part));
+        self.call_exchange((&sent, &counts, &offsets), (&mut received, &their_counts, &their_offsets))?;
         let mut rest = received.as_slice();
         let mut take = |length: usize| {
             let (part, after) = rest.split_at(length);
@@ -229,12 +238,13 @@ impl Mpi {
     /// The bytes of every rank, with known lengths.
     fn gather_known(&self, bytes: &[u8], lengths: &[usize]) -> Result<Vec<u8>> {
         let (counts, offsets, total) = layout(lengths.iter().copied())?;
-        let mut received = vec![0_u8; total];
+        let mut received = zeros(total);
+        let own = if bytes.is_empty() { &[0] } else { bytes };
         let (world, byte) = (self.world as Handle, self.byte as Handle);
-        // SAFETY: `bytes` has this rank's length, and `received` has room for the bytes of all ranks.
+        // SAFETY: `own` has at least the bytes of this rank's length, and `received` has room for the bytes of all ranks.
         let code = unsafe {
             (self.gather)(
-                bytes.as_ptr().cast(),
+                own.as_ptr().cast(),
                 counts[self.rank],
                 byte,
                 received.as_mut_ptr().cast(),

@@ -8,6 +8,7 @@
 //!     no processor time for 8 s, no thread running or waiting for a disk, while this rank waits for it
 //!                                    -> hangs
 //!     it has announced its own end   -> nothing more to watch: it prints its own message
+//! and from the transport: what NCCL reports, and ranks of other hosts whose connection has ended
 //! the lowest rank that is left prints one message; every rank that is left ends all
 //! ```
 //!
@@ -145,9 +146,11 @@ impl Record {
 }
 
 /// Watches `processes` until one fails; calls `failed` with its rank, why, and whether this rank prints.
+/// `transport` tells what else has failed: a rank, and why.
 pub(super) fn start(
     own: usize,
     processes: Vec<Process>,
+    mut transport: impl FnMut() -> Option<(usize, String)> + Send + 'static,
     failed: impl FnOnce(usize, &str, bool) + Send + 'static,
 ) -> std::io::Result<()> {
     let watch = move || {
@@ -176,6 +179,13 @@ pub(super) fn start(
             }
             if found.contains(&Found::Ending) {
                 return;
+            }
+            if let Some((rank, why)) = transport() {
+                if ENDED.load(Ordering::SeqCst) {
+                    return;
+                }
+                let prints = processes.iter().all(|other| own < other.rank);
+                return failed(rank, &why, prints);
             }
         }
     };

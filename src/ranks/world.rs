@@ -10,23 +10,34 @@
 //!                    and host, ends all
 //! ```
 //!
-//! Refused: several ranks without the cargo feature `mpi`, and commands that do not share their work.
+//! Refused: several ranks on CPUs without the cargo feature `mpi`, several on GPUs without NCCL or without
+//! a place to meet, and commands that do not share their work.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::collective::{Alone, Collective};
 use super::launcher::Ranks;
+use super::meeting::{self, Met, Place, Seat};
+#[cfg(feature = "mpi")]
+use super::mpi::Mpi;
+use super::nccl::Nccl;
+use super::watch;
+use crate::backend::kernels::driver::Driver;
+use crate::backend::kernels::driver::nccl::{Communicator, Library};
+use crate::backend::kernels::nccl::Calls;
 use crate::{Error, Result};
 
-#[cfg(feature = "mpi")]
-use super::{mpi::Mpi, watch};
 /// Time that a failing rank leaves to rank 0 to report the same error.
 const FIRST_SPEAKS: Duration = Duration::from_secs(3);
 
-/// Time that `MPI_Abort` has to end this process; after it the process exits on its own.
-#[cfg(feature = "mpi")]
+/// Time that the transport has to end this process; after it the process exits on its own.
 const ABORT_WAIT: Duration = Duration::from_secs(2);
+
+/// Time in which all ranks on GPUs must have met, and time in which NCCL must have connected them.
+const MEETING_WAIT: Duration = Duration::from_secs(300);
 
 /// Advice on the last checkpoint of a run.
 type LastCheckpoint = Box<dyn Fn() -> String + Send>;
@@ -36,16 +47,61 @@ static LAST_CHECKPOINT: Mutex<Option<LastCheckpoint>> = Mutex::new(None);
 /// Host of every rank, by rank.
 static HOSTS: OnceLock<Vec<String>> = OnceLock::new();
 
+/// How the ranks of this process have met.
+static JOINED: OnceLock<Box<dyn Transport>> = OnceLock::new();
+
+/// This rank's GPU and the calls for its collectives.
+static GPU: OnceLock<(usize, Arc<dyn Calls>)> = OnceLock::new();
+
+/// Collectives that can end all ranks.
+trait Transport: Collective {
+    /// Ends what this rank waits for, and with MPI all ranks.
+    fn abort(&self, code: i32);
+
+    /// Ends the use; waits for all ranks.
+    fn finish(&self);
+}
+
 #[cfg(feature = "mpi")]
-static MPI: OnceLock<Mpi> = OnceLock::new();
+impl Transport for Mpi {
+    fn abort(&self, code: i32) {
+        Mpi::abort(self, code);
+    }
+
+    fn finish(&self) {
+        Mpi::finish(self);
+    }
+}
+
+impl Transport for Nccl<Driver> {
+    fn abort(&self, _: i32) {
+        self.calls().abort();
+    }
+
+    fn finish(&self) {
+        // Every rank must have ended its watch before any of them leaves; the system frees the rest.
+        if let Err(e) = self.barrier() {
+            crate::terminal::complain(&format!("warning: {e}"));
+        }
+    }
+}
 
 /// The ranks of this process.
 pub(crate) fn collective() -> &'static dyn Collective {
-    #[cfg(feature = "mpi")]
-    if let Some(mpi) = MPI.get() {
-        return mpi;
+    match JOINED.get() {
+        Some(joined) => joined.as_ref(),
+        None => &Alone,
     }
-    &Alone
+}
+
+/// Number of this rank's GPU on its host, if several ranks have met on GPUs.
+pub(crate) fn gpu() -> Option<usize> {
+    GPU.get().map(|(ordinal, _)| *ordinal)
+}
+
+/// Calls of NCCL for collectives on buffers, if several ranks have met on GPUs.
+pub(crate) fn calls() -> Option<Arc<dyn Calls>> {
+    GPU.get().map(|(_, calls)| calls.clone())
 }
 
 /// Whether there are several ranks.
@@ -64,6 +120,12 @@ pub(crate) fn named_with_hosts(ranks: &[usize]) -> String {
     texts.join(", ")
 }
 
+/// Number of ranks on this rank's host, itself included.
+pub(crate) fn ranks_on_this_host() -> usize {
+    let own = host_of(collective().rank());
+    HOSTS.get().map_or(1, |hosts| hosts.iter().filter(|host| *host == own).count().max(1))
+}
+
 /// Hosts of the ranks, each once.
 pub(crate) fn hosts() -> Vec<&'static str> {
     let mut names: Vec<&str> = Vec::new();
@@ -80,14 +142,13 @@ pub(crate) fn set_last_checkpoint(text: impl Fn() -> String + Send + 'static) {
     *LAST_CHECKPOINT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(text));
 }
 
-#[cfg(feature = "mpi")]
 fn last_checkpoint() -> String {
     // The lock is held for moments only; a failed rank must be reported in any case.
     LAST_CHECKPOINT.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(String::new(), |text| text())
 }
 
 /// What the launcher's variables say, and whether ranks on CPUs can meet.
-pub(crate) fn describe() -> [(&'static str, String); 2] {
+pub(crate) fn describe() -> [(&'static str, String); 3] {
     let launcher = match Ranks::from_env() {
         Ok(None) => "none: one rank".to_owned(),
         Ok(Some(ranks)) => {
@@ -104,7 +165,11 @@ pub(crate) fn describe() -> [(&'static str, String); 2] {
     };
     #[cfg(not(feature = "mpi"))]
     let mpi = "not in this build; cargo build --release --features mpi adds it".to_owned();
-    [("launcher", launcher), ("mpi", mpi)]
+    let nccl = match Library::load() {
+        Ok(library) => format!("{}, for several ranks on GPUs", library.name()),
+        Err(why) => format!("none: {why}; {NCCL_ADVICE}"),
+    };
+    [("launcher", launcher), ("mpi", mpi), ("nccl", nccl)]
 }
 
 /// Makes a rank other than 0 print nothing, without joining the others.
@@ -114,8 +179,17 @@ pub(crate) fn follow_launcher() {
     }
 }
 
-/// Joins the ranks of the launcher, if there are several. `shares` tells whether `command` does.
-pub(crate) fn join(command: &str, shares: bool) -> Result<()> {
+/// How a command's ranks meet.
+pub(crate) enum Meet<'a> {
+    /// On CPUs, over MPI.
+    Mpi,
+    /// On GPUs, over NCCL; by a file instead of a port if one is given.
+    Nccl(Option<&'a Path>),
+}
+
+/// Joins the ranks of the launcher, if there are several. `shares` tells whether `command` does, and `meet`
+/// how; it is asked only if there are several ranks.
+pub(crate) fn join<'a>(command: &str, shares: bool, meet: impl FnOnce() -> Result<Meet<'a>>) -> Result<()> {
     let Some(ranks) = Ranks::from_env()?.filter(|ranks| ranks.size > 1) else { return Ok(()) };
     crate::terminal::pass_on();
     if ranks.rank > 0 {
@@ -129,11 +203,14 @@ pub(crate) fn join(command: &str, shares: bool) -> Result<()> {
             ranks.size
         )));
     }
-    connect(&ranks)
+    match meet()? {
+        Meet::Mpi => connect_by_mpi(&ranks),
+        Meet::Nccl(file) => connect_by_nccl(&ranks, file),
+    }
 }
 
 #[cfg(not(feature = "mpi"))]
-fn connect(ranks: &Ranks) -> Result<()> {
+fn connect_by_mpi(ranks: &Ranks) -> Result<()> {
     Err(Error::Usage(format!(
         "{} started {} ranks, and this build has no MPI; build it with `cargo build --release --features mpi`, or start \
          one process",
@@ -143,25 +220,120 @@ fn connect(ranks: &Ranks) -> Result<()> {
 }
 
 #[cfg(feature = "mpi")]
-fn connect(ranks: &Ranks) -> Result<()> {
-    let started = Mpi::start(ranks)?;
-    let mpi = MPI.get_or_init(|| started);
+fn connect_by_mpi(ranks: &Ranks) -> Result<()> {
+    watched(Box::new(Mpi::start(ranks)?), |_| || None)
+}
+
+/// What to do without NCCL.
+const NCCL_ADVICE: &str = "install it (pip install nvidia-nccl-cu13, or NVIDIA's package libnccl2) and add its folder to \
+                           LD_LIBRARY_PATH";
+
+fn connect_by_nccl(ranks: &Ranks, file: Option<&Path>) -> Result<()> {
+    let (rank, size) = (ranks.rank, ranks.size);
+    let library = Library::load().map_err(|why| {
+        Error::Device(format!(
+            "{size} ranks on GPUs meet over NCCL, which cannot be loaded ({why}); {NCCL_ADVICE}, or pass --device cpu"
+        ))
+    })?;
+    let Some(local) = ranks.local else {
+        return Err(Error::Usage(format!(
+            "{} does not tell which GPU is this rank's; set LOCAL_RANK with RANK and WORLD_SIZE, or start with torchrun, \
+             srun or mpirun",
+            ranks.launcher.name()
+        )));
+    };
+    let place = match (file, &ranks.master) {
+        (Some(file), _) => Place::File(file.to_owned()),
+        (None, Some((host, port))) => Place::Tcp { host: host.clone(), port: *port },
+        (None, None) => {
+            return Err(Error::Usage(format!(
+                "{} does not tell where rank 0 is; set MASTER_ADDR and MASTER_PORT, or pass --nccl-init fs:/PATH with a \
+                 shared folder",
+                ranks.launcher.name()
+            )));
+        }
+    };
+    // A launcher may show every rank its own GPU only.
+    let ordinal = if Driver::count()? == 1 { 0 } else { local };
+    let driver = Driver::new(ordinal)?;
+    let say = |text: &str| crate::terminal::complain(text);
+    let Met { id, links } = meeting::meet(&place, Seat { rank, size }, || library.new_id(), (MEETING_WAIT, &say))?;
+    let communicator = connected(rank, || Communicator::join(&driver, library, id, (rank, size)))?;
+    if let (Some(file), 0) = (file, rank) {
+        // All ranks have read it.
+        std::fs::remove_file(file).map_err(Error::io("remove", file))?;
+    }
+    let calls: Arc<dyn Calls> = Arc::new(communicator);
+    let nccl = Nccl::new(driver, calls.clone())?;
+    let _ = GPU.set((ordinal, calls.clone()));
+    watched(Box::new(nccl), move |hosts| {
+        // Ranks of this host are watched in /proc, which tells more.
+        let mut links: Vec<_> = links.into_iter().filter(|(other, _)| hosts[*other] != hosts[rank]).collect();
+        move || {
+            if let Some(why) = calls.failure() {
+                return Some((rank, why));
+            }
+            let gone = meeting::ended(&mut links).first().copied()?;
+            Some((gone, "has ended, because its connection has; if it had an error, its own message says which".into()))
+        }
+    })
+}
+
+/// Runs `join`, which waits for other ranks, within a limit. It cannot be stopped, so beyond the limit this
+/// process ends.
+fn connected<T>(rank: usize, join: impl FnOnce() -> Result<T>) -> Result<T> {
+    let done = Arc::new(AtomicBool::new(false));
+    let (seen, began) = (done.clone(), Instant::now());
+    let limit = move || {
+        while began.elapsed() < MEETING_WAIT {
+            std::thread::sleep(Duration::from_millis(100));
+            if seen.load(Ordering::SeqCst) {
+                return;
+            }
+        }
+        crate::terminal::complain_of_rank(&format!(
+            "error: rank {rank}: NCCL has not connected the ranks in {} s: one of them has died, or cannot be reached; \
+             NCCL_DEBUG=INFO prints what it tries",
+            MEETING_WAIT.as_secs()
+        ));
+        // SAFETY: ends the process while a call of NCCL waits.
+        unsafe { libc::_exit(1) }
+    };
+    std::thread::Builder::new().spawn(limit).map_err(no_thread)?;
+    let joined = join();
+    done.store(true, Ordering::SeqCst);
+    joined
+}
+
+fn no_thread(e: std::io::Error) -> Error {
+    Error::Runtime(format!("cannot start the thread that watches the ranks: {e}; raise `ulimit -u`"))
+}
+
+/// Makes `transport` that of this process and starts to watch the ranks. `look` gets the hosts of the ranks
+/// and returns what tells of failures of the transport.
+fn watched<L: FnMut() -> Option<(usize, String)> + Send + 'static>(
+    transport: Box<dyn Transport>,
+    look: impl FnOnce(&[String]) -> L,
+) -> Result<()> {
+    let transport = JOINED.get_or_init(|| transport);
     let id = std::process::id();
     let own = (super::host::host_name(), id, watch::started(id).unwrap_or(0));
     let encoded = serde_json::to_vec(&own).map_err(|e| Error::Runtime(format!("cannot name this rank: {e}")))?;
-    let of_ranks: Vec<(String, u32, u64)> = mpi
+    let of_ranks: Vec<(String, u32, u64)> = transport
         .all_gather(&encoded)?
         .iter()
         .map(|bytes| serde_json::from_slice(bytes))
         .collect::<Result<_, _>>()
         .map_err(|e| Error::Runtime(format!("cannot read the name of a rank: {e}")))?;
-    let others = of_ranks.iter().enumerate().filter(|(rank, _)| *rank != mpi.rank());
+    let others = of_ranks.iter().enumerate().filter(|(rank, _)| *rank != transport.rank());
     // A process in another container can have the same host name and is not seen from here.
     let here = others.filter(|(_, (host, id, started))| *host == own.0 && watch::started(*id) == Some(*started));
     let processes: Vec<watch::Process> =
         here.map(|(rank, (_, id, started))| watch::Process { rank, id: *id, started: *started }).collect();
-    let _ = HOSTS.set(of_ranks.into_iter().map(|(host, ..)| host).collect());
-    watch::start(mpi.rank(), processes, |rank, why, prints| {
+    let hosts: Vec<String> = of_ranks.into_iter().map(|(host, ..)| host).collect();
+    let look = look(&hosts);
+    let _ = HOSTS.set(hosts);
+    watch::start(transport.rank(), processes, look, |rank, why, prints| {
         if prints {
             crate::terminal::complain_of_rank(&format!(
                 "error: rank {rank} of {} on {} {why}{}",
@@ -174,29 +346,27 @@ fn connect(ranks: &Ranks) -> Result<()> {
         std::thread::sleep(Duration::from_millis(if prints { 0 } else { 500 }));
         end_all(1);
     })
-    .map_err(|e| Error::Runtime(format!("cannot start the thread that watches the ranks: {e}; raise `ulimit -u`")))
+    .map_err(no_thread)
 }
 
 /// To call before a signal ends this rank.
 pub(crate) fn end_by_signal() {
-    #[cfg(feature = "mpi")]
     if is_shared() {
         watch::mark_end();
     }
 }
 
 /// Ends all ranks with an exit code.
-#[cfg(feature = "mpi")]
 fn end_all(code: i32) -> ! {
-    let end = move || MPI.get().iter().for_each(|mpi| mpi.abort(code));
+    let end = move || JOINED.get().iter().for_each(|joined| joined.abort(code));
     // A call that does not return must not keep this process.
     if let Ok(thread) = std::thread::Builder::new().spawn(end) {
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         while !thread.is_finished() && began.elapsed() < ABORT_WAIT {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
-    // SAFETY: ends the process without the handlers of MPI, which would wait for the other ranks.
+    // SAFETY: ends the process without the handlers of a transport, which would wait for the other ranks.
     unsafe { libc::_exit(code) }
 }
 
@@ -206,9 +376,8 @@ pub(crate) fn finish(outcome: Result<()>) -> i32 {
         Ok(()) | Err(Error::ReaderLeft) => (0, None),
         Err(e) => (e.exit_code(), Some((format!("error: {e}"), matches!(e, Error::Stopped { .. })))),
     };
-    #[cfg(feature = "mpi")]
-    if let Some(mpi) = MPI.get() {
-        return finish_shared(mpi, code, message);
+    if let Some(joined) = JOINED.get() {
+        return finish_shared(joined.as_ref(), code, message);
     }
     if let Some((text, _)) = message {
         let_first_speak();
@@ -225,13 +394,12 @@ pub(crate) fn let_first_speak() {
     }
 }
 
-#[cfg(feature = "mpi")]
-fn finish_shared(mpi: &Mpi, code: i32, message: Option<(String, bool)>) -> i32 {
+fn finish_shared(joined: &dyn Transport, code: i32, message: Option<(String, bool)>) -> i32 {
     match message {
         // All ranks stop at one step, so none needs to end the others.
         Some((text, true)) => crate::terminal::complain(&text),
         Some((text, false)) => {
-            let rank = mpi.rank();
+            let rank = joined.rank();
             if rank > 0 {
                 std::thread::sleep(FIRST_SPEAKS);
             }
@@ -241,7 +409,7 @@ fn finish_shared(mpi: &Mpi, code: i32, message: Option<(String, bool)>) -> i32 {
                 _ => {
                     let text = text.strip_prefix("error: ").unwrap_or(&text);
                     let last = if text.contains("checkpoint") { String::new() } else { last_checkpoint() };
-                    format!("error: rank {rank} of {} on {}: {text}{last}", mpi.size(), host_of(rank))
+                    format!("error: rank {rank} of {} on {}: {text}{last}", joined.size(), host_of(rank))
                 }
             };
             crate::terminal::complain_of_rank(&text);
@@ -249,12 +417,12 @@ fn finish_shared(mpi: &Mpi, code: i32, message: Option<(String, bool)>) -> i32 {
         }
         None => {}
     }
-    // Rank 0 may still write; until then its death is reported. MPI_Finalize waits for all ranks too, so
+    // Rank 0 may still write; until then its death is reported. The end of the transport waits for all ranks too, so
     // none ends before the watch of every other one has ended.
-    if let Err(e) = mpi.barrier() {
+    if let Err(e) = joined.barrier() {
         crate::terminal::complain(&format!("warning: {e}"));
     }
     watch::end();
-    mpi.finish();
+    joined.finish();
     code
 }

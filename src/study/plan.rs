@@ -6,7 +6,9 @@
 //! are the same as in a real run.
 
 pub mod decode;
+pub mod memory;
 mod pair;
+pub(crate) mod ranks;
 mod waves;
 
 use std::fmt::Write as _;

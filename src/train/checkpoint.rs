@@ -121,6 +121,8 @@ pub(super) fn save<B: Backend>(
 pub(super) fn save_shard<B: Backend>(trainer: &Trainer<'_, B>, output_dir: &Path, step: u64) -> Result<PathBuf> {
     let target = folder(output_dir, step);
     let ranks = trainer.ranks();
+    // Of sharded weights every rank has a part.
+    trainer.policy.serve_trained(trainer.backend)?;
     ranks.barrier()?;
     let path = target.with_extension(UNFINISHED_EXTENSION).join("state").join(optimizer_file(ranks.rank()));
     optimizer::save(trainer, &path)?;

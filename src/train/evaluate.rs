@@ -24,6 +24,7 @@ use crate::loss::signed_sum::signed_sum;
 use crate::loss::value::{ScoredComparison, ScoredTerm, batch_divergence};
 use crate::model::activations::Mode;
 use crate::model::decoder::Model;
+use crate::ranks::collective::Collective;
 use crate::ranks::world;
 use crate::{Error, Result};
 
@@ -140,6 +141,8 @@ pub struct Evaluator<B: Backend> {
     tail_starts: Vec<f64>,
     losses: LossBuffers<B>,
     token_budget: usize,
+    /// Ranks that share an evaluation.
+    ranks: &'static dyn Collective,
     /// Signals that interrupt an evaluation.
     signals: Option<Signals>,
     interrupted: bool,
@@ -156,6 +159,7 @@ impl<B: Backend> Evaluator<B> {
             tail_starts: Vec::new(),
             losses: LossBuffers::new(backend)?,
             token_budget: TOKEN_BUDGET,
+            ranks: world::collective(),
             signals: None,
             interrupted: false,
         })
@@ -165,6 +169,12 @@ impl<B: Backend> Evaluator<B> {
     pub(super) fn measuring(mut self, backend: &B, loss: &Loss) -> Result<Self> {
         self.scorer = self.scorer.measuring(backend, loss)?;
         Ok(self)
+    }
+
+    /// Shares evaluations with these ranks.
+    pub(super) fn on_ranks(mut self, ranks: &'static dyn Collective) -> Self {
+        self.ranks = ranks;
+        self
     }
 
     /// Sets the number of tokens per batch. It affects memory and speed, not scores.
@@ -193,11 +203,13 @@ impl<B: Backend> Evaluator<B> {
         progress: impl FnMut(usize),
     ) -> Result<(Vec<GroupScores>, Tally)> {
         let mut scorer = self.frozen_scorer.take();
-        let result = self.each_batch(backend, model, loss, groups, progress, |_, batch, longest, _| {
-            let (Some(model), Some(scorer)) = (reference.as_deref_mut(), &mut scorer) else { return Ok(None) };
-            model.reserve_positions(backend, longest)?;
-            scorer.forward(backend, model, batch, loss.reduce)?;
-            scorer.read_score(backend, batch.sizes.seqs).map(Some)
+        let result = self.each_batch(backend, model, loss, groups, progress, |_, scored| {
+            let (Some(model), Some(scorer), Some(of)) = (reference.as_deref_mut(), &mut scorer, scored) else {
+                return Ok(None);
+            };
+            model.reserve_positions(backend, of.longest)?;
+            scorer.forward(backend, model, of.batch, loss.reduce)?;
+            scorer.read_score(backend, of.batch.sizes.seqs).map(Some)
         });
         self.frozen_scorer = scorer;
         result
@@ -212,14 +224,17 @@ impl<B: Backend> Evaluator<B> {
         groups: &[TokenizedGroup],
         progress: impl FnMut(usize),
     ) -> Result<(Vec<GroupScores>, Tally)> {
-        self.each_batch(backend, model, loss, groups, progress, |policy, batch, longest, members| {
+        self.each_batch(backend, model, loss, groups, progress, |policy, scored| {
             let Some(frozen) = frozen.as_deref_mut() else { return Ok(None) };
-            frozen.score(backend, policy, (members, longest), batch, loss.reduce).map(Some)
+            let Some(of) = scored else { return frozen.forward_idle(backend, policy).map(|()| None) };
+            frozen.score(backend, policy, (of.members, of.longest), of.batch, loss.reduce).map(Some)
         })
     }
 
-    /// Scores groups batch by batch. `frozen_scores` computes the frozen-reference scores of a
-    /// batch, given the model, the batch's longest sequence and its groups.
+    /// Scores groups batch by batch. `frozen_scores` computes the frozen-reference scores of a batch; without
+    /// one it takes part in the gathers of the other ranks.
+    ///
+    /// With sharded weights all ranks are in the same round of batches, and a signal ends it for all.
     fn each_batch(
         &mut self,
         backend: &B,
@@ -227,19 +242,23 @@ impl<B: Backend> Evaluator<B> {
         loss: &Loss,
         groups: &[TokenizedGroup],
         mut progress: impl FnMut(usize),
-        mut frozen_scores: impl FnMut(&Model<B>, &DeviceBatch<B>, usize, &[&TokenizedGroup]) -> Result<Option<Vec<f64>>>,
+        mut frozen_scores: impl FnMut(&mut Model<B>, Option<OnDevice<'_, B>>) -> Result<Option<Vec<f64>>>,
     ) -> Result<(Vec<GroupScores>, Tally)> {
         let pack_options = super::pack_for(loss, &model.config);
         let comparison_options = ComparisonOptions { scale: loss.scale, margin_add: loss.margin };
         let (mut scores, mut tally) = (Vec::with_capacity(groups.len()), Tally::default());
         let sizes: Vec<usize> = groups.iter().map(|g| token_counts(g).tree).collect();
         let batches = split_by_tokens(&sizes, self.token_budget);
-        let ranks = world::collective();
+        let ranks = self.ranks;
         let mut own: Vec<BatchScores> = Vec::new();
-        for (at, range) in batches.iter().enumerate() {
-            if at % ranks.size() != ranks.rank() {
+        for round in (0..batches.len()).step_by(ranks.size()) {
+            let Some(range) = batches.get(round + ranks.rank()) else {
+                if model.is_sharded() {
+                    model.forward_idle(backend)?;
+                    frozen_scores(model, None)?;
+                }
                 continue;
-            }
+            };
             let end = range.end;
             let members: Vec<&TokenizedGroup> = groups[range.clone()].iter().collect();
             pack_into(&mut self.packed, &members, &pack_options, &comparison_options)?;
@@ -256,14 +275,21 @@ impl<B: Backend> Evaluator<B> {
             let policy = self.scorer.read_score(backend, seqs)?;
             let stats = self.scorer.read_stats(backend, seqs)?;
             let log_weights = self.log_weights(backend, model, loss)?;
-            let frozen = frozen_scores(model, &self.batch, self.packed.longest_path, &members)?;
+            let on_device = OnDevice { batch: &self.batch, longest: self.packed.longest_path, members: &members };
+            let frozen = frozen_scores(model, Some(on_device))?;
             let of_batch = BatchScores { policy, frozen, log_weights, stats };
             match ranks.size() {
                 1 => of_batch.add_to((&mut scores, &mut tally), loss, &self.packed, &members),
                 _ => own.push(of_batch),
             }
             progress(end);
-            if end < groups.len() && self.signals.as_ref().is_some_and(|s| s.stop().is_some()) {
+            let stops = self.signals.as_ref().is_some_and(|signals| signals.stop().is_some());
+            let stops = match model.is_sharded() {
+                false => stops && end < groups.len(),
+                true if round + ranks.size() >= batches.len() => false,
+                true => share::gathered_numbers(ranks, &[f64::from(u8::from(stops))])?.concat().contains(&1.0),
+            };
+            if stops {
                 self.interrupted = true;
                 break;
             }
@@ -294,6 +320,14 @@ impl<B: Backend> Evaluator<B> {
         self.scorer.pair_weights(backend, model, &self.batch, weights)?;
         self.losses.read_log_weights(backend, seqs).map(Some)
     }
+}
+
+/// A batch on the device, for the frozen reference.
+struct OnDevice<'a, B: Backend> {
+    batch: &'a DeviceBatch<B>,
+    /// Length of its longest sequence.
+    longest: usize,
+    members: &'a [&'a TokenizedGroup],
 }
 
 /// Scores of the sequences of a batch.

@@ -2,31 +2,26 @@
 //! and from a rehearsal of the largest step, on a device that only counts bytes
 //! (`backend::kernels::rehearsal`).
 
+mod by_rank;
+mod rehearse;
+
 use std::fmt;
 
-use crate::backend::contract::*;
-use crate::backend::cpu::{StepSizes, Units, workspace_bytes};
-use crate::backend::kernels::Kernels;
-use crate::backend::kernels::device::{Element, Properties};
-use crate::backend::kernels::rehearsal::Rehearsal;
-use crate::backend::{Backend, View, ViewMut, Write};
-use crate::data::pack::{BatchLimits, GroupSizes};
+use half::bf16;
+
+use crate::backend::contract::Precision;
+use crate::backend::kernels::device::Properties;
+use crate::data::pack::GroupSizes;
 use crate::loss::objective::Loss;
-use crate::model::activations::{Activations, Mode};
-use crate::model::config::{Head, ModelConfig};
-use crate::model::decoder::Model;
-use crate::model::decoder_cached::{KvCache, LastLogits};
-use crate::model::decoder_grad::GradientsOut;
-use crate::model::lora::{Lora, LoraSpec};
-use crate::ranks::collective::slice_of;
+use crate::model::config::ModelConfig;
+use crate::model::lora::LoraSpec;
 use crate::terminal::{agreeing, counted};
 use crate::{Error, Result};
 
 use super::batch::padding::Shapes;
-use super::batch::upload::{DeviceBatch, UploadSlot};
-use super::losses::LossBuffers;
-use super::score::Scorer;
-use super::step::upload_slots;
+use by_rank::ByRank;
+pub(crate) use by_rank::CHOICES;
+use rehearse::rehearse;
 
 /// Settings of a run that affect its memory.
 #[derive(Clone, Copy)]
@@ -53,8 +48,22 @@ pub struct MemoryInputs<'a> {
     pub generation: Option<PlannedGeneration>,
     /// Most head rows at once ([`Backend::set_max_head_rows`]); 0 for the default.
     pub head_rows: usize,
-    /// Ranks over which the optimiser state is sharded; 1 if it is whole.
-    pub shards: usize,
+    /// Ranks that share the run.
+    pub ranks: usize,
+    /// What each of them keeps slices of.
+    pub sharded: Sharded,
+}
+
+/// What each of several ranks keeps slices of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharded {
+    /// Nothing: every rank has all, as one rank has.
+    Nothing,
+    /// The optimiser state of the trained parameters.
+    Optimizer,
+    /// Weights too, gathered unit by unit, and gradients. Adapters are whole on every rank, with a sharded
+    /// optimiser state.
+    Weights,
 }
 
 /// Buffers of generation at evaluations.
@@ -101,6 +110,8 @@ pub struct MemoryPlan {
     pub other_mode: (u64, Option<usize>),
     /// Most head rows at once; 0 if the head does not work in chunks of rows.
     pub head_rows: usize,
+    /// Bytes of each choice of what several ranks keep slices of.
+    by_rank: Option<ByRank>,
 }
 
 /// Device memory before a run.
@@ -132,6 +143,7 @@ impl MemoryPlan {
             recompute: subject.recompute,
             other_mode: other_mode.map_or((0, None), |(parts, most)| (total(&parts), most)),
             head_rows: subject.head_rows,
+            by_rank: ByRank::plan(subject, sizes, micro_batch)?,
         }))
     }
 
@@ -170,7 +182,8 @@ impl MemoryPlan {
         let fit = self.max_groups.map_or(String::new(), |most| format!("; at most {most} groups a micro-batch fit"));
         let rows =
             if self.head_rows > 0 { format!("; head of {} rows at once", self.head_rows) } else { String::new() };
-        format!("{} MiB planned{free} ({}){fit}{rows}", mib(self.total()), largest.join(", "))
+        let ranks = self.by_rank.as_ref().map_or(String::new(), |by_rank| format!("; {}", by_rank.line()));
+        format!("{} MiB planned{free} ({}){fit}{rows}{ranks}", mib(self.total()), largest.join(", "))
     }
 
     /// Name and bytes of each part.
@@ -187,7 +200,11 @@ impl MemoryPlan {
     pub fn check(&self) -> Result<()> {
         match (self.available, self.max_groups) {
             (Some(available), Some(most)) if self.total() > available => Err(Error::Memory(format!(
-                "the run does not fit in memory\n{self}\n{}",
+                "the run does not fit in memory\n{self}\n{}{}",
+                match self.by_rank.as_ref().and_then(|by_rank| by_rank.first_within(available)) {
+                    Some((flag, bytes)) => format!("with {flag} each rank needs {} MiB, which fits; otherwise ", mib(bytes)),
+                    None => String::new(),
+                },
                 match most {
                     0 if !self.recompute && self.other_mode.1.is_some_and(|most| most > 0) => format!(
                         "not even one group fits; with --gradient-checkpointing, {} would",
@@ -214,15 +231,7 @@ fn plan_parts(
     micro_batch: usize,
     available: Option<u64>,
 ) -> Result<Option<(Parts, Option<usize>)>> {
-    let limits = |batch: usize| match subject.replays {
-        true => Shapes::of(sizes.limits(batch), usize::MAX).limits(),
-        false => sizes.limits(batch),
-    };
-    let parts = |batch: usize| match subject.precision {
-        Precision::F64 => Ok(None),
-        Precision::F32 => rehearse::<f32>(subject, &limits(batch)).map(Some),
-        Precision::Bf16 => rehearse::<half::bf16>(subject, &limits(batch)).map(Some),
-    };
+    let parts = |batch: usize| parts_of(subject, sizes, batch);
     let Some(now) = parts(micro_batch)? else { return Ok(None) };
     let mut max_groups = None;
     if let Some(available) = available {
@@ -236,6 +245,19 @@ fn plan_parts(
         max_groups = Some(low);
     }
     Ok(Some((now, max_groups)))
+}
+
+/// Bytes by part of a run with `batch` groups per micro-batch. `None` for f64.
+fn parts_of(subject: &MemoryInputs<'_>, sizes: &GroupSizes, batch: usize) -> Result<Option<Parts>> {
+    let limits = match subject.replays {
+        true => Shapes::of(sizes.limits(batch), usize::MAX).limits(),
+        false => sizes.limits(batch),
+    };
+    match subject.precision {
+        Precision::F64 => Ok(None),
+        Precision::F32 => rehearse::<f32>(subject, &limits).map(Some),
+        Precision::Bf16 => rehearse::<bf16>(subject, &limits).map(Some),
+    }
 }
 
 /// Name and bytes of each part.
@@ -270,130 +292,6 @@ impl fmt::Display for MemoryPlan {
         if let Some(most) = most {
             write!(f, ", at most {}", counted(most, "group"))?;
         }
-        Ok(())
+        self.by_rank.as_ref().map_or(Ok(()), |by_rank| write!(f, "\n  {}", by_rank.line()))
     }
-}
-
-/// Cache, activations and logits of generation, as `model::decoder_cached` uses them.
-fn generation_buffers<B: Backend>(
-    backend: &B,
-    policy: &Model<B>,
-    planned: PlannedGeneration,
-) -> Result<(KvCache<B>, Activations<B>, LastLogits<B>)> {
-    let cache = KvCache::new(backend, &policy.config, planned.slots)?;
-    let adapters = policy.lora.as_ref().map(|lora| lora.layout.clone());
-    let mut acts = Activations::with_adapters(backend, &policy.config, adapters, Mode::Infer, 0)?;
-    acts.grow(backend, &policy.config, planned.tokens)?;
-    let mut logits = LastLogits::new(backend)?;
-    logits.grow(backend, &policy.config, planned.rows)?;
-    Ok((cache, acts, logits))
-}
-
-/// Workspace of the CPU's ops for the largest step.
-fn cpu_workspace(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> u64 {
-    let of = |config: &ModelConfig, infers: bool| {
-        let rows = if config.head == Head::LanguageModel { limits.rows } else { 0 };
-        let (queries, fused) = (config.heads * config.head_dim, config.heads + 2 * config.kv_heads);
-        let sizes = StepSizes {
-            tokens: limits.tokens,
-            rows,
-            hidden: config.hidden,
-            queries,
-            fused: fused * config.head_dim,
-            intermediate: config.intermediate,
-            mlp: config.mlp_width(),
-            infers,
-        };
-        workspace_bytes(subject.precision, Units::best(), &sizes)
-    };
-    let reference = match subject.reference {
-        PlannedReference::None => 0,
-        PlannedReference::Base => of(subject.config, true),
-        PlannedReference::Model(config) => of(config, true),
-    };
-    of(subject.config, false).max(reference)
-}
-
-/// Bytes by part. Allocates the buffers of the run itself on a device that only counts.
-fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> Result<Parts> {
-    let none = Properties { name: String::new(), processors: 1, shared_bytes: 0, compute_capability: (0, 0) };
-    let backend = Kernels::<_, A>::new(Rehearsal::of(subject.kernels.unwrap_or(&none)));
-    backend.set_max_head_rows(subject.head_rows);
-    let mut parts = Vec::new();
-    let mut seen = 0;
-    let mut part = |name: &'static str, backend: &Kernels<Rehearsal, A>| {
-        let now = backend.device().bytes();
-        parts.push((name, now - seen));
-        seen = now;
-    };
-    let positions = limits.longest_path.max(subject.generation.map_or(0, |planned| planned.longest)).max(1);
-    let mut policy = Model::zeros(&backend, subject.config.clone(), positions)?;
-    part("weights", &backend);
-    policy.lora = subject.lora.map(|spec| Lora::zeros(&backend, subject.config, spec.clone())).transpose()?;
-    part("adapter weights", &backend);
-    let len = policy.trained().len;
-    let state = (0..subject.shards).map(|rank| slice_of(len, rank, subject.shards).len()).max().unwrap_or(len);
-    let _master = match A::PRECISION {
-        Precision::Bf16 => Some(backend.zeros_acc(state)?),
-        Precision::F32 | Precision::F64 => None,
-    };
-    part("weights in full precision", &backend);
-    let mut grads = backend.zeros_acc(len)?;
-    let mut norms = backend.zeros_acc(policy.trained().norms)?;
-    part("gradients", &backend);
-    let _moments = (backend.zeros_acc(state)?, backend.zeros_acc(state)?);
-    part("AdamW moments", &backend);
-    let reference = match subject.reference {
-        PlannedReference::Model(config) => Some(Model::zeros(&backend, config.clone(), positions)?),
-        PlannedReference::None | PlannedReference::Base => None,
-    };
-    part("reference weights", &backend);
-    let mode = if subject.recompute { Mode::Recompute } else { Mode::Train };
-    let mut scorer = Scorer::new(&backend, &policy, mode)?.measuring(&backend, subject.loss)?;
-    scorer.reserve(&backend, &policy, mode, limits)?;
-    part("activations", &backend);
-    let mut reference_scorer = match (subject.reference, &reference) {
-        (PlannedReference::Base, _) => Some(Scorer::of_base(&backend, &policy)?),
-        (_, Some(model)) => Some(Scorer::new(&backend, model, Mode::Infer)?),
-        (_, None) => None,
-    };
-    if let Some(scorer) = &mut reference_scorer {
-        scorer.reserve(&backend, reference.as_ref().unwrap_or(&policy), Mode::Infer, limits)?;
-    }
-    part("reference activations", &backend);
-    let batch = DeviceBatch::of_limits(&backend, limits, policy.max_head_rows(&backend))?;
-    let slots = if subject.kernels.is_some() { upload_slots(subject.accumulation) } else { 0 };
-    let _slots = (0..slots).map(|_| UploadSlot::new(&backend, limits)).collect::<Result<Vec<_>>>()?;
-    let mut scores = backend.zeros_acc(2 * limits.seqs + 2 * limits.comparisons + CONTROL)?;
-    backend.reserve_turns()?;
-    part("batch", &backend);
-    let _generation = subject.generation.map(|planned| generation_buffers(&backend, &policy, planned)).transpose()?;
-    part("generation", &backend);
-    if subject.kernels.is_some() {
-        let reduce = subject.loss.reduce;
-        if let Some(scorer) = &mut reference_scorer {
-            scorer.forward(&backend, reference.as_ref().unwrap_or(&policy), &batch, reduce)?;
-        }
-        scorer.run_model(&backend, &policy, &batch)?;
-        let reference = reference_scorer.as_ref().map(|scorer| View::first(&scorer.score, limits.seqs));
-        let mut buffers = LossBuffers::new(&backend)?;
-        if let Some(weights) = buffers.weights(&backend, subject.loss, limits.seqs)? {
-            scorer.pair_weights(&backend, &policy, &batch, weights)?;
-        }
-        let losses = buffers.of_batch(&backend, subject.loss, &batch, reference)?;
-        scorer.head_and_losses(&backend, &policy, &batch, reduce, losses, (&mut grads, Write::Overwrite))?;
-        let out = GradientsOut { grads: &mut grads, write: Write::Overwrite, norms: Some(&mut norms) };
-        scorer.model_backward(&backend, &policy, &batch, out)?;
-        backend.grad_norm(GradNorm {
-            len,
-            max_norm: 1.0,
-            grads: View::first(&grads, len),
-            known: policy.known_norms(&norms),
-            control: ViewMut::first(&mut scores, CONTROL),
-        })?;
-        parts.push((WORKSPACE, backend.scratch_bytes() as u64));
-    } else {
-        parts.push((WORKSPACE, cpu_workspace(subject, limits)));
-    }
-    Ok(parts)
 }

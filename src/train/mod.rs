@@ -7,7 +7,8 @@
 //! - `losses`: the losses over the scores, as op arguments
 //! - [`frozen`]: DPO's frozen reference, run online or read from a cache of log-probs
 //! - [`step`]: one optimiser step; `share`: a step that several ranks share; `shard`: with
-//!   sharded optimiser state
+//!   sharded optimiser state; `unit_sums`: with sharded weights; `layer_sums`:
+//!   sums under the backward
 //! - [`metrics`]: sums with counts, per comparison kind; metrics.jsonl
 //! - [`logs`]: destinations of metrics; [`tensorboard`]: event files; `manifest`: run.json
 //! - [`memory`]: the memory plan of a run, by part, made before any allocation
@@ -21,6 +22,7 @@ pub mod checkpoint;
 pub(crate) mod console;
 pub mod evaluate;
 pub mod frozen;
+mod layer_sums;
 pub mod logs;
 mod losses;
 pub(crate) mod manifest;
@@ -29,11 +31,14 @@ pub mod metrics;
 pub mod run;
 pub mod score;
 mod shard;
+#[cfg(test)]
+mod sharded_steps;
 mod share;
 pub(crate) mod signals;
 pub mod step;
 pub mod tensorboard;
 pub(crate) mod token_stats;
+mod unit_sums;
 
 use crate::data::pack::{PackOptions, Scoring};
 use crate::loss::objective::{Loss, Method};

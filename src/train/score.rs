@@ -15,7 +15,7 @@ use crate::loss::objective::Loss;
 use crate::model::activations::{Activations, Gradients, Mode};
 use crate::model::config::Head;
 use crate::model::decoder::Model;
-use crate::model::decoder_grad::{GradientsOut, slot};
+use crate::model::decoder_grad::GradientsOut;
 use crate::model::lora::layout::LoraLayout;
 
 /// Buffers between model and loss, and the activations of the model.
@@ -113,9 +113,10 @@ impl<B: Backend> Scorer<B> {
 
     /// Runs the model on the batch and scores every sequence into `self.score` (seqs). Sufficient
     /// if nothing is trained.
-    pub fn forward(&mut self, backend: &B, model: &Model<B>, batch: &DeviceBatch<B>, reduce: Reduce) -> Result<()> {
+    pub fn forward(&mut self, backend: &B, model: &mut Model<B>, batch: &DeviceBatch<B>, reduce: Reduce) -> Result<()> {
         self.run_model(backend, model, batch)?;
         let s = batch.sizes;
+        let model = &*model;
         if let Some(weight) = model.trained().score {
             return self.reward(backend, model, batch, weight);
         }
@@ -185,7 +186,7 @@ impl<B: Backend> Scorer<B> {
     }
 
     /// Runs the model on the batch up to the hidden rows, which are the input of the head.
-    pub(super) fn run_model(&mut self, backend: &B, model: &Model<B>, batch: &DeviceBatch<B>) -> Result<()> {
+    pub(super) fn run_model(&mut self, backend: &B, model: &mut Model<B>, batch: &DeviceBatch<B>) -> Result<()> {
         let s = batch.sizes;
         grow(backend, &mut self.score, s.seqs)?;
         grow(backend, &mut self.logp, s.rows)?;
@@ -197,8 +198,7 @@ impl<B: Backend> Scorer<B> {
     }
 
     /// Computes scores, losses, and the gradients of the head and of the hidden rows, after
-    /// [`Scorer::run_model`] on the same batch. `grads` has the trained parameters; the
-    /// range of the head, if it is trained, is overwritten or added to, as `write` says.
+    /// [`Scorer::run_model`] on the same batch. The gradient of the head, if it is trained, goes to `out`.
     pub(super) fn head_and_losses(
         &mut self,
         backend: &B,
@@ -206,10 +206,12 @@ impl<B: Backend> Scorer<B> {
         batch: &DeviceBatch<B>,
         reduce: Reduce,
         losses: Losses<'_, B>,
-        (grads, write): (&mut B::Acc, Write),
+        out: &mut GradientsOut<'_, B>,
     ) -> Result<()> {
+        let write = out.write;
+        model.prepare_head(backend, out)?;
         if let Some(weight) = model.trained().score {
-            return self.reward_and_losses(backend, model, batch, losses, (slot(grads, weight), write));
+            return self.reward_and_losses(backend, model, batch, losses, (out.slot(weight), write));
         }
         let s = batch.sizes;
         let wide = s.tokens * model.config.hidden;
@@ -237,7 +239,7 @@ impl<B: Backend> Scorer<B> {
             dscore,
             dhidden: dhidden(&mut self.acts.gradients, wide)?,
             // With adapters the head is frozen.
-            dhead: model.lora.is_none().then(|| slot(grads, head_range(model))),
+            dhead: model.lora.is_none().then(|| out.slot(head_range(model))),
             dhead_write: write,
         })?;
         self.sum_stats(backend, batch)
@@ -294,7 +296,7 @@ impl<B: Backend> Scorer<B> {
     pub(super) fn model_backward(
         &mut self,
         backend: &B,
-        model: &Model<B>,
+        model: &mut Model<B>,
         batch: &DeviceBatch<B>,
         out: GradientsOut<'_, B>,
     ) -> Result<()> {

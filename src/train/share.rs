@@ -15,16 +15,12 @@ use serde::{Deserialize, Serialize};
 
 use super::metrics::{KindTally, Tally};
 use super::token_stats::TokenTally;
-use crate::backend::contract::{KINDS, Precision};
-use crate::backend::{Backend, View, ViewMut};
+use crate::backend::contract::KINDS;
 use crate::data::tokenized::TokenizedGroup;
 use crate::data::tree::token_counts;
 use crate::ranks::collective::{Collective, Wire};
 use crate::ranks::world::{host_of, named_with_hosts};
 use crate::{Error, Result};
-
-/// Elements of a gradient in one sum over the ranks.
-const BUCKET: usize = 1 << 22;
 
 /// Which groups of a global batch a rank computes, and in which micro-batches.
 #[derive(Clone, Copy, Debug)]
@@ -68,36 +64,6 @@ fn assigned(sizes: &[usize], ranks: usize) -> Vec<usize> {
         rank_of[i] = rank;
     }
     rank_of
-}
-
-/// Type of a backend's gradients between ranks.
-pub(super) fn wire<B: Backend>() -> Wire {
-    match B::PRECISION {
-        Precision::F64 => Wire::F64,
-        Precision::F32 | Precision::Bf16 => Wire::F32,
-    }
-}
-
-/// Replaces `grads` by their sum over the ranks; a rank without groups adds zeros. Returns whether this
-/// rank's own gradient is finite.
-pub(super) fn sum_gradients<B: Backend>(
-    (ranks, backend): (&dyn Collective, &B),
-    grads: &mut B::Acc,
-    len: usize,
-    has_groups: bool,
-) -> Result<bool> {
-    let (mut bucket, mut finite) = (vec![0.0; BUCKET.min(len)], true);
-    for start in (0..len).step_by(BUCKET) {
-        let bucket = &mut bucket[..BUCKET.min(len - start)];
-        match has_groups {
-            true => backend.read_acc(View::new(grads, start, bucket.len()), bucket)?,
-            false => bucket.fill(0.0),
-        }
-        finite &= bucket.iter().all(|x| x.is_finite());
-        ranks.all_reduce(bucket, wire::<B>())?;
-        backend.write_acc(ViewMut::new(grads, start, bucket.len()), bucket)?;
-    }
-    Ok(finite)
 }
 
 /// What a rank knows of a step after it.

@@ -10,11 +10,15 @@
 //!                 policy forward -> scores -> losses -> gradients of the head
 //!                 model backward                               (accumulates gradients)
 //!             enqueue the readback of scores, losses and logits
-//!         with several ranks: sum the gradients over them             (train/share.rs)
+//!         with several ranks: sum the gradients over them; on GPUs    (train/share.rs, train/layer_sums.rs)
+//!             under the last backward, which is then not a CUDA graph
 //!         AdamW update; enqueue the readback of the control vector
 //! finish  wait for the readback; sum the results over the global batch
 //! ```
 
+mod compute;
+#[cfg(test)]
+mod device_ranks;
 mod identity;
 mod replay;
 mod results;
@@ -27,21 +31,24 @@ use super::batch::padding::Shapes;
 use super::batch::upload::{DeviceBatch, UploadSlot};
 use super::evaluate::{Evaluator, GroupScores};
 use super::frozen::{CacheReport, Frozen, FrozenCache};
+use super::layer_sums::LayerSums;
 use super::losses::LossBuffers;
 use super::metrics::Tally;
 use super::score::Scorer;
-use super::{shard, share};
+use super::shard::{self, SliceNorms};
+use super::share;
+use super::unit_sums::UnitSums;
 use crate::Result;
 use crate::backend::contract::*;
-use crate::backend::{Backend, View, Write};
+use crate::backend::{Backend, View};
 use crate::data::pack::{BatchLimits, ComparisonOptions, GroupSizes};
 use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::Loss;
 use crate::model::activations::Mode;
 use crate::model::decoder::Model;
-use crate::model::decoder_grad::GradientsOut;
 use crate::optim::adamw::{AdamWSettings, AdamWState, UpdateReport};
-use crate::ranks::collective::{Collective, slice_of};
+use crate::ranks::buffers;
+use crate::ranks::collective::{Collective, shard_of};
 use crate::ranks::world;
 use replay::{GraphState, Phase};
 
@@ -61,11 +68,18 @@ pub struct Trainer<'b, B: Backend> {
     scorer: Scorer<B>,
     /// Whether the backward recomputes activations.
     mode: Mode,
-    /// Gradients of the trained parameters ([`Model::trained`]).
+    /// Gradients of the trained parameters ([`Model::trained`]), or of this rank's slices of them if the weights
+    /// are sharded.
     pub grads: B::Acc,
+    /// Gradients of units on their way to `grads`, if the weights are sharded.
+    unit_sums: Option<UnitSums<B>>,
+    /// Sums under the last backward of a step, on a device with collectives of its own.
+    layer_sums: Option<LayerSums>,
     /// Norms of the layers' GEMM weight gradients, by patch; valid after the last micro-batch of a step.
     /// Empty with adapters.
     norms: B::Acc,
+    /// Norms of the slices of all ranks, if the optimiser state is that of a slice.
+    slice_norms: Option<SliceNorms<B>>,
     packer: Packer,
     /// Staging buffers of micro-batches in flight to the device, used round-robin.
     upload_slots: Vec<UploadSlot<B>>,
@@ -122,14 +136,31 @@ impl<'b, B: Backend> Trainer<'b, B> {
     /// Like [`Trainer::new`]; with `shard` the optimiser state of this rank's slice of the parameters only.
     pub(crate) fn sharded(
         backend: &'b B,
-        (policy, frozen): (Model<B>, Option<Model<B>>),
+        models: (Model<B>, Option<Model<B>>),
         loss: Loss,
         settings: AdamWSettings,
         shard: bool,
     ) -> Result<Self> {
-        let ranks = world::collective();
+        Self::on_ranks(world::collective(), backend, models, loss, (settings, shard))
+    }
+
+    /// Like [`Trainer::sharded`], with the ranks that share every step. Models with sharded weights are sharded
+    /// over the same ones.
+    pub(super) fn on_ranks(
+        ranks: &'static dyn Collective,
+        backend: &'b B,
+        (policy, frozen): (Model<B>, Option<Model<B>>),
+        loss: Loss,
+        (settings, shard): (AdamWSettings, bool),
+    ) -> Result<Self> {
         let len = policy.trained().len;
-        let slice = if shard { slice_of(len, ranks.rank(), ranks.size()) } else { 0..len };
+        let optimizer = match shard && !policy.trains_shards() {
+            true => AdamWState::of_slice(backend, &policy, settings, shard_of(len, ranks.rank(), ranks.size()))?,
+            false => AdamWState::new(backend, &policy, settings)?,
+        };
+        let is_part = !optimizer.part().is_whole(len);
+        let sums_of_layers =
+            ranks.size() > 1 && backend.device_collective().is_some() && policy.lora.is_none() && !policy.is_sharded();
         let packer = Packer {
             pack: super::pack_for(&loss, &policy.config),
             comparison: ComparisonOptions { scale: loss.scale, margin_add: loss.margin },
@@ -138,11 +169,14 @@ impl<'b, B: Backend> Trainer<'b, B> {
             shapes: None,
         };
         Ok(Self {
-            optimizer: AdamWState::of_slice(backend, &policy, settings, slice)?,
+            optimizer,
             scorer: Scorer::new(backend, &policy, Mode::Train)?.measuring(backend, &loss)?,
             mode: Mode::Train,
-            grads: backend.zeros_acc(policy.trained().len)?,
-            norms: backend.zeros_acc(policy.trained().norms)?,
+            grads: backend.zeros_acc(policy.trained_part().len())?,
+            unit_sums: UnitSums::new(backend, &policy)?,
+            layer_sums: sums_of_layers.then(|| LayerSums::new(&policy.layout, ranks, shard)),
+            norms: backend.zeros_acc(if policy.trains_shards() { 0 } else { policy.trained().norms })?,
+            slice_norms: if is_part { Some(SliceNorms::new(backend, ranks.size())?) } else { None },
             upload_slots: Vec::new(),
             next_slot: 0,
             batch: DeviceBatch::new(backend)?,
@@ -166,9 +200,9 @@ impl<'b, B: Backend> Trainer<'b, B> {
         self.ranks
     }
 
-    /// Whether the optimiser state is that of a slice.
+    /// Whether the optimiser state is that of some of the parameters.
     pub(super) fn is_sharded(&self) -> bool {
-        self.optimizer.slice().len() < self.policy.trained().len
+        !self.optimizer.part().is_whole(self.policy.trained().len)
     }
 
     /// Turns prefix sharing on or off. Without it, every sequence is stored whole: the oracle of
@@ -209,9 +243,10 @@ impl<'b, B: Backend> Trainer<'b, B> {
 
     /// Captures the ops of a micro-batch as a CUDA graph, one per shape, and replays it for every
     /// batch that fits the shape. Takes effect at the next [`Trainer::reserve`]; results keep their
-    /// bits. No effect with a loss curve of the user's own, whose steps wait for the host.
+    /// bits. No effect with a loss curve of the user's own, whose steps wait for the host, and with sharded
+    /// weights, which are gathered between the ops.
     pub fn replay_steps(&mut self, replay: bool) {
-        self.replay_graphs = replay && !self.loss.has_own_curve();
+        self.replay_graphs = replay && !self.loss.has_own_curve() && !self.policy.is_sharded();
     }
 
     /// Turns on activation recomputation: keeps one activation per layer and recomputes the rest in
@@ -234,8 +269,9 @@ impl<'b, B: Backend> Trainer<'b, B> {
         let limits = &self.packer.shapes.map_or(*limits, |shapes| shapes.limits());
         self.graphs.clear();
         self.policy.reserve_positions(backend, limits.longest_path)?;
+        self.policy.reserve_windows(backend)?;
         if let Some(frozen) = &mut self.frozen {
-            frozen.reserve(backend, &self.policy, limits)?;
+            frozen.reserve(backend, &mut self.policy, limits)?;
         }
         self.scorer.reserve(backend, &self.policy, self.mode, limits)?;
         self.batch.reserve(backend, limits)?;
@@ -284,17 +320,25 @@ impl<'b, B: Backend> Trainer<'b, B> {
     pub fn begin(&mut self, packed: PackedStep, learning_rate: f64) -> Result<Pending<B>> {
         let has_groups = !packed.micro_batches().is_empty();
         let mut pending = self.enqueue(packed)?;
-        let mut known = self.policy.known_norms(&self.norms);
-        if self.ranks.size() > 1 {
-            // The norms are of this rank's gradient only.
-            known = None;
+        // With several ranks the norms are of this rank's gradient only.
+        let alone = !self.is_sharded() && self.ranks.size() == 1;
+        let known = if alone { self.policy.known_norms(&self.norms) } else { None };
+        if self.ranks.size() > 1 && self.unit_sums.is_none() && self.layer_sums.is_none() {
             let len = self.policy.trained().len;
-            let sum = if self.is_sharded() { shard::scatter_gradients } else { share::sum_gradients };
-            pending.finite = sum((self.ranks, self.backend), &mut self.grads, len, has_groups)?;
+            let on = (self.ranks, self.backend);
+            let begun = match self.is_sharded() {
+                true => shard::scatter_gradients(on, &mut self.grads, len, has_groups)?,
+                false => buffers::all_reduce(on, &mut self.grads, 0..len, has_groups)?,
+            };
+            pending.finite = begun.settle(self.backend)?.unwrap_or(true);
         }
-        if self.is_sharded() {
-            let weights = self.policy.trained_weights_mut();
-            shard::update((self.ranks, self.backend), &mut self.optimizer, weights, &self.grads, learning_rate)?;
+        if let Some(norms) = &mut self.slice_norms {
+            let (on, weights) = ((self.ranks, self.backend), self.policy.trained_weights_mut());
+            shard::update(on, (&mut self.optimizer, norms), weights, &self.grads, learning_rate)?;
+            match self.unit_sums.is_some() {
+                true => self.policy.forget_gathered(),
+                false => shard::gather_weights(on, weights, self.optimizer.parameters())?,
+            }
             self.backend.fetch(View::first(&self.optimizer.control, CONTROL), &mut pending.results, 0)?;
             return Ok(pending);
         }
@@ -337,29 +381,6 @@ impl<'b, B: Backend> Trainer<'b, B> {
         self.collect(pending, tally, not_finite).map(|_| ())
     }
 
-    /// Enqueues loss and gradient of every micro-batch, and the readback of the results.
-    fn enqueue(&mut self, packed: PackedStep) -> Result<Pending<B>> {
-        let count = |p: &PackedMicroBatch| self.results(p.batch.seqs(), p.batch.comparison_count());
-        let capacity = CONTROL + packed.micro_batches().iter().map(count).sum::<usize>();
-        let spare = self.spare_readback_buffers.iter().position(|(_, len)| *len >= capacity);
-        let (mut results, capacity) = match spare {
-            Some(i) => self.spare_readback_buffers.swap_remove(i),
-            None => (self.backend.readback_buffer(capacity)?, capacity),
-        };
-        let mut at = CONTROL;
-        for (i, micro_batch) in packed.micro_batches().iter().enumerate() {
-            self.upload(micro_batch)?;
-            let write = if i == 0 { Write::Overwrite } else { Write::Add };
-            let phase = Phase { write, last: i + 1 == packed.micro_batches().len() };
-            let shapes = self.packer.shapes.as_ref();
-            let rows = |level: &usize| shapes.map_or(usize::MAX, |shapes| shapes.shape(*level).rows);
-            let level = micro_batch.level.filter(|level| rows(level) <= self.captured_rows);
-            self.compute_or_replay(level, phase)?;
-            at = self.fetch(&micro_batch.batch, &mut results, at)?;
-        }
-        Ok(Pending { packed, results, capacity, finite: true })
-    }
-
     /// Enqueues the copy of a micro-batch to the device.
     fn upload(&mut self, packed: &PackedMicroBatch) -> Result<()> {
         let (backend, longest) = (self.backend, packed.batch.longest_path);
@@ -377,25 +398,6 @@ impl<'b, B: Backend> Trainer<'b, B> {
         self.batch.receive(backend, slot, &packed.host)
     }
 
-    /// Computes loss and gradient of the uploaded micro-batch. It only calls ops, so it can be
-    /// captured.
-    fn compute(&mut self, Phase { write, last }: Phase) -> Result<()> {
-        let (backend, policy, batch) = (self.backend, &self.policy, &self.batch);
-        let reduce = self.loss.reduce;
-        if let Some(frozen) = &mut self.frozen {
-            frozen.forward(backend, policy, batch, reduce)?;
-        }
-        self.scorer.run_model(backend, policy, batch)?;
-        if let Some(weights) = self.losses.weights(backend, &self.loss, batch.sizes.seqs)? {
-            self.scorer.pair_weights(backend, policy, batch, weights)?;
-        }
-        let frozen = self.frozen.as_ref().map(|frozen| frozen.scores(batch));
-        let losses = self.losses.of_batch(backend, &self.loss, batch, frozen)?;
-        self.scorer.head_and_losses(backend, policy, batch, reduce, losses, (&mut self.grads, write))?;
-        let norms = last.then_some(&mut self.norms);
-        self.scorer.model_backward(backend, policy, batch, GradientsOut { grads: &mut self.grads, write, norms })
-    }
-
     /// Scores `groups` with policy and frozen reference, without training; returns the scores and
     /// the sums over them.
     pub fn evaluate(
@@ -409,7 +411,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
 
     /// Evaluator for this trainer's policy. [`Trainer::evaluate`] adds the frozen reference.
     pub fn evaluator(&self) -> Result<Evaluator<B>> {
-        Evaluator::new(self.backend, &self.policy, None)?.measuring(self.backend, &self.loss)
+        Ok(Evaluator::new(self.backend, &self.policy, None)?.measuring(self.backend, &self.loss)?.on_ranks(self.ranks))
     }
 }
 

@@ -186,6 +186,11 @@ impl Device for Observed {
         self.emulator.clear(memory, start, bytes)
     }
 
+    fn copy(&self, from: &Memory, start: usize, to: &mut Memory, at: usize, bytes: usize) -> Result<()> {
+        self.enqueued("copy")?;
+        self.emulator.copy(from, start, to, at, bytes)
+    }
+
     fn put(&self, memory: &mut Memory, start: usize, word: u32) -> Result<()> {
         self.enqueued("put")?;
         self.emulator.put(memory, start, word)

@@ -76,6 +76,10 @@ impl Device for Altered {
         self.emulator.clear(&mut memory.memory, start, bytes)
     }
 
+    fn copy(&self, from: &Shifted, start: usize, to: &mut Shifted, at: usize, bytes: usize) -> Result<()> {
+        self.emulator.copy(&from.memory, start, &mut to.memory, at, bytes)
+    }
+
     fn synchronize(&self) -> Result<()> {
         self.emulator.synchronize()
     }

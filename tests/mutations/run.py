@@ -106,6 +106,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="names of the faults to test, all by default")
     parser.add_argument("--target", type=Path, default=ROOT / "target/mutations", help="build folder")
+    parser.add_argument("--program", type=Path, help="test program `ops` of this checkout, if it is built already")
     parser.add_argument("--jobs", type=int, default=1, help="faults of kernels at once")
     settings = parser.parse_args()
     # The tests run in another folder.
@@ -116,7 +117,7 @@ def main():
         parser.error(f"faults.json has no fault {', '.join(sorted(unknown))}")
     chosen = [fault for fault in table["faults"] if not settings.names or fault["name"] in settings.names]
     tests = table["tests"]
-    program = build(ROOT, settings.target)
+    program = settings.program.resolve() if settings.program else build(ROOT, settings.target)
 
     # Baseline: each unchanged kernel file must pass the tests that its faults must fail.
     of_file = {}

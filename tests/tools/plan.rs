@@ -2,6 +2,7 @@
 
 use mapl::model::presets;
 use mapl::study::plan::decode::DecodePlan;
+use mapl::study::plan::memory::RankMemory;
 use mapl::study::plan::{GpuRates, PlanOptions, StepPlan, Workload};
 
 /// Plan of a DPO step of Qwen2.5-0.5B: 16 pairs, prompts of 512 tokens, responses of 256, with a
@@ -184,4 +185,33 @@ fn the_floor_of_decoding_is_that_of_weights_and_cache() {
     for (rows, context) in [(0, 5), (2, 0), (1, 1 << 20)] {
         assert!(DecodePlan::new(&config, rows, context, &gpu).is_err());
     }
+}
+
+/// Llama-3.1-8B in bf16 on 4 GPUs of 80 GB, DPO of 4 pairs a GPU: 16 bytes a parameter of state, 2 of the
+/// reference. Only slices of all of them fit.
+#[test]
+fn an_8b_model_fits_4_gpus_with_sharded_weights() {
+    let config = presets::config("llama-3.1-8b").unwrap();
+    let workload = Workload { pairs: 4, prompt: 512, response: 256, dpo: true, lora_rank: None };
+    let plan = RankMemory::new(&config, &workload, &GpuRates::named("h100").unwrap(), 4, Some(80_000_000_000)).unwrap();
+    let fits = plan.fits.as_deref().unwrap();
+    assert!(fits.starts_with("--shard-weights"), "{fits}");
+    let choice = |flags: &str| plan.choices.iter().find(|choice| choice.flags == flags).unwrap();
+    let part = |flags: &str, name: &str| choice(flags).parts.iter().find(|(part, _)| part == name).unwrap().1 as f64;
+    let (parameters, layer, head) = (8.030e9, 218.1e6, 525.3e6);
+    for (name, bytes) in [
+        ("weights", 2.0),
+        ("weights in full precision", 4.0),
+        ("gradients", 4.0),
+        ("AdamW moments", 8.0),
+        ("reference weights", 2.0),
+    ] {
+        near(name, part("--shard-weights", name), bytes * parameters / 4.0);
+        near(name, part("--shard-optimizer off", name), bytes * parameters);
+    }
+    near("windows", part("--shard-weights", "gathered weights"), 2.0 * (2.0 * layer + head));
+    near("gradients in windows", part("--shard-weights", "gradients of units"), 4.0 * (2.0 * layer + head));
+    let text = plan.text();
+    assert!(text.contains(&format!("80.0 GB a GPU: the first choice that fits is {fits}")), "{text}");
+    assert!(choice("--shard-optimizer --gradient-checkpointing").total > 80_000_000_000);
 }

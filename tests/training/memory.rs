@@ -8,12 +8,13 @@ use mapl::backend::kernels::device::Properties;
 use mapl::data::group::Kind;
 use mapl::data::pack::{Batch, BatchLimits, ComparisonOptions, GroupSizes, pack_into};
 use mapl::loss::objective::{Loss, LossOptions, Method};
+use mapl::model::config::ModelConfig;
 use mapl::model::layout::Layout;
 use mapl::model::lora::LoraSpec;
 use mapl::model::lora::layout::LoraLayout;
 use mapl::model::presets;
 use mapl::train::batch::upload::DeviceBatch;
-use mapl::train::memory::{MemoryInputs, MemoryPlan, PlannedGeneration, PlannedReference};
+use mapl::train::memory::{MemoryInputs, MemoryPlan, PlannedGeneration, PlannedReference, Sharded};
 use mapl::train::pack_options;
 
 fn loss(method: Method) -> Loss {
@@ -94,7 +95,8 @@ fn parts_of_the_plan_match_their_formulas() {
     let card = Properties { name: "card".into(), processors: 132, shared_bytes: 232_448, compute_capability: (9, 0) };
     let plan = |precision, kernels, available| {
         let subject = MemoryInputs {
-            shards: 1,
+            ranks: 1,
+            sharded: Sharded::Nothing,
             head_rows: 0,
             generation: None,
             config: &config,
@@ -143,7 +145,8 @@ fn the_plan_shows_the_effect_of_recomputation() {
     let sizes = sizes(&loss, config.vocab);
     let plan = |recompute, available| {
         let subject = MemoryInputs {
-            shards: 1,
+            ranks: 1,
+            sharded: Sharded::Nothing,
             head_rows: 0,
             generation: None,
             config: &config,
@@ -174,7 +177,8 @@ fn a_batch_that_does_not_fit_is_refused_with_the_largest_that_does() {
     let loss = loss(Method::Dpo);
     let sizes = sizes(&loss, config.vocab);
     let subject = MemoryInputs {
-        shards: 1,
+        ranks: 1,
+        sharded: Sharded::Nothing,
         head_rows: 0,
         generation: None,
         config: &config,
@@ -229,7 +233,8 @@ fn adapters_have_no_gradients_or_moments_of_frozen_weights() {
                 };
                 let (config, loss) = (&config, &loss);
                 let subject = MemoryInputs {
-                    shards: 1,
+                    ranks: 1,
+                    sharded: Sharded::Nothing,
                     head_rows: 0,
                     generation: None,
                     config,
@@ -270,7 +275,8 @@ fn the_plan_counts_the_cache_of_generation() {
     let sizes = sizes(&loss, config.vocab);
     let plan = |slots: Option<usize>| {
         let subject = MemoryInputs {
-            shards: 1,
+            ranks: 1,
+            sharded: Sharded::Nothing,
             head_rows: 0,
             generation: slots.map(|slots| PlannedGeneration { slots, tokens: 64, rows: 4, longest: 8 }),
             config: &config,
@@ -293,4 +299,61 @@ fn the_plan_counts_the_cache_of_generation() {
     assert!(part(&small, "generation") > rows(1000));
     assert_eq!(part(&large, "generation") - part(&small, "generation"), rows(2000) - rows(1000));
     assert_eq!(large.total() - none.total(), part(&large, "generation"));
+}
+
+/// What each of 4 ranks takes: with a sharded optimizer a quarter of the moments, with sharded weights a quarter
+/// of all state, and windows for two layers and an end.
+#[test]
+fn the_plan_shows_the_bytes_of_each_rank_and_names_what_fits() {
+    let config = ModelConfig { layers: 24, ..tiny_config("llama", false) };
+    let loss = loss(Method::Dpo);
+    let sizes = sizes(&loss, config.vocab);
+    let plan = |sharded, available| {
+        let subject = MemoryInputs {
+            ranks: 4,
+            sharded,
+            head_rows: 0,
+            generation: None,
+            config: &config,
+            lora: None,
+            reference: PlannedReference::Model(&config),
+            loss: &loss,
+            precision: Precision::Bf16,
+            accumulation: 1,
+            recompute: true,
+            replays: false,
+            kernels: None,
+        };
+        MemoryPlan::new(&subject, &sizes, 1, available).unwrap().unwrap()
+    };
+    let [whole, optimizer, weights] =
+        [Sharded::Nothing, Sharded::Optimizer, Sharded::Weights].map(|sharded| plan(sharded, None));
+    let quarter = |name: &str| part(&whole, name) as f64 / 4.0;
+    let near = |what: &str, got: u64, expected: f64| {
+        let share = got as f64 / expected;
+        assert!((0.97..1.1).contains(&share), "{what}: {got} of {expected}");
+    };
+    for name in ["AdamW moments", "weights in full precision"] {
+        near(name, part(&optimizer, name), quarter(name));
+        near(name, part(&weights, name), quarter(name));
+    }
+    for name in ["weights", "gradients", "reference weights"] {
+        assert_eq!(part(&optimizer, name), part(&whole, name), "{name}");
+        near(name, part(&weights, name), quarter(name));
+    }
+    let layout = Layout::new(&config);
+    let layer = (layout.layers[1].qkv.start - layout.layers[0].qkv.start) as u64;
+    let windows = 2 * layer + (config.vocab * config.hidden) as u64;
+    near("gathered weights", part(&weights, "gathered weights"), 2.0 * windows as f64);
+    near("gradients of units", part(&weights, "gradients of units"), 4.0 * windows as f64);
+    let totals = [&whole, &optimizer, &weights].map(MemoryPlan::total);
+    assert!(totals[0] > totals[1] && totals[1] > totals[2], "{totals:?}");
+    let line = optimizer.summary();
+    for total in totals {
+        assert!(line.contains(&format!("{} MiB with --shard", total.div_ceil(1 << 20))), "{line}");
+    }
+    for (available, flag) in [(totals[1], "--shard-optimizer"), (totals[2], "--shard-weights")] {
+        let refused = plan(Sharded::Nothing, Some(available)).check().unwrap_err().to_string();
+        assert!(refused.contains(&format!("with {flag} each rank needs")), "{refused}");
+    }
 }

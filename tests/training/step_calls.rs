@@ -17,7 +17,7 @@ use mapl::model::config::ModelConfig;
 use mapl::model::lora::{LoraSpec, draw};
 use mapl::optim::adamw::AdamWSettings;
 use mapl::train::batch::packing::PackedStep;
-use mapl::train::memory::{MemoryInputs, MemoryPlan, PlannedReference};
+use mapl::train::memory::{MemoryInputs, MemoryPlan, PlannedReference, Sharded};
 use mapl::train::pack_options;
 use mapl::train::step::Trainer;
 
@@ -101,7 +101,8 @@ fn plan<A: Element>(
 ) -> MemoryPlan {
     let (config, loss) = (&trainer.policy.config, &trainer.loss);
     let subject = MemoryInputs {
-        shards: 1,
+        ranks: 1,
+        sharded: Sharded::Nothing,
         head_rows: 0,
         generation: None,
         config,

@@ -201,6 +201,11 @@ pub trait Device: Sync {
     /// Whether memory keeps what is written to it; otherwise everything reads as zero.
     const STORES: bool = true;
 
+    /// Handle of the stream; 0 if the device has only one.
+    fn stream(&self) -> u64 {
+        0
+    }
+
     /// Properties of the device.
     fn properties(&self) -> &Properties;
 
@@ -230,6 +235,10 @@ pub trait Device: Sync {
 
     /// Enqueues zeroing `bytes` bytes from byte `start` on.
     fn clear(&self, memory: &mut Self::Memory, start: usize, bytes: usize) -> Result<()>;
+
+    /// Enqueues the copy of `bytes` bytes of `from`, from byte `start` on, to byte `at` of `to`. Not while ops are
+    /// recorded.
+    fn copy(&self, from: &Self::Memory, start: usize, to: &mut Self::Memory, at: usize, bytes: usize) -> Result<()>;
 
     /// Enqueues a store of a word at byte `start`. Does not wait.
     fn put(&self, memory: &mut Self::Memory, start: usize, word: u32) -> Result<()>;

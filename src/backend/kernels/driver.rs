@@ -8,6 +8,7 @@
 
 pub(crate) mod cublaslt;
 mod launch;
+pub(crate) mod nccl;
 mod transfer;
 
 use std::collections::HashMap;
@@ -120,6 +121,19 @@ pub fn is_present() -> bool {
 }
 
 impl Driver {
+    /// Number of GPUs that the driver shows. [`Error::Device`] without a driver.
+    pub(crate) fn count() -> Result<usize> {
+        if !is_present() {
+            return Err(Error::Device(
+                "no CUDA device: the driver library (libcuda) cannot be loaded; install NVIDIA's driver, or use \
+                 --device cpu"
+                    .into(),
+            ));
+        }
+        result::init().map_err(failed("cuInit"))?;
+        result::device::get_count().map(|count| count.max(0) as usize).map_err(failed("cuDeviceGetCount"))
+    }
+
     /// Opens a device by its index among the devices of CUDA_VISIBLE_DEVICES. [`Error::Device`]
     /// with the reason if it does not exist or cannot run the kernels.
     pub fn new(ordinal: usize) -> Result<Self> {
@@ -252,6 +266,10 @@ impl Device for Driver {
     const NAME: &'static str = "cuda";
     const ASYNCHRONOUS: bool = true;
 
+    fn stream(&self) -> u64 {
+        self.stream as u64
+    }
+
     fn properties(&self) -> &Properties {
         &self.properties
     }
@@ -316,6 +334,16 @@ impl Device for Driver {
         let address = memory.at(start, bytes);
         // SAFETY: the range is inside the memory.
         unsafe { result::memset_d8_async(address, 0, bytes, self.stream) }.map_err(failed("cuMemsetD8Async"))
+    }
+
+    fn copy(&self, from: &Memory, start: usize, to: &mut Memory, at: usize, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.make_current()?;
+        let (from, to) = (from.at(start, bytes), to.at(at, bytes));
+        // SAFETY: both ranges are inside their memories, which differ: one is borrowed exclusively.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(failed("cuMemcpyDtoDAsync"))
     }
 
     fn put(&self, memory: &mut Memory, start: usize, word: u32) -> Result<()> {

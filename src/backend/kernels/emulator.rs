@@ -293,6 +293,18 @@ impl Device for Emulator {
         Ok(())
     }
 
+    fn copy(&self, from: &Memory, start: usize, to: &mut Memory, at: usize, bytes: usize) -> Result<()> {
+        self.not_recording("copy")?;
+        from.check(start, bytes);
+        to.check(at, bytes);
+        // SAFETY: both ranges are inside their allocations, which differ: one is borrowed exclusively.
+        unsafe {
+            let (from, to) = (from.start.as_ptr().cast::<u8>().add(start), to.start.as_ptr().cast::<u8>().add(at));
+            std::ptr::copy_nonoverlapping(from, to, bytes);
+        }
+        Ok(())
+    }
+
     fn put(&self, memory: &mut Memory, start: usize, word: u32) -> Result<()> {
         self.upload(memory, start, &word.to_ne_bytes())
     }

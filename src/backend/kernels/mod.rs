@@ -18,7 +18,9 @@ pub mod hopper;
 pub mod launchers;
 mod layer_norm;
 mod linear;
+pub(crate) mod nccl;
 mod norm;
+mod observed;
 mod optim;
 pub(crate) mod own;
 mod own_curve;
@@ -44,8 +46,8 @@ mod grammar;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
+use super::collective::DeviceCollective;
 use super::contract::*;
 use super::probe::{OpTime, Probe};
 use super::{Backend, Buffer, View, ViewMut, composite};
@@ -54,6 +56,7 @@ use device::{ConstPtr, Device, Element, MutPtr};
 use geometry::{Choice, Chosen, Sizes, TileTimes};
 use hopper::Hopper;
 use launchers::WARP;
+use observed::Observed;
 use rayon::prelude::*;
 use scratch::{Piece, Scratch};
 
@@ -77,14 +80,6 @@ impl<D: Device, T> Buffer for Array<D, T> {
     }
 }
 
-/// An op between two timestamps.
-struct Observed<D: Device> {
-    op: usize,
-    cost: Cost,
-    from: D::Stamp,
-    to: D::Stamp,
-}
-
 /// Kernels on device `D` with activations and weights stored as `A`, sums in f32.
 pub struct Kernels<D: Device, A> {
     device: D,
@@ -106,6 +101,8 @@ pub struct Kernels<D: Device, A> {
     chosen: Option<Mutex<Vec<Chosen>>>,
     /// Split-K semaphores, zero between launches.
     semaphores: Mutex<Option<D::Memory>>,
+    /// Collectives with other ranks.
+    ranks: Option<Arc<dyn nccl::Calls>>,
     activations: PhantomData<fn() -> A>,
 }
 
@@ -124,6 +121,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
             head_rows: AtomicUsize::new(0),
             chosen: None,
             semaphores: Mutex::new(None),
+            ranks: None,
             activations: PhantomData,
         }
     }
@@ -269,24 +267,13 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     }
 
     fn op_start(&self) -> Result<Option<D::Stamp>> {
-        if self.probe.is_none() || self.recording.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        self.device.stamp().map(Some)
+        self.stamp_start()
     }
     fn op_end(&self, op: usize, cost: Cost, from: D::Stamp) -> Result<()> {
-        let to = self.device.stamp()?;
-        self.observed.lock().unwrap_or_else(|e| e.into_inner()).push(Observed { op, cost, from, to });
-        Ok(())
+        self.observe(op, cost, from)
     }
     fn op_times(&self) -> Result<Vec<OpTime>> {
-        let Some(probe) = &self.probe else { return Ok(Vec::new()) };
-        let observed = std::mem::take(&mut *self.observed.lock().unwrap_or_else(|e| e.into_inner()));
-        for o in observed {
-            let seconds = self.device.seconds_between(&o.from, &o.to)?;
-            probe.add(o.op, Duration::from_secs_f64(seconds.max(0.0)), o.cost);
-        }
-        Ok(probe.take())
+        self.take_observed()
     }
 
     fn memory_free(&self) -> Option<u64> {
@@ -297,6 +284,9 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     }
     fn kernel_properties(&self) -> Option<&device::Properties> {
         Some(self.device.properties())
+    }
+    fn device_collective(&self) -> Option<&dyn DeviceCollective<Self>> {
+        self.ranks.is_some().then_some(self as _)
     }
     fn reserve_workspace(&self, bytes: usize) -> Result<()> {
         self.reserve_scratch(bytes)
@@ -331,7 +321,15 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     fn read_acc(&self, from: View<'_, Self::Acc>, to: &mut [f64]) -> Result<()> {
         self.download(from, to)
     }
-
+    fn copy_act(&self, from: View<'_, Self::Act>, to: ViewMut<'_, Self::Act>) -> Result<()> {
+        self.copy(from, to)
+    }
+    fn copy_acc(&self, from: View<'_, Self::Acc>, to: ViewMut<'_, Self::Acc>) -> Result<()> {
+        self.copy(from, to)
+    }
+    fn clear_acc(&self, to: ViewMut<'_, Self::Acc>) -> Result<()> {
+        self.clear(to)
+    }
     fn upload_buffer(&self, indices: usize, numbers: usize) -> Result<Self::UploadBuffer> {
         self.new_upload_buffer(indices, numbers)
     }

@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 
 use super::device::{Device, Element};
 use super::{Array, Kernels};
-use crate::backend::View;
 use crate::backend::contract::expect_len;
+use crate::backend::{View, ViewMut};
 use crate::{Error, Result};
 
 /// Staging of a batch's transfer to the device: indices first, then numbers.
@@ -36,6 +36,14 @@ const INDEX: usize = size_of::<i32>();
 const NUMBER: usize = size_of::<f32>();
 
 impl<D: Device, A: Element> Kernels<D, A> {
+    /// Enqueues the copy of a view to another buffer.
+    pub(super) fn copy<T>(&self, from: View<'_, Array<D, T>>, to: ViewMut<'_, Array<D, T>>) -> Result<()> {
+        expect_len("copy", "to", to.len, from.len)?;
+        let size = size_of::<T>();
+        let (start, at, bytes) = (from.start * size, to.start * size, from.len * size);
+        self.device.copy(&from.buffer.memory, start, &mut to.buffer.memory, at, bytes)
+    }
+
     pub(super) fn new_upload_buffer(&self, indices: usize, numbers: usize) -> Result<UploadBuffer<D>> {
         let numbers_at = (indices * INDEX).next_multiple_of(256);
         let capacity = numbers_at + numbers * NUMBER;

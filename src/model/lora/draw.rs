@@ -3,7 +3,7 @@
 use super::super::decoder::Model;
 use super::{Lora, LoraSpec};
 use crate::Result;
-use crate::backend::{Backend, View, ViewMut};
+use crate::backend::{Backend, ViewMut};
 use crate::rng::Rng;
 
 /// Elements drawn or copied at a time.
@@ -30,7 +30,7 @@ pub fn draw<B: Backend>(backend: &B, model: &mut Model<B>, spec: LoraSpec, seed:
     }
     if let (Some(to), Some(from)) = (&layout.score, &model.layout.score) {
         let mut head = vec![0.0; to.len()];
-        backend.read_act(View::new(&model.weights, from.start, from.len()), &mut head)?;
+        model.read_weights(backend, from, &mut head)?;
         backend.write_act(ViewMut::new(&mut lora.weights, to.start, to.len()), &head)?;
     }
     model.lora = Some(lora);

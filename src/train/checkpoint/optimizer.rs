@@ -2,6 +2,7 @@
 //! and, unless `Act` is f32, the exact weights. Of a sharded state every rank writes its slice. Damaged files and files of a model of another size
 //! are refused, and so are values that are not finite.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -9,7 +10,10 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut};
 use crate::files::input;
+use crate::model::part::{Overlap, assemble};
 use crate::model::store;
+use crate::ranks::buffers::wire;
+use crate::ranks::collective::shard_of;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
 
@@ -30,7 +34,8 @@ pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Resul
     if paths.is_empty() {
         paths.push(state_dir.join(optimizer_file(0)));
     }
-    let (backend, total, own) = (trainer.backend, trainer.policy.trained().len, trainer.optimizer.slice());
+    let (backend, total) = (trainer.backend, trainer.policy.trained().len);
+    let held = trainer.optimizer.part().clone();
     let (mut start, mut has_exact) = (0, false);
     for path in &paths {
         let bytes = input::read(path, u64::MAX - 1).map_err(|e| super::unreadable(path, &e))?;
@@ -42,35 +47,30 @@ pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Resul
             _ => file.values("m", None)?.len(),
         };
         let part = start..start + len;
-        let both = part.start.max(own.start)..part.end.min(own.end).max(part.start.max(own.start));
-        let read = |name: &str| file.values(name, Some(len));
-        let within = |values: &[f64]| values[both.start.min(part.end) - start..both.end.min(part.end) - start].to_vec();
-        let to = |buffer| ViewMut::new(buffer, both.start.saturating_sub(own.start).min(own.len()), both.len());
-        let (m, v) = (within(&read("m")?), within(&read("v")?));
-        if !both.is_empty() {
-            backend.write_acc(to(&mut trainer.optimizer.m), &m)?;
-            backend.write_acc(to(&mut trainer.optimizer.v), &v)?;
+        if part.end > total {
+            return Err(file.too_long(part.end, total));
         }
+        let read = |name: &str| file.values(name, Some(len));
+        // Copies what this rank holds of the part.
+        let write = |to: &mut B::Acc, values: &[f64]| {
+            held.within(&part).try_for_each(|Overlap { at, offsets }| {
+                backend.write_acc(ViewMut::new(to, at, offsets.len()), &values[offsets])
+            })
+        };
+        write(&mut trainer.optimizer.m, &read("m")?)?;
+        write(&mut trainer.optimizer.v, &read("v")?)?;
         // Weight files in f32 are exact. For other precisions the exact weights are in these files.
         if file.file.tensor("weights").is_ok() {
             has_exact = true;
             let exact = read("weights")?;
-            if part.end > total {
-                return Err(file.too_long(part.end, total));
-            }
-            backend.write_act(ViewMut::new(trainer.policy.trained_weights_mut(), start, len), &exact)?;
-            if let Some(master) = trainer.optimizer.master.as_mut().filter(|_| !both.is_empty()) {
-                backend.write_acc(to(master), &within(&exact))?;
-            }
+            trainer.policy.write_trained(backend, start, &exact)?;
+            trainer.optimizer.master.as_mut().map_or(Ok(()), |master| write(master, &exact))?;
         }
         if start == 0 {
             let control = file.values("control", Some(CONTROL))?;
             backend.write_acc(ViewMut::first(&mut trainer.optimizer.control, CONTROL), &control)?;
         }
         start = part.end;
-        if start > total {
-            return Err(file.too_long(start, total));
-        }
     }
     if start != total {
         let why =
@@ -78,16 +78,11 @@ pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Resul
         return Err(Error::model(&state_dir, why));
     }
     match &mut trainer.optimizer.master {
-        Some(master) if !has_exact && own.len() == total => {
-            store::read_in_full(backend, &trainer.policy, folder, master)
-        }
-        Some(master) if !has_exact => {
-            let mut whole = backend.zeros_acc(total)?;
-            store::read_in_full(backend, &trainer.policy, folder, &mut whole)?;
-            let mut values = vec![0.0; own.len()];
-            backend.read_acc(View::new(&whole, own.start, own.len()), &mut values)?;
-            backend.write_acc(ViewMut::first(master, own.len()), &values)
-        }
+        Some(master) if !has_exact => store::read_in_full(&trainer.policy, folder, &mut |start, values| {
+            held.within(&(start..start + values.len())).try_for_each(|Overlap { at, offsets }| {
+                backend.write_acc(ViewMut::new(master, at, offsets.len()), &values[offsets])
+            })
+        }),
         _ => Ok(()),
     }
 }
@@ -127,7 +122,7 @@ impl StateFile<'_> {
 
 /// First moment with elements that are not finite, and their number.
 pub fn not_finite<B: Backend>(trainer: &Trainer<'_, B>) -> Result<Option<(&'static str, usize)>> {
-    let (backend, len) = (trainer.backend, trainer.optimizer.slice().len());
+    let (backend, len) = (trainer.backend, trainer.optimizer.part().len());
     let mut chunk = vec![0.0; CHUNK.min(len)];
     for (name, buffer) in [("first moment", &trainer.optimizer.m), ("second moment", &trainer.optimizer.v)] {
         let mut count = 0;
@@ -143,30 +138,26 @@ pub fn not_finite<B: Backend>(trainer: &Trainer<'_, B>) -> Result<Option<(&'stat
     Ok(None)
 }
 
-/// Writes the state; the caller syncs the file.
+/// Writes the state; the caller syncs the file. Of a sharded state every rank calls it, and the files of the
+/// ranks follow each other in the layout, whatever each rank holds.
 pub fn save<B: Backend>(trainer: &Trainer<'_, B>, path: &Path) -> Result<()> {
-    let (backend, slice) = (trainer.backend, trainer.optimizer.slice());
-    let len = slice.len();
+    let (backend, optimizer) = (trainer.backend, &trainer.optimizer);
     let dtype = if B::PRECISION == Precision::F64 { Dtype::F64 } else { Dtype::F32 };
     let dtype_bytes = if dtype == Dtype::F64 { 8 } else { 4 };
-    let mut values = vec![0.0; len];
-    let mut tensors: Vec<(&str, Vec<u8>)> = Vec::new();
-    for (name, buffer) in [("m", &trainer.optimizer.m), ("v", &trainer.optimizer.v)] {
-        backend.read_acc(View::first(buffer, len), &mut values)?;
-        tensors.push((name, encode(&values, dtype)));
-    }
+    let encoded = |buffer: &B::Acc| {
+        own_range(trainer, &|at, to| backend.read_acc(View::new(buffer, at, to.len()), to)).map(|x| encode(&x, dtype))
+    };
+    let mut tensors: Vec<(&str, Vec<u8>)> = vec![("m", encoded(&optimizer.m)?), ("v", encoded(&optimizer.v)?)];
     // Stored as a tensor, because JSON has no number for a norm that is not finite.
     let mut control = vec![0.0; CONTROL];
-    backend.read_acc(View::first(&trainer.optimizer.control, CONTROL), &mut control)?;
+    backend.read_acc(View::first(&optimizer.control, CONTROL), &mut control)?;
     tensors.push(("control", encode(&control, dtype)));
-    match (&trainer.optimizer.master, B::PRECISION) {
-        (Some(master), _) => {
-            backend.read_acc(View::first(master, len), &mut values)?;
-            tensors.push(("weights", encode(&values, dtype)));
-        }
+    match (&optimizer.master, B::PRECISION) {
+        (Some(master), _) => tensors.push(("weights", encoded(master)?)),
         (None, Precision::F32) => {}
         (None, _) => {
-            backend.read_act(View::new(trainer.policy.trained_weights(), slice.start, len), &mut values)?;
+            let (weights, first) = (trainer.policy.trained_weights(), optimizer.slice().start);
+            let values = own_range(trainer, &|at, to| backend.read_act(View::new(weights, first + at, to.len()), to))?;
             tensors.push(("weights", encode(&values, dtype)));
         }
     }
@@ -178,6 +169,25 @@ pub fn save<B: Backend>(trainer: &Trainer<'_, B>, path: &Path) -> Result<()> {
     }
     safetensors::serialize_to_file(views, None, path)
         .map_err(|e| Error::Runtime(format!("cannot write {}: {e}", path.display())))
+}
+
+/// Values of this rank's file, from a buffer of what it holds: `read` copies from element `at` of the buffer.
+fn own_range<B: Backend>(trainer: &Trainer<'_, B>, read: &dyn Fn(usize, &mut [f64]) -> Result<()>) -> Result<Vec<f64>> {
+    let Some((units, rank, Some(ranks))) = trainer.policy.trained_units() else {
+        let mut values = vec![0.0; trainer.optimizer.part().len()];
+        return read(0, &mut values).map(|()| values);
+    };
+    let total = trainer.policy.trained().len;
+    let ranges: Vec<Range<usize>> = (0..ranks.size()).map(|rank| shard_of(total, rank, ranks.size())).collect();
+    let longest = ranges.iter().map(Range::len).max().unwrap_or(0);
+    let mut values = Vec::with_capacity(ranges[rank].len());
+    for start in (0..longest).step_by(CHUNK) {
+        let chunk =
+            |range: &Range<usize>| (range.start + start).min(range.end)..(range.start + start + CHUNK).min(range.end);
+        let wanted: Vec<Range<usize>> = ranges.iter().map(chunk).collect();
+        values.extend(assemble(ranks, (units.parts(), wire::<B>()), &wanted, read)?);
+    }
+    Ok(values)
 }
 
 /// Little-endian bytes of `values` as f32 or f64. The conversion is exact, because the values have

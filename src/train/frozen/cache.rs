@@ -20,6 +20,7 @@ use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::Loss;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Model;
+use crate::model::shards::Sharding;
 use crate::model::store;
 use crate::model::weights::LoadAs;
 use crate::ranks::world;
@@ -57,6 +58,8 @@ pub struct FrozenCache {
     entries: Entries,
     /// Whether the model is the base of the policy.
     is_base: bool,
+    /// Whether each rank keeps slices of the model's weights only.
+    sharded: bool,
 }
 
 /// Result of [`FrozenCache::complete`].
@@ -109,7 +112,8 @@ impl FrozenCache {
         };
         let pack = crate::train::pack_for(loss, &config);
         let (model, reduce) = (model.to_path_buf(), loss.reduce);
-        Ok(Self { model, config, weights, pack, reduce, options, file, refused, uncreated, entries, is_base: false })
+        let (is_base, sharded) = (false, false);
+        Ok(Self { model, config, weights, pack, reduce, options, file, refused, uncreated, entries, is_base, sharded })
     }
 
     /// Path of the cache file.
@@ -134,6 +138,12 @@ impl FrozenCache {
     /// gets one: no second model is loaded.
     pub fn of_base(mut self) -> Self {
         self.is_base = true;
+        self
+    }
+
+    /// Keeps slices of the model's weights on each rank, if it has to be loaded.
+    pub(crate) fn with_shards(mut self, sharded: bool) -> Self {
+        self.sharded = sharded;
         self
     }
 
@@ -199,9 +209,13 @@ impl FrozenCache {
         mut missing: BTreeSet<u128>,
     ) -> Result<()> {
         let mut loaded = None;
+        let ranks = world::collective();
         let model = match base {
             Some(base) => base,
-            None => loaded.insert(store::load(backend, &self.model, self.config.clone(), LoadAs::Exact, 0)?.model),
+            None => {
+                let load_as = (LoadAs::Exact, self.sharded.then(|| Sharding::over(ranks)));
+                loaded.insert(store::load_on(backend, &self.model, self.config.clone(), load_as, 0)?.model)
+            }
         };
         if weights_hash(&self.model, &self.config)? != self.weights {
             let why = "changed while this run used it as the frozen reference; restart with unchanged weights";
@@ -212,7 +226,6 @@ impl FrozenCache {
         let (mut batch, mut keys) = (Vec::new(), Vec::new());
         let mut written = Instant::now();
         let mut rest = groups.iter().copied().flatten();
-        let ranks = world::collective();
         while !missing.is_empty() {
             // A round: one batch for each rank.
             let mut round = Vec::new();
@@ -227,7 +240,12 @@ impl FrozenCache {
                     }
                 }
                 round.extend_from_slice(&keys);
-                if rank == ranks.rank() && !batch.is_empty() {
+                if rank != ranks.rank() {
+                    continue;
+                }
+                if batch.is_empty() {
+                    pass.idle(backend)?;
+                } else {
                     let members: Vec<&TokenizedGroup> = batch.iter().collect();
                     own = pass.scores(backend, &members, &self.pack, self.reduce)?;
                 }

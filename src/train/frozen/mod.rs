@@ -50,10 +50,16 @@ impl<B: Backend> Frozen<B> {
     }
 
     /// Reserves buffers for every batch within `limits`.
-    pub fn reserve(&mut self, backend: &B, policy: &Model<B>, limits: &BatchLimits) -> Result<()> {
+    pub fn reserve(&mut self, backend: &B, policy: &mut Model<B>, limits: &BatchLimits) -> Result<()> {
         self.reserve_positions(backend, limits.longest_path)?;
         match self {
-            Self::Online { model, scorer } => scorer.reserve(backend, model, Mode::Infer, limits),
+            Self::Online { model, scorer } => {
+                // The windows of both are those of the larger one.
+                model.swap_windows(policy);
+                model.reserve_windows(backend)?;
+                model.swap_windows(policy);
+                scorer.reserve(backend, model, Mode::Infer, limits)
+            }
             Self::Base { scorer } => scorer.reserve(backend, policy, Mode::Infer, limits),
             Self::Cached { .. } => Ok(()),
         }
@@ -75,11 +81,37 @@ impl<B: Backend> Frozen<B> {
         }
     }
 
-    /// Computes the scores of a batch; no-op with a cache.
-    pub fn forward(&mut self, backend: &B, policy: &Model<B>, batch: &DeviceBatch<B>, reduce: Reduce) -> Result<()> {
+    /// Computes the scores of a batch; no-op with a cache. A model with sharded weights uses the windows of
+    /// the policy.
+    pub fn forward(
+        &mut self,
+        backend: &B,
+        policy: &mut Model<B>,
+        batch: &DeviceBatch<B>,
+        reduce: Reduce,
+    ) -> Result<()> {
         match self {
-            Self::Online { model, scorer } => scorer.forward(backend, model, batch, reduce),
+            Self::Online { model, scorer } => {
+                model.swap_windows(policy);
+                let done = scorer.forward(backend, model, batch, reduce);
+                model.swap_windows(policy);
+                done
+            }
             Self::Base { scorer } => scorer.forward(backend, policy, batch, reduce),
+            Self::Cached { .. } => Ok(()),
+        }
+    }
+
+    /// Takes part in the gathers of [`Frozen::forward`], without a batch.
+    pub fn forward_idle(&mut self, backend: &B, policy: &mut Model<B>) -> Result<()> {
+        match self {
+            Self::Online { model, .. } => {
+                model.swap_windows(policy);
+                let done = model.forward_idle(backend);
+                model.swap_windows(policy);
+                done
+            }
+            Self::Base { .. } => policy.forward_idle(backend),
             Self::Cached { .. } => Ok(()),
         }
     }
@@ -105,21 +137,15 @@ impl<B: Backend> Frozen<B> {
     pub fn score(
         &mut self,
         backend: &B,
-        policy: &Model<B>,
+        policy: &mut Model<B>,
         (groups, longest): (&[&TokenizedGroup], usize),
         batch: &DeviceBatch<B>,
         reduce: Reduce,
     ) -> Result<Vec<f64>> {
+        self.reserve_positions(backend, longest)?;
+        self.forward(backend, policy, batch, reduce)?;
         match self {
-            Self::Online { model, scorer } => {
-                model.reserve_positions(backend, longest)?;
-                scorer.forward(backend, model, batch, reduce)?;
-                scorer.read_score(backend, batch.sizes.seqs)
-            }
-            Self::Base { scorer } => {
-                scorer.forward(backend, policy, batch, reduce)?;
-                scorer.read_score(backend, batch.sizes.seqs)
-            }
+            Self::Online { scorer, .. } | Self::Base { scorer } => scorer.read_score(backend, batch.sizes.seqs),
             Self::Cached { cache } => {
                 let (cache, mut scores) = (cache.read().unwrap_or_else(|e| e.into_inner()), Vec::new());
                 groups.iter().try_for_each(|group| cache.append_scores(group, &mut scores))?;

@@ -39,4 +39,9 @@ impl<'m, B: Backend> ForwardPass<'m, B> {
         self.scorer.forward(backend, self.model, &self.batch, reduce)?;
         self.scorer.read_score(backend, self.packed.sequences.len())
     }
+
+    /// Takes part in the gathers of [`ForwardPass::scores`], without a batch.
+    pub fn idle(&mut self, backend: &B) -> Result<()> {
+        self.model.forward_idle(backend)
+    }
 }

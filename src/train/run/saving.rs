@@ -123,10 +123,11 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(folder)
     }
 
-    /// Refuses ranks whose weights have become different: a checkpoint holds those of rank 0.
+    /// Refuses ranks whose weights have become different: a checkpoint holds those of rank 0. Of sharded
+    /// weights each rank has others.
     fn check_ranks(&self) -> Result<()> {
         let ranks = world::collective();
-        if ranks.size() == 1 {
+        if ranks.size() == 1 || self.trainer.policy.trains_shards() {
             return Ok(());
         }
         let hash = store::trained_hash(self.trainer.backend, &self.trainer.policy)?;
@@ -165,8 +166,16 @@ impl<B: Backend> Run<'_, '_, B> {
         self.check_ranks()?;
         let state = self.trainer_state();
         if follows() {
-            // Rank 0 writes the model.
+            // Rank 0 writes the model; of sharded weights every rank has a part.
+            let shares = self.trainer.policy.trains_shards();
+            if shares {
+                self.load_best()?;
+            }
             self.check_weights()?;
+            if shares {
+                self.final_dtype()?;
+                self.trainer.policy.serve_trained(self.trainer.backend)?;
+            }
             drop(deferred);
             self.summary.steps = self.step;
             return Ok(self.summary);

@@ -15,9 +15,9 @@ impl<B: Backend> Trainer<'_, B> {
         let first = &packed.micro_batches()[0];
         self.upload(first)?;
         if let Some(frozen) = &mut self.frozen {
-            frozen.forward(self.backend, &self.policy, &self.batch, self.loss.reduce)?;
+            frozen.forward(self.backend, &mut self.policy, &self.batch, self.loss.reduce)?;
         }
-        self.scorer.forward(self.backend, &self.policy, &self.batch, self.loss.reduce)?;
+        self.scorer.forward(self.backend, &mut self.policy, &self.batch, self.loss.reduce)?;
         let seqs = first.batch.seqs();
         let Some(frozen) = &self.frozen else {
             return Err(Error::Runtime("the identity check needs a frozen reference".into()));

@@ -27,7 +27,7 @@ impl<B: Backend> Trainer<'_, B> {
     /// Computes the uploaded micro-batch, by graph replay if its shape allows. The first batch of a
     /// shape runs eagerly, the second is captured, later ones are replays.
     pub(super) fn compute_or_replay(&mut self, level: Option<usize>, phase: Phase) -> Result<()> {
-        let Some(level) = level else { return self.compute(phase) };
+        let Some(level) = level else { return self.compute(phase, &mut Vec::new()) };
         match self.graphs.get(&(level, phase)) {
             Some(GraphState::Captured(graph)) => {
                 if self.backend.replay(graph)? {
@@ -35,22 +35,22 @@ impl<B: Backend> Trainer<'_, B> {
                 }
                 // A buffer has been freed since the capture, for instance by an evaluation.
                 self.graphs.insert((level, phase), GraphState::WarmedUp);
-                self.compute(phase)
+                self.compute(phase, &mut Vec::new())
             }
             Some(GraphState::WarmedUp) => {
                 let backend = self.backend;
-                let Some(graph) = backend.record(&mut || self.compute(phase))? else {
+                let Some(graph) = backend.record(&mut || self.compute(phase, &mut Vec::new()))? else {
                     self.graphs.insert((level, phase), GraphState::Unsupported);
-                    return self.compute(phase);
+                    return self.compute(phase, &mut Vec::new());
                 };
                 backend.replay(&graph)?;
                 self.graphs.insert((level, phase), GraphState::Captured(graph));
                 Ok(())
             }
-            Some(GraphState::Unsupported) => self.compute(phase),
+            Some(GraphState::Unsupported) => self.compute(phase, &mut Vec::new()),
             None => {
                 self.graphs.insert((level, phase), GraphState::WarmedUp);
-                self.compute(phase)
+                self.compute(phase, &mut Vec::new())
             }
         }
     }

@@ -65,16 +65,18 @@ impl Drop for Pinned {
 }
 
 /// A CUDA event.
-struct Event {
+pub(super) struct Event {
     event: sys::CUevent,
     context: sys::CUcontext,
 }
 
 // SAFETY: driver handles may be used from any thread that has made the context current.
 unsafe impl Send for Event {}
+// SAFETY: as above; the driver synchronises its calls.
+unsafe impl Sync for Event {}
 
 impl Event {
-    fn new(driver: &Driver) -> Result<Self> {
+    pub(super) fn new(driver: &Driver) -> Result<Self> {
         Self::with(driver, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
     }
 
@@ -85,13 +87,13 @@ impl Event {
     }
 
     /// Records the event after the work enqueued on the stream.
-    fn record(&self, stream: sys::CUstream) -> Result<()> {
+    pub(super) fn record(&self, stream: sys::CUstream) -> Result<()> {
         // SAFETY: event and stream are alive; the caller has made their context current.
         unsafe { result::event::record(self.event, stream) }.map_err(failed("cuEventRecord"))
     }
 
     /// Makes the stream wait for the event. An event that was never recorded does not block.
-    fn stream_wait(&self, stream: sys::CUstream) -> Result<()> {
+    pub(super) fn stream_wait(&self, stream: sys::CUstream) -> Result<()> {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: as above.
         unsafe { result::stream::wait_event(stream, self.event, flags) }.map_err(failed("cuStreamWaitEvent"))

@@ -1,0 +1,494 @@
+//! Predicted step on several GPUs: bytes and time of every collective, what of it runs under the forward and
+//! the backward, and the weak scaling that follows. Every figure is computed; none was measured.
+//!
+//! ```text
+//! collective   ring of n GPUs: (n-1)/n of the bytes pass every link, twice for an all-reduce;
+//!              8.4 us a call, 3.4 us a step of the ring within a host, 14 us a step between hosts
+//! compute      the step's predicted ops, split over layers; an update of a shard takes 1/n
+//! two queues   compute, and collectives in their order:
+//!   whole            all-reduce of a unit's gradient behind its backward; update of everything
+//!   shard optimizer  reduce-scatter of a unit's gradient behind its backward; norms; update; all-gather of
+//!                    the weights, under nothing
+//!   shard weights    all-gather of a unit before its forward and again before its backward, one unit ahead;
+//!                    reduce-scatter of its gradient; the frozen reference is gathered likewise
+//! ```
+//!
+//! The latencies are those by which NCCL's own tuning model predicts a ring with its simple protocol. A unit
+//! is the embedding, a decoder layer, or the final norm with an untied head. Gradients are f32, weights
+//! bf16. Not counted: messages of the host after a step, other users of the network, SMs that collectives
+//! take from compute.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::StepPlan;
+use crate::model::config::ModelConfig;
+use crate::model::layout::Layout;
+use crate::terminal::counted;
+use crate::{Error, Result};
+
+/// Seconds of a collective before its first byte, of a step within a host, and of a step between hosts.
+const CALL_SECONDS: f64 = 8.4e-6;
+const LINK_STEP_SECONDS: f64 = 3.4e-6;
+const NETWORK_STEP_SECONDS: f64 = 14e-6;
+
+/// GPUs of one host in the table of scaling.
+const HOST_CARDS: usize = 8;
+
+/// Rates between GPUs, in bytes per second in one direction for each GPU. Given, not measured.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Fabric {
+    /// Within a host.
+    pub link: f64,
+    /// Between hosts, if there are several.
+    pub network: Option<f64>,
+}
+
+/// GPUs that share a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Ranks {
+    pub ranks: usize,
+    pub hosts: usize,
+}
+
+/// What every GPU keeps for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Sharding {
+    Whole,
+    ShardOptimizer,
+    ShardWeights,
+}
+
+impl Sharding {
+    pub const ALL: [Self; 3] = [Self::Whole, Self::ShardOptimizer, Self::ShardWeights];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Whole => "--shard-optimizer off",
+            Self::ShardOptimizer => "--shard-optimizer",
+            Self::ShardWeights => "--shard-weights",
+        }
+    }
+}
+
+/// A collective, with all calls of a step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct CollectiveTime {
+    pub collective: &'static str,
+    pub calls: u64,
+    /// Bytes of the buffers.
+    pub bytes: u64,
+    /// Bytes that each GPU sends.
+    pub sent_bytes: u64,
+    pub seconds: f64,
+    /// Seconds in which a GPU waits for it and does nothing else; the others pass under work.
+    pub exposed_seconds: f64,
+}
+
+/// A step of one choice.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct SharedStep {
+    pub sharding: Sharding,
+    pub collectives: Vec<CollectiveTime>,
+    /// Seconds of all collectives, and those in which a GPU does nothing else.
+    pub collective_seconds: f64,
+    pub exposed_seconds: f64,
+    pub step_seconds: f64,
+}
+
+/// A row of the scaling: step times of all choices, and their pairs per second over those of one GPU times
+/// the number of GPUs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Scaling {
+    pub on: Ranks,
+    pub step_seconds: [f64; 3],
+    pub efficiency: [f64; 3],
+}
+
+/// The plan of several GPUs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct RanksPlan {
+    pub on: Ranks,
+    pub fabric: Fabric,
+    pub steps: Vec<SharedStep>,
+    pub scaling: Vec<Scaling>,
+}
+
+/// Parameters of the units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Units {
+    layers: usize,
+    layer: u64,
+    embedding: u64,
+    /// Final norm, and the head if it is not the embedding.
+    head: u64,
+}
+
+/// Seconds of one GPU's work.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Work {
+    /// Forward of a layer of the frozen reference; 0 without one.
+    frozen_layer: f64,
+    forward_layer: f64,
+    backward_layer: f64,
+    /// Embedding, heads and losses, before the backward of the layers.
+    ends: f64,
+    /// Gradient of the embedding.
+    embedding_backward: f64,
+    /// Norm and update of all parameters.
+    update: f64,
+}
+
+impl Units {
+    fn of(config: &ModelConfig) -> Self {
+        let layout = Layout::new(config);
+        let in_layer = |name: &str| name.contains(".layers.") || name.contains(".h.");
+        let elements = |keep: &dyn Fn(&str) -> bool| {
+            let slots = layout.slots.iter().filter(|slot| keep(&slot.spec.name));
+            slots.map(|slot| slot.spec.elements() as u64).sum::<u64>()
+        };
+        let layers = elements(&in_layer);
+        let embedding = elements(&|name| !in_layer(name) && name.contains("embed"));
+        Self {
+            layers: config.layers,
+            layer: layers / config.layers.max(1) as u64,
+            embedding,
+            head: elements(&|_| true) - layers - embedding,
+        }
+    }
+
+    fn total(&self) -> u64 {
+        self.layers as u64 * self.layer + self.embedding + self.head
+    }
+}
+
+impl Work {
+    fn of(plan: &StepPlan, layers: usize) -> Self {
+        let seconds = |keep: &dyn Fn(&str) -> bool| {
+            plan.ops.iter().filter(|op| keep(&op.op)).map(|op| op.predicted_seconds).sum::<f64>()
+        };
+        let at_ends = |op: &str| {
+            ["embedding", "head", "reward", "logprob", "preference", "segment"].iter().any(|s| op.starts_with(s))
+        };
+        let is_update = |op: &str| op == "adamw" || op == "grad_norm";
+        let is_backward = |op: &str| op.ends_with("_bwd") || op.contains("_bwd_");
+        let forward = seconds(&|op| !at_ends(op) && !is_update(op) && !is_backward(op)) / layers.max(1) as f64;
+        // Policy and reference are of one size.
+        let frozen_layer = if plan.workload.dpo { forward / 2.0 } else { 0.0 };
+        Self {
+            frozen_layer,
+            forward_layer: forward - frozen_layer,
+            backward_layer: seconds(&|op| !at_ends(op) && is_backward(op)) / layers.max(1) as f64,
+            ends: seconds(&|op| at_ends(op) && op != "embedding_bwd"),
+            embedding_backward: seconds(&|op| op == "embedding_bwd"),
+            update: seconds(&is_update),
+        }
+    }
+
+    /// A step of one GPU.
+    fn total(&self, layers: usize) -> f64 {
+        let layer = self.frozen_layer + self.forward_layer + self.backward_layer;
+        layers as f64 * layer + self.ends + self.embedding_backward + self.update
+    }
+}
+
+/// Kinds of collectives, by how often the bytes pass a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    AllReduce,
+    ReduceScatter,
+    AllGather,
+}
+
+impl Kind {
+    fn passes(self) -> usize {
+        if self == Self::AllReduce { 2 } else { 1 }
+    }
+}
+
+/// Bytes that a GPU sends in a ring, and its seconds.
+fn ring(kind: Kind, bytes: u64, on: Ranks, fabric: Fabric) -> (u64, f64) {
+    if on.ranks < 2 {
+        return (0, 0.0);
+    }
+    let steps = kind.passes() * (on.ranks - 1);
+    let between = if on.hosts > 1 { kind.passes() * (on.hosts - 1) } else { 0 };
+    let sent = kind.passes() as u64 * (bytes as u128 * (on.ranks as u128 - 1) / on.ranks as u128) as u64;
+    let rate = fabric.network.filter(|_| on.hosts > 1).map_or(fabric.link, |network| network.min(fabric.link));
+    let latency = CALL_SECONDS + (steps - between) as f64 * LINK_STEP_SECONDS + between as f64 * NETWORK_STEP_SECONDS;
+    (sent, latency + sent as f64 / rate)
+}
+
+/// Bytes of a gradient and of a weight.
+const GRADIENT: u64 = 4;
+const WEIGHT: u64 = 2;
+
+/// The two queues of a GPU: compute, and collectives.
+struct Timeline {
+    on: Ranks,
+    fabric: Fabric,
+    compute: f64,
+    busy: f64,
+    collectives_end: f64,
+    found: Vec<CollectiveTime>,
+}
+
+impl Timeline {
+    fn new(on: Ranks, fabric: Fabric) -> Self {
+        Self { on, fabric, compute: 0.0, busy: 0.0, collectives_end: 0.0, found: Vec::new() }
+    }
+
+    fn compute(&mut self, seconds: f64) {
+        self.compute += seconds;
+        self.busy += seconds;
+    }
+
+    /// Enqueues a collective behind the work so far; returns its end.
+    fn collective(&mut self, name: &'static str, kind: Kind, bytes: u64) -> f64 {
+        if bytes == 0 {
+            return self.compute;
+        }
+        let (sent, seconds) = ring(kind, bytes, self.on, self.fabric);
+        self.collectives_end = self.collectives_end.max(self.compute) + seconds;
+        match self.found.iter_mut().find(|found| found.collective == name) {
+            Some(found) => {
+                found.calls += 1;
+                found.bytes += bytes;
+                found.sent_bytes += sent;
+                found.seconds += seconds;
+            }
+            None => {
+                let collective = CollectiveTime {
+                    collective: name,
+                    calls: 1,
+                    bytes,
+                    sent_bytes: sent,
+                    seconds,
+                    exposed_seconds: 0.0,
+                };
+                self.found.push(collective);
+            }
+        }
+        self.collectives_end
+    }
+
+    /// Work waits for the end of a collective.
+    fn wait(&mut self, name: &'static str, end: f64) {
+        if let Some(found) = self.found.iter_mut().find(|found| found.collective == name) {
+            found.exposed_seconds += (end - self.compute).max(0.0);
+        }
+        self.compute = self.compute.max(end);
+    }
+
+    /// Work waits for a collective behind it.
+    fn now(&mut self, name: &'static str, kind: Kind, bytes: u64) {
+        let end = self.collective(name, kind, bytes);
+        self.wait(name, end);
+    }
+
+    fn end(self, sharding: Sharding) -> SharedStep {
+        SharedStep {
+            sharding,
+            collective_seconds: self.found.iter().map(|found| found.seconds).sum(),
+            exposed_seconds: self.compute - self.busy,
+            step_seconds: self.compute,
+            collectives: self.found,
+        }
+    }
+}
+
+const GATHER: &str = "all-gather of weights";
+const NORMS: &str = "all-gather of norms";
+
+/// A step with whole weights on every GPU.
+fn step_of_whole_weights(sharding: Sharding, units: Units, work: Work, mut time: Timeline) -> SharedStep {
+    let (name, kind) = match sharding {
+        Sharding::Whole => ("all-reduce of gradients", Kind::AllReduce),
+        _ => ("reduce-scatter of gradients", Kind::ReduceScatter),
+    };
+    let layers = units.layers as f64;
+    time.compute(layers * (work.frozen_layer + work.forward_layer) + work.ends);
+    time.collective(name, kind, GRADIENT * units.head);
+    for _ in 0..units.layers {
+        time.compute(work.backward_layer);
+        time.collective(name, kind, GRADIENT * units.layer);
+    }
+    time.compute(work.embedding_backward);
+    time.now(name, kind, GRADIENT * units.embedding);
+    match sharding {
+        Sharding::Whole => time.compute(work.update),
+        _ => {
+            time.now(NORMS, Kind::AllGather, GRADIENT * time.on.ranks as u64);
+            time.compute(work.update / time.on.ranks as f64);
+            time.now(GATHER, Kind::AllGather, WEIGHT * units.total());
+        }
+    }
+    time.end(sharding)
+}
+
+/// Gathers a run of layers, one ahead of the layer at work, and runs `seconds` of work on each; `behind` follows a
+/// layer's work.
+fn gathered_layers(time: &mut Timeline, units: Units, seconds: f64, mut behind: impl FnMut(&mut Timeline)) {
+    let gather = |time: &mut Timeline| time.collective(GATHER, Kind::AllGather, WEIGHT * units.layer);
+    let mut ready = std::collections::VecDeque::new();
+    for _ in 0..units.layers.min(2) {
+        ready.push_back(gather(time));
+    }
+    for layer in 0..units.layers {
+        if let Some(end) = ready.pop_front() {
+            time.wait(GATHER, end);
+        }
+        time.compute(seconds);
+        behind(time);
+        // The layer's window is free.
+        if layer + 2 < units.layers {
+            ready.push_back(gather(time));
+        }
+    }
+}
+
+fn step_of_sharded_weights(units: Units, work: Work, mut time: Timeline) -> SharedStep {
+    let scatter = "reduce-scatter of gradients";
+    let ends = WEIGHT * (units.embedding + units.head);
+    if work.frozen_layer > 0.0 {
+        time.now(GATHER, Kind::AllGather, ends);
+        gathered_layers(&mut time, units, work.frozen_layer, |_| ());
+    }
+    time.now(GATHER, Kind::AllGather, ends);
+    gathered_layers(&mut time, units, work.forward_layer, |_| ());
+    time.compute(work.ends);
+    time.collective(scatter, Kind::ReduceScatter, GRADIENT * units.head);
+    gathered_layers(&mut time, units, work.backward_layer, |time| {
+        time.collective(scatter, Kind::ReduceScatter, GRADIENT * units.layer);
+    });
+    time.compute(work.embedding_backward);
+    time.now(scatter, Kind::ReduceScatter, GRADIENT * units.embedding);
+    time.now(NORMS, Kind::AllGather, GRADIENT * time.on.ranks as u64);
+    time.compute(work.update / time.on.ranks as f64);
+    time.end(Sharding::ShardWeights)
+}
+
+fn step(sharding: Sharding, units: Units, work: Work, on: Ranks, fabric: Fabric) -> SharedStep {
+    let time = Timeline::new(on, fabric);
+    match sharding {
+        Sharding::Whole | Sharding::ShardOptimizer => step_of_whole_weights(sharding, units, work, time),
+        Sharding::ShardWeights => step_of_sharded_weights(units, work, time),
+    }
+}
+
+impl RanksPlan {
+    /// The step of `plan` on every one of several GPUs.
+    pub fn new(plan: &StepPlan, config: &ModelConfig, on: Ranks, fabric: Fabric) -> Result<Self> {
+        if on.hosts == 0 || on.ranks == 0 || !on.ranks.is_multiple_of(on.hosts) {
+            return Err(Error::Usage(format!(
+                "--ranks {} --hosts {}: every host needs the same number of ranks, at least one",
+                on.ranks, on.hosts
+            )));
+        }
+        if on.hosts > 1 && fabric.network.is_none() {
+            return Err(Error::Usage(format!(
+                "--hosts {}: --network is needed, the rate between hosts for each GPU, such as 50GB/s",
+                on.hosts
+            )));
+        }
+        Ok(Self::of((Units::of(config), Work::of(plan, config.layers)), on, fabric))
+    }
+
+    fn of((units, work): (Units, Work), on: Ranks, fabric: Fabric) -> Self {
+        let alone = work.total(units.layers);
+        let row = |ranks: usize, hosts: usize| {
+            let on = Ranks { ranks, hosts };
+            let step_seconds = match ranks {
+                1 => [alone; 3],
+                _ => Sharding::ALL.map(|sharding| step(sharding, units, work, on, fabric).step_seconds),
+            };
+            Scaling { on, step_seconds, efficiency: step_seconds.map(|seconds| alone / seconds) }
+        };
+        let hosts: &[usize] = if fabric.network.is_some() { &[2, 4, 8, 16] } else { &[] };
+        let in_host = [1, 2, 4, HOST_CARDS].map(|ranks| row(ranks, 1));
+        Self {
+            on,
+            fabric,
+            steps: Sharding::ALL.map(|sharding| step(sharding, units, work, on, fabric)).to_vec(),
+            scaling: in_host.into_iter().chain(hosts.iter().map(|&n| row(n * HOST_CARDS, n))).collect(),
+        }
+    }
+
+    /// The plan as text for a terminal.
+    pub fn text(&self) -> String {
+        let (on, fabric) = (self.on, self.fabric);
+        let network = fabric.network.map_or(String::new(), |rate| format!(", network {:.1} GB/s", rate / 1e9));
+        let mut out = format!(
+            "{} on {}, each GPU with the pairs above; link {:.1} GB/s{network} in one direction for each GPU\n\n",
+            counted(on.ranks as u64, "rank"),
+            counted(on.hosts as u64, "host"),
+            fabric.link / 1e9
+        );
+        let _ = writeln!(
+            out,
+            "{:<22} {:<28} {:>6} {:>9} {:>9} {:>9} {:>10}",
+            "choice", "collective", "calls", "MB", "sent MB", "ms", "waited ms"
+        );
+        for step in &self.steps {
+            for found in &step.collectives {
+                let _ = writeln!(
+                    out,
+                    "{:<22} {:<28} {:>6} {:>9.1} {:>9.1} {:>9.3} {:>10.3}",
+                    step.sharding.name(),
+                    found.collective,
+                    found.calls,
+                    found.bytes as f64 / 1e6,
+                    found.sent_bytes as f64 / 1e6,
+                    1e3 * found.seconds,
+                    1e3 * found.exposed_seconds
+                );
+            }
+            let hidden = step.collective_seconds - step.exposed_seconds;
+            let _ = writeln!(
+                out,
+                "{:<22} step {:.1} ms: collectives {:.1} ms, {:.1} ms of them under forward and backward",
+                "",
+                1e3 * step.step_seconds,
+                1e3 * step.collective_seconds,
+                1e3 * hidden.max(0.0)
+            );
+        }
+        let _ = writeln!(
+            out,
+            "\n{:>6} {:>6} {:>22} {:>22} {:>22}",
+            "hosts",
+            "GPUs",
+            Sharding::Whole.name(),
+            Sharding::ShardOptimizer.name(),
+            Sharding::ShardWeights.name()
+        );
+        for row in &self.scaling {
+            let cell = |i: usize| format!("{:.1} ms {:>3.0} %", 1e3 * row.step_seconds[i], 100.0 * row.efficiency[i]);
+            let _ = writeln!(
+                out,
+                "{:>6} {:>6} {:>22} {:>22} {:>22}",
+                row.on.hosts,
+                row.on.ranks,
+                cell(0),
+                cell(1),
+                cell(2)
+            );
+        }
+        let _ = write!(
+            out,
+            "\nWeak scaling, predicted: pairs per second over those of one GPU times the number of GPUs; above 100 % because a shard's \
+             update is shorter. A ring takes {:.1} us a \
+             call, {:.1} us a step within a host and {:.0} us between hosts, figures of NCCL's tuning model. Nothing of this \
+             table was measured.",
+            1e6 * CALL_SECONDS,
+            1e6 * LINK_STEP_SECONDS,
+            1e6 * NETWORK_STEP_SECONDS
+        );
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+//! Collectives, timelines and units, checked by hand.
+
+use super::*;
+use crate::model::presets;
+
+const FABRIC: Fabric = Fabric { link: 100e9, network: Some(10e9) };
+
+fn near(a: f64, b: f64) {
+    assert!((a - b).abs() < 1e-9 * (1.0 + b.abs()), "{a} and {b}");
+}
+
+#[test]
+fn a_ring_sends_all_but_one_part_over_its_slowest_link() {
+    let in_host = Ranks { ranks: 4, hosts: 1 };
+    // 400 MB: 300 MB sent, 3 ms; 3 steps.
+    let (sent, seconds) = ring(Kind::ReduceScatter, 400_000_000, in_host, FABRIC);
+    assert_eq!(sent, 300_000_000);
+    near(seconds, 3e-3 + 8.4e-6 + 3.0 * 3.4e-6);
+    let (sent, seconds) = ring(Kind::AllReduce, 400_000_000, in_host, FABRIC);
+    assert_eq!(sent, 600_000_000);
+    near(seconds, 6e-3 + 8.4e-6 + 6.0 * 3.4e-6);
+    // 2 hosts of 2: the network is the slowest link, and one of 3 steps is between hosts.
+    let (sent, seconds) = ring(Kind::AllGather, 400_000_000, Ranks { ranks: 4, hosts: 2 }, FABRIC);
+    assert_eq!(sent, 300_000_000);
+    near(seconds, 30e-3 + 8.4e-6 + 2.0 * 3.4e-6 + 14e-6);
+    assert_eq!(ring(Kind::AllReduce, 400_000_000, Ranks { ranks: 1, hosts: 1 }, FABRIC), (0, 0.0));
+}
+
+const UNITS: Units = Units { layers: 2, layer: 50_000_000, embedding: 25_000_000, head: 0 };
+const WORK: Work = Work {
+    frozen_layer: 0.0,
+    forward_layer: 2e-3,
+    backward_layer: 4e-3,
+    ends: 1e-3,
+    embedding_backward: 0.5e-3,
+    update: 2e-3,
+};
+const TWO: Ranks = Ranks { ranks: 2, hosts: 1 };
+/// Latency of one pass around two GPUs.
+const LAP: f64 = 8.4e-6 + 3.4e-6;
+
+#[test]
+fn gradients_pass_under_the_backward_and_weights_under_nothing() {
+    let plan = step(Sharding::ShardOptimizer, UNITS, WORK, TWO, FABRIC);
+    // A layer's gradient: 200 MB, half of it sent: 1 ms, below the 4 ms of the next layer's backward. The last
+    // layer's passes under 0.5 ms of the embedding's; then the embedding's, 0.5 ms.
+    let backward = 2.0 * 2e-3 + 1e-3 + 2.0 * 4e-3;
+    let reduced = backward + (1e-3 + LAP) + (0.5e-3 + LAP);
+    // 4 bytes of the other norm; half of the update; 250 MB of weights, 125 MB sent.
+    let norms = LAP + 4.0 / 100e9;
+    near(plan.step_seconds, reduced + norms + 1e-3 + (1.25e-3 + LAP));
+    near(plan.exposed_seconds, plan.step_seconds - (backward + 0.5e-3 + 1e-3));
+    let of = |name: &str| plan.collectives.iter().find(|found| found.collective.contains(name)).unwrap();
+    let gradients = of("reduce-scatter");
+    // The head is the embedding.
+    assert_eq!((gradients.calls, gradients.bytes, gradients.sent_bytes), (3, 500_000_000, 250_000_000));
+    // The last layer's gradient, except for the 0.5 ms of the embedding's backward, and the embedding's.
+    near(gradients.exposed_seconds, reduced - (backward + 0.5e-3));
+    near(plan.exposed_seconds, plan.collectives.iter().map(|found| found.exposed_seconds).sum());
+    assert_eq!((of("of weights").calls, of("of weights").sent_bytes), (1, 125_000_000));
+}
+
+#[test]
+fn sharded_weights_are_gathered_one_layer_ahead() {
+    let plan = step(Sharding::ShardWeights, UNITS, WORK, TWO, FABRIC);
+    let weights = |millions: f64| millions * 1e6 * 2.0 / 2.0 / 100e9 + LAP;
+    // Embedding and first layer are waited for; the second arrives under the first one's 2 ms.
+    let forward = weights(25.0) + weights(50.0) + 2.0 * 2e-3 + 1e-3;
+    // The first layer of the backward is waited for; the second arrives under its work.
+    let backward = weights(50.0) + 2.0 * 4e-3;
+    let last = (1e-3 + LAP) + (0.5e-3 + LAP);
+    near(plan.step_seconds, forward + backward + last + (LAP + 4.0 / 100e9) + 1e-3);
+    let gathers = plan.collectives.iter().find(|found| found.collective == GATHER).unwrap();
+    assert_eq!((gathers.calls, gathers.bytes), (5, 2 * (25_000_000 + 4 * 50_000_000)));
+}
+
+#[test]
+fn one_gpu_pays_nothing_and_scaling_is_relative_to_it() {
+    let plan = RanksPlan::of((UNITS, WORK), TWO, FABRIC);
+    let alone = WORK.total(2);
+    near(alone, 2.0 * 6e-3 + 1e-3 + 0.5e-3 + 2e-3);
+    assert_eq!(plan.scaling[0].step_seconds, [alone; 3]);
+    let on: Vec<(usize, usize)> = plan.scaling.iter().map(|row| (row.on.ranks, row.on.hosts)).collect();
+    assert_eq!(on, [(1, 1), (2, 1), (4, 1), (8, 1), (16, 2), (32, 4), (64, 8), (128, 16)]);
+    for (sharding, i) in Sharding::ALL.into_iter().zip(0..) {
+        near(plan.scaling[1].efficiency[i], alone / step(sharding, UNITS, WORK, TWO, FABRIC).step_seconds);
+    }
+    let text = plan.text();
+    assert!(text.contains("Nothing of this table was measured") && text.contains("--shard-weights"), "{text}");
+}
+
+#[test]
+fn units_of_the_published_models_have_their_parameters() {
+    let units = |preset: &str| Units::of(&presets::config(preset).unwrap());
+    let small = units("qwen2.5-0.5b");
+    // 24 layers; a tied head.
+    assert_eq!((small.layers, small.embedding, small.head), (24, 151_936 * 896, 896));
+    assert_eq!(small.total(), 494_032_768);
+    let seven = units("qwen2.5-7b");
+    assert_eq!(seven.total(), 7_615_616_512);
+    let eight = units("llama-3.1-8b");
+    assert_eq!((eight.embedding, eight.head), (128_256 * 4096, 128_256 * 4096 + 4096));
+    assert_eq!(eight.total(), 8_030_261_248);
+}

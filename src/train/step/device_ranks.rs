@@ -1,0 +1,233 @@
+//! Steps of two ranks whose sums and gathers are calls of NCCL, on emulated devices: the weights are those of
+//! ranks that pass everything through the host, bit for bit, and the calls are these and no others.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::bf16;
+
+use super::Trainer;
+use crate::backend::kernels::Kernels;
+use crate::backend::kernels::device::Element;
+use crate::backend::kernels::nccl::{Calls, Number};
+use crate::backend::{Backend, View};
+use crate::data::group::{Kind, PreferenceGroup, Prompt, Response};
+use crate::data::tokenized::{Sequence, SequenceComparison, SequenceTerm, TokenizedGroup};
+use crate::loss::objective::{LossOptions, Method};
+use crate::model::config::ModelConfig;
+use crate::model::layout::Layout;
+use crate::model::shards::Sharding;
+use crate::model::{presets, store};
+use crate::optim::adamw::AdamWSettings;
+use crate::ranks::collective::{Collective, shard_of};
+use crate::ranks::nccl::{Nccl, emulator};
+use crate::ranks::rehearsal::Rehearsal;
+use crate::ranks::stand_in::{Call, Entry, STREAM, StandIn};
+use crate::train::memory::Sharded;
+
+/// A rank, and its calls of NCCL if it has a device with them.
+type Rank = (&'static dyn Collective, Option<Arc<StandIn>>);
+
+/// Ranks on devices; all that the test leaks is small.
+fn on_devices() -> Option<Vec<Rank>> {
+    StandIn::ranks(2)
+        .into_iter()
+        .map(|calls| {
+            let ranks: &'static Nccl<_> = Box::leak(Box::new(Nccl::new(emulator()?, calls.clone()).unwrap()));
+            Some((ranks as &dyn Collective, Some(calls)))
+        })
+        .collect()
+}
+
+fn on_host() -> Vec<Rank> {
+    let ranks = Rehearsal::ranks(2).into_iter();
+    ranks.map(|rank| (&*Box::leak(Box::new(rank)) as &dyn Collective, None)).collect()
+}
+
+/// A pair of responses to one prompt.
+fn pair(number: usize) -> TokenizedGroup {
+    let text = || Response::Text(String::new());
+    let response = |index: usize| {
+        let response_ids = (0..5).map(|i| ((7 * number + 11 * index + 3 * i) % 60 + 2) as u32).collect();
+        Sequence { prompt: 0, response: index, response_ids }
+    };
+    let term = |sequence, sign| SequenceTerm { sequence, sign, detached: false };
+    TokenizedGroup {
+        group: Arc::new(PreferenceGroup::pair(number.to_string(), Prompt::Text(String::new()), text(), text(), 0.0)),
+        prompt_ids: vec![(0..4).map(|i| (5 * number + i) as u32 % 60 + 2).collect()],
+        sequences: vec![response(0), response(1)],
+        comparisons: vec![SequenceComparison {
+            kind: Kind::Base,
+            terms: vec![term(0, 1), term(1, -1)],
+            margin: 0.0,
+            weight: 1.0,
+            detached_clip: None,
+        }],
+    }
+}
+
+/// Weights as bits, losses as bits, and the calls of a rank.
+type Trained = (Vec<u64>, Vec<u64>, Vec<Entry>);
+
+/// A reward model of one layer.
+fn config() -> ModelConfig {
+    let mut config = presets::config("qwen2-tiny").unwrap();
+    (config.vocab, config.layers) = (64, 1);
+    config.into_reward(0).unwrap()
+}
+
+/// Two steps on every rank. In the second one rank 1 has no groups.
+fn trained<A: Element>(ranks: Vec<Rank>, sharded: Sharded) -> Vec<Trained> {
+    let work = |(ranks, calls): Rank| {
+        let as_calls = calls.clone().map(|calls| calls as Arc<dyn Calls>);
+        let backend = Kernels::<_, A>::new(emulator().unwrap()).with_ranks(as_calls);
+        let sharding = (sharded == Sharded::Weights).then(|| Sharding::over(ranks));
+        let policy = store::random_on(&backend, config(), 3, sharding).unwrap();
+        let loss = LossOptions::default().resolve(Method::Reward, [1.0; 3], false).unwrap();
+        let settings = AdamWSettings { max_grad_norm: 0.5, ..AdamWSettings::default() };
+        let settings = (settings, sharded != Sharded::Nothing);
+        let mut trainer = Trainer::on_ranks(ranks, &backend, (policy, None), loss, settings).unwrap();
+        let (pairs, mut losses) = ([0, 1, 2].map(pair), Vec::new());
+        let own = [vec![&pairs[ranks.rank()]], if ranks.rank() == 0 { vec![&pairs[2]] } else { Vec::new() }];
+        for groups in own {
+            let micro_batches = if groups.is_empty() { Vec::new() } else { vec![groups] };
+            let report = trainer.step(&micro_batches, 1e-2).unwrap();
+            assert!(report.update.applied && report.odd_ranks.is_empty());
+            losses.extend([report.update.grad_norm.to_bits(), report.tally.kinds[0].loss.to_bits()]);
+        }
+        let len = trainer.policy.trained().len;
+        let mut weights = vec![0.0; len];
+        let log = calls.map_or(Vec::new(), |calls| calls.take_log());
+        match sharded {
+            Sharded::Weights => trainer.policy.read_weights(&backend, &(0..len), &mut weights).unwrap(),
+            _ => backend.read_act(View::first(trainer.policy.trained_weights(), len), &mut weights).unwrap(),
+        }
+        (weights.iter().map(|x| x.to_bits()).collect(), losses, log)
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = ranks.into_iter().map(|rank| scope.spawn(move || work(rank))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// A collective behind the ops so far, with the ops from then on behind it.
+fn collective(ticket: u64, calls: Vec<Entry>) -> Vec<Entry> {
+    let (before, behind) = (Entry::Fork { ops: 0 }, [Entry::Mark(ticket), Entry::Settle { ticket, ops: 0 }]);
+    [before].into_iter().chain(calls).chain(behind).collect()
+}
+
+fn call(name: &'static str, len: usize, number: Number, root: Option<usize>, offset: i64) -> Entry {
+    Entry::Call(Call { name, len, number, root, stream: STREAM, offset })
+}
+
+/// Ranges of the gradient by unit in the order of the backward: score and final norm, the matrices and the
+/// rest of the layer, the embedding.
+fn spans(layout: &Layout) -> [Range<usize>; 5] {
+    let layer = &layout.layers[0];
+    let (score, norm) = (layout.score.clone().unwrap(), layout.final_norm.clone());
+    let (matrices, rest) = (layer.qkv.start..score.start, layer.input_norm.start..norm.start);
+    [score.start..rest.start, norm.start..layout.len, matrices, rest, 0..layer.qkv.start]
+}
+
+/// Sums that begin under the backward, in its order, with all ops behind them from the end on.
+fn sums(first: u64, of_spans: Vec<Vec<Entry>>) -> Vec<Entry> {
+    let tickets = || (first..).zip(&of_spans).map(|(ticket, _)| ticket);
+    let begun = |(ticket, calls): (u64, &Vec<Entry>)| {
+        [Entry::Fork { ops: 0 }].into_iter().chain(calls.clone()).chain([Entry::Mark(ticket)]).collect::<Vec<_>>()
+    };
+    let settled = tickets().map(|ticket| Entry::Settle { ticket, ops: 0 });
+    (first..).zip(&of_spans).flat_map(begun).chain(settled).collect()
+}
+
+/// The calls of two steps with sharded optimiser state, without messages of the host.
+fn sharded_steps(rank: usize, layout: &Layout, number: Number) -> Vec<Entry> {
+    let len = layout.len;
+    let each = shard_of(len, 0, 2).len();
+    let rest = len - 2 * each;
+    let group = |calls: [Option<Entry>; 2]| {
+        let calls = calls.into_iter().flatten();
+        [Entry::GroupStart].into_iter().chain(calls).chain([Entry::GroupEnd]).collect::<Vec<_>>()
+    };
+    let rest_of = |name, number| (rest > 0).then(|| call(name, rest, number, Some(1), 0));
+    let at = |len: usize, number: Number| (rank * len * number.bytes()) as i64;
+    // Each range to the ranks with its shards.
+    let gradient = |range: &Range<usize>| {
+        let [low, high] = [range.start.min(each)..range.end.min(each), range.start.max(each)..range.end.max(each)];
+        let reduced = |root, len: usize| (len > 0).then(|| call("reduce", len, Number::F32, Some(root), 0));
+        if high.len() < low.len() {
+            return group([reduced(0, low.len()), reduced(1, high.len())]);
+        }
+        let both = || call("reduce_scatter", low.len(), Number::F32, None, at(low.len(), Number::F32));
+        group([(!low.is_empty()).then(both), reduced(1, high.len() - low.len())])
+    };
+    let step = |step: u64| {
+        let norms = call("all_gather", 1, Number::F32, None, -at(1, Number::F32));
+        let weights = call("all_gather", each, number, None, -at(each, number));
+        [
+            sums(7 * step, spans(layout).iter().map(gradient).collect()),
+            collective(7 * step + 5, group([Some(norms), None])),
+            collective(7 * step + 6, group([Some(weights), rest_of("broadcast", number)])),
+        ]
+    };
+    [step(0), step(1)].into_iter().flatten().flatten().collect()
+}
+
+/// Without messages of the host, which are calls on bytes.
+fn on_buffers(log: &[Entry]) -> Vec<Entry> {
+    let is_message = |entry: &Entry| matches!(entry, Entry::Call(call) if call.number == Number::Byte);
+    log.iter().filter(|entry| !is_message(entry)).cloned().collect()
+}
+
+fn compare<A: Element>(number: Number) {
+    let layout = Layout::new(&config());
+    for sharded in [Sharded::Optimizer, Sharded::Nothing] {
+        let Some(ranks) = on_devices() else { return };
+        let (on_devices, on_host) = (trained::<A>(ranks, sharded), trained::<A>(on_host(), sharded));
+        for (rank, (device, host)) in on_devices.iter().zip(&on_host).enumerate() {
+            assert!(device.0 == host.0 && device.0 == on_devices[0].0, "rank {rank}: other weights, {sharded:?}");
+            assert_eq!(device.1, host.1);
+            assert_eq!(device.0.len(), layout.len);
+            let expected = match sharded == Sharded::Optimizer {
+                true => sharded_steps(rank, &layout, number),
+                false => {
+                    let sum = |range: &Range<usize>| vec![call("all_reduce", range.len(), Number::F32, None, 0)];
+                    [0, 5].map(|first| sums(first, spans(&layout).iter().map(sum).collect())).concat()
+                }
+            };
+            assert_eq!(on_buffers(&device.2), expected, "rank {rank}");
+        }
+    }
+}
+
+#[test]
+fn two_ranks_on_devices_train_the_weights_of_two_through_the_host() {
+    compare::<f32>(Number::F32);
+}
+
+#[test]
+fn bf16_weights_are_gathered_as_they_are() {
+    compare::<bf16>(Number::Bf16);
+}
+
+/// The gathers and sums of sharded weights are calls of the device too, and the same ones on every rank, with
+/// and without a batch.
+#[test]
+fn sharded_weights_are_gathered_and_summed_by_the_device() {
+    let Some(ranks) = on_devices() else { return };
+    let (on_devices, on_host) = (trained::<f32>(ranks, Sharded::Weights), trained::<f32>(on_host(), Sharded::Weights));
+    for (device, host) in on_devices.iter().zip(&on_host) {
+        assert!(device.0 == host.0 && device.0 == on_devices[0].0, "other weights");
+        assert_eq!(device.1, host.1);
+    }
+    let calls = |log: &[Entry]| -> Vec<(&'static str, usize, Option<usize>)> {
+        let of = |entry: Entry| match entry {
+            Entry::Call(call) => Some((call.name, call.len, call.root)),
+            _ => None,
+        };
+        on_buffers(log).into_iter().filter_map(of).collect()
+    };
+    assert_eq!(calls(&on_devices[0].2), calls(&on_devices[1].2));
+    let count = |name: &str| calls(&on_devices[0].2).iter().filter(|(of, ..)| *of == name).count();
+    // In each of two steps five ranges are gathered and summed, and the norms are gathered.
+    assert_eq!((count("all_gather"), count("reduce_scatter"), count("all_reduce")), (12, 10, 0));
+}
