@@ -24,15 +24,16 @@ fn model<B: Backend>(backend: &B, folder: &Path) -> Model<B> {
 fn log_probs<B: Backend>(backend: &B, folder: impl Fn(&str) -> std::path::PathBuf) {
     for name in ADAPTER_CASES {
         let case = adapter_case::<LanguageSequence>(name);
-        let (merged, base) = (model(backend, &folder(&case.adapter)), model(backend, &golden::path(&case.base)));
+        let (mut merged, mut base) =
+            (model(backend, &folder(&case.adapter)), model(backend, &golden::path(&case.base)));
         for (i, sequence) in case.sequences.iter().enumerate() {
             let group = single(&sequence.prompt, &sequence.response);
-            let got = forward(backend, &merged, &[&group], LOGP);
+            let got = forward(backend, &mut merged, &[&group], LOGP);
             for (t, expected) in sequence.logps.iter().enumerate() {
                 close(&format!("{name} sequence {i} token {t}"), got.logp[t], *expected, 2e-5, 0.0);
             }
             // The fixtures could not tell a merged model from its base otherwise.
-            let of_base = forward(backend, &base, &[&group], LOGP).score[0];
+            let of_base = forward(backend, &mut base, &[&group], LOGP).score[0];
             assert!((of_base - sequence.logp).abs() > 1e-2, "{name} sequence {i}: {of_base} {}", sequence.logp);
         }
     }
@@ -40,10 +41,10 @@ fn log_probs<B: Backend>(backend: &B, folder: impl Fn(&str) -> std::path::PathBu
 
 fn rewards<B: Backend>(backend: &B, folder: &Path) {
     let case = adapter_case::<RewardSequence>("reward");
-    let model = model(backend, folder);
+    let mut model = model(backend, folder);
     for (i, sequence) in case.sequences.iter().enumerate() {
         let group = single(&sequence.prompt, &sequence.response);
-        let got = forward(backend, &model, &[&group], Scoring::Reward);
+        let got = forward(backend, &mut model, &[&group], Scoring::Reward);
         close(&format!("reward of sequence {i}"), got.score[0], sequence.reward, 0.0, 2e-4);
     }
 }

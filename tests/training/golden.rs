@@ -59,7 +59,7 @@ pub(crate) struct Forward {
 
 pub(crate) fn forward<B: Backend>(
     backend: &B,
-    model: &Model<B>,
+    model: &mut Model<B>,
     groups: &[&TokenizedGroup],
     scoring: Scoring,
 ) -> Forward {
@@ -101,10 +101,10 @@ pub(crate) fn close(what: &str, got: f64, expected: f64, relative: f64, absolute
 fn log_probs<B: Backend>(backend: &B) {
     for name in LANGUAGE_CASES {
         let case = language_case(name);
-        let model = model(backend, &case.model);
+        let mut model = model(backend, &case.model);
         for (i, sequence) in case.sequences.iter().enumerate() {
             let group = single(&sequence.prompt, &sequence.response);
-            let got = forward(backend, &model, &[&group], LOGP);
+            let got = forward(backend, &mut model, &[&group], LOGP);
             assert_eq!(got.logp.len(), 2 * sequence.logps.len());
             for (t, expected) in sequence.logps.iter().enumerate() {
                 close(&format!("{name} sequence {i} token {t}"), got.logp[t], *expected, 2e-5, 0.0);
@@ -120,7 +120,7 @@ fn log_probs<B: Backend>(backend: &B) {
                 _ => {
                     let sequence = &case.sequences[logits.sequence];
                     let group = single(&sequence.prompt, &sequence.response);
-                    forward(backend, &model, &[&group], Scoring::Reward).hidden
+                    forward(backend, &mut model, &[&group], Scoring::Reward).hidden
                 }
             };
             let row = &hidden[logits.position * model.config.hidden..][..model.config.hidden];
@@ -140,10 +140,10 @@ fn log_probs<B: Backend>(backend: &B) {
 fn rewards<B: Backend>(backend: &B) {
     for name in REWARD_CASES {
         let case = reward_case(name);
-        let model = model(backend, &case.model);
+        let mut model = model(backend, &case.model);
         for (i, sequence) in case.sequences.iter().enumerate() {
             let group = single(&sequence.prompt, &sequence.response);
-            let got = forward(backend, &model, &[&group], Scoring::Reward);
+            let got = forward(backend, &mut model, &[&group], Scoring::Reward);
             close(&format!("{name} sequence {i}"), got.score[0], sequence.reward, 0.0, 2e-4);
         }
     }
