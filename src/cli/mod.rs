@@ -348,6 +348,7 @@ mod tests {
             "--model" => "tiny",
             "--ladder" => "product",
             "--link" | "--network" => "1GB/s",
+            "--memory" => "80GB",
             _ => "1",
         };
         let value = default.or(possible).unwrap_or_else(|| other.into());
