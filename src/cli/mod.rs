@@ -348,7 +348,7 @@ mod tests {
             "--model" => "tiny",
             "--ladder" => "product",
             "--link" | "--network" => "1GB/s",
-            "--memory" => "80GB",
+            "--memory" => "1GB",
             _ => "1",
         };
         let value = default.or(possible).unwrap_or_else(|| other.into());
@@ -378,7 +378,7 @@ mod tests {
                 _ if planned.contains(long) => {
                     assert_eq!(refused(&["mapl", "bench"], arg), Some(ErrorKind::MissingRequiredArgument), "{long}");
                     let alone = refused(&["mapl", "bench", "--plan"], arg);
-                    let with_others = ["processors", "ranks", "memory", "link", "network", "hosts"].contains(&long);
+                    let with_others = ["processors", "memory", "link", "network", "hosts"].contains(&long);
                     assert!(alone.is_none() || with_others, "{long}: {alone:?}");
                     // A conflict would waive what clap's `requires` demands.
                     for other in [&["--list"][..], &["--model", "tiny"], &["--tokens", "64"]] {

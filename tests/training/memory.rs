@@ -8,7 +8,6 @@ use mapl::backend::kernels::device::Properties;
 use mapl::data::group::Kind;
 use mapl::data::pack::{Batch, BatchLimits, ComparisonOptions, GroupSizes, pack_into};
 use mapl::loss::objective::{Loss, LossOptions, Method};
-use mapl::model::config::ModelConfig;
 use mapl::model::layout::Layout;
 use mapl::model::lora::LoraSpec;
 use mapl::model::lora::layout::LoraLayout;
@@ -305,7 +304,8 @@ fn the_plan_counts_the_cache_of_generation() {
 /// of all state, and windows for two layers and an end.
 #[test]
 fn the_plan_shows_the_bytes_of_each_rank_and_names_what_fits() {
-    let config = ModelConfig { layers: 24, ..tiny_config("llama", false) };
+    let mut config = tiny_config("llama", false);
+    config.layers = 24;
     let loss = loss(Method::Dpo);
     let sizes = sizes(&loss, config.vocab);
     let plan = |sharded, available| {
