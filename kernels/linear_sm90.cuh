@@ -117,12 +117,13 @@ struct MatmulJob : Raster<H> {
         if (SPLITS && p.splits > 1) {
             int place = tile.row / H::ROWS * this->tiles_across() + tile.column / H::COLUMNS;
             semaphore = p.semaphores + 2 * place + (H::PING_PONG ? 0 : group);
-            // Earlier splits of this tile are in global memory. Only this thread accesses C, by TMA, so the
-            // others need not wait.
             if (thread == 0) {
                 wait_semaphore(semaphore, split);
                 fence_async_proxy_global();
             }
+            // Earlier splits of this tile are in global memory. Only thread 0 accesses C, by TMA, so no result
+            // depends on this barrier. Without it ptxas writes a part of the epilogue twice.
+            sync_named(1 + group, 128);
         }
         if (!SPLITS && p.bias != nullptr) {
             // Overwriting the bias row is safe: the previous tile's last batch ended with a barrier

@@ -75,7 +75,7 @@ pub struct StepPlanArgs {
     #[arg(long, requires = "ranks", value_name = "RATE", value_parser = rate)]
     link: Option<f64>,
     /// Rate between hosts, for each GPU in one direction, such as 50GB/s or 400Gbit/s
-    #[arg(long, requires = "ranks", value_name = "RATE", value_parser = rate)]
+    #[arg(long, requires_all = ["ranks", "link"], value_name = "RATE", value_parser = rate)]
     network: Option<f64>,
     /// Number of hosts of the ranks
     #[arg(long, requires_all = ["link", "network"], default_value_t = 1, value_parser = super::generate::count)]

@@ -11,9 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import configs
 import make
 import torch
-from make import DYNAMIC, GRANITE, LONGROPE, STEPS, VOCAB
+from configs import DYNAMIC, GRANITE, LONGROPE, VOCAB
+from make import STEPS
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24}
@@ -25,19 +27,19 @@ TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
 PARTIAL_LONGROPE = {**LONGROPE, "partial_rotary_factor": 0.5, "short_factor": [1.0, 1.5], "long_factor": [1.0, 4.0]}
 # Models with the other tying: name, class of the configuration, seed, keys.
 SECOND = [
-    ("qwen2-untied", make.Qwen2Config, 310, UNTIED),
-    ("mistral-tied", make.MistralConfig, 320, {**TIED, "head_dim": 8, "sliding_window": 9}),
-    ("ministral-untied", make.MinistralConfig, 330, {**UNTIED, "head_dim": 12, "sliding_window": 128}),
-    ("seed_oss-tied", make.SeedOssConfig, 340, {**TIED, "head_dim": 8, "attention_out_bias": True, "mlp_bias": True}),
-    ("smollm3-untied", make.SmolLM3Config, 350, {**UNTIED, "no_rope_layers": [1, 0]}),
-    ("phi3-tied", make.Phi3Config, 360, {**TIED, "original_max_position_embeddings": 64, "rope_parameters": PARTIAL_LONGROPE}),
-    ("granite-untied", make.GraniteConfig, 370, {**UNTIED, **GRANITE, "attention_bias": True, "mlp_bias": True}),
-    ("stablelm-tied", make.StableLmConfig, 380, {**TIED, "use_parallel_residual": True}),
-    ("gpt_neox-tied", make.GPTNeoXConfig, 390, {**TIED, "use_parallel_residual": False, "rotary_pct": 0.5}),
-    ("gpt2-untied", make.GPT2Config, 400, {**UNTIED, "n_embd": 16, "n_head": 2, "n_inner": 24}),
-    ("olmo2-untied", make.Olmo2Config, 410, UNTIED),
-    ("olmo3-tied", make.Olmo3Config, 420, {**TIED, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}),
-    ("gemma-untied", make.GemmaConfig, 430, {**UNTIED, "head_dim": 8}),
+    ("qwen2-untied", configs.Qwen2Config, 310, UNTIED),
+    ("mistral-tied", configs.MistralConfig, 320, {**TIED, "head_dim": 8, "sliding_window": 9}),
+    ("ministral-untied", configs.MinistralConfig, 330, {**UNTIED, "head_dim": 12, "sliding_window": 128}),
+    ("seed_oss-tied", configs.SeedOssConfig, 340, {**TIED, "head_dim": 8, "attention_out_bias": True, "mlp_bias": True}),
+    ("smollm3-untied", configs.SmolLM3Config, 350, {**UNTIED, "no_rope_layers": [1, 0]}),
+    ("phi3-tied", configs.Phi3Config, 360, {**TIED, "original_max_position_embeddings": 64, "rope_parameters": PARTIAL_LONGROPE}),
+    ("granite-untied", configs.GraniteConfig, 370, {**UNTIED, **GRANITE, "attention_bias": True, "mlp_bias": True}),
+    ("stablelm-tied", configs.StableLmConfig, 380, {**TIED, "use_parallel_residual": True}),
+    ("gpt_neox-tied", configs.GPTNeoXConfig, 390, {**TIED, "use_parallel_residual": False, "rotary_pct": 0.5}),
+    ("gpt2-untied", configs.GPT2Config, 400, {**UNTIED, "n_embd": 16, "n_head": 2, "n_inner": 24}),
+    ("olmo2-untied", configs.Olmo2Config, 410, UNTIED),
+    ("olmo3-tied", configs.Olmo3Config, 420, {**TIED, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}),
+    ("gemma-untied", configs.GemmaConfig, 430, {**UNTIED, "head_dim": 8}),
 ]
 MINISTRAL_REWARD = {**SMALL, "head_dim": 8, "sliding_window": 6, "rope_parameters": DYNAMIC, "tie_word_embeddings": False}
 
@@ -112,11 +114,11 @@ def steps_of(out, name, pairs):
 def main():
     out = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent).resolve()
     for name, config, seed, keys in SECOND:
-        model = make.build(AutoModelForCausalLM, make.small(config, **{**SMALL, **keys}), seed + 1)
+        model = make.build(AutoModelForCausalLM, configs.small(config, **{**SMALL, **keys}), seed + 1)
         model = make.save(model, out / f"models/{name}", torch.bfloat16)
         case = make.language_model_case(out, name, model, None, make.make_pairs(seed + 3), False)
         make.write_json(out / f"{name}.json", case)
-    config = make.small(make.MinistralConfig, num_labels=1, **MINISTRAL_REWARD)
+    config = configs.small(configs.MinistralConfig, num_labels=1, **MINISTRAL_REWARD)
     model = make.build(AutoModelForSequenceClassification, config, 335)
     model = make.save(model, out / "models/ministral-reward", torch.bfloat16)
     make.write_json(out / "ministral-reward.json", make.reward_case(out, "ministral-reward", model, make.make_pairs(337)))

@@ -241,7 +241,7 @@ fn every_option_of_mapl_is_documented() {
 fn every_flag_in_the_documents_exists() {
     let known = flags(&Cli::command());
     let flag = Regex::new(r"`?(--[a-z][a-z-]+)").unwrap();
-    // Of clap, of cargo, of mpirun and of the Hub's program.
+    // Of clap, of cargo, of mpirun, of torchrun and of the Hub's program.
     let others = [
         "--help",
         "--release",
@@ -252,6 +252,8 @@ fn every_flag_in_the_documents_exists() {
         "--open",
         "--oversubscribe",
         "--map-by",
+        "--no-python",
+        "--nproc-per-node",
         "--local-dir",
         "--repo-type",
     ];
@@ -325,11 +327,12 @@ fn the_exit_codes_are_those_of_the_program() {
 fn every_switch_of_the_environment_is_documented_and_used() {
     let switch = Regex::new(r"\bMAPL_[A-Z][A-Z_]*").unwrap();
     let mut used = BTreeSet::new();
+    let mut sources = vec![read("build.rs")];
     for folder in ["src", "tests", "benches"] {
-        for file in files(folder, "rs") {
-            let text = std::fs::read_to_string(&file).unwrap();
-            used.extend(switch.find_iter(&text).map(|m| m.as_str().to_owned()));
-        }
+        sources.extend(files(folder, "rs").iter().map(|file| std::fs::read_to_string(file).unwrap()));
+    }
+    for text in &sources {
+        used.extend(switch.find_iter(text).map(|m| m.as_str().to_owned()));
     }
     let page = read("docs/commands.md");
     let documented: BTreeSet<String> =

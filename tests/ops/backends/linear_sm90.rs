@@ -179,7 +179,7 @@ fn weight_gradient_overwrites_adds_and_is_split() {
 /// (tokens, hidden, intermediate): partial and exact tiles of 96 columns, and a tile with its
 /// second box outside the tensor; more rows than a cluster's; K shorter than a stage and longer
 /// than the ring.
-const GATED: [(usize, usize, usize); 4] = [(1, 8, 8), (300, 136, 40), (130, 72, 192), (40, 456, 232)];
+const GATED: [(usize, usize, usize); 4] = [(1, 8, 8), (300, 136, 40), (300, 72, 192), (40, 456, 232)];
 
 /// Forward or backward gated GEMM.
 struct Gated<'a> {
