@@ -19,8 +19,8 @@ use crate::{Error, Result};
 /// Name of the file.
 pub(super) const CONFIG_FILE: &str = "run.yaml";
 
-/// Options that are not part of what is trained.
-const LEFT_OUT: [&str; 4] = ["config", "dry_run", "overwrite_output_dir", "resume_from_checkpoint"];
+/// Options that are not part of what is trained. The file of `nccl_init` serves one run.
+const LEFT_OUT: [&str; 5] = ["config", "dry_run", "nccl_init", "overwrite_output_dir", "resume_from_checkpoint"];
 
 /// Text of the file.
 pub(super) fn text(setup: &TrainSetup<'_>, device: &str, dtype: &str) -> Result<String> {

@@ -1,8 +1,9 @@
 //! How the ranks of a command meet: on CPUs over MPI, on GPUs over NCCL.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use clap::Args;
+use serde::Serialize;
 
 use super::Command;
 use super::device::{Device, DeviceArgs};
@@ -13,17 +14,27 @@ use crate::ranks::world::{self, Meet};
 use crate::{Error, Result};
 
 /// Arguments of ranks on GPUs.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default, Serialize)]
 pub struct MeetingArgs {
     /// File through which several ranks on GPUs get the id of NCCL: `fs:` and a path that all of them see and that
     /// does not exist yet [default: rank 0 listens at MASTER_ADDR:MASTER_PORT]
     #[arg(long, value_name = "fs:PATH", value_parser = file)]
-    nccl_init: Option<PathBuf>,
+    nccl_init: Option<String>,
 }
 
-fn file(text: &str) -> Result<PathBuf, String> {
-    let path = text.strip_prefix("fs:").filter(|path| !path.is_empty());
-    path.map(PathBuf::from).ok_or_else(|| "fs: and the path of a file are needed, such as fs:/shared/id".into())
+impl MeetingArgs {
+    fn file(&self) -> Option<&Path> {
+        self.nccl_init.as_deref().and_then(path_of)
+    }
+}
+
+fn path_of(text: &str) -> Option<&Path> {
+    text.strip_prefix("fs:").filter(|path| !path.is_empty()).map(Path::new)
+}
+
+fn file(text: &str) -> Result<String, String> {
+    let kept = path_of(text).map(|_| text.to_owned());
+    kept.ok_or_else(|| "fs: and the path of a file are needed, such as fs:/shared/id".into())
 }
 
 impl Command {
@@ -68,7 +79,7 @@ fn meet(meeting: Option<(DeviceArgs, &MeetingArgs)>) -> Result<Meet<'_>> {
         Device::Auto => CUDA_VERSION.is_some() && driver::is_present() && Driver::count().is_ok_and(|count| count > 0),
         Device::Cpu | Device::Emulator | Device::Reference => false,
     };
-    Ok(if on_gpus { Meet::Nccl(meeting.nccl_init.as_deref()) } else { Meet::Mpi })
+    Ok(if on_gpus { Meet::Nccl(meeting.file()) } else { Meet::Mpi })
 }
 
 #[cfg(test)]
@@ -77,13 +88,14 @@ mod tests {
 
     #[test]
     fn a_file_has_its_prefix() {
-        assert_eq!(file("fs:/a/b"), Ok("/a/b".into()));
+        assert_eq!(file("fs:/a/b"), Ok("fs:/a/b".into()));
+        assert_eq!(path_of("fs:/a/b"), Some(Path::new("/a/b")));
         assert!(file("/a/b").is_err() && file("fs:").is_err() && file("tcp://h:1").is_err());
     }
 
     #[test]
     fn a_rank_takes_the_gpu_of_its_number_and_no_other() {
-        let meeting = MeetingArgs { nccl_init: Some("/id".into()) };
+        let meeting = MeetingArgs { nccl_init: Some("fs:/id".into()) };
         let on = |device| meet(Some((DeviceArgs { device, dtype: None }, &meeting)));
         assert!(matches!(on(Device::Cuda(0)).unwrap(), Meet::Nccl(Some(path)) if path.ends_with("id")));
         assert!(matches!(on(Device::Cpu).unwrap(), Meet::Mpi));

@@ -88,7 +88,7 @@ pub struct TrainArgs {
     #[serde(flatten)]
     pub device: DeviceArgs,
     #[command(flatten)]
-    #[serde(skip)]
+    #[serde(flatten)]
     pub meeting: MeetingArgs,
     /// Print only errors, warnings and the result
     #[arg(long)]
