@@ -17,6 +17,7 @@ use crate::data::tokenizer::{StoredFile, Tokenizer};
 use crate::data::tree::token_counts;
 use crate::files::{input, path_json};
 use crate::loss::objective::{DEFAULT_BETA, LossType, Method, ReduceName, ScopeName};
+use crate::ranks::world;
 use crate::train::manifest::{FILE, hash_entry, hashes, model_and_base_files, variables};
 use crate::{COMMIT, Error, Result};
 
@@ -69,6 +70,7 @@ impl ManifestFacts<'_> {
                 "arch": std::env::consts::ARCH,
                 "device": self.device,
                 "threads": rayon::current_num_threads(),
+                "ranks": world::collective().size(),
                 "cpu_features": cpu_features(),
                 "variables": variables(),
                 "folder": std::env::current_dir().ok().map(|folder| path_json(&folder)),

@@ -78,7 +78,7 @@ pub struct StepPlanArgs {
     #[arg(long, requires_all = ["ranks", "link"], value_name = "RATE", value_parser = rate)]
     network: Option<f64>,
     /// Number of hosts of the ranks
-    #[arg(long, requires_all = ["link", "network"], default_value_t = 1, value_parser = super::generate::count)]
+    #[arg(long, requires = "link", default_value_t = 1, value_parser = super::generate::count)]
     hosts: usize,
     /// Print JSON
     #[arg(long, requires = "plan")]
@@ -92,17 +92,18 @@ fn rate(text: &str) -> Result<f64, String> {
         let number: f64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
         Some(number * bytes).filter(|rate| rate.is_finite() && *rate > 0.0)
     });
-    read.ok_or_else(|| "a number above 0 with its unit is needed, such as 450GB/s or 400Gbit/s".into())
+    read.ok_or_else(|| "a number above 0 is needed, with MB/s, GB/s, TB/s, Gbit/s or Tbit/s".into())
 }
 
 /// Bytes of a text such as 80GB or 80GiB.
 fn size(text: &str) -> Result<u64, String> {
-    let units = [("GiB", (1_u64 << 30) as f64), ("GB", 1e9), ("MiB", (1_u64 << 20) as f64)];
+    let binary = |power: u32| (1_u64 << power) as f64;
+    let units = [("TiB", binary(40)), ("GiB", binary(30)), ("MiB", binary(20)), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6)];
     let read = units.iter().find_map(|(unit, bytes)| {
         let number: f64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
         Some(number * bytes).filter(|size| *size >= 1.0 && *size < 1e18)
     });
-    read.map(|size| size as u64).ok_or_else(|| "a number above 0 with its unit is needed, such as 80GB or 80GiB".into())
+    read.map(|size| size as u64).ok_or_else(|| "a number above 0 is needed, with MB, GB, TB, MiB, GiB or TiB".into())
 }
 
 impl StepPlanArgs {

@@ -61,6 +61,8 @@ const OTHER_RANKS: &str = "they name different ranks";
 /// torchrun's default port.
 const MASTER_PORT: u16 = 29500;
 
+const WRONG_PORT: &str = "MASTER_PORT is not a port from 1 to 65535";
+
 impl Launcher {
     /// Name in messages.
     pub fn name(self) -> &'static str {
@@ -134,11 +136,11 @@ impl Ranks {
             && let Some(host) = meeting_host(ranks, &variable)
         {
             let text = variable("MASTER_PORT");
-            let port = text.as_ref().map_or(Ok(MASTER_PORT), |text| text.trim().parse());
+            let port = text.as_ref().map_or(Some(MASTER_PORT), |text| text.trim().parse().ok());
             read.extend(text.map(|text| ("MASTER_PORT".to_owned(), text)));
             match port {
-                Ok(port) => ranks.master = Some((host, port)),
-                Err(_) => drop(wrong.get_or_insert("MASTER_PORT is not a port".to_owned())),
+                Some(port @ 1..) => ranks.master = Some((host, port)),
+                Some(0) | None => drop(wrong.get_or_insert(WRONG_PORT.to_owned())),
             }
         }
         match wrong {
@@ -151,6 +153,7 @@ impl Ranks {
                         "the launcher's variables contradict each other: {why}; {list}; start mapl with one launcher \
                          (torchrun, srun or mpirun), or unset the variables of the others"
                     ),
+                    WRONG_PORT => format!("{why}; {list}; set it to a free port of rank 0's host, or unset it"),
                     _ => format!(
                         "the launcher's variables name no rank: {why}; {list}; start mapl with torchrun, srun or mpirun, \
                          which set them, or unset them"
@@ -267,6 +270,9 @@ mod tests {
         refused(&[("RANK", "x"), ("WORLD_SIZE", "2")], &["RANK is not a whole number", "RANK=x"]);
         refused(&[("RANK", "1")], &["name no rank: WORLD_SIZE is missing", "RANK=1", "or unset them"]);
         refused(&[("WORLD_SIZE", "2")], &["RANK is missing"]);
-        refused(&[torchrun[0], torchrun[1], ("MASTER_ADDR", "h"), ("MASTER_PORT", "x")], &["MASTER_PORT=x"]);
+        for port in ["x", "0", "70000"] {
+            let named = format!("MASTER_PORT={port}");
+            refused(&[torchrun[0], torchrun[1], ("MASTER_ADDR", "h"), ("MASTER_PORT", port)], &[&named]);
+        }
     }
 }

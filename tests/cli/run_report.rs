@@ -216,6 +216,7 @@ fn the_manifest_holds_every_option_and_hashes_of_all_inputs() {
     }
     assert!(files("tokenizer").iter().any(|f| f["blake3"] == hash("model/tokenizer.json").as_str()));
     assert_eq!(manifest["environment"]["threads"], 2);
+    assert_eq!(manifest["environment"]["ranks"], 1);
     assert_eq!(manifest["environment"]["variables"], json!({ "RAYON_NUM_THREADS": "2", "NO_COLOR": "1" }));
     assert!(manifest["crates"]["gemm"].as_str().unwrap().starts_with("0.19"));
     assert_eq!((&manifest["status"], &manifest["exit_code"]), (&json!("finished"), &json!(0)));

@@ -219,6 +219,7 @@ pub(super) fn environment(runs: &[RunLog]) -> Section {
         ("architecture", "arch"),
         ("device", "device"),
         ("threads", "threads"),
+        ("ranks", "ranks"),
         ("CPU features", "cpu_features"),
         ("environment variables", "variables"),
         ("working folder", "folder"),

@@ -18,6 +18,7 @@
 //! bf16. Not counted: messages of the host after a step, other users of the network, SMs that collectives
 //! take from compute.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 
 use serde::Serialize;
@@ -237,11 +238,13 @@ struct Timeline {
     busy: f64,
     collectives_end: f64,
     found: Vec<CollectiveTime>,
+    /// Collectives that work has not passed yet: place in `found`, start and end.
+    queue: VecDeque<(usize, f64, f64)>,
 }
 
 impl Timeline {
     fn new(on: Ranks, fabric: Fabric) -> Self {
-        Self { on, fabric, compute: 0.0, busy: 0.0, collectives_end: 0.0, found: Vec::new() }
+        Self { on, fabric, compute: 0.0, busy: 0.0, collectives_end: 0.0, found: Vec::new(), queue: VecDeque::new() }
     }
 
     fn compute(&mut self, seconds: f64) {
@@ -255,33 +258,40 @@ impl Timeline {
             return self.compute;
         }
         let (sent, seconds) = ring(kind, bytes, self.on, self.fabric);
-        self.collectives_end = self.collectives_end.max(self.compute) + seconds;
-        match self.found.iter_mut().find(|found| found.collective == name) {
-            Some(found) => {
-                found.calls += 1;
-                found.bytes += bytes;
-                found.sent_bytes += sent;
-                found.seconds += seconds;
-            }
-            None => {
-                let collective = CollectiveTime {
-                    collective: name,
-                    calls: 1,
-                    bytes,
-                    sent_bytes: sent,
-                    seconds,
-                    exposed_seconds: 0.0,
-                };
-                self.found.push(collective);
-            }
+        let start = self.collectives_end.max(self.compute);
+        self.collectives_end = start + seconds;
+        let known = self.found.iter().position(|found| found.collective == name);
+        let place = known.unwrap_or(self.found.len());
+        if known.is_none() {
+            let nothing = CollectiveTime {
+                collective: name,
+                calls: 0,
+                bytes: 0,
+                sent_bytes: 0,
+                seconds: 0.0,
+                exposed_seconds: 0.0,
+            };
+            self.found.push(nothing);
         }
+        let found = &mut self.found[place];
+        found.calls += 1;
+        found.bytes += bytes;
+        found.sent_bytes += sent;
+        found.seconds += seconds;
+        self.queue.push_back((place, start, self.collectives_end));
         self.collectives_end
     }
 
-    /// Work waits for the end of a collective.
-    fn wait(&mut self, name: &'static str, end: f64) {
-        if let Some(found) = self.found.iter_mut().find(|found| found.collective == name) {
-            found.exposed_seconds += (end - self.compute).max(0.0);
+    /// Work waits for the end of a collective. What it waits is counted at the collectives that run meanwhile,
+    /// so those in the queue before the awaited one have their share.
+    fn wait(&mut self, end: f64) {
+        while let Some(&(place, start, last)) = self.queue.front() {
+            let waited = last.min(end) - start.max(self.compute);
+            self.found[place].exposed_seconds += waited.max(0.0);
+            if last > end {
+                break;
+            }
+            self.queue.pop_front();
         }
         self.compute = self.compute.max(end);
     }
@@ -289,7 +299,7 @@ impl Timeline {
     /// Work waits for a collective behind it.
     fn now(&mut self, name: &'static str, kind: Kind, bytes: u64) {
         let end = self.collective(name, kind, bytes);
-        self.wait(name, end);
+        self.wait(end);
     }
 
     fn end(self, sharding: Sharding) -> SharedStep {
@@ -336,13 +346,13 @@ fn step_of_whole_weights(sharding: Sharding, units: Units, work: Work, mut time:
 /// layer's work.
 fn gathered_layers(time: &mut Timeline, units: Units, seconds: f64, mut behind: impl FnMut(&mut Timeline)) {
     let gather = |time: &mut Timeline| time.collective(GATHER, Kind::AllGather, WEIGHT * units.layer);
-    let mut ready = std::collections::VecDeque::new();
+    let mut ready = VecDeque::new();
     for _ in 0..units.layers.min(2) {
         ready.push_back(gather(time));
     }
     for layer in 0..units.layers {
         if let Some(end) = ready.pop_front() {
-            time.wait(GATHER, end);
+            time.wait(end);
         }
         time.compute(seconds);
         behind(time);

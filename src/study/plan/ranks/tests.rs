@@ -102,3 +102,14 @@ fn units_of_the_published_models_have_their_parameters() {
     assert_eq!((eight.embedding, eight.head), (128_256 * 4096, 128_256 * 4096 + 4096));
     assert_eq!(eight.total(), 8_030_261_248);
 }
+
+/// On a slow network work waits for sums that stand in the queue before a gather.
+#[test]
+fn no_collective_is_waited_for_longer_than_it_takes() {
+    let slow = Fabric { link: 1e9, network: None };
+    for sharding in Sharding::ALL {
+        let plan = step(sharding, UNITS, WORK, TWO, slow);
+        assert!(plan.collectives.iter().all(|found| found.exposed_seconds <= found.seconds * (1.0 + 1e-9)), "{plan:?}");
+        near(plan.exposed_seconds, plan.collectives.iter().map(|found| found.exposed_seconds).sum());
+    }
+}
