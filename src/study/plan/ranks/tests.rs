@@ -1,5 +1,6 @@
 //! Collectives, timelines and units, checked by hand.
 
+use super::queues::ring;
 use super::*;
 use crate::model::presets;
 
