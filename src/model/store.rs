@@ -202,7 +202,7 @@ pub fn save<B: Backend>(backend: &B, model: &Model<B>, folder: &Path) -> Result<
 }
 
 /// [`save`] with the weights as `dtype`. Of a model with sharded weights rank 0 saves, and the other ranks
-/// serve it ([`Model::serve_trained`]).
+/// serve it (`Model::serve_trained`).
 pub fn save_as<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, dtype: StoredDtype) -> Result<()> {
     let (trained, mut wide) = (model.trained(), Vec::new());
     // A tensor in another order than the arena's, with its name.

@@ -77,7 +77,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Arena of the trained parameters, or this rank's slices of them ([`Model::trained_part`]).
+    /// Arena of the trained parameters, or this rank's slices of them (`Model::trained_part`).
     pub fn trained_weights(&self) -> &B::Act {
         self.lora.as_ref().map_or(&self.weights, |lora| &lora.weights)
     }

@@ -46,7 +46,7 @@ pub struct MemoryInputs<'a> {
     pub kernels: Option<&'a Properties>,
     /// Text that the policy generates at evaluations.
     pub generation: Option<PlannedGeneration>,
-    /// Most head rows at once ([`Backend::set_max_head_rows`]); 0 for the default.
+    /// Most head rows at once ([`crate::backend::Backend::set_max_head_rows`]); 0 for the default.
     pub head_rows: usize,
     /// Ranks that share the run.
     pub ranks: usize,
