@@ -151,6 +151,33 @@ fn limits_of_time_and_memory_end_a_worker_and_a_bad_folder_is_given_up() {
     assert!(started.elapsed() < Duration::from_secs(300));
 }
 
+/// The first bad row is the last of the half of one thread, and the next one the first of another's: it dies first, and with
+/// an earlier death it uses up those that a folder may have.
+#[test]
+fn the_first_bad_row_gets_its_error_whatever_the_others_used_up() {
+    let bench = Bench::new();
+    talk(&bench);
+    let good = String::from_utf8(bench.bytes("talk.jsonl")).unwrap();
+    let bad = good.replace("Name a bird.", "Name a bad bird.");
+    let text: Vec<&str> = (0..1000).map(|at| if [499, 500].contains(&at) { &*bad } else { &*good }).collect();
+    bench.write("talk.jsonl", text.join("\n"));
+    let rows = read_files(&[bench.at("talk.jsonl")], &ReadOptions::default()).unwrap();
+    let death =
+        "{% set ns = namespace(a='x' * 1000000) %}{% for i in range(60) %}{% set ns.a = ns.a ~ ns.a %}{% endfor %}";
+    let turns = "{% for m in messages %}{{ m.content }}{% endfor %}";
+    bench.write("bad.jinja", format!("{{% if 'bad' in messages[0].content %}}{death}{{% endif %}}{turns}"));
+    let limits = Limits { memory: 1 << 30, ..Limits::default() };
+    let load = || Tokenizer::load_in(Some(&program(limits)), &bench.at("tok"), Some(&bench.at("bad.jinja"))).unwrap();
+    for threads in [1, 8] {
+        let tokenizer = load();
+        let tokenized = |rows| tokenize_rows(rows, &tokenizer, &TokenizeOptions::default());
+        tokenized(vec![rows[499].clone()]).unwrap_err();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let error = pool.install(|| tokenized(rows.clone())).unwrap_err();
+        assert!(error.exit_code() == 3 && error.to_string().contains("talk.jsonl:500 "), "{threads} threads: {error}");
+    }
+}
+
 #[test]
 fn workers_give_the_ids_and_texts_of_this_process() {
     let bench = Bench::new();
