@@ -49,21 +49,30 @@ def build(folder, target):
 
 
 def results(program, folder, tests, kernels, threads):
-    """Runs tests and returns the result (`ok` or `FAILED`) of each by name. A kernel that does not compile ends the script:
-    it would fail every test and show nothing."""
+    """Runs tests and returns the result (`ok` or `FAILED`) of each by name. A test whose process a signal ends has failed. A kernel
+    that does not compile ends the script: it would fail every test and show nothing."""
     names = sorted(set(tests))
     environment = {**os.environ, "MAPL_REQUIRE_EMULATOR": "1", "CARGO_MANIFEST_DIR": str(folder / "tests")}
     if kernels:
         environment |= {"MAPL_KERNELS": str(kernels), "MAPL_CACHE_DIR": str(kernels / "cache")}
-    command = [program, f"--test-threads={threads}", *names]
-    run = subprocess.run(command, cwd=folder / "tests", env=environment, capture_output=True, text=True)
-    text = run.stdout + run.stderr
-    found = dict(re.findall(r"^test (\S+) \.\.\. (ok|FAILED)$", run.stdout, re.M))
+
+    def run_of(names):
+        command = [program, f"--test-threads={threads}", *names]
+        run = subprocess.run(command, cwd=folder / "tests", env=environment, capture_output=True, text=True)
+        return run, dict(re.findall(r"^test (\S+) \.\.\. (ok|FAILED)$", run.stdout, re.M))
+
+    run, found = run_of(names)
+    if kernels and ("does not compile" in run.stdout + run.stderr or "note: kernels of MAPL_KERNELS" not in run.stdout + run.stderr):
+        sys.exit(f"the kernels of {kernels} were not used:\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}")
+    # A process that has died says nothing of the tests it had not finished: each gets a process of its own.
+    for name in [name for name in names if name not in found and run.returncode < 0]:
+        alone, its = run_of([name])
+        found |= its
+        if name not in its and alone.returncode < 0:
+            found[name] = "FAILED"
     missing = [name for name in names if name not in found]
-    refused = kernels and ("does not compile" in text or "note: kernels of MAPL_KERNELS" not in text)
-    if missing or refused:
-        why = f"no result for {', '.join(missing)}" if missing else f"the kernels of {kernels} were not used"
-        sys.exit(f"{why}:\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}")
+    if missing:
+        sys.exit(f"no result for {', '.join(missing)}:\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}")
     return found
 
 
