@@ -112,11 +112,12 @@ impl Units {
         }
     }
 
-    /// Unit of a range of the layout, and the range's first element in the windows.
+    /// Unit of a range of the layout, and the range's first element in the windows. Panics if the range is in
+    /// several units, which is a defect of the program.
     pub fn place(&self, range: &Range<usize>) -> (Unit, usize) {
         let after = self.spans.partition_point(|span| span.range.start <= range.start);
         let span = &self.spans[after.saturating_sub(1)];
-        debug_assert!(range.end <= span.range.end, "{range:?} is not within {span:?}");
+        assert!(range.end <= span.range.end, "{range:?} is not within {span:?}");
         (span.unit, span.window + range.start - span.range.start)
     }
 

@@ -159,6 +159,31 @@ fn sharded_weights_train_save_and_resume_like_one_rank() {
     assert_close(&bench, "lora1", "lora2");
 }
 
+/// The best checkpoint, which is the first, goes with the folder. Rank 0 sees that; all must forget it.
+#[test]
+fn a_folder_that_is_removed_during_a_run_is_forgotten_by_all_ranks() {
+    let bench = Bench::new();
+    if !has_mpi(&bench) {
+        return;
+    }
+    write_few(&bench);
+    let best = "--load-best-model-at-end --metric-for-best-model loss --greater-is-better true";
+    let words = train("dpo", "gone", &format!("--max-steps 63 --save-steps 21 --shard-weights {best}"));
+    let mut command = mpirun(&bench, "-n 2");
+    command.arg(env!("CARGO_BIN_EXE_mapl")).args(words.split_whitespace());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let began = Instant::now();
+    while !bench.at("gone/checkpoint-21").is_dir() {
+        assert!(began.elapsed() < Duration::from_secs(100), "the ranks did not come to step 21");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::fs::rename(bench.at("gone"), bench.at("removed")).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("was removed"), "{said}");
+    assert!(bench.at("gone/model.safetensors").is_file() && said.contains("gone/checkpoint-42"), "{said}");
+}
+
 #[test]
 fn scores_texts_and_reference_log_probs_of_two_ranks_are_the_bytes_of_one() {
     let bench = Bench::new();

@@ -14,7 +14,7 @@ use mapl::backend::kernels::emulator::{Emulator, Schedule, Site};
 use mapl::backend::kernels::hopper::Hopper;
 use mapl::backend::{Backend as _, Write};
 
-use crate::alone;
+use crate::{alone, fences};
 
 /// Schedules, tried in order until one detects the missing barrier.
 const ORDERS: [Schedule; 7] = [
@@ -234,23 +234,13 @@ fn hopper_head(on: &On<'_, Kernels<Emulator, half::bf16>>) -> Outputs {
     runs::head_stats(on, d, &x, &head, &vec![0; d.rows], &target)
 }
 
-fn hopper_attention(on: &On<'_, Kernels<Emulator, half::bf16>>) -> Outputs {
-    let tree = HostTree::new().tree(&[(20, None), (9, Some(0)), (12, Some(0))]);
-    let d = tree.dims(7, 1, 40);
-    let out = d.tokens * d.heads * d.head_dim;
-    let (qkv, dout) = (normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0), normal("do", out, 1.0));
-    let mut outputs = runs::attention_fwd(on, d, &tree, &qkv);
-    outputs.extend(runs::attention_bwd(on, d, &tree, &qkv, &dout, &outputs));
-    outputs
-}
-
 /// The first barrier of these kernels stands between the initialisation of mbarriers and their use.
 #[test]
 fn hopper_kernels_need_every_barrier() {
     // One of the GEMM loop, two of the join, two of its reduction.
     assert!(check_with("head_logprob_fwd on Hopper", Hopper::Chosen, hopper_head) >= 5);
     // Forward, gradients of queries, gradients of keys and values.
-    assert!(check_with("attention on Hopper", Hopper::Chosen, hopper_attention) >= 3);
+    assert!(check_with("attention on Hopper", Hopper::Chosen, fences::attention) >= 3);
 }
 
 #[test]

@@ -108,7 +108,7 @@ fn head_bwd(on: &On<'_, Kernels<Emulator, bf16>>) -> Outputs {
 
 /// A second response, whose key tile across the branch and last tile are copied row by row; steps of
 /// fewer tokens than their boxes, and rows of a step that no box writes.
-fn attention(on: &On<'_, Kernels<Emulator, bf16>>) -> Outputs {
+pub(crate) fn attention(on: &On<'_, Kernels<Emulator, bf16>>) -> Outputs {
     let tree = HostTree::new().tree(&[(20, None), (9, Some(0)), (12, Some(0))]);
     let d = tree.dims(7, 1, 40);
     let out = d.tokens * d.heads * d.head_dim;

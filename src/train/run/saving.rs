@@ -85,10 +85,23 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(())
     }
 
+    /// [`Run::keep_folder`] on all ranks: what rank 0 has forgotten with a removed folder, the others forget too.
+    fn keep_folder_on_ranks(&mut self) -> Result<()> {
+        self.keep_folder()?;
+        let ranks = world::collective();
+        if ranks.size() > 1 {
+            let of_ranks: Vec<(bool, Option<Best>)> = share::gathered(ranks, &(self.saved.is_some(), self.best))?;
+            let (is_saved, best) = of_ranks[0];
+            self.saved = self.saved.take().filter(|_| is_saved);
+            self.best = best;
+        }
+        Ok(())
+    }
+
     /// Writes a checkpoint of this step, unless one exists, and returns its folder. Refuses a state
     /// that is not finite.
     pub(super) fn save(&mut self) -> Result<PathBuf> {
-        self.keep_folder()?;
+        self.keep_folder_on_ranks()?;
         if let Some((step, folder)) = &self.saved
             && *step == self.step
         {
@@ -161,7 +174,7 @@ impl<B: Backend> Run<'_, '_, B> {
     /// Writes the final model, its weights last, and returns the summary. Refuses a diverged model.
     /// Signals are deferred until the model is written.
     pub(super) fn finish(mut self, deferred: Deferred) -> Result<RunSummary> {
-        self.keep_folder()?;
+        self.keep_folder_on_ranks()?;
         self.check_last_updates()?;
         self.check_ranks()?;
         let state = self.trainer_state();

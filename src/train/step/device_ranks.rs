@@ -11,8 +11,6 @@ use crate::backend::kernels::Kernels;
 use crate::backend::kernels::device::Element;
 use crate::backend::kernels::nccl::{Calls, Number};
 use crate::backend::{Backend, View};
-use crate::data::group::{Kind, PreferenceGroup, Prompt, Response};
-use crate::data::tokenized::{Sequence, SequenceComparison, SequenceTerm, TokenizedGroup};
 use crate::loss::objective::{LossOptions, Method};
 use crate::model::config::ModelConfig;
 use crate::model::layout::Layout;
@@ -24,6 +22,7 @@ use crate::ranks::nccl::{Nccl, emulator};
 use crate::ranks::rehearsal::Rehearsal;
 use crate::ranks::stand_in::{Call, Entry, STREAM, StandIn};
 use crate::train::memory::Sharded;
+use crate::train::sharded_steps::pair;
 
 /// A rank, and its calls of NCCL if it has a device with them.
 type Rank = (&'static dyn Collective, Option<Arc<StandIn>>);
@@ -42,28 +41,6 @@ fn on_devices() -> Option<Vec<Rank>> {
 fn on_host() -> Vec<Rank> {
     let ranks = Rehearsal::ranks(2).into_iter();
     ranks.map(|rank| (&*Box::leak(Box::new(rank)) as &dyn Collective, None)).collect()
-}
-
-/// A pair of responses to one prompt.
-fn pair(number: usize) -> TokenizedGroup {
-    let text = || Response::Text(String::new());
-    let response = |index: usize| {
-        let response_ids = (0..5).map(|i| ((7 * number + 11 * index + 3 * i) % 60 + 2) as u32).collect();
-        Sequence { prompt: 0, response: index, response_ids }
-    };
-    let term = |sequence, sign| SequenceTerm { sequence, sign, detached: false };
-    TokenizedGroup {
-        group: Arc::new(PreferenceGroup::pair(number.to_string(), Prompt::Text(String::new()), text(), text(), 0.0)),
-        prompt_ids: vec![(0..4).map(|i| (5 * number + i) as u32 % 60 + 2).collect()],
-        sequences: vec![response(0), response(1)],
-        comparisons: vec![SequenceComparison {
-            kind: Kind::Base,
-            terms: vec![term(0, 1), term(1, -1)],
-            margin: 0.0,
-            weight: 1.0,
-            detached_clip: None,
-        }],
-    }
 }
 
 /// Weights as bits, losses as bits, and the calls of a rank.
