@@ -120,8 +120,9 @@ impl Startup<'_> {
                 ),
             ),
         ];
-        if self.device == "cpu" && self.dtype == "f32" && Units::best() != Units::F32 {
-            lines.push(("note", format!("--dtype bf16 is faster on this processor, which has {}", Units::best())));
+        let units = if self.device == "cpu" && self.dtype == "f32" { Units::chosen().ok() } else { None };
+        if let Some(units) = units.filter(|units| units.slow().is_none()) {
+            lines.push(("note", format!("--dtype bf16 is faster on this processor, which has {units}")));
         }
         if let Some(own) = own::used_on(self.device) {
             lines.push(("kernels", format!("of {}: {}", own::VARIABLE, own.label())));

@@ -276,6 +276,7 @@ enum Operands<'a> {
 /// Workspace of one forward task.
 pub(super) struct Forward<'a> {
     pub heads: Heads,
+    units: Units,
     form: Scores,
     visible: Visible,
     operands: Operands<'a>,
@@ -307,6 +308,7 @@ impl<'a> Forward<'a> {
         };
         Self {
             heads,
+            units: cpu.units,
             form,
             visible: Visible::of(form.window, matches!(qkv, Source::Narrow(_))),
             operands,
@@ -366,7 +368,7 @@ impl<'a> Forward<'a> {
                 let keys = Mat::new(&rows_of_keys[first * head_dim..], keys, head_dim, head_dim);
                 let queries = Mat::new(&queries[..], count, head_dim, head_dim);
                 let mut scores = Tile::new(&mut self.scores, count, keys.rows, stride);
-                product16(Units::Dot16, &mut scores, queries, keys.t(), Write::Overwrite);
+                product16(self.units, &mut scores, queries, keys.t(), Write::Overwrite);
             }
         }
         let mut scores = Tile::new(&mut self.scores, count, keys, stride);
@@ -414,7 +416,7 @@ impl<'a> Forward<'a> {
             Operands::Narrow { values, probabilities, .. } => {
                 let values = Mat::new(&values[first * head_dim..], keys, head_dim, head_dim);
                 let probabilities = Mat::new(&probabilities[..], count, keys, stride);
-                product16(Units::Dot16, &mut sums, probabilities, values, Write::Overwrite);
+                product16(self.units, &mut sums, probabilities, values, Write::Overwrite);
             }
         }
         for (r, row) in self.out.chunks_exact(head_dim).take(count).enumerate() {

@@ -112,6 +112,7 @@ struct Backward<'a> {
     inputs: &'a Inputs<'a>,
     kv_head: usize,
     heads: Heads,
+    units: Units,
     narrow: Option<Narrow<'a>>,
     keys: Scratch<'a>,
     keys_t: Panels<'a>,
@@ -151,6 +152,7 @@ impl<'a> Backward<'a> {
             inputs,
             kv_head,
             heads,
+            units: cpu.units,
             narrow,
             keys: cpu.scratch.take(heads.head_dim * wide),
             keys_t: Panels::new(cpu, heads.head_dim, wide),
@@ -228,7 +230,7 @@ impl<'a> Backward<'a> {
                 for (to, left, right) in products {
                     let right = Mat::new(&right[hidden * head_dim..], keys, head_dim, head_dim);
                     let left = Mat::new(&left[..], count, head_dim, head_dim);
-                    product16(Units::Dot16, &mut Tile::new(to, count, keys, stride), left, right.t(), Write::Overwrite);
+                    product16(self.units, &mut Tile::new(to, count, keys, stride), left, right.t(), Write::Overwrite);
                 }
             }
             None => {
@@ -277,9 +279,9 @@ impl<'a> Backward<'a> {
                 let (p, ds) = (of(&n.probabilities[..]), of(&n.dscores[..]));
                 let block = |data| Mat::new(data, count, head_dim, head_dim);
                 let keys = Mat::new(&n.keys[skipped..], keys, head_dim, head_dim);
-                product16(Units::Dot16, &mut dvalues, p.t(), block(&n.dout[..]), Write::Add);
-                product16(Units::Dot16, &mut dkeys, ds.t(), block(&n.queries[..]), Write::Add);
-                product16(Units::Dot16, &mut dqueries, ds, keys, Write::Overwrite);
+                product16(self.units, &mut dvalues, p.t(), block(&n.dout[..]), Write::Add);
+                product16(self.units, &mut dkeys, ds.t(), block(&n.queries[..]), Write::Add);
+                product16(self.units, &mut dqueries, ds, keys, Write::Overwrite);
                 1.0
             }
             None => {

@@ -118,7 +118,7 @@ fn reserve(buffer: &mut Vec<u32>, len: usize) {
 
 /// Mask of the first `n` elements of a register of bf16.
 #[inline(always)]
-fn mask32(n: usize) -> __mmask32 {
+pub(super) fn mask32(n: usize) -> __mmask32 {
     if n >= 2 * LANES { !0 } else { (1 << n) - 1 }
 }
 
@@ -270,7 +270,7 @@ unsafe fn block<const R: usize, const V: usize, const DIRECT: bool>(
 /// Packs a panel of the right operand, `cols` columns: (pairs, PANEL) consecutive pairs; columns after
 /// the last one are 0, and so is the second element of the last pair of an odd depth.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn pack_right(to: *mut u32, b: Operand, depth: usize, cols: usize) {
+pub(super) unsafe fn pack_right(to: *mut u32, b: Operand, depth: usize, cols: usize) {
     let pairs = depth.div_ceil(2);
     // SAFETY: the contract is that of `gemm`; `to` has space for a panel, and the masks keep the loads
     // inside `b`.

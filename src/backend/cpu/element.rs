@@ -271,7 +271,7 @@ impl<A: Element> Cpu<A> {
 
     /// The elements as operands of dot products of bf16, if they are bf16 and this backend has them.
     pub(super) fn dots<'a>(&self, from: &'a [A]) -> Option<&'a [bf16]> {
-        let dots = A::PRECISION == Precision::Bf16 && self.units == Units::Dot16;
+        let dots = A::PRECISION == Precision::Bf16 && self.units.multiply_bf16();
         dots.then(|| bytemuck::cast_slice(from))
     }
 

@@ -1,5 +1,5 @@
 //! The backend for machines without a GPU: f32 or bf16, rayon for threads, GEMMs of its own with
-//! AVX-512 and of the gemm crate elsewhere.
+//! AVX-512 and AMX, and of the gemm crate elsewhere.
 //!
 //! Results have the same bits for any number of threads, and a row of a result does not depend on
 //! the other rows of the call. GEMMs are split into tiles, but every element is summed in the same
@@ -11,6 +11,7 @@
 //! In bf16, ops compute on f32 values and round where an activation is stored (`element`). GEMMs
 //! multiply bf16 and sum in f32.
 
+mod amx;
 mod attention;
 mod attention_bwd;
 mod attention_cached;
@@ -80,7 +81,8 @@ impl Cpu {
 
 impl<A: Element> Default for Cpu<A> {
     fn default() -> Self {
-        Self::on(Units::best())
+        // Only bf16 asks for units.
+        Self::on(if A::PRECISION == Precision::Bf16 { Units::chosen_or_f32() } else { Units::F32 })
     }
 }
 

@@ -1,43 +1,46 @@
 //! GEMM of one tile of bf16 matrices, summed in f32.
 //!
 //! ```text
-//! with dot products of bf16:  for each block of at most DEPTH terms of K, in order: `avx512_bf16`
-//! else:                       convert both operands to f32, then `matmul`
+//! with AMX, or its model:  `amx`
+//! with AVX-512 BF16:       for each block of at most DEPTH terms of K, in order: `avx512_bf16`
+//! else:                    convert both operands to f32, then `matmul`
 //! ```
 //!
-//! In either way an element is summed in an order that depends only on the depth, so a row of a result
-//! depends neither on the other rows nor on the number of threads. The two ways give other bits.
+//! In each way an element is summed in an order that depends only on the depth, so a row of a result
+//! depends neither on the other rows nor on the number of threads. The ways give different bits.
 
 use std::cell::RefCell;
 
 use half::bf16;
 
+use super::amx;
 use super::element::Element;
 use super::matmul::matmul;
 use super::tile::{Mat, Tile, check_shapes};
 use super::units::Units;
 use crate::backend::Write;
 
-/// Maximum depth of one accumulation of dot products.
+/// Maximum depth of one accumulation of dot products, a multiple of that of every unit.
 pub(super) const DEPTH: usize = 1024;
+const _: () = assert!(DEPTH.is_multiple_of(amx::DEPTH));
 
 /// `c (+)= a b` on one thread.
 pub(super) fn product16(units: Units, c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, write: Write) {
     check_shapes(c, &a, &b);
-    #[cfg(target_arch = "x86_64")]
-    if units == Units::Dot16 {
-        return dots(c, a, b, write);
+    match units {
+        #[cfg(target_arch = "x86_64")]
+        Units::Dot16 => dots(c, a, b, write),
+        Units::Amx => amx::on_tiles(c, a, b, write),
+        Units::AmxModel => amx::on_model(c, a, b, write),
+        _ => converted(c, a, b, write),
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = units;
-    converted(c, a, b, write);
 }
 
 #[cfg(target_arch = "x86_64")]
 fn dots(c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, write: Write) {
     use super::avx512::Target;
     use super::avx512_bf16::{Operand, gemm};
-    assert!(Units::Dot16.missing().is_empty(), "the processor lacks AVX-512 BF16");
+    assert!(Units::Dot16.is_usable(), "the processor lacks AVX-512 BF16");
     if a.cols == 0 && write == Write::Overwrite {
         c.fill(0.0);
     }
@@ -95,9 +98,10 @@ mod tests {
         if by_rows { Mat::new(data, rows, cols, cols + 3) } else { Mat::new(data, cols, rows, rows + 3).t() }
     }
 
-    /// The units that this processor has.
+    /// The units that run here.
     fn units() -> Vec<Units> {
-        [Units::F32, Units::Dot16].into_iter().filter(|units| units.missing().is_empty()).collect()
+        let all = [Units::F32, Units::Dot16, Units::Amx, Units::AmxModel];
+        all.into_iter().filter(|units| units.is_usable()).collect()
     }
 
     fn random(len: usize, factor: usize) -> Vec<bf16> {

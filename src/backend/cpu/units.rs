@@ -3,9 +3,11 @@
 use std::fmt;
 use std::sync::LazyLock;
 
+use super::amx;
 use crate::{Error, Result};
 
-/// Environment variable that masks units: `f32` leaves bf16 products to f32 arithmetic.
+/// Environment variable that masks units: `f32` leaves bf16 products to f32 arithmetic, `avx512_bf16`
+/// leaves out AMX, and `amx_model` runs the code for AMX on a software model of its tiles.
 pub const VARIABLE: &str = "MAPL_CPU_UNITS";
 
 /// Arithmetic of products of bf16 matrices.
@@ -15,6 +17,10 @@ pub enum Units {
     F32,
     /// `vdpbf16ps` of AVX-512 BF16.
     Dot16,
+    /// `TDPBF16PS` of AMX.
+    Amx,
+    /// The code for AMX on a software model of its tiles: slow, for tests and for changes of that code.
+    AmxModel,
 }
 
 impl fmt::Display for Units {
@@ -22,6 +28,8 @@ impl fmt::Display for Units {
         f.write_str(match self {
             Units::F32 => "f32 arithmetic",
             Units::Dot16 => "avx512_bf16",
+            Units::Amx => "amx_bf16",
+            Units::AmxModel => "a software model of amx_bf16",
         })
     }
 }
@@ -36,9 +44,10 @@ pub struct Unit {
 }
 
 impl Units {
-    /// The fastest units of this processor.
+    /// The fastest units of this processor. The first call asks the system for the tiles of AMX, if the
+    /// processor has them.
     pub fn best() -> Self {
-        if Units::Dot16.missing().is_empty() { Units::Dot16 } else { Units::F32 }
+        [Units::Amx, Units::Dot16].into_iter().find(|units| units.is_usable()).unwrap_or(Units::F32)
     }
 
     /// The fastest units, except those that [`VARIABLE`] masks. [`Error::Usage`] for an unknown value.
@@ -46,74 +55,100 @@ impl Units {
         Self::named(&std::env::var_os(VARIABLE).unwrap_or_default().to_string_lossy())
     }
 
+    /// [`Self::chosen`], and f32 arithmetic for a value that the command line refuses.
+    pub(crate) fn chosen_or_f32() -> Self {
+        Self::chosen().unwrap_or(Units::F32)
+    }
+
     fn named(value: &str) -> Result<Self> {
         match value {
             "" => Ok(Self::best()),
             "f32" => Ok(Units::F32),
+            "avx512_bf16" if Units::Dot16.is_usable() => Ok(Units::Dot16),
+            "avx512_bf16" => Err(Error::Usage(format!(
+                "{VARIABLE}={value}: the processor does not have this unit; unset the variable for the fastest units"
+            ))),
+            "amx_model" => Ok(Units::AmxModel),
             _ => Err(Error::Usage(format!(
-                "{VARIABLE}={value}: unknown units; f32 computes bf16 products in f32, and without the variable the \
-                 fastest units are used"
+                "{VARIABLE}={value}: unknown units; f32 computes bf16 products in f32, avx512_bf16 leaves out AMX, \
+                 amx_model runs the code for AMX in software, and without the variable the fastest units are used"
             ))),
         }
     }
 
-    /// Names of the features that these units need and the processor lacks.
-    pub(crate) fn missing(self) -> Vec<&'static str> {
+    /// Whether GEMMs can run on these units here.
+    pub(crate) fn is_usable(self) -> bool {
         match self {
-            Units::F32 => Vec::new(),
-            Units::Dot16 => features().iter().filter(|(_, present)| !present).map(|(name, _)| *name).collect(),
+            Units::F32 | Units::AmxModel => true,
+            Units::Dot16 => has_dot16(),
+            Units::Amx => amx::lack().is_none(),
         }
+    }
+
+    /// Whether products read bf16 as it is stored.
+    pub(crate) fn multiply_bf16(self) -> bool {
+        self != Units::F32
     }
 
     /// Why bf16 is not faster than f32 on these units; `None` if it is.
     pub fn slow(self) -> Option<String> {
-        (self == Units::F32).then(|| match Units::Dot16.missing()[..] {
-            [] => format!("{VARIABLE} masks avx512_bf16"),
-            _ => "the processor lacks avx512_bf16, the unit that this program uses for bf16".into(),
-        })
+        match self {
+            Units::Amx | Units::Dot16 => None,
+            Units::AmxModel => Some(format!("{VARIABLE} selects {self}")),
+            Units::F32 if has_dot16() => Some(format!("{VARIABLE} masks avx512_bf16")),
+            Units::F32 => {
+                Some("the processor lacks avx512_bf16 and amx_bf16, the units of this program for bf16".into())
+            }
+        }
     }
 
     /// A number for the bits of products: 0 in f32, else a hash of sample results, because processors
-    /// sum the pairs of a dot product in different ways.
+    /// sum the terms of a dot product in different ways.
     pub(super) fn numerics(self) -> u32 {
-        static DOT16: LazyLock<u32> = LazyLock::new(dot16);
-        if self == Units::F32 { 0 } else { *DOT16 }
+        static DOT16: LazyLock<u32> = LazyLock::new(|| hash(&dot16()));
+        static AMX: LazyLock<u32> = LazyLock::new(|| hash(&amx::samples(true)));
+        static AMX_MODEL: LazyLock<u32> = LazyLock::new(|| hash(&amx::samples(false)));
+        match self {
+            Units::F32 => 0,
+            Units::Dot16 => *DOT16,
+            Units::Amx => *AMX,
+            Units::AmxModel => *AMX_MODEL,
+        }
     }
 
     /// The units of this processor for GEMMs, and what `self` uses them for.
     pub fn report(self) -> Vec<Unit> {
-        let state = |present: bool, used: bool, use_: &str, unused: String| match (present, used) {
-            (false, _) => "not present".to_owned(),
-            (true, true) => use_.to_owned(),
-            (true, false) => unused,
+        let masked = || format!("not used: masked by {VARIABLE}");
+        let absent = || "not present".to_owned();
+        let avx512 = if has_avx512() { "f32 products".into() } else { absent() };
+        let dot16 = match self {
+            Units::Dot16 => "bf16 products".into(),
+            _ if !has_dot16() => absent(),
+            Units::Amx => format!("not used: {self} takes the bf16 products"),
+            Units::F32 | Units::AmxModel => masked(),
         };
-        let wide = has_avx512();
-        let dot = Units::Dot16.missing().is_empty();
-        vec![
-            Unit { name: "avx512", state: state(wide, true, "f32 products", String::new()) },
-            Unit {
-                name: "avx512_bf16",
-                state: state(dot, self == Units::Dot16, "bf16 products", format!("not used: masked by {VARIABLE}")),
-            },
-            Unit {
-                name: "amx_bf16",
-                state: state(has_amx(), false, "", "not used: this program has no code for it yet".into()),
-            },
-        ]
+        let tiles = match (self, amx::known_lack()) {
+            (Units::Amx, _) => "bf16 products".into(),
+            (Units::AmxModel, _) => "bf16 products, on a software model of its tiles".into(),
+            _ if !amx::is_present() => absent(),
+            (_, Some(lack)) => lack.to_string(),
+            // Nobody asked the system for tiles.
+            (_, None) => masked(),
+        };
+        let units = [("avx512", avx512), ("avx512_bf16", dot16), ("amx_bf16", tiles)];
+        units.map(|(name, state)| Unit { name, state }).into()
     }
 }
 
-/// The features that dot products of bf16 need.
-fn features() -> [(&'static str, bool); 4] {
+/// Whether the processor has the features that dot products of bf16 need.
+fn has_dot16() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return [
-        ("avx512", has_avx512()),
-        ("avx512bw", std::arch::is_x86_feature_detected!("avx512bw")),
-        ("avx512vl", std::arch::is_x86_feature_detected!("avx512vl")),
-        ("avx512_bf16", std::arch::is_x86_feature_detected!("avx512bf16")),
-    ];
+    return has_avx512()
+        && std::arch::is_x86_feature_detected!("avx512bw")
+        && std::arch::is_x86_feature_detected!("avx512vl")
+        && std::arch::is_x86_feature_detected!("avx512bf16");
     #[cfg(not(target_arch = "x86_64"))]
-    ["avx512", "avx512bw", "avx512vl", "avx512_bf16"].map(|name| (name, false))
+    false
 }
 
 fn has_avx512() -> bool {
@@ -123,29 +158,20 @@ fn has_avx512() -> bool {
     false
 }
 
-/// Whether the processor has AMX tiles with bf16 (leaf 7: bits 22 and 24 of EDX).
-fn has_amx() -> bool {
+/// Sample results of AVX-512 BF16; none without it.
+fn dot16() -> Vec<f32> {
     #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{__cpuid, __cpuid_count};
-        let bits = 1 << 22 | 1 << 24;
-        __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & bits == bits
+    if has_dot16() {
+        // SAFETY: the features have been detected.
+        return unsafe { super::avx512_bf16::samples() }.into();
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+    Vec::new()
 }
 
-/// Hash (FNV-1a) of the sample results; never 0.
-fn dot16() -> u32 {
-    #[cfg(target_arch = "x86_64")]
-    if Units::Dot16.missing().is_empty() {
-        // SAFETY: the features have been detected.
-        let samples = unsafe { super::avx512_bf16::samples() };
-        let bytes = samples.iter().flat_map(|x| x.to_bits().to_le_bytes());
-        let hash = bytes.fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-        return hash | 1;
-    }
-    1
+/// Hash (FNV-1a) of sample results; never 0.
+fn hash(samples: &[f32]) -> u32 {
+    let bytes = samples.iter().flat_map(|x| x.to_bits().to_le_bytes());
+    bytes.fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)) | 1
 }
 
 #[cfg(test)]
@@ -156,9 +182,27 @@ mod tests {
     fn masked_units_give_other_numerics_and_unknown_ones_are_refused() {
         assert_eq!(Units::named("f32").unwrap(), Units::F32);
         assert_eq!(Units::named("").unwrap(), Units::best());
+        assert_eq!(Units::named("amx_model").unwrap(), Units::AmxModel);
+        assert_eq!(Units::named("avx512_bf16").is_ok(), Units::Dot16.is_usable());
         let message = Units::named("amx").unwrap_err().to_string();
         assert!(message.contains("MAPL_CPU_UNITS=amx") && message.contains("f32"), "{message}");
-        assert_ne!(Units::F32.numerics(), Units::Dot16.numerics());
-        assert!(Units::F32.slow().is_some() && Units::Dot16.slow().is_none());
+        let numerics = [Units::F32, Units::Dot16, Units::AmxModel].map(Units::numerics);
+        assert!(numerics[0] != numerics[1] && numerics[1] != numerics[2] && numerics[0] != numerics[2], "{numerics:?}");
+        assert!(Units::F32.slow().is_some() && Units::AmxModel.slow().is_some());
+        assert!(Units::Dot16.slow().is_none() && Units::Amx.slow().is_none());
+    }
+
+    #[test]
+    fn every_unit_has_a_use_or_a_reason() {
+        let states = |units: Units| units.report().into_iter().map(|unit| unit.state).collect::<Vec<_>>();
+        for units in [Units::F32, Units::Dot16, Units::AmxModel] {
+            let states = states(units);
+            let used = |state: &&String| state.contains("products") && !state.starts_with("not");
+            assert_eq!(states.iter().skip(1).filter(used).count(), usize::from(units != Units::F32), "{states:?}");
+        }
+        let [f32, model] = [Units::F32, Units::AmxModel].map(states);
+        assert_eq!(f32[1], model[1]);
+        assert_eq!(f32[1].contains("masked by MAPL_CPU_UNITS"), has_dot16(), "{f32:?}");
+        assert_eq!(f32[2] == "not present", !amx::is_present(), "{f32:?}");
     }
 }

@@ -30,8 +30,8 @@ pub(crate) fn workspace_bytes(precision: Precision, units: Units, s: &StepSizes)
     let spread = |width: usize| spread_bytes(s.tokens, width, act);
     let gates = if s.infers { s.mlp } else { s.intermediate };
     let converted = match (precision, units) {
-        (Precision::Bf16, Units::Dot16) => 2 * s.queries,
-        (Precision::Bf16, Units::F32) => 2 * s.queries + s.fused,
+        (Precision::Bf16, _) if units.multiply_bf16() => 2 * s.queries,
+        (Precision::Bf16, _) => 2 * s.queries + s.fused,
         (Precision::F32 | Precision::F64, _) => 0,
     };
     let ops = [

@@ -56,7 +56,7 @@ fn cpu_workspace(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> u64 {
             mlp: config.mlp_width(),
             infers,
         };
-        workspace_bytes(subject.precision, Units::best(), &sizes)
+        workspace_bytes(subject.precision, Units::chosen_or_f32(), &sizes)
     };
     let reference = match subject.reference {
         PlannedReference::None => 0,
