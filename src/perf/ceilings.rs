@@ -23,6 +23,9 @@ pub struct Ceilings {
     /// FLOP/s of the same GEMM in bf16, if it was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bf16_gemm: Option<f64>,
+    /// The units that this GEMM ran on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bf16_units: Option<&'static str>,
     /// Bytes read and written per second by a copy of 256 MiB.
     pub copy: f64,
 }
@@ -64,7 +67,7 @@ impl Ceilings {
     /// Measures the ceilings, with bf16 if `on` names its units; takes about a second on two cores.
     pub fn measure(on: Option<Units>) -> Self {
         let bf16_gemm = on.map(|units| gemm(&Cpu::<bf16>::on(units)));
-        Self { sgemm: gemm(&Cpu::new()), bf16_gemm, copy: copy() }
+        Self { sgemm: gemm(&Cpu::new()), bf16_gemm, bf16_units: on.map(Units::name), copy: copy() }
     }
 
     /// FLOP/s of a GEMM of a run: in bf16 if it was measured.

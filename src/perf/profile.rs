@@ -93,9 +93,9 @@ impl ProfileTable {
             counted(self.steps, "step"),
             self.step,
             self.ceilings.gemm() * 1e-9,
-            self.ceilings
-                .bf16_gemm
-                .map_or(String::new(), |_| format!(" in bf16 ({:.0} in f32)", self.ceilings.sgemm * 1e-9)),
+            self.ceilings.bf16_units.map_or(String::new(), |units| {
+                format!(" in bf16 by {units} ({:.0} in f32)", self.ceilings.sgemm * 1e-9)
+            }),
             self.ceilings.copy * 1e-9
         );
         let _ = writeln!(
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn an_average_step_leaves_out_the_first_two() {
         let mut profile = Profile::default();
-        let ceilings = Ceilings { sgemm: 1e3, bf16_gemm: None, copy: 4e3 };
+        let ceilings = Ceilings { sgemm: 1e3, bf16_gemm: None, bf16_units: None, copy: 4e3 };
         for _ in 0..WARM_UP {
             profile.add(Duration::from_secs(100), &[op("a", 99.0, 1)]);
             assert!(profile.table(ceilings).is_none());

@@ -277,15 +277,31 @@ fn the_cpu_trains_in_bf16_with_equal_bits_on_any_number_of_threads_and_after_a_r
 fn masked_units_of_bf16_are_said_and_give_losses_within_tolerance() {
     let bench = bench();
     bench.run(&in_bf16("reward", "best", "")).ok();
-    let masked = bench.run_with(&in_bf16("reward", "masked", ""), ("MAPL_CPU_UNITS", "f32")).ok();
-    assert!(masked.err.contains("--dtype bf16 is not faster than f32 here"), "{}", masked.err);
-    let (best, masked) = (losses(&bench, "best"), losses(&bench, "masked"));
-    assert!(max_difference(&masked, &best) < BF16, "{masked:?} {best:?}");
-    assert_eq!(bench.json("masked/run.json")["environment"]["variables"]["MAPL_CPU_UNITS"], "f32");
+    let best = losses(&bench, "best");
+    for units in ["f32", "amx_model"] {
+        let masked = bench.run_with(&in_bf16("reward", units, ""), ("MAPL_CPU_UNITS", units)).ok();
+        assert!(masked.err.contains("--dtype bf16 is not faster than f32 here"), "{}", masked.err);
+        let masked = losses(&bench, units);
+        assert!(max_difference(&masked, &best) < BF16, "{units}: {masked:?} {best:?}");
+        let run = bench.json(&format!("{units}/run.json"));
+        assert_eq!(run["environment"]["variables"]["MAPL_CPU_UNITS"], units);
+    }
     let refused = bench.run_with(&in_bf16("reward", "none", ""), ("MAPL_CPU_UNITS", "amx"));
     assert!(refused.code == Some(2) && refused.err.contains("MAPL_CPU_UNITS=amx"), "{}", refused.err);
     let env = bench.run_with("env", ("MAPL_CPU_UNITS", "f32")).ok();
     assert!(env.out.contains("avx512_bf16") && !env.out.contains("bf16 products"), "{}", env.out);
+    let env = bench.run_with("env", ("MAPL_CPU_UNITS", "amx_model")).ok();
+    assert!(env.out.contains("amx_bf16         bf16 products, on a software model"), "{}", env.out);
+    let bf16 = bench.run_with("env --json", ("MAPL_CPU_UNITS", "avx512_bf16"));
+    match bf16.code {
+        // Tiles are masked, or there are none.
+        Some(0) => {
+            let units = serde_json::from_str::<Value>(&bf16.out).unwrap()["units"].clone();
+            let tiles = units["amx_bf16"].as_str().unwrap();
+            assert!(units["avx512_bf16"] == "bf16 products" && tiles.starts_with("not "), "{units}");
+        }
+        _ => assert!(bf16.code == Some(2) && bf16.err.contains("does not have this unit"), "{}", bf16.err),
+    }
 }
 
 #[test]

@@ -61,6 +61,7 @@ mod signals;
 mod study;
 mod sweep;
 mod tensorboard;
+mod tile_instructions;
 mod trl_commands;
 mod watch;
 mod workbench;

@@ -143,9 +143,10 @@ macro_rules! each_backend {
     }};
 }
 
-/// The units of bf16 products on this processor, and those of every processor.
+/// The units of bf16 products on this processor, and those of every processor: conversion to f32, and the
+/// code for AMX on its software model.
 pub fn bf16_units() -> Vec<Units> {
-    let mut units = vec![Units::best(), Units::F32];
+    let mut units = vec![Units::best(), Units::F32, Units::AmxModel];
     units.dedup();
     units
 }

@@ -1,53 +1,58 @@
-//! The CPU backend, in f32 and bf16, gives the same bits for any number of threads. A row of a result does not depend
+//! The CPU backend, in f32 and on every unit for bf16, gives the same bits for any number of threads. A row of a result does not depend
 //! on the other rows of the call, on its position among them, or on how its path is split into
 //! segments.
 
 use common::compare::bits;
 use common::paths::{HostPaths, calls};
 use common::trees::{HostTree, batches};
-use common::{On, Outputs, indices, normal, runs};
+use common::{On, Outputs, bf16_units, indices, normal, runs};
 use half::bf16;
 use mapl::backend::Write;
 use mapl::backend::contract::*;
-use mapl::backend::cpu::{Cpu, Element};
+use mapl::backend::cpu::{Cpu, Element, Units};
 
-fn on_threads<A: Element>(threads: usize, run: impl Fn(&On<Cpu<A>>) -> Outputs + Sync) -> Outputs {
+/// Runs a property in f32, and in bf16 on every unit of [`bf16_units`].
+fn on_each_unit(f32: impl Fn(Units), bf16: impl Fn(Units)) {
+    f32(Units::F32);
+    bf16_units().into_iter().for_each(bf16);
+}
+
+fn on_threads<A: Element>(units: Units, threads: usize, run: impl Fn(&On<Cpu<A>>) -> Outputs + Sync) -> Outputs {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    pool.install(|| run(&On::new(&Cpu::<A>::default(), A::PRECISION)))
+    pool.install(|| run(&On::new(&Cpu::<A>::on(units), A::PRECISION)))
 }
 
 /// Runs with 1, 2 and 3 threads (twice with 3) and requires equal bits.
-fn same_bits<A: Element>(label: &str, run: impl Fn(&On<Cpu<A>>) -> Outputs + Sync) {
-    let expected = on_threads(1, &run);
+fn same_bits<A: Element>(units: Units, label: &str, run: impl Fn(&On<Cpu<A>>) -> Outputs + Sync) {
+    let expected = on_threads(units, 1, &run);
     for threads in [2, 3, 3] {
-        for ((name, got), (_, expected)) in on_threads(threads, &run).iter().zip(&expected) {
-            bits(&format!("{label}, {name}, {threads} threads"), got, expected);
+        for ((name, got), (_, expected)) in on_threads(units, threads, &run).iter().zip(&expected) {
+            bits(&format!("{label}, {name}, {threads} threads, {units}"), got, expected);
         }
     }
 }
 
 #[test]
 fn bitwise_equal_for_any_number_of_threads() {
-    threads::<f32>();
-    threads::<bf16>();
+    on_each_unit(threads::<f32>, threads::<bf16>);
 }
 
-fn threads<A: Element>() {
+fn threads<A: Element>(units: Units) {
     for (tokens, inputs, outputs) in [(7, 33, 20), (2100, 96, 72), (517, 600, 333)] {
         let d = LinearDims { tokens, inputs, outputs };
         let (x, w) = (normal("x", tokens * inputs, 1.0), normal("w", outputs * inputs, 1.0));
         let (dy, b) = (normal("dy", tokens * outputs, 1.0), normal("b", outputs, 1.0));
-        same_bits::<A>("linear_fwd", |on| runs::linear_fwd(on, d, &x, &w, Some(&b)));
-        same_bits::<A>("linear_bwd_input", |on| runs::linear_bwd_input(on, d, &dy, &w, &x, Write::Add));
-        same_bits::<A>("linear_bwd_weight", |on| runs::linear_bwd_weight(on, d, &dy, &x, &w, Write::Add));
-        same_bits::<A>("bias_bwd", |on| runs::bias_bwd(on, d, &dy, &b, Write::Add));
+        same_bits::<A>(units, "linear_fwd", |on| runs::linear_fwd(on, d, &x, &w, Some(&b)));
+        same_bits::<A>(units, "linear_bwd_input", |on| runs::linear_bwd_input(on, d, &dy, &w, &x, Write::Add));
+        same_bits::<A>(units, "linear_bwd_weight", |on| runs::linear_bwd_weight(on, d, &dy, &x, &w, Write::Add));
+        same_bits::<A>(units, "bias_bwd", |on| runs::bias_bwd(on, d, &dy, &b, Write::Add));
     }
     let (tokens, hidden) = (700, 80);
     let x = normal("x", tokens * hidden, 1.0);
     let rstd: Vec<f64> = normal("rstd", tokens, 1.0).iter().map(|x| x.abs() + 0.5).collect();
     let d = NormDims { tokens, hidden, eps: 1e-6, offset: 0.0 };
     let weight = normal("weight", hidden, 1.0);
-    same_bits::<A>("norm_fwd", |on| runs::norm_fwd(on, d, &x, Some(&x), &weight));
+    same_bits::<A>(units, "norm_fwd", |on| runs::norm_fwd(on, d, &x, Some(&x), &weight));
     let inputs = runs::NormBwdInputs {
         dy: &x,
         sum: &x,
@@ -57,25 +62,25 @@ fn threads<A: Element>() {
         dweight: &weight,
         write: Write::Add,
     };
-    same_bits::<A>("norm_bwd", |on| runs::norm_bwd(on, d, &inputs));
+    same_bits::<A>(units, "norm_bwd", |on| runs::norm_bwd(on, d, &inputs));
     for whole in [false, true] {
         let d = QkNormDims { tokens, heads: 2, kv_heads: 1, head_dim: 20, whole, eps: 1e-6, offset: 0.0 };
         let (inputs, w) = (&x[..tokens * 60], normal("head weight", d.weights(), 1.0));
-        same_bits::<A>("qk_norm_fwd", |on| runs::qk_norm_fwd(on, d, &x, &w, true));
-        same_bits::<A>("qk_norm_bwd", |on| runs::qk_norm_bwd(on, d, [inputs, &w, &x, &w], Write::Add));
+        same_bits::<A>(units, "qk_norm_fwd", |on| runs::qk_norm_fwd(on, d, &x, &w, true));
+        same_bits::<A>(units, "qk_norm_bwd", |on| runs::qk_norm_bwd(on, d, [inputs, &w, &x, &w], Write::Add));
     }
     let (d, w) = (LayerNormDims { tokens, hidden, eps: 1e-6 }, normal("weight and bias", 2 * hidden, 1.0));
     let stats = normal("stats", 2 * tokens, 1.0);
-    same_bits::<A>("layer_norm_fwd", |on| runs::layer_norm_fwd(on, d, &x, &w));
-    same_bits::<A>("layer_norm_bwd", |on| runs::layer_norm_bwd(on, d, [&x, &x, &stats, &w, &x, &w], Write::Add));
+    same_bits::<A>(units, "layer_norm_fwd", |on| runs::layer_norm_fwd(on, d, &x, &w));
+    same_bits::<A>(units, "layer_norm_bwd", |on| runs::layer_norm_bwd(on, d, [&x, &x, &stats, &w, &x, &w], Write::Add));
     let (d, ids) = (EmbeddingDims { tokens, vocab: 300, hidden }, indices("ids", tokens, 300));
     let table = normal("table", 300 * hidden, 1.0);
-    same_bits::<A>("embedding_bwd", |on| runs::embedding_bwd(on, d, &ids, &x, &table, Write::Add));
+    same_bits::<A>(units, "embedding_bwd", |on| runs::embedding_bwd(on, d, &ids, &x, &table, Write::Add));
 
     let d = HeadDims { tokens, hidden, vocab: 1999, rows: 1100, softcap: None };
     let head = normal("head", 1999 * hidden, 0.1);
     let (source, target) = (indices("source", 1100, tokens), indices("target", 1100, 1999));
-    same_bits::<A>("head_logprob_fwd", |on| runs::head_logprob_fwd(on, d, &x, &head, &source, &target));
+    same_bits::<A>(units, "head_logprob_fwd", |on| runs::head_logprob_fwd(on, d, &x, &head, &source, &target));
     let (lse, dlogp) = (vec![8.0; 1100], normal("dlogp", 1100, 1.0));
     let inputs = runs::HeadBwdInputs {
         hidden: &x,
@@ -87,17 +92,19 @@ fn threads<A: Element>() {
         dhead: &head,
         write: Write::Add,
     };
-    same_bits::<A>("head_logprob_bwd", |on| runs::head_logprob_bwd(on, d, &inputs));
+    same_bits::<A>(units, "head_logprob_bwd", |on| runs::head_logprob_bwd(on, d, &inputs));
 
     let grads = normal("grads", 100_000, 1.0);
-    same_bits::<A>("grad_norm", |on| runs::grad_norm(on, 1.0, &grads, &[0.0; CONTROL]));
+    same_bits::<A>(units, "grad_norm", |on| runs::grad_norm(on, 1.0, &grads, &[0.0; CONTROL]));
     for (name, tree) in batches() {
         let d = tree.dims(4, 2, 32);
         let qkv = normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0);
         let do_ = normal("do", d.tokens * d.heads * d.head_dim, 1.0);
-        same_bits::<A>(&format!("attention_fwd, {name}"), |on| runs::attention_fwd(on, d, &tree, &qkv));
-        let forward = on_threads::<A>(1, |on| runs::attention_fwd(on, d, &tree, &qkv));
-        same_bits::<A>(&format!("attention_bwd, {name}"), |on| runs::attention_bwd(on, d, &tree, &qkv, &do_, &forward));
+        same_bits::<A>(units, &format!("attention_fwd, {name}"), |on| runs::attention_fwd(on, d, &tree, &qkv));
+        let forward = on_threads::<A>(units, 1, |on| runs::attention_fwd(on, d, &tree, &qkv));
+        same_bits::<A>(units, &format!("attention_bwd, {name}"), |on| {
+            runs::attention_bwd(on, d, &tree, &qkv, &do_, &forward)
+        });
     }
 }
 
@@ -105,20 +112,19 @@ fn threads<A: Element>() {
 /// sequences and the number of threads.
 #[test]
 fn cached_attention_gives_the_bits_of_whole_sequences() {
-    cached_attention::<f32>();
-    cached_attention::<bf16>();
+    on_each_unit(cached_attention::<f32>, cached_attention::<bf16>);
 }
 
-fn cached_attention<A: Element>() {
+fn cached_attention<A: Element>(units: Units) {
     for (name, paths) in calls() {
         let d = paths.dims(4, 2, 32);
         let qkv = normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0);
         let cache = normal("cache", d.slots * d.cache_width(), 1.0);
-        same_bits::<A>(&format!("attention_cached_fwd, {name}"), |on| {
+        same_bits::<A>(units, &format!("attention_cached_fwd, {name}"), |on| {
             runs::attention_cached_fwd(on, d, &paths, &qkv, &cache)
         });
     }
-    let backend = Cpu::<A>::default();
+    let backend = Cpu::<A>::on(units);
     let on = On::new(&backend, A::PRECISION);
     for (heads, kv_heads, head_dim, window) in [(2, 2, 16, 900), (6, 2, 64, 900), (7, 1, 20, 900), (6, 2, 16, 90)] {
         let total = 700;
@@ -162,12 +168,11 @@ fn pieces(total: usize) -> Vec<std::ops::Range<usize>> {
 
 #[test]
 fn linear_rows_do_not_depend_on_other_rows() {
-    linear_rows::<f32>();
-    linear_rows::<bf16>();
+    on_each_unit(linear_rows::<f32>, linear_rows::<bf16>);
 }
 
-fn linear_rows<A: Element>() {
-    let backend = Cpu::<A>::default();
+fn linear_rows<A: Element>(units: Units) {
+    let backend = Cpu::<A>::on(units);
     let on = On::new(&backend, A::PRECISION);
     let total = 150;
     for (inputs, outputs) in [(1, 5), (2, 40), (16, 3), (16, 8), (40, 13), (64, 200), (513, 70), (1030, 48), (48, 600)]
@@ -194,12 +199,11 @@ fn linear_rows<A: Element>() {
 
 #[test]
 fn head_rows_do_not_depend_on_other_rows() {
-    head_rows::<f32>();
-    head_rows::<bf16>();
+    on_each_unit(head_rows::<f32>, head_rows::<bf16>);
 }
 
-fn head_rows<A: Element>() {
-    let backend = Cpu::<A>::default();
+fn head_rows<A: Element>(units: Units) {
+    let backend = Cpu::<A>::on(units);
     let on = On::new(&backend, A::PRECISION);
     for (hidden, vocab) in [(24, 257), (64, 1999), (600, 700)] {
         let (tokens, rows) = (90, 300);
@@ -241,12 +245,11 @@ fn head_rows<A: Element>() {
 
 #[test]
 fn norm_and_glu_rows_do_not_depend_on_other_rows() {
-    norm_and_glu_rows::<f32>();
-    norm_and_glu_rows::<bf16>();
+    on_each_unit(norm_and_glu_rows::<f32>, norm_and_glu_rows::<bf16>);
 }
 
-fn norm_and_glu_rows<A: Element>() {
-    let backend = Cpu::<A>::default();
+fn norm_and_glu_rows<A: Element>(units: Units) {
+    let backend = Cpu::<A>::on(units);
     let on = On::new(&backend, A::PRECISION);
     let (total, width) = (400, 90);
     let (x, weight) = (normal("x", total * width, 1.0), normal("w", width, 1.0));
@@ -291,12 +294,11 @@ fn norm_and_glu_rows<A: Element>() {
 
 #[test]
 fn attention_path_is_bitwise_equal_however_it_is_split_into_segments() {
-    split_paths::<f32>();
-    split_paths::<bf16>();
+    on_each_unit(split_paths::<f32>, split_paths::<bf16>);
 }
 
-fn split_paths<A: Element>() {
-    let backend = Cpu::<A>::default();
+fn split_paths<A: Element>(units: Units) {
+    let backend = Cpu::<A>::on(units);
     let on = On::new(&backend, A::PRECISION);
     let cases = [(2, 2, 16, 900), (4, 1, 64, 900), (7, 1, 20, 900), (1, 1, 4, 900), (4, 2, 16, 25), (2, 1, 4, 130)];
     for (heads, kv_heads, head_dim, window) in cases {
@@ -332,12 +334,11 @@ fn split_paths<A: Element>() {
 
 #[test]
 fn attention_of_a_sequence_does_not_depend_on_the_rest_of_the_batch() {
-    sequence_in_a_batch::<f32>();
-    sequence_in_a_batch::<bf16>();
+    on_each_unit(sequence_in_a_batch::<f32>, sequence_in_a_batch::<bf16>);
 }
 
-fn sequence_in_a_batch<A: Element>() {
-    let backend = Cpu::<A>::default();
+fn sequence_in_a_batch<A: Element>(units: Units) {
+    let backend = Cpu::<A>::on(units);
     let on = On::new(&backend, A::PRECISION);
     let (heads, head_dim) = (2, 32);
     let alone = HostTree::new().tree(&[(37, None)]);

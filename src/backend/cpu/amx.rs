@@ -272,12 +272,19 @@ pub(super) fn on_model(c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, wri
 pub(super) fn on_tiles(c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, write: Write) {
     let granted = usable();
     assert!(granted.is_ok(), "amx_bf16 is {}", granted.as_ref().map_or_else(Lack::to_string, |_| String::new()));
-    #[cfg(target_arch = "x86_64")]
     if let Ok(granted) = granted {
-        in_blocks(&mut hardware::Hardware::new(*granted), c, a, b, write);
+        on_hardware(*granted, c, a, b, write);
     }
+}
+
+/// `c (+)= a b` on tiles that were granted. The functions that are called from here, and no others of this
+/// program, have tile instructions; a test reads the machine code.
+#[inline(never)]
+fn on_hardware(granted: grant::Granted, c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, write: Write) {
+    #[cfg(target_arch = "x86_64")]
+    in_blocks(&mut hardware::Hardware::new(granted), c, a, b, write);
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (c, a, b, write);
+    let _ = (granted, c, a, b, write);
 }
 
 /// The grant of this process.
@@ -287,8 +294,7 @@ static USABLE: OnceLock<Result<grant::Granted, Lack>> = OnceLock::new();
 fn usable() -> &'static Result<grant::Granted, Lack> {
     USABLE.get_or_init(|| {
         let granted = grant::granted()?;
-        #[cfg(target_arch = "x86_64")]
-        tried(&mut hardware::Hardware::new(granted))?;
+        tried(|c, a, b| on_hardware(granted, c, a, b, Write::Overwrite))?;
         Ok(granted)
     })
 }
@@ -310,7 +316,7 @@ pub(super) fn is_present() -> bool {
 
 /// Compares a GEMM with edges on all sides with the one of the model, because no processor with tiles was at
 /// hand to run the tests on.
-fn tried(unit: &mut impl Unit) -> Result<(), Lack> {
+fn tried(gemm: impl FnOnce(&mut Tile<'_>, Mat<'_, bf16>, Mat<'_, bf16>)) -> Result<(), Lack> {
     let [m, n, depth] = [37, 21, 2 * STEP + 5];
     let of = |len: usize, factor: usize| -> Vec<bf16> {
         (0..len).map(|i| bf16::from_f32(((i * factor + 17) % 509) as f32 / 256.0 - 1.0)).collect()
@@ -318,7 +324,7 @@ fn tried(unit: &mut impl Unit) -> Result<(), Lack> {
     let (a, b) = (of(m * depth, 7919), of(depth * n, 104_729));
     let (a, b) = (Mat::new(&a, m, depth, depth), Mat::new(&b, depth, n, n));
     let [mut got, mut expected] = [(); 2].map(|()| vec![0.0f32; m * n]);
-    in_blocks(unit, &mut Tile::new(&mut got, m, n, n), a, b, Write::Overwrite);
+    gemm(&mut Tile::new(&mut got, m, n, n), a, b);
     on_model(&mut Tile::new(&mut expected, m, n, n), a, b, Write::Overwrite);
     // The order of a sum is the processor's own.
     let near = |x: &f32, y: &f32| (x - y).abs() <= 1e-5 * (1.0 + y.abs());

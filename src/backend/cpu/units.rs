@@ -25,12 +25,7 @@ pub enum Units {
 
 impl fmt::Display for Units {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Units::F32 => "f32 arithmetic",
-            Units::Dot16 => "avx512_bf16",
-            Units::Amx => "amx_bf16",
-            Units::AmxModel => "a software model of amx_bf16",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -44,6 +39,16 @@ pub struct Unit {
 }
 
 impl Units {
+    /// Name for messages.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Units::F32 => "f32 arithmetic",
+            Units::Dot16 => "avx512_bf16",
+            Units::Amx => "amx_bf16",
+            Units::AmxModel => "a software model of amx_bf16",
+        }
+    }
+
     /// The fastest units of this processor. The first call asks the system for the tiles of AMX, if the
     /// processor has them.
     pub fn best() -> Self {

@@ -110,16 +110,17 @@ impl Unit for Broken {
 
 #[test]
 fn tiles_with_wrong_products_are_refused_at_the_first_use() {
-    assert_eq!(tried(&mut Model::new()), Ok(()));
+    assert_eq!(tried(|c, a, b| on_model(c, a, b, Write::Overwrite)), Ok(()));
     let mut broken = Broken { model: Model::new(), stops: false };
-    let lack = tried(&mut broken).unwrap_err().to_string();
+    let lack = tried(|c, a, b| in_blocks(&mut broken, c, a, b, Write::Overwrite)).unwrap_err().to_string();
     assert!(lack.starts_with("not used: ") && lack.contains("software model"), "{lack}");
 }
 
 #[test]
 fn tiles_are_released_if_a_gemm_ends_early() {
     let mut broken = Broken { model: Model::new(), stops: true };
-    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| tried(&mut broken)));
+    let gemm = || tried(|c, a, b| in_blocks(&mut broken, c, a, b, Write::Overwrite));
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(gemm));
     assert!(ended.is_err() && !broken.model.configured());
 }
 
