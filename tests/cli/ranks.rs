@@ -262,8 +262,14 @@ fn ranks_that_cannot_work_together_are_refused_with_one_message() {
     let mut command = mpirun(&bench, "-n 2");
     command.arg(mapl).args(words.split_whitespace()).args([":", "-n", "1", mapl]);
     command.args(words.replace("1e-3", "2e-3").split_whitespace());
-    let parts = ["--learning-rate is 0.001 on ranks 0 and 1, 0.002 on rank 2"];
+    let parts = ["the ranks differ in --learning-rate: 0.001 on ranks 0 and 1; 0.002 on rank 2; start every rank"];
     bench.finish(command, "two learning rates").fails(2, &parts);
+    // One path, two files.
+    bench.bash("mkdir other && head -n 9 pairs.jsonl > other/pairs.jsonl && ln -s ../model ../few.jsonl other").ok();
+    let mut command = mpirun(&bench, "-n 1");
+    command.arg(mapl).args(words.split_whitespace()).args([":", "-n", "1", "--wdir", "other", mapl]);
+    command.args(words.split_whitespace());
+    bench.finish(command, "two files").fails(2, &["the ranks differ in training data: "]);
     assert!(!bench.at("out").exists());
     bench
         .run(&train("dpo", "out", "--shard-optimizer on"))
