@@ -290,6 +290,27 @@ mod tests {
         }
     }
 
+    /// A shell that takes the name of a process, as a failing rank does.
+    #[test]
+    fn a_rank_that_reports_its_own_error_is_told_by_its_name() {
+        let mut shell = std::process::Command::new("sh");
+        shell
+            .args(["-c", &format!("printf '{ENDING}' > /proc/$$/comm; read line")])
+            .stdin(std::process::Stdio::piped());
+        let mut child = shell.spawn().unwrap();
+        let process = Process { rank: 5, id: child.id(), started: started(child.id()).unwrap() };
+        let (send, receive) = std::sync::mpsc::channel();
+        let ends = move |event: Event<'_>| {
+            let Event::Reported { rank } = event else { panic!("another event") };
+            send.send(rank).unwrap();
+        };
+        start(2, vec![process], || None, ends).unwrap();
+        let rank = receive.recv_timeout(Duration::from_secs(60));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(rank, Ok(5));
+    }
+
     #[test]
     fn what_the_transport_reports_is_told_by_the_lowest_rank_of_a_host() {
         let told = |own: usize, others: Vec<Process>| {

@@ -97,14 +97,14 @@ pub(super) fn call(name: &'static str, len: usize, number: Number, root: Option<
     Entry::Call(Call { name, len, number, root, stream: STREAM, offset })
 }
 
-/// Ranges of the gradient by unit in the order of the backward: score, if there is one, and final norm, the
-/// matrices and the rest of the layer, the embedding.
+/// Ranges of the gradient by unit in the order of the backward: final norm, layer, embedding. The score of a reward
+/// model is between the matrices and the rest of the layer.
 pub(super) fn spans(layout: &Layout) -> Vec<Range<usize>> {
-    let (layer, norm) = (&layout.layers[0], layout.final_norm.clone());
-    let rest = layer.input_norm.start..norm.start;
-    let score = layout.score.as_ref().map(|score| score.start..rest.start);
-    let matrices = layer.qkv.start..score.as_ref().map_or(rest.start, |score| score.start);
-    score.into_iter().chain([norm.start..layout.len, matrices, rest, 0..layer.qkv.start]).collect()
+    let (layer, norm) = (&layout.layers[0], layout.final_norm.start..layout.len);
+    let embedding = 0..layer.qkv.start;
+    let Some(score) = &layout.score else { return vec![norm.clone(), layer.qkv.start..norm.start, embedding] };
+    let (matrices, rest) = (layer.qkv.start..score.start, layer.input_norm.start..norm.start);
+    vec![score.start..rest.start, norm, matrices, rest, embedding]
 }
 
 /// Sums that begin under the backward, in its order, with all ops behind them from the end on.

@@ -33,7 +33,7 @@ const ACCUMULATION: usize = 2;
 /// Steps: the first one of a shape runs its ops, the second records them, the third replays them.
 const STEPS: usize = 3;
 
-/// Weights of the policy's and of the reference's seed.
+/// Seeds of the policy and of the reference.
 const SEEDS: [u64; 2] = [3, 4];
 
 /// What is trained.
@@ -82,7 +82,9 @@ impl Steps {
             numbers.extend([report.update.grad_norm, report.tally.kinds[0].loss].map(f64::to_bits));
         }
         let folder = tempfile::tempdir().unwrap();
-        let tokenizer = train_bpe(["fern and moss".to_owned()].into_iter(), 300).unwrap();
+        let tokens = folder.path().join("tokenizer");
+        let mut tokenizer = train_bpe(["fern and moss".to_owned()].into_iter(), 300).unwrap();
+        tokenizer.save_new(&tokens).unwrap();
         let saved = checkpoint::save(&trainer, &tokenizer, folder.path(), RunState::default(), &json!({})).unwrap();
         (numbers, bytes_below(&saved))
     }
