@@ -231,12 +231,12 @@ class Suite:
         if (cuda and not found) or not self.material():
             return
         joins = " --nccl-init env" if cuda else ""
-        updates, groups = (20, 8) if cuda else (3, 1)
+        updates, groups, accumulation = (20, 8, 2) if cuda else (2, 1, 1)
         for method, dtype in [("reward", "f32"), ("dpo", "bf16")]:
             words = (f"--model q/sft --train-file q/train-mapl.jsonl --max-steps {updates} --objective rows --learning-rate 6e-4 "
-                     f"--per-device-train-batch-size {groups} --gradient-accumulation-steps 2 --save-strategy no --device {self.options.device} "
-                     f"--dtype {dtype}")
-            sides = {"alone": "", "joined": joins, "joined sharded": joins and joins + " --shard-optimizer on"}
+                     f"--per-device-train-batch-size {groups} --gradient-accumulation-steps {accumulation} --save-strategy no "
+                     f"--device {self.options.device} --dtype {dtype}")
+            sides = {"alone": "", "joined": joins} | ({"joined sharded": joins + " --shard-optimizer on"} if cuda else {})
             runs = {side: f"nccl-{method}-{side.replace(' ', '-')}" for side in sides}
             for side, flags in sides.items():
                 code, text, seconds = self.mapl(runs[side], f"{method} {words} --output-dir {runs[side]}{flags}", **environment)
@@ -260,7 +260,7 @@ class Suite:
 
     def cost_of_nccl(self, joins, environment):
         """Time of a step with and without NCCL in alternation, and without CUDA graphs: with NCCL the last backward is not one."""
-        updates = 20 if joins else 4
+        updates, warmup = (20, 3) if joins else (3, 1)
         material = self.pairs_of("nccl", updates)
         if material is None:
             return
@@ -268,7 +268,8 @@ class Suite:
         times, rounds = {side: [] for side in sides}, 0
         began, longest = time.monotonic(), 0.0
         # The second round is in reverse order, so a drift of the clock meets both sides.
-        for order in [list(sides), list(sides)[::-1], list(sides)]:
+        orders = [list(sides), list(sides)[::-1], list(sides)]
+        for order in orders if joins else orders[:1]:
             if rounds and longest > self.left():
                 break
             for side in order:
@@ -278,7 +279,7 @@ class Suite:
                     return self.row("nccl", f"step {side}", "failed", f"exit code {code}: {text.strip()[-300:]}", seconds)
                 # `step_seconds` leaves out what passes between two steps.
                 at = [step["time"] for step in self.steps_of(log)]
-                times[side] += [after - before for before, after in zip(at[2:], at[3:])]
+                times[side] += [after - before for before, after in zip(at[warmup - 1:], at[warmup:])]
             rounds += 1
             began, longest = time.monotonic(), max(longest, time.monotonic() - began)
         self.same("nccl", "steps joined", "nccl-step-alone", "nccl-step-joined", updates)
