@@ -287,7 +287,7 @@ class Suite:
         self.facts["nccl"] = {"step_seconds": times, "rounds": rounds}
         cost, graphs = (100 * (median[side] / median["alone"] - 1) for side in ["joined", "no graphs"])
         reached = "reached" if cost <= NCCL_GOAL else "not reached"
-        detail = (f"{cost:+.2f} % of {1e3 * median['alone']:.1f} ms, goal {NCCL_GOAL:.0f} % {reached}; {graphs:+.2f} % without CUDA graphs; "
+        detail = (f"{cost:+.2f} % of {1e3 * median['alone']:.1f} ms, goal {NCCL_GOAL:.0f} % {reached}; alone without CUDA graphs {graphs:+.2f} %; "
                   f"{rounds} rounds")
         self.row("nccl", "cost of a step", "ok" if joins else "skipped", detail if joins else "requires a GPU; both sides were alone")
 
