@@ -9,7 +9,7 @@
 //     Sᵀ = K qᵀ; dPᵀ = V doᵀ
 //     Pᵀ = 2^(scale log2(e) Sᵀ - log2(e) lse), 0 for masked keys, while dPᵀ runs
 //     dSᵀ = Pᵀ (dPᵀ - delta); dV += Pᵀ do; dK += dSᵀ q
-//   dk = scale dK, dv = dV
+//   dk = scale dK, with RoPE rotated back (rope.cuh); dv = dV
 //
 // A step is 64 packed rows of one segment: floor(64 / group) tokens. Queries that see a key: later rows
 // of its segment, then the descendants of the segment. The heads of a group add up in the
@@ -23,6 +23,7 @@
 // 64, segments to 128 keys. Requirements as in the forward, and groups of at most 64 heads.
 #include "common.cuh"
 #include "attention_sm90.cuh"
+#include "rope.cuh"
 
 /// Packed rows of a step.
 EXPORT constexpr int ATTENTION_STEP_ROWS = 64;
@@ -214,7 +215,8 @@ DEVICE void produce(const KeyBuffers<HEAD>& at, const KeyInputs& in, int thread)
 
 /// Consumer: 64 keys of the items' tiles.
 template <int HEAD>
-DEVICE void consume(const KeyBuffers<HEAD>& at, const KeyInputs& in, bf16* dqkv, int consumer, int thread) {
+DEVICE void consume(const KeyBuffers<HEAD>& at, const KeyInputs& in, const RopeTables& tables, bf16* dqkv,
+                    int consumer, int thread) {
     using K = KeyBuffers<HEAD>;
     constexpr int ROWS = K::ROWS;
     int group = in.group(), step_tokens = ROWS / group, head_dim = in.fused.head_dim;
@@ -233,6 +235,12 @@ DEVICE void consume(const KeyBuffers<HEAD>& at, const KeyInputs& in, bf16* dqkv,
         for (int i = 0; i < HEAD / 2; ++i) {
             dk[i] = 0.0f;
             dv[i] = 0.0f;
+        }
+        int position[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            bool rotates = tables.positions != nullptr && key + 8 * half < tile.tokens;
+            position[half] = rotates ? tables.positions[tile.first + key + 8 * half] : 0;
         }
         wait_mbarrier(at.full_keys, loaded.phase);
         loaded.advance();
@@ -299,6 +307,11 @@ DEVICE void consume(const KeyBuffers<HEAD>& at, const KeyInputs& in, bf16* dqkv,
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             bool inside = key + 8 * half < tile.tokens;
+            if (tables.positions != nullptr) {
+                RopeAngles<HEAD> angles;
+                angles.load(tables, position[half], thread);
+                angles.rotate(dk, half, -1.0f);
+            }
             bf16* row = dqkv + (tile.first + key + 8 * half) * in.fused.stride() + 1LL * head * head_dim;
             store_row<HEAD>(row, dk, half, in.scale, head_dim, inside);
             store_row<HEAD>(row + 1LL * in.fused.kv_heads * head_dim, dv, half, 1.0f, head_dim, inside);
@@ -318,6 +331,9 @@ KERNELS(384, attention_bwd_kv_sm90, FOR(HEAD: 64 80 96 128), EARLY, ALONE(384))(
     const int* ancestor_offsets,      // (segments + 1)
     const int* ancestors,             // (ancestors)
     const int* work,                  // from attention_plan_sm90, for tiles of 128 keys
+    const int* positions,             // (tokens), or null: no RoPE. Otherwise head_dim is HEAD
+    const float* cos,                 // (positions, HEAD / 2)
+    const float* sin,                 // (positions, HEAD / 2)
     bf16* dqkv,                       // (tokens, heads + 2 kv_heads, head_dim)
     int tokens, int heads, int kv_heads, int head_dim, float scale) {
     using K = KeyBuffers<HEAD>;
@@ -341,6 +357,6 @@ KERNELS(384, attention_bwd_kv_sm90, FOR(HEAD: 64 80 96 128), EARLY, ALONE(384))(
         produce<HEAD>(at, in, thread);
     } else {
         increase_registers<224>();
-        consume<HEAD>(at, in, dqkv, group, thread);
+        consume<HEAD>(at, in, {positions, cos, sin}, dqkv, group, thread);
     }
 }

@@ -8,7 +8,7 @@
 //       S = Q Kᵀ; dP = dO Vᵀ
 //       P = 2^(scale log2(e) S - log2(e) lse), while dP runs
 //       dS = P (dP - delta), 0 for masked keys; dQ += dS K
-//     dq = scale dQ
+//     dq = scale dQ; with RoPE, rotated back (rope.cuh)
 //
 // Departures from FlashAttention-3's backward (arXiv 2407.08608): no atomics. One kernel owns the
 // gradients of queries, the next one those of keys and values, and both compute P and dS.
@@ -18,6 +18,7 @@
 // in the forward.
 #include "common.cuh"
 #include "attention_sm90.cuh"
+#include "rope.cuh"
 
 template <int HEAD>
 using Backward = PathBuffers<HEAD, 2, HEAD == 64 ? 2 : 1>;
@@ -25,7 +26,7 @@ using Backward = PathBuffers<HEAD, 2, HEAD == 64 ? 2 : 1>;
 /// Consumer: 64 rows of the items' tiles.
 template <int HEAD>
 DEVICE void consume(const Backward<HEAD>& at, const PathInputs& in, const bf16* dout, const bf16* o, const float* lse,
-                    float* stats, bf16* dqkv, int consumer, int thread) {
+                    const RopeTables& tables, float* stats, bf16* dqkv, int consumer, int thread) {
     using B = Backward<HEAD>;
     constexpr int KEYS = ATTENTION_KEYS;
     int group = in.group(), heads = in.fused.heads, head_dim = in.fused.head_dim;
@@ -38,11 +39,13 @@ DEVICE void consume(const Backward<HEAD>& at, const PathInputs& in, const bf16* 
         PathTile tile = items.tile();
         int length = tile.position + tile.tokens;
         float base[2], delta[2];
+        int position[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             int head = items.head() * group + row + 8 * half - token[half] * group;
             long long to = tile.first + token[half];
             bool inside = token[half] < tile.tokens;
+            position[half] = inside && tables.positions != nullptr ? tables.positions[to] : 0;
             float sum = 0.0f;
             // Rows of other segments give results that are not stored.
             for (int c = thread % 4 * 8; inside && c < head_dim; c += 32) {
@@ -127,6 +130,11 @@ DEVICE void consume(const Backward<HEAD>& at, const PathInputs& in, const bf16* 
         for (int half = 0; half < 2; ++half) {
             int head = items.head() * group + row + 8 * half - token[half] * group;
             long long to = tile.first + token[half];
+            if (tables.positions != nullptr) {
+                RopeAngles<HEAD> angles;
+                angles.load(tables, position[half], thread);
+                angles.rotate(dq, half, -1.0f);
+            }
             store_row<HEAD>(dqkv + to * in.fused.stride() + head * head_dim, dq, half, in.scale, head_dim,
                             token[half] < tile.tokens);
         }
@@ -146,6 +154,9 @@ KERNELS(384, attention_bwd_q_sm90, FOR(HEAD: 64 80 96 128), EARLY, ALONE(384))(
     const int* ancestor_offsets,      // (segments + 1)
     const int* ancestors,             // (ancestors)
     const int* work,                  // from attention_plan_sm90, for tiles of 128 / group tokens
+    const int* positions,             // (tokens), or null: no RoPE. Otherwise head_dim is HEAD
+    const float* cos,                 // (positions, HEAD / 2)
+    const float* sin,                 // (positions, HEAD / 2)
     float* stats,                     // (kv_heads, tokens, heads of the group, 2)
     bf16* dqkv,                       // (tokens, heads + 2 kv_heads, head_dim)
     int tokens, int heads, int kv_heads, int head_dim, float scale) {
@@ -170,6 +181,6 @@ KERNELS(384, attention_bwd_q_sm90, FOR(HEAD: 64 80 96 128), EARLY, ALONE(384))(
         produce_paths<HEAD>(at, in, thread);
     } else {
         increase_registers<224>();
-        consume<HEAD>(at, in, dout, o, lse, stats, dqkv, group, thread);
+        consume<HEAD>(at, in, dout, o, lse, {positions, cos, sin}, stats, dqkv, group, thread);
     }
 }

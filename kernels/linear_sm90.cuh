@@ -97,12 +97,27 @@ struct MatmulJob : Raster<H> {
         load_subtiles<H>(ring, SPLITS ? *c : *residual, row, 0, count, at, source_full, group);
     }
 
+    /// The thread's elements of a tile's bias.
+    DEVICE void load_bias(const bf16* bias, const Tile& tile, int thread) {
+        // n is a multiple of 8, so both elements of a pair are inside or both are outside.
+        int at = tile.column + 2 * thread;
+        bias_pair = at < p.n ? *reinterpret_cast<const uint32_t*>(bias + at) : 0u;
+    }
+
+    /// Puts the bias of the tile into the consumer's row of shared memory. All its threads call it.
+    DEVICE void share_bias(const Ring<H>& ring, int group, int thread) const {
+        // Overwriting the row is safe: the previous tile's last batch ended with a barrier of the consumer,
+        // after all its threads had read the row.
+        if (thread < H::COLUMNS / 2) {
+            ring.row(group)[thread] = bias_pair;
+        }
+        sync_named(1 + group, 128);  // the bias row is written before any thread reads it
+    }
+
     /// Bias and the residual of the first batch load during the main loop.
     DEVICE void prefetch(const Ring<H>& ring, const Tile& tile, int group, int thread) {
         if (!SPLITS && p.bias != nullptr) {
-            // n is a multiple of 8, so both elements of a pair are inside or both are outside.
-            int at = tile.column + 2 * thread;
-            bias_pair = at < p.n ? *reinterpret_cast<const uint32_t*>(p.bias + at) : 0u;
+            load_bias(p.bias, tile, thread);
         }
         if (!SPLITS && residual != nullptr && thread == 0) {
             load_source(ring, tile.row + (H::PING_PONG ? 0 : 64 * group), tile.column, 0, group);
@@ -126,12 +141,7 @@ struct MatmulJob : Raster<H> {
             sync_named(1 + group, 128);
         }
         if (!SPLITS && p.bias != nullptr) {
-            // Overwriting the bias row is safe: the previous tile's last batch ended with a barrier
-            // of the consumer, after all its threads had read the row.
-            if (thread < H::COLUMNS / 2) {
-                ring.row(group)[thread] = bias_pair;
-            }
-            sync_named(1 + group, 128);  // the bias row is written before any thread reads it
+            share_bias(ring, group, thread);
         }
         // Norms are of the final values, so the last split accumulates in registers.
         bool add = SPLITS && (p.add != 0 || split > 0);

@@ -78,6 +78,14 @@ struct alignas(8) Vec8 {
     uint32_t word[2];
 };
 
+/// Two f32, moved by one instruction.
+DEVICE void load_two(float* x, const float* from ACCESS_LINE) {
+    NOTE_ACCESS(from, 8, false);
+    Vec8 vec = *reinterpret_cast<const Vec8*>(from);
+    x[0] = float_of_bits(vec.word[0]);
+    x[1] = float_of_bits(vec.word[1]);
+}
+
 DEVICE void load_four(float (&x)[4], const float* from ACCESS_LINE) {
     Floats<float> n = load_floats(from PASS_LINE);
 #pragma unroll

@@ -232,7 +232,8 @@ bool deliver_load() {
     if (l.loads.empty()) {
         return false;
     }
-    size_t i = l.schedule == Schedule::RANDOM ? l.random.below(l.loads.size()) : l.loads.size() - 1;
+    size_t last = l.loads.size() - 1;
+    size_t i = l.schedule == Schedule::RANDOM ? l.random.below(l.loads.size()) : l.schedule == Schedule::LATE ? 0 : last;
     TmaLoad load = l.loads[i];
     l.loads.erase(l.loads.begin() + ptrdiff_t(i));
     deliver(load);

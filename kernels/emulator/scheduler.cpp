@@ -458,9 +458,9 @@ int lane() {
 bool deliver_now() {
     switch (fiber().launch->schedule) {
         case Schedule::RISING:
-        case Schedule::LATE:
             return true;
         case Schedule::FALLING:
+        case Schedule::LATE:
             return false;
         case Schedule::RANDOM:
             break;

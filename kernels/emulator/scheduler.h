@@ -39,6 +39,7 @@ constexpr size_t GAP = 64;
 
 /// Order of threads and blocks, and time at which asynchronous operations take effect. LATE is RISING
 /// with the first warp of each block as late as barriers allow: it usually initialises what others use.
+/// Asynchronous copies are late too: in FALLING the last one completes first, in LATE the first one.
 EXPORT enum class Schedule : int { RISING, FALLING, RANDOM, LATE };
 
 /// SplitMix64 generator.

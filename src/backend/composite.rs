@@ -59,3 +59,17 @@ pub(super) fn head_preference<B: Backend>(on: &B, mut a: HeadPreference<'_, B>) 
         dhead_write: a.dhead_write,
     })
 }
+
+/// [`Backend::linear_rope_fwd`] as two ops.
+pub(super) fn linear_rope_fwd<B: Backend>(on: &B, a: LinearRopeFwd<'_, B>) -> Result<()> {
+    let LinearRopeFwd { linear: LinearFwd { dims, x, weight, bias, residual, mut y }, rotation } = a;
+    on.linear_fwd(LinearFwd { dims, x, weight, bias, residual, y: y.reborrow() })?;
+    on.rope_fwd(rotation.of(y))
+}
+
+/// [`Backend::attention_rope_bwd`] as two ops.
+pub(super) fn attention_rope_bwd<B: Backend>(on: &B, a: AttentionRopeBwd<'_, B>) -> Result<()> {
+    let AttentionRopeBwd { attention: AttentionBwd { dims, do_, qkv, o, lse, tree, mut dqkv }, rotation } = a;
+    on.attention_bwd(AttentionBwd { dims, do_, qkv, o, lse, tree, dqkv: dqkv.reborrow() })?;
+    on.rope_bwd(rotation.of(dqkv))
+}

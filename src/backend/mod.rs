@@ -348,4 +348,9 @@ backend! {
     => composites:
     /// Vocabulary head, comparison losses and the gradients of both: from hidden rows to `dhidden`.
     head_preference, head_preference_impl, fuses_head_preference: HeadPreference;
+    /// Linear layer to queries, keys and values (NT), then RoPE of queries and keys.
+    linear_rope_fwd, linear_rope_fwd_impl, fuses_linear_rope_fwd: LinearRopeFwd;
+    /// Gradient of attention, then of RoPE: from the gradient of the output to that of the unrotated
+    /// queries, keys and values.
+    attention_rope_bwd, attention_rope_bwd_impl, fuses_attention_rope_bwd: AttentionRopeBwd;
 }

@@ -13,6 +13,7 @@ use super::own::{OwnContender, launching};
 use super::rates::{BenchBackend, Rates};
 use super::row::{Cache, Row};
 use super::shapes::{Case, MODELS, SQUARE, SizeLimits, cases, squares};
+use super::work::rotated::RotatedAttention;
 use super::work::{Call, Work};
 use crate::Result;
 use crate::backend::Backend;
@@ -198,8 +199,8 @@ pub(super) fn predict(work: &Work, gpu: &Properties, head_rows: usize) -> Result
     let copy = data_sheet(&gpu.name).map(|gpu| gpu.copy());
     let seconds = match work {
         _ if !chosen.is_empty() => Some(chosen.iter().map(|c| c.choice.seconds).sum::<f64>()),
-        Work::Attention(call) => {
-            let kernel = launched.iter().find(|l| l.kernel.starts_with(work.op())).map_or("", |l| l.kernel);
+        Work::Attention(call) | Work::RotatedAttention(RotatedAttention { attention: call, .. }) => {
+            let kernel = launched.iter().find(|l| l.kernel.starts_with(call.op())).map_or("", |l| l.kernel);
             call.predicted(Family::of(kernel), gpu.processors).filter(|_| gpu.compute_capability == (9, 0))
         }
         _ if uses_gemm_rate(work.op()) || work.op() == "attention_cached_fwd" => None,
@@ -210,6 +211,13 @@ pub(super) fn predict(work: &Work, gpu: &Properties, head_rows: usize) -> Result
             Some(row_wise(kernel, 1, bytes, tokens, (copy, gpu.processors)))
         }),
     };
+    // A rotation that no epilogue computes.
+    let pass = work.rotation().filter(|_| launched.iter().any(|l| l.kernel.starts_with("rope_")));
+    let pass = pass.zip(copy).map(|(dims, copy)| {
+        let bytes = dims.bytes(Precision::Bf16);
+        row_wise("rope_fwd", 1, bytes, dims.tokens, (copy, gpu.processors))
+    });
+    let seconds = seconds.map(|seconds| seconds + pass.unwrap_or(0.0));
     Ok(Prediction { microseconds: seconds.map(|seconds| 1e6 * seconds), workspace: on.scratch_bytes() })
 }
 

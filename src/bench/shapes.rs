@@ -14,6 +14,7 @@ use super::work::optim::{AdamWUpdate, GradientNorm};
 use super::work::preference::PreferenceLoss;
 use super::work::reward::RewardHead;
 use super::work::rope::RotaryEmbedding;
+use super::work::rotated::{RotatedAttention, RotatedLinear};
 use super::work::segment::SegmentSum;
 use super::work::{Call, Work, shape_text};
 use crate::backend::contract::*;
@@ -234,11 +235,19 @@ fn body(m: &ModelSizes, tokens: usize, add: &mut impl FnMut(&'static str, Work))
         _ => vec![Shape::Causal(512), Shape::Causal(2048), pair],
     };
     for shape in shapes {
-        for backward in [false, true] {
-            let (heads, kv_heads, head_dim) = (m.heads, m.kv_heads, m.head_dim);
-            let trees = (tokens / shape.tokens()).max(1);
-            add("attention", Attention { backward, shape, trees, heads, kv_heads, head_dim }.into());
+        let (heads, kv_heads, head_dim) = (m.heads, m.kv_heads, m.head_dim);
+        let trees = (tokens / shape.tokens()).max(1);
+        let attention = |backward| Attention { backward, shape, trees, heads, kv_heads, head_dim };
+        add("attention", attention(false).into());
+        add("attention", attention(true).into());
+        if m.gated {
+            let rotation = RotaryEmbedding::new(true, rope_dims(m, trees * shape.tokens()));
+            add("attention", RotatedAttention { attention: attention(true), rotation }.into());
         }
+    }
+    if m.gated {
+        let rotation = RotaryEmbedding::new(false, rope_dims(m, tokens));
+        add("qkv", RotatedLinear { inputs: m.hidden, bias: m.bias, rotation }.into());
     }
     let length = (tokens / 16).clamp(4, 512);
     let cached = AttentionCached {
@@ -256,16 +265,7 @@ fn body(m: &ModelSizes, tokens: usize, add: &mut impl FnMut(&'static str, Work))
         let dims = EmbeddingDims { tokens, vocab: m.vocab, hidden: m.hidden };
         add("embedding", Embedding::new(backward, dims).into());
         if m.gated {
-            let heads = m.heads + m.kv_heads;
-            let dims = RopeDims {
-                tokens,
-                heads,
-                unrotated_heads: m.kv_heads,
-                head_dim: m.head_dim,
-                rotated: m.head_dim,
-                positions: tokens.min(1024),
-            };
-            add("rotation", RotaryEmbedding::new(backward, dims).into());
+            add("rotation", RotaryEmbedding::new(backward, rope_dims(m, tokens)).into());
             let (heads, kv_heads, head_dim) = (m.heads, m.kv_heads, m.head_dim);
             let dims = QkNormDims { tokens, heads, kv_heads, head_dim, whole: false, eps: 1e-6, offset: 0.0 };
             // Of the models here none has this norm; it is timed at their sizes.
@@ -289,6 +289,18 @@ fn body(m: &ModelSizes, tokens: usize, add: &mut impl FnMut(&'static str, Work))
         add("qkv", BiasGrad { dims: LinearDims { tokens, inputs: m.hidden, outputs: fused } }.into());
     }
     add("comparisons", PreferenceLoss { groups: (tokens / 1024).max(1) }.into());
+}
+
+/// Rotation of whole heads.
+fn rope_dims(m: &ModelSizes, tokens: usize) -> RopeDims {
+    RopeDims {
+        tokens,
+        heads: m.heads + m.kv_heads,
+        unrotated_heads: m.kv_heads,
+        head_dim: m.head_dim,
+        rotated: m.head_dim,
+        positions: tokens.min(1024),
+    }
 }
 
 /// Every op at sizes that the reference computes quickly.

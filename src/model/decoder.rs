@@ -156,18 +156,13 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Arguments of RoPE on the queries and keys of a fused buffer of layer i, for tokens at `positions`.
-    pub(super) fn rope<'a>(
-        &'a self,
-        i: usize,
-        positions: View<'a, B::Idx>,
-        qkv_in_place: ViewMut<'a, B::Act>,
-    ) -> Rope<'a, B> {
+    /// RoPE of the queries and keys of layer i, for tokens at `positions`.
+    pub(super) fn rotation<'a>(&'a self, i: usize, positions: View<'a, B::Idx>) -> Rotation<'a, B> {
         let config = &self.config;
         let local = config.local_rope.as_ref().is_some_and(|local| local.layers.contains(&i));
         let tables = self.local_tables.as_ref().filter(|_| local).unwrap_or(&self.rope_tables);
         let table = tables.positions * config.rotated / 2;
-        Rope {
+        Rotation {
             dims: RopeDims {
                 tokens: positions.len,
                 heads: config.heads + config.kv_heads,
@@ -179,7 +174,6 @@ impl<B: Backend> Model<B> {
             positions,
             cos: View::first(&tables.cos, table),
             sin: View::first(&tables.sin, table),
-            qkv_in_place,
         }
     }
 
@@ -286,14 +280,18 @@ impl<B: Backend> Model<B> {
         let saved = &mut layers[layer];
         let x = if config.family.norms_in_front { &saved.attention_input } else { &streams[entry] };
         let x = View::first(x, tokens * hidden);
-        backend.linear_fwd(LinearFwd {
+        let linear = LinearFwd {
             dims: LinearDims { tokens, inputs: hidden, outputs: fused },
             x,
             weight: self.weight(&at.qkv),
             bias: at.qkv_bias.as_ref().map(|range| self.weight(range)),
             residual: self.low_rank(backend, lora.as_mut(), place(Group::Qkv), x, None)?,
             y: ViewMut::first(&mut saved.qkv, tokens * fused),
-        })?;
+        };
+        if at.qk_norm.is_none() && config.rotates(i) {
+            return backend.linear_rope_fwd(LinearRopeFwd { linear, rotation: self.rotation(i, positions) });
+        }
+        backend.linear_fwd(linear)?;
         if let Some(weight) = &at.qk_norm {
             let dims = self.qk_norm_dims(tokens);
             backend.qk_norm_fwd(QkNormFwd {
@@ -304,7 +302,7 @@ impl<B: Backend> Model<B> {
             })?;
         }
         if config.rotates(i) {
-            backend.rope_fwd(self.rope(i, positions, ViewMut::first(&mut saved.qkv, tokens * fused)))?;
+            backend.rope_fwd(self.rotation(i, positions).of(ViewMut::first(&mut saved.qkv, tokens * fused)))?;
         }
         Ok(())
     }

@@ -237,7 +237,7 @@ impl<B: Backend> Model<B> {
                 self.branch_bwd(backend, (tokens, i), (branches, Group::Output), g, dweight)?;
             }
         }
-        backend.attention_bwd(AttentionBwd {
+        let attention = AttentionBwd {
             dims: inputs.attention_dims(config, i),
             do_: View::first(&g.dattention, tokens * query),
             qkv: View::first(&saved.qkv, tokens * fused),
@@ -245,9 +245,13 @@ impl<B: Backend> Model<B> {
             lse: View::first(&saved.lse, config.heads * tokens),
             tree: inputs.tree,
             dqkv: ViewMut::first(&mut g.dqkv, tokens * fused),
-        })?;
-        if config.rotates(i) {
-            backend.rope_bwd(self.rope(i, inputs.positions, ViewMut::first(&mut g.dqkv, tokens * fused)))?;
+        };
+        match config.rotates(i) {
+            true => {
+                let rotation = self.rotation(i, inputs.positions);
+                backend.attention_rope_bwd(AttentionRopeBwd { attention, rotation })?;
+            }
+            false => backend.attention_bwd(attention)?,
         }
         if let Some(weight) = &at.qk_norm {
             let Some(x) = &saved.qk_input else { return Err(not_for_training()) };

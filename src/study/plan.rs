@@ -6,6 +6,7 @@
 //! are the same as in a real run.
 
 pub mod decode;
+mod estimates;
 pub mod memory;
 mod pair;
 pub(crate) mod ranks;
@@ -17,12 +18,9 @@ use half::bf16;
 use serde::Serialize;
 
 use crate::backend::Backend as _;
-use crate::backend::contract::{Bound, uses_gemm_rate};
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::device::Properties;
-use crate::backend::kernels::geometry::{Chosen, of_card};
 use crate::backend::kernels::rehearsal::Rehearsal;
-use crate::backend::probe::OpTime;
 use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{LossOptions, Method};
 use crate::model::config::{Head, ModelConfig};
@@ -31,13 +29,13 @@ use crate::model::lora::{Lora, LoraSpec};
 use crate::optim::adamw::AdamWSettings;
 use crate::perf::data_sheets::{DATA_SHEETS, data_sheet};
 use crate::perf::predict::attention::{Family, Heads, Segments, seconds};
-use crate::perf::predict::row_wise;
 use crate::train::batch::packing::PackedStep;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
+use estimates::{gemm_estimates, op_floor, predicted};
 use pair::synthetic_pair;
 pub use waves::LaunchEstimate;
-use waves::{launch_estimate, wave_efficiency};
+use waves::launch_estimate;
 
 /// Rates of a GPU. `copy` and `product` are rates that good programs reach, and `peak` is the data
 /// sheet's. All are given, not measured.
@@ -237,7 +235,9 @@ impl StepPlan {
         if !workload.dpo {
             config = if config.head == Head::Reward { config } else { config.into_reward(0)? };
         }
-        let backend = Kernels::<_, bf16>::probed(Rehearsal::of(&gpu.unbounded())).keeping_choices();
+        let backend = Kernels::<_, bf16>::probed(Rehearsal::of(&gpu.unbounded()))
+            .keeping_choices()
+            .with_apart_rotations(options.recorded_kernels);
         backend.set_max_head_rows(options.head_rows.unwrap_or(0));
         let method = if workload.dpo { Method::Dpo } else { Method::Reward };
         let loss = LossOptions::default().resolve(method, [1.0; 3], false)?;
@@ -280,13 +280,14 @@ impl StepPlan {
             .map(|op| {
                 let floor = op_floor(gpu, op);
                 let predicted_seconds = match op.op {
-                    "attention_fwd" | "attention_bwd" => {
-                        let kernel = launches.iter().find(|l| l.kernel.starts_with(op.op)).map_or("", |l| l.kernel);
+                    "attention_fwd" | "attention_bwd" | "attention_rope_bwd" => {
+                        let stem = op.op.replace("_rope", "");
+                        let kernel = launches.iter().find(|l| l.kernel.starts_with(&stem)).map_or("", |l| l.kernel);
                         let family = match options.recorded_kernels {
                             true => Family::Recorded,
                             false => Family::of(kernel),
                         };
-                        let call = seconds(family, op.op == "attention_bwd", &segments, heads, gpu.processors);
+                        let call = seconds(family, stem == "attention_bwd", &segments, heads, gpu.processors);
                         call.map_or(floor.floor_seconds, |call| (op.calls as f64 * call).max(floor.floor_seconds))
                     }
                     _ => {
@@ -431,63 +432,5 @@ impl StepPlan {
             100.0 * self.utilisation
         );
         out
-    }
-}
-
-/// GEMMs by op and size, with the selected tiles and the time predicted for the GPU.
-fn gemm_estimates(gpu: &GpuRates, chosen: &[Chosen]) -> Vec<GemmEstimate> {
-    let mut products: Vec<GemmEstimate> = Vec::new();
-    for c in chosen {
-        let cut = of_card(c.sizes, c.choice, gpu.processors);
-        let gemm = GemmEstimate {
-            op: c.op,
-            m: c.sizes.m,
-            n: c.sizes.n,
-            k: c.sizes.k,
-            calls: 1,
-            tile: cut.tile.name(),
-            parts: cut.splits,
-            waves: cut.waves,
-            predicted_seconds: cut.seconds,
-        };
-        match products.iter_mut().find(|p| (p.op, p.m, p.n, p.k) == (gemm.op, gemm.m, gemm.n, gemm.k)) {
-            Some(same) => same.calls += 1,
-            None => products.push(gemm),
-        }
-    }
-    products
-}
-
-/// Predicted seconds of an op: by its selected tiles; else by bytes and latency, or for GEMMs its
-/// floor over the wave efficiency. Not for attention over trees.
-fn predicted(
-    op: &OpFloor,
-    kernel: &str,
-    products: &[GemmEstimate],
-    launches: &[LaunchEstimate],
-    (gpu, tokens): (&GpuRates, usize),
-) -> f64 {
-    if !uses_gemm_rate(&op.op) {
-        return row_wise(kernel, op.calls, op.bytes, tokens, (gpu.copy, gpu.processors));
-    }
-    let of_op = products.iter().filter(|p| p.op == op.op);
-    let chosen: f64 = of_op.map(|p| p.calls as f64 * p.predicted_seconds).sum();
-    // Tiles are predicted where they were measured, and a floor by a lower GEMM rate does not bound them.
-    if chosen > 0.0 {
-        return chosen.max(op.bytes as f64 / gpu.copy);
-    }
-    op.floor_seconds / wave_efficiency(&op.op, launches)
-}
-
-fn op_floor(gpu: &GpuRates, op: &OpTime) -> OpFloor {
-    let (floor_seconds, bound) = op.cost.floor(op.op, gpu.copy, gpu.product);
-    OpFloor {
-        op: op.op.into(),
-        calls: op.calls,
-        flops: op.cost.flops,
-        bytes: op.cost.bytes,
-        bound: if bound == Bound::Gemm { "product" } else { "copy" },
-        floor_seconds,
-        predicted_seconds: floor_seconds,
     }
 }

@@ -5,6 +5,7 @@
 //! under test and compares with the reference on the same rounded inputs. A new backend is one more
 //! line in that macro.
 
+mod attention;
 pub mod compare;
 pub mod comparisons;
 mod elementwise;

@@ -5,11 +5,12 @@ use std::ops::Range;
 use mapl::backend::contract::*;
 use mapl::backend::{Backend, Write};
 
+pub use super::attention::{
+    RotationInputs, attention_bwd, attention_cached_fwd, attention_fwd, attention_rope_bwd, linear_rope_fwd, rope,
+};
 pub use super::comparisons::{CURVES, LINKS, Preference, preference};
 pub use super::elementwise::{gelu_bwd, gelu_fwd, layer_norm_bwd, layer_norm_fwd, scale};
 pub use super::norms::{NormBwdInputs, norm_bwd, norm_fwd, norm_on_base, qk_norm_bwd, qk_norm_fwd};
-use super::paths::HostPaths;
-use super::trees::HostTree;
 use super::{On, Outputs, runs_of};
 
 pub fn embedding_fwd<B: Backend>(on: &On<B>, d: EmbeddingDims, ids: &[i32], table: &[f64]) -> Outputs {
@@ -152,27 +153,6 @@ pub fn bias_bwd<B: Backend>(on: &On<B>, d: LinearDims, dy: &[f64], dbias: &[f64]
     vec![("dbias", on.read_acc(&dbias))]
 }
 
-/// Rotates forward, or backward if `back`.
-pub fn rope<B: Backend>(
-    on: &On<B>,
-    d: RopeDims,
-    positions: &[i32],
-    tables: (&[f64], &[f64]),
-    qkv: &[f64],
-    back: bool,
-) -> Outputs {
-    let (positions, cos, sin) = (on.idx(positions), on.acc(tables.0), on.acc(tables.1));
-    let mut qkv = on.act(qkv);
-    let args =
-        Rope { dims: d, positions: positions.view(), cos: cos.view(), sin: sin.view(), qkv_in_place: qkv.view_mut() };
-    if back {
-        on.backend.rope_bwd(args).unwrap()
-    } else {
-        on.backend.rope_fwd(args).unwrap()
-    }
-    vec![("qkv", on.read_act(&qkv))]
-}
-
 pub fn glu_fwd<B: Backend>(on: &On<B>, d: GluDims, gate_up: &[f64]) -> Outputs {
     let (gate_up, mut act) = (on.act(gate_up), on.act_out(d.tokens * d.intermediate));
     on.backend.glu_fwd(GluFwd { dims: d, gate_up: gate_up.view(), act: act.view_mut() }).unwrap();
@@ -185,70 +165,6 @@ pub fn glu_bwd<B: Backend>(on: &On<B>, d: GluDims, dact: &[f64], gate_up: &[f64]
     let args = GluBwd { dims: d, dact: dact.view(), gate_up: gate_up.view(), dgate_up: dgate_up.view_mut() };
     on.backend.glu_bwd(args).unwrap();
     vec![("dgate_up", on.read_act(&dgate_up))]
-}
-
-pub fn attention_fwd<B: Backend>(on: &On<B>, d: AttentionDims, tree: &HostTree, qkv: &[f64]) -> Outputs {
-    let tables = [&tree.starts, &tree.ancestor_offsets, &tree.ancestors, &tree.trees].map(|t| on.idx(t));
-    let [starts, ancestor_offsets, ancestors, trees] = tables.each_ref().map(|t| t.view());
-    let qkv = on.act(qkv);
-    let (mut o, mut lse) = (on.act_out(d.tokens * d.heads * d.head_dim), on.acc_out(d.heads * d.tokens));
-    let args = AttentionFwd {
-        dims: d,
-        qkv: qkv.view(),
-        tree: Tree { starts, ancestor_offsets, ancestors, trees },
-        o: o.view_mut(),
-        lse: lse.view_mut(),
-    };
-    on.backend.attention_fwd(args).unwrap();
-    vec![("o", on.read_act(&o)), ("lse", on.read_acc(&lse))]
-}
-
-/// `forward` is the output of [`attention_fwd`].
-pub fn attention_bwd<B: Backend>(
-    on: &On<B>,
-    d: AttentionDims,
-    tree: &HostTree,
-    qkv: &[f64],
-    do_: &[f64],
-    forward: &Outputs,
-) -> Outputs {
-    let tables = [&tree.starts, &tree.ancestor_offsets, &tree.ancestors, &tree.trees].map(|t| on.idx(t));
-    let [starts, ancestor_offsets, ancestors, trees] = tables.each_ref().map(|t| t.view());
-    let (qkv, do_, o, lse) = (on.act(qkv), on.act(do_), on.act(&forward[0].1), on.acc(&forward[1].1));
-    let mut dqkv = on.act_out(qkv.len);
-    let args = AttentionBwd {
-        dims: d,
-        do_: do_.view(),
-        qkv: qkv.view(),
-        o: o.view(),
-        lse: lse.view(),
-        tree: Tree { starts, ancestor_offsets, ancestors, trees },
-        dqkv: dqkv.view_mut(),
-    };
-    on.backend.attention_bwd(args).unwrap();
-    vec![("dqkv", on.read_act(&dqkv))]
-}
-
-/// Returns o, and the cache after the call.
-pub fn attention_cached_fwd<B: Backend>(
-    on: &On<B>,
-    d: AttentionCachedDims,
-    paths: &HostPaths,
-    qkv: &[f64],
-    cache: &[f64],
-) -> Outputs {
-    let tables = [&paths.starts, &paths.span_offsets, &paths.spans, &paths.slots].map(|t| on.idx(t));
-    let [starts, span_offsets, spans, slots] = tables.each_ref().map(|t| t.view());
-    let (qkv, mut cache, mut o) = (on.act(qkv), on.act(cache), on.act_out(d.tokens * d.heads * d.head_dim));
-    let args = AttentionCachedFwd {
-        dims: d,
-        qkv: qkv.view(),
-        paths: Paths { starts, span_offsets, spans, slots },
-        cache: cache.view_mut(),
-        o: o.view_mut(),
-    };
-    on.backend.attention_cached_fwd(args).unwrap();
-    vec![("o", on.read_act(&o)), ("cache", on.read_act(&cache))]
 }
 
 pub fn head_logprob_fwd<B: Backend>(

@@ -212,6 +212,25 @@ fn every_op<B: Backend>(b: &B) {
         });
     }
 
+    let rotation = |l: &Lengths| Rotation {
+        dims: RopeDims { tokens: 3, heads: 2, unrotated_heads: 1, head_dim: 4, rotated: 4, positions: 6 },
+        positions: View::first(i, l.of("positions", 3)),
+        cos: View::first(s, l.of("cos", 12)),
+        sin: View::first(s, l.of("sin", 12)),
+    };
+    probe("linear_rope_fwd", c, |l| {
+        let mut y = act(b);
+        let linear = LinearFwd {
+            dims: LinearDims { tokens: 3, inputs: 4, outputs: 12 },
+            x: View::first(a, l.of("x", 12)),
+            weight: View::first(a, l.of("weight", 48)),
+            bias: Some(View::first(a, l.of("bias", 12))),
+            residual: Some(View::first(a, l.of("residual", 36))),
+            y: ViewMut::first(&mut y, l.of("y", 36)),
+        };
+        b.linear_rope_fwd(LinearRopeFwd { linear, rotation: rotation(l) })
+    });
+
     let d = GluDims { tokens: 3, intermediate: 4, gelu: None };
     probe("glu_fwd", c, |l| {
         let mut out = act(b);
@@ -397,6 +416,26 @@ fn invalid_sizes_are_rejected() {
         qkv_in_place: ViewMut::first(&mut qkv, 3),
     });
     assert!(matches!(odd, Err(Error::Contract { what: "rotated", .. })), "{odd:?}");
+    // A rotation of other rows than the layer's.
+    let rotated = |tokens, heads| {
+        let mut y = act(&b);
+        let linear = LinearFwd {
+            dims: LinearDims { tokens: 2, inputs: 1, outputs: 6 },
+            x: View::first(&a, 2),
+            weight: View::first(&a, 6),
+            bias: None,
+            residual: None,
+            y: ViewMut::first(&mut y, 12),
+        };
+        let dims = RopeDims { tokens, heads, unrotated_heads: 1, head_dim: 2, rotated: 2, positions: 1 };
+        let (positions, table) = (View::first(&i, tokens), View::first(&s, 1));
+        b.linear_rope_fwd(LinearRopeFwd { linear, rotation: Rotation { dims, positions, cos: table, sin: table } })
+    };
+    assert!(rotated(2, 2).is_ok());
+    for (result, what) in [(rotated(3, 2), "rotation.tokens"), (rotated(2, 1), "rotation.width")] {
+        let Err(Error::Contract { op: "linear_rope_fwd", what: named, .. }) = result else { panic!("{result:?}") };
+        assert_eq!(named, what);
+    }
     let (mut y, mut rstd) = (act(&b), acc(&b));
     let alone = b.norm_fwd(NormFwd {
         dims: NormDims { tokens: 1, hidden: 4, eps: 1e-6, offset: 0.0 },

@@ -50,6 +50,8 @@ cases! {
     rope: rope::rope => ["rope_bwd"];
     rope_of_a_part_of_each_head: rope::partial => ["rope_bwd"];
     rope_bwd_is_the_transpose: rope::rope_transpose => ["rope_bwd"];
+    linear_rope_equals_linear_then_rope: rope::linear => ["linear_rope_fwd"];
+    attention_of_rotated_heads: rope::attention => ["attention_rope_bwd"];
     glu: glu::glu => ["glu_bwd"];
     linear_glu: glu::linear_glu => ["linear_glu_bwd"];
     attention_over_trees: attention::trees => ["attention_bwd"];

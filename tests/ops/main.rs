@@ -22,6 +22,7 @@ mod backends {
     mod preference;
     mod reward;
     mod rope;
+    mod rope_sm90;
     mod scale;
     mod segment;
 }

@@ -54,7 +54,7 @@ fn floors_match_the_rates_and_tiles_match_the_sizes() {
     let plan = qwen_step();
     let op = |name: &str| plan.ops.iter().find(|op| op.op == name).unwrap();
     let forward = op("linear_fwd");
-    assert_eq!((forward.calls, forward.bound), (2 * 24 * 3, "product"));
+    assert_eq!((forward.calls, forward.bound), (2 * 24 * 2, "product"));
     assert_eq!(forward.floor_seconds, forward.flops as f64 / 790e12);
     let norm = op("norm_fwd");
     assert_eq!((norm.calls, norm.bound), (2 * 49, "copy"));
@@ -62,12 +62,15 @@ fn floors_match_the_rates_and_tiles_match_the_sizes() {
     assert_eq!(plan.floor_seconds, plan.ops.iter().map(|op| op.floor_seconds).sum::<f64>());
     assert_eq!(plan.predicted_seconds, plan.ops.iter().map(|op| op.predicted_seconds).sum::<f64>());
     // The output, down and fused QKV projections, run by policy and reference.
-    for (n, k) in [(896, 896), (896, 4864), (1152, 896)] {
-        let found = plan.products.iter().find(|p| (p.op, p.m, p.n, p.k) == ("linear_fwd", 16_352, n, k)).unwrap();
+    for (op, n, k) in [("linear_fwd", 896, 896), ("linear_fwd", 896, 4864), ("linear_rope_fwd", 1152, 896)] {
+        let found = plan.products.iter().find(|p| (p.op, p.m, p.n, p.k) == (op, 16_352, n, k)).unwrap();
         assert_eq!(found.calls, 2 * 24, "{found:?}");
         let floor = 2.0 * (16_352 * n * k) as f64 / 790e12;
         assert!(found.predicted_seconds > floor && found.predicted_seconds < 1.6 * floor + 10e-6, "{found:?}");
     }
+    // Rotations are in the epilogues of the QKV GEMM and of attention's gradients.
+    assert!(plan.ops.iter().all(|op| !op.op.starts_with("rope_")) && op("attention_rope_bwd").calls == 24);
+    assert!(plan.launches.iter().all(|launch| !launch.kernel.starts_with("rope_")));
     // The head: one GEMM for the reference, three for the policy and its gradients.
     let head: Vec<(&str, u64)> =
         plan.products.iter().filter(|p| p.op.starts_with("head_")).map(|p| (p.op, p.calls)).collect();

@@ -187,7 +187,12 @@ pub struct AttentionBwd<'a, B: Backend> {
 
 impl<B: Backend> AttentionBwd<'_, B> {
     pub(crate) fn check(&self) -> Result<()> {
-        let (op, d) = ("attention_bwd", self.dims);
+        self.check_as("attention_bwd")
+    }
+
+    /// Checks the arguments as those of another op.
+    pub(super) fn check_as(&self, op: &'static str) -> Result<()> {
+        let d = self.dims;
         d.check(op)?;
         self.tree.check(op, &d)?;
         expect_len(op, "do", self.do_.len, d.tokens * d.heads * d.head_dim)?;

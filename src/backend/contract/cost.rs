@@ -222,6 +222,22 @@ impl<B: Backend> Costed for AttentionBwd<'_, B> {
     }
 }
 
+impl<B: Backend> Costed for LinearRopeFwd<'_, B> {
+    /// The rotation moves nothing that the GEMM does not move.
+    fn cost(&self) -> Cost {
+        let linear = self.linear.cost();
+        Cost::new(linear.bytes + idx(self.rotation.dims.tokens), linear.flops + self.rotation.dims.flops())
+    }
+}
+
+impl<B: Backend> Costed for AttentionRopeBwd<'_, B> {
+    /// The rotation moves nothing that the gradient does not move.
+    fn cost(&self) -> Cost {
+        let attention = self.attention.cost();
+        Cost::new(attention.bytes + idx(self.rotation.dims.tokens), attention.flops + self.rotation.dims.flops())
+    }
+}
+
 impl<B: Backend> Costed for AttentionCachedFwd<'_, B> {
     fn cost(&self) -> Cost {
         let d = &self.dims;
@@ -359,7 +375,7 @@ pub enum Bound {
 }
 
 /// Ops whose FLOPs run as GEMMs. The FLOPs of all other ops are free compared with their bytes.
-const GEMM_OPS: [&str; 10] = [
+const GEMM_OPS: [&str; 12] = [
     "linear_fwd",
     "linear_bwd_input",
     "linear_bwd_weight",
@@ -370,6 +386,8 @@ const GEMM_OPS: [&str; 10] = [
     "head_logprob_fwd",
     "head_logprob_bwd",
     "head_preference",
+    "linear_rope_fwd",
+    "attention_rope_bwd",
 ];
 
 /// Whether the FLOPs of an op count against GEMM throughput.

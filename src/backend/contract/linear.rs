@@ -51,7 +51,12 @@ pub struct LinearFwd<'a, B: Backend> {
 
 impl<B: Backend> LinearFwd<'_, B> {
     pub(crate) fn check(&self) -> Result<()> {
-        let (op, d) = ("linear_fwd", self.dims);
+        self.check_as("linear_fwd")
+    }
+
+    /// Checks the arguments as those of another op.
+    pub(super) fn check_as(&self, op: &'static str) -> Result<()> {
+        let d = self.dims;
         expect_len(op, "x", self.x.len, d.tokens * d.inputs)?;
         expect_len(op, "weight", self.weight.len, d.outputs * d.inputs)?;
         expect_len(op, "bias", self.bias.map_or(d.outputs, |b| b.len), d.outputs)?;

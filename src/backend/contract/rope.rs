@@ -1,6 +1,6 @@
 //! Contract of rotary position embeddings (RoPE, arXiv 2104.09864).
 
-use super::{Precision, Result, expect, expect_len};
+use super::{AttentionBwd, LinearFwd, Precision, Result, expect, expect_len};
 use crate::backend::{Backend, View, ViewMut};
 
 /// Sizes of [`Rope`]: a fused row holds `heads` rotated heads (queries, then keys), then
@@ -23,8 +23,13 @@ pub struct RopeDims {
 
 impl RopeDims {
     /// Bytes: the rotated elements are read and written.
-    pub(super) fn bytes(&self, precision: Precision) -> u64 {
+    pub(crate) fn bytes(&self, precision: Precision) -> u64 {
         2 * (self.tokens * self.heads * self.rotated) as u64 * precision.act_bytes()
+    }
+
+    /// Elements of a fused row.
+    pub(crate) fn width(&self) -> usize {
+        (self.heads + self.unrotated_heads) * self.head_dim
     }
 
     /// FLOPs: two multiplications and an addition per element.
@@ -51,11 +56,75 @@ pub struct Rope<'a, B: Backend> {
 impl<B: Backend> Rope<'_, B> {
     pub(crate) fn check(&self) -> Result<()> {
         let (op, d) = ("rope", self.dims);
-        let fits = d.rotated.is_multiple_of(2) && d.rotated <= d.head_dim;
-        expect(op, "rotated", fits, "an even number of at most head_dim", d.rotated)?;
-        expect_len(op, "positions", self.positions.len, d.tokens)?;
-        expect_len(op, "cos", self.cos.len, d.positions * d.rotated / 2)?;
-        expect_len(op, "sin", self.sin.len, d.positions * d.rotated / 2)?;
-        expect_len(op, "qkv", self.qkv_in_place.len, d.tokens * (d.heads + d.unrotated_heads) * d.head_dim)
+        check_tables(op, &d, [self.positions.len, self.cos.len, self.sin.len])?;
+        expect_len(op, "qkv", self.qkv_in_place.len, d.tokens * d.width())
+    }
+}
+
+fn check_tables(op: &'static str, d: &RopeDims, [positions, cos, sin]: [usize; 3]) -> Result<()> {
+    let fits = d.rotated.is_multiple_of(2) && d.rotated <= d.head_dim;
+    expect(op, "rotated", fits, "an even number of at most head_dim", d.rotated)?;
+    expect_len(op, "positions", positions, d.tokens)?;
+    expect_len(op, "cos", cos, d.positions * d.rotated / 2)?;
+    expect_len(op, "sin", sin, d.positions * d.rotated / 2)
+}
+
+/// A rotation that is a part of another op, which owns the fused rows.
+pub struct Rotation<'a, B: Backend> {
+    /// Sizes, as of [`Rope`].
+    pub dims: RopeDims,
+    /// (tokens)
+    pub positions: View<'a, B::Idx>,
+    /// (positions, rotated / 2)
+    pub cos: View<'a, B::Acc>,
+    /// (positions, rotated / 2)
+    pub sin: View<'a, B::Acc>,
+}
+
+impl<'a, B: Backend> Rotation<'a, B> {
+    /// The rotation as an op of its own, on these fused rows.
+    pub fn of(&self, qkv_in_place: ViewMut<'a, B::Act>) -> Rope<'a, B> {
+        Rope { dims: self.dims, positions: self.positions, cos: self.cos, sin: self.sin, qkv_in_place }
+    }
+
+    fn check(&self, op: &'static str, width: usize) -> Result<()> {
+        let d = self.dims;
+        check_tables(op, &d, [self.positions.len, self.cos.len, self.sin.len])?;
+        expect_len(op, "rotation.width", d.width(), width)
+    }
+}
+
+/// [`LinearFwd`] to fused rows, then the rotation of its result: y is rounded once where both are one
+/// kernel.
+pub struct LinearRopeFwd<'a, B: Backend> {
+    /// The linear layer. Its `outputs` are the elements of a fused row.
+    pub linear: LinearFwd<'a, B>,
+    /// Rotation of `linear.y`.
+    pub rotation: Rotation<'a, B>,
+}
+
+impl<B: Backend> LinearRopeFwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, linear) = ("linear_rope_fwd", self.linear.dims);
+        self.linear.check_as(op)?;
+        expect_len(op, "rotation.tokens", self.rotation.dims.tokens, linear.tokens)?;
+        self.rotation.check(op, linear.outputs)
+    }
+}
+
+/// [`AttentionBwd`], then the inverse rotation of the gradients of queries and keys.
+pub struct AttentionRopeBwd<'a, B: Backend> {
+    /// The gradient of attention.
+    pub attention: AttentionBwd<'a, B>,
+    /// Rotation of the queries and keys; `attention.dqkv` rotates back.
+    pub rotation: Rotation<'a, B>,
+}
+
+impl<B: Backend> AttentionRopeBwd<'_, B> {
+    pub(crate) fn check(&self) -> Result<()> {
+        let (op, d) = ("attention_rope_bwd", self.attention.dims);
+        self.attention.check_as(op)?;
+        expect_len(op, "rotation.tokens", self.rotation.dims.tokens, d.tokens)?;
+        self.rotation.check(op, d.fused_heads() * d.head_dim)
     }
 }

@@ -190,7 +190,7 @@ pub(super) fn attention_bwd<D: Device, A: Element>(
     if d.tokens == 0 {
         return Ok(());
     }
-    if hopper::attention_bwd(k, &mut a)? {
+    if hopper::attention_bwd(k, &mut a, None)? {
         return Ok(());
     }
     let mut scratch = k.scratch()?;

@@ -94,7 +94,8 @@ pub enum Schedule {
     Falling,
     /// Random for every launch, from a seed.
     Random(u64),
-    /// Ascending, but the first warp of each block runs only if no other thread can.
+    /// Ascending, but the first warp of each block runs only if no other thread can, and copies complete
+    /// when they are waited for, the oldest first.
     Late,
 }
 

@@ -228,10 +228,22 @@ pub(super) fn retile(
     processors: usize,
     allowed: impl Fn(Tile) -> bool,
 ) -> Choice {
+    fastest(times, s, choice.splits, processors, allowed).unwrap_or(choice)
+}
+
+/// The tile with the least time of those that `allowed` permits and that can have these splits; `None` if
+/// there is none.
+pub(super) fn fastest(
+    times: &TileTimes,
+    s: Sizes,
+    splits: usize,
+    processors: usize,
+    allowed: impl Fn(Tile) -> bool,
+) -> Option<Choice> {
     let tiles = Tile::ALL.into_iter().filter(|&tile| tile.blocks() <= processors.max(1) && allowed(tile));
-    let choices = tiles.map(|tile| cut_by(times, s, tile, choice.splits, processors.max(1)));
-    let same = choices.filter(|other| other.splits == choice.splits);
-    same.min_by(|a, b| a.seconds.total_cmp(&b.seconds)).unwrap_or(choice)
+    let choices = tiles.map(|tile| cut_by(times, s, tile, splits, processors.max(1)));
+    let same = choices.filter(|other| other.splits == splits);
+    same.min_by(|a, b| a.seconds.total_cmp(&b.seconds))
 }
 
 /// Adapts a choice for `PLANNED_PROCESSORS` to another number of multiprocessors: the same

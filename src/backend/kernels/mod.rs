@@ -24,6 +24,7 @@ mod observed;
 mod optim;
 pub(crate) mod own;
 mod own_curve;
+mod pointers;
 mod preference;
 pub(crate) mod rehearsal;
 mod reward;
@@ -52,11 +53,13 @@ use super::contract::*;
 use super::probe::{OpTime, Probe};
 use super::{Backend, Buffer, View, ViewMut, composite};
 use crate::{Error, Result};
-use device::{ConstPtr, Device, Element, MutPtr};
+use device::{Device, Element};
 use geometry::{Choice, Chosen, Sizes, TileTimes};
 use hopper::Hopper;
 use launchers::WARP;
 use observed::Observed;
+pub use pointers::address;
+use pointers::{read, read_option, write, write_option};
 use rayon::prelude::*;
 use scratch::{Piece, Scratch};
 
@@ -93,6 +96,8 @@ pub struct Kernels<D: Device, A> {
     recording: AtomicBool,
     /// Use of the Hopper kernels.
     hopper: Hopper,
+    /// RoPE as an op of its own, in no epilogue.
+    apart_rotations: bool,
     /// Constants of the tile choice that were fitted on this GPU.
     tile_times: Option<&'static TileTimes>,
     /// Maximum number of head rows at once; 0 for the default.
@@ -116,6 +121,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
             observed: Mutex::default(),
             recording: AtomicBool::new(false),
             hopper: Hopper::of_environment(),
+            apart_rotations: false,
             tile_times: tile_file::of_device::<D>(&device.properties().name),
             device,
             head_rows: AtomicUsize::new(0),
@@ -134,6 +140,11 @@ impl<D: Device, A: Element> Kernels<D, A> {
     /// Sets the use of the Hopper kernels.
     pub fn with_hopper(self, hopper: Hopper) -> Self {
         Self { hopper, ..self }
+    }
+
+    /// Runs RoPE as an op of its own, as the recorded step did, instead of in epilogues.
+    pub(crate) fn with_apart_rotations(self, apart_rotations: bool) -> Self {
+        Self { apart_rotations, ..self }
     }
 
     /// Sets the most rows of a chunk of [`Backend::head_preference`], if it works in chunks.
@@ -209,31 +220,6 @@ fn warp_vectors<A>(width: usize) -> usize {
     width.div_ceil(WARP * 16 / size_of::<A>())
 }
 
-/// Pointer to a view for reading.
-fn read<D: Device, T>(view: View<'_, Array<D, T>>) -> ConstPtr<T> {
-    ConstPtr::new(D::address(&view.buffer.memory), view.start)
-}
-
-/// Device address of a view, for libraries that benchmarks compare with the kernels.
-pub fn address<D: Device, T>(view: View<'_, Array<D, T>>) -> u64 {
-    read(view).address()
-}
-
-/// Pointer to a view for reading; null if it is absent.
-fn read_option<D: Device, T>(view: Option<View<'_, Array<D, T>>>) -> ConstPtr<T> {
-    view.map_or(ConstPtr::NONE, read)
-}
-
-/// Pointer to a view for writing.
-fn write<D: Device, T>(view: &mut ViewMut<'_, Array<D, T>>) -> MutPtr<T> {
-    MutPtr::new(D::address(&view.buffer.memory), view.start)
-}
-
-/// Pointer to a view for writing; null if it is absent.
-fn write_option<D: Device, T>(view: &mut Option<ViewMut<'_, Array<D, T>>>) -> MutPtr<T> {
-    view.as_mut().map_or(MutPtr::NONE, write)
-}
-
 /// The `add` parameter of kernels: 1 if the output is added to, 0 if it is overwritten.
 fn adds(write: super::Write) -> i32 {
     i32::from(write == super::Write::Add)
@@ -260,7 +246,7 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     const ASYNCHRONOUS: bool = D::ASYNCHRONOUS;
     const NAME: &'static str = D::NAME;
     const PRECISION: Precision = A::PRECISION;
-    const NUMERICS: u32 = 8;
+    const NUMERICS: u32 = 9;
 
     fn probe(&self) -> Option<&Probe> {
         self.probe.as_ref()
@@ -476,6 +462,18 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     }
     fn fuses_head_preference(&self, a: &HeadPreference<'_, Self>) -> bool {
         hopper::head::fuses_preference(self, a)
+    }
+    fn linear_rope_fwd_impl(&self, a: LinearRopeFwd<'_, Self>) -> Result<()> {
+        hopper::rope::linear_rope_fwd(self, a)
+    }
+    fn fuses_linear_rope_fwd(&self, a: &LinearRopeFwd<'_, Self>) -> bool {
+        hopper::rope::tile(self, a).is_some()
+    }
+    fn attention_rope_bwd_impl(&self, a: AttentionRopeBwd<'_, Self>) -> Result<()> {
+        hopper::rope::attention_rope_bwd(self, a)
+    }
+    fn fuses_attention_rope_bwd(&self, a: &AttentionRopeBwd<'_, Self>) -> bool {
+        hopper::rope::fuses_attention(self, a)
     }
     fn max_head_rows(&self, d: HeadDims) -> usize {
         hopper::head::rows_at_once(self, d)

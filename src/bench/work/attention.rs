@@ -63,7 +63,7 @@ pub struct Attention {
 }
 
 impl Attention {
-    fn tokens(&self) -> usize {
+    pub(super) fn tokens(&self) -> usize {
         self.trees * self.shape.tokens()
     }
 
@@ -105,6 +105,12 @@ impl Attention {
         }
         let trees = (0..=self.trees).map(|tree| (tree * segments.len()) as i32).collect();
         [starts, offsets, ancestors, trees]
+    }
+
+    /// Arguments of the gradient.
+    pub(super) fn gradient<'a, B: Backend>(&self, o: &mut Cursor<'a, B>) -> Result<AttentionBwd<'a, B>> {
+        let (dims, do_, qkv, out, lse) = (self.dims(), o.act()?, o.act()?, o.act()?, o.acc()?);
+        Ok(AttentionBwd { dims, do_, qkv, o: out, lse, tree: tree(o)?, dqkv: o.act_out()? })
     }
 
     /// Operands of the tables of [`Tree`].
@@ -180,11 +186,7 @@ impl Call for Attention {
                 let tree = tree(&mut o)?;
                 on.attention_fwd(AttentionFwd { dims, qkv, tree, o: o.act_out()?, lse: o.acc_out()? })
             }
-            true => {
-                let (do_, qkv, out, lse) = (o.act()?, o.act()?, o.act()?, o.acc()?);
-                let tree = tree(&mut o)?;
-                on.attention_bwd(AttentionBwd { dims, do_, qkv, o: out, lse, tree, dqkv: o.act_out()? })
-            }
+            true => on.attention_bwd(self.gradient(&mut o)?),
         }
     }
 

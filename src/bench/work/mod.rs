@@ -23,12 +23,13 @@ pub(super) mod optim;
 pub(super) mod preference;
 pub(super) mod reward;
 pub(super) mod rope;
+pub(super) mod rotated;
 pub(super) mod segment;
 
 use super::operand::{Cursor, Operand, Selection};
 use crate::Result;
 use crate::backend::Backend;
-use crate::backend::contract::{Precision, Tolerance};
+use crate::backend::contract::{Precision, RopeDims, Tolerance};
 
 /// A call of an op.
 pub trait Call: Sized {
@@ -138,6 +139,8 @@ works! {
     QkNorm(norm::QkNorm),
     BiasGrad(linear::BiasGrad),
     RotaryEmbedding(rope::RotaryEmbedding),
+    RotatedLinear(rotated::RotatedLinear),
+    RotatedAttention(rotated::RotatedAttention),
     Glu(glu::Glu),
     Attention(attention::Attention),
     AttentionCached(attention_cached::AttentionCached),
@@ -149,6 +152,17 @@ works! {
     PreferenceLoss(preference::PreferenceLoss),
     GradientNorm(optim::GradientNorm),
     AdamWUpdate(optim::AdamWUpdate),
+}
+
+impl Work {
+    /// The rotation that is a part of the call.
+    pub(super) fn rotation(&self) -> Option<RopeDims> {
+        match self {
+            Self::RotatedLinear(call) => Some(call.rotation.dims),
+            Self::RotatedAttention(call) => Some(call.rotation.dims),
+            _ => None,
+        }
+    }
 }
 
 /// Sizes as `tokens=8192 inputs=896`.

@@ -23,6 +23,27 @@ impl RotaryEmbedding {
         Self { backward, dims, positions: Arc::new(positions) }
     }
 
+    /// The rotation of some tokens of this call, with other heads.
+    pub(super) fn of_tokens(&self, tokens: &[usize], dims: RopeDims) -> Self {
+        let positions = tokens.iter().map(|&token| self.positions[token]).collect();
+        Self { dims: RopeDims { tokens: tokens.len(), ..dims }, positions: Arc::new(positions), ..*self }
+    }
+
+    /// Positions, cosines and sines.
+    pub(super) fn tables(&self) -> [Operand; 3] {
+        let (rows, half) = ((Axis::Whole, self.dims.positions), (Axis::Whole, self.dims.head_dim / 2));
+        [
+            Operand::idx("positions", &self.positions),
+            Operand::acc("cos", rows, half, self.table(f64::cos)),
+            Operand::acc("sin", rows, half, self.table(f64::sin)),
+        ]
+    }
+
+    /// The operands of [`RotaryEmbedding::tables`] as arguments.
+    pub(super) fn rotation<'a, B: Backend>(&self, o: &mut Cursor<'a, B>) -> Result<Rotation<'a, B>> {
+        Ok(Rotation { dims: self.dims, positions: o.idx()?, cos: o.acc()?, sin: o.acc()? })
+    }
+
     /// Cosines or sines of the angles with base 10,000.
     fn table(&self, of: impl Fn(f64) -> f64) -> Fill {
         let half = self.dims.head_dim / 2;
@@ -43,19 +64,12 @@ impl Call for RotaryEmbedding {
 
     fn operands(&self) -> Vec<Operand> {
         let d = self.dims;
-        let table = ((Axis::Whole, d.positions), (Axis::Whole, d.head_dim / 2));
-        let columns = (Axis::Whole, (d.heads + d.unrotated_heads) * d.head_dim);
-        vec![
-            Operand::idx("positions", &self.positions),
-            Operand::acc("cos", table.0, table.1, self.table(f64::cos)),
-            Operand::acc("sin", table.0, table.1, self.table(f64::sin)),
-            Operand::act("qkv", (Axis::Token, d.tokens), columns, Fill::Normal(1.0)).written(),
-        ]
+        let qkv = Operand::act("qkv", (Axis::Token, d.tokens), (Axis::Whole, d.width()), Fill::Normal(1.0));
+        self.tables().into_iter().chain([qkv.written()]).collect()
     }
 
     fn call<B: Backend>(&self, on: &B, mut o: Cursor<'_, B>) -> Result<()> {
-        let args =
-            Rope { dims: self.dims, positions: o.idx()?, cos: o.acc()?, sin: o.acc()?, qkv_in_place: o.act_out()? };
+        let args = self.rotation(&mut o)?.of(o.act_out()?);
         if self.backward { on.rope_bwd(args) } else { on.rope_fwd(args) }
     }
 
@@ -65,9 +79,7 @@ impl Call for RotaryEmbedding {
 
     fn parts(&self) -> Vec<Part<Self>> {
         let tokens = spread(self.dims.tokens, 64);
-        let positions = Arc::new(tokens.iter().map(|&token| self.positions[token]).collect());
-        let dims = RopeDims { tokens: tokens.len(), ..self.dims };
-        let call = Self { dims, positions, ..*self };
+        let call = self.of_tokens(&tokens, self.dims);
         vec![Part { call, selection: Selection::default().with(Axis::Token, tokens), compared: &[] }]
     }
 }

@@ -9,7 +9,8 @@ use std::fmt::Write as _;
 use half::bf16;
 use serde::Serialize;
 
-use super::{GemmEstimate, GpuRates, LaunchEstimate, OpFloor, gemm_estimates, launch_estimate, op_floor, predicted};
+use super::estimates::{gemm_estimates, op_floor, predicted};
+use super::{GemmEstimate, GpuRates, LaunchEstimate, OpFloor, launch_estimate};
 use crate::backend::contract::Paths;
 use crate::backend::kernels::Kernels;
 use crate::backend::kernels::rehearsal::Rehearsal;

@@ -71,16 +71,29 @@ pub fn every_argument<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
             o: ViewMut::first(&mut o, l.of("o", 0)),
         })
     });
-    probe("attention_bwd", c, |l| {
-        let mut dqkv = act(b);
-        b.attention_bwd(AttentionBwd {
-            dims: d,
-            do_: View::first(a, l.of("do", 24)),
-            qkv: View::first(a, l.of("qkv", 48)),
-            o: View::first(a, l.of("o", 24)),
-            lse: View::first(s, l.of("lse", 12)),
-            tree: tree(l),
-            dqkv: ViewMut::first(&mut dqkv, l.of("dqkv", 48)),
-        })
-    });
+    for rotated in [false, true] {
+        let op = if rotated { "attention_rope_bwd" } else { "attention_bwd" };
+        probe(op, c, |l| {
+            let mut dqkv = act(b);
+            let attention = AttentionBwd {
+                dims: d,
+                do_: View::first(a, l.of("do", 24)),
+                qkv: View::first(a, l.of("qkv", 48)),
+                o: View::first(a, l.of("o", 24)),
+                lse: View::first(s, l.of("lse", 12)),
+                tree: tree(l),
+                dqkv: ViewMut::first(&mut dqkv, l.of("dqkv", 48)),
+            };
+            if !rotated {
+                return b.attention_bwd(attention);
+            }
+            let rotation = Rotation {
+                dims: RopeDims { tokens: 3, heads: 6, unrotated_heads: 2, head_dim: 2, rotated: 2, positions: 6 },
+                positions: View::first(i, l.of("positions", 3)),
+                cos: View::first(s, l.of("cos", 6)),
+                sin: View::first(s, l.of("sin", 6)),
+            };
+            b.attention_rope_bwd(AttentionRopeBwd { attention, rotation })
+        });
+    }
 }

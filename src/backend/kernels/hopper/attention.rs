@@ -12,7 +12,7 @@ use crate::backend::kernels::launchers::{
     self as launch, ATTENTION_CLASSES as CLASSES, ATTENTION_HEADER as HEADER, ATTENTION_KEYS as KEYS,
     ATTENTION_ROWS as ROWS, ATTENTION_STEP_ROWS as STEP_ROWS, ATTENTION_WORDS as WORDS, AttentionTiles,
 };
-use crate::backend::kernels::{Array, Kernels, int, read, write};
+use crate::backend::kernels::{Array, Kernels, int, read, read_option, write};
 
 /// Heads up to this size use the portable kernels, which have a tile of this width.
 const NARROW_HEAD: usize = 32;
@@ -150,18 +150,28 @@ pub(in super::super) fn attention_fwd<D: Device, A: Element>(
     Ok(true)
 }
 
-/// Enqueues the backward. Returns false, without effect, if these kernels do not support the call.
+/// Padded head size of the backward; `None` if these kernels do not support the call.
+pub(super) fn backward_head<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    a: &AttentionBwd<'_, Kernels<D, A>>,
+) -> Option<usize> {
+    let addresses = [read(a.do_), read(a.qkv), read(a.o), read(a.dqkv.as_view())].map(|operand| operand.address());
+    padded_head(k, &a.dims, STEP_ROWS).filter(|_| are_aligned(&addresses))
+}
+
+/// Enqueues the backward, with a rotation also its gradient ([`super::rope::fuses_attention`]). Returns
+/// false, without effect, if these kernels do not support the call.
 pub(in super::super) fn attention_bwd<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: &mut AttentionBwd<'_, Kernels<D, A>>,
+    rotation: Option<&Rotation<'_, Kernels<D, A>>>,
 ) -> Result<bool> {
     let d = a.dims;
-    let Some(head) = padded_head(k, &d, STEP_ROWS) else { return Ok(false) };
+    let Some(head) = backward_head(k, a) else { return Ok(false) };
     let (dout, qkv, o) = (read(a.do_).address(), read(a.qkv).address(), read(a.o).address());
     let dqkv = write(&mut a.dqkv).address();
-    if !are_aligned(&[dout, qkv, o, dqkv]) {
-        return Ok(false);
-    }
+    let positions = rotation.map_or(ConstPtr::NONE, |rotation| read(rotation.positions));
+    let [cos, sin] = [rotation.map(|r| r.cos), rotation.map(|r| r.sin)].map(read_option);
     let (rows, step) = (ROWS / group(&d), STEP_ROWS / group(&d));
     let mut scratch = k.scratch()?;
     let query_work = scratch.request::<i32>(HEADER + WORDS * tiles(&d, rows));
@@ -189,6 +199,9 @@ pub(in super::super) fn attention_bwd<D: Device, A: Element>(
         ancestor_offsets,
         ancestors,
         work: scratch.read(query_work),
+        positions,
+        cos,
+        sin,
         stats: scratch.write(stats),
         dqkv: MutPtr::new(dqkv, 0),
         tokens,
@@ -209,6 +222,9 @@ pub(in super::super) fn attention_bwd<D: Device, A: Element>(
         ancestor_offsets,
         ancestors,
         work: scratch.read(key_work),
+        positions,
+        cos,
+        sin,
         dqkv: MutPtr::new(dqkv, 0),
         tokens,
         heads,

@@ -4,7 +4,7 @@ use super::{Hopper, ROWS, are_aligned, f32_result, is_supported, matrix, operand
 use crate::Result;
 use crate::backend::Write as Mode;
 use crate::backend::kernels::device::{ConstPtr, Device, Element, MutPtr};
-use crate::backend::kernels::geometry::{Choice, Sizes, Tile, choose, cut, retile};
+use crate::backend::kernels::geometry::{Choice, H200_TIMES, Sizes, Tile, choose, cut, fastest, retile};
 use crate::backend::kernels::launchers as launch;
 use crate::backend::kernels::{Kernels, int};
 
@@ -64,7 +64,7 @@ impl Op {
 }
 
 impl<A> Gemm<A> {
-    fn sizes(&self) -> Sizes {
+    pub(super) fn sizes(&self) -> Sizes {
         let weight = self.op == Op::Weight;
         Sizes { m: self.m, n: self.n, k: self.k, out_bytes: if weight { 4 } else { 2 }, may_split: weight }
     }
@@ -108,6 +108,13 @@ pub(super) fn best<D: Device, A: Element>(k: &Kernels<D, A>, gemm: &Gemm<A>) -> 
 /// Tile with the least predicted time without splits.
 pub(super) fn unsplit<D: Device, A: Element>(k: &Kernels<D, A>, gemm: &Gemm<A>) -> Choice {
     best_of(k, Sizes { may_split: false, ..gemm.sizes() })
+}
+
+/// The tile with the least predicted time of some, without splits.
+pub(super) fn best_among<D: Device, A: Element>(k: &Kernels<D, A>, gemm: &Gemm<A>, tiles: &[Tile]) -> Option<Choice> {
+    let sizes = Sizes { may_split: false, ..gemm.sizes() };
+    let times = k.tile_times.unwrap_or(&H200_TIMES);
+    fastest(times, sizes, 1, k.device.properties().processors, |tile| tiles.contains(&tile))
 }
 
 fn best_of<D: Device, A: Element>(k: &Kernels<D, A>, sizes: Sizes) -> Choice {
@@ -183,7 +190,7 @@ mod tests {
 
     use super::*;
     use crate::backend::kernels::device::Properties;
-    use crate::backend::kernels::geometry::{H200_TIMES, TileTimes};
+    use crate::backend::kernels::geometry::TileTimes;
     use crate::backend::kernels::rehearsal::Rehearsal;
 
     fn gemm(op: Op, m: usize, n: usize, k: usize) -> Gemm<bf16> {

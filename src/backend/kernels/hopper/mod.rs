@@ -6,6 +6,7 @@ mod glu;
 pub(super) mod head;
 mod head_chunk;
 mod linear;
+pub(super) mod rope;
 
 pub(super) use attention::{attention_bwd, attention_fwd};
 pub(super) use glu::{linear_glu_bwd, linear_glu_fwd};

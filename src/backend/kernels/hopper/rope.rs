@@ -1,0 +1,127 @@
+//! RoPE as a part of other ops on Hopper: in the epilogue of the QKV GEMM (`kernels/linear_rope_sm90.cu`) and
+//! of attention's gradient. For whole heads whose size is that of a kernel; other calls run op by op.
+
+use super::linear::best_among;
+use super::{Gemm, Hopper, Op, ROWS, are_aligned, matrix, operand};
+use super::{attention, linear};
+use crate::Result;
+use crate::backend::contract::*;
+use crate::backend::kernels::device::{ConstPtr, Device, Element};
+use crate::backend::kernels::geometry::{Choice, Tile, cut};
+use crate::backend::kernels::launchers as launch;
+use crate::backend::kernels::{Kernels, int, read, read_option, write};
+use crate::backend::{Write as Mode, composite};
+
+/// Tiles of the kernels for heads of this size; none if it has no kernel.
+fn tiles(head_dim: usize) -> &'static [Tile] {
+    match head_dim {
+        64 => &launch::LinearRope64Sm90::TILE,
+        96 => &launch::LinearRope96Sm90::TILE,
+        128 => &launch::LinearRope128Sm90::TILE,
+        _ => &[],
+    }
+}
+
+/// Whether whole heads rotate, by tables that the kernels can read.
+fn rotates_whole<D: Device, A: Element>(k: &Kernels<D, A>, rotation: &Rotation<'_, Kernels<D, A>>) -> bool {
+    let d = rotation.dims;
+    !k.apart_rotations
+        && d.rotated == d.head_dim
+        && are_aligned(&[read(rotation.cos).address(), read(rotation.sin).address()])
+}
+
+fn gemm<D: Device, A: Element>(a: &LinearRopeFwd<'_, Kernels<D, A>>) -> Gemm<A> {
+    let (linear, d) = (&a.linear, a.linear.dims);
+    Gemm {
+        name: "linear_rope_fwd",
+        op: Op::Forward,
+        a: read(linear.x),
+        a_stride: d.inputs,
+        b: read(linear.weight),
+        c: read(linear.y.as_view()).address(),
+        bias: read_option(linear.bias),
+        residual: ConstPtr::NONE,
+        norms: 0,
+        m: d.tokens,
+        n: d.outputs,
+        k: d.inputs,
+        mode: Mode::Overwrite,
+    }
+}
+
+/// Tile of the fused GEMM; `None` if no kernel supports the call. Whether one does depends on the model and
+/// never on the number of tokens above 0, so that a token has the same bits in every batch.
+pub(in super::super) fn tile<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    a: &LinearRopeFwd<'_, Kernels<D, A>>,
+) -> Option<Choice> {
+    let (gemm, tiles) = (gemm(a), tiles(a.rotation.dims.head_dim));
+    // The low-rank part of adapters is a residual.
+    let fits = a.linear.residual.is_none() && rotates_whole(k, &a.rotation);
+    // As a plain GEMM.
+    linear::choice(k, &gemm).filter(|_| fits && !tiles.is_empty())?;
+    let processors = k.device.properties().processors;
+    match k.hopper {
+        Hopper::Off => None,
+        Hopper::Chosen => best_among(k, &gemm, tiles),
+        Hopper::Cut(tile, _) => tiles.contains(&tile).then(|| cut(gemm.sizes(), tile, 1, processors)),
+    }
+}
+
+pub(in super::super) fn linear_rope_fwd<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    mut a: LinearRopeFwd<'_, Kernels<D, A>>,
+) -> Result<()> {
+    let Some(choice) = tile(k, &a) else { return composite::linear_rope_fwd(k, a) };
+    let (gemm, d, tile, device) = (gemm(&a), a.rotation.dims, choice.tile, &k.device);
+    k.note_choice(gemm.name, gemm.sizes(), choice);
+    let address = write(&mut a.linear.y).address();
+    let x = operand(device, gemm.a.address(), false, (gemm.m, gemm.k), gemm.a_stride, ROWS)?;
+    let weight = operand(device, gemm.b.address(), false, (gemm.n, gemm.k), gemm.k, tile.columns() / tile.blocks())?;
+    let y = matrix(device, address, (gemm.m, gemm.n), gemm.n, 64)?;
+    let (m, n, depth, rotated) = (int(gemm.m)?, int(gemm.n)?, int(gemm.k)?, int(d.heads * d.head_dim)?);
+    let shared = tile.shared_bytes(false, 2);
+    macro_rules! launch_heads {
+        ($kernels:ident) => {
+            launch::$kernels {
+                a: x,
+                b: weight,
+                c: y,
+                positions: read(a.rotation.positions),
+                cos: read(a.rotation.cos),
+                sin: read(a.rotation.sin),
+                bias: ConstPtr::new(gemm.bias.address(), 0),
+                m,
+                n,
+                k: depth,
+                rotated,
+            }
+            .launch(device, tile, choice.grid, shared)
+        };
+    }
+    match d.head_dim {
+        64 => launch_heads!(LinearRope64Sm90),
+        96 => launch_heads!(LinearRope96Sm90),
+        _ => launch_heads!(LinearRope128Sm90),
+    }
+}
+
+/// Whether the gradient of attention also rotates back, by one of the kernels.
+pub(in super::super) fn fuses_attention<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    a: &AttentionRopeBwd<'_, Kernels<D, A>>,
+) -> bool {
+    a.attention.dims.tokens > 0
+        && rotates_whole(k, &a.rotation)
+        && attention::backward_head(k, &a.attention) == Some(a.rotation.dims.head_dim)
+}
+
+pub(in super::super) fn attention_rope_bwd<D: Device, A: Element>(
+    k: &Kernels<D, A>,
+    mut a: AttentionRopeBwd<'_, Kernels<D, A>>,
+) -> Result<()> {
+    match fuses_attention(k, &a) {
+        true => attention::attention_bwd(k, &mut a.attention, Some(&a.rotation)).map(|_| ()),
+        false => composite::attention_rope_bwd(k, a),
+    }
+}
