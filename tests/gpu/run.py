@@ -48,7 +48,7 @@ LIMITS = {"device": 15, "new": 120, "step": 90, "attention": 105, "steps": 230, 
           "train": 300, "nccl": 200, "quickstart": 400, "speed": 200}
 STAGES = list(LIMITS)
 # Tests of the kernels that were changed since the last record.
-NEW = ["backends::attention_sm90", "backends::head_sm90::gradients_", "backends::head_sm90::forward_and",
+NEW = ["backends::attention_sm90", "backends::rope_sm90", "backends::head_sm90::gradients_", "backends::head_sm90::forward_and",
        "backends::head_preference::every_number_of", "backends::linear_sm90::gated_"]
 ROW_WISE = "norm_,layer_norm_,qk_norm_,rope_,bias_,embedding_,gelu_,scale,glu_,grad_norm,adamw,segment_,reward_head,preference_"
 # Small tests of every kernel file: the sanitizer slows kernels down a hundredfold.
@@ -380,8 +380,8 @@ class Suite:
         self.row(stage, "peers", "ok" if fine else "skipped" if missing else "failed", detail, seconds)
 
     def attention(self):
-        self.timed("attention", f"--op attention_fwd,attention_bwd --model {self.options.models or 'qwen2.5-0.5b,llama-3.1-8b'}"
-                   if self.options.device == "cuda" else "--op attention_fwd,attention_bwd")
+        self.timed("attention", f"--op attention_fwd,attention_bwd,attention_rope --model {self.options.models or 'qwen2.5-0.5b,llama-3.1-8b'}"
+                   if self.options.device == "cuda" else "--op attention_fwd,attention_bwd,attention_rope")
 
     def models(self):
         self.timed("models", f"--op linear_,head_ --model {self.options.models or 'qwen2.5-1.5b,llama-3.1-8b'}"
