@@ -1,4 +1,7 @@
-//! How the ranks of a command meet: on CPUs over MPI, on GPUs over NCCL.
+//! How the ranks of a command meet: on CPUs over MPI, on GPUs over NCCL. With `--nccl-init` a single rank on a GPU
+//! joins NCCL too.
+//!
+//! Refused: `--nccl-init` on CPUs and in studies, and `cuda:N` with several ranks.
 
 use std::path::Path;
 
@@ -10,15 +13,16 @@ use super::device::{Device, DeviceArgs};
 use crate::backend::kernels::driver::{self, Driver};
 use crate::backend::kernels::launchers::CUDA_VERSION;
 use crate::error::refuse_given;
-use crate::ranks::world::{self, Meet};
+use crate::ranks::world::{self, Meet, Sharing};
 use crate::{Error, Result};
 
 /// Arguments of ranks on GPUs.
 #[derive(Args, Clone, Debug, Default, Serialize)]
 pub struct MeetingArgs {
-    /// File through which several ranks on GPUs get the id of NCCL: `fs:` and a path that all of them see and that
-    /// does not exist yet [default: rank 0 listens at MASTER_ADDR:MASTER_PORT]
-    #[arg(long, value_name = "fs:PATH", value_parser = file)]
+    /// Where ranks on GPUs get the id of NCCL: env (rank 0 listens at MASTER_ADDR:MASTER_PORT), or fs: and the path of
+    /// a file that all of them see and that does not exist yet. With it a single rank on a GPU joins NCCL too, with
+    /// the bits of a run without it: a check of NCCL and of its cost [default with several ranks: env]
+    #[arg(long, value_name = "env|fs:PATH", value_parser = place)]
     nccl_init: Option<String>,
 }
 
@@ -32,13 +36,15 @@ fn path_of(text: &str) -> Option<&Path> {
     text.strip_prefix("fs:").filter(|path| !path.is_empty()).map(Path::new)
 }
 
-fn file(text: &str) -> Result<String, String> {
-    let kept = path_of(text).map(|_| text.to_owned());
-    kept.ok_or_else(|| "fs: and the path of a file are needed, such as fs:/shared/id".into())
+fn place(text: &str) -> Result<String, String> {
+    match text == "env" || path_of(text).is_some() {
+        true => Ok(text.to_owned()),
+        false => Err("env, or fs: and the path of a file, such as fs:/shared/id".into()),
+    }
 }
 
 impl Command {
-    /// Device and meeting of a command that several ranks share.
+    /// Device and meeting of a command with `--nccl-init`.
     fn meeting(&self) -> Option<(DeviceArgs, &MeetingArgs)> {
         match self {
             Command::Sft(args) | Command::Reward(args) | Command::Dpo(args) | Command::Kto(args) => {
@@ -48,27 +54,35 @@ impl Command {
             Command::Eval(args) => Some(args.meeting()),
             Command::Compare(args) => Some(args.meeting()),
             Command::Generate(args) => Some(args.meeting()),
+            Command::Study(command) => command.meeting(),
             _ => None,
         }
     }
 
-    /// Joins the ranks of a launcher, if there are several.
+    /// Joins the ranks of a launcher, if there are several, and with `--nccl-init` one.
     pub(super) fn join(&self) -> Result<()> {
-        let (name, shares) = self.shares_work();
+        let (command, shares) = self.shares_work();
         let meeting = self.meeting();
-        world::join(name, shares, || meet(meeting))?;
         let given = meeting.is_some_and(|(_, meeting)| meeting.nccl_init.is_some());
+        world::join(Sharing { command, shares, one_joins: given }, |ranks| meet(meeting, ranks))?;
         match world::gpu() {
-            None => refuse_given(&[("--nccl-init", given)], "with one rank, or on CPUs; leave it out (docs/ranks.md)"),
+            None => refuse_given(
+                &[("--nccl-init", given)],
+                "on CPUs and in studies; leave it out, or train with --device cuda (docs/ranks.md)",
+            ),
             Some(_) => Ok(()),
         }
     }
 }
 
-fn meet(meeting: Option<(DeviceArgs, &MeetingArgs)>) -> Result<Meet<'_>> {
+fn meet(meeting: Option<(DeviceArgs, &MeetingArgs)>, ranks: usize) -> Result<Meet<'_>> {
     let Some((args, meeting)) = meeting else { return Ok(Meet::Mpi) };
+    let mut gpu = 0;
     let on_gpus = match args.device {
-        Device::Cuda(0) => true,
+        Device::Cuda(ordinal) if ordinal == 0 || ranks == 1 => {
+            gpu = ordinal;
+            true
+        }
         Device::Cuda(ordinal) => {
             return Err(Error::Usage(format!(
                 "--device cuda:{ordinal}: each of several ranks takes the GPU of its LOCAL_RANK; pass --device cuda, and choose \
@@ -79,7 +93,7 @@ fn meet(meeting: Option<(DeviceArgs, &MeetingArgs)>) -> Result<Meet<'_>> {
         Device::Auto => CUDA_VERSION.is_some() && driver::is_present() && Driver::count().is_ok_and(|count| count > 0),
         Device::Cpu | Device::Emulator | Device::Reference => false,
     };
-    Ok(if on_gpus { Meet::Nccl(meeting.file()) } else { Meet::Mpi })
+    Ok(if on_gpus { Meet::Nccl { file: meeting.file(), gpu } } else { Meet::Mpi })
 }
 
 #[cfg(test)]
@@ -87,19 +101,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_has_its_prefix() {
-        assert_eq!(file("fs:/a/b"), Ok("fs:/a/b".into()));
-        assert_eq!(path_of("fs:/a/b"), Some(Path::new("/a/b")));
-        assert!(file("/a/b").is_err() && file("fs:").is_err() && file("tcp://h:1").is_err());
+    fn a_place_is_the_launchers_or_a_file_with_its_prefix() {
+        assert_eq!((place("fs:/a/b"), place("env")), (Ok("fs:/a/b".into()), Ok("env".into())));
+        assert_eq!((path_of("fs:/a/b"), path_of("env")), (Some(Path::new("/a/b")), None));
+        assert!(["/a/b", "fs:", "tcp://h:1", "env:", ""].iter().all(|wrong| place(wrong).is_err()));
     }
 
     #[test]
     fn a_rank_takes_the_gpu_of_its_number_and_no_other() {
         let meeting = MeetingArgs { nccl_init: Some("fs:/id".into()) };
-        let on = |device| meet(Some((DeviceArgs { device, dtype: None }, &meeting)));
-        assert!(matches!(on(Device::Cuda(0)).unwrap(), Meet::Nccl(Some(path)) if path.ends_with("id")));
-        assert!(matches!(on(Device::Cpu).unwrap(), Meet::Mpi));
-        let refused = on(Device::Cuda(1)).err().unwrap();
+        let on = |device, ranks| meet(Some((DeviceArgs { device, dtype: None }, &meeting)), ranks);
+        let first = on(Device::Cuda(0), 2).unwrap();
+        assert!(matches!(first, Meet::Nccl { file: Some(path), gpu: 0 } if path.ends_with("id")));
+        assert!(matches!(on(Device::Cpu, 2).unwrap(), Meet::Mpi));
+        let refused = on(Device::Cuda(1), 2).err().unwrap();
         assert!(refused.exit_code() == 2 && refused.to_string().contains("LOCAL_RANK"), "{refused}");
+        // A single rank takes the GPU of --device.
+        assert!(matches!(on(Device::Cuda(1), 1).unwrap(), Meet::Nccl { gpu: 1, .. }));
     }
 }

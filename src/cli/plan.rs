@@ -66,7 +66,7 @@ pub struct StepPlanArgs {
     recorded_kernels: bool,
     /// Also print the memory of each of this number of GPUs, and with --link predict the step on them, each
     /// with --pairs, and their weak scaling
-    #[arg(long, requires = "plan", value_parser = super::generate::count, conflicts_with_all = ["decode", "lora_r"])]
+    #[arg(long, requires = "plan", value_parser = super::generate::count, conflicts_with = "decode")]
     ranks: Option<usize>,
     /// Memory of a GPU, such as 80GB, to name the sharding that fits
     #[arg(long, requires = "ranks", value_name = "SIZE", value_parser = size)]

@@ -8,6 +8,7 @@ use half::bf16;
 
 use super::bench::BenchArgs;
 use super::device::{Device, DeviceArgs, Dtype, on_pool};
+use super::meeting::MeetingArgs;
 use super::method_options::listed;
 use super::sweep::SweepArgs;
 use super::train_args::TrainArgs;
@@ -74,6 +75,16 @@ impl StudyCommand {
         match self {
             Self::Sft(args) | Self::Reward(args) | Self::Dpo(args) | Self::Kto(args) => args.train.data_files(),
             StudyCommand::Bench(_) | StudyCommand::Sweep(_) => Vec::new(),
+        }
+    }
+
+    /// Device and meeting of a study of a run.
+    pub fn meeting(&self) -> Option<(DeviceArgs, &MeetingArgs)> {
+        match self {
+            Self::Sft(args) | Self::Reward(args) | Self::Dpo(args) | Self::Kto(args) => {
+                Some((args.train.device, &args.train.meeting))
+            }
+            Self::Bench(_) | Self::Sweep(_) => None,
         }
     }
 }

@@ -32,7 +32,7 @@ use crate::model::lora::LoraSpec;
 use crate::model::store;
 use crate::optim::adamw::AdamWSettings;
 use crate::perf::observe::RunObserver;
-use crate::ranks::world;
+use crate::ranks::{end, world};
 use crate::report::run::write_own_report;
 use crate::terminal::{complain, follows, say, say_styled};
 use crate::train::checkpoint;
@@ -281,6 +281,7 @@ impl Job for TrainJob<'_> {
         };
         let manifest = Manifest::begin(&setup.settings.output_dir, facts.to_map()?, resumed)?;
         signals.record_end(manifest.recorder());
+        end::set_recorder(manifest.failure_recorder());
         let record = config_record::text(&setup, B::NAME, B::PRECISION.name())?;
         write_atomic(&folder.dir.join(config_record::CONFIG_FILE), record.as_bytes())?;
         let redraw = |epoch: u64| setup.tokenize(kept_rows.clone(), &tokenizer, epoch).map(|(groups, _)| groups);

@@ -11,7 +11,7 @@ use crate::backend::Backend;
 use crate::error::refuse_given;
 use crate::loss::objective::Loss;
 use crate::model::shards::Sharding;
-use crate::ranks::{agreement, world};
+use crate::ranks::{agreement, end, world};
 use crate::terminal::counted;
 use crate::train::checkpoint;
 use crate::train::memory::Sharded;
@@ -19,13 +19,20 @@ use crate::{Error, Result};
 
 /// Refuses options that several ranks cannot have.
 pub(super) fn check(args: &TrainArgs, loss: &Loss) -> Result<()> {
-    if !world::is_shared() {
-        let given =
-            [("--shard-optimizer", args.shard_optimizer == Some(Switch::On)), ("--shard-weights", args.shard_weights)];
-        return refuse_given(&given, "with one rank; leave it out, or start several (docs/ranks.md)");
+    let ranks = world::collective();
+    if ranks.size() == 1 {
+        // One rank that has joined NCCL scatters, updates and gathers everything.
+        let shards = args.shard_optimizer == Some(Switch::On) && ranks.is_alone();
+        let given = [("--shard-optimizer", shards), ("--shard-weights", args.shard_weights)];
+        refuse_given(&given, "with one rank; leave it out, or start several (docs/ranks.md)")?;
     }
-    let dir = args.output_dir.clone();
-    world::set_last_checkpoint(move || checkpoint::advice(&dir));
+    if !ranks.is_alone() {
+        let dir = args.output_dir.clone();
+        end::set_last_checkpoint(move || checkpoint::advice(&dir));
+    }
+    if !world::is_shared() {
+        return Ok(());
+    }
     let refuse = |flag: &str, why: &str| Err(Error::Usage(format!("{flag} needs one rank: {why}")));
     if args.profile {
         return refuse("--profile", "a step of several ranks also waits for the others; profile a run of one");
@@ -55,7 +62,8 @@ pub(super) fn check(args: &TrainArgs, loss: &Loss) -> Result<()> {
 impl TrainSetup<'_> {
     /// Whether each rank keeps the optimiser state of a slice of the parameters.
     pub(super) fn shards_optimizer(&self) -> bool {
-        world::is_shared() && self.args.shard_optimizer != Some(Switch::Off)
+        // The default is a matter of memory, of which one rank saves none.
+        self.args.shard_optimizer.map_or(world::is_shared(), |switch| switch == Switch::On)
     }
 
     /// Whether each rank keeps slices of the weights only.
@@ -81,17 +89,22 @@ impl TrainSetup<'_> {
         facts.push(("model".into(), weights_on_ranks(start, self.args.base.base())?));
         let options = config_record::text(self, B::NAME, B::PRECISION.name())?;
         let lines = options.lines().filter_map(|line| line.split_once(": "));
-        let flags = lines.map(|(name, value)| (format!("--{}", name.replace('_', "-")), value.to_owned()));
-        facts.extend(flags);
-        facts.extend(fingerprint.iter().cloned());
-        agreement::compare(world::collective(), &facts)
+        let plain = |value: &str| serde_json::from_str(value).unwrap_or_else(|_| value.to_owned());
+        facts.push(("command".into(), self.method.name().to_owned()));
+        facts.extend(lines.map(|(name, value)| (format!("--{}", name.replace('_', "-")), plain(value))));
+        agreement::compare(world::collective(), &facts)?;
+        // Settings that follow from flags, and hashes: with equal flags only the data and models differ here.
+        agreement::compare(world::collective(), fingerprint)
     }
 
     /// Says how several ranks share a step.
     pub(super) fn print_ranks(&self) {
         let ranks = world::collective();
-        if ranks.size() == 1 {
+        if ranks.is_alone() {
             return;
+        }
+        if let (1, Some(library)) = (ranks.size(), world::nccl()) {
+            return self.print(&format!("{:<13} 1, over {library}: with the bits of a run without it", "ranks"));
         }
         let batch = self.settings.micro_batch * self.settings.accumulation;
         if self.args.shard_weights {

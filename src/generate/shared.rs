@@ -34,7 +34,7 @@ pub(crate) fn run<B: Backend>(
         Err(e) => return Err(e),
     };
     let prompt_tokens = engine.prompt_tokens();
-    if ranks.size() == 1 {
+    if ranks.is_alone() {
         return Ok(samples.map(|samples| Answered { samples, prompt_tokens }));
     }
     let words = samples.map_or_else(Vec::new, |samples| encode(&samples, prompt_tokens));

@@ -1,6 +1,5 @@
 //! Comparison of what ranks were started with, before the first step: version, data, models, flags.
-//! Ranks that differ are refused in one message that names what differs, the values, and the ranks
-//! with each.
+//! Ranks that differ are refused in one message: `--seed: 1 on ranks 0 and 2; 3 on rank 1`.
 
 use super::collective::Collective;
 use crate::terminal::shown;
@@ -27,11 +26,11 @@ pub(crate) fn compare(collective: &dyn Collective, facts: &[(String, String)]) -
     }
     let more = match differences.len().checked_sub(MOST) {
         None | Some(0) => String::new(),
-        Some(n) => format!("; {n} more"),
+        Some(n) => format!("; and in {n} more"),
     };
-    let list = differences[..differences.len().min(MOST)].join("; ");
+    let list = differences[..differences.len().min(MOST)].join("; and in ");
     Err(Error::Usage(format!(
-        "the ranks differ: {list}{more}; start every rank with the same program, data, models and flags"
+        "the ranks differ in {list}{more}; start every rank with the same program, data, models and flags"
     )))
 }
 
@@ -57,7 +56,7 @@ fn differences(of_ranks: &[Vec<(String, String)>]) -> Vec<String> {
             let each = values
                 .iter()
                 .map(|(value, ranks)| format!("{} on {}", value.map_or("nothing".to_owned(), shown), named(ranks)));
-            found.push(format!("{name} is {}", each.collect::<Vec<_>>().join(", ")));
+            found.push(format!("{name}: {}", each.collect::<Vec<_>>().join("; ")));
         }
     }
     found
@@ -99,8 +98,9 @@ mod tests {
         for e in errors {
             assert_eq!(e.exit_code(), 2);
             let text = e.to_string();
-            assert!(text.contains("data is a on ranks 0 and 2, b on rank 1"), "{text}");
-            assert!(text.contains("adapter is nothing on ranks 0 and 1, r 4 on rank 2"), "{text}");
+            let differ = "the ranks differ in data: a on ranks 0 and 2; b on rank 1; and in adapter: nothing on ranks 0 and \
+                          1; r 4 on rank 2; start";
+            assert!(text.contains(differ), "{text}");
             assert!(!text.contains("version"), "{text}");
         }
     }
@@ -112,6 +112,6 @@ mod tests {
             let all: Vec<(String, String)> = (0..7).map(|i| (format!("flag {i}"), value.clone())).collect();
             compare(rank, &all).unwrap_err().to_string()
         });
-        assert!(errors[0].contains("flag 4 is") && errors[0].contains("; 2 more;"), "{}", errors[0]);
+        assert!(errors[0].contains("flag 4: 0 on") && errors[0].contains("; and in 2 more;"), "{}", errors[0]);
     }
 }

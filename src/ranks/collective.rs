@@ -67,6 +67,12 @@ pub(crate) trait Collective: Send + Sync {
     /// Number of ranks.
     fn size(&self) -> usize;
 
+    /// Whether there is no transport: nothing is sent and nothing is summed. One rank that has joined NCCL is
+    /// not alone.
+    fn is_alone(&self) -> bool {
+        false
+    }
+
     /// Sends `parts[r]` to rank r; returns what every rank sent to this one, by rank.
     fn exchange(&self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>>;
 
@@ -129,6 +135,10 @@ impl Collective for Alone {
 
     fn size(&self) -> usize {
         1
+    }
+
+    fn is_alone(&self) -> bool {
+        true
     }
 
     fn exchange(&self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {

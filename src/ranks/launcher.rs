@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The first launcher of this list with both a rank and a size decides. Nothing set is one rank
-//! without a launcher. Refused, with every variable and its value: two launchers that disagree, half
+//! without a launcher; if it is to meet, it meets on this host. Refused, with every variable and its value: two launchers that disagree, half
 //! of a pair, values that are not whole numbers, and a rank that is not below the size.
 //!
 //! A Slurm batch script has the variables of its first task, but runs outside of `srun`, which alone
@@ -27,6 +27,8 @@ pub(crate) enum Launcher {
     Mpirun,
     /// A process manager with PMI variables.
     Pmi,
+    /// No launcher: the only rank.
+    Absent,
 }
 
 /// Names of a launcher's variables.
@@ -71,6 +73,7 @@ impl Launcher {
             Self::Srun => "srun",
             Self::Mpirun => "mpirun",
             Self::Pmi => "a PMI launcher",
+            Self::Absent => "no launcher",
         }
     }
 }
@@ -90,11 +93,17 @@ pub(crate) struct Ranks {
 impl Ranks {
     /// The ranks of this process; `None` without a launcher.
     pub fn from_env() -> Result<Option<Self>> {
-        Self::from(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+        Self::from(of_process, false)
     }
 
-    /// Like [`Ranks::from_env`], from other variables.
-    pub fn from(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
+    /// Like [`Ranks::from_env`], for ranks that meet also if there is only one. Without a launcher this process is
+    /// that one.
+    pub fn that_meet() -> Result<Option<Self>> {
+        Self::from(of_process, true)
+    }
+
+    /// The ranks that variables name. `one_meets`: a single rank has a place to meet.
+    fn from(variable: impl Fn(&str) -> Option<String>, one_meets: bool) -> Result<Option<Self>> {
         let batch_script = variable("SLURM_JOB_ID").is_some()
             && variable("SLURM_STEP_ID").is_none()
             && variable("SLURM_STEP_NUM_TASKS").is_none();
@@ -131,9 +140,10 @@ impl Ranks {
                 (Some(_), None) => drop(wrong.get_or_insert(format!("{size_name} is missing"))),
             }
         }
-        let mut ranks = found.into_iter().next();
+        let only = Self { launcher: Launcher::Absent, rank: 0, size: 1, local: None, master: None };
+        let mut ranks = found.into_iter().next().or(one_meets.then_some(only));
         if let Some(ranks) = ranks.as_mut()
-            && let Some(host) = meeting_host(ranks, &variable)
+            && let Some(host) = meeting_host(ranks, &variable, one_meets)
         {
             let text = variable("MASTER_PORT");
             let port = text.as_ref().map_or(Some(MASTER_PORT), |text| text.trim().parse().ok());
@@ -164,18 +174,26 @@ impl Ranks {
     }
 }
 
-/// Host of rank 0: MASTER_ADDR; Slurm's first host; this host, if mpirun started all ranks on one.
-fn meeting_host(ranks: &Ranks, variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+/// A variable of this process.
+fn of_process(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Host of rank 0: MASTER_ADDR; this host for a single rank that meets; Slurm's first host; this host, if
+/// mpirun started all ranks on one.
+fn meeting_host(ranks: &Ranks, variable: impl Fn(&str) -> Option<String>, one_meets: bool) -> Option<String> {
+    const HERE: &str = "127.0.0.1";
     variable("MASTER_ADDR").or_else(|| match ranks.launcher {
+        _ if one_meets && ranks.size == 1 => Some(HERE.to_owned()),
         Launcher::Srun => {
             let nodes = ["SLURM_STEP_NODELIST", "SLURM_NODELIST"].into_iter().find_map(&variable)?;
             first_host(&nodes)
         }
         Launcher::Mpirun => {
             let here = variable("OMPI_COMM_WORLD_LOCAL_SIZE")?.trim().parse::<usize>();
-            (here == Ok(ranks.size)).then(|| "127.0.0.1".to_owned())
+            (here == Ok(ranks.size)).then(|| HERE.to_owned())
         }
-        Launcher::Torchrun | Launcher::Pmi => None,
+        Launcher::Torchrun | Launcher::Pmi | Launcher::Absent => None,
     })
 }
 
@@ -196,7 +214,12 @@ mod tests {
     use super::*;
 
     fn read(set: &[(&str, &str)]) -> Result<Option<Ranks>> {
-        Ranks::from(|name| set.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned()))
+        read_as(set, false)
+    }
+
+    fn read_as(set: &[(&str, &str)], one_meets: bool) -> Result<Option<Ranks>> {
+        let value = |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+        Ranks::from(value, one_meets)
     }
 
     fn place(set: &[(&str, &str)]) -> Option<(Launcher, usize, usize, Option<usize>)> {
@@ -239,6 +262,24 @@ mod tests {
         assert_eq!(mpirun("2"), Some(("127.0.0.1".into(), 29500)));
         // On several hosts mpirun does not tell where rank 0 is.
         assert_eq!(mpirun("1"), None);
+    }
+
+    #[test]
+    fn one_rank_that_is_to_meet_has_a_place_and_needs_no_launcher() {
+        let place = |set: &[(&str, &str)]| {
+            let ranks = read_as(set, true).unwrap().unwrap();
+            assert_eq!((ranks.rank, ranks.size), (0, 1));
+            (ranks.launcher, ranks.master.unwrap())
+        };
+        let here = |port: u16| ("127.0.0.1".to_owned(), port);
+        assert_eq!(place(&[]), (Launcher::Absent, here(29500)));
+        assert_eq!(place(&[("MASTER_PORT", "7")]), (Launcher::Absent, here(7)));
+        assert_eq!(place(&[("PMI_RANK", "0"), ("PMI_SIZE", "1")]), (Launcher::Pmi, here(29500)));
+        let torchrun = [("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "h")];
+        assert_eq!(place(&torchrun), (Launcher::Torchrun, ("h".into(), 29500)));
+        // Several ranks are those of their launcher.
+        let several = [("PMI_RANK", "1"), ("PMI_SIZE", "2")];
+        assert_eq!(read_as(&several, true).unwrap(), read(&several).unwrap());
     }
 
     #[test]

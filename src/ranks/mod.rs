@@ -8,7 +8,7 @@
 //! - `mpi`: collectives over MPI (cargo feature `mpi`), for ranks on CPUs
 //! - `nccl`: messages over NCCL, for ranks on GPUs; `meeting`: how they get NCCL's id; `stand_in`: records
 //!   NCCL's calls and carries them out in tests
-//! - `watch`: ends all ranks if one has died or stopped
+//! - `watch`: ends all ranks if one has died or stopped; `end`: what such an end leaves
 //! - [`agreement`]: refuses ranks that were started with different programs, data, models or flags
 //! - [`world`]: the ranks of this process; [`mod@host`]: the name of its machine
 //!
@@ -18,6 +18,7 @@
 pub(crate) mod agreement;
 pub(crate) mod buffers;
 pub(crate) mod collective;
+pub(crate) mod end;
 pub(crate) mod host;
 pub(crate) mod launcher;
 mod meeting;

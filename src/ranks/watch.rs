@@ -7,7 +7,7 @@
 //!     stopped (SIGSTOP) for 5 s      -> hangs
 //!     no processor time for 8 s, no thread running or waiting for a disk, while this rank waits for it
 //!                                    -> hangs
-//!     it has announced its own end   -> nothing more to watch: it prints its own message
+//!     it has announced its own end   -> nothing more to watch: it prints its own message, or a signal ends it
 //! and from the transport: what NCCL reports, and ranks of other hosts whose connection has ended
 //! the lowest rank that is left prints one message; every rank that is left ends all
 //! ```
@@ -28,8 +28,11 @@ const STOPPED_LOOKS: u32 = 50;
 /// Looks in a row without processor time after which a process that is waited for counts as hanging.
 const IDLE_LOOKS: u32 = 80;
 
-/// Name of a process that reports its own end.
+/// Name of a process that reports its own error.
 const ENDING: &str = "mapl ending";
+
+/// Name of a process that a signal ends.
+const SIGNALLED: &str = "mapl signalled";
 
 /// Number of collectives that wait on this rank.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
@@ -115,8 +118,10 @@ struct Record {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
     Well,
-    /// It prints its own message.
+    /// It prints its own error.
     Ending,
+    /// A signal ends it.
+    Signalled,
     /// Why it ends the run.
     Failed(&'static str),
 }
@@ -130,8 +135,10 @@ impl Record {
                 "has died without a message: it was killed (by a signal, or by the system for want of memory)",
             );
         };
-        if look.name == ENDING {
-            return Found::Ending;
+        match look.name.as_str() {
+            ENDING => return Found::Ending,
+            SIGNALLED => return Found::Signalled,
+            _ => {}
         }
         self.stopped = if matches!(look.state, 'T' | 't') { self.stopped + 1 } else { 0 };
         let rests = look.ticks == self.ticks && waited && !busy();
@@ -145,13 +152,20 @@ impl Record {
     }
 }
 
-/// Watches `processes` until one fails; calls `failed` with its rank, why, and whether this rank prints.
-/// `transport` tells what else has failed: a rank, and why.
+/// What ends the run of a rank that watches.
+pub(super) enum Event<'a> {
+    /// A rank has failed without a message; `prints`: this rank tells it.
+    Failed { rank: usize, why: &'a str, prints: bool },
+    /// A rank has printed its own error and ends all ranks.
+    Reported { rank: usize },
+}
+
+/// Watches `processes` until one fails or reports an error; calls `ends` with that. `transport` tells what else has failed: a rank, and why.
 pub(super) fn start(
     own: usize,
     processes: Vec<Process>,
     mut transport: impl FnMut() -> Option<(usize, String)> + Send + 'static,
-    failed: impl FnOnce(usize, &str, bool) + Send + 'static,
+    ends: impl FnOnce(Event<'_>) + Send + 'static,
 ) -> std::io::Result<()> {
     let watch = move || {
         let mut records: Vec<Record> = processes.iter().map(|_| Record::default()).collect();
@@ -175,9 +189,12 @@ pub(super) fn start(
                 if ENDED.load(Ordering::SeqCst) {
                     return;
                 }
-                return failed(rank, why, prints);
+                return ends(Event::Failed { rank, why, prints });
             }
-            if found.contains(&Found::Ending) {
+            if let Some(at) = found.iter().position(|found| *found == Found::Ending) {
+                return ends(Event::Reported { rank: processes[at].rank });
+            }
+            if found.contains(&Found::Signalled) {
                 return;
             }
             if let Some((rank, why)) = transport() {
@@ -185,7 +202,7 @@ pub(super) fn start(
                     return;
                 }
                 let prints = processes.iter().all(|other| own < other.rank);
-                return failed(rank, &why, prints);
+                return ends(Event::Failed { rank, why: &why, prints });
             }
         }
     };
@@ -197,18 +214,27 @@ pub(super) fn end() {
     ENDED.store(true, Ordering::SeqCst);
 }
 
-/// Tells the other ranks of this host that this one reports its own end, and waits until they have
+/// Whether the watch of this rank has ended.
+pub(super) fn has_ended() -> bool {
+    ENDED.load(Ordering::SeqCst)
+}
+
+/// Tells the other ranks of this host that this one reports its own error, and waits until they have
 /// seen it.
 pub(super) fn announce_end() {
     end();
-    mark_end();
+    mark(ENDING);
 }
 
 /// Tells the other ranks of this host that a signal ends this one, which goes on watching: a launcher
 /// that has seen a rank die signals the others, and one of them must report it.
-pub(super) fn mark_end() {
+pub(super) fn mark_signal() {
+    mark(SIGNALLED);
+}
+
+fn mark(name: &str) {
     let began = Instant::now();
-    if fs::write("/proc/self/comm", ENDING).is_ok() {
+    if fs::write("/proc/self/comm", name).is_ok() {
         std::thread::sleep((3 * INTERVAL).saturating_sub(began.elapsed()));
     }
 }
@@ -256,16 +282,44 @@ mod tests {
             assert_eq!(idle(500, waited, busy), Found::Well);
         }
         assert_eq!(reads((0..500).map(|i| look('S', i)), true, false), Found::Well);
-        let ending = Look { name: ENDING.into(), ..look('S', 3).unwrap() };
-        assert_eq!(reads([Some(ending)], true, false), Found::Ending);
+        for (name, found) in [(ENDING, Found::Ending), (SIGNALLED, Found::Signalled)] {
+            let named = Look { name: name.into(), ..look('S', 3).unwrap() };
+            assert_eq!(reads([Some(named)], true, false), found);
+            // The system keeps 15 bytes of a name.
+            assert!(name.len() <= 15);
+        }
+    }
+
+    /// A shell that takes the name of a process, as a failing rank does.
+    #[test]
+    fn a_rank_that_reports_its_own_error_is_told_by_its_name() {
+        let mut shell = std::process::Command::new("sh");
+        shell
+            .args(["-c", &format!("printf '{ENDING}' > /proc/$$/comm; read line")])
+            .stdin(std::process::Stdio::piped());
+        let mut child = shell.spawn().unwrap();
+        let process = Process { rank: 5, id: child.id(), started: started(child.id()).unwrap() };
+        let (send, receive) = std::sync::mpsc::channel();
+        let ends = move |event: Event<'_>| {
+            let Event::Reported { rank } = event else { panic!("another event") };
+            send.send(rank).unwrap();
+        };
+        start(2, vec![process], || None, ends).unwrap();
+        let rank = receive.recv_timeout(Duration::from_secs(60));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(rank, Ok(5));
     }
 
     #[test]
     fn what_the_transport_reports_is_told_by_the_lowest_rank_of_a_host() {
         let told = |own: usize, others: Vec<Process>| {
             let (send, receive) = std::sync::mpsc::channel();
-            let failed = move |rank: usize, why: &str, prints| send.send((rank, why.to_owned(), prints)).unwrap();
-            start(own, others, || Some((4, "is gone".into())), failed).unwrap();
+            let ends = move |event: Event<'_>| {
+                let Event::Failed { rank, why, prints } = event else { panic!("another event") };
+                send.send((rank, why.to_owned(), prints)).unwrap();
+            };
+            start(own, others, || Some((4, "is gone".into())), ends).unwrap();
             receive.recv_timeout(Duration::from_secs(60)).unwrap()
         };
         assert_eq!(told(2, Vec::new()), (4, "is gone".into(), true));

@@ -1,4 +1,4 @@
-//! The ranks of this process. Without a launcher, or with one rank, it is alone.
+//! The ranks of this process. Without a launcher, or with one rank, it is alone, unless it is to join NCCL.
 //!
 //! [`join`] is called once, before any other thread starts. From then on the ranks other than 0 print
 //! and write nothing ([`terminal::follow`](crate::terminal::follow)).
@@ -15,16 +15,17 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::collective::{Alone, Collective};
+use super::end::{last_checkpoint, record};
 use super::launcher::Ranks;
 use super::meeting::{self, Met, Place, Seat};
 #[cfg(feature = "mpi")]
 use super::mpi::Mpi;
 use super::nccl::Nccl;
-use super::watch;
+use super::watch::{self, Event};
 use crate::backend::kernels::driver::Driver;
 use crate::backend::kernels::driver::nccl::{Communicator, Library};
 use crate::backend::kernels::nccl::Calls;
@@ -36,13 +37,11 @@ const FIRST_SPEAKS: Duration = Duration::from_secs(3);
 /// Time that the transport has to end this process; after it the process exits on its own.
 const ABORT_WAIT: Duration = Duration::from_secs(2);
 
+/// Time that the ranks that do not print leave to the one that does.
+const PRINT_WAIT: Duration = Duration::from_millis(500);
+
 /// Time in which all ranks on GPUs must have met, and time in which NCCL must have connected them.
 const MEETING_WAIT: Duration = Duration::from_secs(300);
-
-/// Advice on the last checkpoint of a run.
-type LastCheckpoint = Box<dyn Fn() -> String + Send>;
-
-static LAST_CHECKPOINT: Mutex<Option<LastCheckpoint>> = Mutex::new(None);
 
 /// Host of every rank, by rank.
 static HOSTS: OnceLock<Vec<String>> = OnceLock::new();
@@ -50,8 +49,16 @@ static HOSTS: OnceLock<Vec<String>> = OnceLock::new();
 /// How the ranks of this process have met.
 static JOINED: OnceLock<Box<dyn Transport>> = OnceLock::new();
 
-/// This rank's GPU and the calls for its collectives.
-static GPU: OnceLock<(usize, Arc<dyn Calls>)> = OnceLock::new();
+/// This rank's GPU, if ranks have met on GPUs.
+static GPU: OnceLock<Gpu> = OnceLock::new();
+
+/// A rank's GPU and the calls for its collectives.
+struct Gpu {
+    ordinal: usize,
+    calls: Arc<dyn Calls>,
+    /// File and version of NCCL.
+    library: String,
+}
 
 /// Collectives that can end all ranks.
 trait Transport: Collective {
@@ -94,17 +101,22 @@ pub(crate) fn collective() -> &'static dyn Collective {
     }
 }
 
-/// Number of this rank's GPU on its host, if several ranks have met on GPUs.
+/// Number of this rank's GPU on its host, if ranks have met on GPUs.
 pub(crate) fn gpu() -> Option<usize> {
-    GPU.get().map(|(ordinal, _)| *ordinal)
+    GPU.get().map(|gpu| gpu.ordinal)
 }
 
-/// Calls of NCCL for collectives on buffers, if several ranks have met on GPUs.
+/// Calls of NCCL for collectives on buffers, if ranks have met on GPUs.
 pub(crate) fn calls() -> Option<Arc<dyn Calls>> {
-    GPU.get().map(|(_, calls)| calls.clone())
+    GPU.get().map(|gpu| gpu.calls.clone())
 }
 
-/// Whether there are several ranks.
+/// File and version of the library that carries the collectives, if ranks have met on GPUs.
+pub(crate) fn nccl() -> Option<&'static str> {
+    GPU.get().map(|gpu| gpu.library.as_str())
+}
+
+/// Whether there are several ranks. One rank that has joined NCCL is not alone, and its work is not shared.
 pub(crate) fn is_shared() -> bool {
     collective().size() > 1
 }
@@ -137,16 +149,6 @@ pub(crate) fn hosts() -> Vec<&'static str> {
     names
 }
 
-/// Sets what a message about a failed rank says about checkpoints.
-pub(crate) fn set_last_checkpoint(text: impl Fn() -> String + Send + 'static) {
-    *LAST_CHECKPOINT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(text));
-}
-
-fn last_checkpoint() -> String {
-    // The lock is held for moments only; a failed rank must be reported in any case.
-    LAST_CHECKPOINT.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(String::new(), |text| text())
-}
-
 /// What the launcher's variables say, and whether ranks on CPUs can meet.
 pub(crate) fn describe() -> [(&'static str, String); 3] {
     let launcher = match Ranks::from_env() {
@@ -166,7 +168,7 @@ pub(crate) fn describe() -> [(&'static str, String); 3] {
     #[cfg(not(feature = "mpi"))]
     let mpi = "not in this build; cargo build --release --features mpi adds it".to_owned();
     let nccl = match Library::load() {
-        Ok(library) => format!("{}, for several ranks on GPUs", library.name()),
+        Ok(library) => format!("{}, for ranks on GPUs", library.name()),
         Err(why) => format!("none: {why}; {NCCL_ADVICE}"),
     };
     [("launcher", launcher), ("mpi", mpi), ("nccl", nccl)]
@@ -183,14 +185,41 @@ pub(crate) fn follow_launcher() {
 pub(crate) enum Meet<'a> {
     /// On CPUs, over MPI.
     Mpi,
-    /// On GPUs, over NCCL; by a file instead of a port if one is given.
-    Nccl(Option<&'a Path>),
+    /// On GPUs, over NCCL.
+    Nccl {
+        /// File through which the id of NCCL passes, instead of a port.
+        file: Option<&'a Path>,
+        /// GPU of a single rank. Each of several ranks takes that of its number on its host.
+        gpu: usize,
+    },
 }
 
-/// Joins the ranks of the launcher, if there are several. `shares` tells whether `command` does, and `meet`
-/// how; it is asked only if there are several ranks.
-pub(crate) fn join<'a>(command: &str, shares: bool, meet: impl FnOnce() -> Result<Meet<'a>>) -> Result<()> {
-    let Some(ranks) = Ranks::from_env()?.filter(|ranks| ranks.size > 1) else { return Ok(()) };
+/// What a command does with ranks.
+#[derive(Clone, Copy)]
+pub(crate) struct Sharing<'a> {
+    /// Name of the command.
+    pub command: &'a str,
+    /// Whether several ranks share its work.
+    pub shares: bool,
+    /// Whether a single rank on a GPU joins NCCL too.
+    pub one_joins: bool,
+}
+
+/// Joins the ranks of the launcher, if there are several, or if one joins too. `meet` tells how a number of ranks
+/// meet; on CPUs a single one stays alone.
+pub(crate) fn join<'a>(
+    Sharing { command, shares, one_joins }: Sharing<'_>,
+    meet: impl FnOnce(usize) -> Result<Meet<'a>>,
+) -> Result<()> {
+    let one_joins = one_joins && shares;
+    let ranks = if one_joins { Ranks::that_meet()? } else { Ranks::from_env()? };
+    let Some(ranks) = ranks.filter(|ranks| ranks.size > 1 || one_joins) else { return Ok(()) };
+    if ranks.size == 1 {
+        return match meet(1)? {
+            Meet::Mpi => Ok(()),
+            Meet::Nccl { file, gpu } => connect_by_nccl(&ranks, file, gpu),
+        };
+    }
     crate::terminal::pass_on();
     if ranks.rank > 0 {
         crate::terminal::follow();
@@ -203,9 +232,9 @@ pub(crate) fn join<'a>(command: &str, shares: bool, meet: impl FnOnce() -> Resul
             ranks.size
         )));
     }
-    match meet()? {
+    match meet(ranks.size)? {
         Meet::Mpi => connect_by_mpi(&ranks),
-        Meet::Nccl(file) => connect_by_nccl(&ranks, file),
+        Meet::Nccl { file, gpu } => connect_by_nccl(&ranks, file, gpu),
     }
 }
 
@@ -228,20 +257,22 @@ fn connect_by_mpi(ranks: &Ranks) -> Result<()> {
 const NCCL_ADVICE: &str = "install it (pip install nvidia-nccl-cu13, or NVIDIA's package libnccl2) and add its folder to \
                            LD_LIBRARY_PATH";
 
-fn connect_by_nccl(ranks: &Ranks, file: Option<&Path>) -> Result<()> {
+fn connect_by_nccl(ranks: &Ranks, file: Option<&Path>, gpu: usize) -> Result<()> {
     let (rank, size) = (ranks.rank, ranks.size);
     let library = Library::load().map_err(|why| {
         Error::Device(format!(
-            "{size} ranks on GPUs meet over NCCL, which cannot be loaded ({why}); {NCCL_ADVICE}, or pass --device cpu"
+            "{} over NCCL, which cannot be loaded ({why}); {NCCL_ADVICE}, or {}",
+            if size == 1 { "one rank on a GPU joins".to_owned() } else { format!("{size} ranks on GPUs meet") },
+            if size == 1 { "leave out --nccl-init" } else { "pass --device cpu" }
         ))
     })?;
-    let Some(local) = ranks.local else {
+    if let (2.., None) = (size, ranks.local) {
         return Err(Error::Usage(format!(
             "{} does not tell which GPU is this rank's; set LOCAL_RANK with RANK and WORLD_SIZE, or start with torchrun, \
              srun or mpirun",
             ranks.launcher.name()
         )));
-    };
+    }
     let place = match (file, &ranks.master) {
         (Some(file), _) => Place::File(file.to_owned()),
         (None, Some((host, port))) => Place::Tcp { host: host.clone(), port: *port },
@@ -253,11 +284,16 @@ fn connect_by_nccl(ranks: &Ranks, file: Option<&Path>) -> Result<()> {
             )));
         }
     };
-    // A launcher may show every rank its own GPU only.
-    let ordinal = if Driver::count()? == 1 { 0 } else { local };
+    let ordinal = match ranks.local.filter(|_| size > 1) {
+        // A launcher may show every rank its own GPU only.
+        Some(_) if Driver::count()? == 1 => 0,
+        Some(local) => local,
+        None => gpu,
+    };
     let driver = Driver::new(ordinal)?;
     let say = |text: &str| crate::terminal::complain(text);
     let Met { id, links } = meeting::meet(&place, Seat { rank, size }, || library.new_id(), (MEETING_WAIT, &say))?;
+    let name = library.name().to_owned();
     let communicator = connected(rank, || Communicator::join(&driver, library, id, (rank, size)))?;
     if let (Some(file), 0) = (file, rank) {
         // All ranks have read it.
@@ -265,7 +301,7 @@ fn connect_by_nccl(ranks: &Ranks, file: Option<&Path>) -> Result<()> {
     }
     let calls: Arc<dyn Calls> = Arc::new(communicator);
     let nccl = Nccl::new(driver, calls.clone())?;
-    let _ = GPU.set((ordinal, calls.clone()));
+    let _ = GPU.set(Gpu { ordinal, calls: calls.clone(), library: name });
     watched(Box::new(nccl), move |hosts| {
         // Ranks of this host are watched in /proc, which tells more.
         let mut links: Vec<_> = links.into_iter().filter(|(other, _)| hosts[*other] != hosts[rank]).collect();
@@ -333,18 +369,33 @@ fn watched<L: FnMut() -> Option<(usize, String)> + Send + 'static>(
     let hosts: Vec<String> = of_ranks.into_iter().map(|(host, ..)| host).collect();
     let look = look(&hosts);
     let _ = HOSTS.set(hosts);
-    watch::start(transport.rank(), processes, look, |rank, why, prints| {
-        if prints {
-            crate::terminal::complain_of_rank(&format!(
-                "error: rank {rank} of {} on {} {why}{}",
-                collective().size(),
-                host_of(rank),
-                last_checkpoint()
-            ));
+    watch::start(transport.rank(), processes, look, move |event| {
+        let named = |rank: usize| format!("rank {rank} of {} on {}", collective().size(), host_of(rank));
+        match event {
+            Event::Failed { rank, why, prints } => {
+                let text = format!("{} {why}{}", named(rank), last_checkpoint());
+                if prints {
+                    crate::terminal::complain_of_rank(&format!("error: {text}"));
+                }
+                // The others leave the lowest rank time to print, and rank 0 time to record.
+                let began = Instant::now();
+                record(&text, Some(1));
+                let rest = if prints { Duration::ZERO } else { PRINT_WAIT };
+                std::thread::sleep(rest.saturating_sub(began.elapsed()));
+                end_all(1);
+            }
+            Event::Reported { rank } => {
+                record(
+                    &format!("{} has ended with an error, which it has printed{}", named(rank), last_checkpoint()),
+                    None,
+                );
+                // It ends all ranks. NCCL does not.
+                std::thread::sleep(ABORT_WAIT);
+                if !watch::has_ended() {
+                    end_all(1);
+                }
+            }
         }
-        // The others leave the lowest rank time to print.
-        std::thread::sleep(Duration::from_millis(if prints { 0 } else { 500 }));
-        end_all(1);
     })
     .map_err(no_thread)
 }
@@ -352,7 +403,7 @@ fn watched<L: FnMut() -> Option<(usize, String)> + Send + 'static>(
 /// To call before a signal ends this rank.
 pub(crate) fn end_by_signal() {
     if is_shared() {
-        watch::mark_end();
+        watch::mark_signal();
     }
 }
 

@@ -278,9 +278,9 @@ impl<B: Backend> Evaluator<B> {
             let on_device = OnDevice { batch: &self.batch, longest: self.packed.longest_path, members: &members };
             let frozen = frozen_scores(model, Some(on_device))?;
             let of_batch = BatchScores { policy, frozen, log_weights, stats };
-            match ranks.size() {
-                1 => of_batch.add_to((&mut scores, &mut tally), loss, &self.packed, &members),
-                _ => own.push(of_batch),
+            match ranks.is_alone() {
+                true => of_batch.add_to((&mut scores, &mut tally), loss, &self.packed, &members),
+                false => own.push(of_batch),
             }
             progress(end);
             let stops = self.signals.as_ref().is_some_and(|signals| signals.stop().is_some());
@@ -294,7 +294,7 @@ impl<B: Backend> Evaluator<B> {
                 break;
             }
         }
-        if ranks.size() > 1 {
+        if !ranks.is_alone() {
             let of_ranks = share::gathered_numbers(ranks, &BatchScores::encode(&own, self.interrupted))?;
             // A signal that reached one rank interrupts the evaluation of all.
             self.interrupted = of_ranks.iter().any(|numbers| numbers[0] != 0.0);

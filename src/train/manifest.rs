@@ -1,6 +1,6 @@
 //! `run.json`: command, data, environment and outcome of a run. It is written at the start with
-//! status `running` and replaced at the end, also if a signal ends the process. A killed process
-//! leaves the status `running` with its host and process id.
+//! status `running` and replaced at the end, also if a signal or another rank ends the process. A killed
+//! process leaves the status `running` with its host and process id.
 //!
 //! A resumed run keeps the start time and the earlier resumes; everything else describes its latest
 //! part.
@@ -113,7 +113,7 @@ impl Manifest {
             }
         };
         let mut value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
-        set_outcome(&mut value, status, code, message);
+        set_outcome(&mut value, status, Some(code), message);
         write(&self.path, &value)
     }
 
@@ -121,18 +121,32 @@ impl Manifest {
     /// the process: status `stopped` with the last checkpoint. Does nothing if the outcome is
     /// already written. The process must end right after it.
     pub fn recorder(&self) -> impl FnOnce(i32) + Send + 'static {
-        let (path, value) = (self.path.clone(), self.value.clone());
+        let (path, record) = (self.path.clone(), self.end_recorder());
         move |signal| {
-            let Some(mut value) = lock_within(&value, RECORD_WAIT).filter(|value| !value.contains_key("ended")) else {
-                return;
-            };
             let last = checkpoint::list(path.parent().unwrap_or(Path::new("."))).pop();
             let saved = match last {
                 Some((_, folder)) => format!("last checkpoint: {}", folder.display()),
                 None => "no checkpoint has been written".to_owned(),
             };
-            let message = format!("ended at once by signal {signal}; {saved}");
-            set_outcome(&mut value, "stopped", 128 + signal, Some(message));
+            record("stopped", Some(128 + signal), format!("ended at once by signal {signal}; {saved}"));
+        }
+    }
+
+    /// Records, for [`set_recorder`](crate::ranks::end::set_recorder), that another rank ends the process: status
+    /// `failed`, why, and the exit code if it is known. As [`Manifest::recorder`] otherwise.
+    pub(crate) fn failure_recorder(&self) -> impl FnOnce(&str, Option<i32>) + Send + 'static {
+        let record = self.end_recorder();
+        move |why, code| record("failed", code, why.to_owned())
+    }
+
+    /// Records an outcome unless there is one, right before the process ends.
+    fn end_recorder(&self) -> impl FnOnce(&str, Option<i32>, String) + Send + 'static {
+        let (path, value) = (self.path.clone(), self.value.clone());
+        move |status, code, message| {
+            let Some(mut value) = lock_within(&value, RECORD_WAIT).filter(|value| !value.contains_key("ended")) else {
+                return;
+            };
+            set_outcome(&mut value, status, code, Some(message));
             // Nobody is left to report an error to.
             let _ = write(&path, &value);
             // Locked until the process ends, so that the ending run does not write another outcome.
@@ -151,7 +165,7 @@ fn previous(path: &Path) -> Result<Value, String> {
     if value["started"].is_number() { Ok(value) } else { Err("is damaged (it has no \"started\")".into()) }
 }
 
-fn set_outcome(value: &mut Map<String, Value>, status: &str, code: i32, message: Option<String>) {
+fn set_outcome(value: &mut Map<String, Value>, status: &str, code: Option<i32>, message: Option<String>) {
     value.insert("status".into(), json!(status));
     value.insert("exit_code".into(), json!(code));
     if let Some(message) = message {
@@ -328,6 +342,24 @@ mod tests {
             manifest.recorder()(15);
             assert_eq!(read(), after);
         }
+    }
+
+    #[test]
+    fn the_manifest_records_that_another_rank_ends_the_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = || -> Value { serde_json::from_slice(&std::fs::read(dir.path().join(FILE)).unwrap()).unwrap() };
+        for code in [Some(1), None] {
+            let manifest = Manifest::begin(dir.path(), Map::new(), None).unwrap();
+            manifest.failure_recorder()("rank 2 of 3 on h has died", code);
+            let value = read();
+            assert_eq!((&value["status"], &value["exit_code"]), (&json!("failed"), &json!(code)));
+            assert!(value["message"] == "rank 2 of 3 on h has died" && value["ended"].is_number(), "{value}");
+        }
+        // What has ended keeps its outcome.
+        let manifest = Manifest::begin(dir.path(), Map::new(), None).unwrap();
+        manifest.end(&Ok(())).unwrap();
+        manifest.failure_recorder()("rank 2 of 3 on h has died", Some(1));
+        assert_eq!(read()["status"], "finished");
     }
 
     #[test]

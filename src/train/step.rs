@@ -10,16 +10,22 @@
 //!                 policy forward -> scores -> losses -> gradients of the head
 //!                 model backward                               (accumulates gradients)
 //!             enqueue the readback of scores, losses and logits
-//!         with several ranks: sum the gradients over them; on GPUs    (train/share.rs, train/layer_sums.rs)
-//!             under the last backward, which is then not a CUDA graph
-//!         AdamW update; enqueue the readback of the control vector
+//!         with ranks: sum the gradients over them; on GPUs under the    (train/share.rs, train/layer_sums.rs)
+//!             last backward, which is then not a CUDA graph
+//!         AdamW update; with sharded optimiser state gather the weights; enqueue the readback of the
+//!             control vector
 //! finish  wait for the readback; sum the results over the global batch
 //! ```
+//!
+//! One rank that has joined NCCL takes the way of several. Its sums are its own gradients, so the norms that
+//! its backward leaves are those of the sums, and the update has the bits of a rank that is alone.
 
 mod compute;
 #[cfg(test)]
 mod device_ranks;
 mod identity;
+#[cfg(test)]
+mod one_rank;
 mod replay;
 mod results;
 
@@ -78,8 +84,10 @@ pub struct Trainer<'b, B: Backend> {
     /// Norms of the layers' GEMM weight gradients, by patch; valid after the last micro-batch of a step.
     /// Empty with adapters.
     norms: B::Acc,
-    /// Norms of the slices of all ranks, if the optimiser state is that of a slice.
+    /// Norms of the slices of all ranks, if the optimiser state is that of some of the parameters.
     slice_norms: Option<SliceNorms<B>>,
+    /// Whether each rank updates its slice of the trained parameters, which are then gathered.
+    gathers_weights: bool,
     packer: Packer,
     /// Staging buffers of micro-batches in flight to the device, used round-robin.
     upload_slots: Vec<UploadSlot<B>>,
@@ -105,7 +113,7 @@ pub struct StepReport {
     pub update: UpdateReport,
     /// Ids of groups with a comparison that has a non-finite loss.
     pub not_finite: Vec<String>,
-    /// Ranks whose own loss or gradient is not finite; empty with one rank.
+    /// Ranks whose own loss or gradient is not finite; empty for a rank that is alone.
     pub(super) odd_ranks: Vec<usize>,
 }
 
@@ -114,7 +122,7 @@ pub struct Pending<B: Backend> {
     packed: PackedStep,
     results: B::ReadbackBuffer,
     capacity: usize,
-    /// Whether this rank's own gradient is finite; true with one rank.
+    /// Whether this rank's own gradient is finite; true for a rank that is alone.
     finite: bool,
 }
 
@@ -154,13 +162,14 @@ impl<'b, B: Backend> Trainer<'b, B> {
         (settings, shard): (AdamWSettings, bool),
     ) -> Result<Self> {
         let len = policy.trained().len;
-        let optimizer = match shard && !policy.trains_shards() {
+        let gathers_weights = shard && !policy.trains_shards();
+        let optimizer = match gathers_weights {
             true => AdamWState::of_slice(backend, &policy, settings, shard_of(len, ranks.rank(), ranks.size()))?,
             false => AdamWState::new(backend, &policy, settings)?,
         };
         let is_part = !optimizer.part().is_whole(len);
         let sums_of_layers =
-            ranks.size() > 1 && backend.device_collective().is_some() && policy.lora.is_none() && !policy.is_sharded();
+            !ranks.is_alone() && backend.device_collective().is_some() && policy.lora.is_none() && !policy.is_sharded();
         let packer = Packer {
             pack: super::pack_for(&loss, &policy.config),
             comparison: ComparisonOptions { scale: loss.scale, margin_add: loss.margin },
@@ -177,6 +186,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
             layer_sums: sums_of_layers.then(|| LayerSums::new(&policy.layout, ranks, shard)),
             norms: backend.zeros_acc(if policy.trains_shards() { 0 } else { policy.trained().norms })?,
             slice_norms: if is_part { Some(SliceNorms::new(backend, ranks.size())?) } else { None },
+            gathers_weights,
             upload_slots: Vec::new(),
             next_slot: 0,
             batch: DeviceBatch::new(backend)?,
@@ -203,6 +213,12 @@ impl<'b, B: Backend> Trainer<'b, B> {
     /// Whether the optimiser state is that of some of the parameters.
     pub(super) fn is_sharded(&self) -> bool {
         !self.optimizer.part().is_whole(self.policy.trained().len)
+    }
+
+    /// Whether the norms that the last backward of a step leaves are those of the gradient that is applied. Of
+    /// several ranks they are those of the rank's own gradient.
+    fn keeps_norms(&self) -> bool {
+        self.ranks.size() == 1 && !self.is_sharded()
     }
 
     /// Turns prefix sharing on or off. Without it, every sequence is stored whole: the oracle of
@@ -320,30 +336,26 @@ impl<'b, B: Backend> Trainer<'b, B> {
     pub fn begin(&mut self, packed: PackedStep, learning_rate: f64) -> Result<Pending<B>> {
         let has_groups = !packed.micro_batches().is_empty();
         let mut pending = self.enqueue(packed)?;
-        // With several ranks the norms are of this rank's gradient only.
-        let alone = !self.is_sharded() && self.ranks.size() == 1;
-        let known = if alone { self.policy.known_norms(&self.norms) } else { None };
-        if self.ranks.size() > 1 && self.unit_sums.is_none() && self.layer_sums.is_none() {
+        let on = (self.ranks, self.backend);
+        if !self.ranks.is_alone() && self.unit_sums.is_none() && self.layer_sums.is_none() {
             let len = self.policy.trained().len;
-            let on = (self.ranks, self.backend);
-            let begun = match self.is_sharded() {
+            let begun = match self.gathers_weights {
                 true => shard::scatter_gradients(on, &mut self.grads, len, has_groups)?,
                 false => buffers::all_reduce(on, &mut self.grads, 0..len, has_groups)?,
             };
             pending.finite = begun.settle(self.backend)?.unwrap_or(true);
         }
-        if let Some(norms) = &mut self.slice_norms {
-            let (on, weights) = ((self.ranks, self.backend), self.policy.trained_weights_mut());
-            shard::update(on, (&mut self.optimizer, norms), weights, &self.grads, learning_rate)?;
-            match self.unit_sums.is_some() {
-                true => self.policy.forget_gathered(),
-                false => shard::gather_weights(on, weights, self.optimizer.parameters())?,
-            }
-            self.backend.fetch(View::first(&self.optimizer.control, CONTROL), &mut pending.results, 0)?;
-            return Ok(pending);
-        }
+        let known = if self.keeps_norms() { self.policy.known_norms(&self.norms) } else { None };
         let weights = self.policy.trained_weights_mut();
-        self.optimizer.update(self.backend, weights, (&self.grads, known), learning_rate)?;
+        match &mut self.slice_norms {
+            Some(norms) => shard::update(on, (&mut self.optimizer, norms), weights, &self.grads, learning_rate)?,
+            None => self.optimizer.update(self.backend, weights, (&self.grads, known), learning_rate)?,
+        }
+        if self.gathers_weights {
+            shard::gather_weights(on, weights, self.optimizer.parameters())?;
+        } else if self.policy.trains_shards() {
+            self.policy.forget_gathered();
+        }
         self.backend.fetch(View::first(&self.optimizer.control, CONTROL), &mut pending.results, 0)?;
         Ok(pending)
     }
@@ -359,7 +371,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
         let finite = pending.finite;
         let control = self.collect(pending, &mut report.tally, &mut report.not_finite)?;
         report.update = UpdateReport::of(&control);
-        if self.ranks.size() > 1 {
+        if !self.ranks.is_alone() {
             let not_finite = std::mem::take(&mut report.not_finite);
             let whole = share::merge(self.ranks, &report.tally, not_finite, (finite, report.update.grad_norm))?;
             report =

@@ -262,8 +262,14 @@ fn ranks_that_cannot_work_together_are_refused_with_one_message() {
     let mut command = mpirun(&bench, "-n 2");
     command.arg(mapl).args(words.split_whitespace()).args([":", "-n", "1", mapl]);
     command.args(words.replace("1e-3", "2e-3").split_whitespace());
-    let parts = ["--learning-rate is 0.001 on ranks 0 and 1, 0.002 on rank 2"];
+    let parts = ["the ranks differ in --learning-rate: 0.001 on ranks 0 and 1; 0.002 on rank 2; start every rank"];
     bench.finish(command, "two learning rates").fails(2, &parts);
+    // One path, two files.
+    bench.bash("mkdir other && head -n 9 pairs.jsonl > other/pairs.jsonl && ln -s ../model ../few.jsonl other").ok();
+    let mut command = mpirun(&bench, "-n 1");
+    command.arg(mapl).args(words.split_whitespace()).args([":", "-n", "1", "--wdir", "other", mapl]);
+    command.args(words.split_whitespace());
+    bench.finish(command, "two files").fails(2, &["the ranks differ in training data: "]);
     assert!(!bench.at("out").exists());
     bench
         .run(&train("dpo", "out", "--shard-optimizer on"))
@@ -271,15 +277,25 @@ fn ranks_that_cannot_work_together_are_refused_with_one_message() {
     bench.run(&train("dpo", "out", "--shard-weights")).fails(2, &["--shard-weights has no effect with one rank"]);
     on_ranks(&bench, 2, &train("dpo", "out", "--shard-weights --shard-optimizer off"))
         .fails(2, &["--shard-weights with --shard-optimizer off: the optimiser state is where the weights are"]);
-    bench
-        .run(&train("dpo", "out", "--nccl-init fs:/tmp/id"))
-        .fails(2, &["--nccl-init has no effect with one rank, or on CPUs"]);
+    let no_effect = ["--nccl-init has no effect on CPUs and in studies; leave it out"];
+    for place in ["fs:/tmp/id", "env"] {
+        let words = train("dpo", "out", &format!("--nccl-init {place}"));
+        bench.run(&words).fails(2, &no_effect);
+        bench.run(&format!("study {words} --study-dir study")).fails(2, &no_effect);
+        on_ranks(&bench, 2, &words).fails(2, &no_effect);
+    }
+    assert!(!bench.at("out").exists() && !bench.at("study").exists());
     on_ranks(&bench, 2, "data check pairs.jsonl").fails(2, &["data runs as one process"]);
     let env: Value = serde_json::from_str(&bench.run("env --json").ok().out).unwrap();
     if env["ranks"]["nccl"].as_str().unwrap().starts_with("none") {
         let on_gpus = train("dpo", "out", "").replace("--device cpu", "--device cuda");
         on_ranks(&bench, 2, &on_gpus)
-            .fails(5, &["2 ranks on GPUs meet over NCCL, which cannot be loaded", "pip install"]);
+            .fails(5, &["2 ranks on GPUs meet over NCCL, which cannot be loaded", "pip install", "--device cpu"]);
+        // One rank joins only if it is asked to, with a launcher or without.
+        let one = ["one rank on a GPU joins over NCCL, which cannot be loaded", "or leave out --nccl-init"];
+        bench.run(&format!("{on_gpus} --nccl-init env")).fails(5, &one);
+        on_ranks(&bench, 1, &format!("{on_gpus} --nccl-init env")).fails(5, &one);
+        assert!(!on_ranks(&bench, 1, &on_gpus).err.contains("NCCL"));
     }
     on_ranks(&bench, 2, &train("dpo", "out", "--profile")).fails(2, &["--profile needs one rank"]);
 }
@@ -397,6 +413,15 @@ fn a_killed_rank_ends_all_with_one_message_and_the_run_resumes_bit_for_bit() {
         let said = err.lines().find(|line| line.starts_with("error:")).unwrap();
         assert!(said.contains(&format!("rank {rank} of 3 on ")) && said.contains("was killed"), "{err}");
         assert!(said.contains("last checkpoint: ") || said.contains("no checkpoint has been written"), "{err}");
+        if step > last {
+            // This run has its manifest: rank 0 records why it ends, unless it was killed itself.
+            let run: Value = serde_json::from_slice(&bench.bytes("killed/run.json")).unwrap();
+            let recorded = (run["status"].as_str().unwrap(), run["message"].as_str());
+            match rank {
+                0 => assert_eq!(recorded, ("running", None)),
+                _ => assert_eq!(recorded, ("failed", said.strip_prefix("error: "))),
+            }
+        }
     }
     println!("{done} kills; the longest end took {longest:?}");
     assert!(done > 0 && (done == kills || !full()), "the run was over after {done} kills");

@@ -14,6 +14,8 @@ Stages, in order
   sanitizer   compute-sanitizer memcheck, racecheck, initcheck and synccheck on small tests of every kernel file
   train       20 steps of reward and DPO in f32 and bf16 compared with the CPU; in bf16 also repeated, without CUDA graphs, and
               with gradient checkpointing
+  nccl        one rank that joins NCCL beside one that is alone: 20 steps of reward and DPO, then DPO steps of the shape of Qwen2.5-0.5B
+              in alternation; the same bytes, and the cost of a step beside its goal
   quickstart  the quick start on the device
   speed       tokens per second and memory use compared with the plan, with and without CUDA graphs: shape of Qwen2.5-0.5B,
               random weights
@@ -25,6 +27,7 @@ to DIR. Requires only Python 3.10. Exits with 1 if anything failed.
 """
 
 import argparse
+import filecmp
 import json
 import os
 import re
@@ -42,10 +45,10 @@ import steps  # noqa: E402
 
 # Stages in order, with the seconds that each may take.
 LIMITS = {"device": 15, "new": 120, "step": 90, "attention": 105, "steps": 230, "models": 120, "rows": 120, "ops": 300, "sanitizer": 300,
-          "train": 300, "quickstart": 400, "speed": 200}
+          "train": 300, "nccl": 200, "quickstart": 400, "speed": 200}
 STAGES = list(LIMITS)
 # Tests of the kernels that were changed since the last record.
-NEW = ["backends::attention_sm90", "backends::head_sm90::gradients_", "backends::head_sm90::forward_and",
+NEW = ["backends::attention_sm90", "backends::rope_sm90", "backends::head_sm90::gradients_", "backends::head_sm90::forward_and",
        "backends::head_preference::every_number_of", "backends::linear_sm90::gated_"]
 ROW_WISE = "norm_,layer_norm_,qk_norm_,rope_,bias_,embedding_,gelu_,scale,glu_,grad_norm,adamw,segment_,reward_head,preference_"
 # Small tests of every kernel file: the sanitizer slows kernels down a hundredfold.
@@ -55,6 +58,15 @@ SMALL = ["backends::segment", "backends::preference", "backends::embedding", "ba
          "backends::linear::gated_", "primitives::lanes_exchange"]
 # Tolerance of losses compared with the CPU, relative to max(1, loss). f32: order of summation. bf16: see tests/cli/devices.rs.
 NEAR = {"f32": 1e-4, "bf16": 2e-2}
+# Goal of the cost of NCCL for one rank, in percent of a step.
+NCCL_GOAL = 1.0
+
+
+def library_path(pattern):
+    """LD_LIBRARY_PATH with the folders of NVIDIA's Python packages, which the loader does not search, and of CUDA."""
+    folders = [str(path.parent) for path in Path(sys.prefix).glob(f"lib/python*/*-packages/nvidia/*/lib/{pattern}")]
+    folders += [str(path) for path in Path("/usr/local").glob("cuda*/lib64")]
+    return ":".join([*dict.fromkeys(folders), os.environ.get("LD_LIBRARY_PATH", "")])
 
 
 class Suite:
@@ -94,8 +106,8 @@ class Suite:
         (self.out / f"{log}.log").write_text(text)
         return code, text, time.monotonic() - began
 
-    def mapl(self, log, words):
-        return self.call(log, [HERE / "mapl", *words.split()])
+    def mapl(self, log, words, **environment):
+        return self.call(log, [HERE / "mapl", *words.split()], **environment)
 
     # Stages
 
@@ -155,9 +167,12 @@ class Suite:
         for name in ["memcheck", "racecheck", "initcheck", "synccheck"]:
             self.sanitize("sanitizer", name, SMALL)
 
-    def losses(self, run):
+    def steps_of(self, run):
         lines = (self.work / run / "metrics.jsonl").read_text().splitlines()
-        return [event["loss"] for event in map(json.loads, lines) if event["kind"] == "train"]
+        return [event for event in map(json.loads, lines) if event["kind"] == "train"]
+
+    def losses(self, run):
+        return [step["loss"] for step in self.steps_of(run)]
 
     def material(self):
         """Creates rows and an initial model by a very short quick start on the CPU."""
@@ -205,6 +220,77 @@ class Suite:
                     self.row("train", f"{method} bf16 {name}", "ok" if same else "failed",
                              "bitwise equal" if same else "weights differ from the first run")
 
+    def nccl(self):
+        """One rank that joins NCCL beside one that is alone. Without a GPU both are alone: a rehearsal of the stage."""
+        cuda = self.options.device == "cuda"
+        environment = {"LD_LIBRARY_PATH": library_path("libnccl.so.2")}
+        code, text, seconds = self.mapl("nccl-env", "env --json", **environment)
+        said = json.loads(text)["ranks"]["nccl"] if code == 0 else f"exit code {code}: {text.strip()[-300:]}"
+        found = code == 0 and not said.startswith("none")
+        self.row("nccl", "library", "failed" if code != 0 else "ok" if found else "skipped", said, seconds)
+        if (cuda and not found) or not self.material():
+            return
+        joins = " --nccl-init env" if cuda else ""
+        updates, groups, accumulation = (20, 8, 2) if cuda else (2, 1, 1)
+        for method, dtype in [("reward", "f32"), ("dpo", "bf16")]:
+            words = (f"--model q/sft --train-file q/train-mapl.jsonl --max-steps {updates} --objective rows --learning-rate 6e-4 "
+                     f"--per-device-train-batch-size {groups} --gradient-accumulation-steps {accumulation} --save-strategy no "
+                     f"--device {self.options.device} --dtype {dtype}")
+            sides = {"alone": "", "joined": joins} | ({"joined sharded": joins + " --shard-optimizer on"} if cuda else {})
+            runs = {side: f"nccl-{method}-{side.replace(' ', '-')}" for side in sides}
+            for side, flags in sides.items():
+                code, text, seconds = self.mapl(runs[side], f"{method} {words} --output-dir {runs[side]}{flags}", **environment)
+                if code != 0:
+                    self.row("nccl", f"{method} {dtype} {side}", "failed", f"exit code {code}: {text.strip()[-300:]}", seconds)
+                    break
+                if side != "alone":
+                    self.same("nccl", f"{method} {dtype} {side}", runs["alone"], runs[side], updates)
+        self.cost_of_nccl(joins, environment)
+
+    def same(self, stage, name, one, other, updates):
+        """Compares every number of the steps of two runs, times aside, and their final weights."""
+        numbers = [[{key: value for key, value in step.items() if key not in ("time", "step_seconds")} for step in self.steps_of(run)]
+                   for run in [one, other]]
+        files = [self.work / run / "model.safetensors" for run in [one, other]]
+        apart = [what for what, differs in {
+            f"{len(numbers[0])} and {len(numbers[1])} steps of {updates}": not len(numbers[0]) == len(numbers[1]) == updates,
+            "numbers of the steps differ": numbers[0] != numbers[1],
+            "weights differ": not filecmp.cmp(*files, shallow=False)}.items() if differs]
+        self.row(stage, name, "failed" if apart else "ok", "; ".join(apart) or f"{updates} steps and the weights bitwise equal")
+
+    def cost_of_nccl(self, joins, environment):
+        """Time of a step with and without NCCL in alternation, and without CUDA graphs: with NCCL the last backward is not one."""
+        updates, warmup = (20, 3) if joins else (3, 1)
+        material = self.pairs_of("nccl", updates)
+        if material is None:
+            return
+        sides = {"alone": "", "joined": joins, "no graphs": " --cuda-graph off" if joins else ""}
+        times, rounds = {side: [] for side in sides}, 0
+        began, longest = time.monotonic(), 0.0
+        # The second round is in reverse order, so a drift of the clock meets both sides.
+        orders = [list(sides), list(sides)[::-1], list(sides)]
+        for order in orders if joins else orders[:1]:
+            if rounds and longest > self.left():
+                break
+            for side in order:
+                log = f"nccl-step-{side.replace(' ', '-')}"
+                code, text, seconds = self.mapl(log, f"dpo {material[0]} --output-dir {log} --overwrite-output-dir{sides[side]}", **environment)
+                if code != 0:
+                    return self.row("nccl", f"step {side}", "failed", f"exit code {code}: {text.strip()[-300:]}", seconds)
+                # `step_seconds` leaves out what passes between two steps.
+                at = [step["time"] for step in self.steps_of(log)]
+                times[side] += [after - before for before, after in zip(at[warmup - 1:], at[warmup:])]
+            rounds += 1
+            began, longest = time.monotonic(), max(longest, time.monotonic() - began)
+        self.same("nccl", "steps joined", "nccl-step-alone", "nccl-step-joined", updates)
+        median = {side: statistics.median(seconds) for side, seconds in times.items()}
+        self.facts["nccl"] = {"step_seconds": times, "rounds": rounds}
+        cost, graphs = (100 * (median[side] / median["alone"] - 1) for side in ["joined", "no graphs"])
+        reached = "reached" if cost <= NCCL_GOAL else "not reached"
+        detail = (f"{cost:+.2f} % of {1e3 * median['alone']:.1f} ms, goal {NCCL_GOAL:.0f} % {reached}; alone without CUDA graphs {graphs:+.2f} %; "
+                  f"{rounds} rounds")
+        self.row("nccl", "cost of a step", "ok" if joins else "skipped", detail if joins else "requires a GPU; both sides were alone")
+
     def quickstart(self):
         if self.options.device != "cuda":
             return self.row("quickstart", "quickstart", "skipped", "takes hours on the emulator")
@@ -225,28 +311,37 @@ class Suite:
     def commit(self):
         return self.facts.get("commit", "unknown") + ("+" if self.facts.get("changed") else "")
 
-    def step(self):
-        """Time by op of whole steps, beside the prediction of the plan."""
+    def pairs_of(self, stage, updates):
+        """Flags of DPO steps of a fixed shape, and those of the shape for a plan; None after a failure."""
         cuda = self.options.device == "cuda"
         model, pairs, prompt, response = ("qwen2.5-0.5b", 16, 512, 256) if cuda else ("tiny", 1, 16, 8)
         sizes = argparse.Namespace(mapl=HERE / "mapl", work=self.work / "steps", model=model, pairs=pairs, prompt=prompt, response=response,
-                                   steps=8 if cuda else 3, warmup=2, deadline=time.monotonic() + self.left(), patience=60.0)
+                                   steps=updates, warmup=2, deadline=time.monotonic() + self.left(), patience=60.0)
         sizes.work.mkdir(parents=True, exist_ok=True)
         try:
             folder = steps.prepare(sizes)
         except (RuntimeError, OSError) as why:
-            return self.row("step", "material", "failed", str(why)[-300:])
-        plan = f"bench --plan --json --pairs {pairs} --prompt {prompt} --response {response}"
+            return self.row(stage, "material", "failed", str(why)[-300:])
+        run = (f"--model {folder / 'model'} --train-file {folder / 'pairs.jsonl'} --device {self.options.device} --max-steps {updates} "
+               f"--per-device-train-batch-size {pairs} --no-shuffle --max-length {prompt + response} --learning-rate 1e-6 "
+               "--save-strategy no")
+        return run, f"--pairs {pairs} --prompt {prompt} --response {response}"
+
+    def step(self):
+        """Time by op of whole steps, beside the prediction of the plan."""
+        cuda = self.options.device == "cuda"
+        material = self.pairs_of("step", 8 if cuda else 3)
+        if material is None:
+            return
+        run, shape = material
+        plan = f"bench --plan --json {shape}"
         for name, flags in {"whole head": "", "head of 2,048 rows": " --head-rows 2048"}.items():
             if not cuda and flags:
                 # The emulator runs the kernels for Hopper only if the data is bf16, at sizes that take it minutes.
                 self.row("step", name, "skipped", "requires a GPU")
                 continue
             log = "step-" + ("chunks" if flags else "whole")
-            words = (f"study dpo --model {folder / 'model'} --train-file {folder / 'pairs.jsonl'} --output-dir {log} --study-dir {log}-study "
-                     f"--device {self.options.device} --max-steps {sizes.steps} --per-device-train-batch-size {pairs} --no-shuffle "
-                     f"--max-length {prompt + response} --learning-rate 1e-6 --save-strategy no{flags}")
-            code, text, seconds = self.mapl(log, words)
+            code, text, seconds = self.mapl(log, f"study dpo {run} --output-dir {log} --study-dir {log}-study{flags}")
             if code != 0:
                 self.row("step", name, "failed", f"exit code {code}: {text.strip()[-300:]}", seconds)
                 continue
@@ -262,10 +357,8 @@ class Suite:
     def timed(self, stage, flags):
         """Times ops of mapl in the first half of the stage, those of other libraries at the same shapes in the second."""
         device = self.options.device
-        # cuBLASLt comes with CUDA or with PyTorch's packages; the loader searches neither by default.
-        folders = [str(path.parent) for path in Path(sys.prefix).glob("lib/python*/*-packages/nvidia/*/lib/libcublasLt.so*")]
-        folders += [str(path) for path in Path("/usr/local").glob("cuda*/lib64")]
-        libraries = ":".join([*dict.fromkeys(folders), os.environ.get("LD_LIBRARY_PATH", "")])
+        # cuBLASLt comes with CUDA or with PyTorch's packages.
+        libraries = library_path("libcublasLt.so*")
         half = self.left() / 2
         sizes = {"cuda": f"--tokens 2048,8192 --dtype bf16 --seconds 0.2 --repeats 20 --limit {half:.0f}",
                  "emulator": f"--model tiny --tokens 16 --repeats 1 --seconds 0 --limit {half:.0f}"}[device]
@@ -287,8 +380,8 @@ class Suite:
         self.row(stage, "peers", "ok" if fine else "skipped" if missing else "failed", detail, seconds)
 
     def attention(self):
-        self.timed("attention", f"--op attention_fwd,attention_bwd --model {self.options.models or 'qwen2.5-0.5b,llama-3.1-8b'}"
-                   if self.options.device == "cuda" else "--op attention_fwd,attention_bwd")
+        self.timed("attention", f"--op attention_fwd,attention_bwd,attention_rope --model {self.options.models or 'qwen2.5-0.5b,llama-3.1-8b'}"
+                   if self.options.device == "cuda" else "--op attention_fwd,attention_bwd,attention_rope")
 
     def models(self):
         self.timed("models", f"--op linear_,head_ --model {self.options.models or 'qwen2.5-1.5b,llama-3.1-8b'}"

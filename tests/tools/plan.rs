@@ -217,4 +217,18 @@ fn an_8b_model_fits_4_gpus_with_sharded_weights() {
     let text = plan.text();
     assert!(text.contains(&format!("80.0 GB a GPU: the first choice that fits is {fits}")), "{text}");
     assert!(choice("--shard-optimizer --gradient-checkpointing").total > 80_000_000_000);
+    // Adapters of rank 16: 16 x 81,920 parameters a layer. The base is the reference, and only its weights are large.
+    let workload = Workload { lora_rank: Some(16), ..workload };
+    let adapted =
+        RankMemory::new(&config, &workload, &GpuRates::named("h100").unwrap(), 4, Some(80_000_000_000)).unwrap();
+    let bytes = |choice: usize, name: &str| {
+        let part = adapted.choices[choice].parts.iter().find(|(part, _)| part == name);
+        part.map_or(0.0, |(_, bytes)| *bytes as f64)
+    };
+    for (choice, share) in [(0, 1.0), (1, 0.25), (2, 0.25)] {
+        near("moments of adapters", bytes(choice, "AdamW moments"), 8.0 * share * 32.0 * 16.0 * 81_920.0);
+    }
+    near("weights of the base", bytes(0, "weights"), 2.0 * parameters);
+    near("slices of the base", bytes(2, "weights"), 2.0 * parameters / 4.0);
+    assert!(bytes(0, "reference weights") == 0.0 && adapted.fits.as_deref() == Some("--shard-optimizer off"));
 }

@@ -13,6 +13,7 @@ use crate::data::pack::{ComparisonOptions, GroupSizes};
 use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{LossOptions, Method};
 use crate::model::config::{Head, ModelConfig};
+use crate::model::lora::LoraSpec;
 use crate::train::memory::{CHOICES, MemoryInputs, MemoryPlan, PlannedReference};
 use crate::train::pack_for;
 use crate::{Error, Result};
@@ -66,13 +67,18 @@ impl RankMemory {
             shared_bytes: shared_bytes(gpu.compute_capability),
             compute_capability: gpu.compute_capability,
         };
+        let lora = workload.lora_rank.map(|rank| LoraSpec::new(&config, rank, 1, false, &[])).transpose()?;
         let mut choices = Vec::new();
         for recompute in [false, true] {
             for (sharded, flag) in CHOICES {
                 let subject = MemoryInputs {
                     config: &config,
-                    lora: None,
-                    reference: if workload.dpo { PlannedReference::Model(&config) } else { PlannedReference::None },
+                    lora: lora.as_ref(),
+                    reference: match (workload.dpo, &lora) {
+                        (true, Some(_)) => PlannedReference::Base,
+                        (true, None) => PlannedReference::Model(&config),
+                        (false, _) => PlannedReference::None,
+                    },
                     loss: &loss,
                     precision: Precision::Bf16,
                     recompute,

@@ -11,6 +11,8 @@
 //!                    update; all-gather of the weights, under nothing
 //!   shard weights    all-gather of a unit before its forward and again before its backward, one unit ahead;
 //!                    reduce-scatter of its gradient; the frozen reference is gathered likewise
+//!   adapters         only their gradients are summed, in one collective behind the backward; a sharded base is
+//!                    gathered as above
 //! ```
 //!
 //! The latencies are those by which NCCL's own tuning model predicts a ring with its simple protocol. A unit
@@ -123,6 +125,8 @@ struct Units {
     embedding: u64,
     /// Final norm, and the head if it is not the embedding.
     head: u64,
+    /// Trained parameters, if the weights above are a frozen base below adapters.
+    adapters: Option<u64>,
 }
 
 /// Seconds of one GPU's work.
@@ -155,11 +159,17 @@ impl Units {
             layer: layers / config.layers.max(1) as u64,
             embedding,
             head: elements(&|_| true) - layers - embedding,
+            adapters: None,
         }
     }
 
     fn total(&self) -> u64 {
         self.layers as u64 * self.layer + self.embedding + self.head
+    }
+
+    /// Bytes of the gradient of some weights: none below adapters.
+    fn gradient(&self, elements: u64) -> u64 {
+        if self.adapters.is_some() { 0 } else { GRADIENT * elements }
     }
 }
 
@@ -174,7 +184,7 @@ impl Work {
         let is_update = |op: &str| op == "adamw" || op == "grad_norm";
         let is_backward = |op: &str| op.ends_with("_bwd") || op.contains("_bwd_");
         let forward = seconds(&|op| !at_ends(op) && !is_update(op) && !is_backward(op)) / layers.max(1) as f64;
-        // Policy and reference are of one size.
+        // Policy and reference are of one size; adapters add little.
         let frozen_layer = if plan.workload.dpo { forward / 2.0 } else { 0.0 };
         Self {
             frozen_layer,
@@ -199,6 +209,7 @@ const WEIGHT: u64 = 2;
 
 const GATHER: &str = "all-gather of weights";
 const NORMS: &str = "all-gather of norms";
+const SCATTER: &str = "reduce-scatter of gradients";
 
 /// A step with whole weights on every GPU.
 fn step_of_whole_weights(sharding: Sharding, units: Units, work: Work, mut time: Timeline) -> SharedStep {
@@ -208,22 +219,36 @@ fn step_of_whole_weights(sharding: Sharding, units: Units, work: Work, mut time:
     };
     let layers = units.layers as f64;
     time.compute(layers * (work.frozen_layer + work.forward_layer) + work.ends);
-    time.collective(name, kind, GRADIENT * units.head);
+    time.collective(name, kind, units.gradient(units.head));
     for _ in 0..units.layers {
         time.compute(work.backward_layer);
-        time.collective(name, kind, GRADIENT * units.layer);
+        time.collective(name, kind, units.gradient(units.layer));
     }
     time.compute(work.embedding_backward);
-    time.now(name, kind, GRADIENT * units.embedding);
+    time.now(name, kind, units.gradient(units.embedding));
     match sharding {
-        Sharding::Whole => time.compute(work.update),
+        Sharding::Whole => {
+            time.now(name, kind, GRADIENT * units.adapters.unwrap_or(0));
+            time.compute(work.update);
+        }
         _ => {
-            time.now(NORMS, Kind::AllGather, GRADIENT * time.on.ranks as u64);
-            time.compute(work.update / time.on.ranks as f64);
-            time.now(GATHER, Kind::AllGather, WEIGHT * units.total());
+            update_of_shards(units.adapters, work, &mut time);
+            // A base below adapters does not change.
+            let changed = if units.adapters.is_some() { 0 } else { units.total() };
+            time.now(GATHER, Kind::AllGather, WEIGHT * changed);
         }
     }
     time.end(sharding)
+}
+
+/// Norms and the update of a shard. Adapters are whole on every GPU, so their gradients are scattered before and
+/// their weights gathered behind.
+fn update_of_shards(adapters: Option<u64>, work: Work, time: &mut Timeline) {
+    let adapters = adapters.unwrap_or(0);
+    time.now(SCATTER, Kind::ReduceScatter, GRADIENT * adapters);
+    time.now(NORMS, Kind::AllGather, GRADIENT * time.on.ranks as u64);
+    time.compute(work.update / time.on.ranks as f64);
+    time.now("all-gather of adapters", Kind::AllGather, WEIGHT * adapters);
 }
 
 /// Gathers a run of layers, one ahead of the layer at work, and runs `seconds` of work on each; `behind` follows a
@@ -248,7 +273,6 @@ fn gathered_layers(time: &mut Timeline, units: Units, seconds: f64, mut behind: 
 }
 
 fn step_of_sharded_weights(units: Units, work: Work, mut time: Timeline) -> SharedStep {
-    let scatter = "reduce-scatter of gradients";
     let ends = WEIGHT * (units.embedding + units.head);
     if work.frozen_layer > 0.0 {
         time.now(GATHER, Kind::AllGather, ends);
@@ -257,14 +281,13 @@ fn step_of_sharded_weights(units: Units, work: Work, mut time: Timeline) -> Shar
     time.now(GATHER, Kind::AllGather, ends);
     gathered_layers(&mut time, units, work.forward_layer, |_| ());
     time.compute(work.ends);
-    time.collective(scatter, Kind::ReduceScatter, GRADIENT * units.head);
+    time.collective(SCATTER, Kind::ReduceScatter, units.gradient(units.head));
     gathered_layers(&mut time, units, work.backward_layer, |time| {
-        time.collective(scatter, Kind::ReduceScatter, GRADIENT * units.layer);
+        time.collective(SCATTER, Kind::ReduceScatter, units.gradient(units.layer));
     });
     time.compute(work.embedding_backward);
-    time.now(scatter, Kind::ReduceScatter, GRADIENT * units.embedding);
-    time.now(NORMS, Kind::AllGather, GRADIENT * time.on.ranks as u64);
-    time.compute(work.update / time.on.ranks as f64);
+    time.now(SCATTER, Kind::ReduceScatter, units.gradient(units.embedding));
+    update_of_shards(units.adapters, work, &mut time);
     time.end(Sharding::ShardWeights)
 }
 
@@ -291,7 +314,9 @@ impl RanksPlan {
                 on.hosts
             )));
         }
-        Ok(Self::of((Units::of(config), Work::of(plan, config.layers)), on, fabric))
+        let adapters = plan.workload.lora_rank.map(|_| plan.trained_parameters as u64);
+        let units = Units { adapters, ..Units::of(config) };
+        Ok(Self::of((units, Work::of(plan, config.layers)), on, fabric))
     }
 
     fn of((units, work): (Units, Work), on: Ranks, fabric: Fabric) -> Self {

@@ -186,7 +186,7 @@ impl FrozenCache {
     /// Gives every rank the log-probs that rank 0 has read, so that all compute the same missing ones.
     fn share_known(&mut self) -> Result<()> {
         let ranks = world::collective();
-        if ranks.size() == 1 {
+        if ranks.is_alone() {
             return Ok(());
         }
         let entries = self.entries.iter().flat_map(|(key, value)| [key.to_le_bytes(), pair(*value)].concat());
@@ -250,9 +250,9 @@ impl FrozenCache {
                     own = pass.scores(backend, &members, &self.pack, self.reduce)?;
                 }
             }
-            let scores = match ranks.size() {
-                1 => own,
-                _ => gathered_numbers(ranks, &own)?.concat(),
+            let scores = match ranks.is_alone() {
+                true => own,
+                false => gathered_numbers(ranks, &own)?.concat(),
             };
             self.entries.extend(round.into_iter().zip(scores));
             console.advance((total - missing.len()) as u64);

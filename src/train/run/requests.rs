@@ -25,7 +25,7 @@ impl<B: Backend> Run<'_, '_, B> {
     pub(super) fn requests(&self) -> Result<Requests> {
         let own = Requests { stop: self.signals.stop(), save: self.signals.take_save(), overdue: self.overdue() };
         let ranks = world::collective();
-        if ranks.size() == 1 {
+        if ranks.is_alone() {
             return Ok(own);
         }
         let of_ranks: Vec<Requests> = share::gathered(ranks, &own)?;
@@ -35,7 +35,7 @@ impl<B: Backend> Run<'_, '_, B> {
             // The clocks of hosts differ; rank 0 writes the checkpoints.
             overdue: of_ranks[0].overdue,
         };
-        if requests.stop.is_some() {
+        if requests.stop.is_some() && world::is_shared() {
             self.console.line("stopping after this step, as every rank does");
         }
         Ok(requests)

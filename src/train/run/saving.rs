@@ -89,7 +89,7 @@ impl<B: Backend> Run<'_, '_, B> {
     fn keep_folder_on_ranks(&mut self) -> Result<()> {
         self.keep_folder()?;
         let ranks = world::collective();
-        if ranks.size() > 1 {
+        if !ranks.is_alone() {
             let of_ranks: Vec<(bool, Option<Best>)> = share::gathered(ranks, &(self.saved.is_some(), self.best))?;
             let (is_saved, best) = of_ranks[0];
             self.saved = self.saved.take().filter(|_| is_saved);
@@ -140,7 +140,7 @@ impl<B: Backend> Run<'_, '_, B> {
     /// weights each rank has others.
     fn check_ranks(&self) -> Result<()> {
         let ranks = world::collective();
-        if ranks.size() == 1 || self.trainer.policy.trains_shards() {
+        if ranks.is_alone() || self.trainer.policy.trains_shards() {
             return Ok(());
         }
         let hash = store::trained_hash(self.trainer.backend, &self.trainer.policy)?;

@@ -32,8 +32,8 @@ impl<B: Backend> Run<'_, '_, B> {
         self.trainer.backend.op_times()?;
         while self.step < self.total {
             // If ops are timed, a step runs alone on the device.
-            // Several ranks agree after every step on what is due.
-            let alone = self.trainer.backend.probe().is_none() && !world::is_shared();
+            // Ranks agree after every step on what is due.
+            let alone = self.trainer.backend.probe().is_none() && world::collective().is_alone();
             let limit = if B::ASYNCHRONOUS && alone { STEPS_IN_FLIGHT } else { 1 };
             while self.in_flight.len() < limit && self.begun < self.total && !self.must_finish_last() {
                 self.begin_step()?;

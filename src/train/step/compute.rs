@@ -67,6 +67,7 @@ impl<B: Backend> Trainer<'_, B> {
     /// Computes loss and gradient of the uploaded micro-batch. It only calls ops, so it can be
     /// captured, unless it sums over the ranks: those sums are added to `begun`.
     pub(super) fn compute(&mut self, Phase { write, last }: Phase, begun: &mut Vec<Begun>) -> Result<()> {
+        let keeps_norms = self.keeps_norms();
         let (backend, policy, batch) = (self.backend, &mut self.policy, &self.batch);
         let reduce = self.loss.reduce;
         if let Some(frozen) = &mut self.frozen {
@@ -87,10 +88,11 @@ impl<B: Backend> Trainer<'_, B> {
             }
             (None, Some(sums)) if last => {
                 of_layers = sums.of_backward(true, begun);
-                GradientsOut { grads: &mut self.grads, write, norms: None, units: Some(&mut of_layers) }
+                let norms = keeps_norms.then_some(&mut self.norms);
+                GradientsOut { grads: &mut self.grads, write, norms, units: Some(&mut of_layers) }
             }
             (None, _) => {
-                let norms = last.then_some(&mut self.norms);
+                let norms = (last && keeps_norms).then_some(&mut self.norms);
                 GradientsOut { grads: &mut self.grads, write, norms, units: None }
             }
         };

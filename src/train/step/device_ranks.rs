@@ -46,11 +46,11 @@ fn on_host() -> Vec<Rank> {
 /// Weights as bits, losses as bits, and the calls of a rank.
 type Trained = (Vec<u64>, Vec<u64>, Vec<Entry>);
 
-/// A reward model of one layer.
-fn config() -> ModelConfig {
+/// A model of one layer.
+pub(super) fn config(method: Method) -> ModelConfig {
     let mut config = presets::config("qwen2-tiny").unwrap();
     (config.vocab, config.layers) = (64, 1);
-    config.into_reward(0).unwrap()
+    if method == Method::Reward { config.into_reward(0).unwrap() } else { config }
 }
 
 /// Two steps on every rank. In the second one rank 1 has no groups.
@@ -59,7 +59,7 @@ fn trained<A: Element>(ranks: Vec<Rank>, sharded: Sharded) -> Vec<Trained> {
         let as_calls = calls.clone().map(|calls| calls as Arc<dyn Calls>);
         let backend = Kernels::<_, A>::new(emulator().unwrap()).with_ranks(as_calls);
         let sharding = (sharded == Sharded::Weights).then(|| Sharding::over(ranks));
-        let policy = store::random_on(&backend, config(), 3, sharding).unwrap();
+        let policy = store::random_on(&backend, config(Method::Reward), 3, sharding).unwrap();
         let loss = LossOptions::default().resolve(Method::Reward, [1.0; 3], false).unwrap();
         let settings = AdamWSettings { max_grad_norm: 0.5, ..AdamWSettings::default() };
         let settings = (settings, sharded != Sharded::Nothing);
@@ -88,26 +88,27 @@ fn trained<A: Element>(ranks: Vec<Rank>, sharded: Sharded) -> Vec<Trained> {
 }
 
 /// A collective behind the ops so far, with the ops from then on behind it.
-fn collective(ticket: u64, calls: Vec<Entry>) -> Vec<Entry> {
+pub(super) fn collective(ticket: u64, calls: Vec<Entry>) -> Vec<Entry> {
     let (before, behind) = (Entry::Fork { ops: 0 }, [Entry::Mark(ticket), Entry::Settle { ticket, ops: 0 }]);
     [before].into_iter().chain(calls).chain(behind).collect()
 }
 
-fn call(name: &'static str, len: usize, number: Number, root: Option<usize>, offset: i64) -> Entry {
+pub(super) fn call(name: &'static str, len: usize, number: Number, root: Option<usize>, offset: i64) -> Entry {
     Entry::Call(Call { name, len, number, root, stream: STREAM, offset })
 }
 
-/// Ranges of the gradient by unit in the order of the backward: score and final norm, the matrices and the
-/// rest of the layer, the embedding.
-fn spans(layout: &Layout) -> [Range<usize>; 5] {
-    let layer = &layout.layers[0];
-    let (score, norm) = (layout.score.clone().unwrap(), layout.final_norm.clone());
+/// Ranges of the gradient by unit in the order of the backward: final norm, layer, embedding. The score of a reward
+/// model is between the matrices and the rest of the layer.
+pub(super) fn spans(layout: &Layout) -> Vec<Range<usize>> {
+    let (layer, norm) = (&layout.layers[0], layout.final_norm.start..layout.len);
+    let embedding = 0..layer.qkv.start;
+    let Some(score) = &layout.score else { return vec![norm.clone(), layer.qkv.start..norm.start, embedding] };
     let (matrices, rest) = (layer.qkv.start..score.start, layer.input_norm.start..norm.start);
-    [score.start..rest.start, norm.start..layout.len, matrices, rest, 0..layer.qkv.start]
+    vec![score.start..rest.start, norm, matrices, rest, embedding]
 }
 
 /// Sums that begin under the backward, in its order, with all ops behind them from the end on.
-fn sums(first: u64, of_spans: Vec<Vec<Entry>>) -> Vec<Entry> {
+pub(super) fn sums(first: u64, of_spans: Vec<Vec<Entry>>) -> Vec<Entry> {
     let tickets = || (first..).zip(&of_spans).map(|(ticket, _)| ticket);
     let begun = |(ticket, calls): (u64, &Vec<Entry>)| {
         [Entry::Fork { ops: 0 }].into_iter().chain(calls.clone()).chain([Entry::Mark(ticket)]).collect::<Vec<_>>()
@@ -150,13 +151,13 @@ fn sharded_steps(rank: usize, layout: &Layout, number: Number) -> Vec<Entry> {
 }
 
 /// Without messages of the host, which are calls on bytes.
-fn on_buffers(log: &[Entry]) -> Vec<Entry> {
+pub(super) fn on_buffers(log: &[Entry]) -> Vec<Entry> {
     let is_message = |entry: &Entry| matches!(entry, Entry::Call(call) if call.number == Number::Byte);
     log.iter().filter(|entry| !is_message(entry)).cloned().collect()
 }
 
 fn compare<A: Element>(number: Number) {
-    let layout = Layout::new(&config());
+    let layout = Layout::new(&config(Method::Reward));
     for sharded in [Sharded::Optimizer, Sharded::Nothing] {
         let Some(ranks) = on_devices() else { return };
         let (on_devices, on_host) = (trained::<A>(ranks, sharded), trained::<A>(on_host(), sharded));

@@ -4,7 +4,9 @@ use super::{Hopper, ROWS, are_aligned, f32_result, is_supported, matrix, operand
 use crate::Result;
 use crate::backend::Write as Mode;
 use crate::backend::kernels::device::{ConstPtr, Device, Element, MutPtr};
-use crate::backend::kernels::geometry::{Choice, H200_TIMES, Sizes, Tile, choose, cut, fastest, retile};
+use crate::backend::kernels::geometry::{
+    Choice, H200_TIMES, PLANNED_PROCESSORS, Sizes, Tile, choose, cut, fastest, retile,
+};
 use crate::backend::kernels::launchers as launch;
 use crate::backend::kernels::{Kernels, int};
 
@@ -112,9 +114,11 @@ pub(super) fn unsplit<D: Device, A: Element>(k: &Kernels<D, A>, gemm: &Gemm<A>) 
 
 /// The tile with the least predicted time of some, without splits.
 pub(super) fn best_among<D: Device, A: Element>(k: &Kernels<D, A>, gemm: &Gemm<A>, tiles: &[Tile]) -> Option<Choice> {
-    let sizes = Sizes { may_split: false, ..gemm.sizes() };
-    let times = k.tile_times.unwrap_or(&H200_TIMES);
-    fastest(times, sizes, 1, k.device.properties().processors, |tile| tiles.contains(&tile))
+    let (sizes, processors) = (Sizes { may_split: false, ..gemm.sizes() }, k.device.properties().processors);
+    let allowed = |tile: Tile| tiles.contains(&tile) && tile.blocks() <= processors;
+    let planned = fastest(&H200_TIMES, sizes, 1, PLANNED_PROCESSORS, allowed)?;
+    let built_in = cut(sizes, planned.tile, 1, processors);
+    Some(k.tile_times.map_or(built_in, |times| retile(times, sizes, built_in, processors, allowed)))
 }
 
 fn best_of<D: Device, A: Element>(k: &Kernels<D, A>, sizes: Sizes) -> Choice {

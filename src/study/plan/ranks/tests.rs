@@ -27,7 +27,7 @@ fn a_ring_sends_all_but_one_part_over_its_slowest_link() {
     assert_eq!(ring(Kind::AllReduce, 400_000_000, Ranks { ranks: 1, hosts: 1 }, FABRIC), (0, 0.0));
 }
 
-const UNITS: Units = Units { layers: 2, layer: 50_000_000, embedding: 25_000_000, head: 0 };
+const UNITS: Units = Units { layers: 2, layer: 50_000_000, embedding: 25_000_000, head: 0, adapters: None };
 const WORK: Work = Work {
     frozen_layer: 0.0,
     forward_layer: 2e-3,
@@ -102,6 +102,31 @@ fn units_of_the_published_models_have_their_parameters() {
     let eight = units("llama-3.1-8b");
     assert_eq!((eight.embedding, eight.head), (128_256 * 4096, 128_256 * 4096 + 4096));
     assert_eq!(eight.total(), 8_030_261_248);
+}
+
+/// 1 million parameters are trained: 4 MB of gradients pass, 2 MB of weights come back.
+#[test]
+fn of_adapters_only_their_own_gradients_are_summed() {
+    let units = Units { adapters: Some(1_000_000), ..UNITS };
+    let plan = |sharding| step(sharding, units, WORK, TWO, FABRIC);
+    let found = |step: &SharedStep| -> Vec<(&'static str, u64, u64)> {
+        step.collectives.iter().map(|of| (of.collective, of.calls, of.bytes)).collect()
+    };
+    let whole = plan(Sharding::Whole);
+    assert_eq!(found(&whole), [("all-reduce of gradients", 1, 4_000_000)]);
+    let compute = 2.0 * 6e-3 + 1e-3 + 0.5e-3;
+    // Two laps of 2 MB.
+    let summed = 40e-6 + 8.4e-6 + 2.0 * 3.4e-6;
+    near(whole.step_seconds, compute + summed + 2e-3);
+    let shards =
+        [("reduce-scatter of gradients", 1, 4_000_000), (NORMS, 1, 8), ("all-gather of adapters", 1, 2_000_000)];
+    let optimizer = plan(Sharding::ShardOptimizer);
+    assert_eq!(found(&optimizer), shards);
+    near(optimizer.step_seconds, compute + (20e-6 + LAP) + (LAP + 4.0 / 100e9) + 1e-3 + (10e-6 + LAP));
+    // The base is gathered as without adapters.
+    let weights = plan(Sharding::ShardWeights);
+    assert_eq!(found(&weights)[0], (GATHER, 5, 2 * (25_000_000 + 4 * 50_000_000)));
+    assert_eq!(found(&weights)[1..], shards);
 }
 
 /// On a slow network work waits for sums that stand in the queue before a gather.

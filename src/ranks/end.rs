@@ -1,0 +1,38 @@
+//! What is left of a run that a failed rank ends: advice on its last checkpoint for the message, and the outcome
+//! for its manifest. Rank 0 writes the outcome; the files of the other ranks are not written.
+
+use std::sync::{Mutex, PoisonError};
+
+/// Advice on the last checkpoint of a run.
+type LastCheckpoint = Box<dyn Fn() -> String + Send>;
+
+/// Records why a run has ended, and the exit code if it is known.
+type Recorder = Box<dyn FnOnce(&str, Option<i32>) + Send>;
+
+static LAST_CHECKPOINT: Mutex<Option<LastCheckpoint>> = Mutex::new(None);
+
+static RECORDER: Mutex<Option<Recorder>> = Mutex::new(None);
+
+/// Sets what a message about a failed rank says about checkpoints.
+pub(crate) fn set_last_checkpoint(text: impl Fn() -> String + Send + 'static) {
+    *LAST_CHECKPOINT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(text));
+}
+
+/// Advice on the last checkpoint.
+pub(super) fn last_checkpoint() -> String {
+    // The lock is held for moments only; a failed rank must be reported in any case.
+    LAST_CHECKPOINT.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(String::new(), |text| text())
+}
+
+/// Sets what records the end of the run if a failed rank ends it.
+pub(crate) fn set_recorder(recorder: impl FnOnce(&str, Option<i32>) + Send + 'static) {
+    *RECORDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(recorder));
+}
+
+/// Records the end of the run, once. The process must end after it.
+pub(super) fn record(why: &str, code: Option<i32>) {
+    let recorder = RECORDER.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(record) = recorder {
+        record(why, code);
+    }
+}
