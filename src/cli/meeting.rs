@@ -68,7 +68,8 @@ impl Command {
         match world::gpu() {
             None => refuse_given(
                 &[("--nccl-init", given)],
-                "on CPUs and in studies; leave it out, or train with --device cuda (docs/ranks.md)",
+                "without a GPU (--device cpu, emulator or reference) and in studies; leave it out, or pass --device cuda \
+                 (docs/ranks.md)",
             ),
             Some(_) => Ok(()),
         }

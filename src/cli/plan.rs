@@ -66,7 +66,7 @@ pub struct StepPlanArgs {
     recorded_kernels: bool,
     /// Also print the memory of each of this number of GPUs, and with --link predict the step on them, each
     /// with --pairs, and their weak scaling
-    #[arg(long, requires = "plan", value_parser = super::generate::count, conflicts_with = "decode")]
+    #[arg(long, requires = "plan", value_parser = rank_count, conflicts_with = "decode")]
     ranks: Option<usize>,
     /// Memory of a GPU, such as 80GB, to name the sharding that fits
     #[arg(long, requires = "ranks", value_name = "SIZE", value_parser = size)]
@@ -93,6 +93,14 @@ fn rate(text: &str) -> Result<f64, String> {
         Some(number * bytes).filter(|rate| rate.is_finite() && *rate > 0.0)
     });
     read.ok_or_else(|| "a number above 0 is needed, with MB/s, GB/s, TB/s, Gbit/s or Tbit/s".into())
+}
+
+/// Most ranks of a plan, which counts the shard of each: more than any machine has.
+const MOST_RANKS: usize = 1 << 16;
+
+fn rank_count(text: &str) -> Result<usize, String> {
+    let in_range = text.parse().ok().filter(|n| (1..=MOST_RANKS).contains(n));
+    in_range.ok_or_else(|| format!("a whole number from 1 to {MOST_RANKS} is needed"))
 }
 
 /// Bytes of a text such as 80GB or 80GiB.

@@ -112,6 +112,8 @@ struct Record {
     ticks: u64,
     stopped: u32,
     idle: u32,
+    /// A signal ended it at the last look: its death is no failure.
+    signalled: bool,
 }
 
 /// State of a watched process.
@@ -131,13 +133,19 @@ impl Record {
     /// the process runs.
     fn next(&mut self, of: &Process, look: Option<Look>, waited: bool, busy: impl Fn() -> bool) -> Found {
         let Some(look) = look.filter(|look| look.started == of.started && !matches!(look.state, 'Z' | 'X')) else {
+            if self.signalled {
+                return Found::Signalled;
+            }
             return Found::Failed(
                 "has died without a message: it was killed (by a signal, or by the system for want of memory)",
             );
         };
         match look.name.as_str() {
             ENDING => return Found::Ending,
-            SIGNALLED => return Found::Signalled,
+            SIGNALLED => {
+                self.signalled = true;
+                return Found::Signalled;
+            }
             _ => {}
         }
         self.stopped = if matches!(look.state, 'T' | 't') { self.stopped + 1 } else { 0 };
@@ -160,7 +168,40 @@ pub(super) enum Event<'a> {
     Reported { rank: usize },
 }
 
-/// Watches `processes` until one fails or reports an error; calls `ends` with that. `transport` tells what else has failed: a rank, and why.
+/// What follows from a look at all processes.
+enum Decision {
+    Watch,
+    LookAgain,
+    Stop,
+    End(Event<'static>),
+}
+
+/// A failed rank is told by the lowest of the others. A launcher signals the others when one has died: that one
+/// may have died since this look at it, so `signalled`, which says that a signal was found before, ends the watch
+/// only at the second look.
+fn decide(own: usize, processes: &[Process], found: &[Found], signalled: &mut bool) -> Decision {
+    let each = || processes.iter().zip(found);
+    let failed = each().find_map(|(of, found)| match found {
+        Found::Failed(why) => Some((of.rank, *why)),
+        _ => None,
+    });
+    if let Some((rank, why)) = failed {
+        let left = each().filter(|(_, found)| !matches!(found, Found::Failed(_)));
+        let prints = left.map(|(of, _)| of.rank).all(|other| own < other);
+        return Decision::End(Event::Failed { rank, why, prints });
+    }
+    if let Some((of, _)) = each().find(|(_, found)| **found == Found::Ending) {
+        return Decision::End(Event::Reported { rank: of.rank });
+    }
+    match found.contains(&Found::Signalled) {
+        true if std::mem::replace(signalled, true) => Decision::Stop,
+        true => Decision::LookAgain,
+        false => Decision::Watch,
+    }
+}
+
+/// Watches `processes` until one fails or reports an error; calls `ends` with that. `transport` tells what else
+/// has failed: a rank, and why.
 pub(super) fn start(
     own: usize,
     processes: Vec<Process>,
@@ -169,6 +210,7 @@ pub(super) fn start(
 ) -> std::io::Result<()> {
     let watch = move || {
         let mut records: Vec<Record> = processes.iter().map(|_| Record::default()).collect();
+        let mut signalled = false;
         loop {
             std::thread::sleep(INTERVAL);
             if ENDED.load(Ordering::SeqCst) {
@@ -178,24 +220,13 @@ pub(super) fn start(
             let each = processes.iter().zip(&mut records);
             let found: Vec<Found> =
                 each.map(|(of, record)| record.next(of, Look::at(of.id), waited, || is_busy(of.id))).collect();
-            let first = processes.iter().zip(&found).find_map(|(of, found)| match found {
-                Found::Failed(why) => Some((of.rank, *why)),
-                _ => None,
-            });
-            if let Some((rank, why)) = first {
-                let left = processes.iter().zip(&found).filter(|(_, found)| !matches!(found, Found::Failed(_)));
-                let prints = left.map(|(of, _)| of.rank).all(|other| own < other);
+            match decide(own, &processes, &found, &mut signalled) {
+                Decision::Watch => {}
+                Decision::LookAgain => continue,
+                Decision::Stop => return,
                 // This process may end in the same moment as the watched one.
-                if ENDED.load(Ordering::SeqCst) {
-                    return;
-                }
-                return ends(Event::Failed { rank, why, prints });
-            }
-            if let Some(at) = found.iter().position(|found| *found == Found::Ending) {
-                return ends(Event::Reported { rank: processes[at].rank });
-            }
-            if found.contains(&Found::Signalled) {
-                return;
+                Decision::End(Event::Failed { .. }) if ENDED.load(Ordering::SeqCst) => return,
+                Decision::End(event) => return ends(event),
             }
             if let Some((rank, why)) = transport() {
                 if ENDED.load(Ordering::SeqCst) {
@@ -287,6 +318,27 @@ mod tests {
             assert_eq!(reads([Some(named)], true, false), found);
             // The system keeps 15 bytes of a name.
             assert!(name.len() <= 15);
+        }
+    }
+
+    #[test]
+    fn a_death_behind_a_signal_is_told() {
+        let processes = [0, 2].map(|rank| Process { rank, id: 1, started: 7 });
+        let mut signalled = false;
+        let mut look = |own, found: [Found; 2]| decide(own, &processes, &found, &mut signalled);
+        // A launcher has signalled rank 2 since rank 1 looked at rank 0, which has died.
+        assert!(matches!(look(1, [Found::Well, Found::Signalled]), Decision::LookAgain));
+        let told = look(1, [Found::Failed("died"), Found::Signalled]);
+        assert!(matches!(told, Decision::End(Event::Failed { rank: 0, why: "died", prints: true })));
+        // All are ended by a signal.
+        assert!(matches!(look(1, [Found::Well, Found::Signalled]), Decision::Stop));
+        assert!(matches!(look(1, [Found::Ending, Found::Well]), Decision::End(Event::Reported { rank: 0 })));
+        assert!(matches!(look(1, [Found::Well; 2]), Decision::Watch));
+        // Its own death is no failure.
+        let named = Look { name: SIGNALLED.into(), ..self::look('S', 3).unwrap() };
+        let mut record = Record::default();
+        for look in [Some(named), None] {
+            assert_eq!(record.next(&OF, look, false, || false), Found::Signalled);
         }
     }
 

@@ -86,6 +86,7 @@ impl Manifest {
                 "version": env!("CARGO_PKG_VERSION"),
                 "commit": crate::COMMIT,
                 "status_before": before.get("status"),
+                "variables_before": before["environment"]["variables"],
             }));
         }
         value.insert("crates".into(), locked_crates());
@@ -271,8 +272,8 @@ pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
-/// Says that a resumed run goes on with another precision, or on another kind of device: both are allowed, and
-/// both change the numbers of its updates.
+/// Says that a resumed run goes on with another precision, on another kind of device or, in bf16, with other units
+/// of the CPU: all are allowed, and all change the numbers of its updates.
 fn note_other_numbers(before: &Value, now: &Map<String, Value>) {
     let kind = |device: &Value| device.as_str().map(|text| text.split(':').next().unwrap_or(text).to_owned());
     let changes = [
@@ -283,6 +284,18 @@ fn note_other_numbers(before: &Value, now: &Map<String, Value>) {
         ),
         ("--device", kind(&before["config"]["device"]), kind(&now["config"]["device"])),
     ];
+    let units_of = |environment: Option<&Value>| {
+        let named = environment.map_or(&Value::Null, |environment| &environment["variables"][units::VARIABLE]);
+        named.as_str().filter(|name| !name.is_empty()).unwrap_or("unset").to_owned()
+    };
+    let [before_units, now_units] = [before.get("environment"), now.get("environment")].map(units_of);
+    if before_units != now_units && now["config"]["dtype"] == "bf16" {
+        complain(&format!(
+            "note: this run had {0} {before_units} so far and goes on with it {now_units}; bf16 updates by other units differ \
+             in rounding from those of one run with either",
+            units::VARIABLE
+        ));
+    }
     for (flag, before, now) in changes {
         if let (Some(before), Some(now)) = (before, now)
             && before != now

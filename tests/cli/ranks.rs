@@ -277,7 +277,7 @@ fn ranks_that_cannot_work_together_are_refused_with_one_message() {
     bench.run(&train("dpo", "out", "--shard-weights")).fails(2, &["--shard-weights has no effect with one rank"]);
     on_ranks(&bench, 2, &train("dpo", "out", "--shard-weights --shard-optimizer off"))
         .fails(2, &["--shard-weights with --shard-optimizer off: the optimiser state is where the weights are"]);
-    let no_effect = ["--nccl-init has no effect on CPUs and in studies; leave it out"];
+    let no_effect = ["--nccl-init has no effect without a GPU"];
     for place in ["fs:/tmp/id", "env"] {
         let words = train("dpo", "out", &format!("--nccl-init {place}"));
         bench.run(&words).fails(2, &no_effect);

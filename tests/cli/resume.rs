@@ -208,6 +208,22 @@ fn a_finished_run_continues_if_the_schedule_allows_it() {
     let done = bench.run(&run("elsewhere", 9, &elsewhere)).ok();
     assert!(done.err.contains("used --dtype bf16 so far and goes on with --dtype f32"), "{}", done.err);
     assert!(!done.err.contains("run.json"), "{}", done.err);
+    // In bf16 other units of the CPU give other bits.
+    let masked = |run: &str, dtype: &str| {
+        let mut command = bench.command(&format!("{run} --dtype {dtype}"));
+        let output = command.env("MAPL_CPU_UNITS", "f32").output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let note = "had MAPL_CPU_UNITS unset so far and goes on with it f32";
+    let on = |steps| run("straight", steps, &format!("{warm} --resume-from-checkpoint true"));
+    assert!(masked(&on(9), "bf16").contains(note));
+    assert_eq!(
+        bench.json("straight/run.json")["resumes"][1]["variables_before"]["MAPL_CPU_UNITS"],
+        serde_json::Value::Null
+    );
+    assert!(!masked(&on(10), "bf16").contains(note), "the units are those of the part before");
+    assert!(!masked(&run("straight", 11, &format!("{warm} --resume-from-checkpoint true")), "f32").contains(note));
     let back = format!("{warm} --resume-from-checkpoint true");
     bench.run(&run("out", 4, &back)).fails(6, &["checkpoint-7", "is after step 7", "ends after step 4"]);
     bench.run(&run("linear", 3, "")).ok();
