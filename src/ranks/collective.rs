@@ -67,8 +67,8 @@ pub(crate) trait Collective: Send + Sync {
     /// Number of ranks.
     fn size(&self) -> usize;
 
-    /// Whether there is no transport: nothing is sent and nothing is summed. One rank that has joined NCCL is
-    /// not alone.
+    /// Whether this process works without a transport: it sends and sums nothing. One rank that has joined NCCL
+    /// is not alone.
     fn is_alone(&self) -> bool {
         false
     }

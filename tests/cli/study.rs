@@ -339,6 +339,8 @@ fn names_that_select_nothing_are_refused() {
         }
     }
     bench.run("bench --plan --model tiny").fails(2, &["--plan", "--model"]);
+    // Each rank has a shard of its own in the plan.
+    bench.run("bench --plan --preset qwen2-tiny --ranks 65537").fails(2, &["--ranks", "from 1 to 65536"]);
     bench.run("study bench --study-dir s --plan").fails(2, &["leave them out"]);
     assert_eq!(bench.listing(), before);
     // Repeated flags add up.

@@ -30,11 +30,11 @@ pub fn run_on<D: Device>(device: D, how: Hopper, work: &impl Work) -> Outputs {
 }
 
 /// Schedules and numbers of multiprocessors to compare with the first: one of three, which the
-/// case's label selects, or all with `MAPL_TEST_FULL=1`.
+/// case's label selects, or all with `MAPL_TEST_FULL=1`, and then those of an H200 too.
 fn others(label: &str) -> Vec<(Schedule, usize)> {
     let all = [(Schedule::Falling, 3), (Schedule::Random(5), 7), (Schedule::Random(9), 1)];
     let hash = label.bytes().fold(0u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
-    if full() { all.to_vec() } else { vec![all[(hash % 3) as usize]] }
+    if full() { [&all[..], &[(Schedule::Falling, 132)]].concat() } else { vec![all[(hash % 3) as usize]] }
 }
 
 /// Compares the variant `how` with the reference's results, and its schedules with one another

@@ -98,7 +98,7 @@ impl Model {
     fn shape(&self, tile: u8) -> Result<Shape, Fault> {
         let Some(shapes) = &self.shapes else { return fault("undefined: no configuration is loaded") };
         match shapes.get(usize::from(tile)) {
-            None => fault(format!("undefined: there is no tile {tile}")),
+            None => fault(format!("undefined: tile {tile} does not exist")),
             Some(Shape { rows: 0, .. }) => fault(format!("undefined: tile {tile} is not configured")),
             Some(shape) if !shape.bytes.is_multiple_of(size_of::<f32>()) => {
                 fault(format!("undefined: rows of tile {tile} have {} bytes", shape.bytes))

@@ -82,11 +82,16 @@ impl<A> Gemm<A> {
     }
 }
 
+/// Whether the Hopper kernels support a GEMM.
+pub(super) fn supports<D: Device, A: Element>(k: &Kernels<D, A>, gemm: &Gemm<A>) -> bool {
+    let empty = gemm.m == 0 || gemm.n == 0 || gemm.k == 0;
+    is_supported(k) && !empty && gemm.is_aligned()
+}
+
 /// Tile and splits of a GEMM; `None` if the Hopper kernels do not support it.
 pub(in super::super) fn choice<D: Device, A: Element>(k: &Kernels<D, A>, gemm: &Gemm<A>) -> Option<Choice> {
     let properties = k.device.properties();
-    let empty = gemm.m == 0 || gemm.n == 0 || gemm.k == 0;
-    if !is_supported(k) || empty || !gemm.is_aligned() {
+    if !supports(k, gemm) {
         return None;
     }
     match k.hopper {

@@ -1,15 +1,14 @@
 //! RoPE as a part of other ops on Hopper: in the epilogue of the QKV GEMM (`kernels/linear_rope_sm90.cu`) and
 //! of attention's gradient. For whole heads whose size is that of a kernel; other calls run op by op.
 
-use super::linear::best_among;
-use super::{Gemm, Hopper, Op, ROWS, are_aligned, matrix, operand};
-use super::{attention, linear};
+use super::linear::{best_among, supports};
+use super::{Gemm, Hopper, Op, ROWS, are_aligned, attention, matrix, operand};
 use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::kernels::device::{ConstPtr, Device, Element};
 use crate::backend::kernels::geometry::{Choice, Tile, cut};
 use crate::backend::kernels::launchers as launch;
-use crate::backend::kernels::{Kernels, int, read, read_option, write};
+use crate::backend::kernels::{Kernels, address, int, read, read_option};
 use crate::backend::{Write as Mode, composite};
 
 /// Tiles of the kernels for heads of this size; none if it has no kernel.
@@ -38,7 +37,7 @@ fn gemm<D: Device, A: Element>(a: &LinearRopeFwd<'_, Kernels<D, A>>) -> Gemm<A> 
         a: read(linear.x),
         a_stride: d.inputs,
         b: read(linear.weight),
-        c: read(linear.y.as_view()).address(),
+        c: address(linear.y.as_view()),
         bias: read_option(linear.bias),
         residual: ConstPtr::NONE,
         norms: 0,
@@ -58,27 +57,29 @@ pub(in super::super) fn tile<D: Device, A: Element>(
     let (gemm, tiles) = (gemm(a), tiles(a.rotation.dims.head_dim));
     // The low-rank part of adapters is a residual.
     let fits = a.linear.residual.is_none() && rotates_whole(k, &a.rotation);
-    // As a plain GEMM.
-    linear::choice(k, &gemm).filter(|_| fits && !tiles.is_empty())?;
+    if !fits || !supports(k, &gemm) {
+        return None;
+    }
     let processors = k.device.properties().processors;
     match k.hopper {
         Hopper::Off => None,
         Hopper::Chosen => best_among(k, &gemm, tiles),
-        Hopper::Cut(tile, _) => tiles.contains(&tile).then(|| cut(gemm.sizes(), tile, 1, processors)),
+        Hopper::Cut(tile, _) => {
+            (tiles.contains(&tile) && tile.blocks() <= processors).then(|| cut(gemm.sizes(), tile, 1, processors))
+        }
     }
 }
 
 pub(in super::super) fn linear_rope_fwd<D: Device, A: Element>(
     k: &Kernels<D, A>,
-    mut a: LinearRopeFwd<'_, Kernels<D, A>>,
+    a: LinearRopeFwd<'_, Kernels<D, A>>,
 ) -> Result<()> {
     let Some(choice) = tile(k, &a) else { return composite::linear_rope_fwd(k, a) };
     let (gemm, d, tile, device) = (gemm(&a), a.rotation.dims, choice.tile, &k.device);
     k.note_choice(gemm.name, gemm.sizes(), choice);
-    let address = write(&mut a.linear.y).address();
     let x = operand(device, gemm.a.address(), false, (gemm.m, gemm.k), gemm.a_stride, ROWS)?;
     let weight = operand(device, gemm.b.address(), false, (gemm.n, gemm.k), gemm.k, tile.columns() / tile.blocks())?;
-    let y = matrix(device, address, (gemm.m, gemm.n), gemm.n, 64)?;
+    let y = matrix(device, gemm.c, (gemm.m, gemm.n), gemm.n, 64)?;
     let (m, n, depth, rotated) = (int(gemm.m)?, int(gemm.n)?, int(gemm.k)?, int(d.heads * d.head_dim)?);
     let shared = tile.shared_bytes(false, 2);
     macro_rules! launch_heads {

@@ -128,7 +128,7 @@ fn tiles_that_do_not_fit_are_faults() {
 
     let mut whole = model(&WHOLE);
     assert!(message(whole.try_zero(1)).contains("tile 1 is not configured"));
-    assert!(message(whole.try_zero(8)).contains("no tile 8"));
+    assert!(message(whole.try_zero(8)).contains("tile 8 does not exist"));
     for tiles in [[0, 0, 6], [0, 4, 4], [6, 4, 6]] {
         assert!(message(whole.try_dot(tiles)).contains("not three tiles"), "{tiles:?}");
     }
