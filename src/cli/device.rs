@@ -128,6 +128,16 @@ impl DeviceArgs {
         device.into_iter().chain(dtype).flatten().collect()
     }
 
+    /// The same arguments, with bf16 where they leave the precision of a CPU open and bf16 is faster on it.
+    pub(super) fn fastest(self) -> Self {
+        let on_cpu = match self.device {
+            Device::Auto => Driver::new(world::gpu().unwrap_or(0)).is_err(),
+            device => device == Device::Cpu,
+        };
+        let fast = on_cpu && self.dtype.is_none() && Units::chosen_or_f32().slow().is_none();
+        Self { dtype: if fast { Some(Dtype::Bf16) } else { self.dtype }, ..self }
+    }
+
     /// Runs `job` on the selected backend.
     pub fn run<J: Job>(self, job: J) -> Result<J::Output> {
         self.run_probed(job, false)

@@ -32,6 +32,9 @@ use stages::{RUNS, SFT, Stage};
 
 /// Arguments of `quickstart`.
 #[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "On a CPU on which bf16 is faster, the stages compute in bf16 unless --dtype names another precision."
+)]
 pub struct QuickstartArgs {
     /// Folder for data, models, metrics and the report; a folder written by an earlier quick start
     /// is replaced
@@ -69,6 +72,8 @@ impl EqualCompute {
     }
 }
 
+/// Maximum length of a sequence, the default for rows this short.
+const MAX_LENGTH: usize = 1024;
 /// Vocabulary size; nearly every word of the language and of the instructions is one token.
 const VOCAB_SIZE: usize = 1024;
 /// Number of training and held-out pairs, at scale 1 and at least.
@@ -98,6 +103,7 @@ pub fn run(arguments: &QuickstartArgs) -> Result<()> {
     }
     let mut quick = Quickstart {
         arguments,
+        device: arguments.device.fastest(),
         seed: arguments.seed,
         folder: arguments.output_dir.clone(),
         program: program(),
@@ -114,6 +120,8 @@ pub fn run(arguments: &QuickstartArgs) -> Result<()> {
 
 struct Quickstart<'a> {
     arguments: &'a QuickstartArgs,
+    /// Device and precision of all stages.
+    device: DeviceArgs,
     /// Current seed, and its folder: the output folder for the first seed.
     seed: u64,
     folder: PathBuf,
@@ -156,7 +164,7 @@ impl Quickstart<'_> {
             words.extend(words!["--scale", self.arguments.scale]);
             let equal = clap::ValueEnum::to_possible_value(&self.arguments.equal_compute);
             words.extend(equal.iter().flat_map(|value| words!["--equal-compute", value.get_name()]));
-            words.extend(self.arguments.device.flags());
+            words.extend(self.device.flags());
             let words: Vec<std::ffi::OsString> =
                 std::iter::once("mapl".into()).chain(words.iter().map(Into::into)).collect();
             self.summary.commands.push(NamedText { caption: caption.clone(), text: args::shown(&words) });
@@ -296,6 +304,9 @@ impl Quickstart<'_> {
             self.shown("tokenizer"),
             "--rows",
             1,
+            // Without it, the command would tokenise all rows to find the length that they need.
+            "--max-length",
+            MAX_LENGTH,
         ];
         if let Command::Data(DataCommand::Show(args)) = self.command("Show a group", &words)? {
             say_styled(&data::shown(&args)?);
@@ -342,7 +353,7 @@ impl Quickstart<'_> {
         if let Some(test) = test {
             words.extend(words!["--eval-file", test.display(), "--eval-steps", cadence]);
         }
-        words.extend(self.arguments.device.flags());
+        words.extend(self.device.flags());
         let (Command::Sft(args) | Command::Reward(args) | Command::Dpo(args)) =
             self.command(&format!("Train {}", stage.name), &words)?
         else {
@@ -365,7 +376,7 @@ impl Quickstart<'_> {
         if stage.method == Method::Dpo {
             words.extend(words!["--ref-model", self.shown(stage.start)]);
         }
-        words.extend(self.arguments.device.flags());
+        words.extend(self.device.flags());
         match self.command(&format!("Evaluate {}", stage.name), &words)? {
             Command::Eval(args) => {
                 let (text, evaluation) = evaluate::measure(&args)?;
@@ -415,7 +426,7 @@ impl Quickstart<'_> {
             let words =
                 [method, "--model", &model, "--train-file", &groups, "--output-dir", &output, "--max-steps", "50"];
             let mut words = words.map(str::to_owned).to_vec();
-            words.extend(self.arguments.device.flags());
+            words.extend(self.device.flags());
             self.typed(&words)
         };
         let build = self.typed(&["data", "build", "--input", &pairs, "--output", &groups].map(str::to_owned));

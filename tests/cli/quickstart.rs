@@ -3,6 +3,7 @@
 
 use std::process::Command;
 
+use mapl::backend::cpu::Units;
 use serde_json::{Value, json};
 
 use crate::html::{has_no_broken_number, well_formed};
@@ -23,11 +24,29 @@ fn its_page_has_the_numbers_of_the_table_and_its_closing_commands_run_as_pasted(
     closing_commands_run_as_pasted(&bench, &out);
 }
 
+/// Whether the stages compute in bf16 by themselves.
+fn is_bf16_fast() -> bool {
+    Units::chosen().unwrap().slow().is_none()
+}
+
+#[test]
+fn stages_compute_in_f32_if_asked_and_on_a_cpu_without_units_for_bf16() {
+    for (flags, units) in [("--dtype f32", None), ("", Some("f32"))] {
+        let bench = Bench::new();
+        let mut quick = bench.command(&format!("quickstart --scale 0.0001 --device cpu --output-dir q {flags}"));
+        let output = quick.envs(units.map(|units| ("MAPL_CPU_UNITS", units))).output().unwrap();
+        let out = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{out}");
+        assert_eq!(bench.json("q/dpo-mapl/run.json")["config"]["dtype"], "f32");
+    }
+}
+
 fn closing_commands_run_as_pasted(bench: &Bench, out: &str) {
     let (_, closing) = out.rsplit_once("\nThe same by hand").unwrap();
     let commands: Vec<&str> = closing.lines().filter_map(|line| line.strip_prefix("  ")).collect();
     assert_eq!(commands.len(), 3, "{closing}");
-    assert!(commands[1..].iter().all(|command| command.ends_with("--device cpu")), "{closing}");
+    let device = format!("--device cpu{}", if is_bf16_fast() { " --dtype bf16" } else { "" });
+    assert!(commands[1..].iter().all(|command| command.ends_with(&device)), "{closing}");
     for command in commands {
         let done = Command::new("sh").args(["-c", command]).current_dir(bench.path()).output().unwrap();
         let why = String::from_utf8_lossy(&done.stderr);
@@ -72,7 +91,8 @@ fn page_links_to_its_runs_and_has_the_numbers_of_the_table(bench: &Bench, out: &
     assert_eq!(summary["gains"].as_array().unwrap().len(), 3);
     assert!(out.lines().filter(|line| line.starts_with('|')).all(|line| line.chars().count() <= 80));
     let facts = summary["environment"].as_array().unwrap();
-    for (name, value) in [("device", "cpu, f32"), ("commit", mapl::COMMIT)] {
+    let device = if is_bf16_fast() { "cpu, bf16" } else { "cpu, f32" };
+    for (name, value) in [("device", device), ("commit", mapl::COMMIT)] {
         assert!(facts.contains(&json!({ "name": name, "value": value })), "{facts:?}");
     }
     assert_eq!(bench.json(&format!("{FOLDER}/sft/run.json"))["commit"], mapl::COMMIT);

@@ -31,17 +31,16 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::Cpu;
+use super::attention_softmax::{Rows, softmax_rows};
 use super::element::{Element, Room};
 use super::head::logsumexp;
-use super::math::{cap_row, softmax_row};
 use super::matmul::{DEPTH, matmul};
 use super::panels::{Panels, score_stride};
 use super::path::{Path, Segments};
 use super::product16::{self, product16};
-use super::rows::scale_into;
-use super::scale::scale_row;
+use super::rows::scale_heads;
 use super::scratch::Scratch;
-use super::simd::LANES;
+use super::simd::{LANES, vectorised};
 use super::tile::{Grid, Mat, Tile};
 use super::units::Units;
 use crate::backend::Write;
@@ -105,8 +104,18 @@ impl Heads {
     /// Copies the queries of the tokens `rows`, times `scale`, to `to`, (tokens * group, head_dim).
     pub fn queries(&self, to: &mut [f32], qkv: &[f32], rows: Range<usize>, scale: f32) {
         let length = self.group * self.head_dim;
-        for (to, row) in to.chunks_exact_mut(length).zip(rows) {
-            scale_into(to, &qkv[row * self.width + self.query..][..length], scale);
+        let from = &qkv[rows.start * self.width + self.query..];
+        scale_queries(&mut to[..rows.len() * length], from, length, self.width, scale);
+    }
+}
+
+vectorised! {
+    /// Copies the first `length` elements of every `width`, times `scale`.
+    fn scale_queries(to: &mut [f32], from: &[f32], length: usize, width: usize, scale: f32) {
+        for (to, from) in to.chunks_exact_mut(length).zip(from.chunks(width)) {
+            for (to, x) in to.iter_mut().zip(from) {
+                *to = scale * x;
+            }
         }
     }
 }
@@ -211,7 +220,7 @@ pub(super) fn attention_fwd<A: Element>(cpu: &Cpu<A>, a: AttentionFwd<'_, Cpu<A>
 }
 
 /// Number of keys that a query sees at most.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Visible {
     window: usize,
     /// Keys that a product sums before it adds to the result.
@@ -284,6 +293,9 @@ pub(super) struct Forward<'a> {
     scores: Scratch<'a>,
     /// (block, head_dim)
     out: Scratch<'a>,
+    /// (block) largest score and sum of exponentials of each row, and one over the sum
+    stats: Vec<[f32; 2]>,
+    inverse: Vec<f32>,
 }
 
 impl<'a> Forward<'a> {
@@ -314,6 +326,8 @@ impl<'a> Forward<'a> {
             operands,
             scores: take(block * score_stride(capacity)),
             out: take(block * heads.head_dim),
+            stats: vec![[0.0; 2]; block],
+            inverse: vec![0.0; block],
         }
     }
 
@@ -371,40 +385,17 @@ impl<'a> Forward<'a> {
                 product16(self.units, &mut scores, queries, keys.t(), Write::Overwrite);
             }
         }
-        let mut scores = Tile::new(&mut self.scores, count, keys, stride);
-        let mut inverse = [0.0f32; BLOCK];
-        let mut inverse_long = Vec::new();
-        let inverse = if count <= BLOCK {
-            &mut inverse[..]
-        } else {
-            // There are more query heads per key-value head than rows of a block.
-            inverse_long.resize(count, 0.0);
-            &mut inverse_long[..]
+        let (scale, rounded) = match &mut self.operands {
+            Operands::Wide { .. } => (None, None),
+            Operands::Narrow { probabilities, .. } => (Some(self.form.scale), Some(&mut probabilities[..])),
         };
-        for (r, inverse) in inverse[..count].iter_mut().enumerate() {
-            // Pads with -inf to a multiple of LANES: the exponential of -inf is 0, the probability
-            // of an invisible key.
-            let visible = self.visible.keys(position + r / group);
-            let visible = visible.start - first..visible.end - first;
-            let (row, hidden) = scores.row(r).split_at_mut(visible.end.next_multiple_of(LANES));
-            if let Operands::Narrow { .. } = self.operands {
-                scale_row(&mut row[visible.clone()], self.form.scale);
-            }
-            if let Some(cap) = self.form.softcap {
-                cap_row(&mut row[visible.clone()], cap);
-            }
-            row[..visible.start].fill(f32::NEG_INFINITY);
-            row[visible.end..].fill(f32::NEG_INFINITY);
-            let (largest, sum) = softmax_row(row);
-            hidden.fill(0.0);
-            if let Operands::Narrow { probabilities, .. } = &mut self.operands {
-                let (seen, unseen) = probabilities[r * stride..][..keys].split_at_mut(row.len());
-                bf16::round(seen, row);
-                unseen.fill(bf16::ZERO);
-            }
+        let (visible, softcap) = (self.visible, self.form.softcap);
+        let form = Rows { count, group, position, first, keys, stride, visible, scale, softcap };
+        softmax_rows(&mut self.scores, rounded, &mut self.stats, form);
+        for (r, ([largest, sum], inverse)) in self.stats.iter().zip(&mut self.inverse).enumerate().take(count) {
             *inverse = 1.0 / sum;
             if let Some(lse) = &mut lse {
-                lse.row(r % group)[out.start + r / group] = logsumexp(largest, sum);
+                lse.row(r % group)[out.start + r / group] = logsumexp(*largest, *sum);
             }
         }
         let mut sums = Tile::new(&mut self.out, count, head_dim, head_dim);
@@ -419,9 +410,6 @@ impl<'a> Forward<'a> {
                 product16(self.units, &mut sums, probabilities, values, Write::Overwrite);
             }
         }
-        for (r, row) in self.out.chunks_exact(head_dim).take(count).enumerate() {
-            let to = &mut o.row(out.start + r / group)[r % group * head_dim..][..head_dim];
-            scale_into(to, row, inverse[r]);
-        }
+        scale_heads(o, out.start, &self.out[..count * head_dim], &self.inverse[..count], out.len());
     }
 }

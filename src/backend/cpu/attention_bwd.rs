@@ -21,16 +21,15 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::attention::{Heads, Visible, copy_head};
+use super::attention_softmax::{Outputs, Rounded, Rows, softmax_rows_bwd};
 use super::element::{Element, Room};
-use super::math::{cap_row, cap_row_bwd, exp};
 use super::matmul::matmul;
 use super::panels::{Panels, score_stride};
 use super::path::{Path, Segments, Step};
 use super::product16::product16;
-use super::rows::{add_rows, scale_into};
-use super::scale::scale_row;
+use super::rows::{add_to_tile, scale_heads};
 use super::scratch::Scratch;
-use super::simd::{LANES, dot, vectorised};
+use super::simd::LANES;
 use super::tile::{Grid, Mat, Tile};
 use super::units::Units;
 use crate::backend::Write;
@@ -126,8 +125,8 @@ struct Backward<'a> {
     /// (block, keys), with rows of [`score_stride`]
     probabilities: Scratch<'a>,
     dscores: Scratch<'a>,
-    /// (keys) capped scores of a row; empty without a soft cap
-    capped: Scratch<'a>,
+    /// (block) factor of dqueries, which hold the scale already if the operands are bf16
+    factors: Vec<f32>,
 }
 
 impl<'a> Backward<'a> {
@@ -164,7 +163,7 @@ impl<'a> Backward<'a> {
             dqueries: rows(),
             probabilities: cpu.scratch.take(block * score_stride(capacity)),
             dscores: cpu.scratch.take(block * score_stride(capacity)),
-            capped: cpu.scratch.take(inputs.dims.softcap.map_or(0, |_| capacity)),
+            factors: vec![if inputs.narrow.is_some() { 1.0 } else { inputs.dims.scale as f32 }; block],
         }
     }
 
@@ -187,11 +186,9 @@ impl<'a> Backward<'a> {
     /// Adds the gradients of a step to the output; `first` is the tree's first row.
     fn leave(&mut self, step: &Step, first: usize, dk: &mut Tile<'_>, dv: &mut Tile<'_>) {
         let head_dim = self.heads.head_dim;
-        for (i, row) in step.rows.clone().enumerate() {
-            let range = (step.position + i) * head_dim..(step.position + i + 1) * head_dim;
-            add_rows(dk.row(row - first), &self.dkeys[range.clone()]);
-            add_rows(dv.row(row - first), &self.dvalues[range]);
-        }
+        let range = step.position * head_dim..(step.position + step.rows.len()) * head_dim;
+        add_to_tile(dk, step.rows.start - first, &self.dkeys[range.clone()]);
+        add_to_tile(dv, step.rows.start - first, &self.dvalues[range]);
     }
 
     /// Zeroes the keys after the path of `len` rows, up to the next multiple of [`LANES`].
@@ -215,9 +212,6 @@ impl<'a> Backward<'a> {
         let scale = d.scale as f32;
         // Offset of the outputs of a token for the query heads of this key-value head.
         let outputs = |row: usize| (row * d.heads + self.kv_head * group) * head_dim;
-        for (to, row) in self.dout.chunks_exact_mut(group * head_dim).zip(rows.clone()) {
-            to.copy_from_slice(&self.inputs.do_[outputs(row)..][..group * head_dim]);
-        }
         let stride = score_stride(keys);
         match &mut self.narrow {
             Some(n) => {
@@ -235,46 +229,46 @@ impl<'a> Backward<'a> {
             }
             None => {
                 self.heads.queries(&mut self.queries, self.inputs.qkv, rows.clone(), scale);
+                for (to, row) in self.dout.chunks_exact_mut(group * head_dim).zip(rows.clone()) {
+                    to.copy_from_slice(&self.inputs.do_[outputs(row)..][..group * head_dim]);
+                }
                 let block = |data| Mat::new(data, count, head_dim, head_dim);
                 self.keys_t.product(&mut self.probabilities, block(&self.queries), path.clone());
                 self.values_t.product(&mut self.dscores, block(&self.dout), path);
             }
         }
-        let mut p = Tile::new(&mut self.probabilities, count, keys, stride);
-        let mut ds = Tile::new(&mut self.dscores, count, keys, stride);
-        for r in 0..count {
-            let (token, head) = (rows.start + r / group, r % group);
-            let o = &self.inputs.o[outputs(token) + head * head_dim..][..head_dim];
-            let lse = self.inputs.lse[(self.kv_head * group + head) * d.tokens + token];
-            let visible = visible.keys(position + r / group);
-            let visible = visible.start - hidden..visible.end - hidden;
-            let dout = &self.dout[r * head_dim..(r + 1) * head_dim];
-            if self.narrow.is_some() {
-                scale_row(&mut p.row(r)[visible.clone()], scale);
-            }
-            let Some(cap) = d.softcap.map(|cap| cap as f32) else {
-                softmax_row_bwd(p.row(r), ds.row(r), visible, lse, o, dout);
-                continue;
-            };
-            let capped = &mut self.capped[..visible.len()];
-            cap_row(&mut p.row(r)[visible.clone()], cap);
-            capped.copy_from_slice(&p.row(r)[visible.clone()]);
-            softmax_row_bwd(p.row(r), ds.row(r), visible.clone(), lse, o, dout);
-            cap_row_bwd(&mut ds.row(r)[visible], capped, cap);
-        }
+        let rounded = self.narrow.as_mut().map(|n| Rounded {
+            probabilities: &mut n.probabilities,
+            dscores: &mut n.dscores,
+            scale,
+        });
+        let form = Rows {
+            count,
+            group,
+            position,
+            first: hidden,
+            keys,
+            stride,
+            visible,
+            scale: rounded.as_ref().map(|_| scale),
+            softcap: d.softcap.map(|cap| cap as f32),
+        };
+        let outputs = Outputs {
+            head_dim,
+            width: d.heads * head_dim,
+            o: &self.inputs.o[outputs(rows.start)..],
+            dout: &self.inputs.do_[outputs(rows.start)..],
+            lse: &self.inputs.lse[self.kv_head * group * d.tokens + rows.start..],
+            tokens: d.tokens,
+        };
+        softmax_rows_bwd(&mut self.probabilities, &mut self.dscores, rounded, outputs, form);
         let skipped = hidden * head_dim;
         let (dvalues, dkeys) = (&mut self.dvalues[skipped..], &mut self.dkeys[skipped..]);
         let mut dvalues = Tile::new(dvalues, keys, head_dim, head_dim);
         let mut dkeys = Tile::new(dkeys, keys, head_dim, head_dim);
         let mut dqueries = Tile::new(&mut self.dqueries, count, head_dim, head_dim);
-        // Factor of dqueries.
-        let factor = match &mut self.narrow {
+        match &self.narrow {
             Some(n) => {
-                for r in 0..count {
-                    scale_row(ds.row(r), scale);
-                    bf16::round(&mut n.probabilities[r * stride..][..keys], p.row(r));
-                    bf16::round(&mut n.dscores[r * stride..][..keys], ds.row(r));
-                }
                 let of = |data| Mat::new(data, count, keys, stride);
                 let (p, ds) = (of(&n.probabilities[..]), of(&n.dscores[..]));
                 let block = |data| Mat::new(data, count, head_dim, head_dim);
@@ -282,7 +276,6 @@ impl<'a> Backward<'a> {
                 product16(self.units, &mut dvalues, p.t(), block(&n.dout[..]), Write::Add);
                 product16(self.units, &mut dkeys, ds.t(), block(&n.queries[..]), Write::Add);
                 product16(self.units, &mut dqueries, ds, keys, Write::Overwrite);
-                1.0
             }
             None => {
                 let [p, ds] = [&self.probabilities, &self.dscores].map(|data| Mat::new(data, count, keys, stride));
@@ -291,40 +284,8 @@ impl<'a> Backward<'a> {
                 matmul(&mut dvalues, p.t(), block(&self.dout), Write::Add);
                 matmul(&mut dkeys, ds.t(), block(&self.queries), Write::Add);
                 matmul(&mut dqueries, ds, keys, Write::Overwrite);
-                scale
             }
-        };
-        for (i, row) in rows.enumerate() {
-            let from = &self.dqueries[i * group * head_dim..(i + 1) * group * head_dim];
-            scale_into(dq.row(row - first), from, factor);
         }
-    }
-}
-
-vectorised! {
-    /// Replaces the scaled scores by probabilities p and `dscores`, which holds `do · v`, by the
-    /// gradients of the scaled scores, `p (do · v - do · o)`. Keys that are not `visible` get 0.
-    fn softmax_row_bwd(
-        scores: &mut [f32],
-        dscores: &mut [f32],
-        visible: Range<usize>,
-        lse: f32,
-        o: &[f32],
-        dout: &[f32]
-    ) {
-        let delta = dot::<FMA>(o, dout);
-        // -inf up to a multiple of LANES, so that p is 0 for invisible keys.
-        let whole = visible.end.next_multiple_of(LANES);
-        scores[..visible.start].fill(f32::NEG_INFINITY);
-        scores[visible.end..whole].fill(f32::NEG_INFINITY);
-        scores[whole..].fill(0.0);
-        dscores[..visible.start].fill(0.0);
-        dscores[visible.end..].fill(0.0);
-        let (scores, dscores) = (&mut scores[..whole], &mut dscores[..whole]);
-        for (s, ds) in scores.iter_mut().zip(dscores) {
-            let p = exp::<FMA>(*s - lse);
-            *s = p;
-            *ds = p * (*ds - delta);
-        }
+        scale_heads(dq, rows.start - first, &self.dqueries[..count * head_dim], &self.factors[..count], rows.len());
     }
 }

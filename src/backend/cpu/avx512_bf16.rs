@@ -17,7 +17,10 @@
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
-use super::avx512::{Prefetch, Target, mask, store_square, transposed};
+use half::bf16;
+
+use super::avx512::{Prefetch, Target as Sums, mask, store_square, transposed};
+use super::avx512_math::rounded_fast;
 use super::tile::apart;
 
 /// Pairs, or f32 elements, of a register.
@@ -47,6 +50,15 @@ impl Operand {
     }
 }
 
+/// Result of a GEMM.
+#[derive(Clone, Copy)]
+pub(super) enum Target {
+    /// The sums, in f32.
+    Sums(Sums),
+    /// The sums rounded to bf16: row-major, with `stride` elements from one row to the next.
+    Rounded { data: *mut bf16, stride: usize },
+}
+
 /// Strip of the left operand: pair p of row r is at `data + r * row + p * pair` bytes.
 #[derive(Clone, Copy)]
 struct Strip {
@@ -63,14 +75,16 @@ thread_local! {
 /// `c (+)= a b` for (m, depth) by (depth, n).
 ///
 /// # Safety
-/// The processor has AVX-512F, BW, VL and BF16. Every element that the sizes and strides address lies
+/// The processor has AVX-512F, BW, VL, DQ and BF16. Every element that the sizes and strides address lies
 /// inside one allocation, and `c` overlaps neither operand.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx")]
 pub(super) unsafe fn gemm([m, n, depth]: [usize; 3], c: Target, a: Operand, b: Operand) {
     if m * n * depth == 0 {
         return;
     }
     let [mut left, mut right] = PACKED.take();
+    // A strip of rounded results, before it is rounded.
+    let mut sums = [0.0; ROWS * PANEL];
     let pairs = depth.div_ceil(2);
     reserve(&mut right, PANEL * pairs);
     // Strips of about equal height.
@@ -89,9 +103,13 @@ pub(super) unsafe fn gemm([m, n, depth]: [usize; 3], c: Target, a: Operand, b: O
             let cols = PANEL.min(n - j);
             pack_right(right.as_mut_ptr(), b.at(0, j), depth, cols);
             for i in (0..m).step_by(height) {
-                let c = Target { data: c.data.wrapping_add(i * c.stride + j), ..c };
+                let rows = height.min(m - i);
+                let to = match c {
+                    Target::Sums(c) => Sums { data: c.data.wrapping_add(i * c.stride + j), ..c },
+                    Target::Rounded { .. } => Sums { data: sums.as_mut_ptr(), stride: PANEL, add: false },
+                };
                 let prefetch = if j + PANEL >= n || i >= 2 * height {
-                    Prefetch::none(c.data.cast())
+                    Prefetch::none(to.data.cast())
                 } else {
                     let (by_columns, stride) = (b.col != 1, if b.col == 1 { 2 * b.row } else { b.col });
                     let next = b.at(if b.col == 1 { i / height } else { 0 }, j + PANEL).data.cast();
@@ -103,11 +121,29 @@ pub(super) unsafe fn gemm([m, n, depth]: [usize; 3], c: Target, a: Operand, b: O
                     let data = left.as_ptr().wrapping_add(i / height * strip).cast();
                     Strip { data, row: size_of::<u32>(), pair: ROWS * size_of::<u32>() }
                 };
-                strip_by_panel([height.min(m - i), cols, depth], c, a, right.as_ptr(), prefetch);
+                strip_by_panel([rows, cols, depth], to, a, right.as_ptr(), prefetch);
+                if let Target::Rounded { data, stride } = c {
+                    round_block(data.wrapping_add(i * stride + j), stride, &sums, [rows, cols]);
+                }
             }
         }
     }
     PACKED.set([left, right]);
+}
+
+/// Rounds a strip of sums, rows of [`PANEL`] elements.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx")]
+unsafe fn round_block(to: *mut bf16, stride: usize, sums: &[f32; ROWS * PANEL], [rows, cols]: [usize; 2]) {
+    for (r, row) in sums.chunks_exact(PANEL).enumerate().take(rows) {
+        for at in (0..cols).step_by(LANES) {
+            // SAFETY: the contract is that of `gemm`; the mask keeps the store inside the columns.
+            unsafe {
+                let sums = _mm512_loadu_ps(row.as_ptr().add(at));
+                let to = to.wrapping_add(r * stride + at).cast();
+                _mm256_mask_storeu_epi16(to, mask(cols - at), rounded_fast(sums));
+            }
+        }
+    }
 }
 
 fn reserve(buffer: &mut Vec<u32>, len: usize) {
@@ -123,8 +159,8 @@ pub(super) fn mask32(n: usize) -> __mmask32 {
 }
 
 /// Calls [`block`] for the numbers of rows and of registers per row, and the layout of the strip.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn strip_by_panel([rows, cols, depth]: [usize; 3], c: Target, a: Strip, b: *const u32, next: Prefetch) {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx")]
+unsafe fn strip_by_panel([rows, cols, depth]: [usize; 3], c: Sums, a: Strip, b: *const u32, next: Prefetch) {
     macro_rules! choose {
         ($vectors:literal, $direct:literal, $($rows:literal)*) => {
             match rows {
@@ -165,12 +201,12 @@ fn pairs_of(x: __m512i) -> __m512bh {
 }
 
 /// `R` rows of one panel. `DIRECT`: the strip is in the left operand itself, else it is packed.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx")]
 // An iterator over `sums` may remain a call, which would keep the sums in memory.
 #[allow(clippy::needless_range_loop)]
 unsafe fn block<const R: usize, const V: usize, const DIRECT: bool>(
     [cols, depth]: [usize; 2],
-    c: Target,
+    c: Sums,
     a: Strip,
     b: *const u32,
     next: Prefetch,
@@ -267,19 +303,29 @@ unsafe fn block<const R: usize, const V: usize, const DIRECT: bool>(
     }
 }
 
+/// Indices that take element `start` of a first register, then of a second, then element `start + 1` of both.
+const fn interleaved(start: usize) -> [u16; 2 * LANES] {
+    let mut indices = [0; 2 * LANES];
+    let mut i = 0;
+    while i < 2 * LANES {
+        indices[i] = ((start + i / 2) % (2 * LANES) + i % 2 * 2 * LANES) as u16;
+        i += 1;
+    }
+    indices
+}
+
 /// Packs a panel of the right operand, `cols` columns: (pairs, PANEL) consecutive pairs; columns after
 /// the last one are 0, and so is the second element of the last pair of an odd depth.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx")]
 pub(super) unsafe fn pack_right(to: *mut u32, b: Operand, depth: usize, cols: usize) {
     let pairs = depth.div_ceil(2);
     // SAFETY: the contract is that of `gemm`; `to` has space for a panel, and the masks keep the loads
     // inside `b`.
     unsafe {
         if b.col == 1 {
-            // Element i of a row, then element i of the next.
-            let low: [u16; 2 * LANES] = std::array::from_fn(|i| (i / 2 + i % 2 * 2 * LANES) as u16);
-            let high: [u16; 2 * LANES] = low.map(|i| i + LANES as u16);
-            let (low, high) = (_mm512_loadu_si512(low.as_ptr().cast()), _mm512_loadu_si512(high.as_ptr().cast()));
+            static LOW: [u16; 2 * LANES] = interleaved(0);
+            static HIGH: [u16; 2 * LANES] = interleaved(LANES);
+            let (low, high) = (_mm512_loadu_si512(LOW.as_ptr().cast()), _mm512_loadu_si512(HIGH.as_ptr().cast()));
             let mask = mask32(cols);
             for p in 0..pairs {
                 let second = if 2 * p + 1 < depth { mask } else { 0 };
@@ -326,13 +372,10 @@ pub(super) unsafe fn pack_right(to: *mut u32, b: Operand, depth: usize, cols: us
 /// Packs strips of `height` of the `m` rows of the left operand, `strip` pairs apart: (pairs, ROWS)
 /// consecutive pairs each. The pairs after the rows of a strip are unspecified; `to` has space for an even
 /// number of strips and a vector more.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx")]
 unsafe fn pack_left(to: *mut u32, a: Operand, [m, height, strip]: [usize; 3], depth: usize) {
-    // Element i of a column, then element i of the next; a second strip starts after the first.
-    let from = |start: usize| -> [u16; 2 * LANES] {
-        std::array::from_fn(|i| ((start + i / 2) % (2 * LANES) + i % 2 * 2 * LANES) as u16)
-    };
-    let (first, second) = (from(0), from(height));
+    // A second strip starts after the first.
+    let (first, second) = (interleaved(0), interleaved(height));
     // SAFETY: the contract is that of `gemm`; the masks keep the loads inside `a`.
     unsafe {
         let (first, second) = (_mm512_loadu_si512(first.as_ptr().cast()), _mm512_loadu_si512(second.as_ptr().cast()));
@@ -370,9 +413,9 @@ unsafe fn pack_left(to: *mut u32, a: Operand, [m, height, strip]: [usize; 3], de
 pub(super) fn samples() -> [f32; 3 * LANES] {
     // Powers of two at the edge of the precision of a sum, ties, and a subnormal number.
     const VALUES: [f32; 6] = [1.0, 1.007_812_5, 4096.0, 0.003_906_25, 5.9e-8, 1e-39];
-    let lane = |i: usize| half::bf16::from_f32(VALUES[i % VALUES.len()]);
+    let lane = |i: usize| bf16::from_f32(VALUES[i % VALUES.len()]);
     let pairs = |first: usize, step: usize| -> __m512bh {
-        let elements: [half::bf16; 2 * LANES] = std::array::from_fn(|i| lane(first + step * i));
+        let elements: [bf16; 2 * LANES] = std::array::from_fn(|i| lane(first + step * i));
         // SAFETY: both are 64 bytes without invalid values.
         unsafe { std::mem::transmute(elements) }
     };

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::matmul::matmul;
-use super::product16::product16;
+use super::product16::{product16, product16_rounded};
 use super::rows::add_rows;
 use super::scratch::Scratch;
 use super::simd::vectorised;
@@ -40,6 +40,12 @@ pub trait Element: Pod + Debug + Send + Sync + 'static {
     fn exact_mut(from: &mut [Self]) -> Option<&mut [f32]>;
     /// The tile as f32, if it is f32.
     fn exact_tile<'a>(tile: &'a mut Tile<'_, Self>) -> Option<Tile<'a, f32>>;
+    /// The elements as bf16, if they are bf16.
+    fn narrow(from: &[Self]) -> Option<&[bf16]>;
+    /// The elements as bf16, if they are bf16.
+    fn narrow_mut(from: &mut [Self]) -> Option<&mut [bf16]>;
+    /// The tile as bf16, if it is bf16.
+    fn narrow_tile<'a>(tile: &'a mut Tile<'_, Self>) -> Option<Tile<'a, bf16>>;
     /// Converts to f32, exactly.
     fn widen(to: &mut [f32], from: &[Self]);
     /// `to += from`.
@@ -70,6 +76,15 @@ impl Element for f32 {
     }
     fn exact_tile<'a>(tile: &'a mut Tile<'_, Self>) -> Option<Tile<'a, f32>> {
         Some(tile.reborrow())
+    }
+    fn narrow(_: &[Self]) -> Option<&[bf16]> {
+        None
+    }
+    fn narrow_mut(_: &mut [Self]) -> Option<&mut [bf16]> {
+        None
+    }
+    fn narrow_tile<'a>(_: &'a mut Tile<'_, Self>) -> Option<Tile<'a, bf16>> {
+        None
     }
     fn widen(to: &mut [f32], from: &[Self]) {
         to.copy_from_slice(from);
@@ -104,6 +119,15 @@ impl Element for bf16 {
     }
     fn exact_tile<'a>(_: &'a mut Tile<'_, Self>) -> Option<Tile<'a, f32>> {
         None
+    }
+    fn narrow(from: &[Self]) -> Option<&[bf16]> {
+        Some(from)
+    }
+    fn narrow_mut(from: &mut [Self]) -> Option<&mut [bf16]> {
+        Some(from)
+    }
+    fn narrow_tile<'a>(tile: &'a mut Tile<'_, Self>) -> Option<Tile<'a, bf16>> {
+        Some(tile.reborrow())
     }
     fn widen(to: &mut [f32], from: &[Self]) {
         widen(to, from);
@@ -140,14 +164,23 @@ vectorised! {
 
 /// The upper half of the bits of the nearest bf16, ties to even; a NaN stays one, made quiet.
 #[inline(always)]
-fn upper(x: f32) -> u32 {
+pub(super) fn upper(x: f32) -> u32 {
     let bits = x.to_bits();
     let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
     if bits & 0x7fff_ffff > 0x7f80_0000 { bits >> 16 | 0x40 } else { nearest }
 }
 
+fn round(to: &mut [bf16], from: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if super::units::has_dot16() {
+        // SAFETY: the features have been detected.
+        return unsafe { super::avx512_round::round(to, from) };
+    }
+    round_loop(to, from);
+}
+
 vectorised! {
-    fn round(to: &mut [bf16], from: &[f32]) {
+    fn round_loop(to: &mut [bf16], from: &[f32]) {
         for (to, x) in to.iter_mut().zip(from) {
             *to = bf16::from_bits(upper(*x) as u16);
         }
@@ -244,6 +277,14 @@ impl<A: Element> Cpu<A> {
         A::product(self.units, c, a, b, write);
     }
 
+    /// `c = a b` on one thread, rounded from sums in f32. Returns false, without a result, if `c` is not bf16
+    /// or the units do not round their sums.
+    pub(super) fn product_rounded<C: Element>(&self, c: &mut Tile<'_, C>, a: Mat<'_, A>, b: Mat<'_, A>) -> bool {
+        let (Some(left), Some(right)) = (A::narrow(a.data), A::narrow(b.data)) else { return false };
+        let Some(mut c) = C::narrow_tile(c) else { return false };
+        product16_rounded(self.units, &mut c, a.with(left), b.with(right))
+    }
+
     /// Values of a slice.
     pub(super) fn load<'a, T: Element>(&'a self, from: &'a [T]) -> Values<'a> {
         T::exact(from).map_or_else(
@@ -271,8 +312,7 @@ impl<A: Element> Cpu<A> {
 
     /// The elements as operands of dot products of bf16, if they are bf16 and this backend has them.
     pub(super) fn dots<'a>(&self, from: &'a [A]) -> Option<&'a [bf16]> {
-        let dots = A::PRECISION == Precision::Bf16 && self.units.multiply_bf16();
-        dots.then(|| bytemuck::cast_slice(from))
+        A::narrow(from).filter(|_| self.units.multiply_bf16())
     }
 
     /// Values that replace a slice. They are unspecified at first.
@@ -342,7 +382,18 @@ mod tests {
             (0..=u16::MAX).flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001].map(|low| u32::from(high) << 16 | low));
         let values: Vec<f32> = patterns.map(f32::from_bits).collect();
         let mut rounded = vec![bf16::from_f32(0.0); values.len()];
-        round(&mut rounded, &values);
+        // Slices of every length, so that every pattern is rounded in a vector and in the rest of one.
+        for length in (1..70).chain([values.len()]) {
+            rounded.fill(bf16::ONE);
+            for (to, from) in rounded.chunks_mut(length).zip(values.chunks(length)).skip(usize::from(length < 70)) {
+                round(to, from);
+            }
+            let first = if length < 70 { length } else { 0 };
+            for (i, x) in values.iter().enumerate().skip(first) {
+                assert_eq!(rounded[i].to_bits(), bf16::from_f32(*x).to_bits(), "{x:e}, slices of {length}");
+            }
+            assert!(rounded[..first].iter().all(|x| *x == bf16::ONE), "slices of {length}");
+        }
         let (mut settled, mut wide) = (values.clone(), vec![0.0; values.len()]);
         settle(&mut settled);
         widen(&mut wide, &rounded);

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::element::Element;
-use super::matmul::{ROWS_UNIT, par_matmul};
+use super::matmul::{ROWS_UNIT, par_matmul, par_matmul_with};
 use super::optim::squares;
 use super::rows::{add_rows, sum_slices};
 use super::tile::{Grid, Mat, bounds};
@@ -18,7 +18,10 @@ pub(super) fn linear_fwd<A: Element>(cpu: &Cpu<A>, a: LinearFwd<'_, Cpu<A>>) {
     let x = Mat::new(a.x.slice(), d.tokens, d.inputs, d.inputs);
     let weight = Mat::new(a.weight.slice(), d.outputs, d.inputs, d.inputs);
     let (bias, residual) = (a.bias.map(|b| cpu.load(b.slice())), a.residual.map(|r| r.slice()));
-    par_matmul(cpu, a.y.into_slice(), x, weight.t(), Write::Overwrite, |tile, [row, column]| {
+    if bias.is_none() && residual.is_none() {
+        return par_matmul(cpu, a.y.into_slice(), x, weight.t(), Write::Overwrite);
+    }
+    par_matmul_with(cpu, a.y.into_slice(), x, weight.t(), |tile, [row, column]| {
         if let Some(bias) = &bias {
             let bias = &bias[column..column + tile.cols()];
             (0..tile.rows()).for_each(|r| add_rows(tile.row(r), bias));
@@ -36,7 +39,7 @@ pub(super) fn linear_bwd_input<A: Element>(cpu: &Cpu<A>, a: LinearBwdInput<'_, C
     let d = a.dims;
     let dy = Mat::new(a.dy.slice(), d.tokens, d.outputs, d.outputs);
     let weight = Mat::new(a.weight.slice(), d.outputs, d.inputs, d.inputs);
-    par_matmul(cpu, a.dx.into_slice(), dy, weight, a.write, |_, _| {});
+    par_matmul(cpu, a.dx.into_slice(), dy, weight, a.write);
 }
 
 /// Maximum number of elements of a weight for which the sum over tokens may be split into slices
@@ -86,7 +89,7 @@ fn weight_gemm<A: Element>(cpu: &Cpu<A>, d: LinearDims, dy: &[A], x: &[A], dweig
     let target = TASKS.div_ceil(d.outputs.div_ceil(SLICE_ROWS.start).max(1)).min(SLICES);
     let slices = if size <= SMALL_WEIGHT { target.min(d.tokens / SLICE_TOKENS).max(1) } else { 1 };
     if slices == 1 {
-        par_matmul(cpu, dweight, dy.t(), x, write, |_, _| {});
+        par_matmul(cpu, dweight, dy.t(), x, write);
         return;
     }
     if size == 0 {

@@ -5,15 +5,17 @@
 use super::simd::{LANES, fma, sum_lanes, vectorised};
 
 /// Upper clamp of the argument: the exponential is infinite above 88.73.
-const MAX_ARGUMENT: f32 = 89.0;
-/// Lower clamp of the argument: half the smallest subnormal is e^-103.97.
-const MIN_ARGUMENT: f32 = -105.0;
+pub(super) const MAX_ARGUMENT: f32 = 89.0;
+/// Argument from which on downwards the exponential is 0: half the smallest subnormal is e^-103.97.
+pub(super) const MIN_ARGUMENT: f32 = -105.0;
 /// High part of ln 2. Its product with an integer below 2^9 is exact.
-const LN_2_HIGH: f32 = 355.0 / 512.0;
+pub(super) const LN_2_HIGH: f32 = 355.0 / 512.0;
 /// Low part of ln 2.
-const LN_2_LOW: f32 = (std::f64::consts::LN_2 - 355.0 / 512.0) as f32;
+pub(super) const LN_2_LOW: f32 = (std::f64::consts::LN_2 - 355.0 / 512.0) as f32;
 /// 1.5 * 2^23: adding it leaves the nearest integer in the low bits of the sum.
-const ROUNDER: f32 = 12_582_912.0;
+pub(super) const ROUNDER: f32 = 12_582_912.0;
+/// Coefficients of the Taylor polynomial of [`exp`], from the seventh power to the second.
+pub(super) const EXP_TERMS: [f32; 6] = [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5];
 
 /// `e^x`. Splits x = n ln 2 + r with |r| <= ln 2 / 2, evaluates the Taylor polynomial of degree 7
 /// in r (truncation error below 1e-8), and multiplies by 2^n in two steps, so that subnormal
@@ -21,20 +23,23 @@ const ROUNDER: f32 = 12_582_912.0;
 #[inline(always)]
 pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     let x = if x > MAX_ARGUMENT { MAX_ARGUMENT } else { x };
-    let x = if x < MIN_ARGUMENT { MIN_ARGUMENT } else { x };
+    // Computed, these results would pass through subnormal numbers, which take the processor far longer.
+    let vanishes = x <= MIN_ARGUMENT;
+    let x = if vanishes { 0.0 } else { x };
     let shifted = x * std::f32::consts::LOG2_E + ROUNDER;
     let n = shifted - ROUNDER;
     let r = fma::<FMA>(n, -LN_2_HIGH, x);
     let r = fma::<FMA>(n, -LN_2_LOW, r);
-    let mut p = 1.0 / 5040.0;
-    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5] {
-        p = fma::<FMA>(p, r, c);
+    let mut p = EXP_TERMS[0];
+    for term in &EXP_TERMS[1..] {
+        p = fma::<FMA>(p, r, *term);
     }
     let p = 1.0 + fma::<FMA>(p, r * r, r);
     let n = (shifted.to_bits() as i32).wrapping_sub(ROUNDER.to_bits() as i32);
     let half = n >> 1;
     let power = |e: i32| f32::from_bits((e.wrapping_add(127) as u32) << 23);
-    p * power(half) * power(n.wrapping_sub(half))
+    let y = p * power(half) * power(n.wrapping_sub(half));
+    if vanishes { 0.0 } else { y }
 }
 
 /// `1 / (1 + e^-x)`.
@@ -56,21 +61,33 @@ fn tanh<const FMA: bool>(x: f32) -> f32 {
     if size < 1.0 { x * over / under } else { far }
 }
 
+/// Soft cap of an element: `limit tanh(x / limit)`.
+#[inline(always)]
+pub(super) fn cap<const FMA: bool>(x: f32, limit: f32) -> f32 {
+    limit * tanh::<FMA>(x / limit)
+}
+
+/// Slope of the soft cap at the value `capped` of [`cap`].
+#[inline(always)]
+pub(super) fn cap_slope(capped: f32, limit: f32) -> f32 {
+    let t = capped / limit;
+    1.0 - t * t
+}
+
 vectorised! {
-    /// Soft cap of a row: `x <- cap tanh(x / cap)`.
-    pub(super) fn cap_row(row: &mut [f32], cap: f32) {
+    /// Soft cap of a row.
+    pub(super) fn cap_row(row: &mut [f32], limit: f32) {
         for x in row {
-            *x = cap * tanh::<FMA>(*x / cap);
+            *x = cap::<FMA>(*x, limit);
         }
     }
 }
 
 vectorised! {
     /// Multiplies gradients by the slopes of the soft cap, at the values `capped` of [`cap_row`].
-    pub(super) fn cap_row_bwd(gradients: &mut [f32], capped: &[f32], cap: f32) {
-        for (gradient, z) in gradients.iter_mut().zip(capped) {
-            let t = z / cap;
-            *gradient *= 1.0 - t * t;
+    pub(super) fn cap_row_bwd(gradients: &mut [f32], capped: &[f32], limit: f32) {
+        for (gradient, capped) in gradients.iter_mut().zip(capped) {
+            *gradient *= cap_slope(*capped, limit);
         }
     }
 }
@@ -94,11 +111,21 @@ fn exp_sum<const FMA: bool>(values: &mut [f32], shift: f32) -> f32 {
     sum_lanes(lanes)
 }
 
+/// Returns the largest element of a row and the sum of `e^(element - largest)`, and overwrites
+/// the row with these exponentials. The result is (-inf, 0) if all elements are `-inf`; the sum
+/// is NaN if the row contains NaN or `+inf`.
+pub(super) fn softmax_row(row: &mut [f32]) -> (f32, f32) {
+    #[cfg(target_arch = "x86_64")]
+    if super::simd::level() == super::simd::Level::Avx512 {
+        // SAFETY: `level` has detected the instructions.
+        return unsafe { super::avx512_softmax::softmax_row(row) };
+    }
+    softmax_loop(row)
+}
+
 vectorised! {
-    /// Returns the largest element of a row and the sum of `e^(element - largest)`, and overwrites
-    /// the row with these exponentials. The result is (-inf, 0) if all elements are `-inf`; the sum
-    /// is NaN if the row contains NaN or `+inf`.
-    pub(super) fn softmax_row(row: &mut [f32]) -> (f32, f32) {
+    /// [`softmax_row`] on any processor.
+    fn softmax_loop(row: &mut [f32]) -> (f32, f32) {
         let largest = super::simd::max(row);
         if largest == f32::NEG_INFINITY {
             let nan = row.iter().any(|x| x.is_nan());

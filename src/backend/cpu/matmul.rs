@@ -361,15 +361,46 @@ impl<'a, A: Element> Spread<'a, A> {
     }
 }
 
-/// `c (+)= a b` on all threads, with `c` (a.rows, b.cols) contiguous. `epilogue` is called for
-/// every finished tile with its first row and column.
+/// `c (+)= a b` on all threads, with `c` (a.rows, b.cols) contiguous.
 pub(super) fn par_matmul<A: Element, C: Element>(
     cpu: &Cpu<A>,
     c: &mut [C],
     a: Mat<'_, A>,
     b: Mat<'_, A>,
     write: Write,
+) {
+    over_tiles(cpu, c, a, b, |mut to, a, b, _| {
+        if write == Write::Add || !cpu.product_rounded(&mut to, a, b) {
+            cpu.product(&mut cpu.store_tile(to, write).tile(), a, b, write);
+        }
+    });
+}
+
+/// `c = a b` on all threads, as [`par_matmul`]. `epilogue` is called for every finished tile of sums with its
+/// first row and column.
+pub(super) fn par_matmul_with<A: Element, C: Element>(
+    cpu: &Cpu<A>,
+    c: &mut [C],
+    a: Mat<'_, A>,
+    b: Mat<'_, A>,
     epilogue: impl Fn(&mut Tile<'_>, [usize; 2]) + Sync,
+) {
+    over_tiles(cpu, c, a, b, |to, a, b, at| {
+        let mut stored = cpu.store_tile(to, Write::Overwrite);
+        let mut tile = stored.tile();
+        cpu.product(&mut tile, a, b, Write::Overwrite);
+        epilogue(&mut tile, at);
+    });
+}
+
+/// Calls `product` for the tiles of `c` on all threads, with their rows of `a`, columns of `b`, first row and
+/// first column.
+fn over_tiles<A: Element, C: Element>(
+    cpu: &Cpu<A>,
+    c: &mut [C],
+    a: Mat<'_, A>,
+    b: Mat<'_, A>,
+    product: impl Fn(Tile<'_, C>, Mat<'_, A>, Mat<'_, A>, [usize; 2]) + Sync,
 ) {
     let spread;
     let a = if a.rows > 1 && a.col_stride == 1 && crowds(a.row_stride * size_of::<A>()) {
@@ -383,10 +414,9 @@ pub(super) fn par_matmul<A: Element, C: Element>(
     // Neighbouring tasks share the columns of `b`, which stay in cache.
     (0..down * across).into_par_iter().with_max_len(1).for_each(|cell| {
         let (i, j) = (cell % down, cell / down);
-        let mut stored = cpu.store_tile(grid.claim(i, j), write);
-        let mut tile = stored.tile();
-        cpu.product(&mut tile, a.rows(grid.row_range(i)), b.cols(grid.col_range(j)), write);
-        epilogue(&mut tile, [grid.row_range(i).start, grid.col_range(j).start]);
+        let (rows, cols) = (grid.row_range(i), grid.col_range(j));
+        let first = [rows.start, cols.start];
+        product(grid.claim(i, j), a.rows(rows), b.cols(cols), first);
     });
 }
 
@@ -457,7 +487,7 @@ mod tests {
         assert!(crowds(4 * depth) && !crowds(4 * depth - 64));
         assert_eq!(spread_bytes(m, depth, 4), m * (4 * depth + 64));
         let (mut c, mut expected) = (vec![0.0; m * n], vec![0.0; m * n]);
-        par_matmul(&Cpu::new(), &mut c, a, b, Write::Overwrite, |_, _| {});
+        par_matmul(&Cpu::new(), &mut c, a, b, Write::Overwrite);
         product(&mut Tile::new(&mut expected, m, n, n), a, b, Write::Overwrite, false);
         assert_eq!(c, expected);
     }

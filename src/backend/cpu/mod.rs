@@ -15,10 +15,19 @@ mod amx;
 mod attention;
 mod attention_bwd;
 mod attention_cached;
+mod attention_softmax;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_bf16;
+#[cfg(target_arch = "x86_64")]
+mod avx512_glu;
+#[cfg(target_arch = "x86_64")]
+mod avx512_math;
+#[cfg(target_arch = "x86_64")]
+mod avx512_round;
+#[cfg(target_arch = "x86_64")]
+mod avx512_softmax;
 mod element;
 mod embedding;
 mod gelu;
@@ -107,7 +116,7 @@ impl<A: Element> Cpu<A> {
 /// is the compute ceiling of the backend.
 pub(crate) fn square_gemm<A: Element>(cpu: &Cpu<A>, c: &mut [A], a: &[A], b: &[A], side: usize) {
     let mat = |data| tile::Mat::new(data, side, side, side);
-    matmul::par_matmul(cpu, c, mat(a), mat(b), super::Write::Overwrite, |_, _| {});
+    matmul::par_matmul(cpu, c, mat(a), mat(b), super::Write::Overwrite);
 }
 
 impl<A: Element> Backend for Cpu<A> {

@@ -14,6 +14,10 @@ use std::cell::RefCell;
 use half::bf16;
 
 use super::amx;
+#[cfg(target_arch = "x86_64")]
+use super::avx512::Target as Sums;
+#[cfg(target_arch = "x86_64")]
+use super::avx512_bf16::{Operand, Target, gemm};
 use super::element::Element;
 use super::matmul::matmul;
 use super::tile::{Mat, Tile, check_shapes};
@@ -36,24 +40,48 @@ pub(super) fn product16(units: Units, c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat
     }
 }
 
+/// `c = a b` on one thread, with the sums of [`product16`] rounded to bf16. Returns false, without a result,
+/// if the units or the depth need a tile of sums.
+pub(super) fn product16_rounded(units: Units, c: &mut Tile<'_, bf16>, a: Mat<'_, bf16>, b: Mat<'_, bf16>) -> bool {
+    check_shapes(c, &a, &b);
+    match units {
+        #[cfg(target_arch = "x86_64")]
+        Units::Dot16 if (1..=DEPTH).contains(&a.cols) => {
+            dots_rounded(c, a, b);
+            true
+        }
+        _ => false,
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn operand(m: Mat<'_, bf16>) -> Operand {
+    assert!(Units::Dot16.is_usable(), "the processor lacks AVX-512 BF16");
+    Operand { data: m.data.as_ptr().cast(), row: m.row_stride, col: m.col_stride }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn dots_rounded(c: &mut Tile<'_, bf16>, a: Mat<'_, bf16>, b: Mat<'_, bf16>) {
+    let sizes = [a.rows, b.cols, a.cols];
+    let target = Target::Rounded { stride: c.stride(), data: c.as_mut_ptr() };
+    // SAFETY: as in `dots`.
+    unsafe { gemm(sizes, target, operand(a), operand(b)) }
+}
+
 #[cfg(target_arch = "x86_64")]
 fn dots(c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, write: Write) {
-    use super::avx512::Target;
-    use super::avx512_bf16::{Operand, gemm};
-    assert!(Units::Dot16.is_usable(), "the processor lacks AVX-512 BF16");
     if a.cols == 0 && write == Write::Overwrite {
         c.fill(0.0);
     }
-    let operand = |m: Mat<'_, bf16>| Operand { data: m.data.as_ptr().cast(), row: m.row_stride, col: m.col_stride };
     for from in (0..a.cols).step_by(DEPTH) {
         let block = from..a.cols.min(from + DEPTH);
         let (a, b) = (a.cols(block.clone()), b.rows(block));
         let sizes = [a.rows, b.cols, a.cols];
-        let target = Target { stride: c.stride(), data: c.as_mut_ptr(), add: write == Write::Add || from > 0 };
+        let sums = Sums { stride: c.stride(), data: c.as_mut_ptr(), add: write == Write::Add || from > 0 };
         // SAFETY: the units have been detected. `Mat` and `Tile` check at construction that every
         // element addressed by their strides is inside their slice, and the shapes have been compared.
         // `c` is borrowed exclusively, so it cannot overlap `a` or `b`.
-        unsafe { gemm(sizes, target, operand(a), operand(b)) }
+        unsafe { gemm(sizes, Target::Sums(sums), operand(a), operand(b)) }
     }
 }
 
@@ -135,6 +163,26 @@ mod tests {
                 }
                 let gaps = (0..m - 1).map(|i| i * (n + 1) + n);
                 assert!(gaps.into_iter().all(|at| c[at] == old[at]), "an element after the columns changed");
+            }
+        }
+    }
+
+    #[test]
+    fn results_in_bf16_are_the_rounded_sums() {
+        for (m, n, depth) in [(1, 1, 1), (14, 32, 64), (29, 17, 21), (75, 100, 1024)] {
+            let (x, y) = (random((m + 3) * (depth + 3), 7919), random((n + 3) * (depth + 3), 104_729));
+            for (layout, units) in (0..4).flat_map(|layout| units().into_iter().map(move |units| (layout, units))) {
+                let (a, b) = (mat(&x, m, depth, layout & 1 > 0), mat(&y, depth, n, layout & 2 > 0));
+                let (mut sums, mut c) = (vec![0.0f32; m * n], vec![bf16::ONE; m * (n + 1)]);
+                product16(units, &mut Tile::new(&mut sums, m, n, n), a, b, Write::Overwrite);
+                let rounded = product16_rounded(units, &mut Tile::new(&mut c, m, n, n + 1), a, b);
+                assert_eq!(rounded, units == Units::Dot16);
+                for (i, x) in c.iter().enumerate() {
+                    let (row, col) = (i / (n + 1), i % (n + 1));
+                    let is_sum = rounded && col < n;
+                    let expected = if is_sum { bf16::from_f32(sums[row * n + col]) } else { bf16::ONE };
+                    assert_eq!(x.to_bits(), expected.to_bits(), "{m} x {n} x {depth}, layout {layout}, {units:?}");
+                }
             }
         }
     }

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::simd::vectorised;
+use super::tile::Tile;
 use crate::backend::Write;
 
 /// Minimum number of elements of a task: about 5 microseconds of work, far more than the cost of a
@@ -40,6 +41,34 @@ vectorised! {
     pub(super) fn scale_into(to: &mut [f32], from: &[f32], factor: f32) {
         for (to, x) in to.iter_mut().zip(from) {
             *to = factor * x;
+        }
+    }
+}
+
+vectorised! {
+    /// `to = factor * from` for the heads of a block of tokens, from row `first` of the tile on. A row of
+    /// the tile takes `factors.len() / tokens` heads, and every head has its factor.
+    pub(super) fn scale_heads(to: &mut Tile<'_>, first: usize, from: &[f32], factors: &[f32], tokens: usize) {
+        let (group, cols) = (factors.len() / tokens, to.cols());
+        let head_dim = cols / group;
+        for (t, (from, factors)) in from.chunks_exact(cols).zip(factors.chunks_exact(group)).enumerate() {
+            let row = to.row(first + t);
+            for ((to, from), factor) in row.chunks_exact_mut(head_dim).zip(from.chunks_exact(head_dim)).zip(factors) {
+                for (to, x) in to.iter_mut().zip(from) {
+                    *to = factor * x;
+                }
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// Adds consecutive rows to those of the tile, from row `first` on.
+    pub(super) fn add_to_tile(to: &mut Tile<'_>, first: usize, rows: &[f32]) {
+        for (r, row) in rows.chunks_exact(to.cols()).enumerate() {
+            for (to, x) in to.row(first + r).iter_mut().zip(row) {
+                *to += x;
+            }
         }
     }
 }

@@ -5,6 +5,9 @@
 //! Results may differ between processors with and without fused multiply-add, but not between
 //! thread counts.
 
+#[cfg(target_arch = "x86_64")]
+use std::sync::atomic::{AtomicU8, Ordering};
+
 /// Defines a function that is compiled for several instruction sets. In the body, the constant
 /// `FMA` tells whether the processor has fused multiply-add; it is the const argument of [`fma`].
 macro_rules! vectorised {
@@ -46,15 +49,31 @@ pub(super) use vectorised;
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Level {
-    Avx512,
-    Avx2,
-    Baseline,
+    Avx512 = 0,
+    Avx2 = 1,
+    Baseline = 2,
 }
 
-/// Best level of this processor. The standard library caches the detection.
+/// Best level of this processor.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 pub(super) fn level() -> Level {
+    static LEVEL: AtomicU8 = AtomicU8::new(u8::MAX);
+    match LEVEL.load(Ordering::Relaxed) {
+        0 => Level::Avx512,
+        1 => Level::Avx2,
+        2 => Level::Baseline,
+        _ => {
+            let level = detected();
+            LEVEL.store(level as u8, Ordering::Relaxed);
+            level
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[cold]
+fn detected() -> Level {
     let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
     let avx512 = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512vl")
@@ -100,10 +119,34 @@ pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
             lanes[i] = fma::<FMA>(x[i], y[i], lanes[i]);
         }
     }
-    for (i, (x, y)) in a_tail.iter().zip(b_tail).enumerate() {
-        lanes[i] = fma::<FMA>(*x, *y, lanes[i]);
+    if let (Some(x), Some(y), HALF) = (a_tail.first_chunk::<HALF>(), b_tail.first_chunk::<HALF>(), a_tail.len()) {
+        // A length that is known keeps the lanes in a register.
+        for i in 0..HALF {
+            lanes[i] = fma::<FMA>(x[i], y[i], lanes[i]);
+        }
+    } else {
+        for (i, (x, y)) in a_tail.iter().zip(b_tail).enumerate() {
+            lanes[i] = fma::<FMA>(*x, *y, lanes[i]);
+        }
     }
     sum_lanes(lanes)
+}
+
+/// Half of a vector.
+const HALF: usize = LANES / 2;
+
+/// Largest lane. Ignores NaN lanes.
+#[inline(always)]
+pub(super) fn largest_lane(lanes: [f32; LANES]) -> f32 {
+    let mut lanes = lanes;
+    let mut width = HALF;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = if lanes[i + width] > lanes[i] { lanes[i + width] } else { lanes[i] };
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 /// Largest element, `-inf` if there is none. Ignores NaN elements; their exponentials, which the
@@ -122,14 +165,7 @@ pub(super) fn max(values: &[f32]) -> f32 {
     for (lane, x) in lanes.iter_mut().zip(tail) {
         *lane = larger(*lane, *x);
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] = larger(lanes[i], lanes[i + width]);
-        }
-        width /= 2;
-    }
-    lanes[0]
+    largest_lane(lanes)
 }
 
 /// Side of the squares of [`transpose`].

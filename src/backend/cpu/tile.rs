@@ -34,6 +34,12 @@ impl<'a, T: Copy> Mat<'a, T> {
         }
     }
 
+    /// The same matrix with other elements.
+    pub fn with<U>(self, data: &'a [U]) -> Mat<'a, U> {
+        assert_eq!(data.len(), self.data.len(), "a matrix has as many elements as before");
+        Mat { data, rows: self.rows, cols: self.cols, row_stride: self.row_stride, col_stride: self.col_stride }
+    }
+
     /// View of a range of rows.
     pub fn rows(self, range: Range<usize>) -> Self {
         let rows = range.len();
@@ -188,7 +194,7 @@ impl<'a, T: Copy> Grid<'a, T> {
 }
 
 /// Panics unless `c = a b` has matching shapes.
-pub(super) fn check_shapes<T>(c: &Tile<'_>, a: &Mat<'_, T>, b: &Mat<'_, T>) {
+pub(super) fn check_shapes<C: Copy, T>(c: &Tile<'_, C>, a: &Mat<'_, T>, b: &Mat<'_, T>) {
     assert!(
         a.rows == c.rows() && b.cols == c.cols() && a.cols == b.rows,
         "GEMM of {} x {} and {} x {} into {} x {}",

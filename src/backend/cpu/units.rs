@@ -146,12 +146,17 @@ impl Units {
 }
 
 /// Whether the processor has the features that dot products of bf16 need.
-fn has_dot16() -> bool {
+pub(super) fn has_dot16() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return has_avx512()
-        && std::arch::is_x86_feature_detected!("avx512bw")
-        && std::arch::is_x86_feature_detected!("avx512vl")
-        && std::arch::is_x86_feature_detected!("avx512bf16");
+    {
+        static FOUND: LazyLock<bool> = LazyLock::new(|| {
+            has_avx512()
+                && std::arch::is_x86_feature_detected!("avx512bw")
+                && std::arch::is_x86_feature_detected!("avx512vl")
+                && std::arch::is_x86_feature_detected!("avx512bf16")
+        });
+        *FOUND
+    }
     #[cfg(not(target_arch = "x86_64"))]
     false
 }
