@@ -1,8 +1,9 @@
 //! `mapl study sweep`: observed runs over a grid of flags, each in its own process.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use clap::{Args, Parser as _};
 use serde_json::{Value, json};
@@ -15,7 +16,7 @@ use crate::study::sweep::grid::{Grid, Point};
 use crate::study::sweep::outcome::{Outcome, commands, csv, finished_study};
 use crate::study::sweep::page;
 use crate::study::sweep::summary::summary;
-use crate::terminal::say;
+use crate::terminal::{complain, say};
 use crate::{Error, Result};
 
 /// Arguments of `study sweep`.
@@ -276,15 +277,27 @@ fn ifeval_words(run: &str, responses: &str, flags: &[String]) -> Vec<String> {
     own.into_iter().chain(flags.iter().cloned()).collect()
 }
 
+/// Passes on the notes and warnings of a command, each once in a sweep: the same settings give them again for
+/// every point.
+fn pass_on(command: &str, stderr: &str) {
+    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    for line in stderr.lines().filter(|line| line.starts_with("note: ") || line.starts_with("warning: ")) {
+        if TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(line.to_owned()) {
+            complain(&format!("mapl {command}: {line}"));
+        }
+    }
+}
+
 /// Runs this program in a process of its own; returns what it printed, or why it failed.
 fn call(words: &[String]) -> Result<std::result::Result<Vec<u8>, String>> {
     let program = std::env::current_exe().map_err(|e| Error::Runtime(format!("cannot find this program: {e}")))?;
     let output = Command::new(program).args(words).stdin(Stdio::null()).output();
     let output = output.map_err(|e| Error::Runtime(format!("cannot start a run: {e}")))?;
+    let text = String::from_utf8_lossy(&output.stderr);
     if output.status.success() {
+        pass_on(words.first().map_or("", String::as_str), &text);
         return Ok(Ok(output.stdout));
     }
-    let text = String::from_utf8_lossy(&output.stderr);
     let line = text.lines().find(|line| line.starts_with("error:")).or(text.lines().last());
     Ok(Err(line.map_or_else(|| output.status.to_string(), |line| line.trim_start_matches("error: ").into())))
 }

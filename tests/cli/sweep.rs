@@ -192,7 +192,7 @@ train-file = "pairs.jsonl"
 max-steps = 3
 device = "cpu"
 [vary]
-seed = [3]
+seed = [3, 4]
 [ifeval]
 input = "{asked}"
 max-new-tokens = 3
@@ -207,7 +207,9 @@ max-new-tokens = 3
     bench.run(words).fails(2, &["needs --set start=... --set asked=..."]);
     assert!(!bench.at("grid").exists());
     let given = format!("{words} --set start=model --set asked=asked.jsonl");
-    bench.run(&given).ok();
+    let told = bench.run(&given).ok().err;
+    let note = "mapl ifeval: note: 2 of 2 prompts are plain text";
+    assert_eq!(told.matches(note).count(), 1, "notes of commands are told once for all points: {told}");
     let accuracy = bench.json("grid/sweep.json")["points"][0]["accuracy"].clone();
     let responses = bench.rows("grid/p001/responses.jsonl");
     let tokens = responses.iter().map(|row| row["tokens"].as_array().unwrap().len()).sum::<usize>();
