@@ -22,11 +22,17 @@ pub struct Recorded {
 }
 
 /// The recorded sweeps.
-pub const SWEEPS: [Recorded; 3] = [
+pub const SWEEPS: [Recorded; 4] = [
     Recorded {
         file: "real-reward.json",
         figure: "experiments-real-reward",
         title: "Reward models from SmolLM2-135M, real pairs",
+        columns: &REAL,
+    },
+    Recorded {
+        file: "real-dpo.json",
+        figure: "experiments-real-dpo",
+        title: "DPO from SmolLM2-135M, real pairs",
         columns: &REAL,
     },
     Recorded {
