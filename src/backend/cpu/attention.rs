@@ -293,9 +293,10 @@ pub(super) struct Forward<'a> {
     scores: Scratch<'a>,
     /// (block, head_dim)
     out: Scratch<'a>,
-    /// (block) largest score and sum of exponentials of each row, and one over the sum
-    stats: Vec<[f32; 2]>,
-    inverse: Vec<f32>,
+    /// (block, 2) largest score and sum of exponentials of each row
+    stats: Scratch<'a>,
+    /// (block) one over that sum
+    inverse: Scratch<'a>,
 }
 
 impl<'a> Forward<'a> {
@@ -326,8 +327,8 @@ impl<'a> Forward<'a> {
             operands,
             scores: take(block * score_stride(capacity)),
             out: take(block * heads.head_dim),
-            stats: vec![[0.0; 2]; block],
-            inverse: vec![0.0; block],
+            stats: take(2 * block),
+            inverse: take(block),
         }
     }
 
@@ -391,8 +392,9 @@ impl<'a> Forward<'a> {
         };
         let (visible, softcap) = (self.visible, self.form.softcap);
         let form = Rows { count, group, position, first, keys, stride, visible, scale, softcap };
-        softmax_rows(&mut self.scores, rounded, &mut self.stats, form);
-        for (r, ([largest, sum], inverse)) in self.stats.iter().zip(&mut self.inverse).enumerate().take(count) {
+        let (stats, _) = self.stats.as_chunks_mut();
+        softmax_rows(&mut self.scores, rounded, stats, form);
+        for (r, ([largest, sum], inverse)) in stats.iter().zip(&mut self.inverse[..]).enumerate().take(count) {
             *inverse = 1.0 / sum;
             if let Some(lse) = &mut lse {
                 lse.row(r % group)[out.start + r / group] = logsumexp(*largest, *sum);

@@ -126,7 +126,7 @@ struct Backward<'a> {
     probabilities: Scratch<'a>,
     dscores: Scratch<'a>,
     /// (block) factor of dqueries, which hold the scale already if the operands are bf16
-    factors: Vec<f32>,
+    factors: Scratch<'a>,
 }
 
 impl<'a> Backward<'a> {
@@ -147,6 +147,8 @@ impl<'a> Backward<'a> {
         let wide = if narrow.is_some() { 0 } else { capacity };
         let path = || cpu.scratch.take(heads.head_dim * capacity);
         let rows = || cpu.scratch.take(block * heads.head_dim);
+        let mut factors = cpu.scratch.take(block);
+        factors.fill(if narrow.is_some() { 1.0 } else { inputs.dims.scale as f32 });
         Self {
             inputs,
             kv_head,
@@ -163,7 +165,7 @@ impl<'a> Backward<'a> {
             dqueries: rows(),
             probabilities: cpu.scratch.take(block * score_stride(capacity)),
             dscores: cpu.scratch.take(block * score_stride(capacity)),
-            factors: vec![if inputs.narrow.is_some() { 1.0 } else { inputs.dims.scale as f32 }; block],
+            factors,
         }
     }
 

@@ -198,4 +198,26 @@ mod tests {
         assert!(softmax_row(&mut [1.0, f32::INFINITY]).1.is_nan());
         assert!(softmax_row(&mut [1.0, f32::NAN]).1.is_nan());
     }
+
+    #[test]
+    fn softmax_rows_have_the_bits_of_the_loop_at_every_length() {
+        let bits = |x: &f32| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() };
+        for length in (1..70).chain([1000]) {
+            for (at, value) in [(0, 0.5), (length / 2, f32::NEG_INFINITY), (length - 1, f32::NAN), (length - 1, -200.0)]
+            {
+                let mut row: Vec<f32> = (0..length).map(|i| ((i * 7919 + 17) % 2003) as f32 / 50.0 - 20.0).collect();
+                row[at] = value;
+                let mut looped = row.clone();
+                let ((largest, sum), expected) = (softmax_row(&mut row), softmax_loop(&mut looped));
+                assert_eq!(
+                    [largest, sum].each_ref().map(bits),
+                    [expected.0, expected.1].each_ref().map(bits),
+                    "{length}"
+                );
+                assert!(row.iter().map(bits).eq(looped.iter().map(bits)), "{length} elements, {value} at {at}");
+            }
+            let (mut hidden, mut looped) = (vec![f32::NEG_INFINITY; length], vec![f32::NEG_INFINITY; length]);
+            assert_eq!((softmax_row(&mut hidden), &hidden), (softmax_loop(&mut looped), &looped));
+        }
+    }
 }

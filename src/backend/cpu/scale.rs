@@ -20,7 +20,7 @@ pub(super) fn scale<A: Element>(cpu: &Cpu<A>, a: Scale<'_, Cpu<A>>) {
 }
 
 vectorised! {
-    pub(super) fn scale_row(x: &mut [f32], factor: f32) {
+    fn scale_row(x: &mut [f32], factor: f32) {
         for x in x.iter_mut() {
             *x *= factor;
         }
