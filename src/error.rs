@@ -87,6 +87,11 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// The end of a command whose message a process of its own has printed, or for which a signal asked (the
+    /// exit code it holds).
+    #[error("ended with exit code {0}")]
+    Ended(i32),
+
     /// Any other run-time failure (exit code 1).
     #[error("{0}")]
     Runtime(String),
@@ -110,6 +115,7 @@ impl Error {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::OutOfMemory => 7,
             Error::Io { .. } | Error::Contract { .. } | Error::Runtime(_) => 1,
             Error::Stopped { signal, .. } => 128 + signal,
+            Error::Ended(code) => *code,
             Error::ReaderLeft => 0,
         }
     }

@@ -128,13 +128,17 @@ impl DeviceArgs {
         device.into_iter().chain(dtype).flatten().collect()
     }
 
-    /// The same arguments, with bf16 where they leave the precision of a CPU open and bf16 is faster on it.
-    pub(super) fn fastest(self) -> Self {
-        let on_cpu = match self.device {
+    /// Whether these arguments select the CPU.
+    pub(super) fn is_cpu(self) -> bool {
+        match self.device {
             Device::Auto => Driver::new(world::gpu().unwrap_or(0)).is_err(),
             device => device == Device::Cpu,
-        };
-        let fast = on_cpu && self.dtype.is_none() && Units::chosen_or_f32().slow().is_none();
+        }
+    }
+
+    /// The same arguments, with bf16 where they leave the precision of a CPU open and bf16 is faster on it.
+    pub(super) fn fastest(self) -> Self {
+        let fast = self.is_cpu() && self.dtype.is_none() && Units::chosen_or_f32().slow().is_none();
         Self { dtype: if fast { Some(Dtype::Bf16) } else { self.dtype }, ..self }
     }
 

@@ -2,33 +2,39 @@
 //! models, with nothing but this binary. Every stage is a printed command of this program, so it
 //! can be repeated by hand.
 
+mod language;
+mod process;
+mod side_by_side;
 mod stages;
+mod trained;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Args, Parser as _};
 use serde_json::Value;
 
-use super::data::DataCommand;
 use super::device::DeviceArgs;
 use super::inputs::Inputs;
 use super::invocation::program;
-use super::{Cli, Command, args, data, evaluate, make, train};
-use crate::data::synth::{Split, SynthOptions, generate, to_jsonl};
+use super::{Cli, Command, args, evaluate};
 use crate::eval::Evaluation;
 use crate::files::{write_json, write_text};
 use crate::loss::objective::Method;
-use crate::report::scores::BASE_EQUAL;
-use crate::report::summary::{AccuracyPoint, Count, DataTable, Fact, NamedText, Point, QuickstartSummary, RunSummary};
+use crate::report::run::log::RunLog;
+use crate::report::summary::{Count, Fact, NamedText, QuickstartSummary, RunSummary};
 use crate::report::{quickstart_report, quickstart_table};
 use crate::statistics::MAX_T_VALUES;
-use crate::terminal::{say, say_styled};
-use crate::train::metrics::{KindTally, Tally};
+use crate::terminal::say;
+use crate::train::manifest;
+use crate::train::metrics::KindTally;
 use crate::train::signals::Signals;
-use crate::train::{manifest, run};
 use crate::{COMMIT, Error, Result};
-use stages::{RUNS, SFT, Stage};
+use process::Process;
+use side_by_side::run_all;
+use stages::{EQUAL, SFT, STARTED, Stage};
+use trained::Trained;
 
 /// Arguments of `quickstart`.
 #[derive(Args, Clone, Debug)]
@@ -84,6 +90,8 @@ const TEST_ROWS: [usize; 2] = [400, 40];
 /// model of this size learns that more slowly. In one trial, intra accuracy reached 0.84 after 3000
 /// updates with it and after 2500 without it.
 const FUNCTIONS: &str = "number_words,number_sentences,existence,keywords:frequency,end_checker";
+/// Runs that train at the same time on a CPU: a step of so small a model is too short for all cores.
+const MOST_LANES: usize = 2;
 /// File that marks a folder as written by a quick start.
 const MARK: &str = ".quickstart";
 
@@ -91,6 +99,7 @@ const MARK: &str = ".quickstart";
 macro_rules! words {
     ($($word:expr),* $(,)?) => { vec![$($word.to_string()),*] };
 }
+use words;
 
 /// Runs every stage and writes `summary.json` and `report.html`.
 pub fn run(arguments: &QuickstartArgs) -> Result<()> {
@@ -104,6 +113,7 @@ pub fn run(arguments: &QuickstartArgs) -> Result<()> {
     let mut quick = Quickstart {
         arguments,
         device: arguments.device.fastest(),
+        lanes: if arguments.device.is_cpu() { rayon::current_num_threads().min(MOST_LANES) } else { 1 },
         seed: arguments.seed,
         folder: arguments.output_dir.clone(),
         program: program(),
@@ -122,6 +132,8 @@ struct Quickstart<'a> {
     arguments: &'a QuickstartArgs,
     /// Device and precision of all stages.
     device: DeviceArgs,
+    /// Number of runs that train at the same time.
+    lanes: usize,
     /// Current seed, and its folder: the output folder for the first seed.
     seed: u64,
     folder: PathBuf,
@@ -171,28 +183,50 @@ impl Quickstart<'_> {
             say(&format!("\n{caption}"));
         }
         self.language()?;
-        self.stage(&SFT, self.steps(&SFT), None)?;
         let test = self.path("test-mapl.jsonl");
-        let mut base_tokens = 0;
-        for stage in &RUNS {
-            let trained = self.run(stage, self.steps(stage), &test)?;
-            if stage.is_mapl() && self.arguments.equal_compute.includes(stage.method) {
-                let name = if stage.method == Method::Dpo { "dpo-base-equal" } else { "reward-base-equal" };
-                let steps = equal_steps(trained.steps, trained.tokens, base_tokens);
-                self.run(&Stage { name, ..*stage }, steps, &test)?;
-            }
-            base_tokens = trained.tokens;
+        for (stage, trained) in self.train_all(&test)? {
+            let begun = Instant::now();
+            let evaluation = self.evaluate(&stage, &test)?;
+            self.record(&stage, trained, &evaluation, begun.elapsed().as_secs_f64());
         }
         Ok(())
     }
 
-    /// Trains, evaluates and records a run.
-    fn run(&mut self, stage: &Stage, steps: u64, test: &Path) -> Result<run::RunSummary> {
-        let begun = Instant::now();
-        let trained = self.stage(stage, steps, Some(test))?;
-        let evaluation = self.evaluate(stage, test)?;
-        self.record(stage, &trained, &evaluation, begun.elapsed().as_secs_f64());
-        Ok(trained)
+    /// Trains the start model and then all runs; returns the runs in the order of the table.
+    fn train_all(&mut self, test: &Path) -> Result<Vec<(Stage, Trained)>> {
+        let signals = Signals::listen()?;
+        // The processes of the runs save their state first.
+        let deferred = signals.defer(|_| ());
+        let mut trained = self.train(&SFT, self.steps(&SFT), (None, None), || signals.stop().is_some())?;
+        self.remember(&mut trained);
+        let equal = |method| self.arguments.equal_compute.includes(method);
+        let jobs: Vec<Stage> =
+            STARTED.iter().chain(EQUAL.iter().filter(|stage| equal(stage.method))).copied().collect();
+        let place = |name: &str| jobs.iter().position(|stage| stage.name == name);
+        let after: Vec<Vec<usize>> =
+            jobs.iter().map(|stage| stage.as_long_as.iter().filter_map(|name| place(name)).collect()).collect();
+        let threads = (self.lanes > 1).then(|| (rayon::current_num_threads() / self.lanes).max(1));
+        let results = run_all(&after, self.lanes, |job, before: Vec<Arc<Trained>>, has_failed| {
+            let stage = &jobs[job];
+            let steps = match &before[..] {
+                [mapl, base] => equal_steps(mapl.steps, mapl.tokens, base.tokens),
+                _ => self.steps(stage),
+            };
+            self.train(stage, steps, (Some(test), threads), || has_failed() || signals.stop().is_some()).map(Arc::new)
+        })?;
+        drop(deferred);
+        let mut runs: Vec<(Stage, Trained)> =
+            jobs.into_iter().zip(results.into_iter().map(Arc::unwrap_or_clone)).collect();
+        runs.sort_by_key(|(stage, _)| stage.row());
+        runs.iter_mut().for_each(|(_, trained)| self.remember(trained));
+        Ok(runs)
+    }
+
+    /// Adds the command of a run to the page.
+    fn remember(&mut self, trained: &mut Trained) {
+        if self.is_first_seed() {
+            self.summary.commands.push(std::mem::take(&mut trained.command));
+        }
     }
 
     /// Creates an empty folder. A folder that no quick start has written is not touched.
@@ -234,97 +268,14 @@ impl Quickstart<'_> {
         format!("{} {}", self.program, words.join(" "))
     }
 
-    /// Generates the language, builds MAPL groups, trains a tokenizer and initialises a model.
-    fn language(&mut self) -> Result<()> {
-        let seed = self.seed;
-        let [train_rows, test_rows] = [TRAIN_ROWS, TEST_ROWS].map(|rows| self.rows(rows));
-        for (split, rows) in [(Split::Train, train_rows), (Split::Test, test_rows)] {
-            let pairs = generate(&SynthOptions { rows, seed, split });
-            write_text(&self.path(&format!("{}.jsonl", split.name())), &to_jsonl(&pairs)?)?;
-        }
-        say(&format!("wrote {train_rows} training and {test_rows} held-out pairs of an artificial language"));
-        for split in ["train", "test"] {
-            let words = words![
-                "data",
-                "build",
-                "--input",
-                self.shown(&format!("{split}.jsonl")),
-                "--output",
-                self.shown(&format!("{split}-mapl.jsonl")),
-                "--functions",
-                FUNCTIONS,
-                "--k-min",
-                1,
-                "--k-max",
-                3,
-                "--data-seed",
-                seed,
-            ];
-            let caption = format!("Build MAPL groups of the {split} split");
-            if let Command::Data(DataCommand::Build(args)) = self.command(&caption, &words)? {
-                let text = data::build(&args)?.to_string();
-                let caption = format!("Construction of the {split} split");
-                if self.is_first_seed() {
-                    self.summary.examples.push(NamedText { caption, text });
-                }
-            }
-        }
-        let words = words![
-            "tokenizer",
-            "--input",
-            self.shown("train-mapl.jsonl"),
-            "--vocab-size",
-            VOCAB_SIZE,
-            "--output-dir",
-            self.shown("tokenizer"),
-        ];
-        if let Command::Tokenizer(args) = self.command("Train a tokenizer", &words)? {
-            make::tokenizer(&args)?;
-        }
-        let words = words![
-            "init",
-            "--preset",
-            "quickstart",
-            "--tokenizer",
-            self.shown("tokenizer"),
-            "--output-dir",
-            self.shown("init"),
-            "--seed",
-            seed,
-        ];
-        if let Command::Init(args) = self.command("Initialise a model", &words)? {
-            make::init(&args)?;
-        }
-        let words = words![
-            "data",
-            "show",
-            "--input",
-            self.shown("train-mapl.jsonl"),
-            "--tokenizer",
-            self.shown("tokenizer"),
-            "--rows",
-            1,
-            // Without it, the command would tokenise all rows to find the length that they need.
-            "--max-length",
-            MAX_LENGTH,
-        ];
-        if let Command::Data(DataCommand::Show(args)) = self.command("Show a group", &words)? {
-            say_styled(&data::shown(&args)?);
-        }
-        if !self.is_first_seed() {
-            return Ok(());
-        }
-        let rows = [("pairs to train on", train_rows), ("held-out pairs", test_rows), ("vocabulary", VOCAB_SIZE)];
-        self.summary.data.push(DataTable {
-            caption: "The language".into(),
-            header: vec!["".into(), "number".into()],
-            rows: rows.iter().map(|(name, n)| vec![(*name).into(), n.to_string()]).collect(),
-        });
-        Ok(())
-    }
-
-    /// Trains one stage.
-    fn stage(&mut self, stage: &Stage, steps: u64, test: Option<&Path>) -> Result<run::RunSummary> {
+    /// Trains one stage in a process of its own, with `threads` if other stages run at the same time.
+    fn train(
+        &self,
+        stage: &Stage,
+        steps: u64,
+        (test, threads): (Option<&Path>, Option<usize>),
+        is_stopped: impl Fn() -> bool,
+    ) -> Result<Trained> {
         // An evaluation of a short run takes longer than its steps.
         let cadence = (steps / 5).max(5).min(steps);
         let mut words = words![
@@ -354,18 +305,17 @@ impl Quickstart<'_> {
             words.extend(words!["--eval-file", test.display(), "--eval-steps", cadence]);
         }
         words.extend(self.device.flags());
-        let (Command::Sft(args) | Command::Reward(args) | Command::Dpo(args)) =
-            self.command(&format!("Train {}", stage.name), &words)?
-        else {
-            return Err(Error::Runtime(format!("quick start stage {} is not a training command", stage.name)));
-        };
-        let all: Vec<std::ffi::OsString> = std::iter::once("mapl".into()).chain(words.iter().map(Into::into)).collect();
-        let summary = train::run(stage.method, &args, &args::shown(&all))?;
+        let text = self.typed(&words);
+        say(&format!("\n$ {text}"));
+        let begun = Instant::now();
+        Process { name: stage.name, words: &words, threads }.run(&is_stopped)?;
+        let log = RunLog::read(&self.path(stage.name))?;
         // A stop signal while the stage wrote its final model stops the quick start, not the stage.
-        match Signals::listen()?.stop() {
-            Some(signal) => Err(Error::Stopped { signal, step: summary.steps, path: self.path(stage.name) }),
-            None => Ok(summary),
+        if let Some(signal) = Signals::listen()?.stop() {
+            return Err(Error::Ended(128 + signal));
         }
+        let command = NamedText { caption: format!("Train {}", stage.name), text };
+        Ok(Trained::new(command, &log, begun.elapsed().as_secs_f64()))
     }
 
     /// Evaluates a trained stage on held-out groups.
@@ -387,27 +337,24 @@ impl Quickstart<'_> {
         }
     }
 
-    fn record(&mut self, stage: &Stage, trained: &run::RunSummary, evaluation: &Evaluation, seconds: f64) {
+    fn record(&mut self, stage: &Stage, trained: Trained, evaluation: &Evaluation, seconds: f64) {
         let [semantic, intra, inter] = evaluation.tallies().map(count);
-        let run = RunSummary {
+        self.summary.runs.push(RunSummary {
             name: stage.name.into(),
             semantic,
             intra,
             inter,
             steps: trained.steps,
             tokens: trained.tokens,
-            seconds,
+            seconds: trained.seconds + seconds,
             seed: self.seed,
             folder: match self.is_first_seed() {
                 true => stage.name.into(),
                 false => format!("{}/{}", seed_folder(self.seed), stage.name),
             },
-            loss: trained.losses.iter().map(|&(step, value)| Point { step, value }).collect(),
-            accuracy: trained.evals.iter().map(|(step, tally)| accuracy_point(*step, tally)).collect(),
-        };
-        // The runs without MAPL come first.
-        let at = self.summary.runs.len() - usize::from(stage.name.ends_with(BASE_EQUAL));
-        self.summary.runs.insert(at, run);
+            loss: trained.loss,
+            accuracy: trained.accuracy,
+        });
     }
 
     /// `run.json` of a stage.
@@ -441,6 +388,7 @@ impl Quickstart<'_> {
             fact("commit", COMMIT.into()),
             fact("system", format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
             fact("threads", rayon::current_num_threads().to_string()),
+            fact("runs at a time", self.lanes.to_string()),
             fact("device", device_of(&self.manifest(&SFT)?)),
         ];
         if self.arguments.scale < 1.0 {
@@ -489,10 +437,4 @@ fn equal_steps(steps: u64, mapl_tokens: u64, base_tokens: u64) -> u64 {
 /// Folder of a seed after the first.
 fn seed_folder(seed: u64) -> String {
     format!("seed-{seed}")
-}
-
-fn accuracy_point(step: u64, tally: &Tally) -> AccuracyPoint {
-    let [semantic, intra, inter] = tally.kinds.map(|k| k.accuracy());
-    let ties = tally.kinds.map(|k| if k.count == 0 { 0.0 } else { k.ties as f64 / k.count as f64 });
-    AccuracyPoint { step, semantic, intra, inter, ties }
 }

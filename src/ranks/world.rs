@@ -425,6 +425,7 @@ fn end_all(code: i32) -> ! {
 pub(crate) fn finish(outcome: Result<()>) -> i32 {
     let (code, message) = match outcome {
         Ok(()) | Err(Error::ReaderLeft) => (0, None),
+        Err(Error::Ended(code)) => (code, None),
         Err(e) => (e.exit_code(), Some((format!("error: {e}"), matches!(e, Error::Stopped { .. })))),
     };
     if let Some(joined) = JOINED.get() {
