@@ -57,8 +57,8 @@ fn main() {
 }
 
 /// Exports `BUILD_COMMIT`: the commit of the checkout, with `-dirty` if a source differs from it, or
-/// `unknown` if these files are not a checkout. The script runs again after a commit or a change of
-/// a source. Both change the crate anyway; a build without either recompiles nothing.
+/// `unknown` if these files are not a checkout. The script runs again after a commit or a change of a source.
+/// Both recompile the crate anyway; without either, a build recompiles nothing.
 fn export_commit() {
     let sources = ["src", "kernels", "build.rs", "Cargo.toml", "Cargo.lock"];
     sources.iter().for_each(|path| println!("cargo:rerun-if-changed={path}"));
@@ -70,8 +70,8 @@ fn export_commit() {
         println!("cargo:rustc-env=BUILD_COMMIT=unknown");
         return;
     };
-    // A missing file would make every build run this script again. A packed branch has no file of
-    // its own; the log of HEAD changes with it.
+    // A missing file would make every build run this script again. A packed branch has no separate file, but
+    // the log of HEAD changes with it.
     let branch = git(&["symbolic-ref", "-q", "HEAD"]);
     for name in ["HEAD", "logs/HEAD"].into_iter().chain(branch.as_deref()) {
         if let Some(path) = git(&["rev-parse", "--git-path", name]).filter(|path| Path::new(path).is_file()) {
@@ -130,8 +130,8 @@ fn build() -> Result<(), String> {
     write_changed(&out.join("shipped.rs"), &text)
 }
 
-/// Folder for compiled kernels: `MAPL_BUILD_CACHE`, which several builds share one after the other, or
-/// that of this build. Its stamps tell which files are up to date.
+/// Folder for compiled kernels: `MAPL_BUILD_CACHE`, which successive builds can share, or else the output folder of
+/// this build. Stamp files in it record the inputs of each output, so that unchanged outputs are not rebuilt.
 fn objects_folder(out: &Path) -> Result<PathBuf, String> {
     let Some(folder) = env::var_os("MAPL_BUILD_CACHE") else { return Ok(out.to_owned()) };
     fs::create_dir_all(&folder)
@@ -139,7 +139,7 @@ fn objects_folder(out: &Path) -> Result<PathBuf, String> {
         .map_err(|e| format!("cannot make the folder of MAPL_BUILD_CACHE, {}: {e}", Path::new(&folder).display()))
 }
 
-/// Copies a file to another folder, unless both are one.
+/// Copies a file to another folder, unless both folders are the same.
 fn copy(name: &str, from: &Path, to: &Path) -> Result<(), String> {
     if from != to {
         fs::copy(from.join(name), to.join(name)).map_err(|e| format!("cannot copy {name} to {}: {e}", to.display()))?;
@@ -147,8 +147,8 @@ fn copy(name: &str, from: &Path, to: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Every file that a compilation of a kernel reads, relative to `kernels`: the program carries them,
-/// so that it compiles kernels of the user's own without this folder.
+/// Returns every file that a compilation of a kernel reads, relative to `kernels`. The program embeds these
+/// files, so that it can compile user-defined kernels without this folder.
 fn shipped_files() -> Result<Vec<String>, String> {
     let mut files = Vec::new();
     for (folder, extension) in [("", "cu"), ("", "cuh"), ("primitives", "cuh"), ("emulator", "h")] {
@@ -202,7 +202,7 @@ fn read_sources(dir: &Path) -> Result<(Vec<Source>, Vec<Export>), String> {
     Ok((sources, exports))
 }
 
-/// CUDA version of nvcc, as the driver counts: 13000 is 13.0.
+/// CUDA version of nvcc in the driver's encoding: 13000 is 13.0.
 fn cuda_version(nvcc: &Path) -> Result<i32, String> {
     let output =
         Command::new(nvcc).arg("--version").output().map_err(|e| format!("cannot run {}: {e}", nvcc.display()))?;
@@ -241,7 +241,7 @@ fn compile_all(nvcc: &Path, sources: &[Source], out: &Path) -> Result<Vec<Resour
         }
     });
     let mut results = results.into_inner().unwrap_or_else(|e| e.into_inner());
-    // The first error in the order of names.
+    // Sorts by name, so that the first error does not depend on timing.
     results.sort_by_key(|(stem, _)| *stem);
     let mut resources = Vec::new();
     for (_, report) in results {
@@ -282,7 +282,7 @@ fn emulator(sources: &[Source], out: &Path) -> Result<Option<Vec<String>>, Strin
     build.cpp(true).std("c++17").opt_level(2).debug(false).warnings(false).cargo_warnings(false);
     build.flags(EMULATOR_FLAGS);
     if required("MAPL_EMULATOR_SANITIZE") {
-        // Compiles in two thirds of the time; the sanitised tests are small.
+        // Compiles in two thirds of the time of level 2; the sanitised tests are small.
         build
             .opt_level(1)
             .flag("-fsanitize=address,undefined")

@@ -1,7 +1,7 @@
 //! Entry points of the fuzz targets: one function each, used by the targets and by
-//! `tests/data/fuzz_seeds.rs`. A function returns for every input, valid or not. It panics if the
-//! program breaks a promise: an accepted group must be valid and read back equal, a loaded number
-//! must be finite, and a written configuration must read back equal.
+//! `tests/data/fuzz_seeds.rs`. A function returns for every input, valid or not. It panics if the program
+//! violates an invariant: an accepted group must be valid and read back equal, a loaded number must be
+//! finite, and a written configuration must read back equal.
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};

@@ -12,28 +12,28 @@
 //
 // Departures from FlashAttention-2:
 //   - A query sees the keys of its path (attention.cuh). Only the causal boundary and the edge of the
-//     window need a mask, because position on the path orders ancestors and own segment alike.
+//     window need a mask, because the position on the path orders the keys of ancestors and of the
+//     query's segment alike.
 //   - The work list is built on the device by attention_plan, since only the device knows where
-//     segments start. Blocks take the longest paths first.
-// In f32 with head_dim 256 a tile is 32 queries.
+//     segments start. Blocks process the longest paths first.
+// In f32 with head_dim 256 a tile has 32 queries.
 //
-// bf16: bf16 products summed in f32; P is rounded to bf16 for P V. f32: as accurate as f32
-// arithmetic (tile.cuh). Cost: 4 head_dim FLOPs per visible pair and head, plus padding: head_dim
-// to 32, 64, 96, 128 or 256, segments to 16 queries, paths to the tile of keys. The host refuses
-// head_dim above 256. Values must be finite: 0 times an infinite value of a later token of the path
-// is NaN.
+// bf16: bf16 products summed in f32; P is rounded to bf16 for P V. f32: as accurate as f32 arithmetic
+// (tile.cuh). Cost: 4 head_dim FLOPs per visible pair and head, plus padding: head_dim to 32, 64, 96, 128 or
+// 256, segments to 16 queries, paths to whole key tiles. The host rejects head_dim above 256. Values must be
+// finite: 0 times an infinite value of a later token of the path is NaN.
 #define LAUNCH_BOUNDS(threads) __launch_bounds__(threads, 1)
 #include "common.cuh"
 #include "attention.cuh"
 
 constexpr int PLAN_THREADS = 256;
-/// Classes of the depth of a segment: roots, their children, everything below.
+/// Depth classes of segments: roots, their children, everything below.
 constexpr int PLAN_DEPTHS = 3;
 
-/// Builds the work list: cuts every segment into tiles of `rows` rows. One block, one segment per
-/// thread at a time; tile offsets by a block-wide prefix sum. Roots come first: many queries see
-/// their keys, so the gradients of their keys take longest. Deep segments come last: their queries
-/// see most keys, and the passes over queries begin at the end.
+/// Builds the work list: cuts every segment into tiles of `rows` rows. One block runs, with one segment per
+/// thread and round; a block-wide prefix sum gives the tile offsets. Roots come first: many queries see their
+/// keys, so the gradients of their keys take longest. Deep segments come last: their queries see the most
+/// keys, and the passes over queries start at the end of the list.
 KERNEL(256, attention_plan)(const int* starts,            // (segments + 1)
                             const int* ancestor_offsets,  // (segments + 1)
                             int* work,                    // (2 + 2 (segments + tokens / rows))
@@ -79,8 +79,7 @@ KERNEL(256, attention_plan)(const int* starts,            // (segments + 1)
     }
 }
 
-/// Tile shapes and shared memory of the forward; mirrored by `Shape` in
-/// src/backend/kernels/attention.rs.
+/// Tile shapes and shared memory of the forward pass; mirrored by `Shape` in src/backend/kernels/attention.rs.
 template <class T, int HEAD>
 struct Forward : BlockShape<T, HEAD> {
     using Block = BlockShape<T, HEAD>;
@@ -92,12 +91,12 @@ struct Forward : BlockShape<T, HEAD> {
     static_assert(SHARED_BYTES <= 96 << 10, "shared memory of every target");
 };
 
-/// Online softmax state of a warp: rows `lane / 4` and `lane / 4 + 8`.
+/// Online softmax state of a lane: rows `lane / 4` and `lane / 4 + 8` of the warp tile.
 struct OnlineSoftmax {
     /// Running maximum in base 2, and this lane's share of the sum of exponentials relative to it.
     float max[2], sum[2];
 
-    /// Replaces a tile's scaled scores by exponentials; `rescale` is the factor on earlier ones.
+    /// Replaces a tile's scaled scores with exponentials; `rescale` is the factor for earlier sums.
     template <int KEYS>
     DEVICE void update(WarpTile<KEYS>& scores, float (&rescale)[2]) {
 #pragma unroll
@@ -142,13 +141,13 @@ DEVICE void attention_fwd(const FusedQkv<T>& fused, const Segments& segments, co
         int segment = work.segment(tile), first = work.first_row(tile);
         int rows = min_of(ROWS, segments.starts[segment + 1] - first);
         int position = segments.rows_above(segment) + first - segments.starts[segment];
-        // No thread still reads the tiles or rows of the previous item.
+        // Waits until no thread reads the tiles or rows of the previous item.
         sync_block();
         load_rows<typename F::Queries, THREADS>(shared, fused.queries(head, first, rows));
         WarpTile<HEAD> out;
         out.clear();
         OnlineSoftmax softmax{{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
-        // A warp without rows sees no keys: it stands far before all of them.
+        // A warp without rows sees no keys, because its position is far before all of them.
         int warp_first = Scores::warp_row() < rows ? position + Scores::warp_row() : -(1 << 30);
         for_each_key_tile<typename F::Keys, F::STAGES, THREADS>(
             shared + F::Queries::BYTES, index, fused, fused.kv_head_of(head), segments, segment,
@@ -195,7 +194,7 @@ DEVICE void attention_fwd(const FusedQkv<T>& fused, const Segments& segments, co
         if (warp_first < 0) {
             continue;
         }
-        // Read again: registers are short in the loop.
+        // These values are read again, because registers are short in the loop.
         first = work.first_row(tile);
         rows = min_of(ROWS, segments.starts[segment + 1] - first);
         float inverse[2];
@@ -207,7 +206,7 @@ DEVICE void attention_fwd(const FusedQkv<T>& fused, const Segments& segments, co
             inverse[half] = 1.0f / sum;
             int row = Scores::row_of(0, half);
             if (row < rows && lane_index() % 4 == 0) {
-                // A sum of 0 means that all scores are -inf: NaN, like the probabilities.
+                // A sum of 0 means that all scores are -inf. The result is then NaN, like the probabilities.
                 float value = (softmax.max[half] + log2f(sum)) * LN_2;
                 lse[1LL * head * tokens + first + row] = sum == 0.0f ? NAN : value;
             }
@@ -232,7 +231,7 @@ KERNELS(128, attention_fwd, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD: 2
                            tokens, {scale}, {window});
 }
 
-// With a soft cap: few models have one, so fewer sizes.
+// Variant with a soft cap. Few models have one, so it has fewer head sizes.
 template <class T, int HEAD>
 KERNELS(128, attention_capped_fwd, FOR(HEAD: 128 256; T: f32 bf16), IF(HEAD: 256; T: f32; THREADS(64)))(
     const T* qkv,                 // (tokens, heads + 2 kv_heads, head_dim)

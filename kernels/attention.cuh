@@ -8,10 +8,10 @@
 //     cp.async the keys and values of the next tile      gathered by rows
 //     use(keys, values)
 //
-// Departure from a plain key loop: keys are gathered through the path, since ancestors are not
-// contiguous with the segment. Key tiles start at multiples of their length on the path, so a
-// query's sum is the same whatever else is in the batch and however the path is cut into segments.
-// A warp takes 16 rows of the block's tile of queries (or keys) and all columns.
+// Departure from a plain key loop: keys are gathered through the path, since ancestors are not contiguous
+// with the segment. Key tiles start at multiples of their length on the path, so a query's sum does not
+// depend on the rest of the batch or on how the path is cut into segments.
+// A warp computes 16 rows of the block's tile of queries (or keys) and all columns.
 #pragma once
 
 #include "primitives/math.cuh"
@@ -49,8 +49,8 @@ struct Segments {
         return sum;
     }
 
-    /// Whether `segment` is an ancestor of `other`. Ancestor lists are complete paths, so it can
-    /// only be the entry at its own depth.
+    /// Whether `segment` is an ancestor of `other`. Ancestor lists are complete paths, so `segment` can only
+    /// be the entry at its depth.
     DEVICE bool descends(int other, int segment) const {
         int at = depth(segment);
         return depth(other) > at && ancestors[offsets[other] + at] == segment;
@@ -80,7 +80,8 @@ struct PathCursor {
     }
 };
 
-/// Work list: [0] number of tiles; [2 + 2 i], [3 + 2 i] segment and first row of tile i, by depth.
+/// Work list: entry 0 is the number of tiles; entries 2 + 2 i and 3 + 2 i are the segment and the first row
+/// of tile i. Tiles are ordered by depth class.
 struct WorkList {
     const int* list;
 
@@ -95,8 +96,8 @@ struct WorkList {
     }
 };
 
-/// Copies the top left of a matrix to a shared-memory tile, zeros outside the matrix. Less code
-/// than load_tile for tiles of many chunks. The cp.async copies join the thread's open group.
+/// Copies the top left part of a matrix to a shared-memory tile, with zeros outside the matrix. For tiles of
+/// many chunks, this is less code than load_tile. The cp.async copies join the thread's open group.
 template <class Layout, int THREADS, class T>
 DEVICE void load_rows(unsigned char* tile, const MatrixView<T>& from) {
     constexpr int CHUNK = Layout::CHUNK, CHUNKS = Layout::CHUNKS;
@@ -118,7 +119,7 @@ DEVICE void load_rows(unsigned char* tile, const MatrixView<T>& from) {
     }
 }
 
-/// Operand A (16 x 16) from two adjacent accumulator fragments, rounded to bf16.
+/// Packs two adjacent accumulator fragments into operand A (16 x 16), rounded to bf16.
 DEVICE void operand_from(OperandA<bf16>& a, const FragmentC& left, const FragmentC& right) {
     a.term[0].word[0] = pack_bf16(left.value[0], left.value[1]);
     a.term[0].word[1] = pack_bf16(left.value[2], left.value[3]);
@@ -126,7 +127,7 @@ DEVICE void operand_from(OperandA<bf16>& a, const FragmentC& left, const Fragmen
     a.term[0].word[3] = pack_bf16(right.value[2], right.value[3]);
 }
 
-/// As above, as three bf16 terms exact to 24 bits.
+/// As above, but in three bf16 terms, which are exact to 24 bits.
 DEVICE void operand_from(OperandA<float>& a, const FragmentC& left, const FragmentC& right) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -140,8 +141,7 @@ DEVICE void operand_from(OperandA<float>& a, const FragmentC& left, const Fragme
     }
 }
 
-/// Accumulators of a warp: rows 16 warp to 16 warp + 15 of the block's tile, in the form that
-/// for_each_eight takes.
+/// Accumulators of a warp: rows 16 warp to 16 warp + 15 of the block's tile, in the form that for_each_eight needs.
 template <int COLUMNS>
 struct WarpTile {
     static constexpr int FRAGMENTS_M = 1, FRAGMENTS_N = COLUMNS / 8;
@@ -160,7 +160,7 @@ struct WarpTile {
     DEVICE static int warp_column() {
         return 0;
     }
-    /// Row in the warp's rows of elements 0 and 1 (half 0) or 2 and 3 (half 1).
+    /// Row, within the warp's 16 rows, of elements 0 and 1 of a fragment (half 0) or 2 and 3 (half 1).
     DEVICE static int row_in_warp(int half) {
         return lane_index() / 4 + half * 8;
     }
@@ -177,7 +177,7 @@ struct WarpTile {
     template <class T, class TileA, class TileB>
     DEVICE void multiply_transposed(unsigned char* a, unsigned char* b) {
         static_assert(TileB::ROWS == COLUMNS && int(TileA::COLUMNS) == int(TileB::COLUMNS), "shapes of a GEMM");
-        // No unrolling for f32: splitting a fragment takes a dozen instructions.
+        // The loop is not unrolled for f32, because splitting a fragment costs a dozen instructions.
         clear();
 #pragma unroll(sizeof(T) == 2 ? 4 : 1)
         for (int k = 0; k < TileA::COLUMNS; k += 16) {
@@ -232,7 +232,7 @@ struct WarpTile {
     }
 };
 
-/// Fused rows of a batch: query heads, key heads, value heads.
+/// Fused QKV rows of a batch: query heads, then key heads, then value heads.
 template <class T>
 struct FusedQkv {
     const T* qkv;
@@ -260,7 +260,7 @@ struct FusedQkv {
     }
 };
 
-/// Keys that a query sees: those of its path at distances from 0 to window - 1. Without a window it is
+/// Keys that a query sees: those of its path at distances from 0 to window - 1. Without a window, `window` is
 /// INT_MAX, larger than every distance.
 struct Window {
     int window;
@@ -279,7 +279,7 @@ struct Window {
     }
 };
 
-/// Scores of attention: products times a scale.
+/// Attention scores without a soft cap: products times a scale.
 struct PlainScores {
     static constexpr bool CAPPED = false;
     float scale;
@@ -294,14 +294,14 @@ struct PlainScores {
     }
 };
 
-/// As PlainScores, with a soft cap c, which makes s to c tanh(s / c). The kernels have the cap in base 2,
-/// log2(e) c, and its inverse: parameters take no registers, unlike products of them.
+/// As PlainScores, with a soft cap c, which maps a score s to c tanh(s / c). The host passes the cap in base
+/// 2, log2(e) c, and its inverse: kernel parameters need no registers, unlike products of them.
 template <class T>
 struct CappedScores {
     static constexpr bool CAPPED = true;
     float scale, softcap, inverse;
 
-    /// tanh; for bf16 tensors within 3e-7, by few instructions.
+    /// Computes tanh. For bf16 tensors, a formula of few instructions is accurate to 3e-7.
     static DEVICE float tanh(float x) {
         if constexpr (sizeof(T) == sizeof(float)) {
             return tanhf(x);
@@ -321,10 +321,10 @@ struct CappedScores {
     }
 };
 
-/// Traverses the positions of a path below `length` in tiles of Layout::ROWS keys, from the tile with
-/// position `first` on: calls use(first position, keys, values) with the tiles in shared memory. `stages` holds STAGES pairs
-/// of tiles, `index` the rows of two tiles. Hazard: the caller must have passed a barrier since
-/// either was last read. cp.async copies that the caller has issued are complete at the first call.
+/// Traverses the positions of a path below `length` in tiles of Layout::ROWS keys, from the tile with position
+/// `first` on. Calls use(first position, keys, values) with the tiles in shared memory. `stages` holds STAGES pairs
+/// of tiles, `index` the rows of two tiles. Hazard: the caller must have passed a barrier since either was last
+/// read. cp.async copies that the caller has issued are complete at the first call of `use`.
 template <class Layout, int STAGES, int THREADS, class T, class Use>
 DEVICE void for_each_key_tile(unsigned char* stages, int* index, const FusedQkv<T>& fused, int kv_head,
                               const Segments& segments, int segment, int first, int length, Use use) {
@@ -354,8 +354,8 @@ DEVICE void for_each_key_tile(unsigned char* stages, int* index, const FusedQkv<
 #pragma unroll 1
     for (int step = start; step < steps; ++step) {
         cp_async_wait<0>();
-        // All copies of this tile have arrived, and the rows of the next tile are written. No
-        // thread still reads the previous tile; its stage and rows are overwritten now.
+        // Waits until all copies of this tile have arrived, the rows of the next tile are written, and no
+        // thread reads the previous tile. Its stage and rows are overwritten next.
         sync_block();
         if (STAGES == 2 && step + 1 < steps) {
             load(step + 1);
@@ -364,7 +364,7 @@ DEVICE void for_each_key_tile(unsigned char* stages, int* index, const FusedQkv<
         unsigned char* stage = stages + step % STAGES * 2 * Layout::BYTES;
         use(step * KEYS, stage, stage + Layout::BYTES);
         if (STAGES == 1 && step + 1 < steps) {
-            // No thread still reads the single stage.
+            // Waits until no thread reads the single stage.
             sync_block();
             load(step + 1);
         }

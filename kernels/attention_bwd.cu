@@ -12,18 +12,18 @@
 //     dk *= scale
 //
 // Departures from FlashAttention-2:
-//   - No atomics, so that results are deterministic: one kernel owns the query gradients, another the
+//   - No atomics, so that results are deterministic: one kernel computes the query gradients, another the
 //     key and value gradients. Both recompute P and dS.
-//   - Queries that see a key tile: later rows of its segment, then the descendant segments in ascending
-//     order, each up to the end of the window; for each query tile the heads of the group, ascending.
+//   - The queries that see a key tile are later rows of its segment, then the descendant segments in
+//     ascending order, each up to the end of the window. Each query tile runs for the heads of the
+//     group in ascending order.
 //   - Gradients too wide for the registers are split into column parts, one block each, which
 //     recompute P and dS.
 //
-// bf16: P and dS are rounded to bf16 for the second GEMMs. Cost per visible pair and head, in
-// head_dim FLOPs: 2 + 4 parts for queries, 4 + 4 parts for keys and values, plus padding as in the
-// forward. Parts are 1 except: keys and values of head_dim 256 (2; f32 4), of 96 and 128 in f32 (3
-// and 2), and queries of 256 in f32 (2). The host refuses head_dim above 256. Values must be
-// finite, as in the forward.
+// bf16: P and dS are rounded to bf16 for the second GEMMs. Cost per visible pair and head, in head_dim FLOPs:
+// 2 + 4 parts for queries, 4 + 4 parts for keys and values, plus padding as in the forward. There is 1 part
+// except for keys and values of head_dim 256 (2; f32 4), of 96 and 128 in f32 (3 and 2), and queries of 256
+// in f32 (2). The host rejects head_dim above 256. Values must be finite, as in the forward.
 #define LAUNCH_BOUNDS(threads) __launch_bounds__(threads, 1)
 #include "common.cuh"
 #include "attention.cuh"
@@ -139,7 +139,7 @@ DEVICE void attention_bwd_q(const BackwardInputs<T, Scoring>& in, T* dqkv) {
         int segment = in.work.segment(tile), first = in.work.first_row(tile);
         int rows = min_of(ROWS, segments.starts[segment + 1] - first);
         int position = segments.rows_above(segment) + first - segments.starts[segment];
-        // No thread still reads the tiles or rows of the previous item.
+        // Waits until no thread reads the tiles or rows of the previous item.
         sync_block();
         load_rows<typename B::BlockTile, THREADS>(queries, in.fused.queries(head, first, rows));
         load_rows<typename B::BlockTile, THREADS>(douts, in.output_gradients(head, first, rows));
@@ -193,9 +193,9 @@ DEVICE void attention_bwd_q(const BackwardInputs<T, Scoring>& in, T* dqkv) {
 struct QueryCursor {
     const Segments& segments;
     Window window;
-    /// Segment of the keys, position of their first row on its path, their number.
+    /// Segment of the keys, path position of their first row, and number of keys.
     int key_segment, position, keys;
-    /// End of the tree, heads of the group.
+    /// End of the tree's segments, and range of the group's heads.
     int end, first_head, end_head;
     /// Current segment, row and head, and the distance from the first key to the row. `segment == end` at
     /// the end.
@@ -288,7 +288,7 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T, Scoring>& in, const int* tr
         int tile = int(item / part_heads), kv_head = int(item % part_heads) / PARTS, part = int(item % PARTS);
         int segment = in.work.segment(tile), first = in.work.first_row(tile);
         int rows = min_of(ROWS, segments.starts[segment + 1] - first);
-        // No thread still reads the tiles of the previous item.
+        // Waits until no thread reads the tiles of the previous item.
         sync_block();
         load_rows<typename B::BlockTile, THREADS>(keys, in.fused.keys(kv_head, first, rows));
         load_rows<typename B::BlockTile, THREADS>(values, in.fused.values(kv_head, first, rows));
@@ -300,11 +300,12 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T, Scoring>& in, const int* tr
         load(cursor, 0);
 #pragma unroll 1
         for (int step = 0; cursor.more(); ++step) {
-            // For the mask; it is at least the number of keys in descendants, where no key is too late.
+            // `ahead` is for the mask. For descendants it is at least the number of keys, so that no key is
+            // masked as too late.
             int ahead = cursor.ahead;
             cursor.advance(QUERIES);
             cp_async_wait<0>();
-            // All copies of this stage have arrived, and no thread still reads the previous stage.
+            // Waits until all copies of this stage have arrived and no thread reads the previous stage.
             sync_block();
             if (B::STAGES == 2 && cursor.more()) {
                 load(cursor, step + 1);
@@ -331,7 +332,7 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T, Scoring>& in, const int* tr
                 dk.template accumulate_product<T, typename B::Queries, QUERIES>(ds, stage, part * PART);
             }
             if (B::STAGES == 1 && cursor.more()) {
-                // No thread still reads the single stage.
+                // Waits until no thread reads the single stage.
                 sync_block();
                 load(cursor, step + 1);
             }
@@ -381,7 +382,7 @@ KERNELS(128, attention_bwd_kv, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD
                                {starts, ancestor_offsets, ancestors}, {work}, tokens, {scale}, {window}}, trees, tree_count, dqkv);
 }
 
-// With a soft cap: few models have one, so fewer sizes.
+// Variants with a soft cap. Few models have one, so they have fewer head sizes.
 template <class T, int HEAD>
 KERNELS(128, attention_capped_bwd_q, FOR(HEAD: 128 256; T: f32 bf16), IF(HEAD: 256; T: f32; THREADS(64)))(
     const T* dout,                // (tokens, heads, head_dim)

@@ -1,5 +1,5 @@
-// Attention over prefix trees on Hopper, backward: the gradients of the keys and values, after
-// attention_bwd_sm90.cu, which gives the stats of each row. By wgmma and TMA, in bf16:
+// Attention over prefix trees on Hopper, backward: the gradients of the keys and values. This kernel
+// runs after attention_bwd_sm90.cu, which computes the stats of each row. By wgmma and TMA, in bf16:
 //
 //   producer, one warpgroup, for each item of the block (128 keys of a segment, key-value head):
 //     wait empty K, V; TMA load both
@@ -11,24 +11,23 @@
 //     dSᵀ = Pᵀ (dPᵀ - delta); dV += Pᵀ do; dK += dSᵀ q
 //   dk = scale dK, with RoPE rotated back (rope.cuh); dv = dV
 //
-// A step is 64 packed rows of one segment: floor(64 / group) tokens. Queries that see a key: later rows
-// of its segment, then the descendants of the segment. The heads of a group add up in the
-// accumulators.
+// A step is 64 packed rows of one segment: floor(64 / group) tokens. The queries that see a key are later
+// rows of its segment, then the descendants of the segment. The accumulators sum over the heads of a group.
 //
-// Departures from FlashAttention-3's backward (arXiv 2407.08608): no atomics and no buffers of f32
-// sums; an item owns its gradients, and sums run over the queries in the order of the batch.
+// Departures from FlashAttention-3's backward (arXiv 2407.08608): no atomics and no buffers of f32 sums. One
+// item computes each gradient, and sums run over the queries in the order of the batch.
 //
-// Results depend on the tree only. P and dS are rounded to bf16 for the second products, sums are f32.
-// Cost: 8 head_dim FLOPs per visible pair and head, plus padding: head_dim to HEAD, rows of a step to
-// 64, segments to 128 keys. Requirements as in the forward, and groups of at most 64 heads.
+// Results depend on the tree only. P and dS are rounded to bf16 for the second GEMMs, sums are f32. Cost: 8
+// head_dim FLOPs per visible pair and head, plus padding: head_dim to HEAD, rows of a step to 64, segments to
+// 128 keys. The requirements are those of the forward, and groups of at most 64 heads.
 #include "common.cuh"
 #include "attention_sm90.cuh"
 #include "rope.cuh"
 
 /// Packed rows of a step.
 EXPORT constexpr int ATTENTION_STEP_ROWS = 64;
-/// Queries of descendants: far enough behind every key of a tile. Times the heads of a group, it
-/// still fits an int.
+/// Distance from the first key that stands for every query of a descendant. It is beyond all keys of a tile,
+/// and times the heads of a group it still fits an int.
 constexpr int DESCENDANT = 1 << 20;
 
 /// Shared memory; mirrored by `src/backend/kernels/hopper/attention.rs`.
@@ -36,18 +35,18 @@ template <int HEAD>
 struct KeyBuffers {
     static constexpr int ROWS = ATTENTION_STEP_ROWS, STAGES = 4;
     static constexpr int BOXES = ceil_div(HEAD, 64), KEY_BYTES = BOXES * BOX_BYTES;
-    /// A box of a step, and a tile of its rows.
+    /// Bytes of a box of a step, and of all its boxes.
     static constexpr int STEP_BOX_BYTES = ROWS * 128, STEP_BYTES = BOXES * STEP_BOX_BYTES;
     static constexpr int BARRIERS = 2 * STAGES + 2;
     static constexpr int SHARED_BYTES = 2 * KEY_BYTES + STAGES * (2 * STEP_BYTES + 2 * ROWS * int(sizeof(float)) + 8) +
                                         BARRIERS * int(sizeof(Mbarrier));
     static constexpr int CONSUMER_WARPS = 2 * GROUP_THREADS / WARP;
 
-    /// Keys, then values. Stages of queries, then gradients of outputs.
+    /// `keys` holds a tile of keys, then one of values. A stage of `steps` holds queries, then output gradients.
     unsigned char *keys, *steps;
     /// (STAGES, 2, ROWS) logsumexp in base 2, delta
     float* stats;
-    /// (STAGES, 2) rows of the step's first query after the first key, whether another step follows
+    /// (STAGES, 2) distance in rows from the first key to the step's first query, whether another step follows
     int* info;
     Mbarrier *full_keys, *empty_keys, *full, *empty;
 
@@ -74,8 +73,8 @@ struct KeyBuffers {
 };
 
 struct KeyInputs {
-    /// Boxes of 64 columns of the heads of a group, for the tokens of a step: queries, and gradients of
-    /// outputs. Boxes of 64 columns of 128 tokens of a head.
+    /// `queries` and `douts` load boxes of 64 columns of the heads of a group, for the tokens of a step.
+    /// `keys` loads boxes of 64 columns of 128 tokens of a head.
     const TensorDescriptor *queries, *douts, *keys;
     FusedQkv<bf16> fused;
     const bf16* dout;
@@ -146,7 +145,7 @@ template <int HEAD>
 DEVICE void produce(const KeyBuffers<HEAD>& at, const KeyInputs& in, int thread) {
     using K = KeyBuffers<HEAD>;
     int group = in.group(), step_tokens = K::ROWS / group, box_rows = step_tokens * group, head_dim = in.fused.head_dim;
-    // The boxes leave the last rows as they are, and they are multiplied by zeros.
+    // The boxes do not write the last rows of a stage, which must be zero to add 0 to the gradients.
     for (int i = thread; i < K::STAGES * 2 * K::BOXES * (K::ROWS - box_rows) * 8; i += GROUP_THREADS) {
         int box = i / 8 / (K::ROWS - box_rows), r = box_rows + i / 8 % (K::ROWS - box_rows);
         const uint32_t zeros[4] = {};
@@ -172,7 +171,7 @@ DEVICE void produce(const KeyBuffers<HEAD>& at, const KeyInputs& in, int thread)
             int tokens = steps.tokens(), row = steps.row;
             int ahead = steps.segment == tile.segment ? row - tile.first : DESCENDANT;
             steps.advance();
-            // Requested before the wait. Rows without a query have q = do = 0, so P and dS add 0.
+            // The stats are loaded before the wait. Rows without a query have q = do = 0, so P and dS add 0.
             float base = 0.0f, delta = 0.0f;
             if (thread < tokens * group) {
                 const float* pair = in.stats + ((1LL * kv_head * in.tokens + row) * group + thread) * 2;
@@ -213,7 +212,7 @@ DEVICE void produce(const KeyBuffers<HEAD>& at, const KeyInputs& in, int thread)
     }
 }
 
-/// Consumer: 64 keys of the items' tiles.
+/// Consumer: computes the gradients of 64 keys of each item's tile.
 template <int HEAD>
 DEVICE void consume(const KeyBuffers<HEAD>& at, const KeyInputs& in, const RopeTables& tables, bf16* dqkv,
                     int consumer, int thread) {
@@ -275,7 +274,7 @@ DEVICE void consume(const KeyBuffers<HEAD>& at, const KeyInputs& in, const RopeT
                 scores[i] = fast_exp2(scores[i] * factor - stats[i / 4 * 8 + i % 2]);
             }
             if (last_key > ahead) {
-                // Row r of the step is token r / group; it sees keys up to `ahead` after that.
+                // Row r of the step is token r / group, which sees the keys up to `ahead` + r / group of the tile.
                 int first[2] = {(key - ahead) * group - pair, (key + 8 - ahead) * group - pair};
 #pragma unroll
                 for (int i = 0; i < ROWS / 2; ++i) {
@@ -331,7 +330,7 @@ KERNELS(384, attention_bwd_kv_sm90, FOR(HEAD: 64 80 96 128), EARLY, ALONE(384))(
     const int* ancestor_offsets,      // (segments + 1)
     const int* ancestors,             // (ancestors)
     const int* work,                  // from attention_plan_sm90, for tiles of 128 keys
-    const int* positions,             // (tokens), or null: no RoPE. Otherwise head_dim is HEAD
+    const int* positions,             // (tokens), or null for no RoPE; with RoPE, head_dim is HEAD
     const float* cos,                 // (positions, HEAD / 2)
     const float* sin,                 // (positions, HEAD / 2)
     bf16* dqkv,                       // (tokens, heads + 2 kv_heads, head_dim)

@@ -1,7 +1,7 @@
-// Attention over prefix trees on Hopper, backward: the gradient of the queries, and what the gradients
-// of the keys and values need of each row (attention_bwd_kv_sm90.cu). By wgmma and TMA, in bf16:
+// Attention over prefix trees on Hopper, backward: the gradient of the queries, and the stats of each row
+// that the gradients of the keys and values need (attention_bwd_kv_sm90.cu). By wgmma and TMA, in bf16:
 //
-//   producer: as in the forward (attention_sm90.cuh); a tile of queries comes with its do
+//   producer: as in the forward (attention_sm90.cuh); do is loaded with each tile of queries
 //   two consumers of 64 rows each, for each item of the block:
 //     delta = do · o; stats = (log2(e) lse, delta)
 //     for each key tile of the path up to the last query:
@@ -10,7 +10,7 @@
 //       dS = P (dP - delta), 0 for masked keys; dQ += dS K
 //     dq = scale dQ; with RoPE, rotated back (rope.cuh)
 //
-// Departures from FlashAttention-3's backward (arXiv 2407.08608): no atomics. One kernel owns the
+// Departures from FlashAttention-3's backward (arXiv 2407.08608): no atomics. One kernel computes the
 // gradients of queries, the next one those of keys and values, and both compute P and dS.
 //
 // Results depend on the path only, as in the forward. dS is rounded to bf16 for dS K, sums are f32.
@@ -23,7 +23,7 @@
 template <int HEAD>
 using Backward = PathBuffers<HEAD, 2, HEAD == 64 ? 2 : 1>;
 
-/// Consumer: 64 rows of the items' tiles.
+/// Consumer: computes 64 rows of each item's tile.
 template <int HEAD>
 DEVICE void consume(const Backward<HEAD>& at, const PathInputs& in, const bf16* dout, const bf16* o, const float* lse,
                     const RopeTables& tables, float* stats, bf16* dqkv, int consumer, int thread) {
@@ -93,8 +93,8 @@ DEVICE void consume(const Backward<HEAD>& at, const PathInputs& in, const bf16* 
                 scores[i] = fast_exp2(scores[i] * factor - base[i / 2 % 2]);
             }
             Mbarrier *empty_k = at.empty_k + kv.stage, *empty_v = at.empty_v + kv.stage;
-            // Returns at once. As in the forward, a loop between the exponentials and the wait for dP
-            // keeps this order.
+            // This wait returns at once. As in the forward, the compiler does not move code across its loop,
+            // which keeps the order of the exponentials and the wait for dP.
             pin_accumulators(scores);
             wait_mbarrier(full_k, kv.phase);
             kv.advance();
@@ -154,7 +154,7 @@ KERNELS(384, attention_bwd_q_sm90, FOR(HEAD: 64 80 96 128), EARLY, ALONE(384))(
     const int* ancestor_offsets,      // (segments + 1)
     const int* ancestors,             // (ancestors)
     const int* work,                  // from attention_plan_sm90, for tiles of 128 / group tokens
-    const int* positions,             // (tokens), or null: no RoPE. Otherwise head_dim is HEAD
+    const int* positions,             // (tokens), or null for no RoPE; with RoPE, head_dim is HEAD
     const float* cos,                 // (positions, HEAD / 2)
     const float* sin,                 // (positions, HEAD / 2)
     float* stats,                     // (kv_heads, tokens, heads of the group, 2)

@@ -5,17 +5,17 @@
 //   attention_cached_store   copy the new keys and values to their rows of the cache
 //   attention_cached_part    for each (new token, key-value head, 4 of its query heads, split of the keys):
 //     m = -inf, l = 0, O = 0
-//     for each 32 keys of the split of which the token sees some:
+//     for each 32 keys of the split, if the token sees any of them:
 //       s = scale log2(e) q · k, soft-capped on request (attention.cuh); one key per lane
 //       m' = max(m, max s); p = 2^(s - m'); r = 2^(m - m')
 //       l = r l + p; O = r O + sum of p v    one column in 32 per lane
 //     part = (m, sum of l, O)
 //   attention_cached_join    for each (new token, query head): the sum of its parts, in order of the keys
 //
-// Splits and steps of 32 keys start at fixed positions of the path, so a token's bits do not depend on
-// other tokens, on the spans or on the grid. Cost: every path is read once for each new token and each 4
-// query heads of a key-value head; 4 head_dim FLOPs per visible pair and head, on the CUDA cores. Values
-// must be finite only where a token sees them.
+// Splits and steps of 32 keys start at fixed positions of the path, so a token's bits do not depend on other
+// tokens, on the spans or on the grid. Cost: every path is read once for each new token and each 4 query
+// heads of a key-value head; 4 head_dim FLOPs per visible pair and head, on the CUDA cores. Only values that
+// a token sees must be finite.
 #define LAUNCH_BOUNDS(threads) __launch_bounds__(threads, 4)
 #include "common.cuh"
 #include "rows.cuh"
@@ -66,7 +66,7 @@ struct CachedPaths {
     }
 };
 
-/// Copies the keys and values of new tokens to their rows of the cache; a warp takes a token.
+/// Copies the keys and values of new tokens to their rows of the cache, one warp per token.
 template <class T>
 KERNELS(128, attention_cached_store, FOR(T: f32 bf16))(const T* qkv,      // (tokens, heads + 2 kv_heads, head_dim)
                                                        const int* slots,  // (tokens)
@@ -195,7 +195,7 @@ DEVICE void attention_cached_part(const T* qkv, const T* cache, const CachedPath
     }
 }
 
-/// Parts of the tokens `first` to `first + tokens - 1`; a warp takes an item.
+/// Computes the parts of the tokens `first` to `first + tokens - 1`, one item per warp at a time.
 template <class T, int HEAD>
 KERNELS(128, attention_cached_part, FOR(HEAD: 64 128 256; T: f32 bf16))(
     const T* qkv,             // (all tokens, heads + 2 kv_heads, head_dim)
@@ -210,7 +210,7 @@ KERNELS(128, attention_cached_part, FOR(HEAD: 64 128 256; T: f32 bf16))(
                                    kv_heads, head_dim, splits, scale, softcap, inverse_softcap, window);
 }
 
-/// Joins the parts of each token and head; a warp takes one.
+/// Joins the parts of each token and head, one warp for each.
 template <class T>
 KERNELS(128, attention_cached_join, FOR(T: f32 bf16))(
     const float* parts,       // (tokens, heads, splits, 2 + head_dim)

@@ -1,6 +1,6 @@
-// Work lists of the attention kernels for Hopper: the tiles of all segments, those that take longest
-// first. Tiles of queries (attention_sm90.cuh) take as long as their path. Tiles of keys take as long
-// as the rows of queries that see them: later rows of their segment, and its descendants.
+// Work lists of the attention kernels for Hopper: the tiles of all segments, the most expensive first. The
+// cost of a tile of queries (attention_sm90.cuh) is the length of its path. The cost of a tile of keys is the
+// number of query rows that see it: later rows of its segment, and its descendants.
 //
 // A counting sort by one block. Warp w counts, then writes the tiles of class CLASSES - 1 - w, a segment
 // per lane. Class c holds the tiles with a cost of c span + 1 to (c + 1) span; the last class also holds
@@ -19,8 +19,8 @@ EXPORT enum AttentionTiles : int { QUERIES, KEYS };
 /// numbered from the end of the segment.
 struct SegmentTiles {
     int count, base;
-    /// Last word of a tile: the position of the segment's first row on the path for queries, the end of
-    /// the tree's segments for keys.
+    /// Value for the last word of a tile. For queries it is the path position of the segment's first row, to
+    /// which the tile's offset is added. For keys it is the end of the tree's segments.
     int word;
 
     DEVICE SegmentTiles(const Segments& segments, int segment, int rows, AttentionTiles kind, const int* trees,
@@ -62,7 +62,7 @@ KERNEL(1024, attention_plan_sm90, EARLY)(
     int* work,                    // (HEADER + WORDS (segments + tokens / rows))
     AttentionTiles kind, int segments, int tree_count,
     int rows,    // tokens of a tile
-    int span) {  // cost of a class
+    int span) {  // range of costs of a class
     SHARED(int, totals, PLAN_THREADS / WARP);
     wait_for_earlier_launch();
     launch_dependents();

@@ -18,15 +18,15 @@
 //   - A tile packs the heads of a group, keys are on the path of a segment, and the work list has the
 //     longest paths first (attention_sm90.cuh).
 //   - O goes from registers to global memory, since rows of a tile are not one box of the output: a
-//     segment may end within the tile. So Q is free after the last S, and there are two buffers of it.
+//     segment may end within the tile. Q is therefore free after the last S, and has two buffers.
 //
 // A row's result depends on its query and its path only, bit for bit: key tiles start at multiples of
 // 128 on the path, and a masked key adds 0. The bits differ from those of attention.cu. P is rounded
 // to bf16 for P V, sums are f32. Values must be finite, as in attention.cu.
 //
-// Required of the host: head_dim a multiple of 8, at most HEAD; groups of at most 128 heads; scale
-// above 0. Cost: 4 head_dim FLOPs per visible pair and head, plus padding: head_dim to HEAD, rows of a
-// tile to 128, paths to 128 keys.
+// The host must ensure: head_dim a multiple of 8, at most HEAD; groups of at most 128 heads; scale above 0.
+// Cost: 4 head_dim FLOPs per visible pair and head, plus padding: head_dim to HEAD, rows of a tile to 128,
+// paths to 128 keys.
 #include "common.cuh"
 #include "attention_sm90.cuh"
 
@@ -38,7 +38,7 @@ struct PackedSoftmax {
     /// Running maximum of the scores before scaling, and the thread's part of the sum of exponentials.
     float top[2], sum[2];
 
-    /// Replaces the scores of a key tile by exponentials; `rescale` is the factor on earlier ones.
+    /// Replaces the scores of a key tile with exponentials; `rescale` is the factor for earlier sums.
     /// `factor` is scale log2(e), above 0.
     DEVICE void update(float (&scores)[64], float factor, float (&rescale)[2]) {
 #pragma unroll
@@ -66,7 +66,7 @@ struct PackedSoftmax {
     }
 };
 
-/// Consumer: 64 rows of the items' tiles.
+/// Consumer: computes 64 rows of each item's tile.
 template <int HEAD>
 DEVICE void consume(const Forward<HEAD>& at, const PathInputs& in, bf16* o, float* lse, int consumer, int thread) {
     using F = Forward<HEAD>;
@@ -99,7 +99,7 @@ DEVICE void consume(const Forward<HEAD>& at, const PathInputs& in, bf16* o, floa
             multiply_rows<HEAD>(out, p, tile_descriptor(at.values + v.stage * F::TILE_BYTES));
             wgmma_commit();
         };
-        // After the products with keys from `begin` on: exponentials of the scores.
+        // Computes the exponentials of the scores, after the products with the keys from `begin` on.
         auto exponentials = [&](int begin) {
             release(at.empty_k + k.stage);
             k.advance();
@@ -144,8 +144,8 @@ DEVICE void consume(const Forward<HEAD>& at, const PathInputs& in, bf16* o, floa
             exponentials(begin);
             Mbarrier* empty = at.empty_v + v.stage;
             v.advance();
-            // The values of the next product. With a loop between the exponentials and the wait for O,
-            // the compiler leaves them in this order, so that they overlap.
+            // Waits for the values of the next product. The compiler does not move code across this wait's
+            // loop, so that the exponentials stay before the wait for O and overlap with the product.
             pin_accumulators(scores);
             wait_mbarrier(at.full_v + v.stage, v.phase);
             wgmma_wait<0>(out);
@@ -170,7 +170,7 @@ DEVICE void consume(const Forward<HEAD>& at, const PathInputs& in, bf16* o, floa
             int head = items.head() * group + row + 8 * half - token[half] * group, to = tile.first + token[half];
             bool inside = token[half] < tile.tokens;
             if (inside && thread % 4 == 0) {
-                // A sum of 0 means that all scores are -inf: NaN, like the probabilities.
+                // A sum of 0 means that all scores are -inf. The result is then NaN, like the probabilities.
                 float value = (softmax.top[half] * factor + log2f(sum)) * LN_2;
                 lse[1LL * head * in.tokens + to] = sum == 0.0f ? NAN : value;
             }

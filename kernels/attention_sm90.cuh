@@ -1,14 +1,14 @@
 // Shared by the attention kernels for Hopper: the work list, runs of a path, tiles of keys and values
 // in shared memory, the turns of the two consumers.
 //
-// A tile packs the query heads of a key-value head: row r is head r % group of token r / group. So a
-// tile of 128 rows holds tokens() = 128 / group tokens, and its products reuse every key for the whole
-// group. The list has the tiles of all segments, those with the longest paths first. An item is a tile
-// and a key-value head. Blocks take items by stride, in alternating direction.
+// A tile packs the query heads of a key-value head: row r is head r % group of token r / group. A tile of 128
+// rows therefore holds 128 / group tokens, and its products reuse every key for the whole group. The work
+// list has the tiles of all segments, those with the longest paths first. An item is a tile and a key-value
+// head. Blocks process items by stride, in alternating direction.
 //
-// Key tiles are the positions 0, 128, 256, ... of a path. A tile in consecutive rows is one TMA box
-// per 64 columns. The producer's threads copy other tiles row by row, into the same swizzled layout:
-// those across a branch, and the values of the last tile, which are zeros after the end of the path.
+// Key tiles are the positions 0, 128, 256, ... of a path. A tile in consecutive rows is one TMA box per 64
+// columns. The producer's threads copy other tiles row by row, into the same swizzled layout: those across a
+// branch, and the last tile of values (forward) or of keys (backward), with zeros after the end of the path.
 #pragma once
 
 #include "attention.cuh"
@@ -75,10 +75,10 @@ struct StageCursor {
 /// Runs of consecutive rows of a path, for ascending positions. Adjacent segments are one run.
 struct PathRuns {
     Segments segments;
-    /// Own segment; index of the next ancestor, and the end of the ancestors. The own segment follows
-    /// them.
+    /// Segment of the path, index of its next ancestor, and end of its ancestors. The segment itself follows
+    /// its ancestors.
     int own, next, end;
-    /// Current run: its row at position 0 if it began there, and the position after its last one.
+    /// Difference between row and position in the current run, and the position after the run.
     int offset, stop;
 
     DEVICE PathRuns(const Segments& of, int segment)
@@ -112,8 +112,8 @@ struct PathRuns {
     }
 };
 
-/// Copies `count` rows of 128, given by `index`, and zeros after them, into a tile of boxes of 64
-/// columns with the 128-byte swizzle. The cp.async copies join the thread's open group.
+/// Copies the `count` rows given by `index` into a tile of 128 rows, in boxes of 64 columns with the 128-byte
+/// swizzle; the other rows are zeros. The cp.async copies join the thread's open group.
 template <int HEAD>
 DEVICE void gather_rows(unsigned char* tile, const MatrixView<bf16>& from, const int* index, int count, int thread) {
     // Eight threads per row of a box; a thread keeps its chunk, and its row modulo 8.
@@ -145,15 +145,15 @@ DEVICE void pass_turn(int group) {
     arrive_named(TURN_BARRIER + 1 - group, 2 * GROUP_THREADS);
 }
 
-/// A warp's arrival on an mbarrier, once all its lanes are done with what it guards.
+/// Arrives on an mbarrier for a warp, whose lanes must all be done with the memory that it guards.
 DEVICE void release(Mbarrier* barrier) {
     if (lane_index() == 0) {
         arrive_mbarrier(barrier);
     }
 }
 
-/// acc = A Bᵀ of 64 rows and the N rows of B, over HEAD columns; descriptors of tiles in boxes of 64
-/// columns. The boxes of A are BOX_BYTES apart.
+/// acc = A Bᵀ of 64 rows of A and the N rows of B, over HEAD columns. `a` and `b` are descriptors of tiles in
+/// boxes of 64 columns; the boxes of A are BOX_BYTES apart.
 template <int HEAD, int N>
 DEVICE void multiply_columns(float (&acc)[N / 2], uint64_t a, uint64_t b, int b_box_bytes = BOX_BYTES) {
 #pragma unroll
@@ -165,7 +165,7 @@ DEVICE void multiply_columns(float (&acc)[N / 2], uint64_t a, uint64_t b, int b_
     }
 }
 
-/// acc += A B of 64 rows: A in registers, B the rows of a tile in boxes of 64 columns, read across.
+/// acc += A B of 64 rows. A is in registers, B is the rows of a tile in boxes of 64 columns, read as MN-major.
 template <int HEAD, int STEPS>
 DEVICE void multiply_rows(float (&acc)[HEAD / 2], const uint32_t (&a)[STEPS][4], uint64_t b) {
 #pragma unroll
@@ -180,7 +180,7 @@ DEVICE uint64_t tile_descriptor(const unsigned char* tile, int box_bytes = BOX_B
     return matrix_descriptor(shared_address_of(tile), box_bytes, 1024, Swizzle::BYTES_128);
 }
 
-/// Operand A of a product over 16 columns of accumulators, rounded to bf16.
+/// Packs 16 columns of accumulators, rounded to bf16, into operand A.
 DEVICE void pack_operand(uint32_t (&a)[4], const float* acc) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -188,7 +188,7 @@ DEVICE void pack_operand(uint32_t (&a)[4], const float* acc) {
     }
 }
 
-/// The thread's first row of 64 in the accumulator layout (wgmma.cuh); its second is 8 below.
+/// Returns the thread's first row of the 64 in the accumulator layout (wgmma.cuh); its second row is 8 below.
 DEVICE int accumulator_row(int thread) {
     return thread / WARP * 16 + thread % WARP / 4;
 }
@@ -268,8 +268,8 @@ struct PathBuffers {
 
 /// Operands of the kernels that follow a path.
 struct PathInputs {
-    /// Boxes of 64 columns of the heads of a group, for the tokens of a tile: queries, and gradients
-    /// of outputs. Boxes of 64 columns of 128 tokens of a head.
+    /// `queries` and `douts` load boxes of 64 columns of the heads of a group, for the tokens of a tile.
+    /// `keys` loads boxes of 64 columns of 128 tokens of a head.
     const TensorDescriptor *queries, *douts, *keys;
     FusedQkv<bf16> fused;
     Segments segments;
@@ -282,7 +282,7 @@ struct PathInputs {
     }
 };
 
-/// TMA loads of a tile: its boxes of 64 columns, `box_bytes` apart.
+/// Issues the TMA loads of a tile: its boxes of 64 columns, `box_bytes` apart.
 template <int BOXES>
 DEVICE void load_boxes(unsigned char* tile, const TensorDescriptor& map, int head, int row, Mbarrier* full,
                        int box_bytes = BOX_BYTES) {

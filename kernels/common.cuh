@@ -44,8 +44,7 @@
 #define SHARED(type, name, count) __shared__ type name[count]
 /// Dynamic shared memory, aligned for every swizzle.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
-/// Dynamic shared memory of a size that the kernel fixes; the emulator refuses a launch with another
-/// size.
+/// Dynamic shared memory of a size that the kernel fixes; the emulator rejects a launch with a different size.
 #define DYNAMIC_SHARED_OF(name, bytes) DYNAMIC_SHARED(name)
 
 /// Block barrier; writes before it are visible to all threads of the block after it.
@@ -58,7 +57,7 @@ DEVICE void trap(const char*) {
     __trap();
 }
 
-/// Accesses that the emulator can count (counted.cuh): nothing on a GPU.
+/// Macros for accesses that the emulator can count (counted.cuh). They are empty on a GPU.
 #define ACCESS_LINE
 #define PASS_LINE
 #define NOTE_ACCESS(address, bytes, store)

@@ -9,7 +9,7 @@ constexpr float GELU_ROOT = 0.70710678f, GELU_DENSITY = 0.39894228f;
 /// 2 sqrt(2 / pi), and its product with 0.044715.
 constexpr float GELU_A = 1.5957692f, GELU_B = 0.071354816f;
 
-/// Φ(x) or its approximation, from the tail for negative x, so that nothing cancels.
+/// Φ(x) or its tanh approximation. For negative x it is computed from the tail, so that nothing cancels.
 DEVICE float gelu_cumulative(float x, bool tanh_form) {
     if (tanh_form) {
         return 1.0f / (1.0f + expf(-x * (GELU_A + GELU_B * x * x)));

@@ -1,14 +1,14 @@
-// The gated activations SwiGLU and GeGLU (arXiv 2002.05202), alone, and SwiGLU in the epilogue of the
-// GEMMs around it:
+// The gated activations SwiGLU and GeGLU (arXiv 2002.05202) as separate kernels, and SwiGLU in the epilogue
+// of the GEMMs around it:
 //
 //   glu_fwd         act = silu(gate) up, or gelu(gate) up
 //   glu_bwd         dgate, dup from dact, gate, up (glu.cuh)
 //   linear_glu_fwd  gate_up = x weightᵀ; epilogue: act = silu(gate) up
 //   linear_glu_bwd  dact = dy weight; epilogue: dgate, dup from dact, gate, up
 //
-// glu_fwd and glu_bwd: a block takes tokens by stride, and every operand is moved once. The GEMMs
-// (linear.cuh) accept all sizes: partial tiles are masked, and rows that are not multiples of 16
-// bytes are accessed element by element. The results have the same bits as the GEMM followed by the
+// In glu_fwd and glu_bwd, a block processes tokens by stride, and every operand is moved once. The GEMMs
+// (linear.cuh) accept all sizes: partial tiles are masked, and rows that are not multiples of 16 bytes are
+// accessed element by element. The results have the same bits as the GEMM followed by the activation.
 // activation.
 #include "common.cuh"
 #include "gelu.cuh"

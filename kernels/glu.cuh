@@ -15,8 +15,8 @@ DEVICE float glu_value(float gate, float up) {
     return gate * sigmoid(gate) * up;
 }
 
-/// Overwrites gate and up by their gradients. With s = sigmoid(gate): dgate = dact up s (1 + gate
-/// (1 - s)), dup = dact gate s.
+/// Overwrites gate and up with their gradients. With s = sigmoid(gate): dgate = dact up s (1 + gate (1 - s)),
+/// dup = dact gate s.
 DEVICE void glu_gradient(float dact, float& gate, float& up) {
     float s = sigmoid(gate);
     float dgate = dact * up * (s * (1.0f + gate * (1.0f - s)));

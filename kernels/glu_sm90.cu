@@ -1,6 +1,5 @@
-// GEMMs fused with the gated activation (SwiGLU, arXiv 2002.05202) on Hopper, jobs of
-// tile_sm90.cuh. The epilogue computes the activation or its gradient while the other consumer runs
-// its main loop.
+// GEMMs fused with the gated activation (SwiGLU, arXiv 2002.05202) on Hopper, as jobs of tile_sm90.cuh. The
+// epilogue computes the activation or its gradient while the other consumer runs its main loop.
 //
 //   forward, tile of 96 gate columns and the same 96 up columns:
 //     gate, up = bf16(x weightᵀ);  [TMA store gate, up];  TMA store act = silu(gate) up
@@ -9,14 +8,13 @@
 //     dact = bf16(dy weight)
 //     for each batch of 64 rows x 64 columns:
 //       wait for gate, up; overwrite them in shared memory with dgate, dup
-//       TMA store dgate, dup; TMA load gate, up of the next batch but one
+//       TMA store dgate, dup; TMA load gate, up of the batch after the next
 //
 // Departures from two separate kernels: none in the result. dact never reaches global memory, but
 // it is rounded to bf16 as if it did, so results have the same bits as linear_fwd or
 // linear_bwd_input followed by glu_fwd or glu_bwd.
 //
-// Required of the host: rows of all operands are multiples of 16 bytes. Shared memory:
-// Hopper::SHARED_BYTES.
+// The host must ensure that rows of all operands are multiples of 16 bytes. Shared memory: Hopper::SHARED_BYTES.
 #include "glu.cuh"
 #include "tile_sm90.cuh"
 
@@ -27,7 +25,7 @@ template <class H>
 struct GluForward : Raster<H, H::COLUMNS / 2> {
     /// (tokens, intermediate) each; gate and up are the halves of gate_up's rows.
     const TensorDescriptor *gate, *up, *act;
-    /// Store gate and up.
+    /// Whether gate and up are stored.
     bool stored;
     static constexpr int WIDTH = H::COLUMNS / 2, OVERLAP = 2 * H::SUBTILE_COLUMNS - WIDTH;
     static_assert(H::SHARES == 2 && H::BATCH == 2 && OVERLAP >= 0, "a tile of gate and up");
@@ -101,10 +99,9 @@ struct GluForward : Raster<H, H::COLUMNS / 2> {
     }
 };
 
-/// dact = dy weight, rounded, and from it the gradients of gate and up. A batch is gate and up of
-/// 64 rows and a subtile's columns: two staging buffers, loaded by TMA, overwritten by the
-/// gradients and stored. A consumer double-buffers batches; the first two load during its main
-/// loop.
+/// Computes dact = dy weight, rounded, and from it the gradients of gate and up. A batch is gate and up of 64
+/// rows and a subtile's columns, in two staging buffers. TMA loads them, the gradients overwrite them, and
+/// TMA stores them. A consumer double-buffers batches; the first two load during its main loop.
 template <class H>
 struct GluBackward : Raster<H> {
     /// (tokens, intermediate) each, halves of the rows of gate_up and dgate_up.
@@ -153,7 +150,7 @@ struct GluBackward : Raster<H> {
             auto pair = [&](int j, int side) {
                 return subtile_pair(staging + side * H::SUBTILE_BYTES, row_of_thread(thread) + 8 * (j % 2), j / 2, thread);
             };
-            // Loads cannot pass stores, so those of a group come first.
+            // Loads cannot pass stores, so the loads of each group of pairs come before its stores.
 #pragma unroll
             for (int begin = 0; begin < H::SUBTILE_COLUMNS / 4; begin += LOADED_PAIRS) {
                 uint32_t g[LOADED_PAIRS], u[LOADED_PAIRS];

@@ -128,8 +128,7 @@ DEVICE void head_slices(const T* hidden, const T* head, const int* source, const
         }
         int end = min_of(vocab, (slice + 1) * SLICE);
         for (int column = slice * SLICE; column < end; column += P::COLUMNS) {
-            // No thread still reads the stages of the previous tile, or the partials in the same
-            // memory.
+            // Waits until no thread reads the stages of the previous tile, or the partials in the same memory.
             sync_block();
             P gemm;
             gemm.compute(shared, a, b, row, column, hidden_size);
@@ -184,8 +183,8 @@ DEVICE void head_slices(const T* hidden, const T* head, const int* source, const
                 }
             }
         }
-        // Partials of warps that share rows are exchanged through the stages: no warp still reads
-        // them.
+        // Partials of warps that share rows are exchanged through the stages. This waits until no warp reads
+        // the stages.
         sync_block();
         Partial* partials = reinterpret_cast<Partial*>(shared);
         int across = int(threadIdx.x) / WARP % FRAGMENTS_N;
@@ -312,7 +311,7 @@ KERNELS(256, head_dlogits, FOR(T: f32 bf16))(const T* hidden,     // (tokens, hi
     int down = ceil_div(rows, P::ROWS), across = ceil_div(width, P::COLUMNS);
     for (long long tile = blockIdx.x; tile < 1LL * down * across; tile += gridDim.x) {
         int row = int(tile % down) * P::ROWS, column = int(tile / down) * P::COLUMNS;
-        // No thread still reads the stages of the previous tile.
+        // Waits until no thread reads the stages of the previous tile.
         sync_block();
         P gemm;
         gemm.compute(shared, a, b, row, column, hidden_size);
@@ -367,9 +366,9 @@ KERNELS(256, head_dhead, FOR(T: f32 bf16))(const T* dlogits,   // (rows, stride)
                                    add);
 }
 
-/// dhidden[keys[k]] = sum of the rows order[offsets[k]..offsets[k + 1]] of drows, in that order.
-/// Rows without a key are not written; runs with a negative key are skipped. Only runs that begin
-/// with one of `count` rows, `first` on; drows has these rows, and all rows of such runs.
+/// dhidden[keys[k]] = sum of the rows order[offsets[k]..offsets[k + 1]] of drows, in that order. Rows without
+/// a key are not written; runs with a negative key are skipped. A call handles only the runs whose first row
+/// is one of `count` rows from `first` on. drows holds these rows, among them all rows of such runs.
 template <class T>
 KERNELS(128, head_gather, FOR(T: f32 bf16))(const float* drows,  // (count, hidden_size)
                                             const int* order,    // (rows)

@@ -11,22 +11,21 @@
 //   dhead:         dhead = E'ᵀ scaled                          linear_bwd_weight, linear_sm90.cu
 //     later chunks of rows: head_dhead starts its accumulators from dhead, so the sum over rows
 //     has the same order, and the same bits, at every chunk size
-//   With the statistics of a row (logit_stats.cuh), head_sums, head_powers and head_join are those of
-//     head_stats_sm90.cu.
+//   With the statistics of a row (logit_stats.cuh), the kernels of head_stats_sm90.cu replace head_sums,
+//     head_powers and head_join.
 //   head_carry:    rows beyond a multiple of 16 move to the next chunk, since a wgmma sums 16 rows
 //
 // Departures from logsumexp with a running maximum (head.cu):
 //   - The reference point of row r is an integer k near its target's logit in base 2, known before the
-//     GEMM. So E = e^z 2^-k stays within the exponents of f32 and bf16 whatever the size of the
+//     GEMM. So E = e^z 2^-k stays within the exponent range of f32 and bf16 whatever the size of the
 //     logits, tiles need no maximum, and partial sums are only added.
 //   - softmax = E / S, so the gradient of the logits is v (E - S onehot(target)): one factor per row.
-//     E is stored once, in bf16; with the same relative error as logit gradients in bf16. The backward
+//     E is stored once, in bf16, with the same relative error as logit gradients in bf16. The backward
 //     therefore does not recompute logits.
 //   - A row with S outside 2^-100 .. 2^90 (a target less likely than about e^-60) is recomputed by
-//     one block with plain sums around its largest logit.
-// Storing exponentials instead of logits follows quack's linear cross-entropy
-// (github.com/Dao-AILab/quack); one factor per row instead of one per row and tile is this
-// project's.
+//     one block, with plain sums relative to its largest logit.
+// Storing exponentials instead of logits follows quack's linear cross-entropy (github.com/Dao-AILab/quack).
+// One factor per row, instead of one per row and tile, is specific to this project.
 //
 // A row's result depends on that row only.
 // Cost: forward 2 rows vocab hidden FLOPs, backward twice that. Shared memory of the GEMMs:
@@ -135,8 +134,8 @@ KERNEL(128, head_carry_sm90)(bf16* exps,    // (from + rows, stride): rows `from
     move(scaled, hidden_size);
 }
 
-/// The job: dhead += expsᵀ scaled, where the accumulators start from dhead. The bits are those of one
-/// GEMM over the rows of all launches, provided that each but the last has a multiple of 16 rows.
+/// Job that computes dhead += expsᵀ scaled, where the accumulators start from dhead. The bits are those of
+/// one GEMM over the rows of all launches, provided that each but the last has a multiple of 16 rows.
 template <class H>
 struct DheadJob : MatmulJob<H> {
     const float* dhead;  // (vocab, hidden)

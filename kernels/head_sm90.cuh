@@ -2,9 +2,9 @@
 // without the statistics of logit_stats.cuh. head_sm90.cu has the algorithm and the kernels without
 // statistics, head_stats_sm90.cu those with them.
 //
-// Of the statistics, `weighted` is the sum of t 2^t here, with the exponents t = log2(e) z - k:
+// Here the statistic `weighted` is the sum of t 2^t, with the exponents t = log2(e) z - k:
 //   entropy = ln S - ln 2 weighted / S, with S = sum 2^t
-// They cost four instructions a logit in the epilogue, which runs under the GEMM of the other consumer.
+// The statistics cost four instructions per logit in the epilogue, which overlaps the GEMM of the other consumer.
 #pragma once
 
 #include "linear_sm90.cuh"
@@ -16,7 +16,7 @@
 /// Elements per 16-byte load.
 constexpr int EIGHT = 8;
 
-/// Clamp of an exponent t in t 2^t: 2^t is 0 from here down, and t may be -inf.
+/// Lower clamp of the exponent t in t 2^t. At this t and below, 2^t is 0, and t may be -inf.
 constexpr float LEAST_EXPONENT = -256.0f;
 
 /// Statistics of the tiles' rows, (tiles across, rows) each.
@@ -26,8 +26,8 @@ struct TileStats {
     float* rival;
 };
 
-/// The job: a tile's sum of exponentials per row, the target's logit, if STORE the exponentials, and if
-/// STATS the tile's statistics of each row. STATS changes no bit of the other results.
+/// Job that computes, for each row of a tile, the sum of exponentials and the target's logit, with STORE the
+/// exponentials, and with STATS the statistics. STATS changes no bit of the other results.
 template <class H, bool STORE, bool STATS>
 struct HeadJob : Raster<H> {
     const int* target;  // (rows)
@@ -163,7 +163,7 @@ struct HeadJob : Raster<H> {
         return total[0] + total[1];
     }
 
-    /// The thread's rival of the target (logit_stats.cuh) in a row; `wanted` as below.
+    /// The thread's rival of the target (logit_stats.cuh) in a row; `wanted` as above.
     DEVICE static float rival_of(const float (&acc)[H::ACCUMULATORS], int i, int wanted) {
         float before = -INFINITY, after = -INFINITY;
         if (wanted < 0 || wanted >= H::COLUMNS) {
@@ -186,7 +186,7 @@ struct HeadJob : Raster<H> {
         return fmaxf(next_up(before), after);
     }
 
-    /// Adds the statistics of the four threads of a row and stores them to element `at`.
+    /// Combines the statistics of the four threads of a row and stores them to element `at`.
     DEVICE void store_stats(LogitStats of, long long at, bool stores) const {
 #pragma unroll
         for (int mask = 1; mask < 4; mask *= 2) {
@@ -201,8 +201,8 @@ struct HeadJob : Raster<H> {
         }
     }
 
-    /// Replaces a row's logits by 2^t with t = log2(e) z - k and returns their sum, even and odd columns
-    /// summed separately first; with STATS, `weighted` becomes the sum of t 2^t.
+    /// Replaces a row's logits with 2^t, where t = log2(e) z - k, and returns their sum. Even and odd columns
+    /// are summed separately first. With STATS, `weighted` becomes the sum of t 2^t.
     DEVICE static float exponentiate(float (&acc)[H::ACCUMULATORS], int i, float k, float& weighted) {
         float total[2] = {0.0f, 0.0f}, products[2] = {0.0f, 0.0f};
 #pragma unroll
@@ -232,7 +232,7 @@ constexpr int JOIN_THREADS = 128;
 /// Logits that a warp of recompute_row computes at once, so that their latencies overlap.
 constexpr int AT_ONCE = 4;
 
-/// Logits of AT_ONCE tokens from v on; every lane gets them. -inf beyond the vocabulary.
+/// Logits of AT_ONCE vocabulary tokens from v on, -inf beyond the vocabulary; every lane gets them.
 DEVICE void logits_of(const bf16* x, const bf16* head, int v, int hidden_size, int vocab, float (&z)[AT_ONCE]) {
     float sums[AT_ONCE] = {};
     for (int c = lane_index() * EIGHT; c < hidden_size; c += WARP * EIGHT) {
@@ -255,9 +255,9 @@ DEVICE void logits_of(const bf16* x, const bf16* head, int v, int hidden_size, i
     }
 }
 
-/// Recomputes a row whose sum is out of range: k from its largest logit, its exponentials if not null,
-/// and with STATS the statistics of the row. Returns the sum. All threads of the block call it; warps take
-/// AT_ONCE tokens in turn.
+/// Recomputes a row whose sum is out of range: k from the largest logit, the exponentials if `exps` is not
+/// null, and with STATS the statistics of the row. Returns the sum. All threads of the block call it; each
+/// warp handles AT_ONCE tokens per iteration.
 template <bool STATS>
 DEVICE float recompute_row(const bf16* x, const bf16* head, float& k, bf16* exps, int hidden_size, int vocab,
                            int target, LogitStats& stats) {
@@ -302,8 +302,8 @@ DEVICE float recompute_row(const bf16* x, const bf16* head, float& k, bf16* exps
     return largest == INFINITY ? NAN : sum;
 }
 
-/// Whether a sum is used as it is. Below 2^90, v times a hidden value stays a normal number of bf16.
-/// A sum is NaN only if a logit is, and stays NaN.
+/// Whether a sum is used without recomputing the row. Below 2^90, v times a hidden value stays a normal
+/// number of bf16. A sum is NaN only if a logit is, and stays NaN.
 DEVICE bool is_usable(float sum) {
     constexpr float MIN_SUM = 0x1p-100f, MAX_SUM = 0x1p90f;
     return (sum > MIN_SUM && sum < MAX_SUM) || sum != sum;
@@ -330,9 +330,9 @@ struct HeadJoin {
     int stats_stride;
 };
 
-/// Adds the tiles' sums of each row: lse = k ln 2 + ln sum, logp = hit - lse. A warp takes eight
-/// adjacent rows; each lane adds every fourth tile of one row. Then the block recomputes its rows
-/// with sums out of range one by one.
+/// Adds the tiles' sums of each row: lse = k ln 2 + ln sum, logp = hit - lse. A warp handles eight adjacent
+/// rows; each lane adds every fourth tile of one row. Then the block recomputes its rows with sums out of
+/// range one by one.
 template <bool STATS>
 DEVICE void join_tiles(const HeadJoin& a, int hidden_size, int vocab, int rows, int slices, int stride) {
     constexpr int ROWS = JOIN_THREADS / WARP * HEAD_JOIN_ROWS;
@@ -354,7 +354,7 @@ DEVICE void join_tiles(const HeadJoin& a, int hidden_size, int vocab, int rows, 
         long long own = begin + row;
         float part = 0.0f;
         LogitStats stats = LogitStats::empty();
-#pragma unroll(STATS ? 2 : 4)  // more spill registers on sm_80
+#pragma unroll(STATS ? 2 : 4)  // larger factors spill registers on sm_80
         for (int s = lane_index() / HEAD_JOIN_ROWS; s < slices && own < rows; s += WARP / HEAD_JOIN_ROWS) {
             part += a.sums[1LL * s * rows + own];
             if constexpr (STATS) {

@@ -1,7 +1,7 @@
 // The vocabulary head on Hopper with the statistics of each row (logit_stats.cuh): the kernels of
 // head_sm90.cu that see the logits. Log-probs, sums and exponentials have the same bits as there.
 //
-// Cost: 12 bytes more a row and tile, written and read once; see head_sm90.cuh.
+// Cost: 12 more bytes per row and tile, written and read once; see head_sm90.cuh.
 #include "head_sm90.cuh"
 
 // A: packed rows (rows, hidden), B: head (vocab, hidden).

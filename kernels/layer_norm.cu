@@ -2,18 +2,18 @@
 //
 //   layer_norm_fwd, one token per team of threads, by stride:
 //     mean; rstd = 1 / sqrt(mean((x - mean)²) + eps); y = (x - mean) rstd weight + bias
-//   layer_norm_bwd, one slice of LAYER_NORM_SLICE tokens per block, by stride; its teams take tokens in turn:
+//   layer_norm_bwd, one slice of LAYER_NORM_SLICE tokens per block, by stride; its teams share the tokens:
 //     for each token: n = (x - mean) rstd; g = dy weight
 //                     dx = or += rstd (g - mean(g) - n mean(g n))
 //                     dweight[team] += dy n; dbias[team] += dy
 //     dweight[slice], dbias[slice] = sums over teams
 //   sum_slices.cu: dweight and dbias = or += sums over slices
 //
-// The variance is taken about the mean, in a second sum over the row, so nothing cancels; it costs no
-// loads, since the row is in registers (team.cuh). The rest is as in norm.cu: no atomics, and a row is
-// reduced by its team in one fixed order.
+// The variance is computed about the mean, in a second sum over the row, so nothing cancels. The second sum
+// needs no loads, since the row is in registers (team.cuh). The rest is as in norm.cu: no atomics, and a row
+// is reduced by its team in one fixed order.
 //
-// Cost: every operand is read once; what exceeds HELD vectors a thread is read again, from cache.
+// Cost: every operand is read once; elements beyond HELD vectors per thread are read again, from cache.
 #include "common.cuh"
 #include "reduce.cuh"
 #include "rows.cuh"
@@ -130,7 +130,7 @@ DEVICE void layer_norm_gradient(float (&gradient)[VEC_ELEMENTS<T>], float (&dwei
     }
 }
 
-/// Team i of a block takes the tokens i, i + TEAMS, ... of a slice in ascending order; then the teams'
+/// Team i of a block processes the tokens i, i + TEAMS, ... of a slice in ascending order; then the teams'
 /// sums are added in ascending order.
 template <int TEAM, class T>
 KERNELS(128, layer_norm_bwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* dy,         // (tokens, hidden)
@@ -153,7 +153,7 @@ KERNELS(128, layer_norm_bwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* dy,       
     load_held<TEAM>(factors, weight, lane, held);
     for (int slice = int(blockIdx.x); slice < ceil_div(tokens, LAYER_NORM_SLICE); slice += int(gridDim.x)) {
         float* out = slices + (long long)slice * 2 * hidden;
-        // Sums of the team: of held vectors in registers, of the others here.
+        // The team's sums of held vectors are in registers, those of other elements in `own`.
         float* own = TEAMS > 1 ? sums + team * 2 * hidden : out;
         float dweight[HELD][N] = {}, dbias[HELD][N] = {};
         for (int h = rest; h < hidden; h += TEAM * N) {
@@ -175,7 +175,7 @@ KERNELS(128, layer_norm_bwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* dy,       
             float sum = 0.0f, product = 0.0f;
 #pragma unroll
             for (int v = 0; v < HELD; ++v) {
-                // Of vectors after the row, dy and weight are 0.
+                // Vectors after the row have dy = weight = 0.
                 Floats<T> dv = unpack(d[v], T{}), xv = unpack(in[v], T{}), w = unpack(factors[v], T{});
 #pragma unroll
                 for (int i = 0; i < N; ++i) {

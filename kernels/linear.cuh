@@ -22,7 +22,7 @@ DEVICE void for_each_tile(const FromA& a, const FromB& b, int m, int n, int k, E
     int down = ceil_div(m, P::ROWS), across = ceil_div(n, P::COLUMNS);
     for (long long tile = blockIdx.x; tile < 1LL * down * across; tile += gridDim.x) {
         int row = int(tile % down) * P::ROWS, column = int(tile / down) * P::COLUMNS;
-        // No thread still reads the stages of the previous tile.
+        // Waits until no thread reads the stages of the previous tile.
         sync_block();
         P gemm;
         gemm.compute(shared, a, b, row, column, k);

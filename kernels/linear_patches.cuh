@@ -1,6 +1,6 @@
-// Patch norms of a weight gradient. A patch is 16 rows by 32 columns (src/backend/contract/nn.rs).
-// The kernel that writes the gradient stores them, so that the global norm need not read it again.
-// Used by linear.cu and linear_sm90.cuh.
+// Patch norms of a weight gradient. A patch is 16 rows by 32 columns (src/backend/contract/nn.rs). The kernel
+// that writes the gradient stores the norms, so that the global norm need not read the gradient again. Used
+// by linear.cu and linear_sm90.cuh.
 #pragma once
 
 #include "common.cuh"
@@ -8,9 +8,9 @@
 
 EXPORT constexpr int PATCH_ROWS = 16, PATCH_COLUMNS = 32;
 
-/// Stores the norm of a warp tile: the merged norm to its first patch, 0 to the other patches. The
-/// tile starts at a patch; patches beyond the matrix are skipped. `squares` is the lane's sum of
-/// squares, in f64, so that the square of an f32 cannot overflow. All lanes call it.
+/// Stores the norm of a warp tile to the entry of its first patch, and 0 to the entries of its other patches.
+/// The tile must start at a patch boundary; patches beyond the matrix are skipped. `squares` is the lane's
+/// sum of squares, in f64, so that the square of an f32 cannot overflow. All lanes call it.
 template <int HEIGHT, int WIDTH>
 DEVICE void store_norm(float* norms,  // (ceil(rows / 16), ceil(columns / 32))
                        int rows, int columns, int row, int column, double squares) {

@@ -1,28 +1,28 @@
 // The QKV GEMM on Hopper with RoPE in its epilogue, by wgmma and TMA (linear_sm90.cuh):
 //
-//   y = x weightᵀ + bias, and of the first `rotated` columns, in heads of HEAD,
-//   (a, b) = (a cos - b sin, b cos + a sin) for elements i and i + HEAD / 2
+//   y = x weightᵀ + bias; then in the first `rotated` columns, for elements i and i + HEAD / 2 of each
+//   head of HEAD, (a, b) = (a cos - b sin, b cos + a sin)
 //
-//   prefetch: bias to a register, and of a cooperative tile the angles of the thread's two rows
-//   epilogue: acc += bias; acc rotates; then that of a plain GEMM
+//   prefetch: bias to a register; for a cooperative tile, also the angles of the thread's two rows
+//   epilogue: acc += bias; rotate acc; then the epilogue of a plain GEMM
 //
 // linear_fwd_sm90 and rope compute the same in two passes, and round y to bf16 in between.
 //
-// A tile holds whole heads. Angles of a ping-pong tile load in the epilogue, under the other consumer's main
-// loop: its accumulators leave no registers for them before.
+// A tile holds whole heads. The angles of a ping-pong tile are loaded in the epilogue, which overlaps the
+// other consumer's main loop. Before that, the accumulators leave no registers for them.
 // Cost: 2 m n k FLOPs; for each row of a tile HEAD angles, from the L1 and L2 caches.
 // Requirements as in linear_sm90.cu.
 #include "linear_sm90.cuh"
 #include "rope.cuh"
 
-/// The job of a plain GEMM, without its bias; the epilogue adds that before it rotates.
+/// Job of a plain GEMM without its bias. The epilogue adds the bias before it rotates.
 template <class H, int HEAD>
 struct RopeJob : MatmulJob<H> {
     static_assert(H::COLUMNS % HEAD == 0, "whole heads");
     RopeTables tables;
     const bf16* bias;  // (n), may be null
     int rotated;       // columns, a multiple of HEAD
-    /// Angles of the thread's rows, of a cooperative tile.
+    /// Angles of the thread's rows: both of a cooperative tile, one row at a time of a ping-pong tile.
     RopeAngles<HEAD> early[H::PING_PONG ? 1 : 2];
 
     DEVICE int position(int row) const {

@@ -8,8 +8,8 @@
 // Tiles of 192 and 128 columns: cooperative or ping-pong (`_turns`), without a cluster. The choice
 // is made in backend/kernels/geometry.rs.
 //
-// Required of the host: rows of all operands are multiples of 16 bytes; with split-K, at most one
-// block per multiprocessor, so that all of them are resident. Shared memory: Hopper::SHARED_BYTES.
+// The host must ensure: rows of all operands are multiples of 16 bytes; with split-K, at most one block per
+// multiprocessor, so that all of them are resident. Shared memory: Hopper::SHARED_BYTES.
 #include "linear_sm90.cuh"
 
 // A: (tokens, inputs), B: (outputs, inputs), C: (tokens, outputs); m tokens, n outputs, k inputs.

@@ -11,14 +11,14 @@
 //                                                  for splits > 1: wait for the stores,
 //                                                    release the semaphore to the next split
 //
-// Departures from split-K and stream-K as usually written:
+// Departures from the usual split-K and stream-K:
 //   - Splits are reduced in C itself, in ascending order, by a semaphore per tile and consumer. There
 //     is no workspace, and results do not depend on the number of multiprocessors.
 //   - Tiles of split 0 come first in the tile order, then those of split 1, and so on. So a tile waits
 //     only for tiles of lower numbers, and waiting cannot deadlock while all blocks are resident.
-//   - If patch norms of C are requested, the last split (also if it is the only one, with `add`) does
-//     not reduce in memory. It loads C, accumulates in registers and stores, so the norm sees final
-//     values. The sum is the same to the bit.
+//   - If patch norms of C are requested, the last split (or the only one, with `add`) does not reduce
+//     in memory. It loads C, accumulates in registers and stores, so the norm sees final values. The
+//     sum is the same to the bit.
 //   - A bf16 result is rounded once, after f32 acc + bias + residual.
 #pragma once
 
@@ -27,7 +27,7 @@
 
 /// Block tiles: 128 rows by 256, 224, 192 or 128 columns; cooperative or ping-pong.
 EXPORT enum GemmTile : int { N256, N224, N192, N192_PING_PONG, N128, N128_PING_PONG };
-/// Columns, blocks of a cluster, and whether the schedule is ping-pong, by GemmTile.
+/// Columns of a tile, blocks of a cluster, and whether the schedule is ping-pong, indexed by GemmTile.
 EXPORT constexpr int GEMM_COLUMNS[] = {256, 224, 192, 192, 128, 128},
                      GEMM_CLUSTER[] = {2, 2, 1, 1, 1, 1}, GEMM_PING_PONG[] = {0, 0, 0, 1, 0, 1};
 
@@ -39,7 +39,7 @@ struct Problem {
     int m, n, k;
     /// Splits of k (split-K); 1 unless C is f32.
     int splits;
-    /// Accumulate into C (f32 results).
+    /// Whether to accumulate into C (f32 results).
     int add;
     const bf16* bias;        // (n), may be null
     const float* row_scale;  // (m) factors of f32 results, may be null
@@ -60,8 +60,8 @@ struct MatmulJob : Raster<H> {
     /// Split-K needs an f32 C: splits are added to C in memory, and a bf16 C would be rounded after
     /// each split.
     static constexpr bool SPLITS = sizeof(typename H::Out) == 4;
-    /// 16-byte chunks of a row that the epilogue loads before it stores: a subtile's, or half of them
-    /// where the registers of all would spill.
+    /// 16-byte chunks of a row that the epilogue loads before it stores: all chunks of a subtile, or half of
+    /// them where loading all would spill registers.
     static constexpr int LOADED_CHUNKS = H::PING_PONG && H::COLUMNS > 128 ? 4 : 8;
     // The last bf16 subtile may overlap the previous one: the overlap stores the same values twice.
     // An accumulating store must not overlap, since it would add twice.
@@ -86,8 +86,7 @@ struct MatmulJob : Raster<H> {
         return {tile.row, tile.column, first, min_of(each, tile.steps - first)};
     }
 
-    /// Issues the TMA loads of the source of a batch of subtiles, `begin` on: the residual, or C
-    /// itself.
+    /// Issues the TMA loads of the source of a batch of subtiles that starts at `begin`: the residual, or C itself.
     DEVICE void load_source(const Ring<H>& ring, int row, int column, int begin, int group) const {
         const int count = min_of(H::BATCH, H::SUBTILES - begin);
         Mbarrier* source_full = ring.source_full + 2 * group;
@@ -97,14 +96,14 @@ struct MatmulJob : Raster<H> {
         load_subtiles<H>(ring, SPLITS ? *c : *residual, row, 0, count, at, source_full, group);
     }
 
-    /// The thread's elements of a tile's bias.
+    /// Loads the thread's elements of a tile's bias.
     DEVICE void load_bias(const bf16* bias, const Tile& tile, int thread) {
         // n is a multiple of 8, so both elements of a pair are inside or both are outside.
         int at = tile.column + 2 * thread;
         bias_pair = at < p.n ? *reinterpret_cast<const uint32_t*>(bias + at) : 0u;
     }
 
-    /// Puts the bias of the tile into the consumer's row of shared memory. All its threads call it.
+    /// Copies the bias of the tile to the consumer's row of shared memory. All threads of the consumer call it.
     DEVICE void share_bias(const Ring<H>& ring, int group, int thread) const {
         // Overwriting the row is safe: the previous tile's last batch ended with a barrier of the consumer,
         // after all its threads had read the row.
@@ -124,7 +123,7 @@ struct MatmulJob : Raster<H> {
         }
     }
 
-    /// All threads of a consumer.
+    /// All threads of a consumer call it.
     DEVICE void epilogue(const Ring<H>& ring, float (&acc)[H::HALVES][H::ACCUMULATORS], int number, const Tile& tile,
                          int group, int thread) {
         int split = split_of(number);
@@ -232,7 +231,7 @@ struct MatmulJob : Raster<H> {
     /// Stages the columns from `first` on: acc + bias + residual. The subtile holds the residual.
     DEVICE void stage_bf16(unsigned char* subtile, const float (&acc)[H::ACCUMULATORS], int first, const uint32_t* bias,
                            int thread) const {
-        // Loads cannot pass stores, so those of a group come first.
+        // Loads cannot pass stores, so the loads of each group of chunks come before its stores.
 #pragma unroll
         for (int begin = 0; begin < H::SUBTILE_COLUMNS / 8; begin += LOADED_CHUNKS) {
             uint32_t biases[LOADED_CHUNKS] = {}, sources[2 * LOADED_CHUNKS] = {};

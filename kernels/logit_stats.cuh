@@ -1,10 +1,9 @@
-// Statistics of a row of logits z for the logs: entropy, mean, and whether the target is the most
-// likely token.
+// Statistics of a row of logits z for logging: entropy, mean, and whether the target is the most likely token.
 //
 //   weighted = sum of (z - m) e^(z - m), with m the maximum of the row's LogSumExp
 //   total    = sum of z
 //   rival    = maximum of z over the tokens after the target, and of the next float above z over those
-//              before it: of equal logits the first one counts as the most likely
+//              before it: among equal logits, the first one counts as the most likely
 //   entropy = ln(sum e^(z - m)) - weighted / sum e^(z - m);  mean = total / vocab;  is_top1 = z[target] >= rival
 //
 // Parts of a row are combined in the order of their LogSumExp.
@@ -30,13 +29,14 @@ struct LogitStats {
         return {0.0f, 0.0f, -INFINITY};
     }
 
-    /// Statistics of two parts, whose LogSumExp are `of_a` and `of_b`, and `all` of both.
+    /// Combines the statistics of two parts. `of_a` and `of_b` are the LogSumExp of the parts, `all` is that
+    /// of both.
     DEVICE static LogitStats combine(LogitStats a, LogSumExp of_a, LogitStats b, LogSumExp of_b, LogSumExp all) {
         return {about(a.weighted, of_a, all.max) + about(b.weighted, of_b, all.max), a.total + b.total,
                 Max{}(a.rival, b.rival)};
     }
 
-    /// `weighted` of a part about another maximum.
+    /// `weighted` of a part, relative to a different maximum `max`.
     DEVICE static float about(float weighted, LogSumExp of, float max) {
         // A part of only -inf has no terms.
         if (of.max == max || of.max == -INFINITY) {

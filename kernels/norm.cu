@@ -2,27 +2,26 @@
 //
 //   norm_fwd, one token per team of threads, by stride:
 //     sum = x + residual; rstd = 1 / sqrt(mean(sum²) + eps); y = base + sum rstd (offset + weight)
-//   norm_bwd, one slice of NORM_SLICE tokens per block, by stride; its teams take tokens in turn:
+//   norm_bwd, one slice of NORM_SLICE tokens per block, by stride; its teams share the tokens:
 //     for each token: n = sum rstd; g = dy weight; dsum = or += rstd (g - n mean(g n))
 //                     dweight[team] += dy n
 //     dweight[slice] = sum over teams
 //   sum_slices.cu: dweight = or += sum over slices
 //   qk_norm_fwd, one head of a token per warp, by stride: the same for a query or key head, in place
-//   qk_norm_bwd, one slice of QK_NORM_SLICE tokens per block, by stride; its warps take heads in turn:
+//   qk_norm_bwd, one slice of QK_NORM_SLICE tokens per block, by stride; its warps share the heads:
 //     rstd again from x; dqkv in place; dweight[warp] += dy n; dweight[slice] = sum over warps
 //
 // A team is a warp, or the block for rows that do not fit the registers of a warp (team.cuh).
 //
-// Departures from the usual kernel: the weight gradient needs no atomics. Each slice has a partial
-// sum, and sum_slices adds the slices. A row is reduced by its team in one fixed order, so neither
-// the grid nor other rows affect a result. Short rows need no barrier, and the loads of a row are
-// all in flight at once: with one row a block and two passes over memory, too few bytes were on
-// their way to reach the copy rate.
+// Departures from the usual kernel: the weight gradient needs no atomics. Each slice has a partial sum, and
+// sum_slices adds the slices. A row is reduced by its team in one fixed order, so neither the grid nor other
+// rows affect a result. Short rows need no barrier, and all loads of a row are in flight at once. With one
+// row per block and two passes over memory, too few bytes were in flight to reach the copy rate.
 //
-// The offset is 0, or 1 for weights that are stored as their distance from 1. Below, weight is the sum.
+// The offset is 0, or 1 for weights that are stored as their distance from 1. Below, weight means offset + weight.
 //
-// Cost: every operand is read once; what exceeds HELD vectors a thread is read twice, the second
-// time from cache.
+// Cost: every operand is read once; elements beyond HELD vectors per thread are read twice, the second time
+// from cache.
 #include "common.cuh"
 #include "reduce.cuh"
 #include "rows.cuh"
@@ -155,9 +154,9 @@ DEVICE void norm_gradient(float (&gradient)[VEC_ELEMENTS<T>], float (&dweight)[V
     }
 }
 
-/// With n = sum rstd and g = dy weight: dsum = or += rstd (g - n mean(g n)); slices[k] = sum over
-/// the tokens of slice k of dy n. Team i of a block takes the tokens i, i + TEAMS, ... of a slice in
-/// ascending order; then the teams' sums are added in ascending order.
+/// With n = sum rstd and g = dy weight: dsum = or += rstd (g - n mean(g n)); slices[k] = sum over the tokens
+/// of slice k of dy n. Team i of a block processes the tokens i, i + TEAMS, ... of a slice in ascending
+/// order; then the teams' sums are added in ascending order.
 template <int TEAM, class T>
 KERNELS(128, norm_bwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* dy,        // (tokens, hidden)
                                                        const T* sum,       // (tokens, hidden)
@@ -179,7 +178,7 @@ KERNELS(128, norm_bwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* dy,        // (t
     load_held<TEAM>(factors, weight, lane, held);
     for (int slice = int(blockIdx.x); slice < ceil_div(tokens, NORM_SLICE); slice += int(gridDim.x)) {
         float* out = slices + (long long)slice * hidden;
-        // Sums of the team: of held vectors in registers, of the others here.
+        // The team's sums of held vectors are in registers, those of other elements in `own`.
         float* own = TEAMS > 1 ? sums + team * hidden : out;
         float dweight[HELD][N] = {};
         for (int h = rest; h < hidden; h += TEAM * N) {
@@ -281,8 +280,8 @@ KERNELS(128, norm_bwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* dy,        // (t
 EXPORT constexpr int QK_NORM_SLICE = 4;
 constexpr int QK_NORM_THREADS = 128;
 
-/// head = head rstd weight with rstd = 1 / sqrt(mean(head²) + eps), for the first heads + kv_heads
-/// heads of a row of heads + 2 kv_heads; x receives their input.
+/// head = head rstd weight with rstd = 1 / sqrt(mean(head²) + eps), for the first heads + kv_heads heads of a
+/// row of heads + 2 kv_heads; x receives the inputs of these heads.
 template <class T>
 KERNELS(128, qk_norm_fwd, FOR(T: f32 bf16))(const T* weight,  // (2, head_dim): of queries, of keys
                                             T* x,             // (tokens, heads + kv_heads, head_dim), may be null

@@ -3,7 +3,7 @@
 //
 //   grad_squares: sums[k] = sum of squares of slice k of the gradient (f64)
 //   grad_norm:    norm = sqrt(sum of sums); control: clip = min(1, max_norm / (norm + 1e-6)),
-//                 step += 1, apply = 1; a norm that is not finite: skipped += 1, apply = 0
+//                 step += 1, apply = 1; if the norm is not finite: skipped += 1, apply = 0
 //   adamw, if apply:
 //     g = clip grad; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g²
 //     p = p (1 - lr decay) - lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
@@ -14,7 +14,7 @@
 //   - Sums are over slices, in f64, so that the square of an f32 cannot overflow. The slice size depends only
 //     on the arena's length.
 //   - Step, clip factor and finite flag stay on the device, in the control vector; the host supplies
-//     only the learning rate. So the sequence needs no synchronisation.
+//     only the learning rate. The sequence therefore needs no host synchronisation.
 //   - A gradient that is not finite leaves parameters and moments untouched.
 //
 // Cost: the norm reads the gradient once, except elements with given norms; the update moves every
@@ -91,7 +91,7 @@ KERNEL(256, grad_squares)(const float* grads,  // (len)
 /// Norm, clip factor, finite flag and counters from the slice sums. Only block 0 works, whatever
 /// the grid.
 KERNEL(256, grad_norm)(const double* sums,  // (slices)
-                       float* control,      // (CONTROL)
+                       float* control,      // (6): the entries of Control
                        int slices, double max_norm) {
     SHARED(double, partial, OPTIM_THREADS / WARP);
     if (blockIdx.x != 0) {
@@ -168,14 +168,14 @@ DEVICE void store_up_to_four(T* to, const float (&x)[4], int valid, bool vectori
 
 /// AdamW in PyTorch's order of operations: moments, denominator, decay, step.
 template <class T>
-KERNELS(256, adamw, FOR(T: f32 bf16))(const float* control,  // (CONTROL)
+KERNELS(256, adamw, FOR(T: f32 bf16))(const float* control,  // (6): the entries of Control
                                       const float* grads,    // (len)
                                       float* m,              // (len)
                                       float* v,              // (len)
                                       float* master,         // (len), may be null: then params are updated directly
                                       T* params,             // (len)
                                       long long len,
-                                      long long decayed,  // elements subject to decay, the first ones
+                                      long long decayed,  // number of elements subject to decay, which come first
                                       double beta1, double beta2, float eps, double weight_decay) {
     SHARED(Update, shared, 1);
     if (control[APPLY] == 0.0f) {

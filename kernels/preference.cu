@@ -13,18 +13,17 @@
 //                 + sum over its terms of kind_scale weight w (df scale link' + 2 center sum)
 //   for each (kind, field) (one thread): sums over the comparisons in order
 //
-// AOT sorts x, the signed sum of scaled scores, and y, that of references, over the comparisons of
-// a kind with a weight; AOT_UNPAIRED sorts a and b. The argument is x - y of equal rank. A rank is a
-// count over all comparisons, so a sort takes comparisons² / 256 steps.
+// AOT sorts x, the signed sum of scaled scores, and y, the signed sum of scaled references, over the
+// comparisons of a kind with non-zero weight. AOT_UNPAIRED sorts a and b. The curve's argument is x - y at
+// equal rank. A rank is a count over all comparisons, so a sort costs comparisons² / 256 steps.
 //
-// KTO has z - sign scale KL, where KL is the mean of score - reference over the detached terms of the
-// batch, at least 0. Every thread sums it in the same order.
+// KTO's argument is z - sign scale KL, where KL is the mean of score - reference over the detached terms of
+// the batch, at least 0. Every thread sums it in the same order.
 //
 // With `doubled`, the weight of c is multiplied by exp(sum over its terms of (doubled - plain)).
 //
-// A call computes one curve f of weight w. A loss of several curves is as many calls: the first
-// writes loss, logit and dscore, and each later one adds its loss and takes dscore as its direct
-// gradient.
+// A call computes one curve f of weight w. A loss of several curves needs one call per curve. The first call
+// writes loss, logit and dscore. Each later call adds its loss and receives dscore as its direct gradient.
 //
 // Departures from a tensor-library loss: the gradient is a gather over the terms of a sequence
 // (`uses`) instead of a scatter, so it needs no atomics. A term can be detached: it moves the
@@ -32,9 +31,9 @@
 //
 // One block does the work, whatever the grid: a batch has at most a few thousand comparisons, and
 // the sums are in comparison order, in f64. The batch packer guarantees that sequence indices are
-// in range and that `uses` lists every term once. Weight 0 and values that are not finite follow
-// the contract. Cost: the tables are read two or three times from cache, in comparisons / 256
-// rounds per pass.
+// in range and that `uses` lists every term once. Weight 0 and values that are not finite are handled
+// as in src/backend/contract/preference.rs. Cost: the tables are read two or three times from cache,
+// in comparisons / 256 rounds per pass.
 #include "common.cuh"
 
 constexpr int PREFERENCE_THREADS = 256;
@@ -80,12 +79,12 @@ DEVICE Logistic logistic(float z) {
             positive ? large : small};
 }
 
-/// Value of a curve, and its derivatives by the rho of positive and of negative terms.
+/// Value of a curve, and its derivatives with respect to the rho of positive and of negative terms.
 struct Point {
     float value, positive, negative;
 };
 
-/// A curve of z alone.
+/// Point of a curve that depends on z only.
 DEVICE Point of_z(float value, float slope) {
     return {value, slope, -slope};
 }
@@ -115,7 +114,7 @@ DEVICE Point smoothed_at(Curve curve, Shape p, float z) {
                 (-p.rest * at.lower - p.e * at.upper) / p.norm);
 }
 
-/// DISCO_POP at z. The exponential exp(-z) alone would overflow where its factor is 0.
+/// DISCO_POP at z. A separate exp(-z) would overflow where its factor is 0.
 DEVICE Point disco_pop_at(float temperature, float z) {
     Logistic at = logistic(z), mix = logistic(z / temperature);
     float exponential = expf(-z - mix.softplus_lower);
@@ -215,8 +214,8 @@ DEVICE bool finite(float x) {
     return x - x == 0.0f;
 }
 
-/// Whether a value comes before another one; `earlier` is true if its comparison does. NaN comes last,
-/// so that no two comparisons have the same place.
+/// Whether a value sorts before another one; `earlier` is true if its comparison has the lower index. NaN
+/// comes last, so that no two comparisons have the same place.
 DEVICE bool precedes(float value, float other, bool earlier) {
     bool is_nan = value != value, other_is_nan = other != other;
     if (is_nan || other_is_nan) {
@@ -225,8 +224,8 @@ DEVICE bool precedes(float value, float other, bool earlier) {
     return value < other || (value == other && earlier);
 }
 
-/// Place of comparison c in the order by kind and value of the comparisons with a weight. Equal
-/// values are in the order of the comparisons.
+/// Rank of comparison c by kind, then by value, among the comparisons with a weight. Equal values are in the
+/// order of the comparisons.
 DEVICE int rank_of(const float* values, const int* kind, const float* weight, int comparisons, int c) {
     int rank = 0;
     for (int other = 0; other < comparisons; ++other) {
@@ -289,7 +288,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
             x_of[c] = x;
             y_of[c] = y;
         }
-        // Ranks compare all comparisons.
+        // All values are written before ranks compare them.
         sync_block();
         for (int c = int(threadIdx.x); c < comparisons; c += PREFERENCE_THREADS) {
             if (weight[c] != 0.0f) {
@@ -297,7 +296,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
                 sorted_y[rank_of(y_of, kind, weight, comparisons, c)] = y_of[c];
             }
         }
-        // Partners are read below.
+        // All sorted values are written before they are read below.
         sync_block();
     }
     float divergence = 0.0f;
@@ -312,7 +311,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
             }
         }
         divergence = float(total / double(max_of(count, 1)));
-        // NaN passes.
+        // NaN stays NaN.
         divergence = divergence < 0.0f ? 0.0f : divergence;
     }
     for (int c = int(threadIdx.x); c < comparisons; c += PREFERENCE_THREADS) {

@@ -1,5 +1,5 @@
-// Kernels of tests/ops/primitives.rs, launched by nothing else: each runs one primitive and stores
-// what the threads hold. The expected values are stated there, from the PTX ISA.
+// Kernels that only tests/ops/primitives.rs launches. Each runs one primitive and stores the values that the
+// threads hold. The test states the expected values, from the PTX ISA.
 #include "common.cuh"
 #include "primitives/barrier.cuh"
 #include "primitives/cluster.cuh"
@@ -48,12 +48,12 @@ KERNEL(32, test_copies)(const float* x,   // (3, 128)
         }
     }
     cp_async_wait<1>();
-    sync_warp();  // the copies of other lanes
+    sync_warp();  // the copies of other lanes have arrived
     for (int i = lane; i < 256; i += WARP) {
         out[i] = stage[i];
     }
     cp_async_wait<0>();
-    sync_warp();  // the copies of other lanes
+    sync_warp();  // the copies of other lanes have arrived
     for (int i = lane; i < 128; i += WARP) {
         out[256 + i] = stage[256 + i];
     }

@@ -18,7 +18,8 @@ constexpr int QK_NORM_WHOLE_THREADS = 128;
 /// Tokens of a slice of the weight gradient.
 EXPORT constexpr int QK_NORM_WHOLE_SLICE = 16;
 
-/// Queries and keys of a token in the fused rows, in the rows of their copy, and in the weights.
+/// Offsets of a token's queries or keys in the fused rows, in the rows of their copy, and in the weights;
+/// their width.
 struct WholeRow {
     long long fused, copy;
     int weight, width;

@@ -10,7 +10,7 @@ struct Add {
     }
 };
 
-/// Maximum that propagates NaN, so that a bad row shows.
+/// Maximum that propagates NaN, so that NaN in a row is not hidden.
 struct Max {
     DEVICE float operator()(float a, float b) const {
         return a != a || a > b ? a : b;

@@ -4,9 +4,9 @@
 //   reward_head_bwd:     dhidden[rows[s]] = dscore[s] weight
 //   reward_head_weight:  dweight = or += sum over s of dscore[s] hidden[rows[s]]
 //
-// A warp takes sequences (or column chunks of the weight gradient) by stride. Sums over sequences
-// are in ascending order, with one owner per column and no atomics. The batch packer guarantees that
-// rows are in range and distinct. Cost: every operand is moved once.
+// A warp processes sequences (or column chunks of the weight gradient) by stride. Sums over sequences are in
+// ascending order, with one owner per column and no atomics. The batch packer guarantees that rows are in
+// range and distinct. Cost: every operand is moved once.
 #include "common.cuh"
 #include "reduce.cuh"
 #include "rows.cuh"

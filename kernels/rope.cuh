@@ -1,18 +1,18 @@
-// RoPE (rope.cu) of a row of accumulators: a part of the epilogues of the QKV GEMM (linear_rope_sm90.cu)
-// and of attention's gradients (attention_bwd_sm90.cu, attention_bwd_kv_sm90.cu). A thread of a wgmma owns
-// the elements i and i + HEAD / 2 of a head, so it rotates alone.
+// RoPE (rope.cu) of a row of accumulators: a part of the epilogues of the QKV GEMM (linear_rope_sm90.cu) and
+// of attention's gradients (attention_bwd_sm90.cu, attention_bwd_kv_sm90.cu). A thread of a wgmma owns the
+// elements i and i + HEAD / 2 of a head, so it rotates them without other threads.
 #pragma once
 
 #include "vec.cuh"
 
 /// Operands of a rotation of whole heads.
 struct RopeTables {
-    const int* positions;  // (tokens); may be null: no rotation
+    const int* positions;  // (tokens), or null for no rotation
     const float* cos;      // (positions, HEAD / 2)
     const float* sin;      // (positions, HEAD / 2)
 };
 
-/// The thread's angles of one row of accumulators: the columns 8 j + 2 (thread % 4), and the next one.
+/// Cosines and sines of the thread's columns in a row of accumulators: 8 j + 2 (thread % 4), and the next one.
 template <int HEAD>
 struct RopeAngles {
     static_assert(HEAD % 16 == 0, "the halves of a head are whole chunks of eight columns");
@@ -29,8 +29,8 @@ struct RopeAngles {
         }
     }
 
-    /// Rotates the thread's part of a row of a head: `head` is its accumulator of column 0 of the first of
-    /// its two rows, `half` says which of them. `direction` is 1, or -1 for the gradient.
+    /// Rotates the thread's part of a row of a head. `head` is the thread's accumulator of column 0 in the
+    /// first of its two rows, and `half` selects the row. `direction` is 1, or -1 for the gradient.
     DEVICE void rotate(float* head, int half, float direction) const {
 #pragma unroll
         for (int j = 0; j < CHUNKS; ++j) {

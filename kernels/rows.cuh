@@ -86,7 +86,7 @@ DEVICE float dot_of_rows(const T* x, const T* w, int columns, bool vectorised, T
     return reduce_warp(sum, Add{});
 }
 
-/// Index of the warp in the grid; work units are taken from it on by a stride of global_warps().
+/// Index of the warp in the grid. A warp's work units start at this index, with a stride of global_warps().
 DEVICE long long global_warp() {
     return (long long)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
 }

@@ -1,6 +1,6 @@
-// A factor on rows, and a sum: x = factor x + addend, in place.
+// Scales rows and adds rows: x = factor x + addend, in place.
 //
-// A warp takes chunks of a row by stride; every element depends only on its own inputs. Cost: every
+// A warp processes chunks of a row by stride; every element depends only on its own inputs. Cost: every
 // operand is moved once.
 #include "common.cuh"
 #include "rows.cuh"

@@ -3,16 +3,16 @@
 //   segment_sum_fwd:  sums[s] = sum or mean of values[offsets[s] .. offsets[s + 1]]
 //   segment_sum_bwd:  dvalues[r] = dsums[s], or dsums[s] / number of rows
 //
-// With tail_starts, the rows of s from tail_starts[s] on count alpha times, also in the gradient.
+// With tail_starts, the rows of s from tail_starts[s] on have weight alpha, also in the gradient.
 //
-// A warp takes sequences by stride. Departure from a tree-shaped warp reduction: segment_sum_fwd
-// adds rows in ascending order, so a sum does not depend on how its rows fall on lanes. The batch
-// packer guarantees that offsets are in range. Cost: every operand is moved once.
+// A warp processes sequences by stride. Departure from a tree-shaped warp reduction: segment_sum_fwd adds
+// rows in ascending order, so a sum does not depend on the assignment of rows to lanes. The batch packer
+// guarantees that offsets are in range. Cost: every operand is moved once.
 #include "common.cuh"
 #include "primitives/warp.cuh"
 #include "rows.cuh"
 
-/// Rows of a sequence before its tail; more than any sequence has without tails.
+/// Number of rows of a sequence before its tail. Without tails it exceeds the length of every sequence.
 DEVICE float rows_before_tail(const float* tail_starts, long long s) {
     return tail_starts == nullptr ? 3.0e38f : tail_starts[s];
 }

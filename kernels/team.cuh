@@ -1,8 +1,7 @@
-// Rows that a team of threads shares: a warp, or a whole block. Thread `lane` of a team has the
-// 16-byte vectors lane, lane + TEAM, ... of the row. The first HELD of them stay in registers from
-// one pass over the row to the next; the rest of a longer row, and all of a row that is not aligned,
-// is read again. All loads of held vectors start before the first of them is used, so a warp has
-// HELD x 512 bytes of every operand in flight.
+// Rows that a team of threads shares. A team is a warp or a whole block. Thread `lane` of a team has the 16-byte
+// vectors lane, lane + TEAM, ... of the row. The first HELD of them stay in registers from one pass over the row to
+// the next; the rest of a longer row, and all of a row that is not aligned, is read again. All loads of held
+// vectors start before the first of them is used, so a warp has HELD x 512 bytes of every operand in flight.
 #pragma once
 
 #include "rows.cuh"
@@ -29,8 +28,8 @@ DEVICE void load_held(Vec16 (&held)[HELD], const T* row, int lane, int width) {
     }
 }
 
-/// Hides from the compiler what the vectors hold. It then converts them again after this point, which
-/// costs fewer registers than to keep the converted elements.
+/// Hides the values of the vectors from the compiler. The compiler then converts them again after this point,
+/// which needs fewer registers than keeping the converted elements.
 DEVICE void forget_elements(Vec16 (&held)[HELD]) {
 #pragma unroll
     for (int v = 0; v < HELD; ++v) {

@@ -196,7 +196,7 @@ struct MatrixView {
     const int* index;
     long long stride;
     int rows, columns;
-    /// All rows start at multiples of 16 bytes.
+    /// Whether all rows start at multiples of 16 bytes.
     bool vectorised;
 
     DEVICE static MatrixView of(const T* start, int rows, int columns, const int* index = nullptr) {
@@ -208,10 +208,9 @@ struct MatrixView {
     }
 };
 
-/// The weight (2 intermediate, inputs) of a gated layer with gate and up rows interleaved by eight:
-/// eight rows of the gate, the eight matching rows of the up projection, the next eight of the
-/// gate. So adjacent lanes hold a gate and its up. Padding rows of the last eight repeat the last
-/// row.
+/// The weight (2 intermediate, inputs) of a gated layer with gate and up rows interleaved by eight: eight rows of
+/// the gate, the eight matching rows of the up projection, the next eight of the gate. Adjacent lanes therefore
+/// hold the gate and the up projection of the same columns. Padding rows of the last eight repeat the last row.
 template <class T>
 struct GateUpView {
     const T* start;
@@ -255,8 +254,7 @@ DEVICE void load_tile(unsigned char* tile, const From& from, int row, int column
 /// Rows and columns of a block tile by storage, values of k per stage, and stages.
 EXPORT constexpr int TILE_BF16 = 128, TILE_F32 = 64, TILE_DEPTH = 32, TILE_STAGES = 3;
 
-/// Tile shape of a block by storage: smaller for f32, whose fragments take three times the
-/// registers.
+/// Tile shape of a block by storage: smaller for f32, whose fragments need three times the registers.
 template <class T>
 struct Shape {
     static constexpr int ROWS = TILE_BF16, COLUMNS = TILE_BF16, DEPTH = TILE_DEPTH;
@@ -346,7 +344,7 @@ struct BlockGemm {
 
   private:
     DEVICE static void multiply(Accumulator<T> (&sums)[FRAGMENTS_M][FRAGMENTS_N], unsigned char* stage) {
-// No unrolling for f32: its terms take three times the registers.
+// The loop is not unrolled for f32, whose terms need three times the registers.
 #pragma unroll(TERMS<T> == 1 ? 2 : 1)
         for (int k = 0; k < DEPTH; k += 16) {
             OperandA<T> a[FRAGMENTS_M];

@@ -224,7 +224,7 @@ DEVICE void load_stage(const Ring<H>& ring, int stage, const TensorDescriptor& a
     }
 }
 
-/// Producer: fills stages for all tiles of the cluster. One thread.
+/// Producer: fills stages for all tiles of the cluster. One thread runs it.
 template <class H, class Job>
 DEVICE void produce(const Ring<H>& ring, const TensorDescriptor& a, const TensorDescriptor& b, const Job& job,
                     unsigned rank) {
@@ -288,8 +288,8 @@ DEVICE void multiply_stage(const Ring<H>& ring, int stage, int group, float (&ac
     }
 }
 
-/// Staging buffers of a consumer, once earlier TMA stores have read them. All threads of the
-/// consumer.
+/// Returns the staging buffers of a consumer, once earlier TMA stores have read them. All threads of the
+/// consumer call it.
 template <class H>
 DEVICE unsigned char* acquire_staging(const Ring<H>& ring, int group, int thread) {
     if (thread == 0) {
@@ -299,8 +299,8 @@ DEVICE unsigned char* acquire_staging(const Ring<H>& ring, int group, int thread
     return ring.staging + group * H::BATCH * H::SUBTILE_BYTES;
 }
 
-/// Issues TMA loads of `count` subtiles of a tensor shaped like C, at `row` and `column(i)`, into
-/// the consumer's staging buffers `first` on. One thread. Hazard: earlier stores must have read the
+/// Issues TMA loads of `count` subtiles of a tensor shaped like C, at `row` and `column(i)`, into the
+/// consumer's staging buffers from `first` on. One thread calls it. Hazard: earlier stores must have read the
 /// buffers, and the consumer must have passed a barrier since it last accessed them.
 template <class H, class Column>
 DEVICE void load_subtiles(const Ring<H>& ring, const TensorDescriptor& map, int row, int first, int count,
@@ -317,12 +317,12 @@ DEVICE void publish_staging(int group) {
     sync_named(1 + group, 128);  // all threads have staged their elements
 }
 
-/// The thread's first row of 64 in the accumulator layout (wgmma.cuh); its second is 8 below.
+/// Returns the thread's first row of the 64 in the accumulator layout (wgmma.cuh); its second row is 8 below.
 DEVICE int row_of_thread(int thread) {
     return thread / 32 * 16 + thread % 32 / 4;
 }
 
-/// The thread's first column of 8; it also owns the next one.
+/// Returns the thread's first column of each eight; the thread also owns the next one.
 DEVICE int column_of_thread(int thread) {
     return thread % 4 * 2;
 }
@@ -404,8 +404,8 @@ DEVICE void consume(const Ring<H>& ring, Job& job, unsigned rank, int group, int
     }
 }
 
-/// Kernel body. TMA boxes, all with the 128-byte swizzle: A K-major 128 rows of 64 k, A MN-major 64
-/// rows by 64 k; B likewise with its columns. A block loads its share of B.
+/// Kernel body. TMA boxes, all with the 128-byte swizzle: 128 rows of 64 k for K-major A, 64 rows by 64 k for
+/// MN-major A; likewise for B with its columns. A block loads its share of B.
 template <class H, class Job>
 DEVICE void run_job(const TensorDescriptor& a, const TensorDescriptor& b, Job job) {
     DYNAMIC_SHARED_OF(shared, H::SHARED_BYTES);

@@ -1,5 +1,5 @@
-// 16-byte vector accesses. A kernel tests `vec_aligned` once and takes the vector path, or accesses
-// rows element by element if their start or length is not a multiple of 16 bytes.
+// 16-byte vector accesses. A kernel tests `vec_aligned` once. It uses vector accesses, or accesses rows
+// element by element if their start or length is not a multiple of 16 bytes.
 #pragma once
 
 #include "bf16.cuh"
@@ -8,7 +8,8 @@
 template <class T>
 constexpr int VEC_ELEMENTS = 16 / int(sizeof(T));
 
-/// Whether all rows of `stride` elements from `start` on start at multiples of 16 bytes.
+/// Returns whether every row is 16-byte aligned. The first row is at `start`, and each row has `stride`
+/// elements.
 template <class T>
 DEVICE bool vec_aligned(const T* start, long long stride) {
     return reinterpret_cast<uintptr_t>(start) % 16 == 0 && stride % VEC_ELEMENTS<T> == 0;
@@ -19,7 +20,7 @@ struct alignas(16) Vec16 {
     uint32_t word[4];
 };
 
-// ACCESS_LINE: on the emulator, the caller's source line as last parameters; nothing under nvcc.
+// ACCESS_LINE adds the caller's source line as the last parameters on the emulator, and nothing under nvcc.
 
 template <class T>
 DEVICE Vec16 load_vec(const T* from ACCESS_LINE) {
@@ -73,12 +74,12 @@ DEVICE void store_floats(T* to, const Floats<T>& n ACCESS_LINE) {
     store_vec(to, pack(n) PASS_LINE);
 }
 
-/// Four elements, moved by one instruction: 16 bytes of f32, 8 bytes of bf16.
+/// Four bf16 or two f32 elements (8 bytes), moved by one instruction.
 struct alignas(8) Vec8 {
     uint32_t word[2];
 };
 
-/// Two f32, moved by one instruction.
+/// Loads two f32 with one instruction.
 DEVICE void load_two(float* x, const float* from ACCESS_LINE) {
     NOTE_ACCESS(from, 8, false);
     Vec8 vec = *reinterpret_cast<const Vec8*>(from);

@@ -24,9 +24,9 @@ pub enum Error {
         file: PathBuf,
         /// Line, from 1; 0 for the whole file.
         line: usize,
-        /// Identity of the row.
+        /// Id of the row, if it has one.
         id: Option<String>,
-        /// Why.
+        /// Cause of the error.
         why: String,
     },
 
@@ -43,7 +43,7 @@ pub enum Error {
     Model {
         /// Path.
         path: PathBuf,
-        /// Why.
+        /// Cause of the error.
         why: String,
     },
 
@@ -51,10 +51,10 @@ pub enum Error {
     #[error("{0}")]
     Memory(String),
 
-    /// An operating-system call on a file failed (exit code 1, or 7 for want of memory).
+    /// An operating-system call on a file failed (exit code 1, or 7 if memory ran out).
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// Verb of the failed action, such as `read`.
         action: &'static str,
         /// Path.
         path: PathBuf,
@@ -68,11 +68,11 @@ pub enum Error {
     Contract {
         /// Name of the op.
         op: &'static str,
-        /// What the example shows.
+        /// Argument or condition that violates the contract.
         what: &'static str,
-        /// What the contract asks for.
+        /// Value or condition that the contract requires.
         expected: String,
-        /// What was given.
+        /// Value that the caller passed.
         got: String,
     },
 
@@ -81,9 +81,9 @@ pub enum Error {
     Stopped {
         /// Number of the signal.
         signal: i32,
-        /// Number of the step.
+        /// Number of the last step.
         step: u64,
-        /// Path.
+        /// Path of the saved state.
         path: PathBuf,
     },
 
@@ -96,8 +96,8 @@ pub enum Error {
     #[error("{0}")]
     Runtime(String),
 
-    /// The reader of a pipe that a command prints to has left, as `head` does: the command stops
-    /// without a message (exit code 0).
+    /// The reader of a pipe that a command prints to has closed it, as `head` does. The command stops without
+    /// a message (exit code 0).
     #[error("the reader of the output has left")]
     ReaderLeft,
 }
@@ -146,7 +146,7 @@ impl Error {
     }
 }
 
-/// Refuses the first flag that is given, with [`Error::Usage`] "FLAG has no effect WHY".
+/// Returns [`Error::Usage`] "FLAG has no effect WHY" for the first flag that is given.
 pub(crate) fn refuse_given(flags: &[(&str, bool)], why: &str) -> Result<()> {
     match flags.iter().find(|(_, given)| *given) {
         Some((flag, _)) => Err(Error::Usage(format!("{flag} has no effect {why}"))),
@@ -154,8 +154,7 @@ pub(crate) fn refuse_given(flags: &[(&str, bool)], why: &str) -> Result<()> {
     }
 }
 
-/// Refuses a finite number that is infinite in f32, the precision of training, or 0 there but not as
-/// given.
+/// Rejects a number that is infinite in f32, the precision of training, and a nonzero number that is 0 there.
 pub(crate) fn refuse_outside_f32(flag: &str, value: f64) -> Result<()> {
     let rounded = value as f32;
     let (becomes, advice) = match () {

@@ -1,11 +1,12 @@
-//! Crash-safe files and folders. A file is written under a temporary name of its own, synced and
-//! renamed, and its parent folder is synced too. Neither a kill nor a power cut leaves a partial file
-//! under the final name, and writers of one file do not disturb each other: the last rename wins.
+//! Crash-safe files and folders. A file is written under a unique temporary name, synced and renamed, and its
+//! parent folder is synced too. Neither a kill nor a power cut leaves a partial file under the final name,
+//! and writers of one file do not disturb each other: the last rename wins.
 //!
-//! A temporary file is locked while its writer lives. The next writer in the folder removes unlocked
-//! ones of the same file, which a killed process has left.
+//! A temporary file is locked while its writer lives. The next writer of the same file removes its unlocked
+//! temporary files, which killed processes have left.
 //!
-//! Of several ranks only rank 0 writes: [`write_atomic`] and [`write_text`] do nothing on the others.
+//! In a run of several ranks only rank 0 writes: [`write_atomic`] and [`write_text`] do nothing on the
+//! others.
 
 pub(crate) mod cache;
 pub(crate) mod hub;
@@ -45,7 +46,7 @@ fn create_temporary(path: &Path) -> Result<(PathBuf, File)> {
         let temporary = temporary_path(path);
         let file = match OpenOptions::new().write(true).create_new(true).open(&temporary) {
             Ok(file) => file,
-            // Left by an earlier process with this id, or by one on another host.
+            // The file was left by an earlier process with this id, or by a process on a different host.
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
             Err(e) => return Err(Error::io("create", &temporary)(e)),
         };
@@ -65,8 +66,8 @@ pub fn remove_leftovers(folder: &Path, of: Option<&str>) {
         if name.is_none_or(|name| of.is_some_and(|of| of != name)) || !path.is_file() {
             continue;
         }
-        // Removed under the lock, so a writer that has just created it notices. A leftover that
-        // cannot be removed does no harm.
+        // The file is removed under the lock, so that a writer that has just created it notices. A leftover
+        // that cannot be removed does no harm.
         if let Ok(file) = OpenOptions::new().write(true).open(&path)
             && file.try_lock().is_ok()
         {
@@ -93,8 +94,8 @@ pub struct Unfinished {
 /// Temporary files that this process may leave behind if it ends now.
 static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// Removes the temporary files of this process, which is about to end. Those of a thread that is just
-/// naming one stay; the next writer removes them.
+/// Removes the temporary files of this process, which is about to end. If another thread holds the list of
+/// files, they stay, and the next writer removes them.
 pub(crate) fn remove_unfinished() {
     if let Ok(unfinished) = UNFINISHED.try_lock() {
         unfinished.iter().for_each(|path| drop(fs::remove_file(path)));
@@ -205,17 +206,17 @@ pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
     write_text(path, &json_text(value))
 }
 
-/// Writes a text file that a user named, with [`write_atomic`], so that no reader sees half of it.
-/// The target of a link is written in the same way. A pipe or device, such as `/dev/stdout`, is
-/// written to directly: a rename would replace it by a regular file. A pipe whose reader has left is
-/// [`Error::ReaderLeft`].
+/// Writes a text file that a user named, with [`write_atomic`], so that no reader sees half of it. The target
+/// of a link is written in the same way. A pipe or device, such as `/dev/stdout`, is written to directly,
+/// because a rename would replace it by a regular file. Returns [`Error::ReaderLeft`] if the reader of a pipe
+/// has closed it.
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
     if follows() {
         return Ok(());
     }
     if is_stdout(path) {
-        // Opened again, a file behind stdout would have a second position, and later lines would
-        // overwrite its start.
+        // If the path were opened again, a file to which stdout is redirected would get a second offset, and
+        // later lines would overwrite its start.
         return on_stdout(|out| out.write_all(text.as_bytes()));
     }
     let packed = path.extension().is_some_and(|end| end == "gz").then(|| gzip(text.as_bytes())).transpose();
@@ -231,7 +232,7 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
     write_atomic(path, text)
 }
 
-/// A text in gzip. The bytes depend on the text only: no name or time is stored.
+/// Compresses a text with gzip. The bytes depend only on the text: no name or time is stored.
 fn gzip(text: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(text)?;
@@ -243,14 +244,14 @@ pub fn is_stdout(path: &Path) -> bool {
     is_dash(path) || ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path == Path::new(name))
 }
 
-/// Checks, before any work, that [`write_text`] can write to a path. A regular file is tried with a
-/// temporary file, which is removed; a pipe or device is opened when it is written.
+/// Checks, before any work, that [`write_text`] can write to a path. For a regular file, a temporary file is
+/// created and removed; a pipe or device is opened only when it is written.
 pub fn check_writable(path: &Path) -> Result<()> {
     match fs::metadata(path) {
         _ if is_stdout(path) => Ok(()),
         Ok(found) if !found.is_file() => Ok(()),
         Ok(_) => check_temporary(&path.canonicalize().map_err(Error::io("write", path))?, path),
-        // A link without a target.
+        // The path is a link without a target.
         Err(e) if input::is_named(path) => Err(Error::io("write", path)(e)),
         Err(_) => check_temporary(path, path),
     }
@@ -278,16 +279,16 @@ fn check_temporary(path: &Path, named: &Path) -> Result<()> {
     }
 }
 
-/// Whether a sync failed because the file system or the rights of the process do not allow it, so that
-/// it says nothing about the content. A folder is opened for a sync; a folder of mode 711 can be used
+/// Whether a sync failed because the file system or the rights of the process do not allow it. Such a failure
+/// says nothing about the content. A folder must be opened for a sync, and a folder of mode 711 can be used
 /// by others but not opened.
 fn refuses_sync(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
     matches!(error.kind(), InvalidInput | PermissionDenied | Unsupported)
 }
 
-/// Brings a file's content, or a folder's list of names, to the disk. A place that cannot be synced
-/// is a warning, once per process: what was written there is complete, but a power cut may lose it.
+/// Syncs a file's content, or a folder's list of names, to the disk. A path that does not allow a sync causes
+/// a warning, once per process: the files there are complete, but a power cut may lose them.
 pub fn sync(path: &Path) -> Result<()> {
     static WARNED: AtomicBool = AtomicBool::new(false);
     match File::open(path).and_then(|f| f.sync_all()) {
@@ -331,8 +332,8 @@ pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     list.map(|entry| entry.map(|e| e.path()).map_err(Error::io("list", folder))).collect()
 }
 
-/// Reason to refuse a file with this content if it is a Git LFS pointer: the few lines that stand in
-/// for a file that was not downloaded.
+/// Returns an error text if the content is a Git LFS pointer: the few lines that stand in for a file that was
+/// not downloaded.
 pub fn lfs_pointer(bytes: &[u8]) -> Option<&'static str> {
     let is = bytes.starts_with(b"version https://git-lfs.github.com/spec/");
     is.then_some("is a Git LFS pointer and not the file itself; fetch it with `git lfs pull`, or download it again")
@@ -376,7 +377,7 @@ mod tests {
     fn writers_of_one_file_do_not_disturb_each_other() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.json");
-        // Several files of one name are open at a time: each has a name of its own.
+        // Several temporary files of one path are open at a time, each with a unique name.
         let open: Vec<Unfinished> = (0..3).map(|_| Unfinished::write(&path, |_| Ok(())).unwrap()).collect();
         assert_eq!(entries(folder.path()).unwrap().len(), 3);
         drop(open);
@@ -426,7 +427,7 @@ mod tests {
 
     #[test]
     fn a_place_that_cannot_be_synced_is_no_error() {
-        // The file system of processes refuses to sync folders.
+        // The proc file system rejects a sync of a folder.
         let folder = Path::new("/proc/self");
         let refused = File::open(folder).and_then(|f| f.sync_all()).unwrap_err();
         assert!(refuses_sync(&refused), "{refused}");

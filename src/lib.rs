@@ -3,31 +3,33 @@
 //!
 #![doc = include_str!("../docs/figures/cargo-doc.html")]
 //!
-//! Accuracies are from `mapl quickstart` on held-out prompts of an artificial language. Times are
-//! medians on an H200 for 8,192 response rows, hidden size 896 and a vocabulary of 151,936 in bf16;
-//! the bars of a group are of one run. The rates on a CPU are medians of three runs. `docs/` in the repository has pages on MAPL, data,
-//! evaluation, devices, checkpoints and kernels.
+//! Accuracies are from `mapl quickstart` on held-out prompts of an artificial language. Times are medians on
+//! an H200 for 8,192 response rows, hidden size 896 and a vocabulary of 151,936 in bf16; the bars of a group
+//! come from one run. The rates on a CPU are medians of three runs. `docs/` in the repository has pages on
+//! MAPL, data, evaluation, devices, checkpoints and kernels.
 //!
 #![doc = include_str!("../docs/tour.md")]
 //!
 //! # Modules in reading order
-//! - [`error`], [`rng`], [`terminal`], [`files`], [`memory`], `statistics`: the error type with its
-//!   exit codes; seeded random numbers; terminal output; files in and out; memory that is left;
-//!   intervals of shares
+//! - [`error`], [`rng`], [`terminal`], [`files`], [`memory`], `statistics`: the error type with its exit
+//!   codes; seeded random numbers; terminal output; reading and writing of files; free memory; intervals of
+//!   shares
 //! - [`backend`]: the list of operations, their contracts, and the backends that run them
 //! - `ranks`: processes that a launcher started together, and sums over them
 //! - [`perf`]: measured ceilings, time by op, data-sheet peaks, hardware counters
 //! - [`data`]: text rows -> preference groups -> token ids -> packed prefix-tree batches
 //! - `doctor`: checks of preference data before anything is trained on them
 //! - [`loss`]: comparison curves and objectives
-//! - [`model`]: transformers as a list of op calls and the list reversed; Hugging Face folders in and out
+//! - [`model`]: transformers as a list of op calls and the list reversed; reading and writing of Hugging Face
+//!   folders
 //! - [`optim`]: learning-rate schedules and AdamW state
 //! - [`train`]: one step, the loop around it, metrics, checkpoints, scores of a data set
 //! - [`eval`]: measures of scored data with intervals, and the paired comparison of two models
-//! - [`generate`]: text from language models, with a cache of keys and values
+//! - [`generate`]: text generation with language models and a KV cache
 //! - [`ifeval`]: instruction following of responses, with the verdicts of the official checkers
 //! - [`report`]: SVG charts and HTML pages about runs
-//! - [`mod@bench`]: every op timed, verified first, with other libraries and the ceilings of the same run
+//! - [`mod@bench`]: timings of every op, which is verified first, next to other libraries and the ceilings of
+//!   the same run
 //! - [`study`]: training runs and benchmarks under observation, and the predicted floor of a step
 //! - [`watch`]: a run in the terminal while it trains
 //! - [`cli`]: the commands of the binary

@@ -22,8 +22,8 @@ fn checked(allocated: *mut u8, bytes: usize) -> *mut u8 {
     allocated
 }
 
-// SAFETY: every call is passed on to the system's allocator with the caller's arguments, and so is
-// its result.
+// SAFETY: every method forwards its arguments, which meet the caller's part of the contract, to the system's
+// allocator and returns that allocator's pointer. The system's allocator guarantees size and alignment.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         checked(unsafe { System.alloc(layout) }, layout.size())
@@ -45,7 +45,7 @@ unsafe impl GlobalAlloc for Allocator {
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
-/// Characters of a usage line that still helps.
+/// Maximum length in characters of a usage line that is shown; a longer one does not help.
 const LONG_USAGE: usize = 160;
 
 fn main() {
@@ -95,7 +95,7 @@ fn exit_code() -> i32 {
     finished(checked.and_then(|()| run(cli, &given.shown)).map_err(|e| given.explain(e)))
 }
 
-/// This program's file. The link of Linux stays valid if another build replaces the file.
+/// Path of the running program. On Linux, `/proc/self/exe` stays valid if another build replaces the file.
 fn own_program() -> Option<PathBuf> {
     let link = PathBuf::from("/proc/self/exe");
     if link.exists() { Some(link) } else { std::env::current_exe().ok() }

@@ -1,9 +1,9 @@
-//! Memory that this process can still take, a check of it while data grow, and the end of a process
+//! Memory that this process can still allocate, checks of that memory while data grow, and the end of a process
 //! whose allocation failed.
 //!
-//! An allocation beyond a limit of the process fails and ends it with exit code 7
-//! ([`allocation_failed`]). Without such a limit the system would end a process that takes too much
-//! with no message, so reading and tokenising check what is left (`Growth`).
+//! An allocation beyond a limit of the process fails, and the process ends with exit code 7
+//! ([`allocation_failed`]). Without such a limit, the system kills a process that uses too much memory, without a
+//! message. Reading and tokenising therefore check the available memory (`Growth`).
 
 use std::cell::Cell;
 use std::fs;
@@ -13,14 +13,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Error, Result};
 
-/// Bytes of growth between two checks of what is left. Short rows take more than ten times their text.
+/// Bytes of growth between two checks of the available memory. Short rows need more than ten times the memory of
+/// their text.
 const INTERVAL: u64 = 2 << 20;
 
 /// Bytes that must be left for data to grow further.
 const RESERVE: u64 = 64 << 20;
 
-/// Address space for the next part of a thread's heap. The system's allocator takes 64 MiB at a time
-/// for every thread but the main one, and twice that to align them.
+/// Address space for the next part of a thread's heap. The system's allocator reserves 64 MiB at a time for every
+/// thread except the main one, and twice that to align them.
 const THREAD_HEAP: u64 = 128 << 20;
 
 thread_local! {
@@ -28,8 +29,8 @@ thread_local! {
     static HANDLED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Bytes of memory that this process can take without swapping, as far as the system tells: of the
-/// machine, of the control groups of the process, and of its address space (Linux).
+/// Bytes of memory that this process can allocate without swapping: the smallest value that the system reports
+/// for the machine, the control groups of the process, and its address space (Linux).
 pub fn available() -> Option<u64> {
     [machine(), control_groups(), address_space()].into_iter().flatten().min()
 }
@@ -70,7 +71,8 @@ fn control_groups() -> Option<u64> {
             _ if controllers.split(',').any(|name| name == "memory") => ("/sys/fs/cgroup/memory", VERSION_1),
             _ => continue,
         };
-        // In a container the path may be one of the host, and its group is the root here.
+        // In a container the path may be that of the host, and the group is then the root of the mounted
+        // hierarchy.
         for group in Path::new(path.trim_start_matches('/')).ancestors() {
             let left = left_in_group(&Path::new(root).join(group), files);
             least = least.into_iter().chain(left).min();
@@ -87,15 +89,15 @@ fn left_in_group(group: &Path, [limit, usage, statistics, cache]: GroupFiles) ->
     Some(limit.saturating_sub(used.saturating_sub(cached.unwrap_or(0))))
 }
 
-/// Growth of data in memory. Threads share it.
+/// Counts the bytes by which data in memory grow. Threads share the counter.
 #[derive(Debug, Default)]
 pub(crate) struct Growth {
     bytes: AtomicU64,
 }
 
 impl Growth {
-    /// Adds bytes; `what` names what grows, with advice, as in "WHAT; ADVICE". [`Error::Memory`] if
-    /// little memory is left.
+    /// Adds bytes and returns [`Error::Memory`] if little memory is left. `what` returns the name of the growing
+    /// data and advice, for a message "WHAT; ADVICE".
     pub fn add(&self, bytes: u64, what: impl FnOnce() -> [String; 2]) -> Result<()> {
         let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let after = before + bytes;
@@ -122,8 +124,8 @@ pub(crate) fn handling_failure<T>(allocate: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Ends the process with exit code 7 and a message, for the allocator of the binary: `bytes` could
-/// not be allocated. Returns if the caller handles the failure. Allocates nothing.
+/// Ends the process with exit code 7 and the message that `bytes` could not be allocated; called by the allocator
+/// of the binary. Returns if the caller handles the failure. Allocates nothing.
 pub fn allocation_failed(bytes: usize) {
     if HANDLED.get() {
         return;
@@ -138,8 +140,9 @@ pub fn allocation_failed(bytes: usize) {
     );
     let unused = rest.len();
     let text = &message[..message.len() - unused];
-    // SAFETY: the pointer and length are those of `text`. `_exit` ends the process without running
-    // anything that could allocate; a result of `write` cannot be acted on.
+    // SAFETY: the pointer and length are those of `text`, which is alive. `_exit` ends the process without
+    // running code that could allocate. The result of `write` is ignored, because nothing can be done about a
+    // failure.
     unsafe {
         libc::write(2, text.as_ptr().cast(), text.len());
         libc::_exit(7)

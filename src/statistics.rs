@@ -47,7 +47,7 @@ mod tests {
 
     #[test]
     fn the_interval_has_the_values_of_the_formula_and_stays_within_zero_and_one() {
-        // 8 of 10: 0.4902 to 0.9433, computed by hand from the formula.
+        // For 8 of 10, the interval is 0.4902 to 0.9433, computed by hand from the formula.
         let [low, high] = wilson_interval(0.8, 10.0);
         assert!((low - 0.4902).abs() < 1e-4 && (high - 0.9433).abs() < 1e-4, "{low} {high}");
         let [low, high] = wilson_interval(1.0, 10.0);

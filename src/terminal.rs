@@ -10,20 +10,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{Error, Result};
 
-/// Most characters of a value that [`shown`] keeps.
+/// Maximum number of characters of a value that [`shown`] keeps.
 const SHOWN: usize = 200;
 
-/// Most characters of a message on stderr, and how many of them are its end, which has the advice.
+/// Maximum number of characters of a message on stderr, and how many of them come from its end, which has the
+/// advice.
 const MESSAGE: (usize, usize) = (4000, 1000);
 
-/// Whether another rank prints and writes for this process.
+/// Whether rank 0 prints and writes for this process.
 static FOLLOWS: AtomicBool = AtomicBool::new(false);
 
-/// Whether a launcher passes the output of this process on.
+/// Whether a launcher forwards the output of this process.
 static PASSED_ON: AtomicBool = AtomicBool::new(false);
 
-/// Makes this process print nothing, and write no file by [`crate::files`]: it is a rank of several, and
-/// rank 0 does both.
+/// Makes this process print nothing and write no file through [`crate::files`], because rank 0 does both.
 pub(crate) fn follow() {
     FOLLOWS.store(true, Ordering::SeqCst);
 }
@@ -33,14 +33,14 @@ pub(crate) fn follows() -> bool {
     FOLLOWS.load(Ordering::SeqCst)
 }
 
-/// Whether a character acts on a terminal or on the order of the text instead of being seen.
+/// Whether a character controls the terminal or the direction of text instead of being visible.
 fn acts(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
         || c.is_control()
 }
 
-/// Text with control characters (except line breaks and tabs) and characters that set the direction
-/// of text written as `\u{1b}`.
+/// Returns the text with control characters (except line breaks and tabs) and direction marks escaped, for
+/// example as `\u{1b}`.
 pub fn plain(text: &str) -> Cow<'_, str> {
     let kept = |c: char| c == '\n' || c == '\t' || !acts(c);
     if text.chars().all(kept) {
@@ -53,7 +53,8 @@ pub fn plain(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// A value from a file for a message: on one line, and cut after 200 characters with a count of all.
+/// Formats a value from a file for a message, on one line. A value of more than 200 characters is cut, and
+/// its length is added.
 pub fn shown(value: &str) -> String {
     let mut out = String::new();
     for c in value.chars().take(SHOWN) {
@@ -72,7 +73,8 @@ pub fn shown(value: &str) -> String {
     out
 }
 
-/// A count with its noun: `1 row`, `2 rows`. The noun is in the singular, its last word the counted one.
+/// Returns a count with its noun: `1 row`, `2 rows`. `noun` is singular, and its last word is put in the
+/// plural.
 pub fn counted<N: Copy + Display + PartialEq + From<u8>>(count: N, noun: &str) -> String {
     if count == N::from(1) {
         return format!("{count} {noun}");
@@ -83,12 +85,12 @@ pub fn counted<N: Copy + Display + PartialEq + From<u8>>(count: N, noun: &str) -
     }
 }
 
-/// The form of a word that agrees with a count.
+/// Returns the form of a word that agrees with a count.
 pub fn agreeing<'a, N: PartialEq + From<u8>>(count: N, one: &'a str, many: &'a str) -> &'a str {
     if count == N::from(1) { one } else { many }
 }
 
-/// A message without the middle of a very long text.
+/// Shortens a very long message by leaving out its middle.
 fn shortened(text: &str) -> Cow<'_, str> {
     let (most, end) = MESSAGE;
     if text.len() <= most {
@@ -125,7 +127,7 @@ pub fn emit(text: &str) -> Result<()> {
     emit_exactly(&plain(text))
 }
 
-/// Like [`emit`] for JSON, which keeps its values, and for text with colours.
+/// Like [`emit`], but without escaping, for JSON and for text with colours.
 pub fn emit_exactly(text: &str) -> Result<()> {
     on_stdout(|out| writeln!(out, "{text}"))
 }
@@ -139,7 +141,7 @@ pub fn on_stdout(write: impl FnOnce(&mut Stdout) -> std::io::Result<()>) -> Resu
     write(&mut out).and_then(|()| out.flush()).map_err(Error::written(Path::new("standard output")))
 }
 
-/// Makes stdout count as a file: a launcher passes it on, often through a terminal of its own.
+/// Makes stdout count as a file, because a launcher forwards it, often through a separate terminal.
 pub(crate) fn pass_on() {
     PASSED_ON.store(true, Ordering::SeqCst);
 }
@@ -154,14 +156,14 @@ pub fn color() -> bool {
     on_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
-/// Columns of the terminal on stdout; `None` if stdout is a file or a pipe, whose lines stay whole.
+/// Columns of the terminal on stdout; `None` if stdout is a file or a pipe, whose lines are not wrapped.
 pub fn columns() -> Option<usize> {
     let (columns, _) = ratatui::crossterm::terminal::size().ok().filter(|_| on_terminal())?;
     Some(usize::from(columns))
 }
 
-/// Breaks lines between words so that they have at most `columns` characters, where words allow it.
-/// Further parts of a line start with `indent` blanks.
+/// Wraps lines between words to at most `columns` characters, unless a word is longer. Continuation lines
+/// start with `indent` blanks.
 pub fn wrapped(text: &str, columns: usize, indent: usize) -> String {
     let mut out = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {
@@ -181,15 +183,14 @@ pub fn wrapped(text: &str, columns: usize, indent: usize) -> String {
     out
 }
 
-/// Prints a message of [`plain`] text on stderr, without the middle of a very long one, and ignores
-/// errors, like [`say`].
+/// Prints a message on stderr as [`plain`] text, shortened if it is very long. Ignores errors, like [`say`].
 pub fn complain(text: &str) {
     if !follows() {
         complain_of_rank(text);
     }
 }
 
-/// Like [`complain`], also on a rank that follows: its own failure.
+/// Like [`complain`], but also prints on a rank that follows rank 0, for the rank's own failure.
 pub(crate) fn complain_of_rank(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", shortened(&plain(text)));
 }

@@ -6,11 +6,11 @@ use mapl::report::escape;
 
 /// Width of a figure in user units; legible at the width of a phone.
 pub const WIDTH: f64 = 460.0;
-/// Left edge of text, of bars, and the right end of the longest bar.
+/// Left edges of text and of bars, and right end of the longest bar.
 const LEFT: f64 = 12.0;
 const BARS: f64 = 178.0;
 const END: f64 = 352.0;
-/// Heights of the title block, a group's heading, and a row.
+/// Heights of the title block, a group's heading, a row, and a bar.
 const TITLE: f64 = 54.0;
 const HEADING: f64 = 30.0;
 const ROW: f64 = 28.0;
@@ -21,7 +21,7 @@ pub struct Bar {
     pub name: String,
     /// Parts of the value, drawn end to end.
     pub parts: Vec<f64>,
-    /// Value as text, after the bar, and a remark after it; empty for none.
+    /// Value as text after the bar, and a remark after the value. An empty remark is not drawn.
     pub label: String,
     pub remark: String,
     /// Set in bold.

@@ -1,4 +1,4 @@
-//! Dot charts: a row per setting, a dot with its interval per measure.
+//! Dot charts: one row per setting, with one dot and its interval per measure.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use super::bars::{WIDTH, open, subtitle, text};
 const LEFT: f64 = 12.0;
 const START: f64 = 196.0;
 const END: f64 = 444.0;
-/// Top of the first row, and the heights of a row and of a measure in it.
+/// Top of the first row, the gap between rows, and the height of a measure in a row.
 const TOP: f64 = 84.0;
 const GAP: f64 = 12.0;
 const LINE: f64 = 9.0;
@@ -26,7 +26,7 @@ pub struct Dot {
 pub struct Dots {
     pub title: String,
     pub subtitle: String,
-    /// Ends of the axis, and the distance of its ticks.
+    /// Ends of the axis, and the distance between its ticks.
     pub axis: [f64; 3],
     /// Measures: name, and index of a colour as in the report's charts.
     pub measures: Vec<(String, usize)>,

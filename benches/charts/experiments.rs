@@ -75,7 +75,7 @@ const LANGUAGE: [(&str, &str); 8] = [
     ("conflict", "conflict"),
 ];
 
-/// A file of `mapl study sweep`, as far as it is used here.
+/// Fields of a `mapl study sweep` file that the charts use.
 #[derive(Deserialize)]
 pub struct Sweep {
     summary: Summary,
@@ -131,13 +131,13 @@ impl Sweep {
         chart.to_svg()
     }
 
-    /// Fewest seeds of a setting.
+    /// Smallest number of seeds over all settings and measures.
     fn seeds(&self) -> usize {
         let all = self.summary.settings.iter().flat_map(|setting| setting.accuracy.values());
         all.map(|mean| mean.seeds).min().unwrap_or(0)
     }
 
-    /// Table in Markdown: means with half of their interval.
+    /// Returns a Markdown table of the means, each with the half-width of its interval.
     pub fn to_markdown(&self, recorded: &Recorded) -> String {
         let columns = recorded.columns;
         let headings: Vec<&str> = columns.iter().map(|(_, heading)| *heading).collect();

@@ -1,4 +1,4 @@
-//! The figures by name. Rows that a chart compares come from one file, which is one run.
+//! The figures by name. Bars that are compared with each other come from one record file, which is one run.
 
 use std::error::Error;
 use std::path::Path;
@@ -16,7 +16,7 @@ use super::record::{Quickstart, QuickstartRun, Record, Step, TrlOnCpu, read_json
 const OURS: usize = 0;
 const PEER: usize = 5;
 const GEMM: usize = 2;
-/// Sizes of the vocabulary head in the records.
+/// Shapes of the vocabulary head and of its GEMM, as the records name them.
 const HEAD: &str = "rows=8192 hidden=896 vocab=151936";
 const LOGITS: &str = "tokens=8192 inputs=896 outputs=151936";
 
@@ -47,8 +47,8 @@ pub fn all(records: &Path) -> Result<Vec<(&'static str, String)>, Box<dyn Error>
     Ok(figures)
 }
 
-/// Accuracies of a method trained on base pairs only, on as many tokens of base pairs as with MAPL where
-/// the record has that run, and with MAPL.
+/// Held-out accuracies of a method trained on base pairs only and with MAPL. If the record has the run, a third
+/// series shows training on base pairs with as many tokens as with MAPL.
 fn accuracy(quickstart: &Quickstart, title: &str, method: &str) -> Result<String, Box<dyn Error>> {
     let series = |suffix: &str, name: &str, shade: Shade| -> Option<BarSeries> {
         let wanted = format!("{method}-{suffix}");
@@ -84,7 +84,8 @@ fn time(name: &str, milliseconds: f64, style: usize, ours: f64) -> Bar {
     }
 }
 
-/// Vocabulary head with DPO's loss and all gradients: against its bare GEMMs, and against other libraries.
+/// Chart of the vocabulary head with DPO's loss and all gradients, against its bare GEMMs and against other
+/// libraries.
 fn head_dpo(heads: &Record, gemms: &Record) -> Result<String, Box<dyn Error>> {
     let gradients = gemms.milliseconds("mapl", "head_logprob_bwd", HEAD)?;
     let cublas = ["linear_fwd", "linear_bwd_input", "linear_bwd_weight"]
@@ -92,7 +93,7 @@ fn head_dpo(heads: &Record, gemms: &Record) -> Result<String, Box<dyn Error>> {
         .into_iter()
         .collect::<Result<Vec<f64>, _>>()?;
     let bare = time("3 GEMMs, cuBLASLt", cublas.iter().sum(), GEMM, gradients);
-    // The frozen reference's head is a forward pass of its own.
+    // The frozen reference's head needs a separate forward pass.
     let ours =
         heads.milliseconds("mapl", "head_preference", HEAD)? + heads.milliseconds("mapl", "head_logprob_fwd", HEAD)?;
     let peer = |name: &str, variant: &str| -> Result<Bar, Box<dyn Error>> {
@@ -194,7 +195,7 @@ fn dpo_on_cpu(record: &TrlOnCpu) -> Result<String, Box<dyn Error>> {
     Ok(chart.to_svg())
 }
 
-/// Time of every op in a DPO step, longest first; ops below 0.4 ms together.
+/// Time of every op in a DPO step, in the record's order; ops below 0.4 ms share one bar.
 fn step_ops(step: &Step) -> String {
     const SMALL: f64 = 0.4;
     let bar = |name: &str, value: f64| Bar {

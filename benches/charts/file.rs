@@ -1,5 +1,5 @@
-//! Figures as files. Colours and chart styles are those of the report pages; text is larger, because a README shows
-//! figures smaller.
+//! Figures as files. Colours and chart styles are those of the report pages. Text is larger, because a README
+//! scales figures down.
 
 /// Colours of a figure.
 #[derive(Clone, Copy)]
@@ -35,8 +35,8 @@ pub fn svg_file(svg: &str, theme: Theme) -> String {
     format!("{open}>{style}{panel}\n{}\n", lines(rest))
 }
 
-/// All figures inline with one style sheet, for the front page of `cargo doc`: the theme follows rustdoc's. Without empty
-/// lines, which would end the HTML block in Markdown.
+/// Returns all figures as inline HTML with one style sheet, for the front page of `cargo doc`. The theme follows
+/// rustdoc's. The HTML has no empty lines, because an empty line would end the HTML block in Markdown.
 pub fn html_fragment(svgs: &[&str]) -> String {
     let dark = r#":root[data-theme="dark"] .mapl-figures .chart, :root[data-theme="ayu"] .mapl-figures .chart"#;
     let back = "--back: var(--main-background-color)";
@@ -56,7 +56,7 @@ pub fn html_fragment(svgs: &[&str]) -> String {
     out + "</div>\n"
 }
 
-/// One element per line, for readable differences.
+/// Puts each element on a separate line, for readable diffs.
 fn lines(svg: &str) -> String {
     svg.replace("/><", "/>\n<").replace("</text><", "</text>\n<").replace("</desc><", "</desc>\n<")
 }

@@ -49,7 +49,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// Page with the tables of the recorded sweeps.
 const EXPERIMENTS: &str = "benches/experiments/README.md";
 
-/// The page with every table as its record gives it: between a line `<!-- table FILE -->` and the next empty line.
+/// Returns the page with every table regenerated from its record. A table lies between a line
+/// `<!-- table FILE -->` and the next empty line.
 fn with_tables(root: &Path, page: &str) -> Result<String, Box<dyn Error>> {
     let mut page = page.to_owned();
     for sweep in experiments::SWEEPS {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::bars::{WIDTH, open, subtitle, text};
 
-/// Edges of the two cards of a comparison, and their sizes.
+/// Left edges of the two cards of a comparison, and the width and height of a card.
 const LEFT: f64 = 12.0;
 const RIGHT: f64 = 246.0;
 const CARD: f64 = 202.0;
@@ -62,7 +62,7 @@ fn heading(out: &mut String, y: f64, name: &str, description: &str) {
     text(out, "more", "middle", WIDTH / 2.0, y + 12.0 + HEIGHT / 2.0 + 9.0, ">");
 }
 
-/// A prompt with a response: `better` is the side that must score higher.
+/// Draws a prompt with a response. `better` marks the side that must score higher.
 fn card(out: &mut String, x: f64, y: f64, better: bool, prompt: &str, response: Option<&str>) {
     let (top, class) = (y + 12.0, if better { "better" } else { "worse" });
     let _ = write!(out, r#"<rect class="card" x="{x}" y="{top}" width="{CARD}" height="{HEIGHT}" rx="6"/>"#);

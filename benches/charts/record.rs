@@ -1,5 +1,5 @@
-//! Selects rows of `benches/record`. It is an error if a selection does not match exactly one row,
-//! or if a comparison takes rows from several files.
+//! Reads the records of `benches/record`. A selection from a CSV file must match exactly one row. A
+//! [`Record`] is one file, so that a comparison uses rows of one run.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -69,7 +69,7 @@ pub struct TrlOnCpu {
     pub results: Vec<TrlCase>,
 }
 
-/// Both sides of one case.
+/// Runs of `mapl` and of TRL in one case.
 #[derive(Deserialize)]
 pub struct TrlCase {
     pub case: String,

@@ -20,7 +20,7 @@ def flex(c, s, length, **options):
         mask = module.create_block_mask(mask_of, None, None, length, length, device=c.device)
         attention = c.torch.compile(module.flex_attention, dynamic=False) if c.device == "cuda" else module.flex_attention
         gqa = {"enable_gqa": s["heads"] != s["kv_heads"]} | ({"kernel_options": options} if options else {})
-        # On the CPU it refuses inputs that require a gradient.
+        # On the CPU, FlexAttention rejects inputs that require a gradient.
         inputs = (lambda a: [a[n].detach() for n in "qkv"]) if c.device == "cpu" else (lambda a: [a[n] for n in "qkv"])
         return lambda a: attention(*inputs(a), block_mask=mask, **gqa)
 
@@ -68,7 +68,7 @@ class Attention:
         self.rows = s["tokens"] // self.length
         self.shape = (self.rows, s["heads"], self.length, s["head_dim"])
         self.keys = (self.rows, s["kv_heads"], self.length, s["head_dim"])
-        # Operands by token take as much memory again, so only a machine with the library has them.
+        # Operands by token need the same memory again, so they exist only on a machine with the library.
         self.has_magi = c.low and importlib.util.find_spec("magi_attention") is not None
 
     def operands(self):
@@ -112,7 +112,7 @@ class Attention:
 
                 return made
 
-            # FlashAttention-3 and 4 have packages of their own.
+            # FlashAttention-3 and 4 are separate packages.
             packages = {"flash-attn": "flash_attn", "flash-attn-3": "flash_attn_interface", "flash-attn-4": "flash_attn.cute"}
             for name, module in packages.items():
                 calls[name] = lazily(module, flash())

@@ -48,10 +48,10 @@ def head_chunks(c):
     def cut(**more):
         return lambda module: lambda a: -module.linear_cross_entropy(a["x"], a["w"], a["t"], reduction="none", **more)
 
-    # Liger's takes a GPU of Hopper or Blackwell; elsewhere its fallback in torch runs.
+    # Liger's kernel needs a Hopper or Blackwell GPU; on other devices its torch fallback runs.
     calls = {"trl chunked": trl_chunked(), "liger scaled": lazily("liger_kernel.ops.fused_linear_scaled_cross_entropy", scaled)}
     if c.low:
-        # By default it skips gradient blocks with small probabilities.
+        # By default, cut-cross-entropy skips gradient blocks with small probabilities.
         calls["cut-cross-entropy"] = lazily("cut_cross_entropy", cut())
         calls["cut-cross-entropy unfiltered"] = lazily("cut_cross_entropy", cut(filter_eps=None))
     return calls

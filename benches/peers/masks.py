@@ -4,8 +4,8 @@ query and a key, and as ranges of queries and keys for MagiAttention.
 python3 -B masks.py compares the ranges with the rule for every query and key of small trees. Needs only the standard library.
 """
 
-# Kinds of a range, as MagiAttention numbers them: every query sees every key; or the last query sees all keys, and each query before
-# it one key less (causal, aligned at the bottom right).
+# Kinds of a range, as MagiAttention numbers them. FULL: every query sees every key. CAUSAL: the last query sees all
+# keys, and each earlier query sees one key fewer than the query after it (aligned at the bottom right).
 FULL, CAUSAL = 0, 1
 
 

@@ -61,7 +61,7 @@ def run_mapl(args, method, unit, folder, weights, length):
     events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [event for event in events if event["kind"] == "train"]
     ends = [event["time"] for event in steps]
-    # On a GPU, all that the process has taken of its memory.
+    # On a GPU, the peak is the device memory that the process has taken.
     taken = next((event["taken_bytes"] / 2**20 for event in events if event.get("event") == "memory"), None)
     return {
         "seconds": [b - a for a, b in zip(ends, ends[1:])][args.warmup - 1 :],

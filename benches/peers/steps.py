@@ -21,8 +21,9 @@ import time
 from step_processes import OutOfTime, run_mapl, run_peer, scores
 from step_rows import COMPARISONS, SIZES, comparisons_of, of_update, prepare, prepare_reward, prompt_lengths, weights_of
 
-# By method and unit. mapl comes first. The last ones are skipped first when time is short. `trl once` has the comparisons of a quad
-# that hold each sequence once: fewer than the others have, the least that TRL can compute for it.
+# Sides by method and unit, mapl first. When time is short, sides are skipped from the end of a list.
+# `trl once` has only the comparisons of a quad that hold each sequence once. They are fewer than the other
+# sides have, and the least that TRL can compute for a quad.
 SIDES = {
     ("dpo", "pairs"): ["mapl", "torch eager", "trl", "liger dpo", "trl liger", "torch compile"],
     ("dpo", "quads"): ["mapl", "trl", "trl once", "trl liger", "trl liger once", "torch eager", "liger dpo", "torch compile"],
@@ -30,11 +31,11 @@ SIDES = {
     ("reward", "quads"): ["mapl", "trl", "trl once", "torch eager", "torch compile"],
 }
 METHODS = ["dpo", "reward"]
-# First words of sides with kernels that need a GPU.
+# Prefixes of the names of sides whose kernels need a GPU.
 GPU_SIDES = ("trl liger",)
-# Largest error of a first loss, and relative error of a mean of log-probs. A random model hardly depends on its prompt: one row under
-# another prompt moves the mean by 1e-6. In bf16 every activation is rounded to 2^-9 of its size, so other tokens show, other prompts
-# only in f32.
+# Largest absolute error of the first loss, and largest relative error of a mean log-prob. A random model hardly
+# depends on its prompt: one row under a wrong prompt moves the mean by 1e-6. In bf16 every activation is rounded to
+# 2^-9 of its size. The bf16 tolerance therefore detects wrong tokens but no wrong prompt, which only f32 detects.
 LOSS_TOLERANCE = {"f32": 1e-5, "bf16": 5e-3}
 LOGP_TOLERANCE = {"f32": 5e-7, "bf16": 5e-3}
 COLUMNS = (
@@ -130,7 +131,7 @@ def one(args, method, unit, side, folder, runs, failed, known):
         runs[side].append(run)
         print(f"{method} {unit} {side}: {1e3 * statistics.median(run['seconds']):.1f} ms per step", file=sys.stderr, flush=True)
     except OutOfTime as why:
-        # Its earlier runs still count.
+        # Earlier runs of this side still count.
         if not runs[side]:
             failed[side] = ("skipped", str(why))
     except Exception as why:  # noqa: BLE001  (every failure becomes a row)
@@ -149,7 +150,7 @@ def agree(args, method, unit, side, run, known):
         raise RuntimeError(f"first loss {run['first_loss']}, by mapl score {loss}")
     if method == "reward":
         return
-    # `mapl` logs the sides of base comparisons, the others those of all.
+    # `mapl` logs means over the base comparisons; the other sides log means over all comparisons.
     compared = [c for c in compared if side != "mapl" or c[0] == "base"]
     for side_of, found in zip((1, 2), run["first_logps"]):
         expected = statistics.fmean(group[c[side_of]] for group in known for c in compared)

@@ -299,7 +299,7 @@ def measure(args, torch, made, task, announce):
         new["gb_per_s"] = 1e-9 * int(row["bytes"]) / seconds
         new["tflop_per_s"] = 1e-12 * int(row["flops"]) / seconds
         if row["memory_gb_per_s"] and row["share"]:
-            # Same floor, other time.
+            # The floor is the same, and only the time differs.
             new["share"] = float(row["share"]) * float(row["median_us"]) / t["median_us"]
         result.append(new)
     if compiling:

@@ -24,10 +24,11 @@ CONFIG = {
     "hidden_act": "silu",
 }
 
-# Rows of the pair case: no prompt must fill the limit of 1024 tokens on its own, because TRL would drop the row.
+# Bound on the prompts of the pair case. A prompt must stay below the limit of 1024 tokens, or TRL would drop
+# the row.
 PAIR_PROMPT_CHARS = 2000
-# Rows of the group cases: prompt length over mean response length, and bounds that keep every sequence including
-# instructions below the limit, so that neither side truncates anything.
+# Bounds on the rows of the group cases: the range of prompt length over mean response length, and lengths
+# that keep every sequence, with its instructions, below the limit, so that neither side truncates anything.
 GROUP_RATIO = (0.5, 2.0)
 GROUP_PROMPT_CHARS = 400
 GROUP_RESPONSE_CHARS = 100

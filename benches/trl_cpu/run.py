@@ -21,12 +21,12 @@ LOSS_TOLERANCE = 1e-3
 # A random model hardly depends on its prompt: one row under a wrong prompt moves the mean by at least 1e-6. Both sides
 # agree to 1e-7.
 LOGP_TOLERANCE = 5e-7
-# In bf16 every activation is rounded to 2^-9 of its size, and with bf16 weights TRL's loss is rounded too. These bounds see
-# other rows or other targets, not a wrong prompt: that is what the same run in f32 sees.
+# In bf16 every activation is rounded to 2^-9 of its size, and with bf16 weights TRL's loss is rounded too. This
+# bound detects wrong rows or wrong targets, but no wrong prompt; the same run in f32 detects a wrong prompt.
 BF16_TOLERANCE = 4e-3
 # CPU cores that other programs may use while wall-clock times are still meaningful.
 QUIET = 0.1
-# Elements of the matrices that every token goes through, and of the head.
+# Elements of the weight matrices that every token is multiplied by, and of the head.
 BODY = 4 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 688)
 HEAD = 8192 * 256
 CASES = ("pairs", "groups-margin", "groups-pair")
@@ -121,7 +121,8 @@ def describe(settings, cases):
     """Adds to each case its comparisons per update, and flags that make the losses equal."""
     for name, case in cases.items():
         case["comparisons"] = settings.batch * (1 if name == "pairs" else 5)
-        # TRL has no four-term loss. Its pairs then have another mean loss, and gradients differ after the first update.
+        # TRL has no four-term loss. Its pairs then have a different mean loss, and gradients differ after the
+        # first update.
         case["same_loss"] = name != "groups-margin"
         if name == "groups-pair":
             # One mean over the 1 + 2 + 2 pairs of every group, as in TRL.

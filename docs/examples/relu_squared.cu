@@ -1,7 +1,7 @@
 // Squared ReLU (arXiv 2109.08668): y = max(x, 0)², and its gradient, dx = 2 max(x, 0) dy in place.
 #include "common.cuh"
 
-/// Calls f(i) for the elements that this thread owns, by stride.
+/// Calls f(i) for the elements of this thread, in a grid-stride loop.
 template <class F>
 DEVICE void for_each_element(long long n, F f) {
     long long step = (long long)gridDim.x * blockDim.x;

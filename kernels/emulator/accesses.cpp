@@ -3,9 +3,9 @@
 //   a lane's n-th access at a line joins group n of its warp at that line
 //   a group with all 32 lanes, or one that is left when the block has returned, is one access of the warp:
 //     shared memory: 32 banks of 4 bytes. A pass reads one word of each bank, for any number of lanes.
-//       Accesses of 8 bytes go by half warps, of 16 bytes by quarter warps. Passes of such a part: the most
-//       distinct words in one bank. The fewest: one for each part.
-//     global memory: sectors of 32 bytes that the lanes touch. The fewest: the distinct bytes over 32,
+//       Accesses of 8 bytes go by half warps, of 16 bytes by quarter warps. The passes of such a part are
+//       the most distinct words in one bank; the minimum is one for each part.
+//     global memory: sectors of 32 bytes that the lanes touch. The minimum is the distinct bytes over 32,
 //       rounded up.
 //
 // Addresses that are neither in the block's shared memory nor in an allocation, such as those of local
@@ -158,7 +158,7 @@ void count_access(const void* address, int bytes, bool store, const char* file, 
         fold(*state, site, group);
         group.lanes = 0;
         if (number + 1 == lanes.open.size()) {
-            // Every earlier group may miss lanes, which can only come now if they have not passed it.
+            // Earlier groups may still lack lanes. All are complete once each lane has made this many accesses.
             uint64_t least = *std::min_element(lanes.taken, lanes.taken + 32);
             if (least == lanes.first + number + 1) {
                 lanes.first = least;

@@ -34,9 +34,9 @@ struct AccessCounts {
     uint64_t accesses = 0;
     /// Shared memory: passes through the banks. Global memory: sectors of 32 bytes.
     uint64_t units = 0;
-    /// The fewest possible for the same bytes.
+    /// The fewest units possible for the same bytes.
     uint64_t fewest = 0;
-    /// Accesses with more than the fewest.
+    /// Accesses with more units than the fewest.
     uint64_t wide = 0;
 };
 
@@ -60,7 +60,7 @@ struct AccessState {
     std::vector<std::vector<std::pair<AccessSite, LanesOfSite>>> warps;
 };
 
-/// The counting of one launch.
+/// Counts the accesses of one launch during its lifetime.
 class Counting {
     bool on;
 

@@ -37,8 +37,8 @@ struct EmulatorRequest {
     unsigned accesses;
 };
 
-/// Calls `use` for each source location of a barrier, or with `fences` of a checked proxy fence,
-/// that launches of this OS thread have executed since the last call.
+/// Calls `use` for each source location of a barrier or, with `fences`, of a checked proxy fence that
+/// launches of this OS thread have executed since the last call.
 void emulator_sites(int fences, void (*use)(void* context, const char* file, int line), void* context) {
     Launch& l = launch();
     std::set<const Site*>& sites = fences != 0 ? l.fences : l.barriers;

@@ -51,8 +51,8 @@ void for_each_row_inside(const Box& box, F f) {
     }
 }
 
-/// Bytes that a plain store of `count` elements of a row writes: whole units of 16 bytes, past the
-/// end of the tensor's row if it is inside a unit (triton-lang/triton#11583).
+/// Bytes that a plain store of `count` elements of a row writes: whole units of 16 bytes, past the end of the
+/// tensor's row if that end is inside a unit (triton-lang/triton#11583).
 size_t stored_bytes(const Box& box, int count) {
     return (size_t(count * box.element_bytes) + ALIGN - 1) / ALIGN * ALIGN;
 }
@@ -163,14 +163,15 @@ void write(TmaStore& store) {
     });
 }
 
-/// The global rows of a box may be read by the running thread's asynchronous operation.
+/// Checks that the running thread's asynchronous operation may read the global rows of a box.
 void require_rows_published(const char* what, const Box& box) {
     for_each_row_inside(box, [&](int, unsigned char* global, int, int count) {
         require_published_global(what, global, size_t(count * box.element_bytes));
     });
 }
 
-/// A box may be memory that the previous launch writes or reads.
+/// Rejects a TMA copy before wait_for_earlier_launch(): its box may be memory that the previous launch writes
+/// or reads.
 void require_earlier_launch_wait() {
     if (launch().early && !fiber().waited) {
         fail("a TMA copy before wait_for_earlier_launch, in a kernel marked EARLY");

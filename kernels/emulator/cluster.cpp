@@ -7,7 +7,7 @@ namespace emulator {
 
 namespace {
 
-/// Registers that setmaxnreg can distribute to the threads of a block, and the most that a thread has.
+/// Registers that setmaxnreg can distribute to the threads of a block, and the maximum of a thread.
 constexpr unsigned REGISTERS = 64512, MOST_OF_THREAD = 255;
 
 Cluster& cluster_of(const Fiber& f) {
@@ -26,8 +26,8 @@ unsigned at_start(const Block& b) {
     return std::min(REGISTERS / b.threads, MOST_OF_THREAD) / 8 * 8;
 }
 
-/// setmaxnreg of a warp, by its first lane. Registers move as soon as a warp releases them; a warp that
-/// asks for more than are free waits.
+/// Executes setmaxnreg for a warp; its first lane calls it. Registers move as soon as a warp releases them; a
+/// warp that asks for more than are free waits.
 void move_registers(const Fiber& f, int registers, bool increase) {
     Block& b = *f.block;
     Warp& warp = *f.warp;

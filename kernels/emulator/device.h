@@ -39,8 +39,8 @@ struct Site {
 /// one source location, to show that results then differ between thread orders.
 void sync_block(const Site* site);
 
-/// Proxy fences of shared and of global memory. Checked in launches that ask for it; such a launch
-/// can omit the fences of one source location, to show that the check sees it.
+/// Proxy fences of shared and of global memory. They are checked in launches that ask for it. Such a launch
+/// can omit the fences of one source location, to show that the check detects it.
 void fence_async_proxy(const Site* site);
 void fence_async_proxy_global(const Site* site);
 
@@ -49,11 +49,12 @@ void sync_named(int id, int threads);
 /// Arrives at named barrier `id` without waiting.
 void arrive_named(int id, int threads);
 
-/// Exchanges values between the 32 lanes of a warp: returns 32 slots of `bytes`, by lane, valid
-/// until the lane's next exchange. `what` names the primitive; lanes at different primitives are an
-/// error.
+/// Exchange of values between the 32 lanes of a warp. It returns 32 slots of at most EXCHANGE_BYTES, by lane,
+/// which are valid until the lane's next exchange. `what` names the primitive; lanes at different primitives
+/// are an error.
 constexpr int EXCHANGE_BYTES = 80;
-/// The lane's slot of the next exchange, and all slots once every lane has filled its own.
+/// exchange_slot() returns the lane's slot of the next exchange; exchange_slots() returns all slots once every
+/// lane has filled its slot.
 unsigned char* exchange_slot(const char* what, int bytes);
 const unsigned char* exchange_slots(const char* what);
 
@@ -69,7 +70,7 @@ const T* exchange(const char* what, const T& mine) {
 constexpr int RESULT_BYTES = 512;
 unsigned char* exchange_result(bool* first);
 
-/// Exchange followed by a computation by the first lane on behalf of all: compute(slots, result).
+/// Exchange followed by a computation, compute(slots, result), by the first lane that continues, for all lanes.
 template <class Result, class T, class Compute>
 const Result* exchange_for(const char* what, const T& mine, Compute compute) {
     static_assert(sizeof(Result) <= RESULT_BYTES, "result of a warp exchange");
@@ -100,14 +101,14 @@ void wait_until(const char* what, Ready ready) {
     }
 }
 
-/// Whether an asynchronous operation takes effect now: always in the rising and late schedules, never in the
-/// falling one, for half of all calls in the random one.
+/// Whether an asynchronous operation takes effect now: always in the rising schedule, never in the falling
+/// and late ones, for half of all calls in the random one.
 bool deliver_now();
 
 // --- shared and global memory -------------------------------------------------------------------------------------
 
-/// The block's shared array of a source location, created by the first thread that reaches it. New
-/// memory is all ones: NaN.
+/// The block's shared array of a source location, created by the first thread that reaches it. All bits of
+/// new memory are set, which is NaN.
 void* shared_storage(const void* site, size_t bytes);
 
 template <class T, size_t COUNT>
@@ -117,7 +118,7 @@ T* shared_array(const void* site) {
 
 /// Dynamic shared memory.
 unsigned char* dynamic_shared();
-/// Dynamic shared memory of `bytes` bytes; ends the launch if it has another size.
+/// Dynamic shared memory of `bytes` bytes; aborts the launch if it has a different size.
 unsigned char* dynamic_shared_of(size_t bytes);
 
 /// Aborts the launch unless the bytes are in one device allocation.
@@ -132,8 +133,8 @@ uint32_t shared_address(const void* pointer);
 
 // --- counts of accesses -------------------------------------------------------------------------------------------
 
-/// Number of launches of the process that count accesses (accesses.cpp). Without one, a counted
-/// access costs a test of this number.
+/// Number of launches of the process that count accesses (accesses.cpp). While it is 0, a counted access only
+/// costs a test of this number.
 extern const int* counting;
 
 /// Counts an access of the running thread to global or shared memory, if its launch counts them.
@@ -147,7 +148,7 @@ inline void note_access(const void* address, int bytes, bool store, const char* 
     }
 }
 
-/// Last parameters of a function whose caller's source line an access belongs to.
+/// Last parameters of a function whose accesses belong to the source line of its caller.
 #define CALLER_LINE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 // --- cp.async -----------------------------------------------------------------------------------------------------
@@ -162,8 +163,8 @@ void cp_async_wait(int pending);
 
 // --- mbarriers ----------------------------------------------------------------------------------------------------
 
-/// mbarrier objects, 8 bytes of shared memory each. `rank` is the block in the cluster, or -1 for
-/// the own block; `bytes` is the expect_tx count of the arrival.
+/// mbarrier objects, 8 bytes of shared memory each. `rank` is the block in the cluster, or -1 for the
+/// thread's block; `bytes` is the expect_tx count of the arrival.
 void init_mbarrier(void* barrier, int arrivals);
 /// Makes the thread's init_mbarrier visible to other blocks and to TMA loads.
 void fence_mbarrier_init();
@@ -179,9 +180,9 @@ using MapWords = uint64_t[16];
 /// First word of a tensor map for the emulator.
 EXPORT constexpr uint64_t MAP_MAGIC = 0x70616d2d6c70616d;
 
-/// Aborts the launch unless the map is one of the emulator with `rank` dimensions.
+/// Aborts the launch unless the map was made for the emulator, with `rank` dimensions.
 void check_tensor_map(const MapWords& map, int rank);
-/// Loads the box at `at` to the same address in every block with its bit set in `blocks` (0: own
+/// Loads the box at `at` to the same address in every block with its bit set in `blocks` (0: the thread's
 /// block only), and completes its bytes on their mbarriers.
 void tma_load(void* to, const MapWords& map, const int* at, int rank, void* barrier, unsigned blocks);
 /// Stores a box, or adds it to the tensor.

@@ -1,10 +1,10 @@
-// The emulator's functions as a table, for kernels that are compiled into a library of their own
-// (src/backend/kernels/own). The program fills the table, own.h forwards to it.
+// The emulator's functions as a table, for kernels that are compiled into a separate library
+// (src/backend/kernels/own). The program fills the table, and own.h forwards calls to it.
 #pragma once
 
 #include "device.h"
 
-/// F(type, name, parameters, arguments) for every function of device.h but fail(), which is variadic.
+/// F(type, name, parameters, arguments) for every function of device.h except fail(), which is variadic.
 #define EMULATOR_INTERFACE(F)                                                                              \
     F(Dim, thread_index, (), ())                                                                           \
     F(Dim, block_index, (), ())                                                                            \

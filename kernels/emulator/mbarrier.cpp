@@ -48,7 +48,7 @@ Mbarrier& get(const char* what, Block& b, size_t offset) {
     return *m;
 }
 
-/// Aborts the launch if other blocks and the async proxy may not see the mbarrier yet.
+/// Aborts the launch if the mbarrier may still be invisible to other blocks and the async proxy.
 void require_fenced(const char* what, const Mbarrier& m, size_t offset) {
     if (m.unfenced) {
         fail("%s on the mbarrier at %zu of the shared window, which thread %u initialised without a "

@@ -1,4 +1,4 @@
-// Device memory of the emulator: allocations between guard words, poisoned for the sanitizer.
+// Device memory of the emulator: allocations between guard bytes, which are poisoned for the sanitizer.
 #pragma once
 
 #include <cstddef>
@@ -6,7 +6,7 @@
 
 namespace emulator {
 
-/// Zeroed memory, aligned to 256 bytes, with guard words on both sides; null if out of memory.
+/// Zeroed memory, aligned to 256 bytes, with guard bytes on both sides; null if out of memory.
 void* allocate(size_t bytes);
 
 /// Frees memory.
@@ -15,8 +15,8 @@ void release(void* memory);
 /// Start of the allocation that contains the bytes, and its size in `room`; null without one.
 const unsigned char* allocation_of(const void* address, size_t bytes, size_t& room);
 
-/// Checks the guard words of all allocations. Empty, or a message with the size and side of an
-/// overrun allocation.
+/// Checks the guard bytes of all allocations. Returns an empty string, or a message with the size and side of
+/// an overrun allocation.
 std::string overrun();
 
 /// Marks bytes as accessible or inaccessible for the sanitizer; no-ops without it.

@@ -1,5 +1,5 @@
-// Included once by a kernel library that is compiled at run time: the emulator's functions, forwarded
-// to the program's table, and the entry point that receives the table.
+// Included once by a kernel library that is compiled at run time. It defines the emulator's functions, which
+// forward to the program's table, and the entry point that receives the table.
 #pragma once
 
 #include <cstdarg>
@@ -32,7 +32,7 @@ void fail(const char* format, ...) {
 
 }  // namespace emulator
 
-/// Stores the table. Returns 0, or 1 if it is that of another emulator.
+/// Stores the table. Returns 0, or 1 if its size is that of a different emulator version.
 extern "C" __attribute__((visibility("default"))) int emulator_connect(const void* table, size_t bytes) {
     if (bytes != sizeof(emulator::Interface)) {
         return 1;

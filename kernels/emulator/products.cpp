@@ -59,7 +59,7 @@ struct Operand {
         return offset ^ ((offset >> 7 & bits) << 4);
     }
 
-    /// Row or column r, k from 0 to 15, to [k][to].
+    /// Copies row or column r, for k from 0 to 15, to value[k][to].
     template <int WIDTH>
     void read(int r, float (&value)[16][WIDTH], int to) const {
         size_t at = across(size_t(r));
@@ -77,7 +77,7 @@ struct Operand {
         }
     }
 
-    /// Columns r and r + 1, r even, to [k][to] and [k][to + 1].
+    /// Copies columns r and r + 1, r even, to value[k][to] and value[k][to + 1].
     template <int WIDTH>
     void read_pair(int r, float (&value)[16][WIDTH], int to) const {
         if (major == 0) {
@@ -138,7 +138,8 @@ void multiply(const Fiber& f, const Wgmma& p) {
         }
     }
     Operand b(*f.block, p.b, p.b_major);
-    // The thread has two of every eight columns. Four eights at a time; columns beyond the last stay 0.
+    // The thread has two of every eight columns. Each iteration computes up to four such groups of eight; the
+    // columns of absent groups stay 0.
     for (int n = 0; n < p.columns; n += 32) {
         int eights = p.columns - n < 32 ? (p.columns - n) / 8 : 4;
         alignas(16) float columns[16][8] = {};

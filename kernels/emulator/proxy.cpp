@@ -1,4 +1,4 @@
-// Missing proxy fences. PTX ISA: "Proxies", "membar.proxy / fence.proxy".
+// Check for missing proxy fences. PTX ISA: "Proxies", "membar.proxy / fence.proxy".
 //
 // TMA and wgmma access memory through the async proxy, plain code through the generic proxy. The
 // async proxy sees a plain write only after the writing thread's own proxy fence. In the emulator
@@ -15,7 +15,7 @@
 //   a TMA operation of another thread U reads such rows: an error unless they are published, and U
 //       has executed fence_async_proxy_global() since
 //
-// A plain write of the value that was there is not seen. Tests use random values.
+// A plain write of the value that the memory already holds is not detected. Tests therefore use random values.
 #include <algorithm>
 #include <cstring>
 
@@ -69,7 +69,7 @@ uint32_t number_of(const Fiber& f) {
     return uint32_t(&f - launch().fibers.data()) + 1;
 }
 
-/// Rows of global memory that overlap a range: calls `f(start, rows)`.
+/// Calls `f(rows)` with the iterator of each entry of `stored` that overlaps a range.
 template <class F>
 void for_each_overlap(std::map<const unsigned char*, StoredRows>& stored, const unsigned char* start, size_t bytes,
                       F f) {

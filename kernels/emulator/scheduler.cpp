@@ -63,7 +63,8 @@ unsigned char* aligned(size_t bytes, size_t align) {
 
 Stack* take_stack() {
     if (pool.stacks.empty()) {
-        // Stacks start at different lines of a page, so that those of a warp do not displace one another in the cache.
+        // Stacks start at different cache lines of a page, so that those of a warp do not evict one another
+        // from the cache.
         size_t number = pool.made++;
         auto* stack = new Stack;
         stack->memory = aligned(STACK_BYTES, 4096);
@@ -136,8 +137,8 @@ emulator_switch:
 
 void fiber_main();
 
-/// Switches to the stack pointer `to`: of a fiber, or of the scheduler if null. Tells the address
-/// sanitizer, which must know the bounds of the current stack.
+/// Switches to the stack pointer `to` of the fiber `target`, or of the scheduler if `target` is null. Tells
+/// the address sanitizer the bounds of that stack.
 void switch_stacks(void** from, void* to, const Fiber* target, bool done = false) {
 #if defined(__SANITIZE_ADDRESS__)
     Stack stack = target != nullptr ? *target->stack : thread_stack();
@@ -155,15 +156,15 @@ void switch_stacks(void** from, void* to, const Fiber* target, bool done = false
 #endif
 }
 
-/// Makes a fiber the running one; the stack pointer to continue at.
+/// Makes a fiber the running one. Returns the stack pointer at which it continues.
 void* enter(Fiber& f) {
     running = &f;
     f.counter = nullptr;
     f.idle = false;
     if (!f.started) {
         f.started = true;
-        // As emulator_switch leaves a stack: six registers and the address to return to. Above it 8 bytes, so that `fiber_main` finds
-        // the stack pointer as after a call.
+        // The stack is as emulator_switch leaves it: six registers and the return address. The 8 bytes above
+        // them give the stack pointer in `fiber_main` the alignment that it has after a call.
         auto** top = reinterpret_cast<void**>(f.stack->memory + f.stack->bytes);
         std::memset(top - 8, 0, 8 * sizeof *top);
         top[-2] = reinterpret_cast<void*>(fiber_main);
@@ -172,7 +173,7 @@ void* enter(Fiber& f) {
     return f.point;
 }
 
-/// Leaves the running fiber: for the next one of the round, or for the scheduler at its end.
+/// Leaves the running fiber for the next one of the round, or for the scheduler at the end of the round.
 void to_scheduler() {
     Fiber& f = fiber();
     Launch& l = *f.launch;
@@ -361,7 +362,7 @@ bool Launch::run(const std::vector<uint64_t>& numbers) {
         }
         while (schedule == Schedule::RANDOM && (random.next() & 1) != 0 && deliver_load()) {
         }
-        // After a round without progress the first warps run once.
+        // After a round without progress, the first warps run for one round.
         first_stalled = schedule == Schedule::LATE && !late;
         late = false;
         moved = false;

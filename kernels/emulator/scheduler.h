@@ -37,9 +37,10 @@ constexpr size_t WINDOW_BYTES = 256 << 10;
 /// Bytes between two shared arrays; no access may touch them.
 constexpr size_t GAP = 64;
 
-/// Order of threads and blocks, and time at which asynchronous operations take effect. LATE is RISING
-/// with the first warp of each block as late as barriers allow: it usually initialises what others use.
-/// Asynchronous copies are late too: in FALLING the last one completes first, in LATE the first one.
+/// Order of threads and blocks, and time at which asynchronous operations take effect. LATE is RISING, except
+/// that the first warp of each block, which usually initialises what others use, runs as late as barriers
+/// allow. Asynchronous operations are late in FALLING, where the newest TMA load arrives first, and in LATE,
+/// where the oldest arrives first.
 EXPORT enum class Schedule : int { RISING, FALLING, RANDOM, LATE };
 
 /// SplitMix64 generator.
@@ -106,7 +107,8 @@ struct alignas(64) Fiber {
     std::unique_ptr<AsyncState> async_state;
     /// wait_for_earlier_launch() was called.
     bool waited = false;
-    /// Between arrive and wait of the cluster barrier; its generation on arrival.
+    /// Whether the thread is between arrive and wait of the cluster barrier, and the barrier's generation on
+    /// arrival.
     bool at_cluster = false;
     uint64_t cluster_seen = 0;
     /// Number of the last fence_async_proxy_global(), 0 before the first.
@@ -117,8 +119,8 @@ struct alignas(64) Fiber {
     }
 };
 
-/// A warp and its exchange buffer. The buffer is double: a lane can be one exchange ahead of
-/// another, not two.
+/// A warp and its exchange buffer. The buffer is double, because a lane can be one exchange ahead of another,
+/// but not two.
 struct Warp {
     uint64_t generation = 0;
     uint32_t arrived = 0;
@@ -134,7 +136,7 @@ struct Warp {
     /// Number of the last exchange with a computed result, counted from 1; 0 before the first.
     uint64_t computed = 0;
 
-    // Not a default: the slots need no zeros.
+    // Not defaulted, so that the slots are not zeroed.
     Warp() {}
 };
 
@@ -154,7 +156,7 @@ struct Block {
     std::vector<Warp> warps;
     Barrier whole;
     Barrier named[16];
-    /// Number of setmaxnreg that have taken effect.
+    /// Number of setmaxnreg calls that have taken effect.
     uint64_t registers_released = 0;
     /// Shared window: dynamic shared memory, then the shared arrays, separated by gaps.
     unsigned char* window = nullptr;
@@ -189,7 +191,7 @@ struct ProxyState {
     /// Fences of global memory so far.
     uint64_t fences = 0;
 
-    /// Starts with a number of new blocks.
+    /// Resets the state for a number of new blocks.
     void reset(size_t blocks);
 };
 
@@ -281,7 +283,7 @@ struct Launch {
 /// The launch of this OS thread.
 Launch& launch();
 
-/// The running fiber. A plain pointer costs no check at every access.
+/// The running fiber. A plain pointer needs no initialisation check at every access.
 extern thread_local Fiber* running;
 
 /// The running fiber and its block.
@@ -317,24 +319,24 @@ void complete_bytes(const Fiber& issuer, Block& target, size_t offset, int bytes
 /// Only with `Launch::proxies`: attributes what has changed in shared memory since the last look to
 /// a thread. Called when the thread waits, and before its asynchronous operations.
 void look_at_shared(const Fiber& f);
-/// Only with `Launch::proxies`: an asynchronous operation has written bytes of shared memory.
+/// Only with `Launch::proxies`: records that an asynchronous operation has written bytes of shared memory.
 void publish_async_write(Block& target, size_t offset, size_t bytes);
 /// Only with `Launch::proxies`: aborts the launch if an asynchronous operation reads bytes that the
 /// async proxy may not see, in shared memory or in global memory.
 void require_published(const char* what, const Block& b, size_t offset, size_t bytes);
 void require_published_global(const char* what, const unsigned char* start, size_t bytes);
-/// Only with `Launch::proxies`: a TMA store of the running thread writes global memory.
+/// Only with `Launch::proxies`: records that a TMA store of the running thread writes global memory.
 void note_async_store(const unsigned char* start, size_t bytes);
 
-/// Only with `Launch::accesses`: starts with the warps of new blocks; counts what lanes have left
-/// open when they have returned.
+/// Only with `Launch::accesses`: start_accesses() begins with the warps of new blocks; finish_accesses()
+/// counts the groups that are incomplete when all threads have returned.
 void start_accesses(size_t warps);
 void finish_accesses();
-/// Only with `Launch::accesses`: a TMA copy moves bytes of a row in global memory.
+/// Only with `Launch::accesses`: counts a row in global memory that a TMA copy reads or writes.
 void count_row(const unsigned char* start, size_t bytes, bool store);
 
-/// Delivers one TMA load in flight: the newest, or any in the random schedule. False if there is
-/// none.
+/// Delivers one TMA load in flight: any in the random schedule, the oldest in the late one, else the newest.
+/// False if there is none.
 bool deliver_load();
 /// Delivers the TMA stores of threads that have returned.
 void deliver_stores();

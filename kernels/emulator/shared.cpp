@@ -24,8 +24,8 @@ void* shared_storage(const void* site, size_t bytes) {
     }
     l.shared_arrays[site] = {offset, bytes};
     l.window_used = offset + bytes + GAP;
-    // In all blocks at once: another block of the cluster may write here before this block gets
-    // here.
+    // The array is created in all blocks at once, because another block of the cluster may write to it before
+    // this block gets here.
     for (Block& b : l.blocks) {
         unpoison(b.window + offset, bytes);
         std::memset(b.window + offset, 0xff, bytes);
@@ -72,7 +72,7 @@ void check_shared(const char* what, const void* address, size_t bytes) {
 }
 
 void check_global(const char* what, const void* address, size_t bytes) {
-    // A kernel reads the same few buffers again and again, and none of them is given back while it runs.
+    // A kernel reads the same few buffers again and again, and none of them is freed while it runs.
     Launch& l = launch();
     auto* start = static_cast<const unsigned char*>(address);
     if (l.found != nullptr && start >= l.found && start + bytes <= l.found + l.found_bytes) {

@@ -4,7 +4,7 @@
 
 #ifdef __CUDACC__
 
-/// 32-bit shared-window address, as PTX instructions take it.
+/// 32-bit shared-window address, as PTX instructions expect it.
 DEVICE uint32_t shared_address_of(const void* pointer) {
     return uint32_t(__cvta_generic_to_shared(pointer));
 }

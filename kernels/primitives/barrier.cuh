@@ -8,25 +8,24 @@
 #include "async.cuh"
 #include "hopper.cuh"
 
-/// An mbarrier in shared memory. Phases are numbered from 0; phases p, p + 2, ... have parity p. A
-/// phase completes, and the next one starts, when all its arrivals and all expected bytes have
-/// come.
+/// An mbarrier in shared memory. Phases are numbered from 0; phases p, p + 2, ... have parity p. A phase
+/// completes, and the next one starts, when all its arrivals and all expected bytes have arrived.
 struct Mbarrier {
     uint64_t word;
 };
 
 #ifdef __CUDACC__
 
-// A build with MAPL_GUARD=1 ends waits that take some two seconds, and says where. Without it the
-// macros are empty, and the code is the same as without them.
+// A build with MAPL_GUARD=1 aborts the launch if a wait exceeds about two seconds, and prints where. In other
+// builds these macros are empty and do not change the code.
 #ifdef MAPL_GUARD
 #include <cstdio>
 
 /// Two seconds of a clock of 2 GHz.
 constexpr long long GUARD_CLOCKS = 4000000000;
 
-/// Ends the launch if a wait that began at `start` has lasted too long. The error of the launch
-/// names the kernel: a guarded program waits after each.
+/// Aborts the launch if a wait that began at `start` has lasted too long. The launch error names the kernel,
+/// because a guarded program waits after each launch.
 DEVICE void guard_wait(long long start, const char* what, unsigned long long address, int phase, const char* function,
                        const char* file, int line) {
     if (clock64() - start > GUARD_CLOCKS) {

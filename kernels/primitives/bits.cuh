@@ -28,7 +28,8 @@ DEVICE void store_16(void* to, const uint32_t (&word)[4]) {
                  : "memory");
 }
 
-/// Hides from the compiler what a word holds, at no cost: it cannot reuse what it computed from it.
+/// Hides the value of a word from the compiler, at no cost. The compiler then cannot reuse earlier results
+/// that it computed from the word.
 DEVICE void hide(uint32_t& word) {
     asm volatile("" : "+r"(word));
 }

@@ -2,8 +2,8 @@
 // dependent launch. PTX ISA: barrier.cluster, mapa, ld and st of .shared::cluster, setmaxnreg,
 // griddepcontrol. Needs sm_90a.
 //
-// Hazard: a block must not exit while others of its cluster may still access its shared memory. It
-// ends with sync_cluster(), or waits for their last arrivals.
+// Hazard: a block must not exit while others of its cluster may still access its shared memory. A block ends
+// with sync_cluster(), or waits for the last arrivals of the others.
 #pragma once
 
 #include "barrier.cuh"

@@ -67,7 +67,7 @@ inline void mma(FragmentC& c, const FragmentA& a, const FragmentB& b) {
         FragmentB b;
         FragmentC c;
     };
-    // The first lane to resume computes the whole product; the others take their elements.
+    // The first lane to resume computes the whole product; every lane copies its elements.
     auto product = [](const Operands* lanes, float(*result)[8]) {
         float x[16][16], y[16][8];
         for (int lane = 0; lane < 32; ++lane) {

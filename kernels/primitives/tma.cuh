@@ -15,9 +15,8 @@ struct alignas(64) TensorDescriptor {
     uint64_t word[16];
 };
 
-// Parameter type of entry points: `KERNEL(128, name)(TensorMap map, ...)`. A tensor map must be a
-// grid constant. That is an attribute of the parameter, not a type, so this is a macro; functions
-// take `const TensorDescriptor&`.
+// Parameter type of entry points: `KERNEL(128, name)(TensorMap map, ...)`. A tensor map must be a grid constant.
+// That is an attribute of the parameter, not a type, so this is a macro; functions use `const TensorDescriptor&`.
 #ifdef __CUDACC__
 #define TensorMap const __grid_constant__ TensorDescriptor
 #else
@@ -46,7 +45,7 @@ DEVICE void tma_load(void* shared, const TensorDescriptor& map, int x, int y, in
            : "memory");
 }
 
-/// TMA multicast load: to the same address in every block of the cluster that has its bit set in
+/// TMA multicast load of a box to the same address in every block of the cluster that has its bit set in
 /// `blocks`. The bytes complete on the barrier of each of these blocks.
 DEVICE void tma_load_multicast(void* shared, const TensorDescriptor& map, int x, int y, Mbarrier* barrier,
                                unsigned blocks) {

@@ -1,20 +1,21 @@
 //! Collectives that a device runs on its own buffers, without the host.
 //!
-//! Every rank calls the same ones in the same order. A call is enqueued behind the ops before it. Ops
-//! after it may run while it does, so they may use its results, and write to what it reads, only
-//! behind [`DeviceCollective::settle`]. None of them may be recorded ([`Backend::record`]).
+//! All ranks call the same collectives in the same order. A collective runs after the ops that were enqueued
+//! before it. Ops that are enqueued later may run concurrently with it. Such ops may use its results or
+//! overwrite its inputs only after [`DeviceCollective::settle`]. Collectives cannot be recorded
+//! ([`Backend::record`]).
 
 use std::ops::Range;
 
 use super::Backend;
 use crate::Result;
 
-/// Number of an enqueued collective.
+/// Sequence number of an enqueued collective.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(pub(crate) u64);
 
-/// Sums and gathers over the ranks, on the buffers of a backend. `parts` holds one range a rank; they
-/// follow each other.
+/// Sums and gathers over the ranks, on the buffers of a backend. `parts` holds one range per rank. The ranges
+/// are contiguous.
 pub trait DeviceCollective<B: Backend> {
     /// Replaces `parts[r]` on rank r by its sum over the ranks; other elements of `parts` keep their values or
     /// are left undefined. A rank that does not contribute adds zeros.
@@ -23,12 +24,12 @@ pub trait DeviceCollective<B: Backend> {
     /// Replaces `range` by its sum over the ranks. A rank that does not contribute adds zeros.
     fn all_reduce(&self, buffer: &mut B::Acc, range: Range<usize>, contributes: bool) -> Result<Ticket>;
 
-    /// Replaces `parts[r]` by rank r's, for every r.
+    /// Copies `parts[r]` of rank r to all ranks, for every r.
     fn all_gather_act(&self, buffer: &mut B::Act, parts: &[Range<usize>]) -> Result<Ticket>;
 
-    /// Replaces `parts[r]` by rank r's, for every r.
+    /// Copies `parts[r]` of rank r to all ranks, for every r.
     fn all_gather_acc(&self, buffer: &mut B::Acc, parts: &[Range<usize>]) -> Result<Ticket>;
 
-    /// Makes ops that are enqueued from now on run behind a collective. Does not wait.
+    /// Makes ops that are enqueued later wait for a collective on the device. Does not block the host.
     fn settle(&self, ticket: Ticket) -> Result<()>;
 }

@@ -1,6 +1,5 @@
-//! Composite ops as sequences of other ops. A backend runs the sequence unless it has a fused
-//! implementation, which must then agree with the sequence. Each op of the sequence is checked and
-//! timed as a call of its own.
+//! Composite ops as sequences of other ops. A backend runs the sequence unless it has a fused implementation,
+//! which must then agree with the sequence. Each op of the sequence is checked and timed as a separate call.
 
 use super::Backend;
 use super::contract::*;

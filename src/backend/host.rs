@@ -23,7 +23,7 @@ pub fn zeros<T: Zeroable>(len: usize) -> Result<Vec<T>> {
 }
 
 /// Rounds to the nearest bf16, ties to even. `half::bf16::from_f64` drops the last 32 bits first, so it
-/// takes a number just above a tie for the tie.
+/// treats a number just above a tie as the tie.
 pub(crate) fn nearest_bf16(x: f64) -> bf16 {
     let near = x as f32;
     let (bits, exact) = (near.to_bits(), f64::from(near));
@@ -110,9 +110,9 @@ pub fn fetch<T: Copy>(from: View<'_, Vec<T>>, readback_buffer: &mut [T], at: usi
     Ok(())
 }
 
-/// The part of an `impl Backend` that does not depend on the ops, for a backend with its buffers in
-/// host memory as vectors of `$Act` and `$Number`. The backend itself defines the copies of single
-/// buffers of both.
+/// The part of an `impl Backend` that does not depend on the ops, for a backend with buffers in host memory.
+/// `Act` is a vector of `$Act`, and `Acc` a vector of `$Number`. The backend itself defines the host copies
+/// of single `Act` and `Acc` buffers.
 macro_rules! host_memory {
     ($Act:ty, $Number:ty) => {
         type Act = Vec<$Act>;

@@ -4,12 +4,12 @@
 //! contract documents the shape of every buffer and holds the checks, the bytes and FLOPs of a call
 //! and the tolerance. Two trait methods are generated from each line:
 //!
-//! - `op`, provided: checks the contract, calls `op_impl`, and times the call if the backend has a
-//!   probe; a range of `nvtx` for profilers.
+//! - `op`, provided: checks the contract, opens an NVTX range, calls `op_impl`, and times the call if the
+//!   backend has a probe.
 //! - `op_impl`, required: the implementation of a backend. It may rely on the checks.
 //!
-//! A backend without an implementation of an op does not compile. Neither does an op call that
-//! takes a buffer of another backend.
+//! A backend without an implementation of an op does not compile. Neither does an op call with a buffer of a
+//! different backend.
 //!
 //! A composite is an op that equals a sequence of other ops (`composite.rs`). Every backend runs
 //! that sequence by default. A backend with something faster, such as one fused kernel, overrides
@@ -18,7 +18,7 @@
 //! | backend | Act / Acc | purpose |
 //! |---|---|---|
 //! | [`reference::Reference`] | f64 / f64 | the oracle: serial textbook loops, never optimised |
-//! | [`cpu::Cpu`] | f32 or bf16 / f32 | machines without a GPU: rayon, own GEMMs or the gemm crate |
+//! | [`cpu::Cpu`] | f32 or bf16 / f32 | machines without a GPU: rayon, handwritten GEMMs or the gemm crate |
 //! | [`kernels::Kernels`] | f32 or bf16 / f32 | CUDA kernels, on a GPU or on the emulator |
 //!
 //! Execution may be asynchronous: an op enqueues its work, a `read_*` waits for it. No op returns a
@@ -45,7 +45,7 @@ use contract::*;
 use probe::{OpTime, Probe};
 pub use view::{Buffer, View, ViewMut, Write};
 
-/// The C string of a text that ends in a null.
+/// Converts a null-terminated text to a C string.
 const fn c_name(text: &'static str) -> &'static CStr {
     match CStr::from_bytes_with_nul(text.as_bytes()) {
         Ok(name) => name,
@@ -88,8 +88,8 @@ macro_rules! backend {
             /// that values cached by an earlier version are not mixed with new ones.
             const NUMERICS: u32;
 
-            /// Version of the bits of forward results on this machine: [`Backend::NUMERICS`], or a
-            /// number of its own for each unit that gives other bits.
+            /// Version of the bits of forward results on this machine: [`Backend::NUMERICS`], or a separate
+            /// number for each arithmetic unit that gives different bits.
             fn numerics(&self) -> u32 {
                 Self::NUMERICS
             }
@@ -138,10 +138,10 @@ macro_rules! backend {
             fn reserve_workspace(&self, _bytes: usize) -> Result<()> {
                 Ok(())
             }
-            /// Maximum number of head rows that [`Backend::head_preference`] processes at once, for
-            /// a head of this `hidden` and `vocab`. A batch with more rows is split by
-            /// [`chunks_of`]. Its ops then depend on where the groups end and must not be replayed
-            /// for another batch. For a batch without more rows the groups have no effect.
+            /// Maximum number of head rows that [`Backend::head_preference`] processes at once, for a head of
+            /// this `hidden` and `vocab`. A batch with more rows is split by [`chunks_of`]. Its ops then
+            /// depend on where the groups end and must not be replayed for a different batch. In a batch
+            /// without more rows, the groups have no effect.
             fn max_head_rows(&self, _dims: HeadDims) -> usize {
                 usize::MAX
             }
@@ -150,7 +150,8 @@ macro_rules! backend {
             fn head_row_choices(&self, _dims: HeadDims) -> Vec<usize> {
                 Vec::new()
             }
-            /// Sets [`Backend::max_head_rows`]; 0 sets the default. No result changes a bit.
+            /// Sets [`Backend::max_head_rows`]; 0 sets the default. The value does not change any bit of a
+            /// result.
             fn set_max_head_rows(&self, _rows: usize) {}
 
             /// Allocates a zeroed buffer of activations or weights.
@@ -171,9 +172,9 @@ macro_rules! backend {
             fn read_act(&self, from: View<'_, Self::Act>, to: &mut [f64]) -> Result<()>;
             /// Copies to the host, exactly. Waits for the ops that produce the values.
             fn read_acc(&self, from: View<'_, Self::Acc>, to: &mut [f64]) -> Result<()>;
-            /// Enqueues the copy of a view to another buffer. Both have one length.
+            /// Enqueues the copy of a view to another buffer. Both views have the same length.
             fn copy_act(&self, from: View<'_, Self::Act>, to: ViewMut<'_, Self::Act>) -> Result<()>;
-            /// Enqueues the copy of a view to another buffer. Both have one length.
+            /// Enqueues the copy of a view to another buffer. Both views have the same length.
             fn copy_acc(&self, from: View<'_, Self::Acc>, to: ViewMut<'_, Self::Acc>) -> Result<()>;
             /// Enqueues zeroing a view.
             fn clear_acc(&self, to: ViewMut<'_, Self::Acc>) -> Result<()>;
@@ -271,7 +272,7 @@ backend! {
     embedding_fwd, embedding_fwd_impl: EmbeddingFwd;
     /// Gradient of the table: `dtable[v] (+)= sum of dx[t] over t with id v`, in ascending t.
     embedding_bwd, embedding_bwd_impl: EmbeddingBwd;
-    /// `x = factor * x + addend`, in place; its own gradient, without the addend.
+    /// `x = factor * x + addend`, in place. Without the addend, the op is its own gradient.
     scale, scale_impl: Scale;
     /// RMSNorm (arXiv 1910.07467) of a sum: `sum = x + residual; y = sum / rms(sum) * weight`.
     norm_fwd, norm_fwd_impl: NormFwd;

@@ -1,6 +1,6 @@
-//! NVTX ranges for ops and steps, off unless `MAPL_NVTX` is 1. A profiler such as Nsight Systems names
-//! its library in `NVTX_INJECTION64_PATH`; the library is asked, as NVTX 3 does, to fill a table of
-//! functions, and ranges call two of them. Nothing is linked.
+//! NVTX ranges for ops and steps, off unless `MAPL_NVTX` is 1. A profiler such as Nsight Systems names its
+//! library in `NVTX_INJECTION64_PATH`. As in NVTX 3, the library fills a table of functions, and ranges call
+//! two of them. Nothing is linked at build time.
 //!
 //! ```text
 //! load NVTX_INJECTION64_PATH                          InitializeInjectionNvtx2(export table)
@@ -8,8 +8,8 @@
 //! range("norm_fwd")                                   push; pop when the range is dropped
 //! ```
 //!
-//! Ranges are of the host thread: they cover the enqueueing of an op, and profilers project them onto
-//! the GPU's work. A replayed step has the range of the step only, because a CUDA graph calls no ops.
+//! Ranges belong to the host thread. They cover the enqueueing of an op, and profilers project them onto the
+//! GPU's work. A replayed step has the range of the step only, because a CUDA graph calls no ops.
 
 use std::ffi::{CStr, CString, OsString, c_char, c_int, c_uint, c_void};
 use std::marker::PhantomData;
@@ -21,17 +21,18 @@ use libloading::Library;
 
 use crate::terminal::complain;
 
-/// Variable that asks for ranges.
+/// Environment variable that requests ranges.
 pub const VARIABLE: &str = "MAPL_NVTX";
-/// Variable with the profiler's library, which the profiler sets.
+/// Environment variable with the profiler's library, which the profiler sets.
 const LIBRARY: &str = "NVTX_INJECTION64_PATH";
 
 /// Numbers of the export tables: callbacks, and the version of NVTX (`NVTX_ETID_...`).
 const CALLBACKS: u32 = 1;
 const VERSION_INFO: u32 = 3;
 const VERSION: u32 = 3;
-/// Slots of the modules 1 to 6 (`NVTX_CB_MODULE_...`): functions without a domain, of CUDA, of OpenCL,
-/// of the CUDA runtime, with a domain, of synchronisation. Profilers expect them all; slot 0 is unused.
+/// Number of slots of the modules 1 to 6 (`NVTX_CB_MODULE_...`): functions without a domain, of CUDA, of
+/// OpenCL, of the CUDA runtime, with a domain, of synchronisation. Profilers expect them all; slot 0 is
+/// unused.
 const SLOTS: [usize; 6] = [16, 9, 15, 7, 16, 7];
 const MOST_SLOTS: usize = 16;
 /// Slots of the two functions in module 1 (`NVTX_CBID_CORE_...`).
@@ -65,7 +66,7 @@ unsafe extern "C" fn ignore_version(_: u32) {}
 static FUNCTIONS: [[AtomicPtr<c_void>; MOST_SLOTS]; 6] =
     [const { [const { AtomicPtr::new(null_mut()) }; MOST_SLOTS] }; 6];
 
-/// Addresses of the slots by module, each ended by a null.
+/// Addresses of the slots by module. Each list ends with a null.
 struct Slots([[*mut c_void; MOST_SLOTS + 1]; 6]);
 // SAFETY: the addresses are of atomics that live as long as the process.
 unsafe impl Send for Slots {}
@@ -130,7 +131,7 @@ fn connect(path: Option<OsString>) -> Result<Ranges, String> {
     // SAFETY: NVTX defines the name and the type.
     let initialize = unsafe { library.get::<Initialize>(b"InitializeInjectionNvtx2\0") };
     let initialize = initialize.map_err(|e| format!("{shown} is not a library of a profiler: {e}"))?;
-    // SAFETY: the function takes the export table, which lives as long as the process.
+    // SAFETY: the function receives `get_export_table`, whose tables live as long as the process.
     let accepted = unsafe { initialize(get_export_table) };
     if accepted == 0 {
         return Err(format!("{shown} refused to record"));
@@ -149,7 +150,8 @@ fn connect(path: Option<OsString>) -> Result<Ranges, String> {
     }
 }
 
-/// The profiler's functions, if ranges are asked for and recorded. The first call reads the variables.
+/// The profiler's functions, if ranges are requested and recorded. The first call reads the environment
+/// variables.
 fn ranges() -> Option<&'static Ranges> {
     static RANGES: OnceLock<Option<Ranges>> = OnceLock::new();
     let first = || {

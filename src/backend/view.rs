@@ -1,6 +1,6 @@
-//! Views of device buffers: a buffer, a start and a number of elements. Ops take views, never whole
-//! buffers. One allocation can therefore hold a whole model (`params`), and a workspace buffer
-//! larger than the current batch needs no copy.
+//! Views of device buffers: a buffer, a start and a number of elements. Ops receive views, never whole
+//! buffers. One allocation can therefore hold a whole model (`params`), and a workspace buffer larger than
+//! the current batch needs no copy.
 
 /// One-dimensional buffer of a backend, which decides how its elements are stored.
 pub trait Buffer {

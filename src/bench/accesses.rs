@@ -1,10 +1,11 @@
-//! Counts of accesses to memory as text, with the places in the source that cost most.
+//! Counts of memory accesses as text, with the source lines that cost most.
 
 use std::fmt::Write as _;
 
 use crate::backend::kernels::emulator::accesses::{Counts, LaunchAccesses, Place, SECTOR_BYTES};
 
-/// Launches of the same kernel added up, in the order of their first launch.
+/// Adds up the launches of each kernel, in the order of their first launch. Returns the number of launches
+/// with each sum.
 pub(crate) fn by_kernel(launches: &[LaunchAccesses]) -> Vec<(usize, LaunchAccesses)> {
     let mut kernels: Vec<(usize, LaunchAccesses)> = Vec::new();
     for launch in launches {

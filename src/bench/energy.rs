@@ -19,15 +19,16 @@ use crate::backend::Backend;
 
 /// Largest plausible ratio of the measured power to the power limit.
 pub const OVER_LIMIT: f64 = 1.05;
-/// Seconds of a batch. Shorter than a step of the counter, so that its advance is seen in time.
+/// Duration of a batch in seconds. It is shorter than a step of the counter, so that an advance is seen in
+/// time.
 const BATCH_SECONDS: f64 = 2e-3;
-/// Extra time for the counter to advance.
+/// Extra time for the counter to advance twice.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Result of an energy measurement.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Energy {
-    /// There is no counter, or no energy is asked for.
+    /// There is no counter, or no energy was requested.
     Unavailable,
     /// Joules per call.
     Joules(f64),

@@ -21,7 +21,7 @@ use crate::perf::hardware::host::OtherLoad;
 /// Maximum number of operand sets that a call rotates over.
 const MAX_SETS: u64 = 4096;
 
-/// A contender's row and the samples behind it.
+/// A contender's row and its samples.
 struct ContenderState {
     row: Row,
     /// `None` if the contender is not timed.
@@ -164,7 +164,7 @@ impl Entry {
         self.last_span
     }
 
-    /// Rows so far, for writing.
+    /// Rows so far, mutable.
     pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut Row> {
         self.lanes.iter_mut().map(|lane| &mut lane.row)
     }
@@ -325,7 +325,7 @@ fn skip_reason<B: BenchBackend>(
     // Calls of all passes: the minimum samples, the warm-up, and one to estimate the duration; plus
     // one to verify.
     let calls = options.passes * (pass.min_samples + pass.warm_up + 1) + 1;
-    // Rates that the emulator at least reaches.
+    // Lower bounds of the emulator's rates.
     let rates = rates.unwrap_or(Rates { memory: 1e8, product: 3e8 });
     let seconds = floor(op, cost.bytes, cost.flops, &rates).0 * calls as f64;
     let longest = options.max_duration.as_secs_f64();

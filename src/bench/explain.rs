@@ -1,6 +1,6 @@
-//! Why a call takes its time on a GPU: the floor by bytes and FLOPs, tiles and waves of its
-//! launches, occupancy and bytes in flight, instructions of the main loops, the prediction against
-//! the measurement, and the limit that binds.
+//! Explains the time of a call on a GPU: the floor by bytes and FLOPs, tiles and waves of its launches,
+//! occupancy and bytes in flight, instructions of the main loops, the prediction against the measurement, and
+//! the limit that binds.
 //!
 //! Registers and instructions are those of the committed tables `kernels/resources.csv` and
 //! `kernels/sass.csv`, which tests compare with the machine code of a build.
@@ -40,7 +40,8 @@ pub(crate) struct Gpu {
 const LATENCY: f64 = 700e-9;
 /// Bytes of the largest load of a thread.
 const LOAD_BYTES: u64 = 16;
-/// Share of a launch's multiprocessor time without work from which it is named as the limit.
+/// Minimum share of a launch's time, lost in idle multiprocessors or around the main loop, that is named as a
+/// limit.
 const IDLE: f64 = 0.1;
 
 /// Instructions of a main loop, from `kernels/sass.csv`.
@@ -102,7 +103,7 @@ pub(super) fn resources_of(kernel: &str, target: &str) -> Option<(u32, u32, usiz
     RESOURCES.get(&(kernel.to_owned(), target.to_owned())).copied()
 }
 
-/// The compiled form of kernels that a GPU runs.
+/// Compilation target of the kernels that a GPU runs.
 fn target(properties: &Properties) -> &'static str {
     if properties.compute_capability.0 == 9 { "sm_90a" } else { "sm_80" }
 }
@@ -116,13 +117,13 @@ fn chosen(case: &Case, gpu: &Properties) -> Result<Vec<Chosen>> {
     Ok(on.take_chosen())
 }
 
-/// A limit on the time of a launch, and how much of the time it costs.
+/// A limit on the time of a launch, and the share of the time that it costs.
 struct Limit {
     share: f64,
     text: String,
 }
 
-/// The explanation of a call. `measured` is its median in microseconds on this GPU.
+/// Explains a call. `measured` is its median in microseconds on this GPU.
 pub(crate) fn explain(case: &Case, gpu: &Gpu, precision: Precision, measured: Option<f64>) -> Result<String> {
     let op = case.work.op();
     let cost = cost(&case.work, precision)?;
@@ -229,7 +230,7 @@ fn threads(launch: &Launched) -> u32 {
     KERNELS.iter().find(|kernel| kernel.name == launch.kernel).map_or(1, |kernel| kernel.threads)
 }
 
-/// Lines of a launch. Returns what keeps it from the floor.
+/// Appends the lines of a launch to `text`. Returns the limits that keep it from the floor.
 fn explain_launch(text: &mut String, launch: &Launched, gpu: &Gpu, memory_bound: bool) -> Vec<Limit> {
     let Some(kernel) = KERNELS.iter().find(|kernel| kernel.name == launch.kernel) else { return Vec::new() };
     let (target, sm) = (target(&gpu.properties), Multiprocessor::of(gpu.properties.compute_capability));

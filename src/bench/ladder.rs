@@ -1,5 +1,5 @@
-//! The ladders of `benches/ladder`: a kernel from the textbook loop to the shipped one, in rungs of one
-//! idea each. A rung is a kernel file with a sheet; the last one is the shipped op.
+//! The ladders of `benches/ladder`. A ladder leads from the textbook loop to the shipped kernel, and each
+//! rung adds one idea. A rung is a kernel file with a sheet; the last rung is the shipped op.
 //!
 //! ```text
 //! for each rung:
@@ -42,23 +42,23 @@ type Sizes = &'static [(&'static str, usize)];
 #[derive(Debug)]
 pub(crate) struct Ladder {
     pub name: &'static str,
-    /// What all rungs compute.
+    /// Formula that all rungs compute.
     pub computes: &'static str,
     rungs: &'static [RungFile],
     /// Sizes of the recorded times.
     pub recorded: Sizes,
     /// Size that the innermost loop runs over.
     inner: &'static str,
-    /// Sizes that tiles cut.
+    /// Sizes that are divided into tiles.
     outer: [&'static str; 2],
     /// Files of the rungs and their headers.
     files: &'static [(&'static str, &'static str)],
-    /// The last rung: its name, its idea, and the record of its time.
+    /// Name and idea of the last rung. `record` has the op and the shape of its recorded time.
     shipped: (&'static str, &'static str),
     record: (&'static str, &'static str),
 }
 
-/// A rung with a file of its own.
+/// A rung with a separate kernel file.
 #[derive(Debug)]
 struct RungFile {
     stem: &'static str,
@@ -145,7 +145,7 @@ pub(crate) struct Rung {
 }
 
 impl Ladder {
-    /// The ladder of a name.
+    /// Returns the ladder with this name.
     pub fn named(name: &str) -> Option<&'static Self> {
         LADDERS.iter().find(|ladder| ladder.name == name)
     }
@@ -179,9 +179,9 @@ impl Ladder {
         Ok(opened)
     }
 
-    /// Verifies every rung on the devices that are given, and calls `tell` for each: times on a GPU,
-    /// counts on the first emulator. The other emulators have other schedules, in which a missing barrier
-    /// or wait shows.
+    /// Verifies every rung on the given devices, and calls `tell` for each rung. Rungs are timed on a GPU and
+    /// counted on the first emulator. The other emulators have different schedules, which reveal a missing
+    /// barrier or wait.
     pub fn climb(
         &'static self,
         driver: Option<&Driver>,
@@ -225,7 +225,8 @@ impl Ladder {
         tell(&self.shipped_rung(gpu.0, !emulators.is_empty())?)
     }
 
-    /// Counts at the recorded sizes, from those of the sheet's sizes and of twice the inner size.
+    /// Counts at the recorded sizes, extrapolated from the counts at the sheet's sizes and at twice the inner
+    /// size.
     fn counted(
         &self,
         file: &RungFile,
@@ -245,7 +246,7 @@ impl Ladder {
         let declaration = kernels.new_declarations().next().ok_or(Error::Runtime("a rung without a kernel".into()))?;
         let [m, n] = self.outer.map(|size| self.recorded_size(size));
         let k = self.recorded_size(self.inner);
-        // Both operands; the result in bf16, or two f32 a row.
+        // Bytes of the results: bf16 elements, or two f32 per row.
         let results = if self.name == "product" { 2.0 * m * n } else { 8.0 * m };
         // Stored logits are written, then read by one or two passes.
         let reads = [("head_1_stored_logits", 2.0), ("head_2_online", 1.0)];

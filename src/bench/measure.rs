@@ -21,14 +21,14 @@ pub struct Effort {
     pub warm_up: usize,
     /// Target duration of a sample; a sample repeats its call until it reaches this.
     pub sample: Duration,
-    /// Number of samples that are taken whatever they cost.
+    /// Minimum number of samples, even if they exceed the budget.
     pub min_samples: usize,
     /// Time after which no more samples are taken, once there are `min_samples`.
     pub budget: Duration,
 }
 
 impl Effort {
-    /// Share of one of `passes` passes.
+    /// Effort of one of `passes` passes.
     pub fn of_pass(&self, passes: usize) -> Self {
         let part = passes.max(1);
         Self {
@@ -94,8 +94,8 @@ struct SampledCall<B: Backend> {
     samples: Vec<f64>,
 }
 
-/// Times contenders on the same rotating operand sets, one sample of each per round. If the sets add
-/// up to several times the cache, no call finds its operands there.
+/// Times contenders on the same rotating operand sets, one sample of each per round. If the total size of the
+/// sets is several times the cache, no call finds its operands in the cache.
 pub fn interleaved<B: Backend>(
     on: &B,
     contenders: &[&TimedCall<'_, B>],

@@ -6,12 +6,12 @@
 //! - `measure`: interleaved samples, medians and quantiles
 //! - `yardstick`: the control workload, timed between the calls' samples on CPUs
 //! - [`rates`]: measured ceilings, and the trait of a benchmarked backend; `peer`: cuBLASLt
-//! - `own`: kernels of the user's own next to the shipped ones; `occupancy`: blocks per multiprocessor
+//! - `own`: custom kernels next to the shipped ones; `occupancy`: blocks per multiprocessor
 //! - `explain`: why a call takes its time on a GPU; `ncu`: metrics of NVIDIA's profiler
 //! - `sheet`: kernels without a launcher, described by a TOML file
-//! - `accesses`: counts of the emulator's accesses to memory; `ladder`: kernels in rungs of one idea each
+//! - `accesses`: counts of the emulator's memory accesses; `ladder`: kernels in rungs of one idea each
 //! - `tune`: constants of the tile choice, fitted to the GPU at hand
-//! - [`op`]: ops of the user's own, described by a trait
+//! - [`op`]: user-defined ops, described by a trait
 //! - `entry`: one call of the table with its contenders; [`run`]: the passes over the table
 //! - [`row`]: rows of a record; [`compare`]: a record against an earlier one
 //!

@@ -1,5 +1,5 @@
-//! Metrics of NVIDIA's profiler, joined to a call by the names of its kernels. Read is the output of
-//! `ncu --csv --page raw`: a line of column names, a line of units, then a line for each launch; lines of
+//! Metrics of NVIDIA's profiler, joined to a call by the names of its kernels. The input is the output of
+//! `ncu --csv --page raw`: a line of column names, a line of units, then a line for each launch. Lines of
 //! other programs before it are skipped.
 
 use std::fmt::Write as _;
@@ -12,8 +12,8 @@ use crate::backend::contract::Precision;
 use crate::backend::kernels::device::Properties;
 use crate::{Error, Result};
 
-/// Metrics that the command asks for beside the full set: time, bytes of DRAM, shares of the peaks,
-/// active warps, bank conflicts of shared memory, registers.
+/// Metrics that are requested in addition to the full set: time, bytes of DRAM, shares of the peaks, active
+/// warps, bank conflicts of shared memory, registers.
 pub(crate) const METRICS: [&str; 7] = [
     "gpu__time_duration.sum",
     "dram__bytes.sum",
@@ -116,7 +116,7 @@ fn mean(launches: &[&Profiled], metric: usize) -> Option<f64> {
 }
 
 /// The metrics of a call's kernels, one line each, and their sums against the call's contract.
-/// [`Error::Usage`] if the profile has none of its kernels.
+/// [`Error::Usage`] if the profile has none of the call's kernels.
 pub(crate) fn joined(case: &Case, gpu: &Properties, precision: Precision, profile: &[Profiled]) -> Result<String> {
     let launched = launches(&case.work, gpu, precision)?;
     let (mut text, mut seconds, mut bytes, mut known) = (String::new(), 0.0, Some(0.0), false);

@@ -17,13 +17,13 @@ pub struct Multiprocessor {
     pub threads: u32,
     pub blocks: u32,
     pub registers: u32,
-    /// Shared memory in bytes, with the bytes that the system takes of every block.
+    /// Shared memory in bytes, including the bytes that the system reserves for every block.
     pub shared: usize,
 }
 
-/// Shared memory that the system takes of every block.
+/// Bytes of shared memory that the system reserves for every block.
 const RESERVED: usize = 1 << 10;
-/// Registers are given to warps in units of this.
+/// Registers are allocated to warps in units of this number.
 const REGISTER_UNIT: u32 = 256;
 /// Threads per warp.
 const WARP: u32 = 32;
@@ -41,7 +41,7 @@ impl Multiprocessor {
         Self { threads, blocks, registers: 64 << 10, shared }
     }
 
-    /// Blocks that fit, and the resource that allows no more.
+    /// Number of blocks that fit, and the resource that limits it.
     pub fn blocks(&self, needs: BlockNeeds) -> (u32, &'static str) {
         let warps = needs.threads.div_ceil(WARP);
         let mut limits = vec![
@@ -72,7 +72,7 @@ mod tests {
         let needs = |threads, registers, shared| BlockNeeds { threads, registers, shared };
         // 128 threads are 4 of 64 warps.
         assert_eq!(hopper.blocks(needs(128, Some(32), 0)), (16, "threads"));
-        // 33 registers take 1280 of a warp's: 65536 / 1280 / 4 warps.
+        // 33 registers per thread are 1280 registers per warp after rounding: 65536 / 1280 / 4 warps.
         assert_eq!(hopper.blocks(needs(128, Some(33), 0)), (12, "registers"));
         assert_eq!(hopper.blocks(needs(384, Some(168), 200 << 10)), (1, "shared memory"));
         assert_eq!(hopper.blocks(needs(32, None, 0)), (32, "blocks"));

@@ -30,7 +30,7 @@ pub enum Axis {
     Row,
     Sequence,
     Comparison,
-    /// An axis that a check always takes completely.
+    /// An axis that a check always covers completely.
     Whole,
 }
 
@@ -175,7 +175,7 @@ impl Operand {
 /// An axis of length 1.
 pub const ONE: (Axis, usize) = (Axis::Whole, 1);
 
-/// Indices that a check looks at, by axis. An axis without an entry is taken completely.
+/// Indices that a check looks at, by axis. An axis without an entry is checked completely.
 #[derive(Clone, Debug, Default)]
 pub struct Selection(BTreeMap<Axis, Vec<usize>>);
 
@@ -261,7 +261,7 @@ pub enum OperandBuffer<B: Backend> {
 /// The operands of a call on a backend.
 pub struct OperandSet<B: Backend> {
     held: Vec<OperandBuffer<B>>,
-    /// No call has used the set yet, so unwritten buffers hold zeros.
+    /// Whether no call has used the set yet, so that unwritten buffers hold zeros.
     fresh: bool,
 }
 
@@ -378,13 +378,13 @@ impl<B: Backend> OperandSet<B> {
     }
 }
 
-/// Hands out operands in order. A call that takes more operands than the set holds, or another
-/// storage than an operand's, is an error.
+/// Returns operands in order. It is an error if a call requests more operands than the set holds, or a
+/// different storage from an operand's.
 pub struct Cursor<'a, B: Backend> {
     held: std::slice::IterMut<'a, OperandBuffer<B>>,
 }
 
-/// Error for a call that takes other operands than it lists.
+/// Error for a call whose operands differ from its list.
 fn mismatch(what: &str) -> Error {
     Error::Runtime(format!("a benchmarked call and its list of operands differ: {what}"))
 }

@@ -1,5 +1,5 @@
-//! Kernels of the user's own next to the shipped kernels: which calls launch them, the verdict on
-//! their times, and the resources of both.
+//! Custom kernels next to the shipped kernels: the calls that launch them, the verdict on their times, and
+//! the resources of both.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -42,7 +42,7 @@ pub(crate) fn launches(work: &Work, gpu: &Properties, precision: Precision) -> R
     if precision == Precision::Bf16 { of::<bf16>(work, gpu) } else { of::<f32>(work, gpu) }
 }
 
-/// The calls that launch one of these kernels, and the most dynamic shared memory of each kernel.
+/// Returns the calls that launch one of these kernels, and the maximum dynamic shared memory of each kernel.
 pub(crate) fn launching(
     cases: Vec<Case>,
     kernels: &OwnKernels,
@@ -94,10 +94,10 @@ pub(crate) fn verdicts(rows: &[Row], name: &str, threshold: f64) -> (String, boo
     (text.trim_end().to_owned(), slower)
 }
 
-/// Compiled forms of kernels.
+/// Compilation targets of kernels.
 const TARGETS: [&str; 2] = ["sm_80", "sm_90a"];
 
-/// What is known of a kernel's resources.
+/// Known resources of a kernel.
 struct Known {
     target: Option<&'static str>,
     registers: Option<u32>,
@@ -118,8 +118,8 @@ impl From<&own::Resources> for Known {
     }
 }
 
-/// Resources of the shipped and the own form of kernels, with their dynamic shared memory: one line
-/// for each form and compiled target.
+/// Resources of the shipped and the custom version of kernels, with their dynamic shared memory: one line for
+/// each version and compilation target.
 pub(crate) fn resources(
     contender: &OwnContender,
     dynamic: &BTreeMap<&'static str, usize>,
@@ -160,7 +160,8 @@ fn of_own(contender: &OwnContender, kernel: &Kernel) -> Vec<Known> {
     reports.iter().filter(|r| r.kernel == kernel.name).map(Known::from).collect()
 }
 
-/// A line for each target; without a report of ptxas, one with what the emulator has seen.
+/// Appends a line for each target. Without a report of ptxas, appends one line with the shared arrays that
+/// the emulator has seen.
 fn lines(
     text: &mut String,
     variant: &str,

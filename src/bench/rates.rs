@@ -37,7 +37,7 @@ impl Rates {
     }
 }
 
-/// A library whose calls are timed next to a backend's own.
+/// A library whose calls are timed next to a backend's ops.
 pub(crate) trait Peer<B: Backend> {
     /// Name and version.
     fn name(&self) -> String;

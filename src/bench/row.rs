@@ -55,7 +55,7 @@ pub struct Row {
     pub dtype: String,
     /// Name of the op.
     pub op: String,
-    /// Model of the sizes.
+    /// Model whose sizes the call has.
     pub model: String,
     /// Layer of the call.
     pub layer: String,
@@ -77,8 +77,7 @@ pub struct Row {
     pub p80_us: Option<f64>,
     /// Smallest sample in microseconds.
     pub least_us: Option<f64>,
-    /// Median and 20 % and 80 % quantiles of the samples, each divided by the yardstick sample next
-    /// to it (`bench::yardstick`).
+    /// Median of the samples, each divided by the yardstick sample next to it (`bench::yardstick`).
     #[serde(default)]
     pub paced_median: Option<f64>,
     /// 20 % quantile in units of the yardstick.
@@ -87,17 +86,17 @@ pub struct Row {
     /// 80 % quantile in units of the yardstick.
     #[serde(default)]
     pub paced_p80: Option<f64>,
-    /// Bytes that are moved.
+    /// Bytes that a call moves.
     pub bytes: Option<u64>,
     /// Floating-point operations.
     pub flops: Option<u64>,
-    /// Bytes by the median, in 10^9 per second.
+    /// Bytes divided by the median time, in 10^9 per second.
     pub gb_per_s: Option<f64>,
-    /// FLOPs by the time, in 10^12 per second.
+    /// FLOPs divided by the median time, in 10^12 per second.
     pub tflop_per_s: Option<f64>,
     /// Ceiling that sets the floor: `memory` or `product`.
     pub bound: Option<String>,
-    /// Ceilings of this run.
+    /// Ceiling of memory bandwidth in this run, in 10^9 bytes per second.
     pub memory_gb_per_s: Option<f64>,
     /// Ceiling of GEMMs in this run, in 10^12 FLOP/s.
     pub product_tflop_per_s: Option<f64>,
@@ -175,7 +174,7 @@ impl Row {
         Some((self.paced_median?, self.paced_p20?, self.paced_p80?))
     }
 
-    /// Refuses a row with contradictory or missing values.
+    /// Returns an error for a row with contradictory or missing values.
     pub fn check(&self) -> Result<(), String> {
         if self.schema != SCHEMA {
             return Err(format!("schema {} is not supported; this program reads schema {SCHEMA}", self.schema));

@@ -41,7 +41,7 @@ pub(crate) struct BenchOptions {
     /// Passes over the table. With several passes, a machine that is slow for some seconds widens
     /// the spread of the rows instead of shifting the medians of a few.
     pub passes: usize,
-    /// Calls with a floor that makes their minimum samples take longer than this are skipped.
+    /// A call is skipped if its minimum samples take longer than this even at the floor.
     pub max_duration: Duration,
     /// Total bytes of the rotating operand sets, if memory allows.
     pub rotated_bytes: u64,
@@ -52,11 +52,11 @@ pub(crate) struct BenchOptions {
     pub limit: Option<Duration>,
     pub date: String,
     pub commit: String,
-    /// Kernels of the user's own; only calls that launch them are run.
+    /// Custom kernels; only calls that launch them are run.
     pub own: Option<OwnContender>,
 }
 
-/// Name of this project's own ops in records.
+/// Name of this project's ops in records.
 pub(super) const OWN_VARIANT: &str = "mapl";
 
 /// Interval between measurements of the ceilings. Clocks and the load of neighbours change during a
@@ -86,8 +86,7 @@ impl BenchOptions {
         chosen
     }
 
-    /// Calls that these options select on a backend: of kernels of the user's own, those that launch
-    /// them.
+    /// Calls that these options select on a backend. With custom kernels, only the calls that launch them.
     pub fn cases_on<B: Backend>(&self, on: &B) -> Result<Vec<Case>> {
         let cases = self.cases(B::PRECISION);
         match (&self.own, on.kernel_properties()) {
@@ -114,8 +113,8 @@ pub(crate) struct Progress {
     pub timed: Option<(Instant, Instant)>,
 }
 
-/// Runs the selected calls on a backend. Every pass covers all calls. Up to as many further passes
-/// repeat the calls that differ from the earlier record or were disturbed. `report` receives the
+/// Runs the selected calls on a backend. Each of `passes` passes covers all calls. Up to as many additional
+/// passes repeat the calls that differ from the earlier record or were disturbed. `report` receives the
 /// progress and the rows of a call over all passes so far.
 pub(crate) fn run<B: BenchBackend>(
     on: &B,
@@ -186,8 +185,8 @@ pub(super) struct Prediction {
     pub workspace: usize,
 }
 
-/// Rehearses a bf16 call on a GPU with these properties, with at most `head_rows` head rows at once (0:
-/// the default). Row-wise ops are predicted at the copy rate of the GPU's data sheet.
+/// Predicts a bf16 call from a dry run on a GPU with these properties, with at most `head_rows` head rows at
+/// once (0: the default). Row-wise ops are predicted at the copy rate of the GPU's data sheet.
 pub(super) fn predict(work: &Work, gpu: &Properties, head_rows: usize) -> Result<Prediction> {
     let on = Kernels::<_, bf16>::new(Rehearsal::of(gpu)).keeping_choices().with_head_rows(head_rows);
     let mut set = OperandSet::new(&on, &work.operands())?;
@@ -211,7 +210,7 @@ pub(super) fn predict(work: &Work, gpu: &Properties, head_rows: usize) -> Result
             Some(row_wise(kernel, 1, bytes, tokens, (copy, gpu.processors)))
         }),
     };
-    // A rotation that no epilogue computes.
+    // Time of a rotation that runs as a separate op.
     let pass = work.rotation().filter(|_| launched.iter().any(|l| l.kernel.starts_with("rope_")));
     let pass = pass.zip(copy).map(|(dims, copy)| {
         let bytes = dims.bytes(Precision::Bf16);
@@ -244,7 +243,7 @@ pub(crate) fn floor(op: &str, bytes: u64, flops: u64, rates: &Rates) -> (f64, &'
     (seconds, if bound == Bound::Gemm { "product" } else { "memory" })
 }
 
-/// Writes the ceilings and the share of them into a row.
+/// Writes the ceilings, and the floor's share of the median, into a row.
 fn set_share(row: &mut Row, rates: Option<Rates>) {
     let (Some(rates), Some(bytes), Some(flops)) = (rates, row.bytes, row.flops) else { return };
     let (seconds, bound) = floor(&row.op, bytes, flops, &rates);
@@ -279,7 +278,7 @@ mod tests {
         assert_eq!(workspace(norm.into()), 0);
     }
 
-    /// Fewer rows at once: at most 0.6 GiB, at no more than 5 % of the predicted time.
+    /// With 2048 head rows at once, the head needs at most 0.6 GiB and at most 5 % more predicted time.
     #[test]
     fn the_head_needs_little_memory_at_little_time() {
         let gpu = Properties { name: "h".into(), processors: 132, shared_bytes: 227 << 10, compute_capability: (9, 0) };
@@ -290,7 +289,7 @@ mod tests {
         assert!((1.0..=1.05).contains(&ratio), "{ratio}");
     }
 
-    /// GEMMs have one where the kernels for Hopper support their sizes.
+    /// Ops with GEMMs are left out: they have a prediction only if the Hopper kernels support their sizes.
     #[test]
     fn attention_and_row_wise_ops_have_a_prediction() {
         let gpu =

@@ -32,7 +32,7 @@ pub struct ModelSizes {
     /// Whether the model has SwiGLU and rotary positions. Otherwise its MLP is two GEMMs, as in
     /// GPT-2.
     pub gated: bool,
-    /// Bias on queries, keys and values.
+    /// Whether queries, keys and values have a bias.
     pub bias: bool,
     /// Whether only the vocabulary head is benchmarked.
     pub head_only: bool,
@@ -268,7 +268,7 @@ fn body(m: &ModelSizes, tokens: usize, add: &mut impl FnMut(&'static str, Work))
             add("rotation", RotaryEmbedding::new(backward, rope_dims(m, tokens)).into());
             let (heads, kv_heads, head_dim) = (m.heads, m.kv_heads, m.head_dim);
             let dims = QkNormDims { tokens, heads, kv_heads, head_dim, whole: false, eps: 1e-6, offset: 0.0 };
-            // Of the models here none has this norm; it is timed at their sizes.
+            // None of these models has this norm. It is timed at their sizes.
             add("head norm", QkNorm { backward, dims }.into());
             add("activation", Glu { backward, dims: glu }.into());
             // As above: timed at the sizes of these models.

@@ -102,7 +102,7 @@ pub(crate) fn fit(timed: &[TimedTile], processors: usize) -> Result<Fit> {
         free.retain(|&at| at != least);
     }
     let mut fitted: [f64; CONSTANTS] = std::array::from_fn(|at| x[at] * start[at]);
-    // A main loop takes time, whatever noise says.
+    // The time of a main loop stays positive, even if the measurements are noisy.
     fitted[7..].iter_mut().for_each(|stage| *stage = stage.max(1e-3));
     let times = named(fitted);
     let relative =
@@ -111,8 +111,8 @@ pub(crate) fn fit(timed: &[TimedTile], processors: usize) -> Result<Fit> {
     Ok(Fit { times, error })
 }
 
-/// Least squares over the free unknowns, with the others fixed: normal equations by elimination with
-/// pivots. A slight pull towards 1 decides what the times leave open.
+/// Least squares over the free unknowns, with the others fixed: normal equations by elimination with pivots.
+/// A slight regularisation towards 1 determines unknowns that the times leave open.
 fn solve(
     rows: &[[f64; CONSTANTS]],
     start: &[f64; CONSTANTS],
@@ -171,10 +171,10 @@ const ON_GPU: Gemms = &[
     (Pass::Weight, 16_384, 896, 1152),
     (Pass::Weight, 8192, 896, 4864),
 ];
-/// Bytes of operand sets that calls rotate over, and the most sets.
+/// Bytes of operand sets that calls rotate over, and the maximum number of sets.
 const ROTATED_BYTES: usize = 256 << 20;
 const MAX_SETS: usize = 8;
-/// Small ones, for a rehearsal on the emulator.
+/// Small GEMMs, for a rehearsal on the emulator.
 const REHEARSED: Gemms = &[(Pass::Forward, 128, 64, 256), (Pass::Weight, 128, 128, 128)];
 
 fn sizes_of(pass: Pass, d: LinearDims) -> Sizes {
@@ -186,7 +186,7 @@ fn sizes_of(pass: Pass, d: LinearDims) -> Sizes {
     Sizes { m, n, k, out_bytes: if pass == Pass::Weight { 4 } else { 2 }, may_split: pass == Pass::Weight }
 }
 
-/// Verifies and times every GEMM with every tile; `tell` receives each. [`Error::Runtime`] for a wrong
+/// Verifies and times every GEMM with every tile; `tell` receives each time. [`Error::Runtime`] for a wrong
 /// result.
 pub(crate) fn measure<D: Device>(
     device: D,

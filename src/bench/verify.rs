@@ -1,7 +1,7 @@
-//! Verification of a call's results against the reference, before the call is timed. If the
-//! reference would take hours, smaller calls are checked instead. Their results are elements of the
-//! large call's results. Examples are some rows and columns of a GEMM, one tree and head of
-//! attention, and some rows or words of the vocabulary.
+//! Verification of a call's results against the reference, before the call is timed. If the reference would
+//! take hours, smaller calls are checked instead. Their results are elements of the large call's results.
+//! Examples are some rows and columns of a GEMM, one tree and head of attention, and some rows or tokens of
+//! the vocabulary.
 
 use super::operand::{Fill, Operand, OperandSet, Storage};
 use super::work::{Call, Part, Work};
@@ -84,7 +84,7 @@ fn expected_of_part<B: Backend>(
     let operands = part.call.operands();
     let places: Vec<(Vec<usize>, Vec<usize>)> =
         whole.iter().map(|operand| (part.selection.rows(operand), part.selection.columns(operand))).collect();
-    // Results of another op are taken as the backend computed them.
+    // Operands that are results of a different op keep the values that the backend computed.
     let computed = whole.iter().enumerate().zip(&places).map(|((at, operand), (rows, columns))| match operand.fill {
         Fill::Computed => set_of_call.read(on, at, operand, rows, columns),
         _ => Ok(Vec::new()),
@@ -157,7 +157,7 @@ mod tests {
         written.map(|(at, o)| set.read(on, at, o, &all(o.rows.1), &all(o.columns.1)).unwrap()).collect()
     }
 
-    /// A call in `bench::work` is all that this needs of an op.
+    /// This test needs nothing of an op except its call in `bench::work`.
     #[test]
     fn every_call_of_the_table_agrees_with_the_reference_on_every_backend() {
         use crate::backend::cpu::Cpu;

@@ -59,7 +59,7 @@ impl Default for Yardstick {
 fn gemm(c: &mut [f32], a: &[f32], b: &[f32]) {
     assert!([c.len(), a.len(), b.len()] == [SIDE * SIDE; 3]);
     let row = SIDE as isize;
-    // SAFETY: all three are contiguous (SIDE, SIDE) arrays, and c is borrowed mutably.
+    // SAFETY: by the assertion, all three are contiguous (SIDE, SIDE) arrays. c is borrowed mutably.
     unsafe {
         ::gemm::gemm(
             SIDE,

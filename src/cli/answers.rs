@@ -31,7 +31,7 @@ impl Answers {
         (all().count(), all().map(|generated| generated.tokens.len()).sum(), cut)
     }
 
-    /// Counts and time on one line; `place` is where the responses are.
+    /// Counts and time on one line. `place` names the file or model of the responses.
     pub fn summary(&self, place: &str) -> String {
         let ((count, tokens, cut), seconds) = (self.counts(), self.seconds);
         let (responses, tokens) = (counted(count, "response"), counted(tokens, "token"));

@@ -2,10 +2,10 @@
 //! and flags of TRL.
 //!
 //! ```text
-//! words as typed
+//! arguments as typed
 //! -> kebab case, negative numbers joined with their flag        (spelled)
 //! -> entries of the configuration file before them              (config_file)
-//! -> flags of TRL as ours, or refused with their reason         (trl_flags, training commands)
+//! -> flags of TRL replaced by those of mapl, or an error        (trl_flags, training commands)
 //! -> true and false of switches, --no-FLAG                      (switched)
 //! ```
 
@@ -22,11 +22,11 @@ use crate::{Error, Result};
 /// A command line for the parser.
 #[derive(Debug, Default)]
 pub struct Given {
-    /// Words for the parser.
+    /// Arguments for the parser.
     pub words: Vec<OsString>,
-    /// The command line as typed, as a shell reads it back.
+    /// The command line as typed, quoted so that a shell can read it.
     pub shown: String,
-    /// What was accepted without effect, for the user.
+    /// Notes for the user, such as on arguments that are accepted but have no effect.
     pub notes: Vec<String>,
     /// Environment variables that the configuration file sets.
     pub variables: Vec<(String, String)>,
@@ -34,12 +34,12 @@ pub struct Given {
     places: BTreeMap<String, String>,
 }
 
-/// Normalises a command line. Underscores in long flags become dashes, so `--learning_rate=1e-5`
-/// means `--learning-rate=1e-5`. A flag is joined with a negative number after it, so in `--margin
-/// -1` the `-1` is a value and not a flag. A flag without a value may be followed by `true` or
-/// `false`, as TRL's are: `--quiet true` is `--quiet`, and `--quiet false` and `--no-quiet` are
-/// left out. Values are not changed, and neither is anything after `--`. Training commands also
-/// take the flags of a configuration file, and those of TRL.
+/// Normalises a command line. Underscores in long flags become dashes, so `--learning_rate=1e-5` means
+/// `--learning-rate=1e-5`. A flag is joined with a negative number after it, so in `--margin -1` the `-1` is
+/// a value and not a flag. A flag without a value may be followed by `true` or `false`, as TRL's are:
+/// `--quiet true` is `--quiet`, and `--quiet false` and `--no-quiet` are left out. Values are not changed,
+/// and neither is anything after `--`. Training commands also accept the flags of a configuration file, and
+/// those of TRL.
 ///
 /// # Errors
 /// [`Error::Usage`] for a configuration file that cannot be used, and for flags of TRL without an
@@ -61,13 +61,13 @@ pub fn given(arguments: impl IntoIterator<Item = OsString>) -> Result<Given> {
             if !own.contains(&key_of(&command, &flag)) {
                 let place = format!("{}:{line}", path.display());
                 let long = find_flag(&command, &flag).and_then(Arg::get_long).map(|long| format!("--{long}"));
-                // Messages may name the flag that one of TRL becomes.
+                // Messages may name the flag that replaces a flag of TRL.
                 given.places.insert(format!("--{}", key_of(&command, &flag)), place.clone());
                 given.places.insert(long.unwrap_or_else(|| flag.clone()), place);
                 words.extend(values.into_iter().map(|value| OsString::from(format!("{flag}={value}"))));
             }
         }
-        // Values may be secrets.
+        // Only names are noted, because values may be secrets.
         let set = |(name, _): &(String, String)| format!("{} sets {name}", path.display());
         given.notes.extend(file.variables.iter().map(set));
         given.variables = file.variables;
@@ -89,7 +89,7 @@ impl Given {
         (!places.is_empty()).then(|| places.join("; "))
     }
 
-    /// A usage error with these places.
+    /// Adds these places to a usage error.
     pub fn explain(&self, error: Error) -> Error {
         match error {
             Error::Usage(why) => match self.places_in(&why) {
@@ -101,7 +101,7 @@ impl Given {
     }
 }
 
-/// Flags in kebab case, joined with negative numbers.
+/// Converts flags to kebab case, and joins them with negative numbers.
 fn spelled(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut verbatim = false;
     let mut all: Vec<OsString> = Vec::new();
@@ -125,7 +125,7 @@ fn spelled(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     all
 }
 
-/// Refuses arguments that are not UTF-8 in commands that record paths in JSON.
+/// Returns an error for arguments that are not UTF-8, in commands that record paths in JSON.
 pub fn check_text(arguments: &[OsString], command: &super::Command) -> Result<()> {
     use super::Command::{Bench, Completions, Data, Env, Init, Man, Report, Tokenizer, Watch};
     use super::data::DataCommand;
@@ -149,12 +149,12 @@ fn parts(word: &OsStr) -> Option<(&str, Option<&str>)> {
     Some(text.split_once('=').map_or((text, None), |(flag, value)| (flag, Some(value))))
 }
 
-/// Long flags of words, up to `--`.
+/// Long flags among arguments, up to `--`.
 fn flags_of(words: &[OsString]) -> impl Iterator<Item = &str> {
     words.iter().take_while(|word| *word != "--").filter_map(|word| Some(parts(word)?.0))
 }
 
-/// What a flag sets: flags of one key replace each other.
+/// Key of the setting that a flag changes. Flags with the same key replace each other.
 fn key_of(command: &Command, flag: &str) -> String {
     let positive = format!("--{}", flag.strip_prefix("--no-").unwrap_or_default());
     let known = find_flag(command, flag).or_else(|| find_flag(command, &positive));
@@ -174,7 +174,7 @@ fn key_of(command: &Command, flag: &str) -> String {
     }
 }
 
-/// Whether a flag is one of the command, or one of TRL with a meaning or a reason here.
+/// Whether a flag belongs to the command, or is a flag of TRL that is replaced or rejected with a reason.
 pub(super) fn is_known(command: &Command, flag: &str) -> bool {
     let positive = format!("--{}", flag.strip_prefix("--no-").unwrap_or_default());
     let switch = find_flag(command, &positive).is_some_and(is_switch);
@@ -189,8 +189,8 @@ pub(super) fn known_names(command: &Command) -> Vec<String> {
     own.chain(trl_flags::all().map(|flag| flag.name.to_owned())).collect()
 }
 
-/// The values of a flag that it has here, and the refused ones of TRL with their reasons. A value may
-/// be a list with commas.
+/// Returns the values that a flag supports, and the rejected values of TRL with their reasons. A value may be
+/// a comma-separated list.
 fn own_values(id: &str, values: Vec<OsString>) -> (Vec<OsString>, Vec<(String, &'static str)>) {
     let mut refused = Vec::new();
     let own = values.into_iter().filter(|value| {
@@ -204,7 +204,7 @@ fn own_values(id: &str, values: Vec<OsString>) -> (Vec<OsString>, Vec<(String, &
     (own.collect(), refused)
 }
 
-/// Replaces flags and values of TRL by ours. All that cannot be replaced is named in one message.
+/// Replaces flags and values of TRL by those of mapl. One message names everything that cannot be replaced.
 fn translated(words: Vec<OsString>, command: &Command, notes: &mut Vec<String>) -> Result<Vec<OsString>, String> {
     let (mut all, mut idle, mut refused) = (Vec::new(), Vec::new(), Vec::new());
     let mut dtype = None;
@@ -302,8 +302,8 @@ fn translated(words: Vec<OsString>, command: &Command, notes: &mut Vec<String>) 
     }
 }
 
-/// Adds the precision that `--bf16` asks for. TRL's `--dtype` next to it is that of the stored
-/// weights, which are f32 here whatever is computed in.
+/// Adds the precision that `--bf16` requests. A `--dtype` of TRL alongside it sets the type of the stored
+/// weights, which is always f32 here.
 fn with_dtype(words: &mut Vec<OsString>, dtype: &str, command: &Command, notes: &mut Vec<String>) {
     let is_dtype = |word: &OsString| {
         let arg = parts(word).and_then(|(flag, _)| find_flag(command, flag));
@@ -333,7 +333,7 @@ fn is_switch(arg: &Arg) -> bool {
 /// `--no-flag`, if the flag takes no value.
 fn switched(arguments: Vec<OsString>, command: &Command) -> Vec<OsString> {
     let switch = |flag: &str| find_flag(command, flag).is_some_and(is_switch);
-    // Next to files, only the plain words are taken for truth values.
+    // In a command with positional arguments, only the words true and false count as truth values.
     let told_by: fn(&str) -> Option<bool> =
         if command.get_positionals().next().is_some() { word_of_truth } else { truth };
     let mut left = arguments.into_iter().peekable();
@@ -381,7 +381,7 @@ fn switched(arguments: Vec<OsString>, command: &Command) -> Vec<OsString> {
     all
 }
 
-/// `true` or `false` as Python's and YAML's programs spell them, in any case.
+/// Truth value of a text, in the spellings of Python and YAML programs, in any case.
 fn truth(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "yes" | "on" | "t" | "y" | "1" => Some(true),
@@ -390,7 +390,7 @@ fn truth(text: &str) -> Option<bool> {
     }
 }
 
-/// `true` or `false` in any case. Other spellings could be a value of their own, such as a file.
+/// Truth value of `true` or `false`, in any case. Other spellings could be separate arguments, such as files.
 pub fn word_of_truth(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" => Some(true),
@@ -399,7 +399,7 @@ pub fn word_of_truth(text: &str) -> Option<bool> {
     }
 }
 
-/// The command that the arguments name, as deep as they name one, and the number of words up to it.
+/// The innermost command that the arguments name, and the number of arguments up to its name.
 pub(super) fn named_command(arguments: &[OsString]) -> (Command, usize) {
     let (mut command, mut depth) = (Cli::command(), arguments.len().min(1));
     for name in arguments.iter().skip(1).map_while(|a| a.to_str()).filter(|a| !a.starts_with('-')) {
@@ -429,7 +429,7 @@ pub fn shown(arguments: &[OsString]) -> String {
     parts.join(" ")
 }
 
-/// A word as a shell reads it back.
+/// Quotes an argument for a shell.
 pub(super) fn quoted(word: &OsStr) -> String {
     let text = word.to_string_lossy();
     let plain = !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./=,:+@%".contains(c));

@@ -94,8 +94,8 @@ pub struct BenchArgs {
     /// File to write the rows to, as CSV or, if the name ends in .json, JSON; can be repeated
     #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"])]
     output: Vec<PathBuf>,
-    /// Kernel file of your own (docs/kernels.md): compiled, verified and timed next to the shipped
-    /// kernels of the same names, or by the TOML file beside it
+    /// Custom kernel file (docs/kernels.md) to compile, verify and time next to the shipped kernels of the
+    /// same names, or as the TOML file next to it describes
     #[arg(long, value_name = "FILE.cu", conflicts_with_all = ["StepPlanArgs", "list", "variant"])]
     kernel: Option<PathBuf>,
     /// Compare with the rows of an earlier file
@@ -118,8 +118,8 @@ pub struct BenchArgs {
     /// GPU to explain for, such as h200 or a100 [default: that of this machine, else h200]
     #[arg(long, requires = "explain", conflicts_with_all = ["StepPlanArgs", "list"])]
     gpu: Option<String>,
-    /// Print the command of NVIDIA's profiler for each explained call; where ncu and the GPU are, run it
-    /// and join its metrics to the call
+    /// Print the command of NVIDIA's profiler for each explained call; if ncu and the GPU are present, also
+    /// run it and join its metrics to the call
     #[arg(long, requires = "explain", conflicts_with_all = ["StepPlanArgs", "list"])]
     ncu: bool,
     /// Join the metrics of a profile that the command of --ncu wrote elsewhere to the explained call
@@ -141,7 +141,7 @@ impl BenchArgs {
             .with("--ncu-csv", &self.ncu_csv)
     }
 
-    /// Refuses options that time nothing, for a run under observation.
+    /// Returns an error for options that time nothing, in an observed run.
     pub fn check_timed(&self) -> Result<()> {
         if self.list || self.plan.wanted() || self.explain.is_some() || self.lab.times_nothing() {
             return Err(Error::Usage(
@@ -273,7 +273,7 @@ fn read_earlier(path: &Path) -> Result<Vec<Row>> {
 }
 
 impl BenchArgs {
-    /// Outcome of a comparison. One without compared rows says nothing, so it is no success.
+    /// Outcome of a comparison. A comparison without compared rows is an error.
     fn judge(&self, pairs: &[RowComparison]) -> Result<()> {
         let count = |verdicts: &[Verdict]| pairs.iter().filter(|pair| verdicts.contains(&pair.verdict)).count();
         let judged = count(&[Verdict::Same, Verdict::Faster, Verdict::Slower]);
@@ -328,7 +328,7 @@ impl BenchArgs {
         self.check_selection()
     }
 
-    /// Writes the rows so far. A pipe or device gets them once, when all are measured.
+    /// Writes the rows so far. A pipe or device receives them once, when all are measured.
     fn write(&self, rows: &[Row], all: bool) -> Result<()> {
         let replaced = |path: &&PathBuf| all || path.is_file() || !path.exists();
         self.output.iter().filter(replaced).try_for_each(|path| row::write(path, rows))

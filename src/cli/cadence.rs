@@ -1,6 +1,6 @@
 //! Schedule of evaluations and checkpoints, and the checkpoints to keep. Names and meanings follow
-//! transformers' trainer. Refused are steps that contradict a strategy, options without effect, and
-//! a best checkpoint that would never be found, because evaluations and checkpoints never coincide.
+//! transformers' trainer. Errors are: steps that contradict a strategy, options without an effect, and a best
+//! checkpoint that would never be found, because evaluations and checkpoints never coincide.
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
@@ -15,7 +15,8 @@ use crate::{Error, Result};
 const SAVE_STEPS: u64 = 500;
 /// Minutes between checkpoints by default, if updates take long.
 const SAVE_MINUTES: u64 = 30;
-/// Number of checkpoints kept by default. A second one stays while updates are skipped.
+/// Number of checkpoints kept by default. While updates are skipped, the last good checkpoint counts as one
+/// of them.
 const SAVE_LIMIT: usize = 2;
 
 /// Trigger of an evaluation or a checkpoint.
@@ -42,7 +43,7 @@ pub struct CadenceArgs {
     /// steps: --logging-steps]
     #[arg(long)]
     pub eval_steps: Option<StepCount>,
-    /// When to write checkpoints, and at the end of the run too [default: steps with --save-steps;
+    /// When to write checkpoints, in addition to one at the end of the run [default: steps with --save-steps;
     /// else every 500 updates or 30 minutes, without one at the end]
     #[arg(long, value_enum)]
     pub save_strategy: Option<Strategy>,
@@ -70,14 +71,14 @@ pub struct CadenceArgs {
 
 /// The resolved arguments.
 pub struct Cadence {
-    /// `u64::MAX`: at start and end only.
+    /// Updates between evaluations; with `u64::MAX`, the run evaluates at start and end only.
     pub eval_steps: Option<u64>,
     pub eval_epochs: bool,
     pub save_steps: Option<u64>,
     pub save_epochs: bool,
     /// Minutes between checkpoints; see [`crate::train::run::RunSettings`].
     pub save_minutes: Option<u64>,
-    /// Save at the end too.
+    /// Whether to save at the end too.
     pub save_at_end: bool,
     pub save_total_limit: Option<usize>,
     pub best: Option<BestModel>,
@@ -145,7 +146,7 @@ impl CadenceArgs {
         let unknown = total.is_none() && shares.into_iter().any(StepCount::is_share);
         cadence.best = self.best(method, &cadence, unknown)?;
         if self.save_strategy.is_none() && self.save_steps.is_none() {
-            // Only for a crash: the run's result is its model.
+            // These checkpoints only serve to recover from a crash. The result of the run is its model.
             cadence.save_steps = Some(SAVE_STEPS);
             cadence.save_minutes = Some(SAVE_MINUTES);
             cadence.save_total_limit = self.save_total_limit.or(Some(SAVE_LIMIT));
@@ -153,8 +154,8 @@ impl CadenceArgs {
         Ok(cadence)
     }
 
-    /// Resolves how the best checkpoint is selected. While the number of updates is `unknown`, that
-    /// evaluations and checkpoints coincide is not checked.
+    /// Resolves how the best checkpoint is selected. While the number of updates is `unknown`, the
+    /// coincidence of evaluations and checkpoints is not checked.
     fn best(&self, method: Method, cadence: &Cadence, unknown: bool) -> Result<Option<BestModel>> {
         let flag = match (self.load_best_model_at_end, &self.metric_for_best_model) {
             (true, _) => "--load-best-model-at-end",
@@ -164,7 +165,7 @@ impl CadenceArgs {
             }
             (false, None) => return Ok(None),
         };
-        // Both at the end of epochs, or every checkpoint right after an evaluation.
+        // Either both happen at the end of epochs, or every checkpoint follows an evaluation.
         let coincide = match (cadence.eval_steps, cadence.save_steps) {
             (None, None) => cadence.eval_epochs && cadence.save_epochs,
             (Some(eval), Some(save)) => eval != u64::MAX && (unknown || save.is_multiple_of(eval)),

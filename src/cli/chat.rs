@@ -32,7 +32,7 @@ use crate::terminal::{complain, on_stdout, plain};
 use crate::train::signals::Signals;
 use crate::{Error, Result};
 
-/// Commands of a conversation, for the hint about another one.
+/// Commands of a conversation, printed at the start and after an unknown command.
 const COMMANDS: &str = "/reset starts a new conversation, /quit ends; to send a line that starts with a slash, put a \
                         space before it";
 
@@ -87,7 +87,7 @@ impl Job for ChatJob<'_> {
             seed: args.seed.unwrap_or(0),
         };
         let mut talk = Conversation::new(args, &tokenizer);
-        // A missing template, or one that refuses the system text, is found before the model is loaded.
+        // A missing template, or one that rejects the system text, is found before the model is loaded.
         talk.turns.push(Message::new("user", "x"));
         talk.ids(0)?;
         talk.turns.pop();
@@ -158,7 +158,7 @@ impl<'a> Conversation<'a> {
             let text = text.strip_prefix(' ').filter(|rest| rest.starts_with('/')).unwrap_or(text);
             self.turns.push(Message::new("user", text));
             if let Err(e) = self.answer(session, (sampler, limits), &signals, line) {
-                // A conversation that is too long is not the end of the program.
+                // In a terminal, a conversation that is too long does not end the program.
                 if !matches!(e, Error::Usage(_)) || !talks {
                     return Err(e);
                 }
@@ -169,7 +169,8 @@ impl<'a> Conversation<'a> {
         if talks { on_stdout(|out| writeln!(out)) } else { Ok(()) }
     }
 
-    /// Ids of the conversation up to the start of the assistant's turn; `line` is that of the input.
+    /// Ids of the conversation up to the start of the assistant's turn. `line` is the line number of the
+    /// input.
     fn ids(&mut self, line: usize) -> Result<Vec<u32>> {
         let prompt = Prompt::Messages(self.turns.clone());
         let group = PreferenceGroup::new("chat".into(), vec![prompt], Vec::new(), Vec::new());
@@ -222,8 +223,8 @@ impl<'a> Conversation<'a> {
     }
 }
 
-/// Bytes of a text that no further token changes: without an incomplete character at the end, and
-/// without what may become a stop text.
+/// Number of bytes of a text that no further token changes. Excludes an incomplete character at the end, and
+/// text that may become a stop text.
 fn settled(text: &str, stops: &[String]) -> usize {
     let whole = text.trim_end_matches('\u{fffd}');
     let starts = |at: usize| stops.iter().any(|stop| stop.starts_with(&whole[at..]));

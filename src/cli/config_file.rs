@@ -1,7 +1,6 @@
-//! `--config`: options of a training command from a YAML or TOML file, under the names of the
-//! command line. TRL's files work as they are: `env` sets environment variables. Flags on the
-//! command line replace those of the file. Refused, with the line, are keys that are not flags, and
-//! a flag given twice.
+//! `--config`: options of a training command from a YAML or TOML file, under the names of the command line.
+//! TRL's files work as they are: `env` sets environment variables. Flags on the command line replace those of
+//! the file. Keys that are not flags, and flags given twice, are errors that name the line.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -15,20 +14,20 @@ use crate::{Error, Result};
 
 /// Key of environment variables.
 const ENVIRONMENT: &str = "env";
-/// Least similarity of a name that is offered for an unknown one.
+/// Minimum similarity of a known name that is suggested for an unknown one.
 const SIMILAR: f64 = 0.75;
 
 /// A flag of the file.
 #[derive(Debug, PartialEq)]
 pub(super) struct Entry {
-    /// With its dashes, in kebab case.
+    /// Flag with its dashes, in kebab case.
     pub flag: String,
     pub line: usize,
     /// One value, or those of a list.
     pub values: Vec<String>,
 }
 
-/// What a file sets.
+/// Flags and variables that a file sets.
 #[derive(Debug, PartialEq)]
 pub(super) struct ConfigFile {
     /// In the order of the file.
@@ -37,7 +36,7 @@ pub(super) struct ConfigFile {
     pub variables: Vec<(String, String)>,
 }
 
-/// File that the words name with `--config`.
+/// File that the arguments name with `--config`.
 pub(super) fn named(words: &[OsString]) -> Option<PathBuf> {
     let mut words = words.iter().take_while(|word| *word != "--");
     while let Some(word) = words.next() {

@@ -1,7 +1,6 @@
-//! `run.yaml` of an output folder: the options of the run in a form that `--config` takes, with the
-//! values in use where the method, the objective or the data decide them. The same command with
-//! this file, in the same folder, gives the same run. Left out are the options that replace or
-//! continue a run.
+//! `run.yaml` of an output folder: the options of the run in a form that `--config` accepts. Options that the
+//! method, the objective or the data decide have the values in use. The same command with this file, in the
+//! same folder, gives the same run. Options that replace or continue a run are left out.
 
 use std::fmt::Write as _;
 
@@ -19,7 +18,8 @@ use crate::{Error, Result};
 /// Name of the file.
 pub(super) const CONFIG_FILE: &str = "run.yaml";
 
-/// Options that are not part of what is trained. The file of `nccl_init` serves one run.
+/// Options that are not recorded, because they do not define the run. The file of `nccl_init` is valid for
+/// one run only.
 const LEFT_OUT: [&str; 5] = ["config", "dry_run", "nccl_init", "overwrite_output_dir", "resume_from_checkpoint"];
 
 /// Text of the file.
@@ -55,7 +55,7 @@ pub(super) fn text(setup: &TrainSetup<'_>, device: &str, dtype: &str) -> Result<
     if setup.method != Method::Sft {
         let decided = serde_json::to_value(args.loss.spelled_out(&setup.loss));
         let decided = decided.map_err(|e| Error::Runtime(format!("cannot write {CONFIG_FILE}: {e}")))?;
-        // Under --objective base the two weights are refused, whatever they are.
+        // Under --objective base, any value of the two weights is an error.
         let unsaid =
             |name: &str| setup.objective() == Objective::Base && ["intra_weight", "inter_weight"].contains(&name);
         let decided = decided.as_object().into_iter().flatten().filter(|(name, _)| !unsaid(name));
@@ -67,7 +67,7 @@ pub(super) fn text(setup: &TrainSetup<'_>, device: &str, dtype: &str) -> Result<
     );
     for (name, value) in options {
         if is_set(&name, &value) && !LEFT_OUT.contains(&name.as_str()) {
-            // JSON is YAML.
+            // JSON values are valid YAML.
             let _ = writeln!(out, "{name}: {value}");
         }
     }

@@ -1,8 +1,7 @@
-//! YAML and TOML files of options as trees with line numbers. Values keep their text, because
-//! options are parsed from text: YAML's `no` is the strategy as well as the truth value. Refused
-//! are more than one document, keys that are not texts, keys given twice, nesting deeper than
-//! [`MAX_DEPTH`] and trees of more than [`MAX_NODES`] values, which aliases could make of a short
-//! file.
+//! YAML and TOML files of options as trees with line numbers. Values keep their text, because options are
+//! parsed from text: YAML's `no` is both a strategy and a truth value. Errors are: more than one document,
+//! keys that are not texts, keys given twice, nesting deeper than [`MAX_DEPTH`], and trees of more than
+//! [`MAX_NODES`] values, which aliases could make of a short file.
 
 use std::collections::HashMap;
 
@@ -16,14 +15,14 @@ const MAX_DEPTH: usize = 32;
 /// Largest number of values.
 const MAX_NODES: usize = 10_000;
 
-/// A line from 1 (0: the whole file), and what is wrong there.
+/// A line number from 1 (0: the whole file), and the error in this line.
 pub(super) type Fault = (usize, String);
 
 /// A value of the file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Node {
     Null,
-    /// A text; `plain` without quotes, so that it may be a number or a truth value.
+    /// A text. `plain` is set if it has no quotes, so that it may be a number or a truth value.
     Text {
         text: String,
         plain: bool,

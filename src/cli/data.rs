@@ -34,7 +34,7 @@ use crate::{Error, Result};
 pub enum DataCommand {
     /// Build groups with intra and inter comparisons from preference rows of any format
     Build(BuildCommand),
-    /// Print decoded groups with the trained tokens marked
+    /// Print decoded groups and mark the tokens that contribute to the loss
     Show(ShowCommand),
     /// Check preference files for problems that make training meaningless or its metrics misleading
     Check(CheckCommand),
@@ -172,7 +172,7 @@ pub fn build(args: &BuildCommand) -> Result<Report> {
     Ok(report)
 }
 
-/// Writes groups as JSON lines. Ids of earlier rows get a number.
+/// Writes groups as JSON lines. A row with the id of an earlier row gets a number after its id.
 pub(super) fn write_groups(output: &Path, rows: &mut [SourceRow]) -> Result<()> {
     if let Some((renamed, example)) = make_ids_distinct(rows) {
         let (rows, has, get) =
@@ -200,7 +200,8 @@ fn set_kwargs(rows: &mut [SourceRow], kwargs: &Map<String, Value>) {
     }
 }
 
-/// Plain text of `data show`, apart from its colours: what was read, the groups, and what tokenization did.
+/// Text of `data show`, plain except for its colours: the files that were read, the groups, and the results
+/// of tokenization.
 pub fn shown(args: &ShowCommand) -> Result<String> {
     let (template, kwargs) = (args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref());
     args.base.check([args.tokenizer.as_path()])?;
@@ -229,7 +230,7 @@ pub fn shown(args: &ShowCommand) -> Result<String> {
     Ok(parts.join("\n"))
 }
 
-/// Positions of the model in a folder; `None` for a folder with a tokenizer only.
+/// Maximum number of positions of the model in a folder; `None` for a folder with a tokenizer only.
 pub(super) fn positions(folder: &Path, base: Option<&Path>) -> Result<Option<usize>> {
     match is_named(&folder.join("config.json")) || is_adapter(folder) {
         true => ModelConfig::read_on(folder, base).map(|config| Some(config.max_positions)),

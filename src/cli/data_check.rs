@@ -31,8 +31,8 @@ pub struct CheckCommand {
     /// computed on them
     #[arg(long, num_args = 1.., alias = "eval-file", value_name = "FILE")]
     test_file: Vec<PathBuf>,
-    /// Folder with a tokenizer and chat template; adds checks of token lengths, end tokens and rows
-    /// that cannot be tokenised
+    /// Folder with a tokenizer and chat template; adds checks of token lengths, EOS tokens and rows that
+    /// cannot be tokenised
     #[arg(long, alias = "model-name-or-path", alias = "tokenizer", value_name = "FOLDER")]
     model: Option<PathBuf>,
     #[command(flatten)]
@@ -128,7 +128,7 @@ pub fn check(args: &CheckCommand) -> Result<()> {
         let text = columns().map_or(text.clone(), |columns| wrapped(&text, columns.max(VALUES + 40), VALUES));
         emit_beside(args.output.as_ref(), text.trim_end())
     } {
-        // The verdict on the data stays the exit code.
+        // If the reader of stdout is gone, the verdict on the data still decides the exit code.
         Err(Error::ReaderLeft) => {}
         printed => printed?,
     }

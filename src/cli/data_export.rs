@@ -106,7 +106,8 @@ pub fn convert(args: &ConvertCommand) -> Result<()> {
     }
 }
 
-/// Leaves out rows with more characters, and prints how many. [`Error::Data`] if none is left.
+/// Leaves out rows with more than `most` characters, and prints their number. [`Error::Data`] if no row is
+/// left.
 fn keep_short(rows: &mut Vec<SourceRow>, most: usize, output: &Path) -> Result<()> {
     let all = rows.len();
     let shortest = rows.iter().map(|row| (characters(&row.group), row)).min_by_key(|(count, _)| *count);
@@ -154,14 +155,14 @@ fn read(input: &[PathBuf], output: &Path, options: &ReadOptions) -> Result<Vec<S
     Ok(rows)
 }
 
-/// Comparisons that rows of TRL have no place for, by reason.
+/// Numbers of comparisons that rows of TRL cannot represent, by reason.
 #[derive(Default)]
 struct LeftOut {
     /// Intra and inter comparisons.
     kinds: usize,
-    /// Two prompts.
+    /// Comparisons with two prompts.
     prompts: usize,
-    /// A weight other than 1.
+    /// Comparisons with a weight that is not 1.
     weights: usize,
 }
 
@@ -183,8 +184,8 @@ impl fmt::Display for LeftOut {
     }
 }
 
-/// Writes the pairs of base comparisons. Other comparisons have no place in the format; they are left
-/// out and counted.
+/// Writes the pairs of base comparisons. The format cannot represent other comparisons; they are left out and
+/// counted.
 fn write_trl(input: &[PathBuf], output: &Path, rows: &[SourceRow]) -> Result<()> {
     let (mut text, mut pairs, mut left_out) = (String::new(), 0, LeftOut::default());
     // The first row of text and the first of a conversation.
@@ -263,7 +264,7 @@ fn pair(row: &SourceRow, comparison: &Comparison, left_out: &mut LeftOut) -> Res
     Ok(Some(pair))
 }
 
-/// Why [`side`] has no form for a response.
+/// Reason why [`side`] returns `None`.
 pub(super) const MESSAGE_TO_TEXT: &str = "a message cannot answer a plain-text prompt; give both in the same form";
 
 /// A response in the form of its prompt: text, or a list with one message.

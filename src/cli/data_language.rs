@@ -13,10 +13,10 @@ use crate::files::write_text;
 /// Arguments of `data language`.
 #[derive(Args, Clone, Debug)]
 pub struct LanguageCommand {
-    /// Prompts to draw from; no prompt is in both
+    /// Split of the prompts to draw from; the splits have no prompt in common
     #[arg(long, value_enum)]
     split: Split,
-    /// Number of pairs; more pairs begin with the same ones
+    /// Number of pairs; the first pairs do not depend on it
     #[arg(long, default_value_t = 12_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     rows: u32,
     /// Seed of the pairs

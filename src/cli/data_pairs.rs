@@ -1,7 +1,7 @@
 //! `mapl data pairs`: preference rows of a policy's own responses. The responses to a prompt are judged by
 //! a reward model, or by the checkers of the row's instructions, and the better ones are preferred.
 //!
-//! Refused: judges that cannot judge the rows, scores that are not finite, and input that gives no pair.
+//! Errors are: judges that cannot judge the rows, scores that are not finite, and input that gives no pair.
 //! Ties, gaps below `--min-gap`, prompts with one response and empty responses are left out and counted.
 
 use std::collections::HashSet;
@@ -111,7 +111,7 @@ impl PairsCommand {
         vec![&mut self.input]
     }
 
-    /// Flags about a reward model, for a judge that is none.
+    /// Returns an error for flags about a reward model if the judge is not a model.
     fn refuse_model_flags(&self) -> Result<()> {
         let given = [
             ("--base-model", self.base.base_model.is_some()),
@@ -126,7 +126,7 @@ impl PairsCommand {
     }
 }
 
-/// What became of the responses.
+/// Counts of the responses, and of the pairs by outcome.
 #[derive(Default)]
 struct Counts {
     responses: usize,
@@ -239,7 +239,7 @@ fn rewards(args: &PairsCommand, model: &PathBuf, prompts: &[Samples]) -> Result<
     if ModelConfig::read_on(model, args.base.base())?.head != Head::Reward {
         return Err(Error::model(model, "is a language model, which gives no rewards; name a reward model"));
     }
-    // Comparisons of the first response with the others name every response.
+    // Each row compares its first response with all others, so that every response is scored.
     let rows: Vec<SourceRow> = prompts.iter().map(|samples| samples.row.clone()).map(compared).collect();
     check_template_used(args.chat_template_path.as_deref(), args.chat_template_kwargs.as_ref(), &rows)?;
     let scoring = ModelArgs {
@@ -279,7 +279,8 @@ fn compared(mut row: SourceRow) -> SourceRow {
     row
 }
 
-/// Shares of the decided instructions that the responses follow; `None` if none is decided.
+/// For each response, the share of the decided instructions that it follows. `None` if a response has no
+/// decided instruction.
 fn shares(samples: &Samples) -> Result<Option<Vec<f64>>> {
     let (row, given) = (&samples.row, &samples.instructions);
     let fail = |why: String| row.error(why);
@@ -332,7 +333,7 @@ fn pair_row(
     Ok(pair)
 }
 
-/// Pairs (better, worse), and what is left out of those that were asked for.
+/// Selected pairs (better, worse), and the numbers of requested pairs that are left out.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Selected {
     pairs: Vec<(usize, usize)>,
@@ -342,7 +343,7 @@ struct Selected {
     small: usize,
 }
 
-/// Selects pairs by score. Of equal scores the first response counts as the best and as the worst.
+/// Selects pairs by score. Among equal scores, the first response counts as the best and as the worst.
 fn select(scores: &[f64], select: Select, min_gap: f64) -> Selected {
     let first = |better: fn(f64, f64) -> bool| {
         (1..scores.len()).fold(0, |best, i| if better(scores[i], scores[best]) { i } else { best })

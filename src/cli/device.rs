@@ -104,13 +104,13 @@ pub trait Job: Send {
     fn run<B: Backend>(self, backend: &B) -> Result<Self::Output>;
 }
 
-/// Runs `work` on a thread of the pool. There an op starts its tasks without a switch of threads, which
-/// can take longer than a small op. `work` must not wait for a thread that itself waits for the pool.
+/// Runs `work` on a thread of the pool. There an op starts its tasks without a thread switch, which can cost
+/// more time than a small op. `work` must not wait for a thread that itself waits for the pool.
 pub fn on_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     rayon::scope(|_| work())
 }
 
-/// The CPU in bf16 on the units of choice, with a note if they are not faster than f32.
+/// The CPU in bf16 on the selected units, with a note if they are not faster than f32.
 pub(super) fn bf16_cpu() -> Result<Cpu<bf16>> {
     let units = Units::chosen()?;
     if let Some(why) = units.slow() {
@@ -136,7 +136,7 @@ impl DeviceArgs {
         }
     }
 
-    /// The same arguments, with bf16 where they leave the precision of a CPU open and bf16 is faster on it.
+    /// The same arguments, with bf16 if they select a CPU without a precision and bf16 is faster on it.
     pub(super) fn fastest(self) -> Self {
         let fast = self.is_cpu() && self.dtype.is_none() && Units::chosen_or_f32().slow().is_none();
         Self { dtype: if fast { Some(Dtype::Bf16) } else { self.dtype }, ..self }
@@ -217,7 +217,7 @@ impl DeviceArgs {
             (Device::Reference, _) => Err(Error::Usage(
                 "--device reference: the oracle cannot be studied; choose cpu, cuda or emulator".into(),
             )),
-            // `run` refuses the remaining combinations, with the same messages.
+            // `run` rejects the remaining combinations, with the same messages.
             (Device::Cpu | Device::Emulator, _) => self.run(job),
         }
     }

@@ -111,7 +111,7 @@ fn devices() -> BTreeMap<&'static str, String> {
     ])
 }
 
-/// Where the constants of the tile choice come from, for the GPU and the emulator of this machine.
+/// Sources of the constants of the tile choice, for the GPU and the emulator of this machine.
 fn tiles() -> Vec<String> {
     let mut cards: Vec<String> = Driver::new(0).iter().map(|driver| driver.properties().name.clone()).collect();
     cards.extend(Emulator::new().iter().map(|emulator| emulator.properties().name.clone()));

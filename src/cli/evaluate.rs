@@ -39,8 +39,8 @@ pub struct EvalArgs {
     /// --output
     #[arg(long, num_args = 2, value_names = ["A", "B"])]
     compare: Option<Vec<PathBuf>>,
-    /// Benchmark that the rows of --input are of: rm-bench, rmb, reward-bench-2 or if-reward-bench; none
-    /// evaluates them as ordinary rows [default: by the keys of the first row of a regular file]
+    /// Benchmark of the rows of --input: rm-bench, rmb, reward-bench-2 or if-reward-bench; none evaluates
+    /// them as ordinary rows [default: by the keys of the first row of a regular file]
     #[arg(long, value_name = "NAME", value_parser = BenchmarkChoice::parse)]
     benchmark: Option<BenchmarkChoice>,
     #[command(flatten)]
@@ -76,12 +76,12 @@ pub struct CompareArgs {
 }
 
 impl EvalArgs {
-    /// Device, and how ranks meet.
+    /// Device, and the arguments for how ranks connect.
     pub(super) fn meeting(&self) -> (DeviceArgs, &MeetingArgs) {
         self.measure.meeting()
     }
 
-    /// The benchmark to evaluate on, if the rows are of one.
+    /// The benchmark to evaluate on, if the rows belong to one.
     fn benchmark(&self) -> Result<Option<Benchmark>> {
         match (self.benchmark, self.measure.input.first()) {
             (Some(BenchmarkChoice(benchmark)), _) => Ok(benchmark),
@@ -97,7 +97,7 @@ impl EvalArgs {
 }
 
 impl CompareArgs {
-    /// Device, and how ranks meet.
+    /// Device, and the arguments for how ranks connect.
     pub(super) fn meeting(&self) -> (DeviceArgs, &MeetingArgs) {
         self.measure.meeting()
     }
@@ -111,7 +111,7 @@ impl CompareArgs {
 /// Data and settings of an evaluation.
 #[derive(Args, Clone, Debug)]
 pub(super) struct MeasureArgs {
-    /// Files of groups or pairs; eval also takes rows with one response and a label
+    /// Files of groups or pairs; eval also accepts rows with one response and a label
     #[arg(long, num_args = 1..)]
     pub(super) input: Vec<PathBuf>,
     /// JSON file to write all results to
@@ -144,9 +144,9 @@ pub(super) struct MeasureArgs {
     meeting: MeetingArgs,
 }
 
-/// Smallest number of resamples with some beyond both ends of an interval.
+/// Minimum number of resamples, at which some lie beyond both ends of an interval.
 const MIN_RESAMPLES: usize = 100;
-/// More resamples take memory without adding precision.
+/// More resamples need memory without adding precision.
 const MAX_RESAMPLES: usize = 1_000_000;
 
 pub(super) fn resamples(text: &str) -> Result<usize, String> {
@@ -413,7 +413,7 @@ impl MeasureArgs {
         self.seed.unwrap_or(42)
     }
 
-    /// Refuses a seed if nothing is drawn.
+    /// Returns an error for a seed if nothing is drawn.
     fn check_seed(&self) -> Result<()> {
         let unused = self.seed.is_some() && self.bootstrap == 0 && !self.prompt_blindness;
         refuse_given(&[("--seed", unused)], "without resamples (--bootstrap 0) and without --prompt-blindness")
@@ -457,7 +457,7 @@ impl MeasureArgs {
         Ok((data, evaluation))
     }
 
-    /// Refuses flags about scoring if only results are read and nothing is scored.
+    /// Returns an error for flags about scoring if only results are read and nothing is scored.
     fn refuse_scoring_flags(&self) -> Result<()> {
         let (s, read) = (&self.scoring, self.input.is_empty());
         let given = [

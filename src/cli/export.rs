@@ -37,7 +37,7 @@ pub struct ExportArgs {
     save_dtype: Option<SaveDtype>,
 }
 
-/// Merges an adapter and writes the model. The weights get their names last.
+/// Merges an adapter and writes the model. The weight files are renamed to their final names last.
 ///
 /// # Errors
 /// [`Error::Usage`] for a folder without adapter and for an output that holds a model or is an input.
@@ -108,7 +108,7 @@ fn stored(files: &WeightFiles) -> StoredDtype {
     }
 }
 
-/// Pad token that transformers needs to load a reward model in batches.
+/// Adds the pad token that transformers needs to run a reward model on batches.
 fn with_pad(config: ModelConfig, tokenizer: &mut Tokenizer, folder: &Path) -> Result<ModelConfig> {
     let pad = match config.pad {
         Some(pad) => pad,
@@ -126,7 +126,7 @@ fn with_pad(config: ModelConfig, tokenizer: &mut Tokenizer, folder: &Path) -> Re
     config.with_pad(pad)
 }
 
-/// Refuses a head with a bias, which the written model cannot have.
+/// Returns an error for a head with a bias, which the written model cannot have.
 fn refuse_bias(files: &WeightFiles, adapter: &AdapterFolder) -> Result<()> {
     if files.head_bias()? == 0.0 {
         return Ok(());

@@ -38,14 +38,14 @@ impl Fingerprint<'_> {
     /// Name and value of every part, in a fixed order.
     pub fn entries(self) -> Vec<(String, String)> {
         let (setup, s) = (self.setup, &self.setup.settings);
-        // Without decay the length of a run changes none of its updates, so a resumed run may be
-        // longer.
+        // Without a decay of the learning rate, the length of a run changes none of its updates, so a resumed
+        // run may be longer.
         let length = match s.max_steps {
             _ if !s.schedule.depends_on_length() => "any".to_owned(),
             Some(steps) => format!("{steps} steps"),
             None => format!("{} epochs", s.epochs),
         };
-        // The text of schedules without parameters is that of earlier versions.
+        // Schedules without parameters have the text of earlier versions.
         let parameters = match s.schedule {
             Shape::Linear | Shape::Constant | Shape::ConstantWithWarmup => String::new(),
             Shape::Cosine { cycles: 0.5, floor: 0.0 } => String::new(),
@@ -200,7 +200,7 @@ fn hash_weights(hash: &mut blake3::Hasher, folder: &Path) -> Result<()> {
     let entries = std::fs::read_dir(folder).map_err(|e| Error::model(folder, format!("cannot be read: {e}")))?;
     let mut files = entries.map(|entry| entry.map(|e| e.path())).collect::<Result<Vec<_>, _>>();
     if let Ok(files) = &mut files {
-        // Only regular files can hold weights; opening refuses those that a model names.
+        // Only regular files can hold weights. Opening a model rejects other files that it names.
         files.retain(|path| path.extension().is_some_and(|e| e == "safetensors") && path.is_file());
         files.sort_unstable();
     }

@@ -31,17 +31,17 @@ use crate::ranks::{agreement, world};
 use crate::terminal::complain;
 use crate::{Error, Result};
 
-/// New tokens if neither the flag nor the folder names a number.
+/// Maximum number of new tokens if neither the flag nor the folder gives a number.
 pub(super) const NEW_TOKENS: usize = 256;
 
-/// Responses at a time by default.
+/// Number of responses generated at a time by default.
 pub(super) const BATCH_SIZE: usize = 32;
 
 /// Keys that a row of the output has in addition to those of its input row.
 pub(super) const ADDED: [&str; 3] = ["response", "tokens", "finish"];
 
-/// Settings of `generation_config.json` that change the text, each with its flag, and the value that
-/// changes nothing.
+/// Settings of `generation_config.json` that change the text, each with its flag, and the value that has no
+/// effect.
 const FOLDER_SETTINGS: [(&str, &str, Option<f64>); 5] = [
     ("temperature", "--temperature", None),
     ("top_k", "--top-k", None),
@@ -78,7 +78,7 @@ pub struct GenerateArgs {
     meeting: MeetingArgs,
 }
 
-/// How rows are answered.
+/// Arguments for the responses to rows.
 #[derive(Args, Clone, Debug)]
 pub(super) struct RowsArgs {
     /// Responses generated at a time; more need more memory, and no text depends on the number
@@ -91,13 +91,13 @@ pub(super) struct RowsArgs {
 }
 
 impl RowsArgs {
-    /// Flags with whether they are given.
+    /// Flags, and whether each is given.
     pub fn given(&self) -> [(&'static str, bool); 2] {
         [("--batch-size", self.batch_size.is_some()), ("--apply-chat-template", self.apply_chat_template)]
     }
 }
 
-/// How responses are generated, for every command that does.
+/// Arguments of generation, for every command that generates responses.
 #[derive(Args, Clone, Debug)]
 pub(super) struct GenerationArgs {
     #[command(flatten)]
@@ -105,8 +105,8 @@ pub(super) struct GenerationArgs {
     /// Maximum number of new tokens of a response [default: that of generation_config.json, else 256]
     #[arg(long, value_name = "TOKENS", value_parser = count)]
     pub max_new_tokens: Option<usize>,
-    /// Sample at this temperature; 0 takes the most probable token, as without sampling flags [default:
-    /// 1 with another sampling flag]
+    /// Sample at this temperature; 0 picks the most probable token, as without sampling flags [default: 1
+    /// with another sampling flag]
     #[arg(long, value_parser = parse_temperature)]
     temperature: Option<f64>,
     /// Sample from this number of most probable tokens
@@ -135,7 +135,7 @@ pub(super) struct GenerationArgs {
     pub device: DeviceArgs,
 }
 
-/// Largest value of a count. Far above any use, far below an overflow.
+/// Maximum value of a count, far above any use and far below an overflow.
 const MOST: usize = 1 << 24;
 
 pub(super) fn count(text: &str) -> Result<usize, String> {
@@ -164,7 +164,7 @@ fn parse_penalty(text: &str) -> Result<f64, String> {
 }
 
 impl GenerateArgs {
-    /// Device, and how ranks meet.
+    /// Device, and the arguments for how ranks connect.
     pub(super) fn meeting(&self) -> (DeviceArgs, &MeetingArgs) {
         (self.generation.device, &self.meeting)
     }
@@ -176,7 +176,7 @@ impl GenerateArgs {
 }
 
 impl GenerationArgs {
-    /// Flags with whether they are given, for commands that can do without a model.
+    /// Flags, and whether each is given, for commands that may run without a model.
     pub fn given(&self) -> [(&'static str, bool); 12] {
         [
             ("--base-model", self.base.base_model.is_some()),
@@ -194,13 +194,13 @@ impl GenerationArgs {
         ]
     }
 
-    /// Adds what generation with these models reads to the inputs of a command.
+    /// Adds the files that generation with these models reads to the inputs of a command.
     pub fn inputs<'a>(&self, inputs: Inputs, models: impl IntoIterator<Item = &'a Path>) -> Inputs {
         self.base.inputs(inputs, models).with("--chat-template-path", &self.chat_template_path)
     }
 
-    /// The sampler of `samples` responses to a prompt; refuses flags that the others leave without
-    /// effect.
+    /// Returns the sampler of `samples` responses to a prompt, or an error for flags that have no effect with
+    /// the others.
     pub fn sampler(&self, seed: Option<u64>, samples: usize) -> Result<Sampler> {
         if let Some(empty) = self.stop.iter().find(|stop| stop.is_empty()) {
             return Err(Error::Usage(format!("--stop {empty:?}: an empty text would end every response at once")));
@@ -262,7 +262,7 @@ impl GenerationArgs {
         })
     }
 
-    /// Maximum number of new tokens, and where it is from.
+    /// Maximum number of new tokens, and its source.
     pub fn new_tokens(&self, folder: &Path, config: &ModelConfig) -> Result<(usize, &'static str)> {
         if let Some(given) = self.max_new_tokens {
             return Ok((given, "--max-new-tokens"));
@@ -340,7 +340,7 @@ pub(super) struct GenerateJob<'a> {
 /// Configuration of a model folder that answers prompts.
 ///
 /// # Errors
-/// [`Error::Model`] for a reward model, and for what is not a model folder.
+/// [`Error::Model`] for a reward model, and for a folder that is not a model folder.
 pub(super) fn language_model(folder: &Path, base: Option<&Path>) -> Result<ModelConfig> {
     let config = ModelConfig::read_on(folder, base)?;
     match config.head {
@@ -440,8 +440,8 @@ impl Job for GenerateJob<'_> {
     }
 }
 
-/// Distinct prompts, each with whether it is plain text, and the prompt of each row: equal prompts have
-/// equal responses, so each is answered once.
+/// Distinct prompts, each with whether it is plain text, and the index of each row's prompt. Equal prompts
+/// have equal responses, so each is answered once.
 fn distinct(ids: &[Vec<u32>], rows: &[PromptRow], samples: usize) -> (Vec<(Prompt, bool)>, Vec<usize>) {
     let mut known: HashMap<(&[u32], bool), usize> = HashMap::new();
     let (mut prompts, mut of_row) = (Vec::new(), Vec::new());
@@ -456,7 +456,8 @@ fn distinct(ids: &[Vec<u32>], rows: &[PromptRow], samples: usize) -> (Vec<(Promp
     (prompts, of_row)
 }
 
-/// Refuses prompts that the model cannot read, and warns of those with less room than asked for.
+/// Returns an error for prompts that the model cannot read. Warns of prompts that leave room for less than
+/// `new_tokens`.
 pub(super) fn check_lengths(
     rows: &[PromptRow],
     ids: &[Vec<u32>],

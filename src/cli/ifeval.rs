@@ -1,4 +1,4 @@
-//! `mapl ifeval`: which instructions responses follow, and the comparison of two sets of responses. A
+//! `mapl ifeval`: checks whether responses follow their instructions, and compares two sets of responses. A
 //! model folder stands for the responses that `mapl generate` writes with the same flags.
 
 use std::path::{Path, PathBuf};
@@ -87,7 +87,8 @@ pub fn run(args: &IfevalArgs) -> Result<()> {
         check_output("--save-responses", file, &inputs)?;
         refuse_two_on_stdout(args.json, "--save-responses", file)?;
     }
-    // Before a model answers, so that the second folder cannot end the command after the first has.
+    // Both folders are checked before a model answers, so that the second cannot fail after the first has
+    // answered.
     models.iter().try_for_each(|model| language_model(model, args.generation.base.base()).map(drop))?;
     let prompts = read_prompts(&args.input)?;
     match sides {
@@ -102,7 +103,7 @@ impl IfevalArgs {
         self.output.iter().chain(&self.save_responses).find(|path| is_stdout(path))
     }
 
-    /// Refuses flags without effect; `models` are the folders that answer the prompts.
+    /// Returns an error for flags that have no effect. `models` are the folders that answer the prompts.
     fn check(&self, sides: &[PathBuf], models: &[&Path]) -> Result<()> {
         if sides.is_empty() {
             let given = [("--bootstrap", self.bootstrap.is_some())];
@@ -260,8 +261,8 @@ fn generated(
     Ok((answers.of_rows.into_iter().flatten().map(|Answer { response, .. }| response).collect(), figures))
 }
 
-/// The row of a prompt as one that asks for a response. With `saved`, refuses what an output row
-/// would lose.
+/// Converts a prompt to a row that requests a response. With `saved`, returns an error if the output row
+/// would lose something of the input row.
 pub(super) fn asked(prompt: &Prompt, saved: bool) -> Result<PromptRow> {
     let (file, line) = &prompt.place;
     let error = |why: String| Error::data(file, *line, None, why);

@@ -1,5 +1,5 @@
-//! Inputs of a command. Before a command removes or writes anything, it checks with
-//! [`Inputs::spare`] that no input is, or lies in, what it would remove or write over.
+//! Inputs of a command. Before a command removes or writes anything, it checks with [`Inputs::spare`] that no
+//! input is, or lies in, a file or folder that it would remove or overwrite.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -12,7 +12,7 @@ use crate::report::run::RUN_LOGS;
 use crate::train::checkpoint;
 use crate::{Error, Result};
 
-/// Further files that a model folder, a checkpoint or a run folder is read from.
+/// Additional files that are read from a model folder, a checkpoint or a run folder.
 const FOLDER_FILES: [&str; 6] = [
     "config.json",
     "generation_config.json",
@@ -36,9 +36,9 @@ impl Inputs {
         self
     }
 
-    /// Refuses an output if one of the `written` files and folders is, or contains, an input.
-    /// Symbolic links and `..` are resolved, and hard links to one file are the same file. `output`
-    /// is the flag and path that a user gave.
+    /// Returns an error for an output if one of the `written` files and folders is, or contains, an input.
+    /// Symbolic links and `..` are resolved, and hard links to one file are the same file. `output` is the
+    /// flag and path that a user gave.
     pub fn spare(&self, output: (&str, &Path), written: &[PathBuf]) -> Result<()> {
         let written: Vec<Written> = written.iter().filter_map(|path| Written::of(path)).collect();
         if written.is_empty() {
@@ -61,7 +61,7 @@ impl Inputs {
     }
 }
 
-/// Existing file or folder that a command removes or writes over.
+/// Existing file or folder that a command removes or overwrites.
 enum Written {
     File { path: PathBuf, id: (u64, u64) },
     Folder(PathBuf),

@@ -1,5 +1,5 @@
-//! The words of a shell that call this program again from the current folder, as it was called:
-//! `mapl` from PATH, `cargo run`, or a path. Commands that are printed for a user begin with them.
+//! The shell command that calls this program again from the current folder in the same way: `mapl` from PATH,
+//! `cargo run`, or a path. Commands that are printed for a user begin with it.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use super::args::quoted;
 /// Where a program was called from.
 #[derive(Debug, Default)]
 struct Call {
-    /// The name it was called by.
+    /// Name by which the program was called (`argv[0]`).
     name: OsString,
-    /// The file that runs.
+    /// Path of the running executable.
     file: Option<PathBuf>,
     /// Current folder.
     folder: Option<PathBuf>,
@@ -22,7 +22,7 @@ struct Call {
     manifest_dir: Option<PathBuf>,
 }
 
-/// Shell words that call this program.
+/// Returns the shell command that calls this program.
 pub(super) fn program() -> String {
     let call = Call {
         name: std::env::args_os().next().unwrap_or_default(),
@@ -40,7 +40,7 @@ impl Call {
         self.by_cargo().or_else(|| self.found_on_path()).unwrap_or_else(|| self.by_file())
     }
 
-    /// `cargo run`, if cargo started a program of its own target folder.
+    /// Returns a `cargo run` command if cargo started the executable from a `release` or `debug` folder.
     fn by_cargo(&self) -> Option<String> {
         self.cargo.as_ref()?;
         let profile = match self.file.as_ref()?.parent()?.file_name()?.to_str()? {
@@ -57,16 +57,16 @@ impl Call {
         Some(format!("cargo run{profile}{package} --"))
     }
 
-    /// The bare name, if a shell finds this file by it.
+    /// Returns the bare name if a shell finds this executable under it in `PATH`.
     fn found_on_path(&self) -> Option<String> {
         let name = Path::new(&self.name).file_name()?;
         let here = self.file.as_ref()?.canonicalize().ok()?;
-        // The first file of that name is the one that a shell runs.
+        // A shell runs the first file with this name.
         let found = std::env::split_paths(self.path.as_ref()?).map(|dir| dir.join(name)).find(|file| file.is_file())?;
         (found.canonicalize().ok()? == here).then(|| quoted(name))
     }
 
-    /// The path as it was called, or the path of the file.
+    /// Returns the path by which the program was called, or the path of the executable.
     fn by_file(&self) -> String {
         let called = Path::new(&self.name);
         match &self.file {

@@ -1,5 +1,4 @@
-//! Flags of low-rank adapters. Refused are values that cannot work, dropout in `sft`, and flags
-//! without `--use-peft`.
+//! Flags of low-rank adapters. Values that cannot work, dropout in `sft`, and flags without `--use-peft` are errors.
 
 use clap::Args;
 use serde::Serialize;
@@ -27,8 +26,8 @@ pub struct LoraArgs {
     /// [default: all-linear]
     #[arg(long, num_args = 1.., value_delimiter = ',', value_name = "NAME")]
     pub lora_target_modules: Vec<String>,
-    /// Dropout before the adapters: 0 in sft; without effect in the other commands, as in TRL, where
-    /// --disable-dropout sets it to 0 [default: 0]
+    /// Dropout before the adapters; sft supports only 0, and the other commands ignore it, as TRL does with
+    /// its default --disable-dropout [default: 0]
     #[arg(long, value_name = "SHARE")]
     pub lora_dropout: Option<f64>,
     /// Scale by alpha / sqrt(rank) (rank-stabilised LoRA)
@@ -43,7 +42,7 @@ pub struct LoraChoice {
     alpha: u32,
     rslora: bool,
     names: Vec<String>,
-    /// Options with another default or meaning than in TRL, or without effect.
+    /// Notes on options whose default or meaning differs from TRL's, or that have no effect.
     notes: Vec<&'static str>,
 }
 
@@ -76,7 +75,7 @@ impl LoraArgs {
         if self.lora_target_modules.is_empty() {
             notes.push("adapters are on all linear layers; TRL's default is PEFT's list for the model type");
         }
-        // TRL's trainers of the other methods set the dropout of adapters to 0 too, unless told otherwise.
+        // By default, TRL's trainers for the other methods also set the dropout of adapters to 0.
         match (method, self.lora_dropout) {
             (Method::Sft, None) => notes.push("adapters have no dropout; TRL's default is --lora-dropout 0.05"),
             (Method::Sft, Some(dropout)) if dropout != 0.0 => {
@@ -100,13 +99,13 @@ impl LoraChoice {
         LoraSpec::new(config, self.rank, self.alpha, self.rslora, &self.names)
     }
 
-    /// Notes on defaults that are not TRL's, and on options without effect.
+    /// Returns notes on defaults that differ from TRL's, and on options that have no effect.
     pub fn notes(&self) -> &[&'static str] {
         &self.notes
     }
 }
 
-/// One line about adapters: their size and place, and the number of trained parameters out of `all`.
+/// Describes adapters in one line: rank, scale, adapted layers, and the number of trained parameters out of `all`.
 pub(super) fn described(spec: &LoraSpec, config: &ModelConfig, trained: usize, all: usize) -> String {
     let root = if spec.rslora { "sqrt(rank)" } else { "rank" };
     let places = match spec.is_all_linear(config) {
@@ -142,7 +141,7 @@ mod tests {
         let given = LoraArgs { lora_dropout: Some(0.0), lora_target_modules: vec!["q_proj".into()], ..peft.clone() };
         let notes = |args: &LoraArgs, method| args.resolve(method).unwrap().unwrap().notes().len();
         assert_eq!((notes(&given, Method::Sft), notes(&peft, Method::Sft)), (0, 2));
-        // As TRL's DPO, KTO and reward trainers, which set it to 0.
+        // The dropout is ignored, as by TRL's DPO, KTO and reward trainers, which set it to 0.
         let dropping = LoraArgs { lora_dropout: Some(0.05), ..given };
         for method in [Method::Dpo, Method::Kto, Method::Reward] {
             assert_eq!((notes(&dropping, method), notes(&peft, method)), (1, 1));

@@ -23,8 +23,7 @@ use crate::{Error, Result};
 /// Arguments of `tokenizer`.
 #[derive(Args, Clone, Debug)]
 pub struct TokenizerArgs {
-    /// Text files, or rows of any format that other commands read; their prompts and responses are
-    /// used
+    /// Text files, or data files in any format that other commands read, whose prompts and responses are used
     #[arg(long, num_args = 1.., required = true)]
     input: Vec<PathBuf>,
     /// Key names of the input, as chosen=chosen_response,rejected=rejected_response
@@ -48,7 +47,8 @@ pub struct InitArgs {
     /// A config.json with the model's sizes
     #[arg(long, group = "sizes")]
     config: Option<PathBuf>,
-    /// Tokenizer folder; its files are copied, and its vocabulary sets the model's
+    /// Tokenizer folder, whose files are copied; with --preset, the model's vocabulary size follows from the
+    /// tokenizer's
     #[arg(long)]
     tokenizer: PathBuf,
     /// Folder to write the model to
@@ -114,8 +114,8 @@ fn read_lines(path: &Path) -> Result<Vec<String>> {
     Ok(texts)
 }
 
-/// Whether a file holds JSON rows, by its extension or, for other extensions, by its first
-/// character. A pipe has lost its first character once it was looked at, so it needs an extension.
+/// Returns whether a file holds rows instead of plain text, by its extension or, for other extensions, by its
+/// first bytes. A pipe needs an extension, because reading its first bytes would consume them.
 fn holds_rows(path: &Path) -> Result<bool> {
     if path.is_dir() {
         return Err(Error::data(path, 0, None, "is a folder; name the files in it"));
@@ -183,7 +183,8 @@ pub fn init(args: &InitArgs) -> Result<()> {
     Ok(())
 }
 
-/// Pad token of a new model: the tokenizer's; for a reward model, one that ends no text.
+/// Returns the pad token of a new model: the tokenizer's pad token or, for a reward model, a token that is
+/// not an EOS token.
 fn init_pad(config: &ModelConfig, tokenizer: &mut Tokenizer) -> Result<Option<u32>> {
     if config.head != Head::Reward {
         return Ok(tokenizer.pad_id());
@@ -209,8 +210,8 @@ fn read_config(path: &Path) -> Result<ModelConfig> {
     }
 }
 
-/// Sets the vocabulary and special ids of a preset to the tokenizer's. The vocabulary is rounded up
-/// to a multiple of 64, so that rows of the head stay aligned; the added rows are never used.
+/// Sets the vocabulary and special ids of a preset to the tokenizer's. The vocabulary is rounded up to a
+/// multiple of 64, which keeps rows of logits aligned; the added entries are never used.
 fn fit_vocabulary(config: ModelConfig, tokenizer: &Tokenizer) -> Result<ModelConfig> {
     let vocab = tokenizer.vocab_size().next_multiple_of(64);
     config.with_vocabulary(vocab, tokenizer.end_ids().to_vec(), tokenizer.bos_id(), tokenizer.pad_id())

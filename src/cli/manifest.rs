@@ -31,7 +31,7 @@ pub(super) struct ManifestFacts<'a> {
     /// Empty without evaluation rows.
     pub eval: (&'a [TokenizedGroup], &'a TokenizeReport),
     pub fingerprint: &'a [(String, String)],
-    /// Where a reward model is read.
+    /// Pad token of a reward model, which decides the token position at which rewards are read.
     pub reward: Option<PadChoice>,
     /// Number of trained parameters.
     pub trained: usize,
@@ -98,8 +98,8 @@ impl ManifestFacts<'_> {
         Ok(facts)
     }
 
-    /// Every option under its flag's name in snake case, with the value in use, or null without a
-    /// value. Options that the method or the objective decided have the decided value.
+    /// Returns every option under its flag's name in snake case, with the value in use or null. Options that
+    /// the method or the objective sets have that value.
     fn config(&self) -> Result<Map<String, Value>> {
         let setup = self.setup;
         let (s, loss) = (&setup.settings, &setup.loss);
@@ -182,7 +182,7 @@ impl ManifestFacts<'_> {
             }
             Method::Dpo => {
                 match loss.types[0].0 {
-                    // Its scores have no factor: beta is the weight of the loss.
+                    // The scores of ORPO have no factor; its beta is a weight in the loss.
                     LossType::Orpo => put("beta", json!(setup.args.loss.beta.unwrap_or(DEFAULT_BETA))),
                     _ => {
                         for (name, beta) in ["beta", "beta_intra", "beta_inter"].into_iter().zip(loss.scale) {
@@ -203,7 +203,7 @@ impl ManifestFacts<'_> {
                     Reduce::Sum => ReduceName::Sum,
                     Reduce::Mean => ReduceName::Mean,
                 };
-                // Some of the losses divide by the tokens, and others do not.
+                // Some of the losses divide by the number of tokens and others do not, so no single value applies.
                 put("logp_reduce", if loss.needs_rows() { Value::Null } else { json!(reduce) });
             }
         }
@@ -217,7 +217,7 @@ fn stored_hashes<'a>(files: impl IntoIterator<Item = &'a StoredFile>) -> Value {
     Value::Array(files.into_iter().map(entry).collect())
 }
 
-/// Tokenization counts, and tokens per epoch with and without shared prompts; null without rows.
+/// Tokenization counts, and tokens per epoch with and without prefix sharing; null without rows.
 fn counts((groups, report): (&[TokenizedGroup], &TokenizeReport)) -> Result<Value> {
     if report.rows_read == 0 {
         return Ok(Value::Null);
@@ -245,7 +245,7 @@ fn into_map(value: Value) -> Map<String, Value> {
 }
 
 /// Maximum length of the run that a checkpoint belongs to, from its manifest. A resumed run without
-/// `--max-length` must see the same tokens, also if the default is another by now.
+/// `--max-length` must see the same tokens, even if the default has changed since.
 pub(super) fn recorded_length(checkpoint: &Path) -> Option<usize> {
     let folder = checkpoint.canonicalize().ok()?;
     let text = input::read(&folder.parent()?.join(FILE), input::MAX_CONFIG).ok()?;

@@ -39,9 +39,9 @@ pub fn completions(args: &CompletionsArgs) -> Result<()> {
     on_stdout(|out| out.write_all(&text))
 }
 
-/// A command with the options and values that it does not refuse.
+/// Returns a copy of a command with only the options and values that the command accepts.
 fn offered(command: &Command) -> Command {
-    // clap keeps names for the whole life of the program, which prints once and ends.
+    // clap needs names with a static lifetime. The leak is harmless, because the program prints once and ends.
     let name: &'static str = command.get_name().to_owned().leak();
     let mut kept = Command::new(name).disable_help_subcommand(true);
     if let Some(about) = command.get_about() {
@@ -53,7 +53,7 @@ fn offered(command: &Command) -> Command {
     }
     let is_reward = command.get_name() == Method::Reward.name();
     for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
-        // The options that one needs or excludes may be among those left out.
+        // Options that this one requires or conflicts with may be left out, so these relations are removed.
         let (free, none) = (arg.clone().conflicts_with(Resettable::Reset), Resettable::Reset);
         let mut arg = free.requires(none).overrides_with(Resettable::Reset);
         if is_reward && arg.get_id() == "loss_type" {
@@ -90,7 +90,7 @@ fn page(command: &Command) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Writes the page of a command and those below it; returns their number.
+/// Writes the pages of a command and its subcommands; returns the number of pages.
 fn write_pages(command: &Command, folder: &Path) -> Result<usize> {
     let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
     let path = folder.join(format!("{name}.1"));

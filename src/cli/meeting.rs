@@ -1,7 +1,7 @@
-//! How the ranks of a command meet: on CPUs over MPI, on GPUs over NCCL. With `--nccl-init` a single rank on a GPU
-//! joins NCCL too.
+//! Initialisation of the communication between the ranks of a command: MPI on CPUs, NCCL on GPUs. With
+//! `--nccl-init`, a single-process run on a GPU uses NCCL too.
 //!
-//! Refused: `--nccl-init` on CPUs and in studies, and `cuda:N` with several ranks.
+//! `--nccl-init` on CPUs or in studies is an error, as is `cuda:N` with N above 0 and several ranks.
 
 use std::path::Path;
 
@@ -19,9 +19,10 @@ use crate::{Error, Result};
 /// Arguments of ranks on GPUs.
 #[derive(Args, Clone, Debug, Default, Serialize)]
 pub struct MeetingArgs {
-    /// Where ranks on GPUs get the id of NCCL: env (rank 0 listens at MASTER_ADDR:MASTER_PORT), or fs: and the path of
-    /// a file that all of them see and that does not exist yet. With it a single rank on a GPU joins NCCL too, with
-    /// the bits of a run without it: a check of NCCL and of its cost [default with several ranks: env]
+    /// Source of the NCCL id for ranks on GPUs: env (rank 0 listens at MASTER_ADDR:MASTER_PORT), or fs: and
+    /// the path of a new file that all ranks can read. With this flag, a single-process run on a GPU uses
+    /// NCCL too, with bitwise identical results, which checks NCCL and its cost [default with several ranks:
+    /// env]
     #[arg(long, value_name = "env|fs:PATH", value_parser = place)]
     nccl_init: Option<String>,
 }
@@ -44,7 +45,7 @@ fn place(text: &str) -> Result<String, String> {
 }
 
 impl Command {
-    /// Device and meeting of a command with `--nccl-init`.
+    /// Returns the device and the arguments for ranks of a command that has `--nccl-init`.
     fn meeting(&self) -> Option<(DeviceArgs, &MeetingArgs)> {
         match self {
             Command::Sft(args) | Command::Reward(args) | Command::Dpo(args) | Command::Kto(args) => {
@@ -59,7 +60,7 @@ impl Command {
         }
     }
 
-    /// Joins the ranks of a launcher, if there are several, and with `--nccl-init` one.
+    /// Joins the ranks that a launcher started. A single rank is joined only with `--nccl-init`.
     pub(super) fn join(&self) -> Result<()> {
         let (command, shares) = self.shares_work();
         let meeting = self.meeting();
@@ -90,7 +91,7 @@ fn meet(meeting: Option<(DeviceArgs, &MeetingArgs)>, ranks: usize) -> Result<Mee
                  GPUs with CUDA_VISIBLE_DEVICES"
             )));
         }
-        // Opening a device here would take memory of the first GPU for every rank.
+        // Opening a device here would allocate memory on the first GPU for every rank.
         Device::Auto => CUDA_VERSION.is_some() && driver::is_present() && Driver::count().is_ok_and(|count| count > 0),
         Device::Cpu | Device::Emulator | Device::Reference => false,
     };
@@ -117,7 +118,7 @@ mod tests {
         assert!(matches!(on(Device::Cpu, 2).unwrap(), Meet::Mpi));
         let refused = on(Device::Cuda(1), 2).err().unwrap();
         assert!(refused.exit_code() == 2 && refused.to_string().contains("LOCAL_RANK"), "{refused}");
-        // A single rank takes the GPU of --device.
+        // A single rank uses the GPU of --device.
         assert!(matches!(on(Device::Cuda(1), 1).unwrap(), Meet::Nccl { gpu: 1, .. }));
     }
 }

@@ -1,5 +1,5 @@
-//! Options of training commands that only some methods take. The help of a method lists the options
-//! that it takes; a given option of another method is refused, with the methods that take it.
+//! Options of training commands that only some methods support. The help of a method lists the options that
+//! it supports. An option of a different method is an error, which names the methods that support it.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -34,7 +34,7 @@ const OF_DPO: [&str; 12] = [
     "ld_alpha",
     "use_weighting",
 ];
-/// Options of methods that train comparisons, besides the construction of groups.
+/// Options of methods that train on comparisons, apart from the options for the construction of groups.
 const OF_COMPARISONS: [&str; 8] =
     ["base_weight", "intra_weight", "inter_weight", "mix", "margin", "pop_clip", "loss_type", "label_smoothing"];
 
@@ -83,13 +83,13 @@ fn construction() -> &'static BTreeSet<String> {
     })
 }
 
-/// Whether a method takes an option of the training commands.
+/// Whether a method supports an option of the training commands.
 pub(super) fn takes(method: Method, id: &str) -> bool {
     match method {
         _ if OF_POLICIES.contains(&id) => method.has_policy(),
         _ if OF_DPO.contains(&id) => method == Method::Dpo,
         _ if OF_KTO.contains(&id) => method == Method::Kto,
-        // A reward model gives scores and no text.
+        // A reward model outputs scores instead of token logits.
         _ if id.starts_with("ifeval_") || id == "token_stats" => method != Method::Reward,
         _ if ["center_rewards_coefficient", "pad_token"].contains(&id) => method == Method::Reward,
         // Rows with one response have no margins.
@@ -101,17 +101,17 @@ pub(super) fn takes(method: Method, id: &str) -> bool {
     }
 }
 
-/// An option as the help of `method` lists it.
+/// Returns an option with its visibility in the help of `method`.
 pub(super) fn listed(method: Method, arg: Arg) -> Arg {
     let id = arg.get_id().as_str().to_owned();
     let hidden = !takes(method, &id);
     arg.hide(hidden).hide_short_help(hidden || !COMMON.contains(&id.as_str()))
 }
 
-/// Refuses an option that the training command of these arguments does not take.
+/// Rejects options that the training command in `arguments` does not support.
 ///
 /// # Errors
-/// [`Error::Usage`] with the methods that take it.
+/// [`Error::Usage`] with the methods that support the option.
 pub fn check(arguments: &[OsString]) -> Result<()> {
     let (command, _) = named_command(arguments);
     let Some(method) = METHODS.into_iter().find(|method| method.name() == command.get_name()) else { return Ok(()) };
@@ -146,8 +146,8 @@ mod tests {
     use super::super::Cli;
     use super::*;
 
-    /// The help of a method lists exactly the options that the method takes, and every other option
-    /// of a training command is refused with the methods that take it.
+    /// The help of a method lists exactly the options that the method supports. Every other option of a
+    /// training command is an error that names the methods that support it.
     #[test]
     fn every_method_lists_the_options_that_it_takes() {
         let all = Cli::command();

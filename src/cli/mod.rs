@@ -1,24 +1,24 @@
 //! Commands of the binary. Each file holds the arguments of a family of commands and their
 //! implementation on top of the library.
 //!
-//! - [`args`]: the command line before it is parsed: spellings, `config_file` (with `config_tree`)
-//!   for `--config`, and `trl_flags`, the flags of TRL that mapl does not have under that name
+//! - [`args`]: processing of the command line before it is parsed: spellings, `config_file` (with
+//!   `config_tree`) for `--config`, and `trl_flags`, the flags of TRL that mapl does not have under that name
 //! - `device`: selection of a backend
 //! - `invocation`: how this program was called, for printed commands
-//! - `inputs`: refuses outputs that would destroy an input, for every command that writes
+//! - `inputs`: rejects outputs that would destroy an input, for every command that writes
 //! - `output`: checks of output files and folders, before any work
 //! - `data`, `data_check`, `data_export`, `data_language`, `data_pairs`: the commands of `data`
-//! - `generate`, `answers`: `generate`; `chat`: `chat`; `ends`: what ends their texts
-//! - `score`: `score`, and scoring for `eval`; `scored_reference`, `scored_loss`: the reference that
-//!   scores are relative to, and the loss that has them; `evaluate`: `eval`, `compare`;
-//!   `evaluate_labelled`: `eval` on rows with a label; `ifeval`: `ifeval`
-//! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`,
-//!   `manifest`, `config_record`: `sft`, `reward`, `dpo`, `kto`; `train_models`: their models; `lora`: flags
-//!   of adapters; `train_ranks`, `same_start`: several ranks; `reward_pad`: the pad token of a reward model; `train_ifeval`: instruction following
-//!   of the policy at evaluations
+//! - `generate`, `answers`: `generate`; `chat`: `chat`; `ends`: their EOS tokens and stop texts
+//! - `score`: `score`, and scoring for `eval`; `scored_reference`, `scored_loss`: the reference that scores
+//!   are relative to, and the loss that defines them; `evaluate`: `eval`, `compare`; `evaluate_labelled`:
+//!   `eval` on rows with a label; `ifeval`: `ifeval`
+//! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`, `manifest`,
+//!   `config_record`: `sft`, `reward`, `dpo`, `kto`; `train_models`: their models; `lora`: flags of adapters;
+//!   `train_ranks`, `same_start`: several ranks; `reward_pad`: the pad token of a reward model;
+//!   `train_ifeval`: instruction following of the policy in evaluations
 //! - `model_folder`: adapters and their bases
 //! - `export`: whole models from adapters; `save_dtype`: the type of written weights
-//! - [`method_options`]: options that only some of these methods take
+//! - [`method_options`]: options that only some of these methods support
 //! - `template`: the tokenizer with `--chat-template-kwargs`
 //! - `report`: HTML report of runs; `watch`: a run in the terminal
 //! - `reference`: flags of precomputed reference log-probs and their cache folder
@@ -157,8 +157,7 @@ pub enum Command {
     /// readings
     #[command(subcommand)]
     Study(study::StudyCommand),
-    /// Verify and time every op, next to ceilings of the same run; or predict the floor of a step
-    /// on a GPU
+    /// Verify and time every op next to ceilings measured in the same run, or predict the floor of a step on a GPU
     Bench(Box<bench::BenchArgs>),
     /// Show the capabilities of this machine and this build
     Env(env::EnvArgs),
@@ -245,11 +244,10 @@ impl Command {
     }
 }
 
-/// Most threads of parallel work on a machine with fewer cores. Results do not depend on the number.
+/// Maximum number of worker threads on a machine with fewer cores. Results do not depend on the number of threads.
 const MAX_THREADS: usize = 1024;
 
-/// Starts the threads of parallel work. They would otherwise start at their first use, and a failure
-/// would panic.
+/// Starts Rayon's thread pool. It would otherwise start at its first use, where a failure would panic.
 fn start_threads() -> Result<()> {
     use std::error::Error as _;
     let mut pool = rayon::ThreadPoolBuilder::new();
@@ -261,7 +259,7 @@ fn start_threads() -> Result<()> {
         pool = pool.num_threads(most);
     }
     match pool.build_global() {
-        // Only a failed start has a source; else the threads were started before.
+        // Only a failed start has a source error. Without one, the pool already exists.
         Err(e) if e.source().is_some() => Err(Error::Runtime(format!(
             "cannot start the threads of parallel work: {e}; a limit of threads or memory is reached (`ulimit -u`, \
              `ulimit -v`, that of the container): raise it, or lower the environment variable RAYON_NUM_THREADS"
@@ -275,7 +273,7 @@ pub fn finished(outcome: Result<()>) -> i32 {
     world::finish(outcome)
 }
 
-/// To call before a usage error is printed: of several ranks with the same error, rank 0 prints it.
+/// Must be called before a usage error is printed, so that rank 0 prints an error that several ranks share.
 pub fn usage_error() {
     world::let_first_speak();
 }
@@ -360,8 +358,8 @@ mod tests {
         Cli::try_parse_from(words).err().map(|e| e.kind())
     }
 
-    /// Every flag of `mapl bench` belongs to timing, to `--list` or to `--plan`, and is refused in a
-    /// mode that would ignore it.
+    /// Every flag of `mapl bench` belongs to timing, to `--list` or to `--plan`, and is an error in a mode
+    /// that would ignore it.
     #[test]
     fn bench_refuses_every_flag_of_another_mode() {
         let all = Cli::command();
@@ -380,7 +378,7 @@ mod tests {
                     let alone = refused(&["mapl", "bench", "--plan"], arg);
                     let with_others = ["processors", "memory", "link", "network", "hosts"].contains(&long);
                     assert!(alone.is_none() || with_others, "{long}: {alone:?}");
-                    // A conflict would waive what clap's `requires` demands.
+                    // A `conflicts_with` would make clap skip the check of `requires`.
                     for other in [&["--list"][..], &["--model", "tiny"], &["--tokens", "64"]] {
                         assert!(refused(&[&["mapl", "bench"], other].concat(), arg).is_some(), "{other:?} {long}");
                     }

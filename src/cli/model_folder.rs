@@ -30,12 +30,12 @@ pub struct BaseArgs {
 }
 
 impl BaseArgs {
-    /// The given folder.
+    /// Returns the folder of `--base-model`.
     pub fn base(&self) -> Option<&Path> {
         self.base_model.as_deref()
     }
 
-    /// Refuses `--base-model` if none of the folders holds an adapter.
+    /// Rejects `--base-model` if none of the folders holds an adapter.
     pub fn check<'a>(&self, folders: impl IntoIterator<Item = &'a Path>) -> Result<()> {
         if self.base_model.is_none() || folders.into_iter().any(is_adapter) {
             return Ok(());
@@ -49,15 +49,15 @@ impl BaseArgs {
         inputs.with("--base-model", &self.base_model).with("the base of an adapter", bases)
     }
 
-    /// Folder of a model's base, if it is an adapter with a base that is found. Whether it is found is
-    /// checked where the model is read.
+    /// Returns the base folder of the model in `folder`, if that model is an adapter and its base is found. A
+    /// missing base is an error later, when the model is read.
     pub fn of(&self, folder: &Path) -> Option<PathBuf> {
         AdapterFolder::find(folder, self.base()).ok().flatten().map(|adapter| adapter.base)
     }
 }
 
-/// Warns of every adapter among the folders with a base of other weights than its run had. `base` is
-/// the folder that the user names.
+/// Warns of every adapter among the folders whose base has different weights from the base of its run. `base`
+/// is the value of `--base-model`.
 pub(super) fn warn_of_bases<'a>(base: Option<&Path>, folders: impl IntoIterator<Item = &'a Path>) {
     let mut known: Vec<&Path> = Vec::new();
     for folder in folders {
@@ -68,14 +68,14 @@ pub(super) fn warn_of_bases<'a>(base: Option<&Path>, folders: impl IntoIterator<
     }
 }
 
-/// A warning if the base of the adapter in `folder` has other weights than the `run.json` of the
-/// adapter's run records.
+/// Returns a warning if the weights of the adapter's base differ from those recorded in the `run.json` of the
+/// adapter's run.
 fn other_base(folder: &Path, base: Option<&Path>) -> Option<String> {
     let adapter = AdapterFolder::find(folder, base).ok().flatten()?;
     let text = input::read(&run_file(folder)?, input::MAX_CONFIG).ok()?;
     let run: Value = serde_json::from_slice(&text).ok()?;
     let trained_on = run["adapter"]["base"].as_str()?;
-    // Files may have other names or shards with the same weights, which only a warning allows for.
+    // Names are ignored. Different shards may hold the same weights, so a mismatch is a warning instead of an error.
     let hashes_of = |files: &Value| -> Vec<String> {
         let weights = |file: &&Value| file["path"].as_str().is_some_and(|path| path.ends_with(".safetensors"));
         let all = files.as_array().into_iter().flatten().filter(weights);
@@ -96,8 +96,7 @@ fn other_base(folder: &Path, base: Option<&Path>) -> Option<String> {
     ))
 }
 
-/// The tokenizer of a model folder. An adapter's folder has the base's tokenizer if it holds none, and
-/// the base's chat template if its tokenizer has none.
+/// Reads the tokenizer of a model folder. For an adapter, a missing tokenizer or chat template is read from the base.
 pub(super) fn read_tokenizer(folder: &Path, base: Option<&Path>, template: Option<&Path>) -> Result<Tokenizer> {
     let Some(adapter) = AdapterFolder::find(folder, base)? else { return Tokenizer::load_with(folder, template) };
     if !is_named(&folder.join("tokenizer.json")) {
@@ -117,7 +116,7 @@ pub(super) fn read_tokenizer(folder: &Path, base: Option<&Path>, template: Optio
     Ok(tokenizer)
 }
 
-/// Configuration and tokenizer of a run's start model, which its output gets copies of.
+/// Reads the configuration and tokenizer of the model that a run starts from. Both are copied to the output folder.
 pub(super) fn start_model(args: &TrainArgs) -> Result<(ModelConfig, Tokenizer)> {
     let base = args.base.base();
     args.base.check([args.model.as_path()].into_iter().chain(args.ref_model.as_deref()))?;
@@ -133,8 +132,8 @@ pub(super) fn start_model(args: &TrainArgs) -> Result<(ModelConfig, Tokenizer)> 
     Ok((config, tokenizer))
 }
 
-/// Gives a reward model that is an adapter the pad token of its tokenizer, as its trainer does:
-/// config.json is the base's.
+/// Sets the pad token of a reward adapter to the pad token of its tokenizer, as its trainer does. The
+/// config.json that was read belongs to the base.
 pub(super) fn adopt_pad(config: &mut ModelConfig, tokenizer: &Tokenizer) {
     let classifier = config.adapter.as_ref().is_some_and(|a| a.config.task_type == Some(TaskType::SeqCls));
     if config.head == Head::Reward && classifier {
@@ -142,7 +141,7 @@ pub(super) fn adopt_pad(config: &mut ModelConfig, tokenizer: &Tokenizer) {
     }
 }
 
-/// Warns if transformers builds another tokenizer of the folder than tokenizer.json holds.
+/// Warns if the tokenizer that transformers builds from the folder differs from tokenizer.json.
 pub(super) fn warn_of_tokenizer(tokenizer: &Tokenizer) {
     warn(tokenizer.rebuilt_by_transformers());
 }

@@ -16,8 +16,8 @@ use crate::train::logs::EVAL_SCORES_FILE;
 use crate::train::tensorboard;
 use crate::{Error, Result};
 
-/// Refuses to write the file `output` of `flag` over an input, over a folder, into a folder that does
-/// not exist, or to a place that cannot be written.
+/// Returns an error if the file `output` of `flag` is an input or a folder, has an unsupported extension,
+/// lies in a folder that does not exist, or cannot be written.
 pub fn check_output(flag: &str, output: &Path, inputs: &Inputs) -> Result<()> {
     let refuse = |why: &str| Err(Error::Usage(format!("cannot write {}: {why}", output.display())));
     if output.is_dir() {
@@ -34,7 +34,7 @@ pub fn check_output(flag: &str, output: &Path, inputs: &Inputs) -> Result<()> {
     }
 }
 
-/// Refuses `--json`, which prints on stdout, together with an output of `flag` that is stdout too.
+/// Rejects `--json`, which prints on stdout, if the output of `flag` is stdout too.
 pub fn refuse_two_on_stdout(json: bool, flag: &str, output: &Path) -> Result<()> {
     if json && is_stdout(output) {
         return Err(Error::Usage(format!(
@@ -66,7 +66,7 @@ pub fn remark(output: &Path, text: &str) {
     if is_stdout(output) { complain(text) } else { say(text) }
 }
 
-/// Refuses to make a model or a tokenizer in a folder that already holds one, or cannot be written.
+/// Rejects a folder for a new model or tokenizer if it already holds one or cannot be written.
 pub fn check_new_folder(flag: &str, dir: &Path, files: &[&str]) -> Result<()> {
     if dir.exists() && !dir.is_dir() {
         return Err(Error::Usage(format!("{flag} {} is a file; name a folder", dir.display())));
@@ -85,7 +85,7 @@ pub const MODEL_FILES: [&str; 5] = [
     "config.json",
     "model.safetensors",
     "model.safetensors.index.json",
-    // With it, the folder would be read as an adapter.
+    // A folder with this file would be read as an adapter.
     "adapter_config.json",
     "adapter_model.safetensors",
 ];
@@ -94,9 +94,9 @@ pub const MODEL_FILES: [&str; 5] = [
 const RUN_FILES: [&str; 7] =
     ["metrics.jsonl", "run.json", CONFIG_FILE, "profile.json", HISTORY_FILE, EVAL_SCORES_FILE, REPORT_FILE];
 
-/// Existing files and folders of an output folder that a run removes or writes over, now or later.
+/// Returns the files and folders of an existing output folder that a run may remove or overwrite.
 pub fn written_by_run(dir: &Path) -> Result<Vec<PathBuf>> {
-    // Rank 0 alone writes, and while it checks the folder, the folder may come and go.
+    // Only rank 0 writes. While it checks the folder, other ranks may see it appear and disappear.
     if follows() || !dir.is_dir() {
         return Ok(Vec::new());
     }
@@ -117,8 +117,8 @@ pub struct RunFolder<'a> {
 }
 
 impl RunFolder<'_> {
-    /// Refuses a folder with another model, or with a run that is neither continued nor replaced;
-    /// also a folder that another run writes into. An existing folder is locked from here on.
+    /// Returns an error if the folder holds a different model or a run that is neither continued nor
+    /// replaced, or if another run writes to it. An existing folder is locked from here on.
     pub fn check(&self) -> Result<Option<RunLock>> {
         if follows() {
             return Ok(None);
@@ -176,8 +176,8 @@ impl RunFolder<'_> {
             }
         };
         if self.overwrite && !self.resuming {
-            // Newest first, and weights before the files that describe them: after a kill in
-            // between, a shorter but complete run is left.
+            // Checkpoints are removed newest first, and weights before the files that describe them. If the
+            // process is killed in between, a shorter but complete run is left.
             for (_, folder) in checkpoint::list(self.dir).into_iter().rev() {
                 checkpoint::remove(&folder)?;
             }
@@ -205,7 +205,7 @@ pub fn same_file(a: &Path, b: &Path) -> bool {
     real(a) == real(b) || (is_stdout(a) && is_stdout(b))
 }
 
-/// Refuses groups with token ids beyond the vocabulary of the model in `folder`.
+/// Rejects groups with token ids beyond the vocabulary of the model in `folder`.
 pub fn check_ids(groups: &[TokenizedGroup], folder: &Path, vocab: usize) -> Result<()> {
     for group in groups {
         let ids = group.prompt_ids.iter().chain(group.sequences.iter().map(|s| &s.response_ids)).flatten();

@@ -54,27 +54,26 @@ pub struct StepPlanArgs {
     /// Plan a step of low-rank adapters of this rank on all linear layers
     #[arg(long, requires = "plan", value_name = "RANK")]
     lora_r: Option<usize>,
-    /// Plan a decoding step of this number of texts, each with --prompt and half of --response tokens
+    /// Plan a decoding step with this batch size, for a context of --prompt and half of --response tokens
     #[arg(long, requires = "plan", value_name = "TEXTS", value_parser = super::generate::count, conflicts_with_all = ["pairs", "reward", "lora_r"])]
     decode: Option<usize>,
-    /// Plan the vocabulary head with at most this many rows at once [default: the most that the
-    /// kernels take]
+    /// Plan the vocabulary head with at most this many rows at once [default: the most that the kernels support]
     #[arg(long, requires = "plan", value_name = "ROWS", value_parser = super::generate::count, conflicts_with_all = ["reward", "decode"])]
     head_rows: Option<usize>,
-    /// Predict attention, norms and bias gradients by the kernels that the committed step was recorded with
+    /// Predict attention, norms and bias gradients for the kernels with which the committed step was recorded
     #[arg(long, requires = "plan", conflicts_with = "decode", alias = "recorded-attention")]
     recorded_kernels: bool,
-    /// Also print the memory of each of this number of GPUs, and with --link predict the step on them, each
-    /// with --pairs, and their weak scaling
+    /// Also print the memory per GPU for this number of GPUs; with --link, also predict the step with --pairs
+    /// on each GPU, and weak scaling
     #[arg(long, requires = "plan", value_parser = rank_count, conflicts_with = "decode")]
     ranks: Option<usize>,
-    /// Memory of a GPU, such as 80GB, to name the sharding that fits
+    /// Memory of a GPU, such as 80GB, for which the plan names the sharding that fits
     #[arg(long, requires = "ranks", value_name = "SIZE", value_parser = size)]
     memory: Option<u64>,
-    /// Rate between the GPUs of a host, for each GPU in one direction, such as 450GB/s
+    /// Bandwidth between the GPUs of a host, per GPU and direction, such as 450GB/s
     #[arg(long, requires = "ranks", value_name = "RATE", value_parser = rate)]
     link: Option<f64>,
-    /// Rate between hosts, for each GPU in one direction, such as 50GB/s or 400Gbit/s
+    /// Bandwidth between hosts, per GPU and direction, such as 50GB/s or 400Gbit/s
     #[arg(long, requires_all = ["ranks", "link"], value_name = "RATE", value_parser = rate)]
     network: Option<f64>,
     /// Number of hosts of the ranks
@@ -85,7 +84,7 @@ pub struct StepPlanArgs {
     json: bool,
 }
 
-/// Bytes per second of a text such as 450GB/s or 400Gbit/s.
+/// Parses bytes per second from a text such as 450GB/s or 400Gbit/s.
 fn rate(text: &str) -> Result<f64, String> {
     let units = [("TB/s", 1e12), ("GB/s", 1e9), ("MB/s", 1e6), ("Tbit/s", 125e9), ("Gbit/s", 125e6)];
     let read = units.iter().find_map(|(unit, bytes)| {
@@ -95,7 +94,7 @@ fn rate(text: &str) -> Result<f64, String> {
     read.ok_or_else(|| "a number above 0 is needed, with MB/s, GB/s, TB/s, Gbit/s or Tbit/s".into())
 }
 
-/// Most ranks of a plan, which counts the shard of each: more than any machine has.
+/// Maximum number of ranks of a plan, more than any machine has. The plan computes the shard of every rank.
 const MOST_RANKS: usize = 1 << 16;
 
 fn rank_count(text: &str) -> Result<usize, String> {
@@ -103,7 +102,7 @@ fn rank_count(text: &str) -> Result<usize, String> {
     in_range.ok_or_else(|| format!("a whole number from 1 to {MOST_RANKS} is needed"))
 }
 
-/// Bytes of a text such as 80GB or 80GiB.
+/// Parses bytes from a text such as 80GB or 80GiB.
 fn size(text: &str) -> Result<u64, String> {
     let binary = |power: u32| (1_u64 << power) as f64;
     let units = [("TiB", binary(40)), ("GiB", binary(30)), ("MiB", binary(20)), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6)];
@@ -157,7 +156,7 @@ impl StepPlanArgs {
     }
 }
 
-/// The plan as JSON, with that of several GPUs if it was asked for.
+/// The plan as JSON, with the plan for several GPUs if one was requested.
 #[derive(Serialize)]
 struct WithRanks<'p> {
     #[serde(flatten)]
@@ -172,7 +171,7 @@ fn json_text(plan: &impl serde::Serialize) -> Result<String> {
     serde_json::to_string_pretty(plan).map_err(|e| Error::Runtime(format!("cannot print: {e}")))
 }
 
-/// Rates of the GPU: given rates override known ones.
+/// Returns the rates of the GPU. Given rates override known ones.
 fn card(args: &StepPlanArgs) -> Result<GpuRates> {
     for (flag, value) in [("--copy", args.copy), ("--product", args.product), ("--peak", args.peak)] {
         if value.is_some_and(|v| !(v.is_finite() && v > 0.0)) {

@@ -1,5 +1,5 @@
-//! Flags of precomputed reference log-probs and their cache folder. Refused are flags without
-//! effect, runs without a reference, an empty batch, and an environment without a cache folder.
+//! Flags of precomputed reference log-probs and their cache folder. Flags that have no effect, runs without a
+//! reference, an empty batch, and an environment without a cache folder are errors.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -71,7 +71,7 @@ impl ReferenceArgs {
     }
 }
 
-/// Cache folder by environment variables.
+/// Returns the default cache folder, which depends on environment variables.
 fn default_dir(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
     let folder = cache::folder(variable).ok_or_else(|| {
         Error::Usage(

@@ -37,7 +37,7 @@ pub fn run(args: &ReportArgs) -> Result<()> {
         Some(output) => check_output("--output", output, &inputs)?,
         None => {
             inputs.spare(("the report", &output), std::slice::from_ref(&output))?;
-            // The error about a missing folder is that of the run.
+            // A missing run folder is reported later, by the error about the run.
             if args.runs.iter().all(|run| run.is_dir()) {
                 check_writable(&output)?;
             }

@@ -1,5 +1,5 @@
-//! Pad token of a reward run: named by `--pad-token` or chosen at the start, written into the model
-//! folder, and the same in config.json and in the tokenizer's files.
+//! Pad token of a reward run. It is named by `--pad-token` or chosen at the start, and is the same in the
+//! config.json and the tokenizer files of the written model.
 
 use super::train::TrainSetup;
 use crate::data::pack::reward_position;
@@ -12,9 +12,9 @@ use crate::terminal::complain;
 use crate::{Error, Result};
 
 impl TrainSetup<'_> {
-    /// Pad token of a reward run, which the tokenizer then has too. A start model that is a reward
-    /// model keeps its own, because its head was trained where that token lets it be read. Prints what
-    /// changes.
+    /// Returns the pad token of a reward run and sets it in the tokenizer. A start model that is a reward
+    /// model keeps its pad token, which decides the position at which its head was trained. Changes become
+    /// notes of the tokenizer.
     pub(super) fn reward_pad(
         &self,
         config: &ModelConfig,
@@ -39,7 +39,7 @@ impl TrainSetup<'_> {
                 Some(of(id))
             }
             (None, Head::Reward, Some(id)) => Some(of(id)),
-            // Its head was trained at the last token, which must stay the place.
+            // The head was trained at the last token, so the pad token must not be the last token of a sequence.
             (None, Head::Reward, None) => {
                 choose(None, config.vocab, tokenizer, &ends, &groups).filter(|choice| !choice.ends_texts)
             }
@@ -106,7 +106,7 @@ impl TrainSetup<'_> {
     }
 }
 
-/// Refuses a response that consists of pad tokens: its reward would be read in the prompt.
+/// Rejects responses that consist of pad tokens only, because their rewards would be read in the prompt.
 fn refuse_padding<'a>(groups: impl IntoIterator<Item = &'a TokenizedGroup>, pad: u32) -> Result<()> {
     for group in groups {
         for sequence in &group.sequences {

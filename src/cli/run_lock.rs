@@ -1,6 +1,6 @@
-//! Lock of an output folder: only one run at a time writes into it. It is an operating system lock
-//! on `run.lock` in the folder, so it ends with the process, however the process ends. A file left
-//! behind by a killed process is taken over.
+//! Lock of an output folder: only one run at a time writes into it. It is an operating system lock on
+//! `run.lock` in the folder, so it is released however the process ends. The file that a killed process
+//! leaves is reused.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -20,7 +20,7 @@ pub struct RunLock {
     path: PathBuf,
     /// Open while the lock is held; `None` on file systems without locks.
     file: Option<File>,
-    /// The folder itself. While it is open, no other folder can get its number.
+    /// Open handle of the folder. While it is open, no other folder can get its inode number.
     folder: Option<File>,
 }
 
@@ -50,8 +50,8 @@ impl RunLock {
                 }
                 Err(TryLockError::Error(e)) => return Err(Error::io("lock", &path)(e)),
             }
-            // The previous holder may have removed the file between opening and locking it here.
-            // Then this lock is on a file that no other run will find.
+            // The previous holder may have removed the file after it was opened here and before it was
+            // locked. Then this lock is on a file that no other run will find.
             if !is_at(&file, &path) {
                 continue;
             }
@@ -64,14 +64,14 @@ impl RunLock {
 }
 
 impl RunLock {
-    /// The lock of a rank that writes nothing: rank 0 holds the lock of the folder.
+    /// Returns an empty lock for a rank that writes nothing. Rank 0 holds the lock of the folder.
     pub fn of_another_rank(dir: &Path) -> Self {
         Self { path: dir.join(LOCK_FILE), file: None, folder: None }
     }
 
-    /// Makes sure that the folder still has this lock. A folder without its lock is locked again, and
-    /// a removed folder made again; the warning to print says so. [`Error::Runtime`] if another run
-    /// has taken the folder.
+    /// Checks that the folder still has this lock. If it does not, the folder is created again if necessary
+    /// and locked again, and a warning to print is returned. Returns [`Error::Runtime`] if the folder was
+    /// replaced by one that another run locks or that holds files.
     pub fn keep(&mut self, dir: &Path) -> Result<Option<String>> {
         if follows() {
             return Ok(None);
@@ -84,7 +84,7 @@ impl RunLock {
             return Ok(None);
         }
         let removed = !dir.exists();
-        // Another run may have written into a new folder of this name and ended.
+        // Another run may have created a folder with this name, written to it and ended.
         let is_other = !removed && self.folder.as_ref().is_some_and(|folder| !is_at(folder, dir));
         let is_written = is_other && fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
@@ -114,8 +114,8 @@ impl RunLock {
 impl Drop for RunLock {
     fn drop(&mut self) {
         if let Some(file) = self.file.take() {
-            // A replaced folder may have the lock of another run. A file that stays behind does no
-            // harm.
+            // If the folder was replaced, the path may be the lock of another run. A lock file that remains
+            // does no harm.
             if is_at(&file, &self.path) {
                 let _ = fs::remove_file(&self.path);
             }
@@ -124,8 +124,7 @@ impl Drop for RunLock {
     }
 }
 
-/// Whether a lock failed because the file system has none, as a network file system without its lock
-/// service.
+/// Whether locking failed because the file system has no locks, such as a network file system without a lock service.
 fn has_no_locks(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput)
         || matches!(error.raw_os_error(), Some(libc::ENOLCK | libc::EOPNOTSUPP))
@@ -183,7 +182,7 @@ mod tests {
         drop(lock);
         assert!(dir.join(LOCK_FILE).exists());
         drop(other);
-        // Nor is a folder overwritten in which another run has ended.
+        // A folder in which another run has ended is not overwritten either.
         let mut lock = RunLock::take(&dir).unwrap();
         fs::remove_dir_all(&dir).unwrap();
         fs::create_dir(&dir).unwrap();

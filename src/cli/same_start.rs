@@ -1,4 +1,4 @@
-//! What must be the same on all ranks of a command, for [`agreement`](crate::ranks::agreement).
+//! Values that must be the same on all ranks of a command, for [`agreement`](crate::ranks::agreement).
 
 use std::path::Path;
 
@@ -7,11 +7,12 @@ use crate::backend::Backend;
 use crate::ranks::world;
 use crate::{COMMIT, Result};
 
-/// Version of the program, and device with the version of its bits.
+/// Returns the version of the program, the device with its numerics, and the variables that change the numerics.
 pub(super) fn facts<B: Backend>(backend: &B) -> Vec<(String, String)> {
     let version = ("version".into(), format!("{} (commit {COMMIT})", env!("CARGO_PKG_VERSION")));
     let device = ("device".into(), format!("{} in {}, numerics {}", B::NAME, B::PRECISION.name(), backend.numerics()));
-    // Variables that change the bits of a device come before the number that says no more than that they differ.
+    // Variables that change the numerics come before the device, whose numerics value only shows that
+    // something differs.
     let variables = ["MAPL_CPU_UNITS", "MAPL_SM90"].map(|name| {
         let value = std::env::var_os(name).map_or_else(|| "unset".to_owned(), |v| v.to_string_lossy().into_owned());
         (name.to_owned(), value)
@@ -19,7 +20,7 @@ pub(super) fn facts<B: Backend>(backend: &B) -> Vec<(String, String)> {
     [version].into_iter().chain(variables).chain([device]).collect()
 }
 
-/// Hash of a model folder's weights; one rank compares with none, so it reads nothing.
+/// Returns the hash of a model folder's weights, or an empty text in a single-process run, which compares nothing.
 pub(super) fn weights_on_ranks(folder: &Path, base: Option<&Path>) -> Result<String> {
     if world::is_shared() { weights_hash(folder, base) } else { Ok(String::new()) }
 }

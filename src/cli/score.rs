@@ -86,7 +86,7 @@ pub struct ScoreArgs {
 }
 
 impl ScoreArgs {
-    /// Device, and how ranks meet.
+    /// Returns the device and the arguments for ranks on GPUs.
     pub(super) fn meeting(&self) -> (DeviceArgs, &MeetingArgs) {
         (self.scoring.device, &self.meeting)
     }
@@ -135,15 +135,15 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     Ok(())
 }
 
-/// Number of sequences with a score, of the model or of the reference, that is not finite.
+/// Returns the number of sequences whose score, of the model or of the reference, is not finite.
 fn not_finite(scores: &GroupScores) -> usize {
     (0..scores.policy.len()).filter(|&s| !scores.difference(s).is_finite()).count()
 }
 
 /// JSON row of a group: `{"id", "reference", "non_finite", "sequences": [...], "comparisons": [...]}`.
-/// The reference is a folder, or null without one; a reward model's row has none. `non_finite` is
-/// the number of sequences with a score that is NaN or infinite. A row with a label also has `label`
-/// and `score`, the reward or implicit reward of its response, and no comparisons.
+/// `reference` is a folder, or null without one; the row of a reward model has no such key. `non_finite` is
+/// the number of sequences with a score that is NaN or infinite. A row with a label also has `label` and
+/// `score`, the reward or implicit reward of its response, and no comparisons.
 fn score_row(group: &TokenizedGroup, scores: &GroupScores, head: Head, scored_with: Option<&ScoredReference>) -> Value {
     let sequences: Vec<Value> = group
         .sequences
@@ -187,7 +187,7 @@ pub(super) struct ScoreJob<'a> {
     pub args: &'a ModelArgs,
     pub model: &'a Path,
     pub rows: Vec<SourceRow>,
-    /// Seed to score the probes of [`blindness`] with too, if they are requested.
+    /// Seed of the probes of [`blindness`], if these are to be scored too.
     pub blindness: Option<u64>,
 }
 
@@ -198,7 +198,7 @@ pub(super) struct ScoredData {
     pub head: Head,
     /// Reference of a language model, or why it has none; `None` for a reward model.
     pub reference: Option<ScoredReference>,
-    /// What a score is.
+    /// Definition of the scores.
     pub score: ScoredLoss,
     /// Measures of the probes, and remarks about them.
     pub probes: Vec<Measure>,
@@ -326,7 +326,7 @@ fn calibrate(scores: &mut GroupScores, bias: f64, norm: Option<RewardNorm>) {
 }
 
 impl ModelArgs {
-    /// Refuses `--base-model` if neither a model nor its reference is an adapter.
+    /// Rejects `--base-model` if neither a model nor its reference is an adapter.
     pub(super) fn check_base(&self, models: &[&Path]) -> Result<()> {
         let given = self.ref_model.as_deref();
         let recorded = |model: &&Path| ScoredReference::of(model, None, self.base.base()).ok();
@@ -338,8 +338,8 @@ impl ModelArgs {
         self.base.check(models.iter().copied().chain(references))
     }
 
-    /// Reads rows that all the models are to score, and prints what may be overlooked in them. They may
-    /// be responses with a label, and with `single` a prompt with one response.
+    /// Reads the rows that all models are to score, and prints warnings about them. A row may be a response
+    /// with a label or, with `single`, a prompt with one response.
     pub(super) fn read_rows(&self, files: &[PathBuf], models: &[&Path], single: bool) -> Result<Vec<SourceRow>> {
         // A folder that cannot be read is an error when its model is loaded.
         let reward = |folder: &&Path| {
@@ -367,11 +367,11 @@ impl ModelArgs {
     }
 }
 
-/// Says where rewards are read if the pad token ends some of the texts.
+/// Returns a note on the position at which rewards are read, if the pad token is the last token of some sequence.
 fn pad_note(config: &ModelConfig, folder: &Path, groups: &[TokenizedGroup], tokenizer: &Tokenizer) -> Option<String> {
     let pad = config.pad.filter(|pad| config.head == Head::Reward && last_tokens(groups).contains(pad))?;
     let place = read_place(pad, tokenizer);
-    // Runs of earlier versions read the last token, and did not record the place.
+    // Runs of earlier versions read rewards at the last token, and did not record the position.
     let run = run_file(folder).and_then(|file| input::read(&file, input::MAX_CONFIG).ok());
     let run: Value = run.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
     let earlier = run["method"] == "reward" && run.get("reward").is_none();

@@ -1,6 +1,6 @@
-//! The score of a language model in `score`, `eval` and `compare`. A policy is shown with the score
-//! that its loss trained: beta, sum or mean over tokens, and f-divergence come from the `run.json` of
-//! its folder. Options replace them, and a folder without such a run has the score of plain DPO.
+//! The score of a language model in `score`, `eval` and `compare`. The score of a policy is the one that its
+//! loss trained: beta, sum or mean over tokens, and f-divergence come from the `run.json` of its folder.
+//! Options override them, and a folder without such a run gets the score of plain DPO.
 
 use std::path::Path;
 
@@ -21,8 +21,8 @@ pub struct ScoredLossArgs {
     /// Factor on log pi - log ref [language models; default: training's in run.json, else 0.1]
     #[arg(long)]
     pub beta: Option<f64>,
-    /// Loss with the score to show, for example sigmoid for sums of log pi - log ref [language
-    /// models; default: training's in run.json, else sigmoid]
+    /// Loss that defines the score, for example sigmoid for sums of log pi - log ref [language models;
+    /// default: training's in run.json, else sigmoid]
     #[arg(long, alias = "loss_type", value_enum)]
     pub loss_type: Option<LossType>,
     /// f-divergence of the score [language models; default: training's in run.json, else reverse_kl]
@@ -62,7 +62,7 @@ impl ScoredLossArgs {
 
 /// A score and where it comes from.
 pub(super) struct ScoredLoss {
-    /// Never minimised: it has the score of its first curve.
+    /// This loss is never minimised; it only defines the score, by its first curve.
     pub loss: Loss,
     origin: String,
 }
@@ -71,7 +71,7 @@ impl ScoredLoss {
     /// The score of the model in `model`.
     ///
     /// # Errors
-    /// [`Error::Usage`] for options without effect or out of range.
+    /// [`Error::Usage`] for options that have no effect or are out of range.
     pub fn of(model: &Path, head: Head, args: &ScoredLossArgs) -> Result<Self> {
         if head == Head::Reward {
             refuse_given(&args.given(), "on a reward model; leave it out")?;
@@ -86,10 +86,10 @@ impl ScoredLoss {
             ));
         }
         let recorded = match args.loss_type {
-            // Another loss has another score, of which the record says no more than beta and the tokens.
+            // A different loss has a different score, for which the record only gives beta and the token scope.
             Some(of) => recorded(model).map(|found| LossOptions {
                 beta: found.beta,
-                // Losses of rows with a label have the response's tokens.
+                // Losses on labelled rows support only the tokens of the response.
                 logp_scope: found.logp_scope.filter(|_| !of.is_unpaired()),
                 label_smoothing: None,
                 ..LossOptions::default()
@@ -116,8 +116,8 @@ impl ScoredLoss {
         Ok(Self { loss, origin })
     }
 
-    /// Refuses a reference for a score without one, and replaces a divergence from a reference that
-    /// is not there by the plain log-probability.
+    /// Rejects a reference for a score without one. If there is no reference, replaces the divergence from it
+    /// by the plain log-probability.
     pub fn settle(mut self, reference: &ScoredReference) -> Result<Self> {
         let frozen = reference.folder().is_some();
         if frozen && self.loss.is_reference_free() {
@@ -151,7 +151,7 @@ impl ScoredLoss {
     }
 }
 
-/// Recorded options with the given ones in their place.
+/// Returns the recorded options, overridden by the given options.
 fn with(recorded: LossOptions, args: &ScoredLossArgs) -> LossOptions {
     let alpha = |d: Option<Divergence>| d == Some(Divergence::AlphaDivergence);
     let divergence = args.f_divergence_type.or(recorded.f_divergence_type);
@@ -163,7 +163,7 @@ fn with(recorded: LossOptions, args: &ScoredLossArgs) -> LossOptions {
         beta_inter: kinds(recorded.beta_inter),
         loss_type: args.loss_type.map_or(recorded.loss_type, |of| vec![of]),
         label_smoothing: match args.loss_type {
-            // Its curve needs one, and its score does not depend on it.
+            // The curve needs label smoothing, and the score does not depend on it.
             Some(LossType::ExoPair) => Some(1e-3),
             _ => recorded.label_smoothing,
         },
@@ -176,8 +176,8 @@ fn with(recorded: LossOptions, args: &ScoredLossArgs) -> LossOptions {
     }
 }
 
-/// Loss options of the DPO or KTO run that wrote a folder, as far as the score depends on them; `None` for
-/// another folder.
+/// Returns the loss options that affect the score from the DPO or KTO run that wrote a folder; `None` for
+/// other folders.
 fn recorded(model: &Path) -> Option<LossOptions> {
     let path = run_file(model)?;
     let run = input::read(&path, input::MAX_CONFIG).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
@@ -193,7 +193,7 @@ fn recorded(model: &Path) -> Option<LossOptions> {
         Value::Null => Vec::new(),
         one => vec![one.clone()],
     };
-    // The likelihood of responses has no score.
+    // The likelihood of responses (`sft`) has no score.
     if !types.is_empty() && types.iter().all(|of| of == "sft") {
         return None;
     }
@@ -208,7 +208,7 @@ fn recorded(model: &Path) -> Option<LossOptions> {
     if config["f_divergence_type"] == "alpha_divergence" {
         kept.insert("f_alpha_divergence_coef".into(), config["f_alpha_divergence_coef"].clone());
     }
-    // Sums are also what runs with several reductions record; only ipo alone takes them as an option.
+    // A recorded sum may not come from the option: only a run with `ipo` as its single loss supports it as an option.
     if config["logp_reduce"] == "mean" || (types.len() == 1 && is("ipo") && config["f_divergence_type"].is_null()) {
         kept.insert("logp_reduce".into(), config["logp_reduce"].clone());
     }

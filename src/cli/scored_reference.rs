@@ -1,7 +1,7 @@
-//! Reference that `score`, `eval` and `compare` score a language model with. The scores of a DPO
-//! policy are relative to its reference: without it they are plain log-probs, which say little about
-//! the policy. `--ref-model` names a folder or `none`; by default the reference is the one that the
-//! `run.json` of the policy's folder records, if its files are still those of the run.
+//! Reference for the scores of a language model in `score`, `eval` and `compare`. The scores of a DPO policy
+//! are relative to its reference; without it they are plain log-probs, which say little about the policy.
+//! `--ref-model` names a folder or `none`; by default the reference is the one recorded in the `run.json` of
+//! the policy's folder, if its files have not changed since the run.
 
 use std::path::{Path, PathBuf};
 
@@ -21,13 +21,13 @@ pub(super) enum ScoredReference {
     Recorded(PathBuf),
     /// `--ref-model none`.
     Declined,
-    /// The folder is not of a DPO run.
+    /// The folder does not belong to a DPO or KTO run.
     Unrecorded,
     /// The policy was trained without a reference.
     TrainedWithout,
     /// The recorded reference no longer exists.
     Gone(PathBuf),
-    /// The recorded reference has other files than in the run.
+    /// The files of the recorded reference have changed since the run.
     Changed(PathBuf),
 }
 
@@ -64,10 +64,10 @@ impl ScoredReference {
                 return Err(Error::model(&run_path, why));
             }
         };
-        // A relative path starts at the folder that the run was started in; after a move of the
-        // whole tree it may start here.
+        // A relative path is relative to the folder in which the run was started. After a move of the whole
+        // tree, it may be relative to the current folder.
         let there = run["environment"]["folder"].as_str().map(|folder| Path::new(folder).join(&recorded));
-        // The base of an adapter may have moved, and is the reference unless the run had another.
+        // The base of an adapter is the reference unless the run had a different one, and the base may have moved.
         let own = run["adapter"].is_object() && run["config"]["ref_model"] == run["config"]["model"];
         let adapter = AdapterFolder::find(model, base).ok().flatten().filter(|_| own);
         let places = there.into_iter().chain([recorded.clone()]).chain(adapter.map(|adapter| adapter.base));
@@ -77,7 +77,7 @@ impl ScoredReference {
             let recorded = recorded_base(model);
             unchanged(folder, base.or(recorded.as_deref()), &run["files"]["reference"])
         });
-        // The recorded name is the shorter one, where it leads to the same folder.
+        // The recorded name is preferred if it leads to the same folder, because it is shorter.
         let name = |found: PathBuf| if super::output::same_file(&found, &recorded) { recorded.clone() } else { found };
         Ok(same.map_or_else(|| Self::Changed(name(first)), |folder| Self::Recorded(name(folder))))
     }
@@ -90,12 +90,12 @@ impl ScoredReference {
         }
     }
 
-    /// Whether the scores are not what a DPO policy's folder promises.
+    /// Whether the recorded reference is missing or changed, so that scores are not the implicit reward.
     pub fn is_warning(&self) -> bool {
         matches!(self, Self::Gone(_) | Self::Changed(_))
     }
 
-    /// One line about the reference and the scores, which are `score`.
+    /// Returns one line about the reference and the scores, which `score` describes.
     pub fn line(&self, score: &str) -> String {
         let lost = |folder: &Path, what: &str| {
             format!(
@@ -137,8 +137,8 @@ impl ScoredReference {
         into.insert(format!("reference_from{suffix}"), json!(reference.map(Self::origin)));
     }
 
-    /// Reads a result of `eval --output`, with its line; `None` for a reward model, or a result that
-    /// does not say.
+    /// Reads the reference and its line from a result of `eval --output`; `None` for a reward model or a
+    /// result that does not record the reference.
     pub fn read(result: &Path) -> Result<Option<(Self, String)>> {
         let text = input::read(result, input::MAX_RECORD).map_err(input::data_error(result))?;
         let value: Value = serde_json::from_slice(&text).unwrap_or_default();
@@ -154,7 +154,7 @@ impl ScoredReference {
             (Some("changed"), None) => Some(Self::Changed(unnamed)),
             _ => None,
         };
-        // Earlier versions showed sums, and did not record the score.
+        // Earlier versions always used sums, and did not record the score.
         let beta = value["beta"].as_f64().map_or("beta".to_owned(), |beta| beta.to_string());
         Ok(found.map(|reference| {
             let earlier = match reference.folder() {
@@ -167,8 +167,8 @@ impl ScoredReference {
     }
 }
 
-/// Folder that the run of a model folder read the bases of adapters from (`--base-model`), as it is
-/// named there or here.
+/// Returns the `--base-model` folder recorded by the run that wrote `model`. A relative path is relative to
+/// the folder of that run or to the current folder.
 pub(super) fn recorded_base(model: &Path) -> Option<PathBuf> {
     let text = input::read(&run_file(model)?, input::MAX_CONFIG).ok()?;
     let run: Value = serde_json::from_slice(&text).ok()?;
@@ -177,7 +177,8 @@ pub(super) fn recorded_base(model: &Path) -> Option<PathBuf> {
     there.into_iter().chain([recorded]).find(|path| path.is_dir())
 }
 
-/// The `run.json` of the run that wrote a model folder: in it, or above it for a checkpoint.
+/// Returns the path of the `run.json` of the run that wrote a model folder. It lies in the folder or, for a
+/// checkpoint, in its parent.
 pub(super) fn run_file(model: &Path) -> Option<PathBuf> {
     let own = model.join(manifest::FILE);
     if input::is_named(&own) {
@@ -188,7 +189,7 @@ pub(super) fn run_file(model: &Path) -> Option<PathBuf> {
     Some(real.parent()?.join(manifest::FILE)).filter(|above| checkpoint && input::is_named(above))
 }
 
-/// Whether a folder holds exactly the model files whose hashes are recorded, or none are recorded.
+/// Whether the model files in a folder have exactly the recorded names and hashes, or no hashes are recorded.
 fn unchanged(folder: &Path, base: Option<&Path>, recorded: &Value) -> bool {
     let named = |files: &Value| -> Vec<(String, String)> {
         let entry = |file: &Value| {

@@ -1,5 +1,5 @@
-//! Output before the first step of a run: an aligned table of settings, data and model, and a
-//! decoded example of every comparison kind with the trained tokens marked.
+//! Output before the first step of a run: an aligned table of settings, data and model, and a decoded example
+//! of every comparison kind, in which the tokens that contribute to the loss are marked.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -26,7 +26,7 @@ use crate::train::memory::MemoryPlan;
 
 /// First column of the values.
 const VALUES: usize = 14;
-/// Least number of columns that lines are broken for.
+/// Minimum line width for wrapping, in columns.
 const MIN_COLUMNS: usize = 60;
 
 /// The run to describe.
@@ -41,11 +41,11 @@ pub(super) struct Startup<'a> {
     pub dtype: &'static str,
     pub groups: &'a [TokenizedGroup],
     pub report: &'a TokenizeReport,
-    /// Length limit as given, before the data decided it.
+    /// Length limit as given, before it is resolved from the data.
     pub limit: LengthLimit,
     /// Report on the evaluation rows; `rows_read` is 0 without any.
     pub eval_report: &'a TokenizeReport,
-    /// Bytes by part, if they were planned.
+    /// Memory in bytes by part, if it was planned.
     pub memory: Option<&'a MemoryPlan>,
     pub tokenizer: &'a Tokenizer,
 }
@@ -187,7 +187,7 @@ impl Startup<'_> {
         lines
     }
 
-    /// Options in use that mean something else in TRL, or have another default.
+    /// Notes on options in use that have a different meaning or default in TRL.
     fn differences_to_trl(&self) -> Vec<String> {
         let of_adapters = self.setup.adapters.iter().flat_map(LoraChoice::notes);
         let mut notes: Vec<String> = of_adapters.map(|note| (*note).to_owned()).collect();
@@ -268,12 +268,12 @@ impl Startup<'_> {
     }
 }
 
-/// A cadence in updates.
+/// Formats a cadence in updates.
 fn every_updates(n: u64) -> String {
     if n == 1 { "every update".to_owned() } else { format!("every {n} updates") }
 }
 
-/// A value as its flag spells it.
+/// Returns a value as it is written on the command line.
 fn value_name(value: &impl ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned())
 }

@@ -1,5 +1,4 @@
-//! Numbers of updates as transformers takes them: a whole number, or a fraction below 1 of all
-//! updates of the run.
+//! Numbers of updates in the format of transformers: a whole number, or a fraction below 1 of all updates of the run.
 
 use std::fmt;
 use std::str::FromStr;
@@ -25,7 +24,7 @@ impl StepCount {
         }
     }
 
-    /// Whether it depends on the length of the run.
+    /// Whether the number depends on the length of the run.
     pub fn is_share(self) -> bool {
         matches!(self, StepCount::Share(_))
     }
@@ -40,7 +39,7 @@ impl FromStr for StepCount {
         }
         match text.parse::<f64>() {
             Ok(share) if share > 0.0 && share < 1.0 => Ok(StepCount::Share(share)),
-            // Python's parsers of YAML and JSON write 100 as 100.0 or 1e2 too.
+            // YAML and JSON files may contain 100 as 100.0 or 1e2.
             Ok(steps) if (0.0..9e15).contains(&steps) && steps.fract() == 0.0 => Ok(StepCount::Steps(steps as u64)),
             _ => Err("a whole number of updates is needed, or a fraction below 1 of all updates".into()),
         }
@@ -69,7 +68,7 @@ impl Serialize for StepCount {
 mod tests {
     use super::*;
 
-    /// Rounded up, as `TrainerState.compute_steps` and `get_warmup_steps` of transformers do.
+    /// A fraction is rounded up, as `TrainerState.compute_steps` and `get_warmup_steps` of transformers do.
     #[test]
     fn a_fraction_counts_updates_of_the_run() {
         let steps = |text: &str, total| text.parse::<StepCount>().unwrap().of(Some(total));

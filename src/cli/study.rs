@@ -78,7 +78,7 @@ impl StudyCommand {
         }
     }
 
-    /// Device and meeting of a study of a run.
+    /// Returns the device and the arguments for ranks of a training study.
     pub fn meeting(&self) -> Option<(DeviceArgs, &MeetingArgs)> {
         match self {
             Self::Sft(args) | Self::Reward(args) | Self::Dpo(args) | Self::Kto(args) => {
@@ -162,7 +162,7 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
     let readings = sampler.stop();
     let seen = observed.take();
     if let (Err(_), true) = (&outcome, seen.steps.is_empty()) {
-        // Nothing was trained, so nothing is left behind. A folder with other contents stays.
+        // No step was trained, so the log and the folder are removed. A folder with other contents stays.
         let _ = std::fs::remove_file(folder.join(FILES[2]));
         let _ = std::fs::remove_dir(&folder);
         return outcome.map(|_| ());
@@ -238,7 +238,7 @@ fn meters(has_gpu: bool, uuid: Option<&str>) -> Meters {
         missing.push(("card".into(), "this run uses no GPU".into()));
         return (meters, missing);
     }
-    // The library stays loaded until the process ends: the meter lives on another thread.
+    // The library is leaked and stays loaded until the process ends, because the meter lives on another thread.
     let gpu = nvml::load().and_then(|library| NvmlGpu::new(Box::leak(Box::new(library)), uuid));
     match gpu {
         Ok(gpu) => meters.push(Box::new(GpuMeter::new(gpu))),
@@ -326,7 +326,7 @@ impl RunDevice {
         })
     }
 
-    /// Ceilings of the device, measured now.
+    /// Measures the ceilings of the device.
     fn rates(&self) -> Result<Option<Rates>> {
         match (self.device, self.bf16) {
             (Device::Cuda(ordinal), true) => Kernels::<_, bf16>::new(Driver::new(ordinal)?).rates(),

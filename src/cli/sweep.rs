@@ -50,10 +50,10 @@ const TOP_FILES: [&str; 3] = ["sweep.csv", "sweep.json", "report.html"];
 /// Files of a point, and the folder of its run.
 const POINT_FILES: [&str; 8] =
     ["study.json", "command.json", "hw.jsonl", "report.html", "run", "eval.json", "ifeval.json", "responses.jsonl"];
-/// Commands of `prepare` that have finished.
+/// File with the commands of `prepare` that have finished.
 const PREPARED: &str = "prepared.json";
 
-/// Runs the unfinished points. A point that fails is a row with its error.
+/// Runs the unfinished points. A failed point becomes a row with its error.
 pub fn run(args: &SweepArgs) -> Result<()> {
     let grid = Grid::read(&args.file, &args.output_dir, &args.given)?;
     check_commands(&grid)?;
@@ -103,8 +103,8 @@ pub fn run(args: &SweepArgs) -> Result<()> {
 }
 
 impl SweepArgs {
-    /// Refuses an output folder in which a point would destroy an input of any point. Every word of
-    /// a point that names an existing file counts as an input.
+    /// Rejects an output folder in which a point would destroy an input of any point. Every argument of a
+    /// point that names an existing file counts as an input.
     fn spare_inputs(&self, grid: &Grid) -> Result<()> {
         let mut inputs = Inputs::default().with("the sweep's file", [&self.file]);
         let mut written: Vec<PathBuf> = TOP_FILES.iter().map(|name| self.output_dir.join(name)).collect();
@@ -133,7 +133,7 @@ impl SweepArgs {
         own.into_iter().chain(point.words.iter().cloned()).chain(places).chain(rest).collect()
     }
 
-    /// Runs the commands that no earlier point has run. A command that fails ends the sweep.
+    /// Runs the commands that have not run before or whose outputs are missing. A failed command ends the sweep.
     fn prepare(&self, commands: &[Vec<String>]) -> Result<()> {
         let record = self.output_dir.join(PREPARED);
         let mut done: Vec<Vec<String>> = match record.exists() {
@@ -159,7 +159,7 @@ impl SweepArgs {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         let [study, evaluation, ifeval, responses] =
             ["study.json", "eval.json", "ifeval.json", "responses.jsonl"].map(|name| folder.join(name));
-        // An earlier result of other commands must not pass for this one.
+        // An earlier result of different commands must not be mistaken for the result of this point.
         for earlier in [&study, &evaluation, &ifeval, &responses].into_iter().filter(|path| path.exists()) {
             std::fs::remove_file(earlier).map_err(Error::io("remove", earlier))?;
         }
@@ -196,8 +196,8 @@ impl SweepArgs {
     }
 }
 
-/// Refuses commands of `prepare` and `[measure]` that this program would refuse, before any of them
-/// runs.
+/// Rejects commands of `prepare`, `[measure]` and `[ifeval]` that cannot be parsed, and different `prepare`
+/// commands with the same output, before any command runs.
 fn check_commands(grid: &Grid) -> Result<()> {
     let check = |what: &str, words: &mut dyn Iterator<Item = &str>| match Cli::try_parse_from(
         ["mapl"].into_iter().chain(words),
@@ -248,7 +248,7 @@ fn outputs(command: &[String]) -> impl Iterator<Item = &Path> {
     })
 }
 
-/// Evaluates a run and its responses, as the point asks; returns why that failed, if it did.
+/// Evaluates a run and its responses as the point specifies. Returns the reason if an evaluation failed.
 fn measure(point: &Point, run: &Path, [evaluation, ifeval, responses]: [&Path; 3]) -> Result<Option<String>> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     if let Some(flags) = &point.measure
@@ -277,8 +277,8 @@ fn ifeval_words(run: &str, responses: &str, flags: &[String]) -> Vec<String> {
     own.into_iter().chain(flags.iter().cloned()).collect()
 }
 
-/// Passes on the notes and warnings of a command, each once in a sweep: the same settings give them again for
-/// every point.
+/// Prints the notes and warnings of a command. Each is printed once per sweep, because points with the same
+/// settings repeat them.
 fn pass_on(command: &str, stderr: &str) {
     static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     for line in stderr.lines().filter(|line| line.starts_with("note: ") || line.starts_with("warning: ")) {
@@ -288,7 +288,7 @@ fn pass_on(command: &str, stderr: &str) {
     }
 }
 
-/// Runs this program in a process of its own; returns what it printed, or why it failed.
+/// Runs this program in a separate process. Returns its stdout, or the reason why it failed.
 fn call(words: &[String]) -> Result<std::result::Result<Vec<u8>, String>> {
     let program = std::env::current_exe().map_err(|e| Error::Runtime(format!("cannot find this program: {e}")))?;
     let output = Command::new(program).args(words).stdin(Stdio::null()).output();

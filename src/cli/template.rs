@@ -35,8 +35,8 @@ impl FromStr for TemplateKwargs {
     }
 }
 
-/// Loads the tokenizer of a folder, with the chat template in `template` and the variables `given`;
-/// `base` is the folder of an adapter's base instead of the one that the adapter names.
+/// Loads the tokenizer of a folder, with the chat template in `template` and the variables `given`; `base`
+/// overrides the base folder that an adapter names.
 pub(super) fn load_tokenizer(
     folder: &Path,
     base: Option<&Path>,
@@ -69,8 +69,8 @@ pub(super) fn load_tokenizer(
     Ok(tokenizer)
 }
 
-/// Refuses a given template, or variables for it, if no row is a conversation. Plain text has no
-/// template.
+/// Rejects a given template, or variables for it, if no row is a conversation. Templates are not applied to
+/// plain text.
 pub(super) fn check_template_used<'a>(
     template: Option<&Path>,
     given: Option<&TemplateKwargs>,

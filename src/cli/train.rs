@@ -1,4 +1,4 @@
-//! `mapl sft`, `reward` and `dpo`: from arguments to a finished run.
+//! `mapl sft`, `reward`, `dpo` and `kto`: a training run from its arguments to its end.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -49,17 +49,17 @@ pub(super) struct TrainSetup<'a> {
     pub(super) args: &'a TrainArgs,
     pub(super) command_line: &'a str,
     pub(super) build: BuildOptions,
-    /// Given options; the maximum length is decided with the first groups.
+    /// Tokenisation options as given; the maximum length is set when the first groups are tokenised.
     pub(super) tokenize: TokenizeOptions,
     pub(super) loss: Loss,
     pub(super) adamw: AdamWSettings,
     pub(super) settings: RunSettings,
     /// Settings of precomputed reference log-probs, if they are used.
     pub(super) precompute: Option<CacheOptions>,
-    /// Adapters as asked for, and with the layers of the model once it is known.
+    /// Requested adapters; `lora` has them for the layers of the model, once the model is known.
     pub(super) adapters: Option<LoraChoice>,
     pub(super) lora: Option<LoraSpec>,
-    /// Head rows at once by the memory plan, if the head works in chunks of rows.
+    /// Rows of a chunk of the head by the memory plan, if the head works in chunks of rows.
     pub(super) head_rows: Option<usize>,
 }
 
@@ -107,7 +107,7 @@ pub fn run_observed(
                     .into(),
             ));
         }
-        // Rows are matched in the order of the file.
+        // Mismatched pairs are formed in the order of the file.
         settings.shuffle = None;
     }
     loss.check_likelihood()?;
@@ -189,7 +189,7 @@ impl Job for TrainJob<'_> {
         let redraws = setup.build.objective.builds() && setup.build.redraw == Redraw::Epoch;
         let kept_rows = if redraws { rows.clone() } else { Vec::new() };
         let (train_groups, report) = setup.tokenize(rows, &tokenizer, 0)?;
-        // Later epochs and evaluation data have the limit of these groups.
+        // Later epochs and evaluation data use the length limit of these groups.
         setup.tokenize.max_length = Some(report.max_length);
         let (eval_groups, eval_report) = setup.tokenize_eval(eval_rows, &tokenizer)?;
         warn(report.warnings().into_iter().chain(eval_report.warnings()));
@@ -216,7 +216,8 @@ impl Job for TrainJob<'_> {
         fingerprint.extend(own::used_on(B::NAME).map(|own| (own::VARIABLE.to_owned(), own.identity())));
         let mut resumed = None;
         if let Some(folder) = &resume {
-            // Checked before anything is written: a refused run leaves the other run untouched.
+            // The state is checked before anything is written, so that a rejected run leaves the earlier run
+            // untouched.
             let state = checkpoint::read_state(folder)?;
             state.check(folder, &fingerprint)?;
             let total = setup.settings.total_steps(train_groups.len());
@@ -236,7 +237,7 @@ impl Job for TrainJob<'_> {
             setup.settings.observed.iter().for_each(|observed| observed.plan(memory.named_parts()));
             backend.reserve_workspace(memory.workspace())?;
         }
-        // Before ranks exchange parts of a model.
+        // Ranks must agree before they exchange parts of a model.
         setup.agree(backend, &start, &fingerprint)?;
         let RunModels { mut policy, reference, same_weights } = setup.models(backend, &start, config)?;
         setup.check_save_dtype(backend, &policy)?;
@@ -265,7 +266,7 @@ impl Job for TrainJob<'_> {
         }
         let cache = setup.reference_cache(backend, &mut policy, [&train_groups, &eval_groups])?;
         let lock = RefCell::new(folder.prepare(lock)?);
-        // Nobody computes before rank 0 has its folder.
+        // No rank computes before rank 0 has prepared the folder.
         world::collective().barrier()?;
         let keep_folder = || lock.borrow_mut().keep(folder.dir);
         let facts = ManifestFacts {
@@ -355,7 +356,7 @@ impl<'a> TrainSetup<'a> {
         self.build.objective
     }
 
-    /// Reference model of a DPO run.
+    /// Folder of the reference model of a DPO or KTO run, if it has one.
     pub(super) fn reference(&self) -> Option<&Path> {
         match (&self.method, &self.args.ref_model) {
             (Method::Sft | Method::Reward, _) => None,
@@ -379,7 +380,7 @@ impl<'a> TrainSetup<'a> {
         self.check_groups(&mut groups, report.max_length).map(|()| (groups, report))
     }
 
-    /// Evaluation groups, with all their kinds of comparisons, whatever is trained.
+    /// Returns the evaluation groups with all kinds of comparisons, whichever kinds the run trains on.
     fn tokenize_eval(
         &self,
         rows: Vec<SourceRow>,
@@ -393,7 +394,7 @@ impl<'a> TrainSetup<'a> {
         self.check_groups(&mut data.0, data.1.max_length).map(|()| data)
     }
 
-    /// Completes rows with a label, and checks that the loss has a meaning for the groups.
+    /// Adds weights and mismatched sequences to labelled rows, and checks that the loss is defined for the groups.
     fn check_groups(&self, groups: &mut [TokenizedGroup], max_length: usize) -> Result<()> {
         self.loss.prepare_unpaired(groups, self.settings.micro_batch, max_length);
         self.loss.check_tails(groups)?;
@@ -452,7 +453,7 @@ impl<'a> TrainSetup<'a> {
             None => "none".to_owned(),
             Some(folder) => weights_hash(folder, self.args.base.base())?,
         };
-        // A checkpoint has the weights of a run, except the frozen ones below an adapter.
+        // A checkpoint holds all weights of a run except the frozen base weights of adapters.
         let base = self.lora.as_ref().map(|_| weights_hash(&self.args.model, None)).transpose()?;
         Ok(Fingerprint { setup: self, groups, tokenizer, config, reference, base }.entries())
     }

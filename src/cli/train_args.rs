@@ -1,5 +1,5 @@
-//! Arguments of `sft`, `reward` and `dpo`, and the resulting settings. Defaults equal the defaults
-//! of TRL's trainers; the objectives `mapl` and `rc` use the settings of their papers.
+//! Arguments of `sft`, `reward`, `dpo` and `kto`, and the resulting settings. Defaults equal the defaults of
+//! TRL's trainers; the objectives `mapl` and `rc` use the settings of their papers.
 
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,7 @@ use crate::{Error, Result};
 const DATA: &str = "Data and tokens";
 const SPEED: &str = "Speed and memory";
 
-/// Maximum number of groups per update: far above any use, far below an overflow.
+/// Maximum number of groups per update, far above any practical value and far below an overflow.
 const MAX_BATCH: usize = 1 << 30;
 /// Updates between log lines by default.
 const LOGGING_STEPS: StepCount = StepCount::Steps(10);
@@ -47,8 +47,8 @@ pub struct TrainArgs {
     #[arg(skip)]
     #[serde(skip)]
     pub env: Vec<(String, String)>,
-    /// YAML or TOML file with options under their names here, TRL's files included; flags of the
-    /// command line replace those of the file
+    /// YAML or TOML file with options under the names of these flags, or a file for TRL; flags on the command
+    /// line override the file
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Read and check everything, print the table of the run, its memory and its first rows, and
@@ -61,7 +61,7 @@ pub struct TrainArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub base: BaseArgs,
-    /// Frozen reference model of DPO: a folder, or `none` [default: the start model]
+    /// Frozen reference model of DPO and KTO: a folder, or `none` [default: the start model]
     #[arg(long, alias = "ref-model-name-or-path")]
     pub ref_model: Option<PathBuf>,
     /// Training files
@@ -93,8 +93,8 @@ pub struct TrainArgs {
     /// Print only errors, warnings and the result
     #[arg(long)]
     pub quiet: bool,
-    /// Number of groups to print in full before the first step [default: one comparison of every
-    /// kind, a line a sequence]
+    /// Number of groups to print in full before the first step [default: one comparison of every kind, with
+    /// one line per sequence]
     #[arg(long, value_name = "GROUPS")]
     pub examples: Option<usize>,
     /// Logs to write into the output folder
@@ -112,8 +112,8 @@ pub struct TrainArgs {
     /// Chat template to use instead of the model folder's
     #[arg(long, help_heading = DATA)]
     pub chat_template_path: Option<PathBuf>,
-    /// Pad token of the reward model, a token of the tokenizer [default: one that ends no text;
-    /// without any, the end token]
+    /// Pad token of the reward model, a token of the tokenizer [default: one that is not the last token of
+    /// any sequence; without any, the EOS token]
     #[arg(long, value_name = "TOKEN", help_heading = DATA)]
     pub pad_token: Option<String>,
     /// Variables of the chat template for all rows, as a JSON object; those of a row take precedence
@@ -134,8 +134,9 @@ pub struct TrainArgs {
     /// and one graph is captured per shape. Only on devices that run kernels [default: on]
     #[arg(long, value_enum, help_heading = SPEED)]
     pub cuda_graph: Option<Switch>,
-    /// Rows of the vocabulary head at once, on Hopper GPUs: fewer need less memory and a little more
-    /// time, with identical bits. A group with more rows is not cut [default: the most that fit]
+    /// Maximum number of rows that the vocabulary head processes at once, on Hopper GPUs; fewer rows need
+    /// less memory and slightly more time, with bitwise identical results. A group with more rows is not
+    /// split [default: the most that fit]
     #[arg(long, value_name = "ROWS", value_parser = super::generate::count, help_heading = SPEED)]
     pub head_rows: Option<usize>,
     /// With several ranks, keep the optimiser state of a slice of the parameters on each rank: less
@@ -150,8 +151,8 @@ pub struct TrainArgs {
     /// rounding
     #[arg(long, value_enum, default_value_t = Switch::On, help_heading = SPEED)]
     pub prefix_sharing: Switch,
-    /// Log entropy, accuracy and mean logits of the response tokens, as TRL does. Off saves a little time
-    /// and memory. Training has identical bits either way
+    /// Log entropy, accuracy and mean logits of the response tokens, as TRL does. Off saves a little time and
+    /// memory. The trained weights are bitwise identical either way
     #[arg(long, value_enum, default_value_t = Switch::On, help_heading = SPEED)]
     pub token_stats: Switch,
     /// Time every op, print a table with the machine's measured ceilings at the end, and write
@@ -178,8 +179,8 @@ impl TrainArgs {
         vec![&mut self.train_file, &mut self.eval_file, &mut self.ifeval.ifeval_file]
     }
 
-    /// Files and folders that the run reads. A checkpoint of the output folder itself is not one:
-    /// the run continues there.
+    /// Files and folders that the run reads. A checkpoint in the output folder is not an input, because the
+    /// run continues there.
     pub fn inputs(&self) -> Inputs {
         let named = |path: &&PathBuf| path.as_os_str() != "none";
         let models = [&self.model].into_iter().chain(self.ref_model.iter().filter(named));
@@ -196,19 +197,19 @@ impl TrainArgs {
             .with("--resume-from-checkpoint", self.resume_from_checkpoint.iter().filter(other))
     }
 
-    /// Whether a configuration file is the record of the run that this one continues or replaces.
-    /// It was read in full.
+    /// Whether a configuration file is the record of the run that this run continues or replaces. It may be
+    /// overwritten, because it has been read in full.
     fn is_own_record(&self, config: &Path) -> bool {
         same_file(config, &self.output_dir.join(CONFIG_FILE))
     }
 
-    /// Whether a checkpoint is in the output folder. One in another folder starts a new run.
+    /// Whether a checkpoint is in the output folder. A checkpoint in a different folder starts a new run.
     pub fn continues(&self, checkpoint: &Path) -> bool {
         let real = checkpoint.canonicalize().ok();
         real.as_deref().and_then(Path::parent).is_some_and(|dir| same_file(dir, &self.output_dir))
     }
 
-    /// Refuses an output folder in which the run would destroy one of its inputs.
+    /// Rejects an output folder in which the run would destroy one of its inputs.
     pub fn spare_inputs(&self) -> Result<()> {
         self.inputs().spare(("--output-dir", &self.output_dir), &written_by_run(&self.output_dir)?)
     }
@@ -237,7 +238,7 @@ pub struct OptimiserArgs {
     /// Groups per update; sets the gradient accumulation
     #[arg(long, conflicts_with = "gradient_accumulation_steps")]
     pub total_batch_size: Option<usize>,
-    /// Number of updates, whatever --num-train-epochs says [default: from --num-train-epochs]
+    /// Number of updates, which overrides --num-train-epochs [default: from --num-train-epochs]
     #[arg(long)]
     pub max_steps: Option<u64>,
     /// Epochs [default: 3; 5 with --objective mapl or rc]
@@ -250,14 +251,14 @@ pub struct OptimiserArgs {
     /// Learning rate schedule [default: linear; cosine with --objective mapl or rc]
     #[arg(long, value_enum)]
     pub lr_scheduler_type: Option<Scheduler>,
-    /// Parameters of the schedule, as {"min_lr_rate": 0.1} with cosine_with_min_lr
+    /// Parameters of the schedule, such as {"min_lr_rate": 0.1} with cosine_with_min_lr
     #[arg(long, value_name = "JSON")]
     pub lr_scheduler_kwargs: Option<ScheduleOptions>,
     /// Updates of learning rate warm-up, or a fraction of all updates [default: 0; 10 with
     /// --objective mapl or rc]
     #[arg(long)]
     pub warmup_steps: Option<StepCount>,
-    /// Share of all updates for learning rate warm-up; the same as a fraction as --warmup-steps
+    /// Share of all updates for learning rate warm-up, equivalent to a fraction for --warmup-steps
     #[arg(long, conflicts_with = "warmup_steps")]
     pub warmup_ratio: Option<f64>,
     /// Decoupled weight decay of matrices
@@ -269,7 +270,7 @@ pub struct OptimiserArgs {
     /// Decay rate of the second moment
     #[arg(long, default_value_t = 0.999, allow_negative_numbers = true)]
     pub adam_beta2: f64,
-    /// Epsilon added to the root of the second moment
+    /// Epsilon added to the square root of the second moment
     #[arg(long, default_value_t = 1e-8, allow_negative_numbers = true)]
     pub adam_epsilon: f64,
     /// Maximum gradient norm; 0 disables clipping
@@ -307,9 +308,8 @@ impl OptimiserArgs {
 }
 
 impl TrainArgs {
-    /// Settings of the training loop. All numbers are checked here, before anything is read.
-    /// `total` is the number of updates, once the data are known: fractions of it are placeholders
-    /// before.
+    /// Settings of the training loop. All numbers are checked here, before anything is read. `total` is the
+    /// number of updates, or `None` before the data are known. Without it, fractions of it are placeholders.
     pub fn run_settings(&self, method: Method, objective: Objective, total: Option<u64>) -> Result<RunSettings> {
         let o = &self.optimiser;
         let paper = method != Method::Sft && matches!(objective, Objective::Mapl | Objective::Rc);

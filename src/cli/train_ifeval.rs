@@ -1,9 +1,10 @@
-//! `--ifeval-file`: at every evaluation of `sft` and `dpo` the policy answers prompts of IFEval, and the
-//! verdicts on its answers are logged as `eval_ifeval/...`. Generation is greedy and changes no weight,
-//! so a run trains the same with it as without it.
+//! `--ifeval-file`: at every evaluation of `sft`, `dpo` and `kto`, the policy answers prompts of IFEval, and
+//! the shares of followed instructions are logged as `eval_ifeval/...`. Generation is greedy and changes no
+//! weight, so training is the same with and without it.
 //!
-//! If the tokenizer has a chat template, a prompt is the user's turn of a conversation; else the policy
-//! continues it. The figures are those of `mapl ifeval --model` with `--apply-chat-template`, or without.
+//! If the tokenizer has a chat template, a prompt becomes the user's turn of a conversation; otherwise the
+//! policy continues it as plain text. The figures equal those of `mapl ifeval --model` with
+//! `--apply-chat-template` in the first case and without it in the second.
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -49,7 +50,7 @@ pub struct TrainIfevalArgs {
 }
 
 impl TrainIfevalArgs {
-    /// Refuses options without effect.
+    /// Rejects options that have no effect.
     pub fn check(&self) -> Result<()> {
         let given = [
             ("--ifeval-samples", self.ifeval_samples.is_some()),
@@ -62,9 +63,9 @@ impl TrainIfevalArgs {
 /// Prompts that the policy answers at every evaluation.
 pub(super) struct PolicyPrompts {
     prompts: Vec<IfevalPrompt>,
-    /// The same prompts as ids.
+    /// The same prompts as token ids.
     ids: Vec<Prompt>,
-    /// Whether the policy continues the prompts.
+    /// Whether the policy continues the prompts as plain text, without a chat template.
     plain: bool,
     limits: Limits,
 }
@@ -101,7 +102,7 @@ impl PolicyPrompts {
         Ok(Some(Self { prompts, ids, plain, limits }))
     }
 
-    /// Buffers of generation.
+    /// Returns the sizes of the buffers for generation.
     pub fn planned(&self, config: &ModelConfig) -> PlannedGeneration {
         let Sizes { slots, tokens, rows } = Sizes::of(&self.limits, config, &self.ids);
         let longest = self.ids.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0) + self.limits.new_tokens;

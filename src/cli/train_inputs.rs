@@ -1,5 +1,5 @@
-//! What a training run starts from: the checkpoint to continue, the rows, and its length in updates
-//! once the rows are known.
+//! Inputs of a training run: the checkpoint to continue from, the rows, and the number of updates once the
+//! rows are known.
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ impl TrainSetup<'_> {
         let total = self.settings.total_steps(groups);
         let observed = self.settings.observed.take();
         let settled = self.args.run_settings(self.method, self.build.objective, Some(total))?;
-        // The loss may have decided the order of the rows.
+        // The loss may have disabled shuffling.
         self.settings = RunSettings { observed, shuffle: self.settings.shuffle, ..settled };
         Ok(())
     }
@@ -73,7 +73,7 @@ impl TrainSetup<'_> {
         Ok((self.split(train, "training")?, self.split(eval, "evaluation")?))
     }
 
-    /// Splits pairs into rows with a label, for the method that trains on them.
+    /// Splits pairs into labelled rows for KTO, which trains on them.
     fn split(&self, rows: Vec<SourceRow>, of: &str) -> Result<Vec<SourceRow>> {
         if self.method != Method::Kto {
             return Ok(rows);

@@ -24,7 +24,8 @@ use crate::{Error, Result};
 /// Models that a run trains with.
 pub(super) struct RunModels<B: Backend> {
     pub policy: Model<B>,
-    /// Reference with weights of its own; `None` if its log-probs are precomputed.
+    /// Reference with separate weights; `None` if its log-probs are precomputed, if it is the base of the
+    /// adapters, or if the run has no reference.
     pub reference: Option<Model<B>>,
     /// Whether policy and reference start with the same weights.
     pub same_weights: bool,
@@ -75,8 +76,8 @@ impl TrainSetup<'_> {
         Ok(plan)
     }
 
-    /// Refuses a loss that is not defined for the model: WPO takes the sum of squared probabilities from
-    /// doubled logits, and the double of a capped logit is not the cap of the double.
+    /// Rejects a loss that is not defined for the model. WPO computes the sum of squared probabilities from
+    /// doubled logits, and doubling does not commute with the soft cap of logits.
     fn check_loss(&self, config: &ModelConfig) -> Result<()> {
         match self.loss.use_weighting && config.softcaps.logits.is_some() {
             true => Err(Error::Usage(
@@ -88,8 +89,8 @@ impl TrainSetup<'_> {
         }
     }
 
-    /// Numbers of head rows at once among which the memory plan chooses; empty if the head has no
-    /// chunks of rows.
+    /// Returns the numbers of rows per chunk of the head among which the memory plan chooses; empty if the
+    /// head does not work in chunks.
     fn head_rows<B: Backend>(&self, backend: &B, config: &ModelConfig) -> Result<Vec<usize>> {
         let softcap = config.softcaps.logits;
         let dims = HeadDims { tokens: 0, hidden: config.hidden, vocab: config.vocab, rows: 0, softcap };
@@ -107,8 +108,9 @@ impl TrainSetup<'_> {
         }
     }
 
-    /// Policy, and reference unless its log-probs are precomputed or it is the policy's base. With
-    /// adapters the base is always loaded from `--model`; `start` is then a checkpoint's adapter.
+    /// Loads the policy, and the reference unless its log-probs are precomputed or it is the policy's base.
+    /// With adapters, the base is always loaded from `--model`; a different `start` is then the adapter of a
+    /// checkpoint.
     pub(super) fn models<B: Backend>(&self, backend: &B, start: &Path, config: ModelConfig) -> Result<RunModels<B>> {
         let seed = self.args.optimiser.seed;
         let load_as = if self.method == Method::Reward { LoadAs::RewardStart } else { LoadAs::Exact };
@@ -143,7 +145,7 @@ impl TrainSetup<'_> {
         Ok(RunModels { policy, reference: Some(reference), same_weights })
     }
 
-    /// Refuses a type of the final weights that cannot hold those of the start.
+    /// Rejects a data type of the final weights that cannot represent the start weights.
     pub(super) fn check_save_dtype<B: Backend>(&self, backend: &B, policy: &Model<B>) -> Result<()> {
         let dtype = self.settings.save_dtype;
         match store::beyond(backend, policy, dtype)? {
@@ -160,8 +162,8 @@ impl TrainSetup<'_> {
         self.lora.is_some() && self.reference().is_some_and(|folder| same_file(folder, &self.args.model))
     }
 
-    /// Folder and configuration of the reference. Refuses a reference that cannot score the
-    /// policy's sequences.
+    /// Returns the folder and configuration of the reference. A reference that cannot score the policy's
+    /// sequences is an error.
     fn reference_config(&self, policy: &ModelConfig) -> Result<Option<(&Path, ModelConfig)>> {
         let Some(folder) = self.reference() else { return Ok(None) };
         let config = ModelConfig::read_on(folder, self.args.base.base())?;

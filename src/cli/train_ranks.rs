@@ -1,5 +1,5 @@
-//! A training run that several ranks share: what they cannot do together, what must be equal on all
-//! of them before the first step, and what a message about a failed rank says.
+//! Training runs with several ranks: options that they do not support, values that must be equal on all ranks
+//! before the first step, and the advice in the message about a failed rank.
 
 use std::path::Path;
 
@@ -17,11 +17,11 @@ use crate::train::checkpoint;
 use crate::train::memory::Sharded;
 use crate::{Error, Result};
 
-/// Refuses options that several ranks cannot have.
+/// Rejects options that the number of ranks does not support.
 pub(super) fn check(args: &TrainArgs, loss: &Loss) -> Result<()> {
     let ranks = world::collective();
     if ranks.size() == 1 {
-        // One rank that has joined NCCL scatters, updates and gathers everything.
+        // A single rank that uses NCCL may shard the optimiser: it scatters, updates and gathers everything.
         let shards = args.shard_optimizer == Some(Switch::On) && ranks.is_alone();
         let given = [("--shard-optimizer", shards), ("--shard-weights", args.shard_weights)];
         refuse_given(&given, "with one rank; leave it out, or start several (docs/ranks.md)")?;
@@ -62,16 +62,16 @@ pub(super) fn check(args: &TrainArgs, loss: &Loss) -> Result<()> {
 impl TrainSetup<'_> {
     /// Whether each rank keeps the optimiser state of a slice of the parameters.
     pub(super) fn shards_optimizer(&self) -> bool {
-        // The default is a matter of memory, of which one rank saves none.
+        // By default only several ranks shard, because a single rank saves no memory.
         self.args.shard_optimizer.map_or(world::is_shared(), |switch| switch == Switch::On)
     }
 
-    /// Whether each rank keeps slices of the weights only.
+    /// Returns the sharding of the weights, if each rank keeps only slices of them.
     pub(super) fn sharding(&self) -> Option<Sharding> {
         self.args.shard_weights.then(|| Sharding::over(world::collective()))
     }
 
-    /// What each rank keeps slices of.
+    /// Returns which state is sharded over the ranks.
     pub(super) fn sharded(&self) -> Sharded {
         match (self.args.shard_weights, self.shards_optimizer()) {
             (true, _) => Sharded::Weights,
@@ -80,7 +80,7 @@ impl TrainSetup<'_> {
         }
     }
 
-    /// Refuses ranks that were started differently.
+    /// Returns an error if ranks were started with different options, data or models.
     pub(super) fn agree<B: Backend>(&self, backend: &B, start: &Path, fingerprint: &[(String, String)]) -> Result<()> {
         if !world::is_shared() {
             return Ok(());
@@ -93,11 +93,12 @@ impl TrainSetup<'_> {
         facts.push(("command".into(), self.method.name().to_owned()));
         facts.extend(lines.map(|(name, value)| (format!("--{}", name.replace('_', "-")), plain(value))));
         agreement::compare(world::collective(), &facts)?;
-        // Settings that follow from flags, and hashes: with equal flags only the data and models differ here.
+        // The fingerprint has settings that follow from flags, and hashes. With equal flags, only data and
+        // models can differ here.
         agreement::compare(world::collective(), fingerprint)
     }
 
-    /// Says how several ranks share a step.
+    /// Prints how several ranks share a step.
     pub(super) fn print_ranks(&self) {
         let ranks = world::collective();
         if ranks.is_alone() {

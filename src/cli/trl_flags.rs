@@ -1,34 +1,34 @@
 //! Flags of TRL 1.16 (DPO, KTO, reward and SFT arguments with those of transformers, model and script
-//! arguments) and of its launcher that the training commands do not have under that name: what each
-//! value means here. A flag that the parser knows is never looked up, so a flag that is added later
-//! leaves its row here without effect.
+//! arguments) and of its launcher that the training commands do not have under the same name, with the
+//! meaning of each value here. Flags that the parser knows are never looked up, so a row has no effect once
+//! its flag is added to the parser.
 
 use std::cmp::Ordering;
 
 use serde_json::Value;
 
-/// Values that follow a flag of TRL.
+/// Number of values that follow a flag of TRL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Takes {
-    /// None, or true or false; `--no-FLAG` is false.
+    /// No value, or `true` or `false`; `--no-FLAG` means `false`.
     Switch,
     One,
     /// One or more.
     List,
 }
 
-/// What a value of the flag means here.
+/// Meaning of a flag's values here.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Meaning {
     /// Accepted: no value changes a result of the run.
     Idle,
-    /// These values ask for what happens anyway; others are refused.
+    /// These values request the behaviour that mapl always has; others are rejected.
     Only(&'static [&'static str]),
-    /// Values for which the function is true ask for what happens anyway.
+    /// Values for which the function is true request the behaviour that mapl always has; others are rejected.
     If(fn(&str) -> bool),
-    /// Each value is written as other flags; others are refused.
+    /// Each of these values is replaced by flags of mapl; others are rejected.
     As(&'static [(&'static str, &'static [&'static str])]),
-    /// Refused.
+    /// Every value is rejected.
     Never,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct Foreign {
     pub name: &'static str,
     pub takes: Takes,
     pub meaning: Meaning,
-    /// Why it has no effect, or why other values are refused and what to use.
+    /// Why the flag has no effect, or why other values are rejected and what to use instead.
     pub why: &'static str,
 }
 
@@ -48,7 +48,7 @@ const OFF: Meaning = Only(&["false", "none"]);
 const ON: Meaning = Only(&["true"]);
 const UNSET: Meaning = Only(&["none", ""]);
 
-/// Rows with one reason.
+/// Flags that share a reason.
 type Rows = (&'static str, &'static [(&'static str, Takes, Meaning)]);
 
 const TABLE: &[Rows] = &[
@@ -314,8 +314,7 @@ const TABLE: &[Rows] = &[
 
 const CPU: Meaning = As(&[("true", &["--device=cpu"]), ("false", &[])]);
 
-/// Values of flags that mapl has, which it takes in another way than TRL: `None` leaves the flag
-/// out.
+/// Values of a flag of mapl that only TRL supports. If `refused` is `None`, the flag is left out.
 pub(super) struct ForeignValue {
     pub flag: &'static str,
     values: &'static [&'static str],
@@ -367,8 +366,8 @@ const VALUES: &[ForeignValue] = &[
     },
 ];
 
-/// True for a JSON object that sets no more than `use_reentrant`, which changes no result, and the
-/// defaults of the others.
+/// True for a JSON object that holds only `use_reentrant`, which changes no result, and default values of the
+/// other keys.
 fn checkpointing(text: &str) -> bool {
     object(text).is_some_and(|object| {
         object.iter().all(|(key, value)| match key.as_str() {
@@ -394,7 +393,7 @@ fn prepared(text: &str) -> bool {
 }
 
 fn object(text: &str) -> Option<serde_json::Map<String, Value>> {
-    // Python's spelling of the values too.
+    // Python's spelling of booleans and quotes is accepted too.
     let json = text.replace("True", "true").replace("False", "false").replace('\'', "\"");
     serde_json::from_str(&json).ok()
 }
@@ -411,29 +410,29 @@ pub(super) fn find(name: &str) -> Option<Foreign> {
     all().find(|flag| flag.name == name)
 }
 
-/// Whether TRL knows values of a flag of mapl that are taken in another way here.
+/// Whether TRL has values of a flag of mapl that mapl does not support.
 pub(super) fn has_foreign_values(flag: &str) -> bool {
     VALUES.iter().any(|known| known.flag == flag)
 }
 
-/// The value of a flag of mapl if only TRL knows this value.
+/// Returns the entry of a value of a flag of mapl, if only TRL supports this value.
 pub(super) fn foreign_value(flag: &str, value: &str) -> Option<&'static ForeignValue> {
     let value = value.to_lowercase();
     VALUES.iter().find(|known| known.flag == flag && known.values.contains(&value.as_str()))
 }
 
-/// What a value of a flag becomes.
+/// Replacement of a flag with a value.
 #[derive(Debug, PartialEq)]
 pub(super) enum Becomes {
-    /// Other flags, or nothing.
+    /// Flags of mapl, or none.
     Words(&'static [&'static str]),
-    /// Nothing, although the value asks for something that has no effect here.
+    /// No flag; the value requests something that has no effect here.
     Idle,
     Refused,
 }
 
 impl Foreign {
-    /// What a value means here; `true` and `false` for a switch.
+    /// Returns the replacement of the flag with `value`, which is `true` or `false` for a switch.
     pub(super) fn of(&self, value: &str) -> Becomes {
         let accepted = |known: bool| if known { Becomes::Words(&[]) } else { Becomes::Refused };
         match self.meaning {
@@ -449,7 +448,7 @@ impl Foreign {
     }
 }
 
-/// Equal without regard to case, or as numbers.
+/// Whether two values are equal, ignoring case, or are equal as numbers.
 fn same(known: &str, value: &str) -> bool {
     let value = if value.eq_ignore_ascii_case("null") { "none" } else { value };
     let numbers = (known.parse::<f64>(), value.parse::<f64>());

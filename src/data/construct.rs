@@ -9,8 +9,8 @@ use super::mapl::{Report, build_keyed, draw_keys};
 use super::options::BuildOptions;
 use super::source::SourceRow;
 
-/// Gives every row but the first of an id a number after it, since written groups need distinct ids.
-/// Returns how many rows have a new id, and the first new id.
+/// Appends a number to the id of every row except the first with that id, because written groups need
+/// distinct ids. Returns the number of rows with a new id, and the first new id.
 pub fn make_ids_distinct(rows: &mut [SourceRow]) -> Option<(usize, String)> {
     let mut known: HashSet<String> = rows.iter().map(|row| row.group.id.clone()).collect();
     if known.len() == rows.len() {

@@ -121,10 +121,9 @@ impl Kind {
 /// Rule that built an intra comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Rule {
-    /// The response meets every instruction of the better prompt and fails at least one of the
-    /// other.
+    /// The response meets every instruction of the better prompt and fails at least one of the other prompt.
     A,
-    /// The response meets at least one instruction of the better prompt and none of the other.
+    /// The response meets at least one instruction of the better prompt and none of the other prompt.
     B,
     /// One of the two prompts has no added instruction (response-conditioned Bradley-Terry,
     /// arXiv 2502.00814).
@@ -164,7 +163,7 @@ fn is_zero(x: &f64) -> bool {
     *x == 0.0
 }
 
-/// Unit of loss: 2 or 4 signed sequences, a margin, a weight and a kind.
+/// Unit of loss: 2 or 4 signed sequences (1 in a labelled row), a margin, a weight and a kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Comparison {
@@ -178,7 +177,7 @@ pub struct Comparison {
     /// Factor on the loss.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub weight: f64,
-    /// Rule of the construction that made it.
+    /// Construction rule that produced the comparison.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<Rule>,
     /// Direction of an inter comparison.
@@ -205,7 +204,7 @@ pub struct Instruction {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PreferenceGroup {
-    /// Identity of the row.
+    /// Identifier of the row.
     pub id: String,
     /// Prompts.
     pub prompts: Vec<Prompt>,
@@ -279,7 +278,7 @@ impl PreferenceGroup {
     }
 }
 
-/// Checks the index of one of the `of` prompts or responses of a row.
+/// Checks that `index` is below `of`, the number of prompts or responses of a row.
 fn exists(noun: &str, index: usize, of: usize) -> Result<(), String> {
     if index < of { Ok(()) } else { Err(format!("{noun} {index} does not exist; the row has {of} {noun}s")) }
 }

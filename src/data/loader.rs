@@ -2,10 +2,9 @@
 //! an exact resume. Also two ways to cut a list of groups further: into micro-batches of a fixed
 //! number of groups, and into packs under a token budget.
 //!
-//! The order of an epoch depends only on seed and epoch, so the position is the only state that a
-//! resume needs. A batch never crosses the end of an epoch; the last batch may be short. Refused:
-//! no groups, a batch size of 0, `drop_last` with fewer groups than one batch, a position outside
-//! the data.
+//! The order of an epoch depends only on seed and epoch, so the position is the only state that a resume
+//! needs. A batch never crosses the end of an epoch; the last batch may be short. An empty list of groups, a
+//! batch size of 0, `drop_last` with fewer groups than one batch, and a position outside the data are errors.
 
 use crate::rng::Rng;
 use crate::{Error, Result};
@@ -17,7 +16,7 @@ use std::ops::Range;
 pub struct LoaderOptions {
     /// Groups in a global batch: micro-batch size x accumulation steps x ranks.
     pub batch_groups: usize,
-    /// Shuffles each epoch; otherwise file order.
+    /// Whether each epoch is shuffled; otherwise groups keep the order of the file.
     pub shuffle: bool,
     /// Seed of the permutations.
     pub seed: u64,
@@ -136,9 +135,9 @@ pub fn micro_batches(groups: &[usize], per_device: usize) -> Result<std::slice::
     Ok(groups.chunks(per_device))
 }
 
-/// Cuts a list of groups into packs, in order and without gaps. A pack takes groups until the next
-/// one would exceed `budget` tokens. `tokens[g]` is the size of group g, for example
-/// [`super::tree::TokenCounts::tree`]. A group larger than the budget gets its own pack.
+/// Cuts a list of groups into packs, in order and without gaps. Groups are added to a pack until the next one
+/// would exceed `budget` tokens. `tokens[g]` is the size of group g, for example
+/// [`super::tree::TokenCounts::tree`]. A group larger than the budget gets a separate pack.
 pub fn split_by_tokens(tokens: &[usize], budget: usize) -> Vec<Range<usize>> {
     let mut packs = Vec::new();
     let (mut start, mut sum) = (0, 0usize);

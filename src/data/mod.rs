@@ -10,11 +10,11 @@
 //!   new one
 //! - [`tokenize`], [`tokenized`]: groups to token ids, with the prompt/response boundary on ids and
 //!   the length limit
-//! - [`show`]: tokenised groups as text, trained tokens marked
+//! - [`show`]: tokenised groups as text, with the tokens of the loss marked
 //! - [`tree`], [`pack`]: prefix tree of a group; packing of groups into a batch
 //! - [`loader`]: seeded order, epochs, batches of groups
 //! - [`synth`]: the artificial language of the quick start
-//! - [`worker`], `requests`, [`serve`]: processes in which a stranger's tokenizer and template run
+//! - [`worker`], `requests`, [`serve`]: processes that run untrusted tokenizers and templates
 
 pub mod construct;
 pub mod group;

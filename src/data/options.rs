@@ -2,9 +2,9 @@
 //! line, with every flag optional. [`BuildOptions`] is complete; the builder reads it and the run
 //! manifest stores it. Presets fill the gap between the two.
 //!
-//! Refused: unknown function ids, empty ranges, numbers out of range, and flags that have no effect
-//! under the objective. Options that act only during training (weights, beta, loss curve) are not
-//! here; [`Objective::kind_weights`] gives the preset weights of an objective.
+//! Unknown function ids, empty ranges, numbers out of range, and flags that have no effect under the
+//! objective are errors. Options that act only during training (weights, beta, loss curve) are not here;
+//! [`Objective::kind_weights`] gives the preset weights of an objective.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 
 mod resolve;
 
-/// Comparisons that are built from a row and trained.
+/// Comparisons that are built from a row and used in training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Objective {
@@ -141,14 +141,13 @@ pub enum InterPrompts {
     Separate,
 }
 
-/// Action if fewer than k functions are feasible, for inter prompts and for intra prompts that
-/// reuse none.
+/// Action if fewer than k functions are feasible, for inter prompts and for intra prompts that do not reuse them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InterInfeasible {
     /// Draw the functions again, up to eight times, then skip.
     Resample,
-    /// Take fewer than k.
+    /// Use fewer than k.
     Fewer,
     /// Skip at once.
     Skip,
@@ -201,7 +200,7 @@ pub enum Turn {
 #[derive(Clone, Debug, Default, PartialEq, clap::Args, Serialize)]
 #[command(next_help_heading = "Construction of preference groups")]
 pub struct BuildArgs {
-    /// Comparisons to build and train; presets the options below
+    /// Comparisons to build and train on; sets the defaults of the options below
     #[arg(long, value_enum)]
     pub objective: Option<Objective>,
     /// Rule of intra comparisons [default: mixed]
@@ -249,8 +248,8 @@ pub struct BuildArgs {
     /// Draw groups once or again in each epoch [default: never]
     #[arg(long, value_enum)]
     pub redraw: Option<Redraw>,
-    /// Attempts at instruction arguments with the opposite outcome, before an intra comparison is
-    /// dropped [default: 8]
+    /// Number of attempts to find instruction arguments with the opposite outcome before an intra comparison
+    /// is dropped [default: 8]
     #[arg(long, alias = "build_attempts")]
     pub build_attempts: Option<usize>,
     /// Margin per differing instruction under `--inter-loss pair-margin` [default: 0.05]
@@ -269,7 +268,7 @@ pub struct BuildArgs {
     /// `keywords:existence`
     #[arg(long, value_delimiter = ',', num_args = 1..)]
     pub functions: Option<Vec<String>>,
-    /// Functions removed from that list, to test generalisation to them
+    /// Functions removed from the list of --functions, to test generalisation to them
     #[arg(long, alias = "holdout_functions", value_delimiter = ',', num_args = 1..)]
     pub holdout_functions: Option<Vec<String>>,
     /// Skip functions with a subject that the prompt already mentions [default: true]
@@ -392,8 +391,8 @@ impl BuildOptions {
     }
 }
 
-/// Functions drawn without `--functions`: every kind with a text that depends on the response. The
-/// response language is left out, because its check needs a detector.
+/// Default of `--functions`: all functions of the kinds whose text depends on the response. The response
+/// language is left out, because its check needs a detector.
 fn default_functions() -> Vec<String> {
     let changes = |kind| match kind {
         FunctionKind::TwoSided | FunctionKind::Exact | FunctionKind::AtLeast | FunctionKind::Lexical => true,

@@ -21,10 +21,10 @@
 //!
 //! All index values are checked here, once; the ops check only lengths.
 //!
-//! Refused, with the id of the group: a token id outside the vocabulary, an empty response, an
-//! empty prompt if its last token has to predict. Refused as bugs of the caller: references outside
-//! the group, signs other than 1 and -1, more terms than a comparison has slots, clip bounds out of
-//! order. A batch with more than 2^31 table entries is refused with the advice to make it smaller.
+//! Errors that name the group: a token id outside the vocabulary, an empty response, and an empty prompt if
+//! its last token has to predict. Errors that show a bug of the caller: references outside the group, signs
+//! other than 1 and -1, more terms than a comparison has slots, and clip bounds in the wrong order. A batch
+//! with more than 2^31 table entries is an error, with the advice to make it smaller.
 
 mod batch;
 mod limits;
@@ -62,13 +62,13 @@ pub enum Scoring {
 /// Options of [`pack_into`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackOptions {
-    /// If false, every sequence has its own rows: the oracle of tests and the baseline of studies.
+    /// If false, every sequence has separate rows, as the oracle of tests and the baseline of studies.
     pub share_prefixes: bool,
-    /// What is scored.
+    /// Kind of score of every sequence.
     pub scoring: Scoring,
     /// Rows of the embedding table; every token id must be smaller.
     pub vocab: usize,
-    /// Pad token of a reward model. transformers reads the rightmost token with another id.
+    /// Pad token of a reward model. transformers reads the rightmost token with a different id.
     pub pad: Option<u32>,
     /// Whether token rows are grouped by position too, for the gradient of learned positions.
     pub position_runs: bool,
@@ -355,7 +355,7 @@ fn check_comparison(comparison: &SequenceComparison, seqs: usize) -> Result<()> 
         }
     }
     match comparison.detached_clip {
-        // A NaN bound is unordered and refused here too.
+        // A NaN bound is unordered and rejected here too.
         Some((low, high)) if low.partial_cmp(&high).is_none_or(|order| order.is_gt()) => {
             Err(contract_error("detached_clip", "low <= high", format!("{low}, {high}")))
         }

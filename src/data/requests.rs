@@ -1,7 +1,7 @@
-//! Requests to a tokenizer's worker and their answers.
+//! Requests to the worker process of a tokenizer, and the answers to them.
 //!
-//! Part 0 of a message is JSON: a [`Request`], or `Result<answer, Fault>`. Texts, files, token ids
-//! and rows follow as parts of their own, so that large ones are neither escaped nor parsed.
+//! Part 0 of a message is JSON: a [`Request`], or `Result<answer, Fault>`. Texts, files, token ids and rows
+//! follow as separate parts, so that large ones are neither escaped nor parsed.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -23,7 +23,7 @@ pub(super) enum Request {
     Load {
         dir: OsString,
         files: Vec<OsString>,
-        /// End ids of the folder's other configurations.
+        /// Ids of the EOS tokens in the other configurations of the folder.
         ends: Vec<u32>,
         template: Option<OsString>,
         /// Date that templates see, in seconds since 1970.
@@ -66,7 +66,7 @@ pub(super) struct Loaded {
     pub template: Option<(NamedSources, Vec<String>)>,
 }
 
-/// One vocabulary entry: its own spelling and the text it decodes to.
+/// One vocabulary entry: its token string and the text that it decodes to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Entry {
     pub token: Option<String>,
@@ -84,7 +84,7 @@ pub(super) struct EncodedRow {
     pub lost: Lost,
 }
 
-/// An [`Error`] on its way between processes.
+/// An [`Error`] in the form that is sent between processes.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Fault {
     Usage(String),
@@ -98,7 +98,7 @@ pub(super) enum Fault {
         path: OsString,
         why: String,
     },
-    /// A failed rendering, which the caller gives its place.
+    /// A failed rendering, to which the caller adds the file and the row.
     Text(String),
     Other(String),
 }
@@ -115,7 +115,7 @@ impl From<Error> for Fault {
 }
 
 impl Fault {
-    /// The error at its destination.
+    /// Converts the fault to an error in the process that receives it.
     pub(super) fn into_error(self) -> Error {
         match self {
             Fault::Usage(why) => Error::Usage(why),
@@ -128,14 +128,15 @@ impl Fault {
 
 /// JSON of part 0.
 pub(super) fn json(value: &impl Serialize) -> Vec<u8> {
-    // Numbers, strings and lists only, so the conversion cannot fail; an empty part is refused.
+    // The value holds only numbers, strings and lists, so the conversion cannot fail. The reader rejects an
+    // empty part.
     serde_json::to_vec(value).unwrap_or_default()
 }
 
 /// Sends a request and reads the answer's part 0.
 ///
 /// # Errors
-/// The outer error is the worker's failure, the inner one its answer.
+/// The outer error is a failure of the worker, the inner one an error that the worker returns.
 pub(super) fn ask<T: DeserializeOwned>(
     pool: &super::worker::Pool,
     request: &Request,

@@ -1,4 +1,4 @@
-//! The program of a worker process: answers the requests of one tokenizer's owner.
+//! Main program of a worker process, which answers requests to one tokenizer.
 
 use std::path::PathBuf;
 
@@ -27,13 +27,13 @@ pub fn main(arguments: &[std::ffi::OsString]) -> i32 {
     }
 }
 
-/// Worker processes need Linux: returns an exit code for a wrong argument.
+/// Worker processes need Linux, so this function returns the exit code for a wrong argument.
 #[cfg(not(target_os = "linux"))]
 pub fn main(_: &[std::ffi::OsString]) -> i32 {
     2
 }
 
-/// Parts of the answer.
+/// Returns the parts of the answer.
 fn parts(tokenizer: &mut Option<Tokenizer>, request: &Frame) -> Vec<Vec<u8>> {
     respond(tokenizer, request).unwrap_or_else(|fault| vec![json(&Err::<(), _>(fault))])
 }

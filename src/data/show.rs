@@ -1,5 +1,5 @@
-//! Prints tokenised groups: decoded sequences with the trained tokens marked and special tokens
-//! visible, ids on request, the place where the ids decode to another text than the row's, and token
+//! Prints tokenised groups: decoded sequences with the tokens of the loss marked and special tokens visible,
+//! ids on request, the position from which the ids decode to a different text from the row's, and token
 //! counts of the group under four layouts.
 
 use std::collections::BTreeSet;
@@ -15,13 +15,13 @@ use crate::terminal::{counted, plain, shown};
 /// Print options.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShowOptions {
-    /// Mark trained tokens with colour instead of `[[ ]]`.
+    /// Mark tokens of the loss with colour instead of `[[ ]]`.
     pub color: bool,
     /// Print the token ids of every sequence.
     pub ids: bool,
 }
 
-/// Token counts of a group under four layouts, from the plainest to the trained one.
+/// Token counts of a group under four layouts, from the simplest to the one used in training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenTable {
     /// Number of terms over all comparisons, and their tokens if each term is computed separately.
@@ -84,8 +84,8 @@ impl fmt::Display for TokenTable {
     }
 }
 
-/// Formats a group: its comparisons, every distinct sequence with the trained tokens marked, and
-/// its token table. Comparisons that the limit of `max_length` tokens drops are marked.
+/// Formats a group: its comparisons, every distinct sequence with the tokens of the loss marked, and its
+/// token table. Comparisons that the limit of `max_length` tokens drops are marked.
 pub(crate) fn render_preview(
     preview: &Preview,
     max_length: usize,
@@ -117,7 +117,7 @@ pub fn render(group: &TokenizedGroup, tokenizer: &Tokenizer, options: ShowOption
     with_notes(group, &notes.collect::<String>(), tokenizer, options)
 }
 
-/// Name and `notes` of a group, its sequences and its token table.
+/// Formats the name and `notes` of a group, its sequences and its token table.
 fn with_notes(group: &TokenizedGroup, notes: &str, tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
     let mut out = format!("group {}\n{notes}", shown(&group.group.id));
     for i in 0..group.sequences.len() {
@@ -130,7 +130,7 @@ fn with_notes(group: &TokenizedGroup, notes: &str, tokenizer: &Tokenizer, option
     Ok(out)
 }
 
-/// Formats the first comparison of every kind that occurs, a line a sequence, for the start-up log.
+/// Formats the first comparison of every kind that occurs, with one line per sequence, for the start-up log.
 /// Also formats the first sequence of the first group without comparisons.
 pub fn render_examples(groups: &[TokenizedGroup], tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
     let mut out = String::new();
@@ -150,8 +150,9 @@ pub fn render_examples(groups: &[TokenizedGroup], tokenizer: &Tokenizer, options
     Ok(out)
 }
 
-/// Formats a sequence in at most 79 columns with its sign: tokens of prompt and response, and start
-/// and end of both texts. Added instructions are at the end of a prompt, so more of it is kept.
+/// Formats a sequence in at most 79 columns, including the sign that the caller adds: token counts of prompt
+/// and response, and the start and end of both texts. Added instructions are at the end of a prompt, so more
+/// of its end is kept.
 fn sequence_line(i: usize, group: &TokenizedGroup, tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
     let sequence = &group.sequences[i];
     let (prompt, response) = (&group.prompt_ids[sequence.prompt], &sequence.response_ids);
@@ -161,7 +162,7 @@ fn sequence_line(i: usize, group: &TokenizedGroup, tokenizer: &Tokenizer, option
     Ok(format!("{lengths:<8} {}{open}{}{close}", abridged(&before, 8, 21), abridged(&trained, 10, 13)))
 }
 
-/// Text on one line: whole, or its first and last characters.
+/// Returns a text on one line: the whole text, or its first and last characters.
 fn abridged(text: &str, first: usize, last: usize) -> String {
     const GAP: &str = " ... ";
     let words: Vec<&str> = text.split_whitespace().collect();
@@ -173,13 +174,13 @@ fn abridged(text: &str, first: usize, last: usize) -> String {
     start.iter().chain(&GAP.chars().collect::<Vec<char>>()).chain(end).collect()
 }
 
-/// Marks before and after trained text.
+/// Returns the marks before and after the tokens of the loss.
 fn marks(options: ShowOptions) -> (&'static str, &'static str) {
     if options.color { ("\u{1b}[1;32m", "\u{1b}[0m") } else { ("[[", "]]") }
 }
 
-/// Formats a sequence: its indices and lengths, its instructions, its text with the trained part
-/// marked, its ids.
+/// Formats a sequence: its indices and lengths, its instructions, its text with the tokens of the loss
+/// marked, and its ids.
 fn sequence_text(i: usize, group: &TokenizedGroup, tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
     let sequence = &group.sequences[i];
     let (prompt, response) = (&group.prompt_ids[sequence.prompt], &sequence.response_ids);
@@ -195,8 +196,8 @@ fn sequence_text(i: usize, group: &TokenizedGroup, tokenizer: &Tokenizer, option
     }
     let (open, close) = marks(options);
     let (before, whole) = (tokenizer.decode(prompt)?, tokenizer.decode(&[&prompt[..], response].concat())?);
-    // A decoder may drop the space at the start of a text, so the response is decoded as it follows
-    // the prompt, unless the boundary lies within a character.
+    // A decoder may drop the space at the start of a text, so the response is decoded together with the
+    // prompt, unless the boundary lies within a character.
     let trained = match whole.strip_prefix(&before) {
         Some(trained) => trained.to_owned(),
         None => tokenizer.decode(response)?,
@@ -211,13 +212,13 @@ fn sequence_text(i: usize, group: &TokenizedGroup, tokenizer: &Tokenizer, option
 /// Number of characters that a message shows of a text on each side of a difference.
 const SHOWN: usize = 24;
 
-/// Says where the text that the ids of a sequence decode to differs from the row's text: a
-/// tokenizer may change spaces, case or rare characters.
+/// Describes where the text decoded from the ids of a sequence differs from the row's text. A tokenizer may
+/// change spaces, case or rare characters.
 fn difference(i: usize, group: &TokenizedGroup, tokenizer: &Tokenizer) -> Result<Option<String>> {
     let sequence = &group.sequences[i];
     let expected = text_of(&group.group, sequence.prompt, sequence.response, tokenizer)?;
     let mut ids = [&group.prompt_ids[sequence.prompt][..], &sequence.response_ids].concat();
-    // Tokens that tokenisation added, which the text does not spell.
+    // Special tokens that tokenisation added and that the text does not contain are removed.
     let spelled = |id: u32, found: &dyn Fn(&str) -> bool| tokenizer.token(id).is_some_and(|token| found(&token));
     if let Some(&first) = ids.first()
         && tokenizer.bos_id() == Some(first)

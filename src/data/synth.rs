@@ -61,7 +61,7 @@ pub struct SynthOptions {
     pub rows: usize,
     /// Seed.
     pub seed: u64,
-    /// Part of the language.
+    /// Split from which the prompts are drawn.
     pub split: Split,
 }
 

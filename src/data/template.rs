@@ -3,8 +3,8 @@
 //! The output is equal byte for byte to the output of Jinja 2 under transformers' settings:
 //!
 //! - `trim_blocks` and `lstrip_blocks` are on, and CRLF is read as LF
-//! - `generation` blocks, which only mark text there, are read as blocks that are always true
-//! - `tojson` is our own (`json`), and lists and dicts are printed as in Python (`repr`)
+//! - `generation` blocks, which only mark text in transformers, are read as blocks that are always true
+//! - `tojson` is a custom implementation (`json`), and lists and dicts are printed as in Python (`repr`)
 //! - Python's string, list and dict methods, `%` after a string literal, and `raise_exception` are
 //!   available (`methods`, `percent`); filters and tests follow Jinja 2 (`python`)
 //! - `strftime_now` reads the clock once per process, so every row of a run sees the same date
@@ -13,8 +13,8 @@
 //! Templates of a loaded tokenizer are compiled and rendered in worker processes if those are
 //! enabled ([`super::worker`]).
 //!
-//! Refused: templates that do not parse or are above the limits in `source`, conversations that a template itself refuses, and
-//! renderings above the limits in `limits`.
+//! Templates that do not parse or exceed the limits in `source`, conversations that a template itself
+//! rejects, and renderings above the limits in `limits` are errors.
 
 mod date;
 mod json;
@@ -101,7 +101,7 @@ impl ChatTemplate {
         Ok(Self { engine: Engine::Here(Box::new(env)), sources, tokens, settings })
     }
 
-    /// A template that worker processes compiled and render.
+    /// Returns a template that worker processes have compiled and will render.
     pub(crate) fn in_worker(
         remote: Arc<Remote>,
         sources: NamedSources,
@@ -111,9 +111,9 @@ impl ChatTemplate {
         Self { engine: Engine::Worker(remote), sources, tokens, settings }
     }
 
-    /// Compiles the template of a model folder: `files`, the names and bytes of `chat_template.jinja`
-    /// (as `default`) and of the additional templates, else `chat_template` in the given
-    /// `tokenizer_config.json` as a string or a list of `{name, template}`. `None` if the folder has
+    /// Compiles the template of a model folder. `files` holds the names and bytes of `chat_template.jinja`
+    /// (as `default`) and of the additional templates. Without files, `chat_template` in the given
+    /// `tokenizer_config.json` is used, a string or a list of `{name, template}`. `None` if the folder has
     /// neither.
     pub(crate) fn load(
         dir: &Path,
@@ -125,7 +125,7 @@ impl ChatTemplate {
             let mut sources = NamedSources::new();
             for (name, file) in files {
                 let source = source_text(&file.path, &file.bytes)?;
-                // Compiled on its own first, so that a message names the file.
+                // Each source is compiled separately first, so that a message names the file.
                 Self::compile(source, Vec::new()).map_err(|why| template_error(&file.path, &why))?;
                 // An additional template named `default` takes precedence, as in transformers.
                 sources.retain(|(known, _)| known != name);
@@ -196,7 +196,7 @@ impl ChatTemplate {
             Err(e) => {
                 let why = error_text(&e);
                 let of_system = why.to_lowercase().contains("system") && messages.iter().any(|m| m.role == "system");
-                // Templates such as Gemma's refuse the role.
+                // Templates such as Gemma's reject the system role.
                 let advice = match of_system {
                     true => "; put the system text at the start of the first user turn, or remove it from the row",
                     false => "",
@@ -230,13 +230,13 @@ impl ChatTemplate {
         &self.sources
     }
 
-    /// True if the template prints the date, which then is part of the trained text.
+    /// True if the template prints the date, which is then part of the training text.
     pub fn uses_date(&self) -> bool {
         self.sources.iter().any(|(_, source)| source.contains("strftime_now"))
     }
 }
 
-/// Refuses settings (`--chat-template-kwargs`) that a rendering would not read.
+/// Rejects settings (`--chat-template-kwargs`) that a rendering would not read.
 pub fn check_settings(kwargs: &Map<String, serde_json::Value>) -> Result<(), String> {
     match STANDARD[..3].iter().find(|name| kwargs.contains_key(**name)) {
         None => Ok(()),
@@ -349,7 +349,7 @@ mod tests {
         assert!(render("{% if %}").unwrap_err().contains("does not parse"));
     }
 
-    /// A template in the form of Gemma's: no system turn, alternating roles, the assistant is the model.
+    /// A template in the form of Gemma's: no system turn, alternating roles, and the role `model` for the assistant.
     #[test]
     fn a_template_without_a_system_turn_says_where_the_text_can_go() {
         let source = "{{ bos_token }}{% if messages[0]['role'] == 'system' %}\

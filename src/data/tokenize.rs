@@ -1,19 +1,21 @@
 //! Tokenises groups and applies the length limit. Reading order:
 //!
 //! - `encode`: the boundary between prompt and response, on ids
-//! - `lost`: text that a row has and its ids lack
+//! - `lost`: text of a row that is missing from its ids
 //! - `remote`: rows that worker processes encode
 //! - `limit`: the length limit; `fit`: handling of sequences above it
-//! - `prompt`: prompts that a model is to answer
-//! - `preview`: rows for a reader, also those that would be dropped
+//! - `prompt`: prompts for generation
+//! - `preview`: rows for display, including those that would be dropped
 //! - `report`: counts of what was read, kept and dropped
 //!
-//! Every response has at least one token; every sequence has at most `max_length`; all sequences of
-//! one prompt share that prompt's ids exactly. Rows are processed in parallel and returned in
-//! order; the result does not depend on the number of threads. Refused: empty prompts and
-//! responses, two BOS tokens in a row, a prompt that is not a prefix of its sequence (above the
-//! tolerated share; never for the conversations of a reward model), and dropping more comparisons
-//! than `max_drop_fraction`. A comparison with sides that differ in text but not in ids is dropped.
+//! Every response has at least one token; every sequence has at most `max_length`; all sequences of one
+//! prompt share that prompt's ids exactly. Rows are processed in parallel and returned in order; the result
+//! does not depend on the number of threads. A comparison with sides that differ in text but not in ids is
+//! dropped.
+//!
+//! Errors are empty prompts and responses, two BOS tokens at the start, dropping more comparisons than
+//! `max_drop_fraction`, and a prompt that is not a prefix of its sequence. In plain text, the last is an
+//! error only above the share `max_boundary_mismatch`; in conversations of a reward model it is never one.
 
 mod encode;
 mod fit;
@@ -54,7 +56,7 @@ pub enum OnTooLong {
     Drop,
     /// Cut the start of the prompts, by the same number of tokens in all prompts of a row
     TruncatePromptLeft,
-    /// Cut the end of the responses, which then have no end token
+    /// Cut the end of the responses, which then have no EOS token
     TruncateCompletionRight,
     /// Stop with an error
     Error,
@@ -68,7 +70,7 @@ pub struct TokenizeOptions {
     /// percentile of longer data, up to 4096 and the model's limit]
     #[arg(long, alias = "max_length", value_name = "TOKENS", value_parser = parse_length)]
     pub max_length: Option<usize>,
-    /// Positions of the model, which bound every maximum length; `None` for no bound.
+    /// Position limit of the model, which bounds every maximum length; `None` for no bound.
     #[arg(skip)]
     #[serde(skip)]
     pub positions: Option<usize>,
@@ -139,17 +141,17 @@ fn parse_share(text: &str) -> Result<f64, String> {
     check_share(share).map(|()| share)
 }
 
-/// What rows are tokenised for.
+/// Purpose for which rows are tokenised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Purpose {
-    /// The ids are for a reward model. A reward is read at the last token, so its conversations need
-    /// no boundary between prompt and response.
+    /// The ids are for a reward model. A reward is read at the last token, so conversations need no boundary
+    /// between prompt and response.
     pub reward: bool,
-    /// Keeps comparisons with sides of equal ids, because every row is to be scored or shown.
+    /// Keeps comparisons whose two sides have equal ids, because every row is scored or shown.
     pub keep_equal_ids: bool,
 }
 
-/// [`tokenize_rows_for`] the training of a policy.
+/// Calls [`tokenize_rows_for`] for the training of a policy.
 pub fn tokenize_rows(
     rows: Vec<SourceRow>,
     tokenizer: &Tokenizer,
@@ -170,8 +172,8 @@ pub fn tokenize_rows_for(
 ) -> Result<(Vec<TokenizedGroup>, TokenizeReport)> {
     options.validate()?;
     let growth = Growth::default();
-    // The smallest index of a row with an error. Rows after it are skipped: each may take as long as
-    // a limit allows, and the error is reported anyway.
+    // The smallest index of a row with an error. Rows after it are skipped, because each may run until its
+    // time limit, and the error is reported anyway.
     let failed = AtomicUsize::new(usize::MAX);
     let encode = |row: &SourceRow| {
         encode_row(row, tokenizer, options, purpose).and_then(|encoded| {
@@ -192,8 +194,9 @@ pub fn tokenize_rows_for(
     };
     let before = tokenizer.remote().map(Remote::deaths);
     let mut encoded: Vec<Option<Result<EncodedRow>>> = rows.par_iter().enumerate().map(encode_in_turn).collect();
-    // Later rows on other threads may have used up the deaths of workers before the first bad row had its
-    // turn. It gets the error of a run on one thread.
+    // Later rows on other threads may have exhausted the limit of worker deaths before the first bad row was
+    // encoded. Rows without a result are encoded again in order, up to the first error, so that the error is
+    // the same as on one thread.
     if let (Some(remote), Some((deaths, false))) = (tokenizer.remote(), before)
         && remote.deaths().1
     {
@@ -207,7 +210,8 @@ pub fn tokenize_rows_for(
             }
         }
     }
-    // The first defect in row order, whichever thread found it first. A skipped row comes after it.
+    // Returns the first error in row order, regardless of which thread found an error first. Skipped rows
+    // come after it.
     let encoded = encoded.into_iter().flatten().collect::<Result<Vec<_>>>()?;
     let lengths = Lengths::new(encoded.iter().flat_map(EncodedRow::lengths).collect());
     let max = options.limit().of(&lengths);
@@ -354,7 +358,7 @@ pub(super) fn encode_here(
     rules: Rules,
 ) -> Result<encode::Encoded> {
     encode::encode(row, pairs, tokenizer, rules).map_err(|error| match error {
-        // The library loaded and refused a text, so the row is at fault.
+        // The library has loaded and rejects the text, so the row is at fault.
         Error::Model { path, why } if path == tokenizer.file() => row.error(format!("{}: {why}", path.display())),
         other => other,
     })

@@ -70,7 +70,7 @@ impl TokenizedGroup {
         before + response_ids.len()
     }
 
-    /// Response tokens over all sequences: the number of head rows that this group needs.
+    /// Response tokens over all sequences: the number of LM-head rows that this group needs.
     pub fn response_tokens(&self) -> usize {
         self.sequences.iter().map(|s| s.response_ids.len()).sum()
     }

@@ -1,19 +1,19 @@
-//! Tokenizer of a model folder: encoding and decoding, special tokens, end ids and chat template.
-//! `load` and `files` read it, `copy` writes its files into a saved model, `pad` chooses the pad
-//! token of a reward model, `added` adds tokens that only the configuration lists, `continuation`
-//! encodes text that continues other text, `rebuilt` warns if transformers would replace parts, `remote` is a tokenizer in worker processes, and `train`
-//! trains a new tokenizer.
+//! Tokenizer of a model folder: encoding and decoding, special tokens, EOS ids and chat template. `load` and
+//! `files` read it, `copy` writes its files into a saved model, `pad` chooses the pad token of a reward
+//! model, `added` adds tokens that only the configuration lists, `continuation` encodes text that continues
+//! other text, `rebuilt` warns if transformers would replace parts, `remote` is a tokenizer in worker
+//! processes, and `train` trains a new tokenizer.
 //!
 //! Read: `tokenizer.json` (required), `tokenizer_config.json`, `special_tokens_map.json`,
-//! `chat_template.jinja` and `additional_chat_templates`, and the end ids of
-//! `generation_config.json` and `config.json`. Truncation and padding stored in `tokenizer.json` are
-//! disabled, because lengths are limited in `tokenize` and nothing is padded.
+//! `chat_template.jinja` and `additional_chat_templates`, and the EOS ids of `generation_config.json` and
+//! `config.json`. Truncation and padding stored in `tokenizer.json` are disabled, because lengths are limited
+//! in `tokenize` and nothing is padded.
 //!
-//! The library runs in worker processes if those are enabled ([`super::worker`]). They get the bytes
-//! that this process read, so a folder that changes meanwhile has no effect.
+//! The library runs in worker processes if those are enabled ([`super::worker`]). They receive the bytes that
+//! this process read, so later changes to the folder have no effect.
 //!
-//! Refused: folders without `tokenizer.json`, damaged files, and special tokens that are not in the
-//! vocabulary.
+//! Folders without `tokenizer.json`, damaged files, and special tokens that are not in the vocabulary are
+//! errors.
 
 mod added;
 mod continuation;
@@ -39,7 +39,7 @@ pub use files::{StoredFile, template_of};
 pub(crate) use remote::Remote;
 pub use train::train_bpe;
 
-/// Special tokens by name, in folders of earlier versions of transformers.
+/// File of the special tokens by name, in folders of earlier versions of transformers.
 const TOKEN_MAP: &str = "special_tokens_map.json";
 
 /// Files of a folder that belong to its tokenizer, in copy order.
@@ -67,11 +67,12 @@ const TOKEN_NAMES: [&str; 7] =
 #[derive(Debug)]
 pub struct Tokenizer {
     engine: Engine,
-    /// Tokenizer of [`Tokenizer::encode_continuation`], if it is another one; made at its first use.
+    /// Tokenizer of [`Tokenizer::encode_continuation`], if it differs from the one of `engine`; created at
+    /// its first use.
     continuing: OnceLock<Result<Option<Inner>, String>>,
     /// Folder that it was loaded from, for messages and names; `None` after training.
     dir: Option<PathBuf>,
-    /// The folder's tokenizer files. A save writes these bytes, whatever happens to the folder.
+    /// The folder's tokenizer files. A save writes these bytes, even if the folder has changed.
     files: Vec<StoredFile>,
     /// Special tokens by name, in the order of [`TOKEN_NAMES`].
     tokens: Vec<(String, String)>,
@@ -81,9 +82,9 @@ pub struct Tokenizer {
     new_pad: Option<String>,
     /// Special tokens of the vocabulary with their ids, in ascending order.
     special: Vec<(u32, String)>,
-    /// Id of the end token first, then further end ids of the folder.
+    /// Id of the EOS token first, then further EOS ids of the folder.
     ends: Vec<u32>,
-    /// End ids of the folder's other configurations, as they were read.
+    /// EOS ids of `generation_config.json` and `config.json`, as they were read.
     further_ends: Vec<u32>,
     /// Number of ids that the post-processor appends to a text.
     suffix: usize,
@@ -95,7 +96,7 @@ pub struct Tokenizer {
     notes: Vec<String>,
     /// A file that a save must not copy, and why.
     outside: Option<(PathBuf, String)>,
-    /// Warning that transformers builds another tokenizer of the folder.
+    /// Warning that transformers builds a different tokenizer from the folder.
     rebuilt: Option<String>,
 }
 
@@ -167,7 +168,7 @@ impl Tokenizer {
         text.and_then(|outcome| outcome).map_err(|why| self.fail(format!("cannot decode ids: {why}")))
     }
 
-    /// Vocabulary entry of an id, in the tokenizer's own spelling.
+    /// Vocabulary entry of an id, as the tokenizer spells it.
     pub fn token(&self, id: u32) -> Option<String> {
         match &self.engine {
             Engine::Here(inner) => inner.id_to_token(id),
@@ -184,12 +185,12 @@ impl Tokenizer {
         ids.values().max().map_or(0, |&id| id as usize + 1)
     }
 
-    /// Beginning-of-text id.
+    /// Id of the BOS token.
     pub fn bos_id(&self) -> Option<u32> {
         self.bos
     }
 
-    /// Id appended to plain text: the folder's `eos_token`, else its first end id.
+    /// Id appended to plain text: the folder's `eos_token`, else its first EOS id.
     pub fn eos_id(&self) -> Option<u32> {
         self.ends.first().copied()
     }
@@ -199,7 +200,7 @@ impl Tokenizer {
         &self.ends
     }
 
-    /// Padding id; only written to configurations, never an input of a model.
+    /// Id of the pad token, which is only written to configurations and is never an input of a model.
     pub fn pad_id(&self) -> Option<u32> {
         self.pad
     }
@@ -241,7 +242,7 @@ impl Tokenizer {
         &self.template_kwargs
     }
 
-    /// Warning that transformers builds another tokenizer of the folder than `tokenizer.json` holds.
+    /// Warning that the tokenizer that transformers builds from the folder differs from `tokenizer.json`.
     pub(crate) fn rebuilt_by_transformers(&self) -> Option<String> {
         self.rebuilt.clone()
     }
@@ -251,7 +252,8 @@ impl Tokenizer {
         self.notes.push(note);
     }
 
-    /// Variables of the chat template for a row with its own `kwargs`, which take precedence by key.
+    /// Merges the chat-template variables for all rows with the `kwargs` of a row, which take precedence by
+    /// key.
     pub(crate) fn kwargs_of(&self, own: Option<&Map<String, Value>>) -> Option<Map<String, Value>> {
         let mut all = self.template_kwargs.clone();
         all.extend(own.into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
@@ -273,7 +275,7 @@ impl Tokenizer {
         &self.files
     }
 
-    /// The worker processes, if the library runs in some.
+    /// The worker processes, if the library runs in them.
     pub(crate) fn remote(&self) -> Option<&Remote> {
         match &self.engine {
             Engine::Here(_) => None,
@@ -285,13 +287,13 @@ impl Tokenizer {
         Error::model(&self.file(), why)
     }
 
-    /// The file that errors of the library name.
+    /// Path of the file that is named in errors of the library.
     pub(crate) fn file(&self) -> PathBuf {
         self.dir.clone().unwrap_or_default().join("tokenizer.json")
     }
 }
 
-/// Encodes a text; panics of the library are errors.
+/// Encodes a text; panics of the library become errors.
 fn ids_of(inner: &Inner, text: &str, special: bool) -> Result<Vec<u32>, String> {
     let encoding = guarded(Stage::Encode, || inner.encode_fast(text, special).map_err(|e| e.to_string()));
     Ok(encoding.and_then(|outcome| outcome)?.get_ids().to_vec())

@@ -31,7 +31,7 @@
 //! segment is never empty. A prompt with a single response below it continues into that response,
 //! so a group of one sequence is the same with sharing and without.
 //!
-//! Nothing is refused here: [`super::pack`] checks its groups before it builds their trees.
+//! This module rejects nothing, because [`super::pack`] checks the groups before it builds their trees.
 
 use super::tokenized::TokenizedGroup;
 use std::collections::BTreeSet;
@@ -264,8 +264,8 @@ impl Scratch {
     /// Groups the sequences by prompt and pushes a root node with all used prompts.
     fn reset(&mut self, group: &TokenizedGroup) {
         let prompts = group.prompt_ids.len();
-        // Counting sort with counts stored two entries up: after the fill, each start is at its own
-        // index.
+        // Counting sort with the count of prompt p at index p + 2. The fill advances entry p + 1 from the
+        // start to the end of prompt p, so that afterwards entry p is the start of prompt p.
         self.sequence_offsets.clear();
         self.sequence_offsets.resize(prompts + 2, 0);
         for sequence in &group.sequences {

@@ -1,18 +1,18 @@
-//! Worker processes: code that works on a stranger's input, kept out of the main process.
+//! Worker processes, which run code on untrusted input outside the main process.
 //!
-//! Tokenizer and chat template of a model folder are programs of the folder's author, run by
-//! libraries that panic, overflow the stack, allocate without bound or never return for some of
-//! them. [`enable`] makes [`crate::data::tokenizer::Tokenizer`] run both in child processes. A child
-//! has limits of memory, processor time and stack; whatever happens in it becomes an error that
-//! names the file and the limit. The binary enables this at its start. Without it, or on another
-//! system than Linux, the work is done in the calling process: panics still become errors, but
-//! exhausted memory or stack ends the process, and nothing limits time.
+//! The tokenizer and the chat template of a model folder are in effect programs by the folder's author. For
+//! some of them, the libraries that run them panic, overflow the stack, allocate without bound or never
+//! return. [`enable`] makes [`crate::data::tokenizer::Tokenizer`] run both in child processes. A child has
+//! limits of memory, processor time and stack; every failure in it becomes an error that names the file and
+//! the limit. The binary enables this at its start. Without it, or on a system other than Linux, the work is
+//! done in the calling process: panics still become errors, but exhausted memory or stack ends the process,
+//! and nothing limits time.
 //!
 //! - `frame`: messages on a pipe
-//! - `process`: one child: start, question and answer, cause of its end
-//! - `pool`: as many children as threads that ask at once
+//! - `process`: one child, with its start, its requests and the cause of its end
+//! - `pool`: the children of a tokenizer, at most one for each thread that sends requests
 //! - `host`: the child's side
-//! - `guard`: panics as errors, and the note of what a child is doing
+//! - `guard`: converts panics to errors, and notes the step that a child is running
 
 pub(crate) mod frame;
 pub(crate) mod guard;
@@ -82,7 +82,7 @@ pub(crate) fn enabled() -> Option<&'static Program> {
     ENABLED.get().filter(|_| cfg!(target_os = "linux"))
 }
 
-/// Why a worker did not answer.
+/// Reason why a worker did not respond.
 #[derive(Clone, Debug)]
 pub(crate) enum Failure {
     /// No child could be started.

@@ -12,8 +12,8 @@ use super::interval::Share;
 use super::linear::{self, Features};
 use super::words::{Vocabulary, WordCounts, each_word};
 
-/// Accuracy above which the check warns, compared with the lower end of the interval. A baseline
-/// with fewer than three right pairs in five leaves most of the learning to other features.
+/// Accuracy above which the check warns, compared with the lower end of the interval. A baseline that orders
+/// fewer than three pairs in five correctly leaves most of the learning to other features.
 const LIMIT: f64 = 0.6;
 /// Maximum number of pairs used, spaced evenly over the data. More pairs change the accuracy by
 /// less than a point.

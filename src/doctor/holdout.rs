@@ -106,8 +106,8 @@ mod tests {
 
     #[test]
     fn a_rule_that_memorises_prompts_is_no_better_than_chance() {
-        // Every prompt has its own direction; fitted on some prompts, a rule knows nothing of the
-        // others.
+        // Every prompt has a fixed direction, so a rule that is fitted to some prompts knows nothing about
+        // the others.
         let examples = signed_values((0..400).map(|i| (i / 4, f64::from(i / 4 % 2) - 0.5)));
         let memorised = held_out(
             Examples { train: &examples, test: None },

@@ -119,7 +119,7 @@ pub(super) fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Option<Inst
 fn check_row(group: &PreferenceGroup) -> RowResult {
     let mut result = RowResult::default();
     let analyses: Vec<Analysis> = group.responses.iter().map(|r| Analysis::new(r.text())).collect();
-    // Flags assumed true: the checker's result if it decides, otherwise the recorded flag.
+    // Flags that count as correct: the checker's result if it decides, otherwise the recorded flag.
     let mut satisfied: Vec<Vec<Option<bool>>> = Vec::with_capacity(group.instructions.len());
     for (i, instruction) in group.instructions.iter().enumerate() {
         let Some(function) = instructions::by_id(&instruction.id) else {

@@ -62,8 +62,8 @@ pub struct WithTokenizer<'a> {
 /// Checks training data, and its overlap with test data if given.
 ///
 /// # Errors
-/// A tokenizer that cannot encode any row: no chat template or no end token. Problems of the data
-/// are findings, not errors.
+/// An error if the tokenizer cannot encode any row, because it has no chat template or no EOS token. Problems
+/// of the data are findings, not errors.
 pub fn check(train: Input, test: Option<Input>, with: Option<&WithTokenizer<'_>>) -> Result<CheckReport> {
     let mut findings = Vec::new();
     let mut interner = Interner::default();
@@ -88,7 +88,7 @@ pub fn check(train: Input, test: Option<Input>, with: Option<&WithTokenizer<'_>>
     if let Some(with) = with {
         let checked = tokens::check(&train, "training", with, &mut findings)?;
         if let Some(test) = test {
-            // Evaluation data have the limit of the training data.
+            // Evaluation data use the limit of the training data.
             let limit = LengthLimit { given: Some(checked.report.max_length), ..with.limit };
             test_tokens = Some(tokens::check(test, "test", &WithTokenizer { limit, ..*with }, &mut findings)?);
         }
@@ -132,7 +132,7 @@ pub fn check(train: Input, test: Option<Input>, with: Option<&WithTokenizer<'_>>
     })
 }
 
-/// Reports rows that the readers refuse, and files without readable rows.
+/// Reports rows that the readers reject, and files without readable rows.
 fn refused(input: &Input, side: &str, findings: &mut Vec<Finding>) {
     let (count, rows) = (input.refused.count, input.rows.len());
     if count > 0 {
@@ -170,7 +170,7 @@ fn repeated_prompts(input: &Input, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Reports columns that are read as nothing, or as plain text, though they may hold messages.
+/// Reports columns with lists of messages that are stored as text and therefore read as plain text.
 fn overlooked(input: &Input, findings: &mut Vec<Finding>) {
     for file in &input.files {
         for problem in file.overlooked() {

@@ -1,5 +1,5 @@
-//! Overlap of training and test files: prompts, whole comparisons, responses. A test on rows seen
-//! in training measures memory.
+//! Overlap of training and test files: prompts, whole comparisons, responses. A test on rows seen in training
+//! measures memorisation.
 
 use std::collections::HashSet;
 

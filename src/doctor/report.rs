@@ -24,7 +24,7 @@ use crate::terminal::counted;
 pub struct CheckReport {
     pub files: Vec<FileReport>,
     pub test_files: Vec<FileReport>,
-    /// Rows read, and rows that the readers refused.
+    /// Rows read, and rows that the readers rejected.
     pub rows: usize,
     pub refused_rows: usize,
     /// Comparisons by kind, in the order base, intra, inter.

@@ -1,7 +1,7 @@
-//! The rows after tokenisation with the chat template: rows that training would refuse, sequences
-//! that are too long, comparisons with sides of equal ids, messages that the template leaves out,
-//! and responses without an end token. Without end tokens a policy does not
-//! learn to stop, and a reward model is trained on another position than it scores later.
+//! The rows after tokenisation with the chat template: rows that training would reject, sequences that are
+//! too long, comparisons with sides of equal ids, messages that the template leaves out, and responses
+//! without an EOS token. Without EOS tokens a policy does not learn to stop, and a reward model is trained at
+//! a different position from the one that it scores later.
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -14,8 +14,8 @@ use super::length::PairLengths;
 use crate::data::tokenize::{Lengths, OnTooLong, Purpose, TokenizeOptions, TokenizeReport, tokenize_rows_for};
 use crate::{Error, Result};
 
-/// Minimum share of responses that end in an end token. Only responses cut at a length limit should
-/// lack one.
+/// Minimum share of responses that end with an EOS token. Only responses cut at a length limit should lack
+/// one.
 const MIN_ENDED: f64 = 0.99;
 
 /// Tokenisation results of one data set.
@@ -24,7 +24,7 @@ pub struct TokenReport {
     /// Distinct sequences (prompt and response), and their lengths in tokens.
     pub sequences: usize,
     pub lengths: Lengths,
-    /// Sequences with a response that ends in an end token.
+    /// Sequences with a response that ends with an EOS token.
     pub ended: usize,
     pub max_length: usize,
     /// Sequences longer than `max_length`; all comparisons; comparisons with such a sequence.
@@ -48,7 +48,7 @@ pub struct TokenReport {
 pub(super) struct Tokens {
     pub report: TokenReport,
     pub lengths: PairLengths,
-    /// First token of both responses of every pair, and last token before the end token.
+    /// First token of both responses of every pair, and last token before the EOS token.
     pub first: Vec<[String; 2]>,
     pub last: Vec<[String; 2]>,
 }
@@ -79,7 +79,7 @@ struct SequenceTokens {
 /// Tokenises every row. `side` names the rows in findings: `training` or `test`.
 ///
 /// # Errors
-/// Problems that affect every row: no chat template or no end token.
+/// Problems that affect every row: no chat template or no EOS token.
 pub(super) fn check(
     corpus: &Corpus,
     side: &str,

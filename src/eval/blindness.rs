@@ -2,14 +2,14 @@
 //! model that follows the prompt falls to one half. A model that prefers responses by length or
 //! style keeps its accuracy.
 //!
-//! - emptied: a conversation becomes one user message without content, in the model's own template,
-//!   up to where its rendering with an answer departs from the generation prompt;
-//!   plain text becomes the BOS token, or the end token if there is no BOS
+//! - emptied: a conversation becomes one user message without content, rendered with the model's template.
+//!   The ids are those with which both the generation prompt and the conversation with a response start.
+//!   Plain text becomes the BOS token, or the EOS token if there is no BOS
 //! - shuffled: the distinct prompts of the original pairs are arranged in a seeded random cycle,
 //!   and each is replaced by its successor, so no pair keeps its prompt
 //!
-//! A pair that would exceed the length limit with its new prompt is left out and counted. A probe
-//! has its own groups, with only the sequences it needs.
+//! A pair that would exceed the length limit with its new prompt is left out and counted. A probe has
+//! separate groups, with only the sequences it needs.
 
 use std::collections::BTreeMap;
 
@@ -35,7 +35,7 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Adds the comparisons of a group that `keep` accepts, under other prompts.
+    /// Adds the comparisons of a group that `keep` accepts, with the prompts `prompt_ids`.
     fn add(
         &mut self,
         origin: usize,

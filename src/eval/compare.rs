@@ -7,7 +7,8 @@
 //! have more right in the group). With one comparison per group both tests are the same. P-values
 //! are not corrected for the number of lines.
 //!
-//! Refused: evaluations of different data, and observations that do not match one to one.
+//! Evaluations of different data are an error, and so are observations that do not match one to one, except
+//! those of probes.
 
 use rayon::prelude::*;
 
@@ -19,27 +20,27 @@ use crate::{Error, Result};
 /// Result of comparing two models on one set of comparisons.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Paired {
-    /// Number of them.
+    /// Number of comparisons.
     pub count: usize,
     /// Number of groups.
     pub groups: usize,
-    /// Accuracies of A and B; a tie counts as wrong.
+    /// Accuracy of A; a tie counts as wrong.
     pub a: f64,
-    /// Value of model B.
+    /// Accuracy of B; a tie counts as wrong.
     pub b: f64,
     /// Accuracy of B minus accuracy of A.
     pub difference: Estimate,
     /// The same difference with a tie counted as one half.
     pub difference_half: Estimate,
-    /// Comparisons that only A has right, and comparisons that only B has right.
+    /// Comparisons that only A orders correctly.
     pub only_a: usize,
     /// Comparisons that only B orders correctly.
     pub only_b: usize,
     /// P-value of the exact McNemar test of `only_a` and `only_b`.
     pub mcnemar: f64,
-    /// Groups in which A has more comparisons right, and groups in which B has more right.
+    /// Groups in which A orders more comparisons correctly.
     pub groups_a: usize,
-    /// Groups in which B is better.
+    /// Groups in which B orders more comparisons correctly.
     pub groups_b: usize,
     /// P-value of the exact sign test of `groups_a` and `groups_b`.
     pub sign_test: f64,
@@ -52,7 +53,7 @@ pub struct Comparison {
     pub lines: Vec<Line<Paired>>,
     /// Quantities that only one evaluation has, and probes that left out different pairs.
     pub unmatched: Vec<Quantity>,
-    /// Scores of A and of B that are NaN or infinite.
+    /// Number of scores of A and of B that are NaN or infinite.
     pub non_finite: [usize; 2],
 }
 

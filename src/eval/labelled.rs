@@ -7,9 +7,9 @@
 //! ```
 //!
 //! The AUC is the Mann-Whitney statistic divided by the number of pairs (Hanley and McNeil 1982). The two
-//! rows of a pair have different prompts in general, so a score that depends on the prompt alone moves it.
-//! A row whose score is NaN counts as ranked wrongly in all its pairs. Intervals are a percentile
-//! bootstrap that draws rows with replacement within each label.
+//! rows of a pair have different prompts in general, so a part of the score that depends only on the prompt
+//! affects the AUC. A row whose score is NaN counts as ranked wrongly in all its pairs. Intervals come from a
+//! percentile bootstrap that draws rows with replacement within each label.
 
 use super::statistics::{Estimate, Moments, Resampling, percentile_interval, unanimous_interval};
 use crate::rng::Rng;
@@ -64,7 +64,8 @@ impl LabelledSummary {
         let [auc_interval, difference_interval] = ranked.intervals(resampling);
         let fewer = of_desirable.len().min(of_undesirable.len());
         let unanimous = resampling.resamples > 0 && fewer > 1 && (auc == 0.0 || auc == 1.0);
-        // No resample differs then. As many independent trials as the rarer label has rows are the bound.
+        // All resamples are equal then. The interval is the bound for as many independent trials as the rarer
+        // label has rows.
         let auc_interval = if unanimous { Some(unanimous_interval(fewer, auc == 1.0)) } else { auc_interval };
         summary.auc = Some(Estimate { value: auc, interval: auc_interval });
         summary.difference = Some(Estimate { value: difference, interval: difference_interval });
@@ -72,7 +73,7 @@ impl LabelledSummary {
     }
 }
 
-/// Rows in ascending order of score, those without a number at the end.
+/// Rows in ascending order of score, with NaN scores at the end.
 struct Ranked {
     rows: Vec<Labelled>,
     /// Indices of the rows of each label: undesirable, desirable.
@@ -96,7 +97,7 @@ impl Ranked {
             // Rows of equal score.
             let score = self.rows[at].score;
             let (mut here, mut end) = ([0.0; 2], at);
-            // `-0.0` equals `0.0`, and a NaN is a class of its own.
+            // `-0.0` equals `0.0`, and every NaN forms a separate class.
             while end < self.rows.len() && (end == at || self.rows[end].score == score) {
                 here[usize::from(self.rows[end].desirable)] += f64::from(times[end]);
                 end += 1;
@@ -107,7 +108,7 @@ impl Ranked {
             }
             for label in 0..2 {
                 counts[label] += here[label];
-                // Zero rows of an infinite score add nothing.
+                // Rows of infinite score that occur 0 times are skipped, because 0 times infinity is NaN.
                 sums[label] += if here[label] > 0.0 { here[label] * score } else { 0.0 };
             }
             at = end;
@@ -156,12 +157,12 @@ mod tests {
     fn the_auc_is_the_share_of_pairs_that_are_ranked_rightly() {
         assert_eq!(auc(&[3.0, 1.0], &[2.0, 0.0]), 0.75);
         assert_eq!((auc(&[2.0], &[1.0]), auc(&[1.0], &[2.0]), auc(&[1.0], &[1.0])), (1.0, 0.0, 0.5));
-        // Of six pairs three are right and one is a tie; zeros of both signs are equal.
+        // Two of the six pairs are right and one is a tie; zeros of both signs are equal.
         assert_eq!(auc(&[0.0, 5.0], &[-0.0, 1.0, 7.0]), 2.5 / 6.0);
         assert_eq!(auc(&[f64::INFINITY], &[f64::NEG_INFINITY]), 1.0);
-        // Every pair of a NaN is wrong.
+        // Every pair with a NaN score is wrong.
         assert_eq!((auc(&[f64::NAN, 2.0], &[1.0]), auc(&[2.0], &[f64::NAN, 1.0])), (0.5, 0.5));
-        // Against all pairs, one by one.
+        // The AUC equals the share that is counted pair by pair.
         let mut rng = Rng::keyed(3, &["auc"]);
         let mut draw = |n: usize| (0..n).map(|_| rng.below(9) as f64).collect::<Vec<_>>();
         let (a, b) = (draw(40), draw(23));
@@ -190,7 +191,7 @@ mod tests {
         assert!((summary.difference.unwrap().value - (2.2 - 1.75)).abs() < 1e-12);
         assert_eq!(summary, LabelledSummary::of(&mixed, RESAMPLING), "the seed decides the interval");
         assert_ne!(summary, LabelledSummary::of(&mixed, Resampling { seed: 8, ..RESAMPLING }));
-        // All ranked rightly: the bound for two trials.
+        // All pairs are ranked rightly, so the interval is the bound for two trials.
         let apart = LabelledSummary::of(&rows(&[5.0, 6.0, 7.0], &[1.0, 2.0]), RESAMPLING).auc.unwrap();
         assert_eq!((apart.value, apart.interval), (1.0, Some(unanimous_interval(2, true))));
         let none = LabelledSummary::of(&mixed, Resampling { resamples: 0, ..RESAMPLING });

@@ -135,7 +135,7 @@ pub struct Observation {
 /// Subset of a measure's observations.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Split {
-    /// What the split is by.
+    /// Criterion of the split.
     pub by: By,
     /// Value of the split.
     pub label: String,
@@ -146,7 +146,7 @@ pub struct Split {
 /// All observations of one quantity, in ascending order of group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measure {
-    /// What is measured.
+    /// Measured quantity.
     pub quantity: Quantity,
     /// Observations, one per comparison.
     pub observations: Vec<Observation>,
@@ -197,7 +197,7 @@ impl Measure {
 /// Counts and shares of a set of observations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Summary {
-    /// Number of them.
+    /// Number of observations.
     pub count: usize,
     /// Number of groups of the observations.
     pub groups: usize,

@@ -8,7 +8,7 @@
 //!
 //! | measure | z |
 //! |---|---|
-//! | semantic | gap(x) of an original pair; the signed sum of a base comparison of another form |
+//! | semantic | gap(x) of an original pair; the signed sum of any other base comparison |
 //! | length_only | characters of y+ minus characters of y-: the accuracy of a scorer that prefers longer responses |
 //! | semantic_empty_prompt | gap of an original pair without a prompt |
 //! | semantic_shuffled_prompt | gap of an original pair under the prompt of another row |
@@ -31,7 +31,7 @@
 //! - `breakdown`: labels that split comparisons; `sensitivity`: one pair under several prompts
 //! - [`blindness`]: emptied and exchanged prompts; [`benchmark`]: published benchmarks of reward models
 //! - [`labelled`]: rows with one response and a label
-//! - [`compare`]: two models on the same data; [`record`]: JSON in and out; `table`: text
+//! - [`compare`]: two models on the same data; [`record`]: reading and writing of JSON; `table`: text
 
 pub mod benchmark;
 pub mod blindness;
@@ -102,9 +102,9 @@ pub struct Evaluation {
 pub struct Rewards {
     /// All distinct sequences.
     pub all: Option<Moments>,
-    /// Chosen and rejected responses of original pairs under their prompts.
+    /// Chosen responses of original pairs under their prompts.
     pub chosen: Option<Moments>,
-    /// Scores of rejected responses, if there are any.
+    /// Rejected responses of original pairs under their prompts.
     pub rejected: Option<Moments>,
     /// Number of scores that are NaN or infinite.
     pub non_finite: usize,
@@ -141,7 +141,7 @@ impl Evaluation {
             .iter()
             .flat_map(|m| std::iter::once((m, None)).chain(m.splits.iter().map(move |s| (m, Some(s)))))
             .collect();
-        // Each line has its own random stream, so the order of work does not matter.
+        // Each line has a separate random stream, so the order of work does not matter.
         jobs.into_par_iter()
             .map(|(measure, split)| {
                 let place = Place::of(measure.quantity, split);
@@ -155,9 +155,9 @@ impl Evaluation {
 /// Quantity and split of a report line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// What is measured.
+    /// Measured quantity.
     pub quantity: Quantity,
-    /// Split and value, if it is of a part.
+    /// Criterion and label of the split; `None` for the whole measure.
     pub split: Option<(By, String)>,
 }
 

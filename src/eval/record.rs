@@ -2,7 +2,7 @@
 //! numbers, so two files can be compared without their models. Non-finite numbers are strings, as
 //! in metrics.jsonl.
 //!
-//! Refused on reading: another schema, missing keys, indices out of range.
+//! On reading, a different schema, missing keys and indices out of range are errors.
 
 use std::path::Path;
 
@@ -178,8 +178,8 @@ fn observations_json(measures: &[Measure]) -> Value {
     Value::Object(map)
 }
 
-/// Reads a result file into an [`Evaluation`]; of the distribution of the scores only the number that
-/// are not finite.
+/// Reads a result file into an [`Evaluation`]. Of the distribution of the scores, only the number of
+/// non-finite scores is restored.
 pub fn read(path: &Path) -> Result<Evaluation> {
     let bytes = input::read(path, input::MAX_RECORD).map_err(input::data_error(path))?;
     let fail = |why: String| Error::data(path, 0, None, format!("is not a result of `mapl eval --output`: {why}"));

@@ -1,6 +1,6 @@
-//! Behaviour of a model on one pair of responses when only the prompt changes: the conflict measure
-//! and the two measures of constraint sensitivity. They need no comparison rows of their own;
-//! prompts are recognised by their instructions.
+//! Behaviour of a model on one pair of responses when only the prompt changes: the conflict measure and the
+//! two measures of constraint sensitivity. They need no separate comparison rows; prompts are recognised by
+//! their instructions.
 
 use super::breakdown::{added, instruction_labels, pair};
 use super::measure::{Measure, Quantity};

@@ -6,8 +6,8 @@
 //! estimated from the same few groups. The interval is approximate: below about thirty groups its
 //! coverage is a few per cent too low.
 //!
-//! Nothing is refused. Fewer than two groups, zero resamples, and resamples without variation give
-//! no interval.
+//! No input is an error. Fewer than two groups, zero resamples, and resamples without variation give no
+//! interval.
 
 use crate::rng::Rng;
 
@@ -143,7 +143,7 @@ pub fn exact_test(a: usize, b: usize) -> f64 {
 /// Moments of a set of numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Moments {
-    /// Number of them.
+    /// Number of values.
     pub count: usize,
     /// Mean.
     pub mean: f64,

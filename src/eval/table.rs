@@ -27,7 +27,7 @@ impl Detail {
     }
 }
 
-/// What an interval shows, below a table that has intervals.
+/// Explanation of the intervals, printed below a table that has intervals.
 const ABOUT_INTERVALS: &str = "95 % interval: what other rows of this kind would change, for this one model.\n\
                                It leaves out the seed of the training. An untrained model has a lean of its\n\
                                own, so its interval can exclude 0.5.";
@@ -86,7 +86,7 @@ fn label_width<T>(lines: &[Line<T>], detail: Detail) -> usize {
     shown.map(|line| line.place.title().chars().count()).max().unwrap_or(0)
 }
 
-/// The interval behind a value, in brackets; empty without one.
+/// Formats the interval that follows a value, in brackets; empty if there is none.
 pub(crate) fn interval(estimate: &Estimate) -> String {
     estimate.interval.map_or(String::new(), |[low, high]| format!(" (95 % interval {low:.4} to {high:.4})"))
 }

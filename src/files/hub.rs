@@ -1,11 +1,11 @@
-//! Names of repositories of the Hugging Face Hub: how to download them, and where the Hub's own tools
-//! have put them on this machine.
+//! Names of repositories of the Hugging Face Hub: how to download them, and where the Hub's tools have put
+//! them on this machine.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Name of a path that does not exist and reads like a repository of the Hugging Face Hub,
-/// `ORGANISATION/NAME`.
+/// Returns a path as the name of a repository of the Hugging Face Hub, if it reads like `ORGANISATION/NAME`
+/// and no such folder exists.
 fn hub_name(path: &Path) -> Option<&str> {
     let name = path.to_str()?;
     let (organisation, repository) = name.split_once('/')?;
@@ -17,8 +17,8 @@ fn hub_name(path: &Path) -> Option<&str> {
     (plain(organisation) && plain(repository) && !Path::new(organisation).exists()).then_some(name)
 }
 
-/// Why a path that reads like a data set of the Hugging Face Hub, by its name or as `hf://`, is not a
-/// file, and how to download it.
+/// Returns an error text for a path that reads like a data set of the Hugging Face Hub, by its name or as
+/// `hf://`. The text says how to download the data set.
 pub(crate) fn hub_data(path: &Path) -> Option<String> {
     let place = path.to_str().and_then(|text| text.strip_prefix("hf://"));
     let name = match place {
@@ -47,7 +47,7 @@ pub(crate) fn is_hub_name(text: &str) -> bool {
     hub_name(Path::new(text)).is_some()
 }
 
-/// Why a path that reads like a model of the Hugging Face Hub is not a model folder, and how to
+/// Returns an error text for a path that reads like a model of the Hugging Face Hub. The text says how to
 /// download the model.
 pub(crate) fn hub_model(path: &Path) -> Option<String> {
     let name = hub_name(path)?;

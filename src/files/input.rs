@@ -1,10 +1,10 @@
-//! Opening of files that are read. A path of a model, checkpoint or run folder may name anything: a
-//! named pipe would block, a device never ends, and a link may lead to a private file. [`open`] and
-//! [`read`] accept regular files only, and [`read`] refuses a file above its limit before it reads.
-//! [`read_once`] is for a file that a user named: a pipe is accepted, because it is read once.
+//! Opens and reads input files. A path of a model, checkpoint or run folder may name anything: a named pipe
+//! would block, a device never ends, and a link may lead to a private file. [`open`] and [`read`] accept
+//! regular files only, and [`read`] rejects a file above its limit before it reads. [`read_once`] is for a
+//! file that a user named: a pipe is accepted, because it is read once.
 //!
-//! Links are followed for reading. What a command copies into its output must be in the folder that
-//! it is read from ([`check_copied`]).
+//! Links are followed for reading. A file that a command copies into its output must be in the folder that it
+//! is read from ([`check_copied`]).
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -25,7 +25,7 @@ pub(crate) const MAX_TOKENIZER: u64 = 512 << 20;
 /// Largest record of a run, benchmark or evaluation that is read.
 pub(crate) const MAX_RECORD: u64 = 8 << 30;
 
-/// Reason to refuse a path before any of its bytes are used, for messages that start with the path.
+/// Reason why a path is rejected before any of its bytes are used, for messages that start with the path.
 #[derive(Debug)]
 struct Refused(String);
 
@@ -41,7 +41,7 @@ fn refused(why: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, Refused(why))
 }
 
-/// Reason of an error that refuses the path itself, rather than a failed call.
+/// Returns the reason of an error that rejects the path itself; `None` for a failed call.
 fn refusal(error: &io::Error) -> Option<String> {
     error.get_ref()?.downcast_ref::<Refused>().map(ToString::to_string)
 }
@@ -70,7 +70,7 @@ pub(crate) fn is_named(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
-/// Name of a file that is not a regular one.
+/// Kind of a file that is not regular; `None` for a regular file.
 fn kind(found: &Metadata) -> Option<&'static str> {
     let of = found.file_type();
     match () {
@@ -98,7 +98,7 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
         _ => e,
     })?;
     check_kind(&found)?;
-    // The path may name another file by now.
+    // The path may name a different file by now.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     check_kind(&file.metadata()?)?;
     Ok(file)
@@ -137,8 +137,8 @@ fn too_large(size: &str, limit: u64) -> io::Error {
     refused(format!("has {size} bytes; at most {limit} are read. Is this the right file?"))
 }
 
-/// Refuses files of `folder` that a command would copy into its output, if a link leads out of the
-/// folder: the output could publish a private file. In a Hugging Face cache,
+/// Returns an error if a file of `folder` that a command would copy into its output is a link out of the
+/// folder, because the output could publish a private file. In a Hugging Face cache,
 /// `REPOSITORY/snapshots/REVISION/NAME` may link into `REPOSITORY/blobs`.
 pub(crate) fn check_copied(folder: &Path, files: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<()> {
     let home = folder.canonicalize().map_err(Error::io("read", folder))?;

@@ -1,16 +1,17 @@
-//! Text from a language model: prompts in, tokens out.
+//! Text generation with a language model.
 //!
-//! - [`sampling`]: from the logits after a text to its next token
-//! - `prefix`: prompts in the cache as a prefix tree
-//! - `slots`: rows of the key and value cache that are in use
+//! - [`sampling`]: chooses the next token from logits
+//! - `prefix`: prefix tree of the prompts in the KV cache
+//! - `slots`: free rows of the KV cache
 //! - `step`: the tables of one step on the device
 //! - [`session`]: one conversation, with its cache kept over turns
 //! - `shared`: a run that several ranks share
-//! - [`run`]: the loop: prompts enter, rows leave, and their samples share the prompt's part of the cache
+//! - [`run`]: the loop, in which prompts enter and samples start and end; samples share the cache rows of
+//!   their prompt
 //!
-//! The tokens of a sample depend on its prompt, its number, the seed and the settings only. Other
-//! prompts, their order, the batch size and the number of threads change nothing: a row of an op's
-//! result does not depend on the other rows, and every sample has random numbers of its own.
+//! The tokens of a sample depend only on its prompt, its number, the seed and the settings. Other prompts,
+//! their order, the batch size and the number of threads have no effect, because a row of an op's result does
+//! not depend on the other rows, and every sample has a separate random stream.
 
 mod prefix;
 pub mod run;

@@ -1,22 +1,22 @@
-//! Prompts in the cache as a prefix tree: a part that several prompts start with has one set of rows, and
-//! runs once.
+//! Prefix tree of the prompts in the KV cache. A prefix that several prompts share has one set of cache rows
+//! and runs once.
 //!
-//! A prompt ends in a leaf of its own with at least its last token, because the logits after that token
-//! are its own. Entering may split a node; the rows of both halves are those of the node.
+//! Every prompt ends in a separate leaf with at least its last token, because the logits after that token
+//! belong to this prompt only. Adding a prompt may split a node; both halves keep their rows.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// A part of prompts.
+/// Part of one or several prompts.
 #[derive(Debug)]
 struct Node {
     parent: Option<usize>,
     ids: Vec<u32>,
-    /// Rows of the cache, one a token.
+    /// Rows of the cache, one per token.
     rows: Range<usize>,
-    /// Tokens that have run.
+    /// Number of tokens that have run.
     done: usize,
-    /// Prompts that have this part.
+    /// Number of prompts that contain this part.
     users: usize,
     /// Whether a prompt ends here.
     is_leaf: bool,
@@ -29,11 +29,11 @@ pub(super) struct Prefixes {
     next: usize,
 }
 
-/// Tokens of a node that are to run.
+/// Tokens of a node that one step runs.
 #[derive(Debug, PartialEq)]
 pub(super) struct Piece {
     pub node: usize,
-    /// Tokens of the node that have run.
+    /// Number of tokens of the node that have run before.
     pub done: usize,
     pub tokens: usize,
     /// Rows of the cache up to the last token of the piece.
@@ -41,12 +41,13 @@ pub(super) struct Piece {
 }
 
 impl Prefixes {
-    /// The last node that a prompt shares a part of, and the length of that part; nodes above it are
-    /// shared whole.
+    /// Returns the deepest node that a prompt shares, and the number of its tokens that are shared. All nodes
+    /// above it are shared whole.
     fn find(&self, ids: &[u32]) -> Option<(usize, usize)> {
         let (mut found, mut parent, mut at) = (None, None, 0);
         loop {
-            // All but the last token may be shared, of this prompt and of each that ends in a leaf.
+            // The last token cannot be shared, neither that of this prompt nor that of a prompt that ends in
+            // a leaf.
             let rest = &ids[at..ids.len() - 1];
             let common = |node: &Node| {
                 let ends = node.ids.len() - usize::from(node.is_leaf);
@@ -92,8 +93,8 @@ impl Prefixes {
         self.next - 1
     }
 
-    /// Makes the first `len` tokens of a node a node of their own, and returns it. Other nodes keep
-    /// their numbers.
+    /// Moves the first `len` tokens of a node to a new parent node, and returns that node; returns the node
+    /// itself if it has no more tokens. Other nodes keep their numbers.
     fn split(&mut self, id: usize, len: usize) -> usize {
         let Some(node) = self.nodes.get_mut(&id).filter(|node| node.ids.len() > len) else { return id };
         let tail = node.ids.split_off(len);
@@ -128,7 +129,7 @@ impl Prefixes {
         path
     }
 
-    /// Removes a prompt, and returns the rows that no other prompt has.
+    /// Removes a prompt, and returns the rows that no other prompt uses.
     pub fn leave(&mut self, leaf: usize) -> Vec<Range<usize>> {
         let path: Vec<usize> = std::iter::once(leaf).chain(self.above(leaf)).collect();
         let mut free = Vec::new();
@@ -148,7 +149,7 @@ impl Prefixes {
         self.nodes.get(&leaf).is_some_and(|node| node.done == node.ids.len())
     }
 
-    /// Pieces of nodes whose nodes above have run, with at most `most` tokens in total.
+    /// Returns pieces of the nodes whose ancestors have run, with at most `most` tokens in total.
     pub fn pieces(&self, most: usize) -> Vec<Piece> {
         let (mut left, mut pieces) = (most, Vec::new());
         for (&id, node) in &self.nodes {
@@ -171,7 +172,7 @@ impl Prefixes {
         &self.nodes[&piece.node].ids[piece.done..piece.done + piece.tokens]
     }
 
-    /// Counts tokens that have run.
+    /// Marks the tokens of a piece as run.
     pub fn ran(&mut self, piece: &Piece) {
         if let Some(node) = self.nodes.get_mut(&piece.node) {
             node.done += piece.tokens;
@@ -202,7 +203,7 @@ mod tests {
         assert_eq!(pieces[0].path, [0..2, 2..4]);
         pieces.iter().for_each(|piece| tree.ran(piece));
         assert!(tree.has_run(first) && tree.has_run(second));
-        // A prompt that another one starts with keeps its last token to itself.
+        // A prompt does not share its last token with a longer prompt that starts with it.
         let third = tree.enter(&[1, 2, 9, 9, 5], 20..22);
         assert_eq!(tree.path(third), [0..2, 10..11, 20..22]);
         assert_eq!(tree.path(second), [0..2, 10..11, 11..12]);

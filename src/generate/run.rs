@@ -7,9 +7,10 @@
 //!     for each row of logits: choose a token; the row ends, or runs on
 //! ```
 //!
-//! A prompt enters with cache for itself and for one sample. What it starts with in common with prompts
-//! that have entered is run and kept once (`prefix`). All its samples read the same rows of the prompt. A sample that ends leaves its own rows to the prompt's next sample, so that every prompt
-//! gets done however little room there is. Long prompts run in pieces, which bounds the activations.
+//! A prompt enters with cache rows for itself and for one sample. A prefix that it shares with prompts that
+//! have entered is run and kept once (`prefix`). All samples of a prompt read the same rows of the prompt. A
+//! sample that ends leaves its rows to the prompt's next sample, so that every prompt completes, however
+//! small the cache is. Long prompts run in pieces, which bounds the activations.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -28,25 +29,25 @@ use crate::model::decoder_cached::{KvCache, LastLogits};
 use crate::rng::Rng;
 use crate::{Error, Result};
 
-/// Most prompt tokens of a step. No result depends on this number.
+/// Maximum number of prompt tokens per step. No result depends on this number.
 pub(super) const PROMPT_TOKENS: usize = 1024;
 
-/// Largest share of the free memory that the cache takes.
+/// Largest share of the free memory that the cache uses.
 const MEMORY_SHARE: f64 = 0.7;
 
 /// A prompt and the number of its samples.
 #[derive(Clone, Debug)]
 pub struct Prompt {
-    /// Not empty.
+    /// Token ids of the prompt; not empty.
     pub ids: Vec<u32>,
-    /// Responses to draw.
+    /// Number of responses to draw.
     pub samples: usize,
 }
 
-/// Why a sample ended.
+/// Reason why a sample ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// An end id, or a stop text.
+    /// An EOS id, or a stop text.
     Stop,
     /// The limit of new tokens.
     Length,
@@ -65,18 +66,19 @@ impl Finish {
 /// A finished sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Generated {
-    /// New tokens, an end id included.
+    /// New tokens, including a final EOS id.
     pub tokens: Vec<u32>,
-    /// Why it ended.
+    /// Reason why the sample ended.
     pub finish: Finish,
 }
 
 /// Limits of a run.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// New tokens of a sample; at least 1. A sample also ends where the model's positions end.
+    /// Maximum number of new tokens of a sample; at least 1. A sample also ends at the position limit of the
+    /// model.
     pub new_tokens: usize,
-    /// Rows that run at a time; at least 1.
+    /// Maximum number of samples that run at a time; at least 1.
     pub rows: usize,
     /// Ids that end a sample.
     pub ends: Vec<u32>,
@@ -84,17 +86,17 @@ pub struct Limits {
     pub seed: u64,
 }
 
-/// Decides after each token whether the text of a sample ends: gets the index of the prompt and the new
+/// Decides after each token whether the text of a sample ends. Receives the index of the prompt and the new
 /// tokens.
 pub type Stop<'a> = &'a (dyn Fn(usize, &[u32]) -> Result<bool> + Sync);
 
-/// A model with the workspace of generation.
+/// A model with the sampler and the limits of generation.
 pub struct Engine<'a, B: Backend> {
     backend: &'a B,
     model: &'a mut Model<B>,
     sampler: Sampler,
     limits: Limits,
-    /// Prompt tokens that were run, and those that another prompt had run.
+    /// Number of prompt tokens that were run, and of those that were shared with another prompt instead.
     prompt_tokens: (usize, usize),
 }
 
@@ -103,9 +105,9 @@ pub struct Engine<'a, B: Backend> {
 pub struct Sizes {
     /// Rows of the cache.
     pub slots: usize,
-    /// Most tokens of a step.
+    /// Maximum number of tokens per step.
     pub tokens: usize,
-    /// Most rows of a step.
+    /// Maximum number of running samples per step.
     pub rows: usize,
 }
 
@@ -116,7 +118,7 @@ impl Sizes {
         for prompt in prompts {
             let own = own_rows(limits, config, prompt);
             needs.push(prompt.ids.len() + own);
-            // More samples than rows never run at a time.
+            // At most `limits.rows` samples run at a time.
             needs.extend(std::iter::repeat_n(own, prompt.samples.min(limits.rows).saturating_sub(1)));
         }
         needs.sort_unstable_by(|a, b| b.cmp(a));
@@ -126,23 +128,24 @@ impl Sizes {
     }
 }
 
-/// New tokens that a prompt may get.
+/// Maximum number of new tokens for a prompt.
 fn room(limits: &Limits, config: &ModelConfig, prompt: &Prompt) -> usize {
     limits.new_tokens.min(config.max_positions.saturating_sub(prompt.ids.len()))
 }
 
-/// Rows of the cache that a sample needs for itself: no token follows the last one.
+/// Number of cache rows that a sample needs for its new tokens. The last token needs none, because no token
+/// follows it.
 fn own_rows(limits: &Limits, config: &ModelConfig, prompt: &Prompt) -> usize {
     room(limits, config, prompt).saturating_sub(1)
 }
 
 /// A prompt that has entered.
 struct Entered {
-    /// Its last part in the prefix tree.
+    /// Leaf of the prompt in the prefix tree.
     leaf: usize,
     /// Logits after the prompt, while samples wait.
     logits: Vec<f64>,
-    /// Own rows of the first sample, until it starts.
+    /// Cache rows of the first sample, until it starts.
     own: Option<Range<usize>>,
     started: usize,
     finished: usize,
@@ -153,7 +156,7 @@ struct Row {
     prompt: usize,
     sample: usize,
     tokens: Vec<u32>,
-    /// Rows of the cache for the new tokens, the last one excepted, which no token follows.
+    /// Cache rows of the new tokens. The last token has none, because no token follows it.
     own: Range<usize>,
     rng: Rng,
 }
@@ -173,17 +176,18 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.prompt_tokens
     }
 
-    /// New tokens that a prompt of this length may get.
+    /// Maximum number of new tokens for a prompt.
     pub fn room(&self, prompt: &Prompt) -> usize {
         room(&self.limits, &self.model.config, prompt)
     }
 
-    /// Rows of the cache that a sample needs for itself.
+    /// Number of cache rows that a sample needs for its new tokens.
     fn own_rows(&self, prompt: &Prompt) -> usize {
         own_rows(&self.limits, &self.model.config, prompt)
     }
 
-    /// Rows of the cache: enough for the rows that run at a time, or what the memory holds.
+    /// Returns the number of cache rows: enough for the samples that run at a time, or as many as fit into
+    /// memory.
     fn capacity(&self, prompts: &[Prompt]) -> Result<usize> {
         let wanted = Sizes::of(&self.limits, &self.model.config, prompts).slots;
         let least = prompts.iter().map(|prompt| prompt.ids.len() + self.own_rows(prompt)).max().unwrap_or(0);
@@ -412,7 +416,8 @@ struct State<'p, B: Backend> {
     results: Vec<Vec<Option<Generated>>>,
 }
 
-/// Random numbers of a sample, by seed, prompt and the sample's number; every token draws one.
+/// Returns the random stream of a sample, keyed by seed, prompt and the sample's number. Every sampled token
+/// draws one number.
 pub(super) fn sample_rng(seed: u64, prompt: &[u32], sample: usize) -> Rng {
     let ids: Vec<String> = prompt.iter().map(u32::to_string).collect();
     Rng::keyed(seed, &["generate", &ids.join(" "), &sample.to_string()])

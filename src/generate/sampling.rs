@@ -1,4 +1,4 @@
-//! The next token from logits: the largest one, or a draw.
+//! Chooses the next token from logits: the token with the largest logit, or a draw.
 //!
 //! ```text
 //! x[t] = x[t] / penalty if x[t] > 0 else x[t] penalty    for every token t of the text so far
@@ -10,8 +10,8 @@
 //!         draw from the softmax of the kept x
 //! ```
 //!
-//! The order and the meaning are those of transformers' logits processors. Probabilities are in f64.
-//! Tokens of equal probability are ranked by id, where transformers leaves the order open.
+//! The order and the meaning are those of transformers' logits processors. Probabilities are in f64. Tokens
+//! of equal probability are ranked by id, whereas transformers does not define their order.
 
 use std::collections::BTreeSet;
 
@@ -31,7 +31,7 @@ pub struct Sampling {
     pub min_p: Option<f64>,
 }
 
-/// How the next token is chosen.
+/// Settings for the choice of the next token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampler {
     /// `None`: the token with the largest logit.
@@ -54,7 +54,7 @@ impl Sampler {
         ]
     }
 
-    /// The token with the largest logit.
+    /// Returns a sampler that chooses the token with the largest logit.
     pub fn greedy() -> Self {
         Self { sampling: None, repetition_penalty: 1.0 }
     }
@@ -86,7 +86,7 @@ impl Sampler {
     }
 }
 
-/// Index of the largest number, of equal ones the first.
+/// Index of the largest number; of equal numbers, the first index.
 fn largest(logits: &[f64]) -> u32 {
     let mut best = 0;
     for (id, x) in logits.iter().enumerate() {
@@ -109,7 +109,7 @@ impl Sampling {
             }
             left -= p;
         }
-        // Rounding may leave a rest above the last probability.
+        // After rounding, `left` may exceed the last probability.
         kept.last().map_or(0, |&(id, _)| id)
     }
 
@@ -187,7 +187,7 @@ mod tests {
         let next = |logits: &[f64], text: &[&[u32]]| sampler.next(logits, text, &mut Rng::keyed(0, &[])).unwrap();
         assert_eq!(next(&[3.0, 2.0, -1.0], &[&[1]]), 0);
         assert_eq!(next(&[3.0, 2.0, -1.0], &[&[0], &[0]]), 1);
-        // Once: 3 / 2 is above 1, 3 / 4 would not be.
+        // The penalty applies once: 3 / 2 is above 1, but 3 / 4 would not be.
         assert_eq!(next(&[3.0, 1.0, -1.0], &[&[0], &[0]]), 0);
         assert_eq!(next(&[-3.0, -1.5, -2.0], &[&[1, 1]]), 2);
     }
@@ -203,8 +203,8 @@ mod tests {
         }
     }
 
-    /// Pearson's chi-square of 40,000 draws against the softmax at temperature 2. With 7 degrees of
-    /// freedom a true sampler exceeds 24.3 once in a thousand seeds; the seed is fixed.
+    /// Pearson's chi-square of 40,000 draws against the softmax at temperature 2. With 7 degrees of freedom a
+    /// correct sampler exceeds 24.3 for one seed in a thousand; the seed is fixed.
     #[test]
     fn draws_follow_the_softmax() {
         let logits = [0.0, 1.0, -1.0, 2.5, 0.3, -2.0, 1.7, 0.9];

@@ -1,4 +1,5 @@
-//! One text at a time over a conversation that grows: the cache keeps what the next prompt starts with.
+//! Generates one text at a time in a growing conversation; the KV cache keeps the prefix that the next prompt
+//! shares.
 //!
 //! ```text
 //! answer(prompt): keep the cached tokens that the prompt starts with, at most all but its last one
@@ -32,12 +33,12 @@ pub struct Session<'a, B: Backend> {
     device: B::Idx,
     tables: Tables,
     logits: Vec<f64>,
-    /// Prompt tokens that were run, and those that the cache had.
+    /// Number of prompt tokens that were run, and of those that were in the cache.
     prompt_tokens: (usize, usize),
 }
 
 impl<'a, B: Backend> Session<'a, B> {
-    /// Allocates the cache of a short conversation.
+    /// Creates a session with an empty cache, which [`Session::answer`] enlarges.
     pub fn new(backend: &'a B, model: &'a mut Model<B>) -> Result<Self> {
         let adapters = model.lora.as_ref().map(|lora| lora.layout.clone());
         Ok(Self {
@@ -59,8 +60,8 @@ impl<'a, B: Backend> Session<'a, B> {
         self.prompt_tokens
     }
 
-    /// Generates the text after a prompt. `shown` gets the new tokens after each one, and ends the text
-    /// if it returns true. `limits.rows` has no effect.
+    /// Generates the text after a prompt. After each token, `shown` receives all new tokens, and ends the
+    /// text if it returns true. `limits.rows` has no effect.
     ///
     /// # Errors
     /// [`Error::Usage`] for a prompt without tokens, or without room for a new one; the session stays
@@ -112,7 +113,7 @@ impl<'a, B: Backend> Session<'a, B> {
             let most = self.model.config.max_positions.max(tokens);
             let slots = tokens.max(2 * self.cache.slots()).max(SLOTS).min(most);
             self.cached.clear();
-            // The old cache is freed first: there is never memory for both.
+            // The old cache is freed first, because the memory may not suffice for both.
             self.cache = KvCache::new(self.backend, &self.model.config, 0)?;
             self.cache = KvCache::new(self.backend, &self.model.config, slots)?;
         }

@@ -1,6 +1,6 @@
-//! Generation that several ranks share: each answers a slice of the prompts, and all get every answer.
-//! The draws of a sample are keyed by its prompt and its number, and no text depends on the prompts that
-//! run beside it, so the answers are those of one rank.
+//! Generation on several ranks. Each rank generates for a slice of the prompts, and all ranks receive all
+//! responses. The draws of a sample are keyed by its prompt and its number, and no text depends on the
+//! prompts that run alongside it, so the responses are the same as on one rank.
 
 use super::run::{Engine, Finish, Generated, Prompt, Stop};
 use crate::backend::Backend;
@@ -8,7 +8,7 @@ use crate::ranks::collective::slice_of;
 use crate::ranks::world;
 use crate::{Error, Result};
 
-/// Answers of a shared run.
+/// Responses of a shared run.
 pub(crate) struct Answered {
     /// Samples of every prompt.
     pub samples: Vec<Vec<Generated>>,
@@ -53,8 +53,8 @@ pub(crate) fn run<B: Backend>(
     Ok(Some(all))
 }
 
-/// Answers as numbers: the counts of prompt tokens; then per prompt its samples, and per sample why it
-/// ended and its tokens, each list after its length.
+/// Encodes responses as numbers: the counts of prompt tokens, then for each prompt its number of samples and
+/// the samples. A sample is its reason to end, its number of tokens, and its tokens.
 fn encode(samples: &[Vec<Generated>], (run, shared): (usize, usize)) -> Vec<u64> {
     let mut words = vec![run as u64, shared as u64];
     for of_prompt in samples {
@@ -70,7 +70,7 @@ fn encode(samples: &[Vec<Generated>], (run, shared): (usize, usize)) -> Vec<u64>
 
 type Decoded = (Vec<Vec<Generated>>, (usize, usize));
 
-/// The answers of [`encode`].
+/// Decodes the numbers of [`encode`].
 fn decode(words: &[u64]) -> Option<Decoded> {
     let (counts, mut rest) = words.split_first_chunk::<2>()?;
     let mut samples = Vec::new();

@@ -1,12 +1,12 @@
-//! Rows of the cache that are free, as ranges. A range is taken where the first free one fits, and what
-//! is given back merges with its neighbours.
+//! Free rows of the KV cache, as ranges. Allocation is first-fit, and a range that is given back merges with
+//! its free neighbours.
 
 use std::ops::Range;
 
 /// The free rows of a cache.
 #[derive(Debug)]
 pub(super) struct Slots {
-    /// Ascending, apart from each other, none empty.
+    /// Ascending, non-adjacent and non-empty ranges.
     free: Vec<Range<usize>>,
 }
 

@@ -43,11 +43,11 @@ fn pattern(text: &str) -> Regex {
     Regex::new(text).expect("the pattern is constant and valid")
 }
 
-/// Rules before that for the apostrophe that opens a quotation.
+/// Rules that are applied before the rule for the apostrophe that opens a quotation.
 const OPENING: [(&str, &str); 4] =
     [(r"[«“‘„]|`+", " $0 "), (r#"^""#, "``"), ("``", " $0 "), (r#"([ (\[{<])("|'{2})"#, "$1 `` ")];
 
-/// Rules after it, in order.
+/// Rules that are applied after that rule, in order.
 const PUNCTUATION: [(&str, &str); 12] = [
     (r#"([^.])(\.)([\])}>"'»”’ ]*)\s*$"#, "$1 $2 $3 "),
     (r"([:,])(\D)", " $1 $2"),

@@ -1,14 +1,14 @@
-//! One instruction of IFEval or IFBench with its arguments, and whether a response follows it.
-//! Verdicts are those of the official checkers (google-research `instruction_following_eval`,
-//! lm-eval's `ifeval`). The checkers that build training data are used if they decide in the same
-//! way; sentences, words in capitals, languages and JSON have their own forms here.
+//! One instruction of IFEval or IFBench with its arguments, and whether a response follows it. Verdicts are
+//! those of the official checkers (google-research `instruction_following_eval`, lm-eval's `ifeval`). The
+//! checkers that build training data are used if they decide in the same way; sentences, words in capitals,
+//! languages and JSON have separate implementations here.
 //!
 //! Keywords, section marks and postscript marks are regular expressions, as in the official
 //! checkers; without special characters they are plain text.
 //!
-//! Two differences remain. If a `letter` is not a Latin letter, or an argument is zero or empty,
-//! the official checkers draw a random one: here it is used as written. langdetect is random unless
-//! it is seeded: here it has seed 0.
+//! Two differences remain. If a `letter` is not a Latin letter, or an argument is zero or empty, the official
+//! checkers draw a random one, whereas here it is used as written. langdetect is random unless it is seeded,
+//! whereas here its seed is 0.
 
 use regex::{Regex, RegexBuilder};
 
@@ -137,8 +137,8 @@ fn bound(arguments: &Kwargs, key: &str) -> Option<(usize, Relation)> {
     Some((count_argument(arguments, key)?, Relation::of(arguments)?))
 }
 
-/// Checks of keywords and marks with characters that mean something in a regular expression; `None`
-/// for plain text, and for other instructions.
+/// Checks of keywords and marks that contain special characters of regular expressions; `None` for plain
+/// text, and for other instructions.
 fn expressions(id: &str, arguments: &Kwargs) -> Result<Option<Check>, String> {
     let one = |key| text_argument(arguments, key).map(|text| vec![text.trim()]);
     let found = match id {
@@ -193,7 +193,7 @@ pub struct Verdicts {
     pub loose: Vec<Option<bool>>,
 }
 
-/// Checks a response. A blank response follows nothing.
+/// Checks a response. A blank response follows no instruction.
 pub fn verdicts(instructions: &[Instruction], response: &str) -> Verdicts {
     let lines: Vec<&str> = response.split('\n').collect();
     let part = |from: usize, to: usize| lines.get(from..to).unwrap_or_default().join("\n").trim().to_owned();

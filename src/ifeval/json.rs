@@ -1,7 +1,7 @@
-//! Whether a text is a JSON value for Python's `json.loads`, which also takes NaN and infinities,
-//! and has a limit of digits. Nesting is not limited.
+//! Whether a text is a JSON value for Python's `json.loads`, which also accepts NaN and infinities and limits
+//! the digits of an integer. Nesting is not limited.
 
-/// Most digits of a whole number that Python converts.
+/// Maximum number of digits of an integer that Python converts.
 const MAX_DIGITS: usize = 4300;
 
 /// True if `json.loads` accepts the text.
@@ -15,7 +15,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// One value and the end of the text.
+    /// Reads one value, which must be followed by the end of the text.
     fn value(&mut self) -> Option<()> {
         // Closing brackets of the open arrays and objects.
         let mut open = Vec::new();
@@ -50,7 +50,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Key and colon of an object's entry; nothing in an array.
+    /// Reads the key and colon of an object's entry; reads nothing in an array.
     fn key(&mut self, closing: u8) -> Option<()> {
         if closing == b']' {
             return Some(());
@@ -90,7 +90,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A number or a constant.
+    /// Reads a number or a constant.
     fn plain(&mut self) -> Option<()> {
         for constant in ["null", "true", "false", "NaN", "Infinity", "-Infinity"] {
             if let Some(rest) = self.rest.strip_prefix(constant.as_bytes()) {

@@ -10,9 +10,9 @@
 //! the language with the largest mean of p, if above 0.1
 //! ```
 //!
-//! langdetect draws from an unseeded generator unless `DetectorFactory.seed` is set, and then a
-//! text of two languages can have two verdicts. Here the seed is 0 and the draws are those of
-//! Python, so the result equals langdetect's with seed 0.
+//! langdetect draws from an unseeded generator unless `DetectorFactory.seed` is set, so a text in two
+//! languages can get different verdicts in two runs. Here the seed is 0 and the draws are those of Python, so
+//! the result equals langdetect's with seed 0.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -24,7 +24,7 @@ use super::tables::{Cursor, unpack};
 
 /// Number of languages.
 const LANGUAGES: usize = 55;
-/// Characters of a text that are read.
+/// Maximum number of characters of a text that are read.
 const MAX_CHARS: usize = 10_000;
 const TRIALS: usize = 7;
 const MAX_DRAWS: usize = 1000;
@@ -42,7 +42,7 @@ struct Profiles {
     /// Range of `shares` of an n-gram.
     grams: HashMap<u64, (u32, u32)>,
     shares: Vec<Share>,
-    /// Representative of ideographs.
+    /// First character of the class of each ideograph.
     classes: HashMap<char, char>,
 }
 
@@ -91,7 +91,7 @@ impl Profiles {
     }
 }
 
-/// An n-gram as a number: 21 bits a character.
+/// Packs an n-gram into a number, with 21 bits per character.
 fn key(chars: impl Iterator<Item = char>) -> u64 {
     chars.fold(0, |key, c| (key << 21) | (u64::from(u32::from(c)) + 1))
 }
@@ -118,7 +118,7 @@ impl Detected {
     }
 }
 
-/// Detects the language of a text. Time does not grow with the text beyond its cleaning.
+/// Detects the language of a text. Except for the cleaning, the time is bounded for texts of any length.
 pub(super) fn detect(text: &str) -> Detected {
     let profiles = &*PROFILES;
     let grams = grams(&cleaned(text), profiles);
@@ -214,7 +214,7 @@ fn composed(text: &str) -> impl Iterator<Item = char> + '_ {
     })
 }
 
-/// Ranges of the profiles' n-grams, in order. A word in capitals has none after its first letter.
+/// Ranges of the profiles' n-grams, in order. A word in capitals gives no n-gram after its first letter.
 fn grams(text: &[char], profiles: &Profiles) -> Vec<(u32, u32)> {
     let mut found = Vec::new();
     let mut last = vec![' '];
@@ -247,17 +247,17 @@ fn grams(text: &[char], profiles: &Profiles) -> Vec<(u32, u32)> {
     found
 }
 
-/// One character for many that say nothing about the language.
+/// Maps characters that do not distinguish languages to one representative.
 fn normal_form(c: char, profiles: &Profiles) -> char {
     match c {
         'A'..='Z' | 'a'..='z' => c,
         '\0'..='\u{7F}' => ' ',
         '\u{A0}' | '«' | '°' | '»' => ' ',
-        // Romanian letters with a comma below, as letters with a cedilla.
+        // Romanian letters with a comma below become letters with a cedilla.
         'ș' => 'ş',
         'ț' => 'ţ',
         '\u{2000}'..='\u{206F}' => ' ',
-        // Persian yeh as Arabic yeh.
+        // Persian yeh becomes Arabic yeh.
         '\u{6CC}' => '\u{64A}',
         '\u{1EA0}'..='\u{1EFF}' => 'ể',
         '\u{3040}'..='\u{309F}' => 'あ',

@@ -1,15 +1,15 @@
 //! Instruction following of responses: IFEval (Zhou et al. 2023, arXiv 2311.07911). A prompt has
 //! one or more instructions that a program checks.
 //!
-//! - [`rows`]: prompts and responses in
+//! - [`rows`]: reading of prompts and responses
 //! - [`check`]: one instruction, and the verdicts on a response, strict and loose
-//! - `sentences`, `capitals`, `languages`, `json`: what NLTK, langdetect and Python decide for the
-//!   official checkers; `tables`, `mersenne`: their statistics, and the draws of langdetect
-//! - `ifbench`: further types, of IFBench
+//! - `sentences`, `capitals`, `languages`, `json`: computations of NLTK, langdetect and Python that the
+//!   official checkers use; `tables`, `mersenne`: their statistics, and the draws of langdetect
+//! - `ifbench`: the instruction types of IFBench
 //! - `summary`: shares with intervals, by instruction type; `compare`: two sets of responses
 //!
-//! Another instruction type is not decided: it is counted by name, and its prompts are
-//! left out of the shares of prompts.
+//! Any other instruction type is not decided. It is counted by name, and its prompts are left out of the
+//! shares of prompts.
 
 mod capitals;
 pub mod check;

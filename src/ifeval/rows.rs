@@ -1,8 +1,7 @@
 //! Prompts and responses of an IFEval run: JSON objects with file and line, joined by prompt.
 //!
-//! Refused: rows without a required key, lists of different lengths, malformed arguments, a prompt
-//! or a response that occurs twice, prompts without a response. Responses to other prompts are
-//! counted.
+//! Errors are rows without a required key, lists of different lengths, malformed arguments, a prompt or a
+//! response that occurs twice, and prompts without a response. Responses to other prompts are counted.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -200,7 +199,7 @@ pub fn verdict_lines(prompts: &[Prompt], judged: &Judged) -> String {
             "prompt": prompt.prompt, "instruction_id_list": ids,
             "strict": verdicts.strict, "loose": verdicts.loose,
         });
-        // The key first, with the digits that it came with.
+        // The key is written first, with its original digits.
         out += &format!("{{\"key\":{},{}\n", prompt.key, &row.to_string()[1..]);
     }
     out

@@ -132,7 +132,7 @@ fn candidates(text: &str) -> Vec<Candidate> {
         };
         let between = &text.as_bytes()[word.end..at];
         let start = match between.iter().rposition(|&byte| is_ascii_space(byte)) {
-            // Not at its start: as in NLTK, white space in the first place is not found.
+            // As in NLTK, white space at the first position is not found.
             Some(space) if space > 0 => word.end + space + 1,
             _ => word.start,
         };
@@ -206,7 +206,7 @@ impl Token {
         (self.text.starts_with(char::is_lowercase) && lower != Some(Lower::NeverUpper)).then_some(false)
     }
 
-    /// Corrects the first decision by the next word.
+    /// Corrects the first decision with the help of the next word.
     fn correct(&mut self, next: &Token, parameters: &Parameters) {
         if !self.text.ends_with('.') {
             return;
@@ -374,7 +374,7 @@ mod tests {
         }
     }
 
-    /// The time is linear in the text: with a quadratic one, this would take hours.
+    /// The time is linear in the text; with quadratic time, this test would run for hours.
     #[test]
     fn long_texts_are_split() {
         assert_eq!(sentences(&"aa bb. ".repeat(1 << 18)).len(), 1 << 18);

@@ -24,7 +24,8 @@ impl<'a> Cursor<'a> {
         Self { rest: data }
     }
 
-    /// A number in groups of 7 bits, lowest first; the highest bit of a byte says that one follows.
+    /// Reads a number in groups of 7 bits, lowest first; the highest bit of a byte says that another group
+    /// follows.
     pub(super) fn number(&mut self) -> Option<u64> {
         let (mut number, mut shift) = (0, 0);
         loop {
@@ -38,7 +39,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// A text after its length in bytes.
+    /// Reads a text, which is stored after its length in bytes.
     pub(super) fn text(&mut self) -> Option<&'a str> {
         let length = usize::try_from(self.number()?).ok()?;
         let (text, rest) = self.rest.split_at_checked(length)?;

@@ -27,7 +27,8 @@ impl Loss {
     }
 }
 
-/// The text of a loss of several curves, of another link, or per token.
+/// Returns the text of a loss with several curves, a weight other than 1, a link other than the identity, or
+/// a curve per token.
 fn several(of: &Loss) -> String {
     /// Fields in the order of the text.
     #[derive(Debug)]

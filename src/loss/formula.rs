@@ -1,5 +1,5 @@
-//! The loss as a formula with all numbers filled in, for logs: `label_smoothing`, `ipo` and `beta`
-//! mean different things in different tools.
+//! Formats the loss as a formula with all numbers filled in, for logs, because `label_smoothing`, `ipo` and
+//! `beta` mean different things in different tools.
 
 use super::objective::{Loss, Method, Mix};
 use crate::backend::contract::{ALPHA_BOUND, Curve, Link, Reduce, WeightedCurve};
@@ -77,7 +77,7 @@ impl Loss {
         text
     }
 
-    /// The loss of rows with a label.
+    /// Formats the loss of rows with one response and a label.
     fn unpaired_formula(&self) -> String {
         let (beta, [desirable, undesirable]) = (self.scale[0], self.label_weights);
         let (shift, kl) = match self.curves[0].curve {
@@ -93,8 +93,8 @@ impl Loss {
         )
     }
 
-    /// The score of a sequence with its numbers, as the first curve takes it. `frozen` is true if it
-    /// is relative to a frozen reference model.
+    /// Formats the score of a sequence with its numbers, as the first curve uses it. `frozen` is true if the
+    /// score is relative to a frozen reference model.
     pub(crate) fn score_text(&self, frozen: bool) -> String {
         let implicit = frozen && self.link == Link::Identity;
         let mut text = self.score(self.scale[0].to_string(), frozen);

@@ -39,9 +39,9 @@ pub enum LossType {
     Aot,
     #[value(alias = "aot-unpaired")]
     AotUnpaired,
-    /// Of rows with one response and a label.
+    /// For rows with one response and a label.
     Kto,
-    /// Of rows with one response and a label.
+    /// For rows with one response and a label.
     #[value(alias = "apo-zero-unpaired")]
     ApoZeroUnpaired,
 }
@@ -76,7 +76,7 @@ impl LossType {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// Whether the loss is of rows with one response and a label, as `mapl kto` trains them.
+    /// Whether the loss is for rows with one response and a label, the data of `mapl kto`.
     pub(crate) fn is_unpaired(self) -> bool {
         matches!(self, LossType::Kto | LossType::ApoZeroUnpaired)
     }
@@ -109,25 +109,25 @@ impl LossType {
         matches!(self, LossType::Ipo | LossType::SigmoidNorm | LossType::Simpo | LossType::Orpo)
     }
 
-    /// Whether `--label-smoothing` sets something.
+    /// Whether the loss uses `--label-smoothing`.
     pub(super) fn takes_smoothing(self) -> bool {
         use LossType::*;
         matches!(self, Sigmoid | SigmoidNorm | Robust | ExoPair | Simpo | Aot | AotUnpaired)
     }
 
-    /// Whether the loss has no frozen reference and is the whole loss of a run.
+    /// Whether the loss has no frozen reference and must be the only loss of a run.
     pub(super) fn is_reference_free(self) -> bool {
         matches!(self, LossType::Simpo | LossType::Orpo)
     }
 
-    /// Whether another f-divergence than the reverse KL has a meaning: the loss is a function of the
+    /// Whether the loss supports an f-divergence other than the reverse KL, because it is a function of the
     /// difference of two scores.
     pub(super) fn takes_divergence(self) -> bool {
         use LossType::*;
         matches!(self, Sigmoid | SigmoidNorm | Hinge | Ipo | ExoPair | Robust | Discopop | Sft)
     }
 
-    /// Whether a reward model can be trained with it.
+    /// Whether a reward model can be trained with the loss.
     pub(crate) fn is_of_rewards(self) -> bool {
         matches!(self, LossType::Sigmoid | LossType::Robust | LossType::Hinge)
     }

@@ -6,7 +6,7 @@
 //! - `options`: options of the loss, and what they resolve to
 //! - `formula`: the loss as a formula, for logs
 //! - `fingerprint`: the loss in the fingerprint of a checkpoint
-//! - `spelled_out`: options with every value in use, for the record of a run
+//! - `spelled_out`: options with every value explicit, for the record of a run
 //! - `signed_sum`: the argument z of a comparison
 //! - `unpaired`: rows with one response and a label; `weights`: weights of tokens, pairs and rows
 //! - `value`: losses of a comparison on the host

@@ -1,5 +1,5 @@
-//! The training objective: curve, scale and weight of every comparison kind, and the terms besides
-//! the comparisons.
+//! The training objective: curve, scale and weight of every comparison kind, and the terms that are not
+//! comparisons.
 //!
 //! `L = sum over kinds of weight_kind * mean over the kind's comparisons of (weight * loss)`, where
 //! a comparison's loss is the weighted sum of the chosen curves. The mean is over the global batch,
@@ -66,10 +66,10 @@ pub struct Loss {
     pub method: Method,
     /// Losses as named, with their weights; at least one.
     pub types: Vec<(LossType, f64)>,
-    /// Curves of the losses in the same order, without the loss `sft`, which is part of
-    /// `nll_weight`. If it is alone, one curve of weight 0.
+    /// Curves of the losses in the same order, without the loss `sft`, which is part of `nll_weight`. If
+    /// `sft` is the only loss, one curve of weight 0.
     pub curves: Vec<WeightedCurve>,
-    /// From log-ratios to the argument of the curves.
+    /// Maps log-ratios to the argument of the curves.
     pub link: Link,
     /// Factor on scores by kind: beta, or 1 for rewards.
     pub scale: [f64; KINDS],
@@ -85,9 +85,9 @@ pub struct Loss {
     pub nll_weight: f64,
     /// Weight of the centring term.
     pub center: f64,
-    /// Which tokens are scored.
+    /// Tokens that are scored.
     pub scope: LogpScope,
-    /// Sum or mean.
+    /// Reduction of log-probs over the tokens of a sequence, sum or mean.
     pub reduce: Reduce,
     /// Weight of the log-probs of a response beyond the shorter response of its pair (arXiv 2409.06411);
     /// `None` for 1.
@@ -100,7 +100,8 @@ pub struct Loss {
     /// Share prompt prefixes within a group: tokens of a common prefix are computed once. Results
     /// agree up to rounding.
     pub share_prefixes: bool,
-    /// Log entropy, mean logits and accuracy of the tokens of log-prob models. No result changes a bit.
+    /// Log entropy, mean logits and accuracy of the tokens of log-prob models. Training results are the same
+    /// bit by bit.
     pub token_stats: bool,
 }
 
@@ -129,8 +130,8 @@ impl Loss {
         }
     }
 
-    /// This loss with a custom curve over z instead of its own curves. The logs name it as the first
-    /// loss type.
+    /// Returns this loss with a custom curve over z instead of its curves. The logs show it under the name of
+    /// the first loss type.
     ///
     /// # Errors
     /// [`Error::Usage`] if the slope is not the derivative of the value.
@@ -146,7 +147,8 @@ impl Loss {
         self.token_stats && self.method != Method::Reward
     }
 
-    /// Whether a curve is the user's own. Kernels compute it on the host, so its steps are not captured.
+    /// Whether a curve is user-defined. Such a curve is evaluated on the host, so its steps are not replayed
+    /// as CUDA graphs.
     pub(crate) fn has_own_curve(&self) -> bool {
         self.curves.iter().any(|part| matches!(part.curve, Curve::Own(_)))
     }
@@ -170,12 +172,13 @@ impl Loss {
         prepared
     }
 
-    /// Whether scores have no frozen reference, whatever `--ref-model` is.
+    /// Whether scores have no frozen reference, regardless of `--ref-model`.
     pub fn is_reference_free(&self) -> bool {
         self.types.iter().any(|(of, _)| of.is_reference_free())
     }
 
-    /// Leaves out a divergence from a reference, for scores without one; returns whether there was one.
+    /// Replaces an f-divergence by the identity, for scores without a reference; returns whether there was a
+    /// divergence.
     pub fn drops_divergence(&mut self) -> bool {
         let is_divergence = matches!(self.link, Link::ForwardKl | Link::JensenShannon | Link::Alpha { .. });
         if is_divergence {
@@ -194,8 +197,8 @@ impl Loss {
         self.curves.iter().any(|part| part.curve.sorts())
     }
 
-    /// Refuses a step of several micro-batches if a curve sorts the comparisons of the whole step:
-    /// a sort of each micro-batch would be another loss.
+    /// Rejects a step of several micro-batches if a curve sorts the comparisons of the whole step, because a
+    /// sort of each micro-batch would give a different loss.
     ///
     /// # Errors
     /// [`Error::Usage`] with the loss.
@@ -228,7 +231,7 @@ impl Loss {
         )))
     }
 
-    /// Whether a curve divides by the tokens of a sequence while scores are sums.
+    /// Whether a curve divides by the number of tokens of a sequence while scores are sums.
     pub fn needs_rows(&self) -> bool {
         self.curves.iter().any(|part| part.per_token)
     }
@@ -260,8 +263,8 @@ impl Loss {
         Err(Error::Usage(why))
     }
 
-    /// Checks that every trained comparison of prepared or of evaluation groups has a meaning for
-    /// the loss. A curve that takes two terms apart needs two trained terms and no margin.
+    /// Checks that the loss is defined for every trained comparison of prepared or of evaluation groups. A
+    /// curve that uses two terms separately needs two trained terms and no margin.
     ///
     /// # Errors
     /// [`Error::Usage`] with the loss, the group and the reason.
@@ -311,10 +314,9 @@ impl Loss {
     }
 }
 
-/// Detaches the original prompt's terms of four-term inter comparisons and bounds their signed sum.
-/// This is the margin `clip(gap(x))` of DPO-PoP (arXiv 2509.22851, read second-hand). In direction
-/// `up` the sum is `-gap(x)`, clamped to [-clip, 0]; in direction `down` it is `gap(x)`, clamped to
-/// [0, clip].
+/// Detaches the original prompt's terms of four-term inter comparisons and bounds their signed sum. This is
+/// the margin `clip(gap(x))` of DPO-PoP (arXiv 2509.22851, from a secondary source). In direction `up` the
+/// sum is `-gap(x)`, clamped to [-clip, 0]; in direction `down` it is `gap(x)`, clamped to [0, clip].
 fn detach_gap(group: &mut TokenizedGroup, clip: f64) {
     let Some(base) = group.comparisons.iter().find(|c| c.kind == Kind::Base && c.terms.len() == 2) else {
         return;

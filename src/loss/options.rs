@@ -1,5 +1,5 @@
-//! Options of the loss as given, and what they resolve to. Refused: an option without effect, values
-//! out of range, and combinations of losses without a meaning.
+//! Options of the loss as given, and the loss that they resolve to. Options without effect, values out of
+//! range, and undefined combinations of losses are errors.
 
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -76,8 +76,8 @@ pub struct LossOptions {
     /// Weight of each loss of --loss-type [DPO; default 1 each]
     #[arg(long, alias = "loss_weights", value_delimiter = ',', num_args = 1..)]
     pub loss_weights: Vec<f64>,
-    /// Probability that a label is wrong: cDPO with sigmoid, where TRL ignores it, robust DPO with
-    /// robust, the target of exo_pair, which needs it above 0 [default 0]
+    /// Probability that a label is wrong: cDPO for sigmoid (where TRL ignores it), robust DPO for robust, and
+    /// the target of exo_pair, which needs a value above 0 [default 0]
     #[arg(long, alias = "label_smoothing")]
     pub label_smoothing: Option<f64>,
     /// Temperature of the mix of discopop [default 0.05]
@@ -86,7 +86,7 @@ pub struct LossOptions {
     /// Target margin of simpo [default 0.5]
     #[arg(long, alias = "simpo_gamma")]
     pub simpo_gamma: Option<f64>,
-    /// Divergence that ties the policy to the reference [DPO; default reverse_kl]
+    /// Divergence between the policy and the reference [DPO; default reverse_kl]
     #[arg(long, alias = "f_divergence_type", value_enum)]
     pub f_divergence_type: Option<Divergence>,
     /// alpha of --f-divergence-type alpha_divergence [default 0.5]
@@ -124,7 +124,7 @@ fn usage<T>(why: String) -> Result<T> {
     Err(Error::Usage(why))
 }
 
-/// Refuses NaN, infinities and negative numbers.
+/// Rejects NaN, infinities and negative numbers.
 fn non_negative(flag: &str, value: f64) -> Result<f64> {
     if value.is_finite() && value >= 0.0 {
         return Ok(value);
@@ -132,7 +132,7 @@ fn non_negative(flag: &str, value: f64) -> Result<f64> {
     usage(format!("{flag} {value}: a finite number of at least 0 is needed"))
 }
 
-/// Refuses what is not a finite number above 0, also in f32.
+/// Rejects a value that is not a finite number above 0, also in f32.
 fn positive(flag: &str, value: f64) -> Result<f64> {
     if !(value.is_finite() && value > 0.0) {
         return usage(format!("{flag} {value}: a finite number above 0 is needed"));
@@ -264,7 +264,7 @@ impl LossOptions {
         Ok(types.into_iter().enumerate().map(|(i, of)| (of, given.get(i).copied().unwrap_or(1.0))).collect())
     }
 
-    /// Curves of the losses, not per token yet.
+    /// Curves of the losses, before `reduce` sets `per_token`.
     fn curves(&self, types: &[(LossType, f64)]) -> Result<Vec<WeightedCurve>> {
         let smoothing = non_negative("--label-smoothing", self.label_smoothing.unwrap_or(0.0))?;
         if self.label_smoothing.is_some() && !types.iter().any(|(of, _)| of.takes_smoothing()) {
@@ -296,7 +296,7 @@ impl LossOptions {
             }
         }
         if curves.is_empty() {
-            // Comparisons are scored for the logs and cost nothing.
+            // Comparisons are scored for the logs but do not contribute to the loss.
             curves.push(WeightedCurve { weight: 0.0, ..Curve::Sigmoid { smoothing: 0.0 }.into() });
         }
         Ok(curves)
@@ -333,7 +333,7 @@ impl LossOptions {
         if means == 0 {
             return Ok(Reduce::Sum);
         }
-        // A divergence is taken of the whole sequence, before the mean.
+        // A divergence is applied to the score of the whole sequence, before the mean.
         if means == of_curves.len() && matches!(link, Link::Identity | Link::Odds) {
             return Ok(Reduce::Mean);
         }
@@ -363,7 +363,7 @@ impl LossOptions {
         Ok(link_of(divergence, alpha))
     }
 
-    /// Margin of every comparison besides the row's.
+    /// Margin that every comparison gets in addition to the row's.
     fn margin(&self, types: &[(LossType, f64)]) -> Result<f64> {
         let margin = self.margin.unwrap_or(0.0);
         if !margin.is_finite() {
@@ -393,7 +393,7 @@ impl LossOptions {
         self.nll_weight.unwrap_or(default)
     }
 
-    /// Refuses options of comparisons if none has a loss: the likelihood term asks only which kinds
+    /// Rejects options of comparisons if no loss has a curve. The likelihood term depends only on which kinds
     /// have a weight.
     fn refuse_comparisons(&self) -> Result<()> {
         let odd = |weight: Option<f64>| weight.is_some_and(|weight| weight != 0.0 && weight != 1.0);

@@ -1,7 +1,7 @@
 //! The argument of a comparison from the scores of its sequences.
 
-/// Sums signed scores, given with the index of their prompt. The sum is taken prompt by prompt: two
-/// equal gaps then give exactly 0, whatever their last bits.
+/// Sums signed scores, given with the index of their prompt. The sum is computed prompt by prompt, so that
+/// two equal gaps of opposite sign give exactly 0, without a rounding error.
 pub fn signed_sum(terms: impl Iterator<Item = (usize, f64)>) -> f64 {
     let mut gaps: Vec<(usize, f64)> = Vec::with_capacity(2);
     for (prompt, score) in terms {

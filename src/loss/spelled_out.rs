@@ -7,8 +7,8 @@ use crate::backend::contract::Reduce;
 use crate::data::pack::LogpScope;
 
 impl LossOptions {
-    /// The options with the values that `loss`, which they resolve to, has for those that were left
-    /// out. They resolve to the same loss. Options without effect stay out.
+    /// Returns the options with unset values filled in from `loss`, to which they resolve. The result
+    /// resolves to the same loss. Options that have no effect stay unset.
     pub fn spelled_out(&self, loss: &Loss) -> Self {
         let mut all = self.clone();
         let has = |of: LossType| loss.types.iter().any(|(other, _)| *other == of);
@@ -54,13 +54,13 @@ impl LossOptions {
         all
     }
 
-    /// Options of the scores of a DPO run that compares.
+    /// Sets the options of the scores of a DPO run with comparisons.
     fn spell_scores(&self, loss: &Loss, all: &mut Self) {
         match loss.types[0].0 {
             LossType::Orpo => all.beta = Some(self.beta.unwrap_or(DEFAULT_BETA)),
             _ => [all.beta, all.beta_intra, all.beta_inter] = loss.scale.map(Some),
         }
-        // Losses of several reductions have no common one.
+        // Losses with different reductions have no common value.
         if !loss.needs_rows() {
             all.logp_reduce = Some(match loss.reduce {
                 Reduce::Sum => ReduceName::Sum,
@@ -103,7 +103,7 @@ mod tests {
         for ((method, options), preset) in given.iter().flat_map(|given| presets.map(|preset| (given, preset))) {
             let Ok(loss) = options.resolve(*method, preset, false) else { continue };
             let all = options.spelled_out(&loss);
-            // No preset: every weight is spelled out, except where it decides nothing.
+            // Explicit weights replace any preset. With union, or without comparisons, the weights stay unset.
             let preset = if loss.mix == Mix::Union || loss.curve_types().next().is_none() { preset } else { [9.0; 3] };
             let again = all.resolve(*method, preset, false).unwrap_or_else(|e| panic!("{all:?}: {e}"));
             assert_eq!(again, loss, "{options:?}");

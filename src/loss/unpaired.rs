@@ -1,11 +1,11 @@
-//! Rows with one response and a label, for KTO (arXiv 2402.01306). The loss of a row is a comparison of
-//! one trained sequence, with the sign of its label.
+//! Rows with one response and a label, for KTO (arXiv 2402.01306). A row is a comparison with one term that
+//! gets a gradient; the sign of the term is that of the label.
 //!
-//! The divergence of policy and reference is estimated from mismatched sequences: the prompt of a row
-//! with the response of another one. As in TRL, the rows are cut into blocks of a micro-batch in the
-//! order of the file, and each row takes the response of the row before it in its block, the first
-//! that of the last. A block of one row takes the row before the block. Mismatched sequences above the
-//! length limit are cut at their end.
+//! The divergence of policy and reference is estimated from mismatched sequences: the prompt of a row with
+//! the response of a different row. As in TRL, the rows are split into blocks of one micro-batch in the order
+//! of the file. Each row is paired with the response of the row before it in its block, and the first row
+//! with that of the last. A block of one row is paired with the row before the block. Mismatched sequences
+//! above the length limit are cut at their end.
 
 use std::sync::Arc;
 
@@ -19,9 +19,8 @@ impl Loss {
         self.types.iter().any(|(of, _)| *of == LossType::Kto)
     }
 
-    /// Sets the weights of rows by their labels, and adds a mismatched sequence of at most
-    /// `max_length` tokens to each; `block` is the number of rows of a micro-batch. Nothing for other
-    /// methods.
+    /// Sets the weights of rows by their labels, and adds a mismatched sequence of at most `max_length`
+    /// tokens to each; `block` is the number of rows of a micro-batch. Has no effect for other methods.
     pub fn prepare_unpaired(&self, groups: &mut [TokenizedGroup], block: usize, max_length: usize) {
         if self.method != Method::Kto {
             return;
@@ -33,7 +32,7 @@ impl Loss {
         if !self.estimates_divergence() {
             return;
         }
-        // Taken before anything is added.
+        // The responses are copied before mismatched ones are added.
         let responses: Vec<_> = groups.iter().map(|group| group.sequences[0].response_ids.clone()).collect();
         let texts: Vec<_> = groups.iter().map(|group| group.group.responses.first().cloned()).collect();
         let (rows, block) = (groups.len(), block.max(1));
@@ -51,11 +50,11 @@ impl Loss {
     }
 }
 
-/// Adds the prompt of a group with another response, as a detached term without influence on the
-/// logit.
+/// Adds the prompt of a group with the response of a different row, as a detached term that does not affect
+/// the logit.
 fn add_mismatched(group: &mut TokenizedGroup, response: &[u32], max_length: usize) {
     let prompt = group.sequences[0].prompt;
-    // At least one token is left of the limit, because the row's own response has one.
+    // The limit leaves room for at least one token, because the row's response has one.
     let room = max_length.saturating_sub(group.prompt_ids[prompt].len()).max(1);
     let response_ids = response[..response.len().min(room)].to_vec();
     let sequence = group.sequences.len();
@@ -105,7 +104,7 @@ mod tests {
         let groups = prepared(LossOptions::default(), 7, 3);
         let others: Vec<u32> = groups.iter().map(|group| group.sequences[1].response_ids[0]).collect();
         assert_eq!(others, [3, 1, 2, 6, 4, 5, 6], "the last block has one row");
-        // Prompts have 3 of 8 tokens.
+        // Prompts have 3 tokens, and the limit is 8.
         assert_eq!(groups[3].sequences[1].response_ids, [6; 5]);
         assert_eq!(groups[3].group.responses[1], Response::Text("r6".into()));
         for group in &groups {

@@ -1,5 +1,5 @@
-//! Losses of comparisons on the host, in f64 from the scores of their sequences: for evaluation, and
-//! for the log of each of several losses.
+//! Computes the losses of comparisons on the host, in f64 from the scores of their sequences. Used for
+//! evaluation, and to log each loss when a run has several.
 
 use super::objective::Loss;
 use super::signed_sum::signed_sum;
@@ -43,15 +43,15 @@ pub struct ComparisonValues {
     pub values: Vec<f64>,
 }
 
-/// The divergence that [`Curve::Kto`] takes from the detached terms of comparisons.
+/// Divergence term of [`Curve::Kto`], computed from the detached terms of comparisons.
 pub fn batch_divergence(comparisons: &[ScoredComparison]) -> f64 {
     let detached = comparisons.iter().flat_map(|c| &c.terms).filter(|t| t.detached);
     curve::divergence(detached.map(|t| t.score - t.reference))
 }
 
 impl Loss {
-    /// Score of a sequence as the first curve takes it: `difference` is its log-prob or reward without
-    /// that of the frozen reference, and `rows` the number of scored tokens.
+    /// Score of a sequence in the form that the first curve uses. `difference` is the log-prob or reward of the
+    /// sequence minus that of the frozen reference, and `rows` is the number of scored tokens.
     pub fn rho(&self, kind: usize, difference: f64, rows: usize) -> f64 {
         let rho = self.scale[kind] * linked(self.link, difference).0;
         if self.curves[0].per_token { rho / rows.max(1) as f64 } else { rho }
@@ -75,7 +75,7 @@ impl Loss {
         all
     }
 
-    /// Values of [`Curve::Kto`], with the divergence that all comparisons have in common.
+    /// Computes the values of [`Curve::Kto`] with the divergence that all comparisons share.
     fn unpaired_values(&self, comparisons: &[ScoredComparison], all: &mut [ComparisonValues], number: usize) {
         let divergence = batch_divergence(comparisons);
         for (c, of) in comparisons.iter().zip(all) {
@@ -86,7 +86,7 @@ impl Loss {
         }
     }
 
-    /// What a curve of the batch sorts.
+    /// Sort keys of a comparison for a batch-level curve.
     fn sort_keys(&self, c: &ScoredComparison, curve: Curve) -> SortKeys {
         let beta = self.scale[c.kind];
         let sum = |of: &dyn Fn(&ScoredTerm) -> f64| c.terms.iter().map(|t| beta * of(t)).sum::<f64>();
@@ -98,7 +98,7 @@ impl Loss {
         SortKeys { kind: c.kind, x, y }
     }
 
-    /// Losses of one comparison. [`Loss::values_of`] then replaces the values of a curve of the batch.
+    /// Losses of one comparison. [`Loss::values_of`] then replaces the values of batch-level curves.
     fn values_of_one(&self, c: &ScoredComparison) -> ComparisonValues {
         let beta = self.scale[c.kind];
         let mut logit = 0.0;

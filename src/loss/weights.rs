@@ -1,5 +1,5 @@
-//! Options that weigh tokens, pairs or rows of a loss, and where they have no meaning: `--ld-alpha`,
-//! `--use-weighting`, `--desirable-weight` and `--undesirable-weight`.
+//! Options that weight tokens, pairs or rows of a loss (`--ld-alpha`, `--use-weighting`, `--desirable-weight` and
+//! `--undesirable-weight`), and errors where they have no meaning.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 type Types<'a> = &'a [(LossType, f64)];
 
 impl LossOptions {
-    /// Weight of the tokens beyond the shorter response; `None` for 1, which changes nothing.
+    /// Weight of the tokens beyond the length of the shorter response; `None` for 1, which has no effect.
     pub(super) fn tail_weight(&self, types: Types<'_>, nll_weight: f64) -> Result<Option<f64>> {
         let Some(alpha) = self.ld_alpha else { return Ok(None) };
         if !(0.0..=1.0).contains(&alpha) {
@@ -74,8 +74,8 @@ impl LossOptions {
 }
 
 impl Loss {
-    /// Head rows of each sequence of `groups` before its tail, in the order of a batch; empty unless
-    /// tails have a weight of their own.
+    /// Computes the number of scored tokens of each sequence of `groups` before its tail, in batch order.
+    /// `starts` stays empty unless tails have a separate weight.
     pub(crate) fn tail_starts(&self, groups: &[&TokenizedGroup], starts: &mut Vec<f64>) {
         starts.clear();
         if self.ld_alpha.is_none() {
@@ -90,7 +90,8 @@ impl Loss {
         }
     }
 
-    /// Checks that every response has one common length with the responses it is compared with.
+    /// Checks that every response is compared with one set of responses at most, so that it has one common
+    /// length.
     ///
     /// # Errors
     /// [`Error::Usage`] with the group.
@@ -114,8 +115,8 @@ impl Loss {
     }
 }
 
-/// Sets of the responses of comparisons that a response of `group` is in. A comparison of one response
-/// under two prompts has no other length.
+/// Returns the response set of each comparison that contains `response`. A comparison of one response under two
+/// prompts is skipped, because it has only one length.
 fn compared_with(group: &TokenizedGroup, response: usize) -> impl Iterator<Item = BTreeSet<usize>> + '_ {
     let responses = |c: usize| -> BTreeSet<usize> {
         group.comparisons[c].terms.iter().map(|t| group.sequences[t.sequence].response).collect()
@@ -123,7 +124,8 @@ fn compared_with(group: &TokenizedGroup, response: usize) -> impl Iterator<Item 
     (0..group.comparisons.len()).map(responses).filter(move |of| of.len() > 1 && of.contains(&response))
 }
 
-/// Tokens of the shortest response that `response` is compared with, or of itself.
+/// Token count of the shortest response among `response` and those it is compared with; `usize::MAX` if there are
+/// none.
 fn shared_length(group: &TokenizedGroup, response: usize) -> usize {
     let shared: BTreeSet<usize> = compared_with(group, response).flatten().collect();
     let lengths = group.sequences.iter().filter(|s| shared.contains(&s.response)).map(|s| s.response_ids.len());

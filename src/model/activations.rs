@@ -33,19 +33,19 @@ impl Mode {
     }
 }
 
-/// Output of a block before the norm behind it.
+/// Output of a block before its post-norm.
 pub struct Branch<B: Backend> {
     /// (tokens, hidden)
     pub x: B::Act,
-    /// Statistics of the norm, as of a layer's input
+    /// Statistics of the post-norm, in the form of `LayerActivations::input_rstd`
     pub rstd: B::Acc,
 }
 
 /// Activations that the backward of one layer reads.
 pub struct LayerActivations<B: Backend> {
-    /// (tokens, hidden) input of the attention block, normalised; empty without norms in front of the blocks
+    /// (tokens, hidden) input of the attention block, normalised; empty without pre-norms
     pub attention_input: B::Act,
-    /// (tokens), or (tokens, 2) of a LayerNorm: mean, then the reciprocal deviation
+    /// (tokens), or (tokens, 2) for a LayerNorm: mean, then the reciprocal standard deviation
     pub input_rstd: B::Acc,
     /// (tokens, heads + kv_heads, head_dim) queries and keys before their norm; present in training if
     /// the family has one
@@ -56,7 +56,7 @@ pub struct LayerActivations<B: Backend> {
     pub attention: B::Act,
     /// (heads, tokens)
     pub lse: B::Acc,
-    /// (tokens, hidden) input of the MLP, normalised; empty without norms in front of the blocks
+    /// (tokens, hidden) input of the MLP, normalised; empty without pre-norms
     pub mlp_input: B::Act,
     /// As `input_rstd`
     pub post_rstd: B::Acc,
@@ -65,7 +65,7 @@ pub struct LayerActivations<B: Backend> {
     pub gate_up: Option<B::Act>,
     /// (tokens, intermediate)
     pub act: B::Act,
-    /// Outputs of attention and of the MLP; present if norms are behind them
+    /// Outputs of attention and of the MLP; present with post-norms
     pub branches: Option<[Branch<B>; 2]>,
 }
 
@@ -75,7 +75,7 @@ pub struct Gradients<B: Backend> {
     pub dstream: B::Act,
     /// (tokens, hidden) gradient of a normalised input; also the head's `dhidden`
     pub dnormed: B::Act,
-    /// (tokens, hidden) gradient of a block's output before the norm behind it; present if there is one
+    /// (tokens, hidden) gradient of a block's output before its post-norm; present with post-norms
     pub dbranch: Option<B::Act>,
     /// (tokens, heads, head_dim)
     pub dattention: B::Act,
@@ -83,7 +83,8 @@ pub struct Gradients<B: Backend> {
     pub dqkv: B::Act,
     /// (tokens, 2 intermediate), or (tokens, intermediate) without a gate
     pub dgate_up: B::Act,
-    /// (tokens, intermediate); present with a gate, if the down projection has an adapter or the gate GELU
+    /// (tokens, intermediate); present with a gate, if the down projection has an adapter or the activation is
+    /// GELU
     pub dact: Option<B::Act>,
 }
 
@@ -99,8 +100,8 @@ pub(super) struct Advance<'a, B: Backend> {
 pub struct Activations<B: Backend> {
     mode: Mode,
     capacity: usize,
-    /// Residual streams (tokens, hidden). Training: two per layer and one at the end.
-    /// Recomputation: one per layer, one at the end and one shared. Inference: two.
+    /// Residual streams (tokens, hidden). Training has two per layer and one at the end. Recomputation has one
+    /// per layer, one at the end and one shared by all layers. Inference has two.
     pub(super) streams: Vec<B::Act>,
     pub(super) layers: Vec<LayerActivations<B>>,
     /// (tokens, hidden) after the final norm
@@ -109,12 +110,13 @@ pub struct Activations<B: Backend> {
     pub(super) final_rstd: B::Acc,
     /// Present in training.
     pub gradients: Option<Gradients<B>>,
-    /// Present if the adapters of the model take part.
+    /// Present if the workspace includes the adapters of the model.
     pub(super) lora: Option<LoraWorkspace<B>>,
 }
 
 impl<B: Backend> Activations<B> {
-    /// Allocates a workspace for `tokens` tokens of a model without adapters, or of its base.
+    /// Allocates a workspace for `tokens` tokens of a model without adapters, or of the base of a model with
+    /// adapters.
     pub fn new(backend: &B, config: &ModelConfig, mode: Mode, tokens: usize) -> Result<Self> {
         Self::with_adapters(backend, config, None, mode, tokens)
     }
@@ -201,7 +203,7 @@ impl<B: Backend> Activations<B> {
     /// Ensures a capacity of `tokens`, allocating exactly that number.
     pub fn reserve(&mut self, backend: &B, config: &ModelConfig, tokens: usize) -> Result<()> {
         if tokens > self.capacity {
-            // The old buffers are freed first: a step needs no memory for both.
+            // The old buffers are freed first, so that a step never needs memory for both sets.
             let adapters = self.lora.as_ref().map(|lora| lora.layout.clone());
             *self = Self::new(backend, config, self.mode, 0)?;
             *self = Self::with_adapters(backend, config, adapters, self.mode, tokens)?;

@@ -1,17 +1,17 @@
 //! Model configuration, read from a Hugging Face `config.json` and checked before anything is
 //! allocated.
 //!
-//! Families: the rows of [`FAMILIES`](super::family::FAMILIES), as language models or as reward models
-//! (`XForSequenceClassification` with one label). Both key styles are read (transformers 4: `rope_theta`, `rope_scaling`,
-//! `torch_dtype`; transformers 5: `rope_parameters`, `dtype`) and both are written; a file with
-//! conflicting styles is refused. Unknown keys are kept and written back.
+//! The supported families are the rows of [`FAMILIES`](super::family::FAMILIES), as language models or as reward
+//! models (`XForSequenceClassification` with one label). Both key styles are read (transformers 4: `rope_theta`,
+//! `rope_scaling`, `torch_dtype`; transformers 5: `rope_parameters`, `dtype`) and both are written; a file with
+//! conflicting styles is an error. Unknown keys are kept and written back.
 //!
-//! Read as transformers reads them, with a note: end ids beyond the vocabulary, which no text
-//! contains, and llama3 scaling without its original length.
+//! As in transformers, EOS token ids beyond the vocabulary, which no text contains, and llama3 scaling without
+//! its original length are accepted. Both give a note.
 //!
-//! Refused by name: other model types and architectures, other activations, unknown RoPE scalings, quantised
-//! weights, and every size that is missing, not positive, not divisible where required, or
-//! implausible.
+//! An error names the key of an unsupported model type, architecture, activation, RoPE scaling or
+//! quantisation. It also names the key of a size that is missing, not positive, not divisible where required,
+//! or implausible.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -99,7 +99,7 @@ impl StoredDtype {
 pub struct ModelConfig {
     /// Family.
     pub family: &'static Family,
-    /// What is on top.
+    /// Head on the last hidden state.
     pub head: Head,
     /// Rows of the embedding table.
     pub vocab: usize,
@@ -131,37 +131,37 @@ pub struct ModelConfig {
     pub tied: bool,
     /// Rotary embedding.
     pub rope: RopeConfig,
-    /// Part of a head that rotates, as in the file.
+    /// Fraction of a head that rotates, as in the file.
     pub partial_rotary_factor: f64,
-    /// Elements at the start of a head that rotate; even.
+    /// Number of elements at the start of a head that rotate; even.
     pub rotated: usize,
     /// Layers that do not rotate queries and keys, ascending.
     pub layers_without_rope: Vec<usize>,
-    /// Sliding window of some layers, if it can cut a sequence.
+    /// Sliding window of some layers; `None` if it is not shorter than the longest sequence.
     pub window: Option<SlidingWindow>,
-    /// Other RoPE settings of some layers.
+    /// RoPE settings of the layers that do not use `rope`.
     pub local_rope: Option<LocalRope>,
-    /// Maximum length of a sequence: `declared_positions`, or less if RoPE beyond depends on
+    /// Maximum length of a sequence: `declared_positions`, or less if RoPE of longer sequences would depend on
     /// the other sequences of a batch (longrope).
     pub max_positions: usize,
     /// `max_position_embeddings` of the file.
     pub declared_positions: usize,
     /// Standard deviation of randomly initialised weights.
     pub initializer_range: f64,
-    /// Ids that end a response: the ids of config.json, then further ids of generation_config.json.
+    /// EOS token ids: those of config.json, then further ids of generation_config.json.
     pub eos: Vec<u32>,
-    /// Id of the first token of a text.
+    /// Id of the BOS token.
     pub bos: Option<u32>,
-    /// Padding id. This program never feeds it to a model; reward folders must name it for
+    /// Id of the pad token. This program never feeds it to a model; folders of reward models must name it for
     /// transformers.
     pub pad: Option<u32>,
-    /// Mean and deviation that scores of a reward model are normalised by.
+    /// Mean and standard deviation by which the scores of a reward model are normalised.
     pub reward_norm: Option<RewardNorm>,
     /// Adapter that the weights are merged with, if the folder holds one.
     pub adapter: Option<Arc<AdapterFolder>>,
-    /// Data type that the file declares for its weights. The weight files decide.
+    /// Data type that the file declares for its weights. The type in the weight files takes precedence.
     pub dtype: Option<StoredDtype>,
-    /// Notes for the log: what was read in another way than it is written.
+    /// Notes for the log about values that are interpreted differently from how they are written.
     pub notes: Vec<String>,
     /// `config.json` as read, to keep unknown keys; empty for a preset.
     pub(super) original: Map<String, Value>,
@@ -170,15 +170,15 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads and checks `config.json` of a model folder, and the end ids of
-    /// `generation_config.json` if the file exists; of an adapter's folder, those of its base. Every
-    /// failure is [`Error::Model`] with key, value and allowed values, or [`Error::Io`].
+    /// Reads and checks `config.json` of a model folder, and the EOS token ids of `generation_config.json` if the
+    /// file exists. For an adapter's folder, reads the files of its base. Returns [`Error::Model`] with key,
+    /// value and allowed values, or [`Error::Io`].
     pub fn read(folder: &Path) -> Result<Self> {
         Self::read_on(folder, None)
     }
 
-    /// [`Self::read`]; `base` is the folder of an adapter's base instead of the one that the adapter
-    /// names. It has no effect on a whole model.
+    /// As [`Self::read`], but `base` replaces the folder of the base that an adapter names. It has no effect on a
+    /// whole model.
     pub fn read_on(folder: &Path, base: Option<&Path>) -> Result<Self> {
         let Some(adapter) = AdapterFolder::find(folder, base)? else { return Self::read_whole(folder) };
         let mut config = Self::read_whole(&adapter.base)?;
@@ -216,7 +216,7 @@ impl ModelConfig {
         Self::parse(map, path, None)
     }
 
-    /// [`Self::from_json`]; the weights in `folder` explain some errors.
+    /// As [`Self::from_json`]; the weights in `folder` explain some errors.
     fn parse(map: Map<String, Value>, path: &Path, folder: Option<&Path>) -> Result<Self> {
         let keys = Keys { map: &map, path, prefix: "", names: &[] };
         let family = read_family(keys)?;
@@ -289,7 +289,8 @@ impl ModelConfig {
         let window = window.and_then(|window| window.that_cuts(max_positions));
 
         let softcaps = Softcaps::read(keys, family, &mut notes)?;
-        // An id outside the vocabulary belongs to a published size.
+        // The class default is dropped if it is outside the vocabulary, because it then belongs to a published
+        // size.
         let of_class = |key: &str, id: Option<u32>| id.filter(|&id| !keys.has(key) && (id as usize) < vocab);
         let pad = keys.token_id("pad_token_id", vocab)?.or(of_class("pad_token_id", family.ids.pad));
         let mut eos = keys.ids_in_vocabulary("eos_token_id", vocab, &mut notes)?;
@@ -315,7 +316,7 @@ impl ModelConfig {
             heads,
             kv_heads,
             head_dim,
-            // Far below 1e-30 the value is 0 in f32, and the norm of a zero vector is infinite.
+            // Far below 1e-30 eps is 0 in f32, and the reciprocal norm of a zero vector is infinite.
             rms_norm_eps: keys.number_or(
                 "rms_norm_eps",
                 family.eps,
@@ -380,7 +381,7 @@ impl ModelConfig {
         Ok(self.without_norm())
     }
 
-    /// Sets the pad token of a reward model that has none, or another one.
+    /// Sets or replaces the pad token of a reward model.
     pub(crate) fn with_pad(self, pad: u32) -> Result<Self> {
         let norm = (self.reward_norm, self.original.clone());
         let mut config = Self { reward_norm: None, ..self }.into_reward(pad)?;
@@ -454,7 +455,7 @@ impl ModelConfig {
         self.inv_freq_of(&self.rope)
     }
 
-    /// [`Self::inv_freq`] with the settings of some layers.
+    /// As [`Self::inv_freq`], with the RoPE settings of some layers.
     pub(super) fn inv_freq_of(&self, rope: &RopeConfig) -> Vec<f32> {
         match self.family.learned_positions {
             true => Vec::new(),
@@ -472,7 +473,7 @@ impl ModelConfig {
         self.generation.as_ref()?.get(key).filter(|value| !value.is_null())
     }
 
-    /// The longest sequence and the key that limits it, for messages.
+    /// The key that limits the length of a sequence and its value, for messages.
     pub fn longest_text(&self) -> String {
         match self.max_positions < self.declared_positions {
             false => format!("max_position_embeddings {}", self.max_positions),

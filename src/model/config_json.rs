@@ -51,7 +51,7 @@ pub(super) struct Keys<'a> {
     pub map: &'a Map<String, Value>,
     pub path: &'a Path,
     pub prefix: &'a str,
-    /// Names of keys that a family calls otherwise.
+    /// Keys that have a different name in the files of the family.
     pub names: KeyNames,
 }
 

@@ -1,4 +1,5 @@
-//! What of a `config.json` is supported: family and settings that change the computation. Everything else is refused with its key and the way on.
+//! Checks which families and settings of a `config.json` are supported. Every other setting that changes the
+//! computation is an error with its key and advice.
 
 use std::path::Path;
 
@@ -11,7 +12,7 @@ use super::family_missing::missing;
 use crate::files::hub::hub_model;
 use crate::{Error, Result};
 
-/// Reason to refuse a folder without `config.json`, with the advice that fits what it holds.
+/// Error text for a folder without `config.json`, with advice that fits the contents of the folder.
 pub(super) fn no_config(folder: &Path) -> String {
     if let Some(advice) = hub_model(folder) {
         return advice;
@@ -40,7 +41,7 @@ pub(super) fn no_config(folder: &Path) -> String {
     why.to_owned()
 }
 
-/// Keys of rates of dropout in the configurations of all families.
+/// Keys of dropout rates in the configurations of all families.
 const DROPOUT: [&str; 8] = [
     "attention_dropout",
     "hidden_dropout",
@@ -53,8 +54,7 @@ const DROPOUT: [&str; 8] = [
 ];
 
 impl ModelConfig {
-    /// Keys of dropout above 0 with their rates, which transformers applies in training and this program
-    /// does not.
+    /// Keys and rates of dropout above 0. transformers applies dropout in training; this program does not.
     pub fn dropout(&self) -> Vec<(&'static str, f64)> {
         let rate = |key: &str| self.original.get(key).and_then(Value::as_f64).filter(|&rate| rate > 0.0);
         DROPOUT.into_iter().filter_map(|key| Some((key, rate(key)?))).collect()
@@ -96,7 +96,7 @@ pub(super) fn read_bias(keys: Keys, bias: Bias) -> Result<bool> {
     }
 }
 
-/// What of a family's row does not go together here, by name.
+/// Names of two traits of a family that are not supported together, if it has such a pair.
 fn clash(family: &Family) -> Option<(&'static str, &'static str)> {
     let parallel = matches!(family.parallel, Parallel::Key { .. });
     let (behind, by_type) = ("norms behind attention and MLP", "RoPE settings by layer type");
@@ -115,7 +115,7 @@ fn clash(family: &Family) -> Option<(&'static str, &'static str)> {
     .find_map(|(clashes, one, other)| clashes.then_some((one, other)))
 }
 
-/// Refuses settings that change the computation in a way that is not implemented.
+/// Returns an error for settings that change the computation in a way that is not implemented.
 pub(super) fn refuse_unsupported(keys: Keys, family: &Family) -> Result<()> {
     if let Some((one, other)) = clash(family) {
         let why = format!("{} models would have {one} and {other}, which are not supported together", family.class);

@@ -1,5 +1,5 @@
-//! Writes `config.json` and `generation_config.json`: the keys as read, with this program's own
-//! values in their places, in the key styles of both transformers 4 and 5.
+//! Writes `config.json` and `generation_config.json`. They have the keys that were read, with the values of this
+//! program in their places, in the key styles of both transformers 4 and 5.
 
 use std::path::Path;
 
@@ -37,7 +37,8 @@ impl ModelConfig {
         if self.family.wide_heads {
             set("head_dim", json!(self.head_dim));
         }
-        // Other names of SiLU are replaced; those of GELU differ in what they mean.
+        // Other names of SiLU are replaced; the names of GELU are kept, because they stand for different
+        // functions.
         let only_silu = gelu(self.family.activation).is_none();
         if only_silu || !self.original.contains_key(name(self.family, "hidden_act")) {
             set("hidden_act", json!(self.family.activation));
@@ -74,7 +75,7 @@ impl ModelConfig {
             self.rope.write(self.family.rope, self.partial_rotary_factor, &mut map);
             self.write_layer_types(&mut map);
         }
-        // Keys get the family's own names, and keep their places.
+        // Generic keys get the names of the family, and names that were read keep their places.
         for (generic, own, _) in self.family.keys {
             if let Some(value) = map.shift_remove(*generic) {
                 map.insert((*own).into(), value);
@@ -83,8 +84,8 @@ impl ModelConfig {
         map
     }
 
-    /// Special ids by their keys. Those that the class brings stay out of a file that was read without
-    /// them: they would become ends of texts in training.
+    /// Special ids by their keys. A default of the class is left out of a file that was read without it, because
+    /// training would use it as an EOS token.
     fn special_ids(&self) -> Vec<(&'static str, Value)> {
         let of_class = self.family.ids;
         let all = [
@@ -132,9 +133,9 @@ impl ModelConfig {
         Some(map)
     }
 
-    /// Writes `config.json` and, for a language model, `generation_config.json` into `folder`. For
-    /// a reward model, removes a `generation_config.json` left by a language model: its end ids
-    /// would be read as the reward model's.
+    /// Writes `config.json` and, for a language model, `generation_config.json` into `folder`. For a reward
+    /// model, removes a `generation_config.json` left by a language model: its EOS token ids would be read as the
+    /// reward model's.
     pub fn write(&self, folder: &Path, dtype: StoredDtype) -> Result<()> {
         write_atomic(&folder.join("config.json"), json_text(&Value::Object(self.to_json(dtype))).as_bytes())?;
         let generation = folder.join("generation_config.json");

@@ -9,15 +9,16 @@
 //! hidden = norm(stream[2 layers])
 //! ```
 //!
-//! With attention and MLP in parallel, the MLP's norm reads `stream[2i]`. Norms are RMSNorm or LayerNorm;
-//! without a gate the MLP is gelu(norm(stream) W_up + b_up) W_down + b_down. Norms may be behind the
-//! blocks (`decoder_behind`), too or instead; without norms in front, the input of a block is the stream.
+//! With attention and MLP in parallel, the MLP's norm reads `stream[2i]`. Norms are RMSNorm or LayerNorm; without
+//! a gate the MLP is gelu(norm(stream) W_up + b_up) W_down + b_down. A family may have post-norms
+//! (`decoder_behind`) in addition to the pre-norms or instead of them. Without pre-norms, the input of a block is
+//! the stream.
 //!
 //! The op of a block's last GEMM also adds the residual stream and writes the next stream. The op
 //! of the gate and up GEMM also applies SwiGLU, but not GeGLU. RoPE rotates only queries and keys.
 //!
-//! With adapters (`lora`), the low-rank part of a GEMM's output is computed first and enters the GEMM as
-//! residual. Gate and up then need their values before SwiGLU, so the two ops run one by one.
+//! With adapters (`lora`), the low-rank part of a GEMM's output is computed first and is the residual of the
+//! GEMM. SwiGLU needs the sum, so it is then a separate op after the gate and up GEMM.
 //!
 //! A family's row (`family.rs`) says which biases there are, whether queries and keys have a norm, and
 //! which layers rotate.
@@ -78,7 +79,7 @@ impl<B: Backend> RopeTables<B> {
         Ok(Self { positions, cos: table(f64::cos)?, sin: table(f64::sin)? })
     }
 
-    /// Tables of most layers, and of those with settings of their own.
+    /// Tables of the layers with the settings of the model, and of those in [`ModelConfig::local_rope`].
     fn of_layers(backend: &B, config: &ModelConfig, positions: usize) -> Result<(Self, Option<Self>)> {
         let tables = |rope: &RopeConfig| Self::new(backend, (config, rope), positions);
         let local = config.local_rope.as_ref().map(|local| tables(&local.rope)).transpose()?;
@@ -92,7 +93,7 @@ impl<B: Backend> Model<B> {
         Self::zeros_on(backend, config, positions, None)
     }
 
-    /// A model with zero weights, or this rank's slices of them.
+    /// Creates a model with zero weights, or with this rank's slices of them.
     pub(super) fn with_weights(
         backend: &B,
         config: ModelConfig,
@@ -105,7 +106,7 @@ impl<B: Backend> Model<B> {
         Ok(Self { config, layout, weights, lora: None, shards, rope_tables, local_tables })
     }
 
-    /// Extends the RoPE tables to `positions`. Refuses more positions than the model supports.
+    /// Extends the RoPE tables to `positions`. More positions than the model supports are an error.
     pub fn reserve_positions(&mut self, backend: &B, positions: usize) -> Result<()> {
         if positions > self.config.max_positions {
             return Err(Error::Usage(format!(
@@ -127,7 +128,7 @@ impl<B: Backend> Model<B> {
         backend.max_head_rows(HeadDims { tokens: 0, hidden, vocab, rows: 0, softcap })
     }
 
-    /// As [`Model::max_head_rows`], without a setting by [`Backend::set_max_head_rows`].
+    /// As [`Model::max_head_rows`], but ignores a limit set by [`Backend::set_max_head_rows`].
     pub(crate) fn default_head_rows(&self, backend: &B) -> usize {
         let ModelConfig { hidden, vocab, .. } = self.config;
         let softcap = self.config.softcaps.logits;
@@ -191,7 +192,7 @@ impl<B: Backend> Model<B> {
         self.normalise_last(backend, tokens, acts)
     }
 
-    /// Makes room for a batch and writes its first stream.
+    /// Grows the workspace for a batch and writes the first residual stream.
     pub(super) fn embed(
         &self,
         backend: &B,
@@ -215,7 +216,7 @@ impl<B: Backend> Model<B> {
         let addend = match &self.layout.positions {
             None => None,
             Some(table) => {
-                // The final hidden states are written much later.
+                // The buffer of the final hidden states is free here, because they are written much later.
                 backend.embedding_fwd(EmbeddingFwd {
                     dims: EmbeddingDims { tokens, vocab: config.declared_positions, hidden: config.hidden },
                     ids: positions,
@@ -235,8 +236,8 @@ impl<B: Backend> Model<B> {
         self.scale(backend, self.config.hidden_factor(), None, hidden)
     }
 
-    /// Runs layer i from its input stream to the activations of its MLP: everything that its
-    /// backward needs.
+    /// Runs layer i from its input stream to the activations of its MLP, which is everything that its backward
+    /// needs.
     pub(super) fn run_layer(
         &self,
         backend: &B,
@@ -367,7 +368,8 @@ impl<B: Backend> Model<B> {
                 act,
             })?,
         }
-        // The backward of the down projection needs its h, which a recomputed layer has to have too.
+        // The backward of the down projection needs its h. It is computed here so that a recomputed layer has it
+        // too.
         if let (Some(adapters), Some(work)) = (&self.lora, lora) {
             adapters.reduce(backend, work, place(Group::Down), View::first(&saved.act, tokens * inner))?;
         }
@@ -377,7 +379,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Runs the down projection of layer i, which writes the next layer's input stream, or the norm behind it.
+    /// Writes the output stream of layer i: by the down projection, or with post-norms by the norm of its output.
     pub(super) fn close_layer(&self, backend: &B, tokens: usize, acts: &mut Activations<B>, i: usize) -> Result<()> {
         if self.config.family.norms_behind {
             return self.add_branch(backend, (tokens, 2 * i + 1), acts, i, Group::Down);
@@ -398,8 +400,8 @@ impl<B: Backend> Model<B> {
         })
     }
 
-    /// Residual of a GEMM: the low-rank part of its output plus `residual`, or `residual` alone if the
-    /// GEMM has no adapter or the adapters take no part.
+    /// Residual of a GEMM: the low-rank part of its output plus `residual`, or only `residual` if the GEMM or the
+    /// workspace has no adapter.
     pub(super) fn low_rank<'a>(
         &self,
         backend: &B,
@@ -414,7 +416,7 @@ impl<B: Backend> Model<B> {
         self.expand(backend, work, place, residual)
     }
 
-    /// [`Self::low_rank`] with the h that is already computed.
+    /// As [`Self::low_rank`], with the h that is already computed.
     pub(super) fn expand<'a>(
         &self,
         backend: &B,
@@ -454,7 +456,7 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// Norm of the model; layer norms carry the index of their layer buffers.
+/// Pre-norm of a block, with the index of its layer buffers, or the final norm.
 enum Norm {
     Input(usize),
     Post(usize),

@@ -1,5 +1,5 @@
-//! Norms behind attention and MLP: the stream adds the normalised output of a block. Its input is the
-//! stream itself, or another norm of it.
+//! Post-norms of attention and MLP: the residual stream adds the normalised output of a block. The input of the
+//! block is the stream itself, or a pre-norm of it.
 //!
 //! ```text
 //! branch = block(stream[k] or norm(stream[k]));  stream[k + 1] = stream[k] + norm(branch)
@@ -31,7 +31,7 @@ fn index(group: Group) -> usize {
     usize::from(group == Group::Down)
 }
 
-/// Weight of the norm behind a block.
+/// Weight of the post-norm of a block.
 fn norm_of(at: &LayerRanges, group: Group) -> Result<&std::ops::Range<usize>> {
     let norm = if group == Group::Down { &at.mlp_norm } else { &at.attention_norm };
     norm.as_ref().ok_or_else(not_for_training)
@@ -71,7 +71,7 @@ impl<B: Backend> Model<B> {
         })
     }
 
-    /// Adds the normalised output of a block of layer i to its input stream k: the next stream.
+    /// Adds the normalised output of a block of layer i to its input stream k and writes stream k + 1.
     pub(super) fn add_branch(
         &self,
         backend: &B,
@@ -89,7 +89,7 @@ impl<B: Backend> Model<B> {
         self.norm(backend, View::first(x, wide), Some(from), weight, to, rstd)
     }
 
-    /// Gradient of a block's output before the norm behind it, in `dbranch`. `dweight` receives the
+    /// Computes the gradient of a block's output before its post-norm into `dbranch`. `dweight` receives the
     /// gradient of the norm's weight.
     pub(super) fn branch_bwd(
         &self,

@@ -17,7 +17,7 @@ use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut};
 use crate::{Error, Result};
 
-/// Keys and values of all layers, in rows that the caller hands out.
+/// Keys and values of all layers, in rows that the caller assigns.
 pub struct KvCache<B: Backend> {
     slots: usize,
     /// One buffer a layer, (slots, 2 kv_heads, head_dim).
@@ -42,17 +42,17 @@ impl<B: Backend> KvCache<B> {
     }
 }
 
-/// What the new tokens of a call see.
+/// Numbers of pairs and keys that the new tokens of a call see.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// (query, key) pairs.
     pub pairs: u64,
-    /// Rows of the paths that some new token of the sequence sees.
+    /// Rows of the paths that at least one new token of the sequence sees.
     pub keys: u64,
 }
 
 impl Seen {
-    /// Adds a sequence of `new` tokens at the end of a path of `rows` rows.
+    /// Adds the numbers of a sequence with `new` tokens at the end of a path of `rows` rows.
     pub fn add(&mut self, rows: usize, new: usize, window: usize) {
         self.pairs += (rows - new + 1..=rows).map(|seen| seen.min(window) as u64).sum::<u64>();
         self.keys += if new == 0 { 0 } else { rows.min(window.saturating_add(new - 1)) as u64 };
@@ -72,12 +72,12 @@ pub struct CachedInputs<'a, B: Backend> {
     pub spans: usize,
     /// Visible (query, key) pairs and visible rows of the paths, without a window.
     pub seen: Seen,
-    /// The same within the window of the model.
+    /// As `seen`, within the window of the model.
     pub seen_in_window: Seen,
     pub longest_path: usize,
 }
 
-/// Results of the last step.
+/// Last hidden states and logits of a step.
 pub struct LastLogits<B: Backend> {
     /// Capacity in sequences.
     capacity: usize,
@@ -88,7 +88,7 @@ pub struct LastLogits<B: Backend> {
 }
 
 impl<B: Backend> LastLogits<B> {
-    /// Buffers without room; they grow with the steps.
+    /// Creates empty buffers, which grow on demand.
     pub fn new(backend: &B) -> Result<Self> {
         Ok(Self { capacity: 0, hidden: backend.zeros_act(0)?, logits: backend.zeros_act(0)? })
     }
@@ -169,7 +169,7 @@ impl<B: Backend> Model<B> {
         }
         self.normalise_last(backend, tokens, acts)?;
         out.grow(backend, config, inputs.sequences)?;
-        // The lookup of an embedding gathers rows, here of the hidden states.
+        // An embedding lookup gathers rows; here the table is the hidden states.
         backend.embedding_fwd(EmbeddingFwd {
             dims: EmbeddingDims { tokens: inputs.sequences, vocab: tokens, hidden: config.hidden },
             ids: inputs.last,

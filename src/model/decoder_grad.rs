@@ -26,41 +26,42 @@ pub struct GradientsOut<'a, B: Backend> {
     /// (layout.norms) patch norms of the final `grads` in `layout.matrices`; for the last backward
     /// of a step. Not used with adapters.
     pub norms: Option<&'a mut B::Acc>,
-    /// Where gradients go unit by unit; without it, `grads` has the trained parameters in their layout.
+    /// Receiver of the gradients unit by unit. Without it, `grads` holds the gradients in the layout of the
+    /// trained parameters.
     pub(crate) units: Option<&'a mut dyn UnitGradients<B>>,
 }
 
-/// Takes the gradients of a backward unit by unit.
+/// Receives the gradients of a backward unit by unit.
 pub(crate) trait UnitGradients<B: Backend> {
-    /// First element of the gradient of a range of the layout.
+    /// First element in the gradient buffer of a range of the layout.
     fn place(&self, range: &Range<usize>) -> usize;
 
-    /// Before the first gradient of a unit.
+    /// Called before the first gradient of a unit is written.
     fn prepare(&mut self, backend: &B, grads: &mut B::Acc, unit: Unit) -> Result<()>;
 
-    /// After the last gradient of a unit.
+    /// Called after the last gradient of a unit is written.
     fn complete(&mut self, backend: &B, grads: &mut B::Acc, unit: Unit) -> Result<()>;
 }
 
 impl<B: Backend> GradientsOut<'_, B> {
-    /// Place of the gradient of a range of the trained parameters.
+    /// View of the gradients of a range of the trained parameters.
     pub(crate) fn slot(&mut self, range: &Range<usize>) -> ViewMut<'_, B::Acc> {
         let start = self.units.as_ref().map_or(range.start, |units| units.place(range));
         ViewMut::new(self.grads, start, range.len())
     }
 
-    /// Says that the gradients of a unit follow.
+    /// Tells `units` that the gradients of a unit follow.
     pub(super) fn prepare(&mut self, backend: &B, unit: Unit) -> Result<()> {
         self.units.as_mut().map_or(Ok(()), |units| units.prepare(backend, self.grads, unit))
     }
 
-    /// Says that the gradients of a unit are final.
+    /// Tells `units` that the gradients of a unit are final.
     pub(super) fn complete(&mut self, backend: &B, unit: Unit) -> Result<()> {
         self.units.as_mut().map_or(Ok(()), |units| units.complete(backend, self.grads, unit))
     }
 }
 
-/// A GEMM of the forward, for its backward.
+/// Arguments of the backward of a GEMM.
 struct Projection<'a, B: Backend> {
     place: Place,
     /// (tokens, outputs)
@@ -69,7 +70,7 @@ struct Projection<'a, B: Backend> {
     x: View<'a, B::Act>,
     /// (tokens, inputs); `None` if the caller computes it, or nothing needs it
     dx: Option<ViewMut<'a, B::Act>>,
-    /// `Add` if `dx` holds the gradient by other paths.
+    /// `Add` if `dx` already holds the gradient from other paths.
     dx_write: Write,
 }
 
@@ -148,7 +149,8 @@ impl<B: Backend> Model<B> {
         if acts.needs_recompute(i) {
             self.run_layer(backend, inputs, acts, i)?;
             if config.family.norms_behind {
-                // For the statistics of the norm behind the MLP. The stream gets the bits that it has.
+                // Recomputes the statistics of the post-norm of the MLP. The stream is rewritten with the
+                // same bits.
                 self.close_layer(backend, tokens, acts, i)?;
             }
         }
@@ -192,7 +194,7 @@ impl<B: Backend> Model<B> {
             }
         }
         let front = config.family.norms_in_front;
-        // Without a norm in front, the gradient reaches the stream itself.
+        // Without a pre-norm, the gradient is added to that of the residual stream.
         let dx_write = if front { Write::Overwrite } else { Write::Add };
         let gate_up = Projection {
             place: place(Group::GateUp),
@@ -202,7 +204,7 @@ impl<B: Backend> Model<B> {
             dx_write,
         };
         self.projection_bwd(backend, gate_up, lora, out)?;
-        // In parallel, the MLP's input does not depend on attention's output.
+        // With attention and MLP in parallel, the MLP's input does not depend on attention's output.
         let norm_first = !config.traits.parallel;
         for is_norm in [norm_first, !norm_first] {
             if !is_norm {
@@ -266,7 +268,7 @@ impl<B: Backend> Model<B> {
                 write,
             })?;
         }
-        // Below the adapters of the lowest layer nothing is trained.
+        // Nothing below the adapters of the lowest layer is trained, so its input needs no gradient.
         let ends = i == 0 && self.lora.is_some();
         let qkv = Projection {
             place: place(Group::Qkv),
@@ -281,7 +283,7 @@ impl<B: Backend> Model<B> {
         }
         let (dweight, mut dweight_write) = self.norm_gradient(out, lora, &at.input_norm)?;
         if config.shares_norm() && self.lora.is_none() {
-            // The MLP's part is already there.
+            // The backward of the MLP has already written its part.
             dweight_write = Write::Add;
         }
         self.norm_bwd(

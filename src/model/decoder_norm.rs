@@ -25,7 +25,7 @@ pub(super) struct NormGradient<'a, B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Normalises rows, and adds them to those of a base.
+    /// Normalises the rows of `x`, and adds those of `base` if given.
     pub(super) fn norm(
         &self,
         backend: &B,
@@ -111,7 +111,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Multiplies rows by a factor, and adds others, unless that changes nothing.
+    /// Multiplies rows by a factor and adds those of `addend`. Returns at once if both would change nothing.
     pub(super) fn scale(
         &self,
         backend: &B,

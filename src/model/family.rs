@@ -1,10 +1,9 @@
-//! Model families as data: one row for each, with everything in which its configuration, its
-//! tensors and its forward differ from the others. Reader, writer and decoder ask the row and never
-//! the name.
+//! Model families as data: one row per family holds everything in which its configuration, its tensors and
+//! its forward differ from the others. Reader, writer and decoder depend on the row and never on the name.
 //!
-//! All families share the decoder of `decoder.rs`: RMSNorm or LayerNorm, rotary or learned
-//! positions, grouped-query attention, SwiGLU, GeGLU or GELU. `family_missing.rs` says what
-//! other well-known families would need.
+//! All families share the decoder of `decoder.rs`: RMSNorm or LayerNorm, rotary or learned positions,
+//! grouped-query attention, SwiGLU, GeGLU or GELU. `family_missing.rs` lists what other well-known families
+//! would need.
 
 use super::config::{Head, ModelConfig};
 use super::family_ids::ClassIds;
@@ -14,7 +13,7 @@ use super::family_names::{GPT2_KEYS, GPT2_NAMES, KeyNames, LAYER_NORM_KEYS, LLAM
 use super::softcaps::SoftcapRule;
 use super::tensors::Order;
 
-/// What a family has. Defaults are those of transformers for a key that a file lacks.
+/// Properties of a family. Defaults are those of transformers for a key that a file lacks.
 #[derive(Debug)]
 pub struct Family {
     /// `model_type` in config.json.
@@ -41,12 +40,12 @@ pub struct Family {
     /// RMSNorm of every query head and every key head before RoPE, with one weight of head_dim for
     /// all query heads and one for all key heads.
     pub(super) qk_norm: bool,
-    /// As [`Family::qk_norm`], but of all query heads and of all key heads together, with a weight for
-    /// each element.
+    /// Whether [`Family::qk_norm`] normalises all query heads together and all key heads together, with a
+    /// weight for each element.
     pub(super) whole_norm: bool,
-    /// Norms of the inputs of attention and MLP.
+    /// Pre-norms: norms of the inputs of attention and MLP.
     pub(super) norms_in_front: bool,
-    /// RMSNorm of the outputs of attention and MLP, behind their last projections.
+    /// Post-norms: RMSNorm of the outputs of attention and MLP, after their last projections.
     pub(super) norms_behind: bool,
     /// Norm weights are stored as their distance from 1.
     pub(super) unit_offset: bool,
@@ -62,7 +61,7 @@ pub struct Family {
     pub(super) fused: bool,
     /// LayerNorm with weight and bias instead of RMSNorm.
     pub(super) layer_norm: bool,
-    /// Two projections with a product of their results (SwiGLU, GeGLU) instead of one.
+    /// The MLP multiplies the outputs of two projections (SwiGLU, GeGLU) instead of using one projection.
     pub(super) gated: bool,
     /// Default of `hidden_act`.
     pub(super) activation: &'static str,
@@ -83,16 +82,16 @@ pub struct Family {
     pub(super) grouped: bool,
     /// Whether the file has `head_dim`; otherwise it is hidden_size / num_attention_heads.
     pub(super) wide_heads: bool,
-    /// Random weights of the projections back to the stream are smaller by sqrt(2 layers).
+    /// Initial random weights of the projections to the residual stream are divided by sqrt(2 layers).
     pub(super) small_outputs: bool,
-    /// Keys that must not be true, and what they need.
+    /// Keys that must not be true, and the unsupported feature that each would need.
     pub(super) unsupported: &'static [(&'static str, &'static str)],
-    /// Order of the elements of a layer's matrices in the files. Rows by head: of query, key and value
-    /// only.
+    /// Order of the elements of a layer's matrices in the files. `RowsByHead` applies only to query, key and
+    /// value.
     pub(super) order: Order,
     pub(super) names: &'static TensorNames,
     pub(super) keys: KeyNames,
-    /// Whether transformers has the class of reward models.
+    /// Whether transformers has a class for reward models of the family.
     pub(super) has_classifier: bool,
     /// Class of the language model, after the prefix.
     pub(super) language_model: &'static str,
@@ -107,7 +106,7 @@ pub struct Family {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Parallel {
     Never,
-    /// As `use_parallel_residual` says; `shared_norm` if the two then share one norm.
+    /// The key `use_parallel_residual` decides; `shared_norm` if the two blocks then share one norm.
     Key {
         default: bool,
         shared_norm: bool,
@@ -119,11 +118,11 @@ pub(super) enum Parallel {
 pub(super) enum Bias {
     Never,
     Always,
-    /// As a key of config.json says, with this default.
+    /// A key of config.json decides, with this default.
     Key(&'static str, bool),
 }
 
-/// Which layers see only a window of the last positions.
+/// Rule for the layers that see only a window of the last positions.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Window {
     /// Never.
@@ -136,25 +135,25 @@ pub(super) enum Window {
     LastLayers,
     /// Layers without RoPE, if `use_sliding_window` is set.
     LayersWithoutRope,
-    /// All layers except every n-th, unless `layer_types` says otherwise; with the default of
-    /// `sliding_window` and n, and the key of n.
+    /// All layers except every n-th, unless `layer_types` says otherwise. Holds the default of
+    /// `sliding_window`, n or its default, and the key of n.
     Except(usize, usize, Option<&'static str>),
 }
 
-/// Rotary positions of a family.
+/// RoPE rules of a family.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RopeRule {
     /// Default of `rope_theta`.
     pub theta: f64,
-    /// Default of a top-level `original_max_position_embeddings`, which then takes precedence over
-    /// the key of the scaling. A family with it knows no other scaling than longrope, under the names
-    /// `su` and `yarn` too, and older versions of transformers read exactly three keys.
+    /// Default of a top-level `original_max_position_embeddings`, which then takes precedence over the key of
+    /// the scaling. A family with this default supports only longrope scaling, also under the names `su` and
+    /// `yarn`. Older versions of transformers read exactly three keys of it.
     pub original: Option<usize>,
     /// Whether `no_rope_layers` and `no_rope_layer_interval` name layers without RoPE.
     pub skips_layers: bool,
     /// Default of `partial_rotary_factor`; `None` for a family whose heads rotate whole.
     pub partial: Option<f64>,
-    /// Layers with a sliding window have settings of their own (`rope_layers.rs`).
+    /// Layers with a sliding window have separate RoPE settings (`rope_layers.rs`).
     pub by_layer_type: bool,
     /// Default of `rope_local_base_freq`, the base of layers with a sliding window.
     pub local_theta: Option<f64>,
@@ -247,7 +246,7 @@ const OLMO2: Family = Family {
     ..COMMON
 };
 
-/// Gemma; later versions add norms behind the blocks and windows.
+/// Gemma; later versions add post-norms and windows.
 const GEMMA: Family = Family {
     model_type: "gemma",
     class: "Gemma",
@@ -265,7 +264,7 @@ const GEMMA: Family = Family {
     ..COMMON
 };
 
-/// Gemma 2; Gemma 3 has norms of heads instead of the softcap of attention.
+/// Gemma 2; Gemma 3 has norms of query and key heads instead of the softcap of attention.
 const GEMMA2: Family = Family {
     model_type: "gemma2",
     class: "Gemma2",
@@ -471,7 +470,7 @@ impl Family {
         format!("{}{}", self.class, head.class(self))
     }
 
-    /// Note on reward models that transformers cannot load.
+    /// Note for the log on a reward model that transformers cannot load.
     pub(super) fn classifier_note(&self) -> Option<String> {
         let class = self.class_of(Head::Reward);
         (!self.has_classifier)

@@ -1,6 +1,6 @@
 //! Special ids by family.
 
-/// Special ids of a config.json that lacks their keys: the defaults of the class in transformers.
+/// Special ids for a config.json that lacks their keys: the defaults of the class in transformers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ClassIds {
     pub pad: Option<u32>,
@@ -10,6 +10,6 @@ pub(super) struct ClassIds {
 
 impl ClassIds {
     pub const NONE: Self = Self { pad: None, bos: None, eos: None };
-    /// Of Llama and most others.
+    /// Ids of Llama and of most other families.
     pub const COMMON: Self = Self { pad: None, bos: Some(1), eos: Some(2) };
 }

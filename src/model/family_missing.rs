@@ -1,6 +1,6 @@
-//! Well-known families that are not supported, with what they need: for the error that names them.
+//! Well-known families that are not supported, and the features that they need, for an error that names them.
 
-/// Well-known families that need what is not here.
+/// Types of well-known families, and the unsupported features that they need.
 const MISSING: &[(&[&str], &str)] = &[
     (
         &["gemma3"],
@@ -97,7 +97,7 @@ const MISSING: &[(&[&str], &str)] = &[
     (&["internlm2", "baichuan", "chatglm", "xverse", "aquila", "qwen"], "code that comes with the model"),
 ];
 
-/// What a model of this type would need that is not here.
+/// Unsupported features that a model of this type needs.
 pub(super) fn missing(model_type: &str) -> Option<&'static str> {
     MISSING.iter().find(|(types, _)| types.contains(&model_type)).map(|(_, needs)| *needs)
 }

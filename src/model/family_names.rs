@@ -26,7 +26,7 @@ pub struct TensorNames {
     pub final_norm: &'static str,
     /// Name of the vocabulary projection in files, if it is not `lm_head.weight`.
     pub old_head: Option<&'static str>,
-    /// Endings of buffers that are stored although the configuration determines them.
+    /// Name endings of buffers that are stored although the configuration determines them.
     pub buffers: &'static [&'static str],
 }
 
@@ -54,7 +54,7 @@ const LLAMA: TensorNames = TensorNames {
 /// Names of Llama, which most families have.
 pub(super) static LLAMA_NAMES: TensorNames = LLAMA;
 
-/// Names of Gemma 2: the norm behind attention has the name of Llama's norm in front of the MLP.
+/// Names of Gemma 2. Its post-norm of attention has the name that Llama gives to the pre-norm of the MLP.
 pub(super) static GEMMA2_NAMES: TensorNames = TensorNames { post_norm: "pre_feedforward_layernorm", ..LLAMA };
 
 /// Names of GPT-NeoX.
@@ -88,12 +88,12 @@ pub(super) static GPT2_NAMES: TensorNames = TensorNames {
     ..LLAMA
 };
 
-/// Keys of config.json with another name than in Llama: that name, the family's, and whether
-/// transformers takes both.
+/// Keys of config.json with a different name from Llama's: Llama's name, the family's name, and whether
+/// transformers accepts both.
 pub(super) type KeyNames = &'static [(&'static str, &'static str, bool)];
 
 pub(super) const GEMMA_KEYS: KeyNames = &[("hidden_act", "hidden_activation", false)];
-/// LayerNorm calls its eps by its own name.
+/// Families with LayerNorm have a different key for eps.
 pub(super) const LAYER_NORM_KEYS: KeyNames = &[("rms_norm_eps", "layer_norm_eps", false)];
 pub(super) const NEOX_KEYS: KeyNames = &[
     ("rms_norm_eps", "layer_norm_eps", false),

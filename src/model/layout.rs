@@ -1,9 +1,10 @@
 //! Place of each tensor in the flat arena that holds all parameters of a model. Gradients and
 //! optimiser state use the same layout, so one AdamW call updates everything.
 //!
-//! Tensors that one GEMM reads are adjacent without a gap: query, key and value; gate and up; the
-//! three biases; the norms of queries and keys; weight and bias of a LayerNorm. Every such group starts at a multiple of `ALIGN` elements, so vector loads stay
-//! aligned at any element width. Gaps hold zeros and receive no gradient.
+//! Tensors that one op reads are adjacent without a gap: query, key and value; gate and up; the three biases;
+//! the norms of queries and keys; weight and bias of a LayerNorm. Every such group starts at a multiple of
+//! `ALIGN` elements, so vector loads stay aligned at any element width. Gaps hold zeros and receive no
+//! gradient.
 //!
 //! The weight-gradient GEMMs of the layers also write norms of gradient patches into a separate
 //! buffer. The gradient norm reads these patch norms instead of the gradients.
@@ -37,7 +38,7 @@ impl Slot {
 /// Ranges of a layer's tensor groups.
 #[derive(Clone, Debug, Default)]
 pub struct LayerRanges {
-    /// (hidden), or (2, hidden): weight and bias; empty if the norms are behind the blocks
+    /// (hidden), or (2, hidden): weight and bias; empty without pre-norms
     pub input_norm: Range<usize>,
     /// ((heads + 2 kv_heads) head_dim, hidden)
     pub qkv: Range<usize>,
@@ -51,9 +52,9 @@ pub struct LayerRanges {
     pub output_bias: Option<Range<usize>>,
     /// As `input_norm`; the same range if the two share their norm
     pub post_norm: Range<usize>,
-    /// (hidden), norm behind attention
+    /// (hidden), post-norm of attention
     pub attention_norm: Option<Range<usize>>,
-    /// (hidden), norm behind the MLP
+    /// (hidden), post-norm of the MLP
     pub mlp_norm: Option<Range<usize>>,
     /// (2 intermediate, hidden), or (intermediate, hidden) without a gate
     pub gate_up: Range<usize>,

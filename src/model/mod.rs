@@ -1,12 +1,12 @@
 //! Models: configuration and Hugging Face folders, and forward and backward as lists of op calls.
 //!
-//! - [`family`], `family_ids`, `family_missing`, `family_names`, [`config`], `traits`, [`rope`], [`presets`]: what each model family has; sizes from `config.json`,
-//!   checked once; named sizes for new models
+//! - [`family`], `family_ids`, `family_missing`, `family_names`, [`config`], `traits`, [`rope`], [`presets`]:
+//!   properties of each model family; sizes from `config.json`, checked once; named sizes for new models
 //! - [`tensors`], [`layout`]: names and shapes of tensors; their places in the flat parameter arena
 //! - `trained`: the parameters that training changes
 //! - `units`, `part`, `shards`: weights that are sharded over ranks, unit by unit
 //! - [`weights`]: reading and writing of weight files
-//! - `reward_heads`: heads of reward models by the names of other trainers, normalised rewards
+//! - `reward_heads`: heads of reward models under the names of other trainers, and normalised rewards
 //! - [`adapter`]: LoRA adapters of PEFT, read, merged and written
 //! - [`store`]: loading, random initialisation and saving of a model
 //! - [`decoder`], `decoder_grad`: the decoder, forward and backward; [`activations`] is their workspace;

@@ -6,7 +6,7 @@
 //! buffer   [ slice of each, in the order of the layout ]
 //! ```
 //!
-//! [`assemble`] gives ranks whole ranges of a layout whose parts are on several ranks.
+//! [`assemble`] gives each rank a whole range of a layout whose parts are on several ranks.
 
 use std::ops::Range;
 
@@ -20,7 +20,7 @@ pub(crate) struct Piece {
     pub at: usize,
 }
 
-/// What a buffer holds of a layout.
+/// Elements of a layout that a buffer holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     /// In the order of the layout, and of the buffer.
@@ -61,12 +61,12 @@ impl Part {
         &self.pieces
     }
 
-    /// Whether the buffer is a layout of `len` elements itself.
+    /// Whether the buffer is a whole layout of `len` elements.
     pub fn is_whole(&self, len: usize) -> bool {
         self.pieces == [Piece { range: 0..len, at: 0 }]
     }
 
-    /// Number of elements of the buffer before the first one at or behind `end` in the layout.
+    /// Number of elements of the buffer before the first one at or after `end` in the layout.
     pub fn before(&self, end: usize) -> usize {
         let started = self.pieces.partition_point(|piece| piece.range.start < end);
         self.pieces[..started].last().map_or(0, |piece| piece.at + piece.range.end.min(end) - piece.range.start)

@@ -1,6 +1,6 @@
-//! Model shapes by name, for `mapl init --preset`. A new model takes vocabulary and special ids
-//! from its tokenizer (`ModelConfig::with_vocabulary`). The vocabulary here is the vocabulary of
-//! the published model, or a small one.
+//! Model shapes by name, for `mapl init --preset`. A new model gets its vocabulary and special ids from its
+//! tokenizer (`ModelConfig::with_vocabulary`). The vocabulary here is the vocabulary of the published model,
+//! or a small one.
 
 use serde_json::Map;
 

@@ -1,5 +1,6 @@
-//! Reward heads of a folder: in the architecture, as OpenRLHF's classes, or as a value head next to
-//! a language model (LLaMA-Factory, TRL); their number of labels, and the normalisation of rewards.
+//! Finds the reward head of a folder: by the architecture, by the classes of OpenRLHF, or as a value head
+//! next to a language model (LLaMA-Factory, TRL). Also checks the number of labels and reads the
+//! normalisation of rewards.
 
 use std::path::Path;
 
@@ -32,7 +33,8 @@ const NORM_KEYS: [&str; 3] = ["normalize_reward", "mean", "std"];
 #[derive(Debug)]
 pub(super) struct FoundHead {
     pub head: Head,
-    /// Rewards are read at the last token whatever the pad token is, as its trainer reads them.
+    /// Rewards are read at the last token, regardless of the pad token, as the trainer of the model reads
+    /// them.
     pub last_token: bool,
     pub note: Option<String>,
 }
@@ -46,7 +48,7 @@ pub struct RewardNorm {
 }
 
 impl RewardNorm {
-    /// Mean and deviation of a file that asks for it (`normalize_reward`), as OpenRLHF writes them.
+    /// Reads mean and standard deviation of a file that sets `normalize_reward`, as OpenRLHF writes it.
     pub(super) fn read(keys: Keys) -> Result<Option<Self>> {
         if !keys.flag_or("normalize_reward", false)? {
             return Ok(None);
@@ -56,7 +58,7 @@ impl RewardNorm {
         Ok(Some(Self { mean, deviation }))
     }
 
-    /// One line about the scores.
+    /// One line about the normalisation of scores.
     pub fn line(self) -> String {
         let Self { mean, deviation } = self;
         format!("rewards are normalised as config.json says (OpenRLHF): (reward - {mean}) / {deviation}")
@@ -64,7 +66,7 @@ impl RewardNorm {
 }
 
 impl ModelConfig {
-    /// Removes a normalisation of rewards, which belongs to a head before more training.
+    /// Removes the normalisation of rewards, which does not fit the head after more training.
     pub(super) fn without_norm(mut self) -> Self {
         if self.reward_norm.take().is_some() {
             self.notes.push(
@@ -72,14 +74,14 @@ impl ModelConfig {
                     .to_owned(),
             );
         }
-        // Without the first key, the others are keys of something else.
+        // Without `normalize_reward`, the other keys belong to something else.
         if self.original.contains_key(NORM_KEYS[0]) {
             self.original.retain(|key, _| !NORM_KEYS.contains(&key.as_str()));
         }
         self
     }
 
-    /// Name of the module that OpenRLHF's configuration gives the reward head.
+    /// Module name of the reward head in OpenRLHF's configuration.
     pub(super) fn value_head_prefix(&self) -> Option<&str> {
         self.original.get("value_head_prefix").and_then(Value::as_str)
     }
@@ -103,10 +105,9 @@ pub(super) fn has_value_head(folder: &Path) -> Result<bool> {
     Ok(false)
 }
 
-/// Head of the architecture that a file names. The base model (`LlamaModel`) counts as a language
-/// model: its weights decide whether it has the projection to the vocabulary. `folder` holds the
-/// weights, if the file belongs to a model folder: a value head in it makes a reward model of any
-/// architecture.
+/// Head of the architecture that a file names. The base model (`LlamaModel`) counts as a language model; its
+/// weights decide whether it has the projection to the vocabulary. `folder` holds the weights, if the file
+/// belongs to a model folder. A value head in it makes a reward model of any architecture.
 pub(super) fn read_head(keys: Keys, family: &Family, folder: Option<&Path>) -> Result<FoundHead> {
     let class = match keys.get("architectures") {
         Some(Value::Array(list)) if list.len() == 1 => list[0].as_str().unwrap_or_default(),
@@ -162,7 +163,7 @@ pub(super) fn read_head(keys: Keys, family: &Family, folder: Option<&Path>) -> R
     Ok(FoundHead { head, last_token: false, note: None })
 }
 
-/// Refuses a number of labels other than one. transformers takes it from `id2label`, then from
+/// Returns an error for a number of labels other than one. transformers reads it from `id2label`, then from
 /// `num_labels`, and otherwise assumes 2.
 fn check_labels(keys: Keys, folder: Option<&Path>) -> Result<()> {
     let labels = match keys.object("id2label")? {

@@ -1,13 +1,14 @@
 //! Settings of rotary position embedding (RoPE) in both key styles of transformers;
 //! `rope_frequencies.rs` computes the angles.
 //!
-//! transformers 4 writes `rope_theta` and `rope_scaling`; transformers 5 writes `rope_parameters`,
-//! which contains both. A file may have both styles if they agree. Refused: other scalings than those
-//! of [`RopeScaling`] (by name), settings per layer type, and a partial rotary factor of families whose heads rotate whole.
+//! transformers 4 writes `rope_theta` and `rope_scaling`; transformers 5 writes `rope_parameters`, which
+//! contains both. A file may have both styles if they agree. A scaling that [`RopeScaling`] lacks is an error
+//! that names it. Settings per layer type (except those of `rope_layers.rs`) are an error too, and so is a
+//! partial rotary factor of a family whose heads rotate whole.
 //!
 //! Two scalings of transformers depend on the longest sequence of a batch: dynamic beyond
-//! `max_position_embeddings` and longrope beyond its original length. Here a sequence's result never
-//! depends on other sequences, so sequences beyond these lengths are refused.
+//! `max_position_embeddings` and longrope beyond its original length. Here a sequence's result never depends
+//! on other sequences, so sequences beyond these lengths are an error.
 
 use serde_json::{Map, Value, json};
 
@@ -22,8 +23,8 @@ const MAX_FACTOR: f64 = 1e6;
 /// Maximum context length of a configuration.
 pub(super) const MAX_POSITIONS: usize = 1 << 27;
 
-/// RoPE settings of a model. The angle of pair `i` at position `p` is `p * inv_freq[i]`, with the
-/// two elements of a pair half of the rotated elements apart. Cosines and sines are multiplied by
+/// RoPE settings of a model. The angle of pair `i` at position `p` is `p * inv_freq[i]`; the distance between
+/// the two elements of a pair is half the number of rotated elements. Cosines and sines are multiplied by
 /// [`RopeConfig::attention_factor`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
@@ -40,25 +41,25 @@ pub enum RopeScaling {
     Default,
     /// All frequencies divided by `factor`.
     Linear {
-        /// Factor on the length.
+        /// Factor by which the context is extended.
         factor: f64,
     },
     /// Low frequencies divided by `factor`, high ones kept, and a linear blend between them (Llama
     /// 3.1).
     Llama3 {
-        /// Factor on the length.
+        /// Factor by which the context is extended.
         factor: f64,
         /// Factor of the low frequencies.
         low_freq_factor: f64,
         /// Factor of the high frequencies.
         high_freq_factor: f64,
-        /// Positions of the pre-training.
+        /// Context length in pre-training.
         original_max_position: usize,
     },
-    /// Larger base for sequences beyond `max_position_embeddings`, which are refused here; equal to
-    /// default for all others.
+    /// Larger base for sequences beyond `max_position_embeddings`, which are an error here; the same as
+    /// `Default` for all others.
     Dynamic {
-        /// Factor on the length.
+        /// Factor by which the context is extended.
         factor: f64,
     },
     /// YaRN (arXiv 2309.00071).
@@ -71,9 +72,9 @@ pub enum RopeScaling {
 /// the pairs between them, and larger cosines and sines.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Yarn {
-    /// Factor on the length.
+    /// Factor by which the context is extended.
     pub factor: f64,
-    /// Positions of the pre-training.
+    /// Context length in pre-training.
     pub original_max_position: usize,
     /// Factor on cosines and sines; `None` for the value that follows from the other fields.
     pub attention_factor: Option<f64>,
@@ -81,26 +82,26 @@ pub struct Yarn {
     pub beta_fast: Option<f64>,
     /// Rotations over the original length below which a frequency is divided.
     pub beta_slow: Option<f64>,
-    /// Temperature of attention.
+    /// Scales ln(factor) in the numerator of the factor on cosines and sines.
     pub mscale: Option<f64>,
-    /// Temperature over all elements.
+    /// Scales ln(factor) in the denominator of the factor on cosines and sines.
     pub mscale_all_dim: Option<f64>,
     /// Whether the ends of the ramp are rounded outwards to whole pairs.
     pub truncate: bool,
 }
 
-/// LongRoPE (arXiv 2402.13753): every frequency has a divisor of its own.
+/// LongRoPE (arXiv 2402.13753): every frequency has a separate divisor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LongRope {
     /// (head_dim / 2) divisors for sequences of up to the original length
     pub short: Vec<f64>,
     /// (head_dim / 2) divisors for longer sequences
     pub long: Vec<f64>,
-    /// Factor on the attention temperature's length, if given.
+    /// Ratio of extended to original context length in the attention factor, if given.
     pub factor: Option<f64>,
     /// Factor on cosines and sines; `None` for the value that follows from the other fields.
     pub attention_factor: Option<f64>,
-    /// Positions of the pre-training.
+    /// Context length in pre-training.
     pub original_max_position: usize,
     /// `max_position_embeddings`.
     pub max_position: usize,
@@ -108,8 +109,8 @@ pub struct LongRope {
 
 impl RopeConfig {
     /// Reads the settings from the top level of a `config.json`. `max_positions` is
-    /// `max_position_embeddings`: the original length of a scaling that names none, as in
-    /// transformers. A note says so.
+    /// `max_position_embeddings`: the original length of a scaling that names none, as in transformers. A
+    /// note then says so.
     pub(super) fn read(
         keys: Keys,
         rule: RopeRule,
@@ -154,7 +155,7 @@ impl RopeConfig {
         Self { theta: theta5.or(theta4).unwrap_or(rule.theta), scaling: scaling5 }.checked(keys)
     }
 
-    /// Refuses a base with which the scaling has no frequencies.
+    /// Returns an error for a base for which the scaling has no frequencies.
     fn checked(self, keys: Keys) -> Result<Self> {
         if matches!(self.scaling, RopeScaling::Yarn(_)) && self.theta == 1.0 {
             return Err(Error::model(keys.path, "\"rope_theta\" is 1; RoPE scaling \"yarn\" needs a base above 1"));
@@ -162,8 +163,8 @@ impl RopeConfig {
         Ok(self)
     }
 
-    /// Longest sequence that has frequencies of its own, given `max_position_embeddings`. A note says
-    /// if it is shorter.
+    /// Longest sequence whose frequencies do not depend on other sequences, given `max_position_embeddings`.
+    /// Adds a note if it is shorter.
     pub(super) fn longest(&self, max_positions: usize, notes: &mut Vec<String>) -> usize {
         match &self.scaling {
             RopeScaling::LongRope(l) if l.short != l.long && l.original_max_position < max_positions => {
@@ -192,7 +193,8 @@ impl RopeConfig {
             map.insert(ORIGINAL.into(), json!(l.original_max_position));
         }
         let scaling = if self.scaling == RopeScaling::Default { Value::Null } else { scaling.into() };
-        // Files of families without the key in most of their models stay as they were.
+        // If the default is 1, the key is written only for other values, so that files without it stay as
+        // they were.
         if rule.partial.is_some_and(|default| default != 1.0 || partial != 1.0) {
             parameters.insert(PARTIAL.into(), json!(partial));
             map.insert(PARTIAL.into(), json!(partial));
@@ -236,11 +238,11 @@ impl Sizes<'_> {
     }
 }
 
-/// Key of the part of each head that rotates.
+/// Key of the fraction of each head that rotates.
 const PARTIAL: &str = "partial_rotary_factor";
 
-/// Reads the part of each head that rotates, and its number of elements. It may stand in three places,
-/// which must agree. A family whose heads rotate whole takes 1 only.
+/// Reads the fraction of each head that rotates, and its number of elements. The key may be in three places,
+/// which must agree. A family whose heads rotate whole accepts only 1.
 pub(super) fn read_partial(keys: Keys, rule: RopeRule, head_dim: usize) -> Result<(f64, usize)> {
     let mut found: Option<f64> = None;
     for place in ["rope_parameters", "rope_scaling", ""] {

@@ -14,7 +14,7 @@ impl RopeConfig {
     /// rounded to f32 in the order of transformers, because at long positions the last bit of a
     /// frequency is visible in the angle.
     pub fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
-        // The power is computed in f64 and rounded once: the f32 power without its last-bit error.
+        // The power is computed in f64 and rounded once, which avoids the last-bit error of an f32 power.
         let powers = (0..head_dim / 2).map(|i| {
             let exponent = (2 * i) as f32 / head_dim as f32;
             f64::from(self.theta as f32).powf(f64::from(exponent)) as f32
@@ -75,7 +75,7 @@ impl RopeConfig {
 impl Yarn {
     /// Pairs between which the ramp rises from 0 to 1.
     fn ramp(&self, theta: f64, head_dim: usize) -> (f64, f64) {
-        // Index of the pair that turns this often over the original length.
+        // Index of the pair that makes `rotations` turns over the original length.
         let pair = |rotations: f64| {
             let positions = self.original_max_position as f64 / (rotations * std::f64::consts::TAU);
             head_dim as f64 * positions.ln() / (2.0 * theta.ln())

@@ -2,8 +2,8 @@
 //! sliding window.
 //!
 //! transformers 5 writes both under `rope_parameters`. In the style of transformers 4, `rope_theta` and
-//! `rope_scaling` are those of full attention; layers with a window then have `rope_local_base_freq` in
-//! Gemma 3, and the family's base in others as in transformers 5, without scaling.
+//! `rope_scaling` apply to full attention, and layers with a window have no scaling. Their base is
+//! `rope_local_base_freq` in Gemma 3, and the family's base in other families, as in transformers 5.
 
 use serde_json::{Map, Value, json};
 
@@ -30,7 +30,7 @@ pub struct LocalRope {
 }
 
 impl LocalRope {
-    /// The settings of layers with a window, unless all layers have the same.
+    /// Settings of layers with a window; `None` if all layers have the same settings.
     pub(super) fn of(local: Option<RopeConfig>, others: &RopeConfig, layers: &[usize]) -> Option<Self> {
         let rope = local.filter(|rope| rope != others && !layers.is_empty())?;
         Some(Self { rope, layers: layers.to_vec() })
@@ -38,7 +38,7 @@ impl LocalRope {
 }
 
 impl RopeConfig {
-    /// Reads the settings of most layers and, for a family with others by layer type, of layers with a
+    /// Reads the settings of the model and, for a family with settings by layer type, those of layers with a
     /// window.
     pub(super) fn of_layers(
         keys: Keys,
@@ -68,11 +68,11 @@ impl RopeConfig {
             );
             return Err(keys.refuse("rope_scaling", &Value::Object(scaling.clone()), &why));
         }
-        // The keys of one layer type as a file that has only those.
+        // Builds the keys of a file that has only the settings of one layer type.
         let of_type = |kind: &str, old: bool| {
             let mut map = keys.map.clone();
             map.remove("rope_parameters");
-            // transformers reads it inside of the settings of a layer type only.
+            // transformers reads this key only inside the settings of a layer type.
             map.remove("original_max_position_embeddings");
             if !old {
                 map.remove("rope_theta");
@@ -84,7 +84,7 @@ impl RopeConfig {
             map
         };
         let (full, sliding) = (of_type(FULL, true), of_type(SLIDING, false));
-        // The whole heads of such a family rotate; this refuses a factor under a layer type.
+        // Such a family rotates whole heads, so a partial factor under a layer type is an error.
         for map in [&full, &sliding] {
             read_partial(Keys { map, ..keys }, rule, sizes.1)?;
         }

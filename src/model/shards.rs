@@ -30,7 +30,7 @@ use crate::{Error, Result};
 pub(crate) struct Sharding {
     rank: usize,
     size: usize,
-    /// `None` in a plan: nothing is sent.
+    /// `None` in a plan, which sends nothing.
     ranks: Option<&'static dyn Collective>,
 }
 
@@ -46,13 +46,13 @@ impl Sharding {
     }
 }
 
-/// Places of a sharded model, and its windows.
+/// Units and windows of a sharded model.
 pub(crate) struct Shards<B: Backend> {
     units: Units,
     sharding: Sharding,
     /// (units.windows()), or empty until the first gather
     windows: B::Act,
-    /// Unit in each window, and what of it is still on its way.
+    /// Unit in each window, and its gathers that are in flight.
     gathered: [Option<(Unit, Vec<Begun>)>; WINDOWS],
 }
 
@@ -66,12 +66,12 @@ impl<B: Backend> Shards<B> {
         self.sharding.ranks
     }
 
-    /// What this rank keeps.
+    /// Elements that this rank keeps.
     pub fn part(&self) -> &Part {
         &self.units.parts()[self.sharding.rank]
     }
 
-    /// View of a gathered range. Panics if its unit is not in its window, which is a defect of the program.
+    /// View of a gathered range. Panics if its unit is not in its window, which is a bug.
     pub fn view(&self, range: &Range<usize>) -> View<'_, B::Act> {
         let (unit, start) = self.units.place(range);
         let gathered = self.gathered[self.units.window_of(unit)].as_ref();
@@ -87,7 +87,7 @@ impl<B: Backend> Shards<B> {
         Ok(())
     }
 
-    /// Begins to bring a unit into its window, unless it is there or on its way.
+    /// Begins to gather a unit into its window, unless it is there or in flight.
     fn begin(&mut self, backend: &B, weights: &B::Act, unit: Unit) -> Result<()> {
         let window = self.units.window_of(unit);
         if self.gathered[window].as_ref().is_some_and(|(now, _)| *now == unit) {
@@ -108,7 +108,7 @@ impl<B: Backend> Shards<B> {
         Ok(())
     }
 
-    /// Makes ops from now on see a unit that was begun.
+    /// Makes later ops see a unit whose gather has begun.
     fn settle(&mut self, backend: &B, unit: Unit) -> Result<()> {
         let Some((_, coming)) = &mut self.gathered[self.units.window_of(unit)] else { return Ok(()) };
         coming.drain(..).try_for_each(|begun| begun.settle(backend).map(|_| ()))
@@ -116,7 +116,7 @@ impl<B: Backend> Shards<B> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Like [`Model::zeros`], with this rank's slices of the weights only.
+    /// Like [`Model::zeros`]; with a sharding, keeps only this rank's slices of the weights.
     pub(crate) fn zeros_on(
         backend: &B,
         config: ModelConfig,
@@ -130,17 +130,18 @@ impl<B: Backend> Model<B> {
         Self::with_weights(backend, config, positions, layout, Some(shards))
     }
 
-    /// Whether each rank keeps slices of the weights only.
+    /// Whether each rank keeps only slices of the weights.
     pub(crate) fn is_sharded(&self) -> bool {
         self.shards.is_some()
     }
 
-    /// Whether each rank keeps slices of the trained parameters only; adapters are whole on every rank.
+    /// Whether each rank keeps only slices of the trained parameters; adapters are whole on every rank.
     pub(crate) fn trains_shards(&self) -> bool {
         self.is_sharded() && self.lora.is_none()
     }
 
-    /// Units of the trained parameters, this rank, and the ranks, if each keeps slices of them only.
+    /// Units of the trained parameters, index of this rank, and the ranks; `None` unless each rank keeps only
+    /// slices.
     pub(crate) fn trained_units(&self) -> Option<(&Units, usize, Option<&'static dyn Collective>)> {
         let shards = self.shards.as_ref().filter(|_| self.lora.is_none())?;
         Some((&shards.units, shards.sharding.rank, shards.sharding.ranks))
@@ -151,7 +152,7 @@ impl<B: Backend> Model<B> {
         self.shards.as_mut().map_or(Ok(()), |shards| shards.grow(backend))
     }
 
-    /// Brings a unit into its window and begins with the next one. No-op if every rank has all weights.
+    /// Completes the gather of a unit and begins that of the next one. No-op if every rank has all weights.
     pub(super) fn enter(&mut self, backend: &B, unit: Unit, next: Option<Unit>) -> Result<()> {
         let Self { weights, shards: Some(shards), .. } = self else { return Ok(()) };
         shards.begin(backend, weights, unit)?;
@@ -159,13 +160,13 @@ impl<B: Backend> Model<B> {
         next.map_or(Ok(()), |next| shards.begin(backend, weights, next))
     }
 
-    /// [`Model::enter`] layer i of a forward.
+    /// Calls [`Model::enter`] for layer i of a forward.
     pub(super) fn enter_layer(&mut self, backend: &B, i: usize) -> Result<()> {
         let next = if i + 1 < self.config.layers { Unit::Layer(i + 1) } else { Unit::Last };
         self.enter(backend, Unit::Layer(i), Some(next))
     }
 
-    /// [`Model::enter`] layer i of a backward.
+    /// Calls [`Model::enter`] for layer i of a backward.
     pub(super) fn enter_layer_back(&mut self, backend: &B, i: usize) -> Result<()> {
         self.enter(backend, Unit::Layer(i), i.checked_sub(1).map(Unit::Layer))
     }
@@ -215,7 +216,7 @@ impl<B: Backend> Model<B> {
         if self.layout.tied() { out.prepare(backend, Unit::First) } else { Ok(()) }
     }
 
-    /// What the buffer of trained parameters holds of them.
+    /// Trained parameters that this rank's buffer holds.
     pub(crate) fn trained_part(&self) -> Part {
         match (&self.lora, &self.shards) {
             (None, Some(shards)) => shards.part().clone(),
@@ -223,7 +224,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Writes the elements from `start` of the layout, as far as this rank has them.
+    /// Writes the elements that start at `start` of the layout, as far as this rank has them.
     pub(super) fn write_weights(&mut self, backend: &B, start: usize, values: &[f64]) -> Result<()> {
         self.forget_gathered();
         match &self.shards {
@@ -236,7 +237,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// [`Model::write_weights`] of the trained parameters.
+    /// As [`Model::write_weights`], for the trained parameters.
     pub(crate) fn write_trained(&mut self, backend: &B, start: usize, values: &[f64]) -> Result<()> {
         match &mut self.lora {
             Some(lora) => backend.write_act(ViewMut::new(&mut lora.weights, start, values.len()), values),
@@ -244,7 +245,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Reads a range of the weights. Of a sharded model every rank calls it with the same range.
+    /// Reads a range of the weights. If the model is sharded, every rank calls it with the same range.
     pub(crate) fn read_weights(&self, backend: &B, range: &Range<usize>, to: &mut [f64]) -> Result<()> {
         let Some(shards) = &self.shards else {
             return backend.read_act(View::new(&self.weights, range.start, range.len()), to);
@@ -277,7 +278,8 @@ impl<B: Backend> Model<B> {
         ranks.map_or(Ok(()), |ranks| ranks.broadcast(request(0..0)).map(|_| ()))
     }
 
-    /// Sends rank 0 what it reads with [`Model::read_trained`], until it ends that.
+    /// Sends rank 0 the ranges that it reads with [`Model::read_trained`], until it calls
+    /// [`Model::end_serving`].
     pub(crate) fn serve_trained(&self, backend: &B) -> Result<()> {
         let Some(shards) = self.shards.as_ref().filter(|_| self.lora.is_none()) else { return Ok(()) };
         let ranks = shards.ranks().ok_or_else(planned)?;
@@ -294,7 +296,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Sums of numbers over the ranks with slices of the trained weights, on every one of them.
+    /// Sums numbers over the ranks with slices of the trained weights; every one of them receives the sums.
     pub(super) fn sum_over_shards(&self, mut numbers: Vec<f64>) -> Result<Vec<f64>> {
         let shards = self.shards.as_ref().filter(|_| self.lora.is_none());
         if let Some(ranks) = shards.and_then(Shards::ranks) {
@@ -303,7 +305,8 @@ impl<B: Backend> Model<B> {
         Ok(numbers)
     }
 
-    /// The numbers of all ranks with slices of the trained weights, by rank, on every one of them.
+    /// Gathers numbers from all ranks with slices of the trained weights, by rank; every one of them receives
+    /// all.
     pub(super) fn gather_over_shards(&self, numbers: &[f64]) -> Result<Vec<f64>> {
         let shards = self.shards.as_ref().filter(|_| self.lora.is_none());
         let Some(ranks) = shards.and_then(Shards::ranks) else { return Ok(numbers.to_vec()) };
@@ -323,7 +326,7 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// What rank 0 asks of the others: first element and end.
+/// Encodes a read of rank 0 from the other ranks: first element and end.
 fn request(range: Range<usize>) -> Vec<u8> {
     [range.start, range.end].iter().flat_map(|x| (*x as u64).to_le_bytes()).collect()
 }

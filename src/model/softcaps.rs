@@ -12,13 +12,13 @@ const LOGITS: &str = "final_logit_softcapping";
 /// Caps of a model; `None` for no cap.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Softcaps {
-    /// Cap of attention logits; `None` without one.
+    /// Cap of attention scores; `None` without one.
     pub attention: Option<f64>,
-    /// Of the logits of a language model. A reward has none.
+    /// Cap of the logits of a language model. A reward has none.
     pub logits: Option<f64>,
 }
 
-/// Caps of a family.
+/// Default caps of a family.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SoftcapRule {
     /// Default of the cap of attention scores.
@@ -30,7 +30,7 @@ pub(super) struct SoftcapRule {
 }
 
 impl Softcaps {
-    /// Caps of a family without the keys.
+    /// Caps of a family for a file without the keys.
     pub(super) fn of_family(family: &Family) -> Self {
         family.softcaps.map_or(Self::default(), |rule| Self { attention: rule.attention, logits: rule.logits })
     }

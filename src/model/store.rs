@@ -24,15 +24,15 @@ const CHUNK: usize = 1 << 18;
 
 /// Model loaded from a folder.
 pub struct Loaded<B: Backend> {
-    /// Column `model` of the rows.
+    /// The model with the weights of the folder.
     pub model: Model<B>,
     /// True if the reward head was drawn at random, because the folder has none.
     pub drawn_score: bool,
-    /// What the reward head adds to every reward; 0 for a head of this program.
+    /// Bias that the reward head adds to every reward; 0 for a head of this program.
     pub reward_bias: f64,
     /// Tensors of the folder that the model does not use.
     pub ignored: Vec<String>,
-    /// Notes for the log on the weights: tensors that were read under another name.
+    /// Notes for the log on tensors that were read under a different name.
     pub notes: Vec<String>,
 }
 
@@ -49,8 +49,7 @@ pub fn load<B: Backend>(
     load_on(backend, folder, config, (load_as, None), seed)
 }
 
-/// Like [`load`], with this rank's slices of the weights only if there is a sharding. Every rank reads the
-/// files.
+/// Like [`load`]; with a sharding, keeps only this rank's slices of the weights. Every rank reads the files.
 pub(crate) fn load_on<B: Backend>(
     backend: &B,
     folder: &Path,
@@ -78,8 +77,8 @@ pub(crate) fn load_on<B: Backend>(
 /// Sink of a tensor's elements: offset and values.
 type Sink<'a> = dyn FnMut(usize, &[f32]) -> Result<()> + 'a;
 
-/// Passes the elements of a tensor, which `read` reads in the order of the file, to `write` in the order
-/// of the arena. A tensor in another order is held whole.
+/// Passes the elements of a tensor, which `read` reads in the order of the file, to `write` in the order of
+/// the arena. A tensor with a different order in the file is held whole.
 fn in_arena_order(
     read: &mut dyn FnMut(&mut Sink<'_>) -> Result<()>,
     spec: &TensorSpec,
@@ -105,8 +104,8 @@ fn in_arena_order(
     })
 }
 
-/// Replaces a model's trained weights by those in a folder that holds the same model, or an adapter of
-/// the same layers, at another step.
+/// Replaces a model's trained weights by those in a folder. The folder must hold the same model, or an
+/// adapter of the same layers, at a different step.
 pub fn reload<B: Backend>(backend: &B, model: &mut Model<B>, folder: &Path) -> Result<()> {
     let files = TrainedFiles::open(model, folder)?;
     let slots = model.trained().slots.to_vec();
@@ -117,8 +116,8 @@ pub fn reload<B: Backend>(backend: &B, model: &mut Model<B>, folder: &Path) -> R
     })
 }
 
-/// Passes the trained weights of a folder to `to` in full precision: places in the layout of `model`, and
-/// values. The folder must hold the same model; the weights of `model` stay unchanged.
+/// Passes the trained weights of a folder to `to` in full precision, with their places in the layout of
+/// `model`. The folder must hold the same model; the weights of `model` stay unchanged.
 pub(crate) fn read_in_full<B: Backend>(
     model: &Model<B>,
     folder: &Path,
@@ -139,7 +138,7 @@ pub fn random<B: Backend>(backend: &B, config: ModelConfig, seed: u64) -> Result
     random_on(backend, config, seed, None)
 }
 
-/// Like [`random`], with this rank's slices of the weights only if there is a sharding.
+/// Like [`random`]; with a sharding, keeps only this rank's slices of the weights.
 pub(crate) fn random_on<B: Backend>(
     backend: &B,
     config: ModelConfig,
@@ -195,17 +194,17 @@ fn draw<B: Backend>(backend: &B, model: &mut Model<B>, slot: &Slot, deviation: f
     Ok(())
 }
 
-/// Writes config.json, generation_config.json and the weights as f32 into an existing `folder`; of a model
-/// with adapters, the adapter in PEFT's layout.
+/// Writes config.json, generation_config.json and the weights as f32 into an existing `folder`. A model with
+/// adapters is written as an adapter in PEFT's layout.
 pub fn save<B: Backend>(backend: &B, model: &Model<B>, folder: &Path) -> Result<()> {
     save_as(backend, model, folder, StoredDtype::F32)
 }
 
-/// [`save`] with the weights as `dtype`. Of a model with sharded weights rank 0 saves, and the other ranks
-/// serve it (`Model::serve_trained`).
+/// As [`save`], with the weights as `dtype`. If the weights are sharded, rank 0 saves and the other ranks
+/// call `Model::serve_trained`.
 pub fn save_as<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, dtype: StoredDtype) -> Result<()> {
     let (trained, mut wide) = (model.trained(), Vec::new());
-    // A tensor in another order than the arena's, with its name.
+    // Name and values of a tensor that has a different order in the file from the arena's.
     let mut whole: (String, Vec<f64>) = Default::default();
     let mut fill = |spec: &TensorSpec, offset: usize, out: &mut [f32]| {
         let Some(slot) = trained.slots.iter().find(|s| s.spec.name == spec.name) else {
@@ -239,7 +238,7 @@ pub fn save_as<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, dtype: 
 }
 
 /// Name of the first trained tensor with weights that are not finite in f32, the precision of [`save`], and
-/// their number. Of a model with sharded weights every rank calls it.
+/// their number. If the weights are sharded, every rank calls it.
 pub fn not_finite<B: Backend>(backend: &B, model: &Model<B>) -> Result<Option<(String, usize)>> {
     let mut counts = vec![0.0; model.trained().slots.len()];
     each_own_weight(backend, model, &mut |slot, _, x| counts[slot] += f64::from(u8::from(!(x as f32).is_finite())))?;
@@ -263,7 +262,7 @@ fn each_own_weight<B: Backend>(backend: &B, model: &Model<B>, seen: &mut dyn FnM
     Ok(())
 }
 
-/// Hash of the trained weights, which this rank has whole.
+/// Hash of the trained weights, which must be whole on this rank.
 pub(crate) fn trained_hash<B: Backend>(backend: &B, model: &Model<B>) -> Result<blake3::Hash> {
     let (mut hash, mut chunk) = (blake3::Hasher::new(), Vec::new());
     for start in (0..model.trained().len).step_by(CHUNK) {
@@ -275,7 +274,7 @@ pub(crate) fn trained_hash<B: Backend>(backend: &B, model: &Model<B>) -> Result<
 }
 
 /// Name of the first trained tensor with a weight that [`save_as`] cannot write as `dtype`, and the weight.
-/// Of a model with sharded weights every rank calls it.
+/// If the weights are sharded, every rank calls it.
 pub fn beyond<B: Backend>(backend: &B, model: &Model<B>, dtype: StoredDtype) -> Result<Option<(String, f32)>> {
     if dtype == StoredDtype::F32 {
         return Ok(None);
@@ -292,12 +291,12 @@ pub fn beyond<B: Backend>(backend: &B, model: &Model<B>, dtype: StoredDtype) -> 
     Ok(found.map(|[slot, _, weight]| (model.trained().slots[*slot as usize].spec.name.clone(), *weight as f32)))
 }
 
-/// Turns the configuration of a language model into the configuration of a reward model with this pad
-/// token; a reward model's configuration keeps its own, and gets this one without any.
+/// Turns the configuration of a language model into that of a reward model with this pad token. The
+/// configuration of a reward model keeps its pad token, and gets this one if it has none.
 pub fn reward_config(config: ModelConfig, pad: Option<u32>) -> Result<ModelConfig> {
     match (config.head, pad) {
-        // Without a pad token a reward is read at the last token, and with one that ends no text as
-        // well.
+        // Without a pad token a reward is read at the last token. With a pad token that never ends a sequence
+        // it is too.
         (Head::Reward, Some(pad)) if config.pad.is_none() => config.into_reward(pad),
         (Head::Reward, _) => Ok(config.without_norm()),
         (Head::LanguageModel, Some(pad)) => config.into_reward(pad),

@@ -1,12 +1,12 @@
 //! Naming table: every tensor of a model with its Hugging Face name, shape and role, in the order
 //! of the flat parameter arena.
 //!
-//! Tensors with weight decay come first: embedding, per layer q, k, v, o, gate, up, down, then the
-//! head. Query, key and value are adjacent, as are gate and up, so each group is one matrix of
-//! stacked rows for a GEMM; families that store such a group as one tensor, or its elements in another
-//! order, have the same arena. Tensors without decay follow: per layer input norm, q, k, v biases, q
-//! and k norms, output bias, norms of both outputs, norm of the MLP's input, biases of the MLP, then
-//! the final norm. The bias of a LayerNorm follows its weight.
+//! Tensors with weight decay come first: embedding, per layer q, k, v, o, gate, up, down, then the head.
+//! Query, key and value are adjacent, as are gate and up, so each group is one matrix of stacked rows for a
+//! GEMM; families that store such a group as one tensor, or its elements in a different order, have the same
+//! arena. Tensors without decay follow: per layer input norm, q, k, v biases, q and k norms, output bias,
+//! norms of the outputs of attention and MLP, norm of the MLP's input, biases of the MLP, then the final
+//! norm. The bias of a LayerNorm follows its weight.
 
 use super::config::{Head, ModelConfig};
 
@@ -55,7 +55,7 @@ pub enum Role {
     QueryNorm,
     /// `(head_dim)`, for all key heads, or `(kv_heads * head_dim)`
     KeyNorm,
-    /// `(intermediate)`, or of the only projection without a gate
+    /// `(intermediate)`; without a gate, the bias of the first projection
     GateBias,
     /// `(intermediate)`
     UpBias,
@@ -117,10 +117,10 @@ impl Role {
 /// Order of a tensor's elements in files, which have the shape [`TensorSpec::shape`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// That of the arena.
+    /// The order of the arena.
     Rows,
-    /// Rows of query, key and value by head, for each the three in turn. The arena has all queries, then
-    /// all keys, then all values.
+    /// Rows of query, key and value by head: each head has its query, key and value rows in sequence. The
+    /// arena has all queries, then all keys, then all values.
     RowsByHead,
     /// The matrix is transposed: (inputs, outputs).
     Columns,
@@ -133,13 +133,13 @@ pub struct TensorSpec {
     pub name: String,
     /// Outermost dimension first.
     pub shape: Vec<usize>,
-    /// Which tensor of a layer.
+    /// Role in the model.
     pub role: Role,
     /// Index of the layer, if the tensor belongs to one.
     pub layer: Option<usize>,
     /// Order of the elements in files.
     pub order: Order,
-    /// Heads of a tensor with rows by head.
+    /// Number of heads of a tensor in the order [`Order::RowsByHead`].
     pub heads: usize,
 }
 

@@ -62,7 +62,7 @@ impl TrainedFiles {
 }
 
 impl<B: Backend> Model<B> {
-    /// Places of the trained parameters. All tensors of an adapter have weight decay: they are
+    /// Places of the trained parameters. All tensors of an adapter have weight decay, because they are
     /// matrices.
     pub fn trained(&self) -> Trained<'_> {
         match &self.lora {
@@ -82,7 +82,7 @@ impl<B: Backend> Model<B> {
         self.lora.as_ref().map_or(&self.weights, |lora| &lora.weights)
     }
 
-    /// Arena of the trained parameters, for changes.
+    /// Arena of the trained parameters, for writing.
     pub fn trained_weights_mut(&mut self) -> &mut B::Act {
         self.lora.as_mut().map_or(&mut self.weights, |lora| &mut lora.weights)
     }

@@ -7,7 +7,7 @@ use super::family::{Family, Parallel};
 use crate::backend::contract::{Gelu, Precision};
 use crate::{Error, Result};
 
-/// What a configuration says beyond sizes, biases and positions.
+/// Settings of a configuration other than sizes, biases and positions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Traits {
     /// Factor on the embeddings.
@@ -30,7 +30,7 @@ pub struct Traits {
 const FACTORS: std::ops::RangeInclusive<f64> = 1e-6..=1e6;
 
 impl Traits {
-    /// Values of a family without the keys.
+    /// Values of a family for a file without the keys.
     pub(super) fn of_family(family: &Family) -> Self {
         Self {
             embedding_multiplier: 1.0,
@@ -115,13 +115,13 @@ impl ModelConfig {
         if self.traits.scale_by_layer { scale / (i + 1) as f64 } else { scale }
     }
 
-    /// What a norm adds to its weight.
+    /// Offset that a norm adds to its weight.
     pub(super) fn norm_offset(&self) -> f64 {
         f64::from(u8::from(self.family.unit_offset))
     }
 
-    /// Factor on the embeddings. The residual stream is kept divided by the residual multiplier, so
-    /// the outputs of attention and MLP are added as they are: the norms undo the factor.
+    /// Factor on the embeddings. The residual stream is stored divided by the residual multiplier, so that
+    /// the outputs of attention and MLP are added without a factor. The norms undo the division.
     pub(super) fn embedding_factor(&self, precision: Precision) -> f64 {
         if self.family.scaled_embeddings {
             let root = (self.hidden as f64).sqrt();
@@ -134,7 +134,7 @@ impl ModelConfig {
         self.traits.embedding_multiplier / self.traits.residual_multiplier
     }
 
-    /// Eps of the norms of the residual stream, for the stream as it is kept
+    /// Eps of the norms of the residual stream, adjusted to the stored scale of the stream
     /// ([`Self::embedding_factor`]).
     pub(super) fn stream_eps(&self) -> f64 {
         self.rms_norm_eps / (self.traits.residual_multiplier * self.traits.residual_multiplier)
@@ -153,12 +153,12 @@ impl ModelConfig {
         self.family.learned_positions
     }
 
-    /// Width of the first projection of the MLP: gate and up, or up alone.
+    /// Width of the first projection of the MLP: gate and up, or only up.
     pub(crate) fn mlp_width(&self) -> usize {
         if self.family.gated { 2 * self.intermediate } else { self.intermediate }
     }
 
-    /// Whether the ops that join GEMMs with SwiGLU apply.
+    /// Whether the ops that fuse a GEMM with SwiGLU can be used.
     pub(super) fn fuses_glu(&self) -> bool {
         self.family.gated && self.traits.gelu.is_none()
     }
@@ -168,12 +168,13 @@ impl ModelConfig {
         self.traits.parallel && matches!(self.family.parallel, Parallel::Key { shared_norm: true, .. })
     }
 
-    /// Statistics of a norm per token: the mean of a LayerNorm, and the reciprocal deviation.
+    /// Number of statistics of a norm per token: the mean of a LayerNorm, and the reciprocal standard
+    /// deviation.
     pub(super) fn norm_stats(&self) -> usize {
         if self.family.layer_norm { 2 } else { 1 }
     }
 
-    /// Weights of a norm: with a LayerNorm its bias too.
+    /// Number of weights of a norm, including the bias of a LayerNorm.
     pub(super) fn norm_width(&self) -> usize {
         self.norm_stats() * self.hidden
     }

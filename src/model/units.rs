@@ -11,7 +11,7 @@
 //!           the final norm and the head need both at once
 //! ```
 //!
-//! The same places serve weights and gradients.
+//! Weights and gradients use the same places.
 
 use std::ops::Range;
 
@@ -32,7 +32,7 @@ pub(crate) enum Unit {
 pub(crate) struct Span {
     pub unit: Unit,
     pub range: Range<usize>,
-    /// Its first element in the windows.
+    /// Index of the span's first element in the windows.
     pub window: usize,
 }
 
@@ -40,19 +40,19 @@ pub(crate) struct Span {
 #[derive(Clone, Debug)]
 pub(crate) struct Units {
     spans: Vec<Span>,
-    /// What each rank keeps.
+    /// Elements that each rank keeps.
     parts: Vec<Part>,
-    /// Elements of all windows.
+    /// Number of elements of all windows.
     windows: usize,
     /// Ranges between tensors, which receive no gradient.
     gaps: Vec<Range<usize>>,
     tied: bool,
 }
 
-/// Windows of layers.
+/// Number of windows for layers.
 const LAYER_WINDOWS: usize = 2;
 
-/// Number of windows at most.
+/// Maximum number of windows.
 pub(crate) const WINDOWS: usize = LAYER_WINDOWS + 2;
 
 impl Units {
@@ -93,17 +93,17 @@ impl Units {
         Self { spans, parts, windows, gaps, tied }
     }
 
-    /// What each rank keeps, by rank.
+    /// Elements that each rank keeps, by rank.
     pub fn parts(&self) -> &[Part] {
         &self.parts
     }
 
-    /// Elements of all windows.
+    /// Number of elements of all windows.
     pub fn windows(&self) -> usize {
         self.windows
     }
 
-    /// Number of the window of a unit.
+    /// Index of the window of a unit.
     pub fn window_of(&self, unit: Unit) -> usize {
         match unit {
             Unit::Layer(i) => i % LAYER_WINDOWS,
@@ -113,7 +113,7 @@ impl Units {
     }
 
     /// Unit of a range of the layout, and the range's first element in the windows. Panics if the range is in
-    /// several units, which is a defect of the program.
+    /// several units, which is a bug.
     pub fn place(&self, range: &Range<usize>) -> (Unit, usize) {
         let after = self.spans.partition_point(|span| span.range.start <= range.start);
         let span = &self.spans[after.saturating_sub(1)];
@@ -126,13 +126,13 @@ impl Units {
         self.spans.iter().filter(move |span| span.unit == unit)
     }
 
-    /// Slices of a span by rank, in the windows.
+    /// Ranges in the windows of the slices of a span, by rank.
     pub fn slices(&self, span: &Span) -> Vec<Range<usize>> {
         let of = |rank| shard_of(span.range.len(), rank, self.parts.len());
         (0..self.parts.len()).map(of).map(|slice| span.window + slice.start..span.window + slice.end).collect()
     }
 
-    /// First element of a rank's slice of a span in the rank's part.
+    /// First element in a rank's part of its slice of a span.
     pub fn own_start(&self, span: &Span, rank: usize) -> usize {
         self.parts[rank].within(&span.range).next().map_or(0, |overlap| overlap.at)
     }
@@ -144,7 +144,7 @@ impl Units {
     }
 }
 
-/// Elements of the spans of a unit.
+/// Number of elements of the spans of a unit.
 fn lengths(spans: &[Span], unit: Unit) -> usize {
     spans.iter().filter(|span| span.unit == unit).map(|span| span.range.len()).sum()
 }
@@ -188,7 +188,8 @@ mod tests {
                     // Every element is on one rank.
                     let held: usize = units.parts().iter().flat_map(Part::pieces).map(|p| p.range.len()).sum();
                     assert_eq!(held, layout.len);
-                    // What is needed at once: a layer; or the final norm and the head.
+                    // Tensors that are needed at the same time are those of a layer, and the final norm and
+                    // the head.
                     let place = |range: &Range<usize>| units.place(range).1..units.place(range).1 + range.len();
                     let head = layout.lm_head.as_ref().or(layout.score.as_ref()).unwrap();
                     let mut together = vec![vec![place(&layout.final_norm), place(head)]];

@@ -2,8 +2,8 @@
 //! `model-00001-of-0000N.safetensors` with `model.safetensors.index.json`. `weights_read` reads and
 //! `weights_write` writes them; both stream, so the whole model is never held twice.
 //!
-//! Refused: missing, unexpected or misshapen tensors, data types other than f32, bf16 and f16,
-//! truncated or damaged files, a tensor in two shards, and values that are not finite.
+//! Errors: missing, unexpected or misshapen tensors; data types other than f32, bf16 and f16; truncated or
+//! damaged files; a tensor in two shards; values that are not finite.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use crate::Result;
 
 /// Name of an unsharded weight file.
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
-/// Name of a reward head in a file of its own, as LLaMA-Factory writes it.
+/// Name of a separate file of a reward head, as LLaMA-Factory writes it.
 pub(super) const VALUE_HEAD_FILE: &str = "value_head.safetensors";
 /// Name of the shard index.
 pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -33,7 +33,7 @@ pub fn write_model(
     shard_bytes: u64,
     fill: &mut Fill,
 ) -> Result<()> {
-    // The head has the name that both versions of transformers know.
+    // The head is written under the name that both versions of transformers know.
     let old_head = config.family.names.old_head;
     let own = config.tensors();
     let head = own.iter().find(|tensor| tensor.role == Role::LmHead);

@@ -1,6 +1,6 @@
-//! Names of the tensors in weight files, brought to the names of the configuration, as transformers
-//! does. Wrappers put `module.` or `_orig_mod.` into every name; a base model is saved without the
-//! prefix `model.` (or the family's). A tied embedding table may be stored as `lm_head.weight` only.
+//! Maps the names of tensors in weight files to the names of the configuration, as transformers does.
+//! Wrappers put `module.` or `_orig_mod.` into every name; a base model is saved without the prefix `model.`
+//! (or the family's). A tied embedding table may be stored as `lm_head.weight` only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -26,8 +26,8 @@ pub(super) struct Stored {
     pub shard: usize,
 }
 
-/// Stored tensors by the names of the configuration, if it knows them, and notes on renamed ones.
-/// Refused: two tensors with one name.
+/// Returns the stored tensors by the names of the configuration, if it knows them, and notes on renamed ones.
+/// Two tensors with one name are an error.
 pub(super) fn resolve(
     folder: &Path,
     found: BTreeMap<String, usize>,
@@ -63,8 +63,8 @@ pub(super) fn without_wrappers(name: &str) -> String {
     parts.join(".")
 }
 
-/// Name of a tensor without the parts of wrappers, and with or without the prefix of the base model
-/// if only that name is expected.
+/// Name of a tensor without the parts of wrappers. The prefix of the base model is added or removed if only
+/// that name is expected.
 fn own_name(name: &str, expected: &BTreeSet<&str>, names: &TensorNames) -> String {
     let own = without_wrappers(name);
     if names.old_head == Some(own.as_str()) {
@@ -82,8 +82,7 @@ fn own_name(name: &str, expected: &BTreeSet<&str>, names: &TensorNames) -> Strin
     if expected.contains(with_base.as_str()) { with_base } else { own }
 }
 
-/// True for the name of a head that other trainers write instead of `score.weight`, if its shape is
-/// that of a reward head.
+/// True for a tensor with the shape of a reward head and a name other than `score.weight`.
 pub(super) fn is_other_head(name: &str, shape: &[usize], hidden: usize) -> bool {
     name != SCORE && name.ends_with(".weight") && shape == [1, hidden]
 }

@@ -45,7 +45,7 @@ pub struct WeightFiles {
     /// Tensors the configuration expects and the files hold.
     places: BTreeMap<String, Place>,
     score_missing: bool,
-    /// Bias of the reward head, which other trainers have.
+    /// Bias of the reward head of another trainer.
     head_bias: Option<Place>,
     ignored: Vec<String>,
     notes: Vec<String>,
@@ -94,7 +94,8 @@ impl WeightFiles {
         Ok(files)
     }
 
-    /// The tensors `expected` of one file, by their own names; the caller has checked the shapes.
+    /// Opens the tensors `expected` of one file, under their names in `expected`; the caller has checked the
+    /// shapes.
     pub(super) fn of_shard(shard: Shard, stored: &BTreeMap<String, Stored>, expected: &[TensorSpec]) -> Result<Self> {
         let shards = vec![shard];
         let mut places = BTreeMap::new();
@@ -118,12 +119,12 @@ impl WeightFiles {
         &self.ignored
     }
 
-    /// Returns notes for the log: tensors that were read under another name.
+    /// Returns notes for the log on tensors that were read under a different name.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// Returns what the reward head adds to every reward; 0 for a head without bias.
+    /// Returns the bias that the reward head adds to every reward; 0 for a head without bias.
     pub fn head_bias(&self) -> Result<f64> {
         let Some(place) = self.head_bias else { return Ok(0.0) };
         let name = "the bias of the reward head".to_owned();
@@ -189,7 +190,7 @@ pub struct TensorReader<'a> {
     name: String,
     shard: &'a Shard,
     place: Place,
-    /// What an adapter adds.
+    /// Product that an adapter adds.
     product: Option<Product>,
 }
 
@@ -278,7 +279,7 @@ fn check(
         }
         let path = &files.shards[stored.shard].path;
         if config.family.names.buffers.iter().any(|buffer| name.ends_with(buffer)) {
-            // Older transformers versions saved it; the configuration determines it.
+            // Older versions of transformers saved this buffer, which the configuration determines.
             files.ignored.push(stored.name.clone());
         } else if name == LM_HEAD && (tied_head || config.head == Head::Reward) {
             if tied_head {
@@ -306,7 +307,7 @@ fn shape(shards: &[Shard], stored: &Stored) -> Vec<usize> {
     shards[stored.shard].metadata.info(&stored.name).map(|info| info.shape.clone()).unwrap_or_default()
 }
 
-/// Gives the head of another trainer its name in transformers, and sets its bias aside.
+/// Renames the head of another trainer to its name in transformers, and stores its bias separately.
 fn name_head(files: &mut WeightFiles, found: &mut BTreeMap<String, Stored>, config: &ModelConfig) -> Result<()> {
     if found.contains_key(SCORE) {
         return Ok(());
@@ -327,7 +328,7 @@ fn name_head(files: &mut WeightFiles, found: &mut BTreeMap<String, Stored>, conf
     Ok(())
 }
 
-/// Describes a tensor that looks like a reward head under another name, if there is one. transformers
+/// Describes a tensor that looks like a reward head under a different name, if there is one. transformers
 /// would draw a new head at random instead of reading it.
 fn other_head(shards: &[Shard], found: &BTreeMap<String, Stored>, config: &ModelConfig) -> Option<String> {
     let stored = found.iter().find(|(name, stored)| is_other_head(name, &shape(shards, stored), config.hidden))?.1;

@@ -1,4 +1,4 @@
-//! Weight files of a folder: which there are, and which tensors they hold.
+//! Finds the weight files of a folder and the tensors that they hold.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,8 @@ pub(super) struct Shard {
     pub data: usize,
 }
 
-/// Weight files of a folder, and the file of every tensor. A reward head in a file of its own
-/// ([`VALUE_HEAD_FILE`]) is one of them; it may also be in the folder `beside`.
+/// Opens the weight files of a folder, and returns them with the file index of every tensor. A separate file
+/// of a reward head ([`VALUE_HEAD_FILE`]) is one of them; it may also be in the folder `beside`.
 pub(super) fn open_shards(folder: &Path, beside: Option<&Path>) -> Result<(Vec<Shard>, BTreeMap<String, usize>)> {
     let (single, index) = (folder.join(SINGLE_FILE), folder.join(INDEX_FILE));
     // If a folder has both, the single file takes precedence, as in transformers.

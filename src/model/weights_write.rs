@@ -37,8 +37,8 @@ pub(super) struct Staged<'a> {
     dtype: StoredDtype,
 }
 
-/// Writes the weights of `tensors` under temporary names, rounded to nearest even. Weights beyond the
-/// range of `dtype` are refused. A tensor larger than `shard_bytes` gets its own shard.
+/// Writes the weights of `tensors` under temporary names, rounded to nearest even. Weights beyond the range
+/// of `dtype` are an error. A tensor larger than `shard_bytes` gets its own shard.
 pub(super) fn stage<'a>(
     folder: &'a Path,
     tensors: &'a [TensorSpec],
@@ -171,7 +171,7 @@ pub(crate) fn overflows(x: f32, dtype: StoredDtype) -> bool {
     x.is_finite() && !rounded(x, dtype).is_finite()
 }
 
-/// A number as a file holds it.
+/// A number rounded to the precision of the file.
 fn rounded(x: f32, dtype: StoredDtype) -> f32 {
     match dtype {
         StoredDtype::F32 => x,

@@ -1,4 +1,4 @@
-//! Layers that differ in what their attention sees: sliding windows, and layers without RoPE.
+//! Layers whose attention differs from that of the others: sliding windows, and layers without RoPE.
 
 use serde_json::Value;
 
@@ -37,7 +37,7 @@ pub(super) fn layers_without_rope(keys: Keys, family: &Family, layers: usize) ->
 /// Layers whose attention sees a window of the last positions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlidingWindow {
-    /// Number of keys that a query sees at most, its own included.
+    /// Maximum number of keys that a query sees, including the key of the same token.
     pub length: usize,
     /// Indices of the layers, ascending.
     pub layers: Vec<usize>,
@@ -51,14 +51,16 @@ impl ModelConfig {
 }
 
 impl SlidingWindow {
-    /// The window of a model of sequences up to `longest` tokens; `None` if it cuts no sequence. A window of
-    /// w positions holds the position itself, so sequences of up to w tokens have full attention.
+    /// Returns the window if it is shorter than the longest sequence of the model, and `None` otherwise. A
+    /// window of w positions includes the position of the query, so sequences of up to w tokens have full
+    /// attention.
     pub(super) fn that_cuts(self, longest: usize) -> Option<Self> {
         Some(self).filter(|window| window.length < longest && !window.layers.is_empty())
     }
 }
 
-/// The sliding window of a model of sequences up to `longest` tokens, whether it cuts one or not.
+/// Reads the sliding window of a model with sequences of up to `longest` tokens, also if it is not shorter
+/// than those.
 pub(super) fn read_window(
     keys: Keys,
     family: &Family,
@@ -117,7 +119,7 @@ pub(super) fn read_window(
     Ok(length.map(|length| SlidingWindow { length, layers: chosen }))
 }
 
-/// A length that layers of the type `sliding_attention` need.
+/// Returns the length of the window, which layers of the type `sliding_attention` need.
 fn required(keys: Keys, length: Option<usize>) -> Result<Option<usize>> {
     match length {
         Some(_) => Ok(length),
@@ -129,7 +131,7 @@ fn required(keys: Keys, length: Option<usize>) -> Result<Option<usize>> {
     }
 }
 
-/// Whether each layer has a sliding window, if `layer_types` says so.
+/// Whether each layer has a sliding window by `layer_types`; `None` without this key.
 fn layer_types(keys: Keys, layers: usize) -> Result<Option<Vec<bool>>> {
     let key = "layer_types";
     let Some(value) = keys.get(key) else { return Ok(None) };

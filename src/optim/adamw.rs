@@ -34,7 +34,7 @@ impl Default for AdamWSettings {
 }
 
 impl AdamWSettings {
-    /// Refuses values that cannot work; the error names the flag.
+    /// Returns an error that names the flag for values that cannot work.
     pub fn check(&self) -> Result<()> {
         let refuse = |flag: &str, value: f64, need: &str| Err(Error::Usage(format!("{flag} {value}: {need}")));
         for (flag, beta) in [("--adam-beta1", self.beta1), ("--adam-beta2", self.beta2)] {
@@ -96,9 +96,9 @@ pub struct AdamWState<B: Backend> {
     pub master: Option<B::Acc>,
     /// (CONTROL)
     pub control: B::Acc,
-    /// Parameters whose state this is.
+    /// Parameters that this state covers.
     part: Part,
-    /// Where they are in the buffers of weights and gradients.
+    /// Range of these parameters in the buffers of weights and gradients.
     slice: Range<usize>,
     len: usize,
     /// Elements of the state with weight decay.
@@ -160,23 +160,24 @@ impl<B: Backend> AdamWState<B> {
         })
     }
 
-    /// Parameters whose state this is.
+    /// Parameters that this state covers.
     pub(crate) fn part(&self) -> &Part {
         &self.part
     }
 
-    /// Where they are in the buffers of weights and gradients.
+    /// Range of these parameters in the buffers of weights and gradients.
     pub(crate) fn slice(&self) -> Range<usize> {
         self.slice.clone()
     }
 
-    /// Number of trained parameters, those of other slices included.
+    /// Number of trained parameters, including those of other slices.
     pub(crate) fn parameters(&self) -> usize {
         self.len
     }
 
-    /// Enqueues clipping and the update with `grads`, without waiting. `known` is a range of `grads`
-    /// with known norms, counted from the start of the slice. The control vector then holds the input of [`UpdateReport::of`].
+    /// Enqueues clipping and the update with `grads`, without waiting. `known` is a range of `grads` with
+    /// known norms, counted from the start of the slice. The control vector then holds the input of
+    /// [`UpdateReport::of`].
     pub fn update(
         &mut self,
         backend: &B,

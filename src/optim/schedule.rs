@@ -23,12 +23,12 @@ pub enum Scheduler {
     CosineWithMinLr,
     /// Decay to `lr_end` with exponent `power`.
     Polynomial,
-    /// Constant rate without warm-up; `--warmup-steps` is refused.
+    /// Constant rate without warm-up; `--warmup-steps` is an error.
     Constant,
     /// Constant rate after the warm-up.
     #[value(name = "constant_with_warmup", alias = "constant-with-warmup")]
     ConstantWithWarmup,
-    /// Decay with the root of the step, over `timescale` steps.
+    /// Decay with the inverse square root of the step, in units of `timescale` steps.
     #[value(name = "inverse_sqrt", alias = "inverse-sqrt")]
     InverseSqrt,
     /// Constant rate, then a decay of `num_decay_steps` steps.
@@ -36,7 +36,7 @@ pub enum Scheduler {
     WarmupStableDecay,
 }
 
-/// Course of the factor between its extremes, for the two ramps of `warmup_stable_decay`.
+/// Shape of the factor between its extremes, for the two ramps of `warmup_stable_decay`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ramp {
     /// Linear.
@@ -55,13 +55,13 @@ pub enum Ramp {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shape {
-    /// To 0 in a straight line.
+    /// Linear decay to 0.
     Linear,
     /// `cycles` periods of the cosine, scaled to end at `floor` times the peak.
     Cosine {
         /// Number of cycles.
         cycles: f64,
-        /// Smallest rate, as a share.
+        /// Smallest rate, as a fraction of the peak.
         floor: f64,
     },
     /// Cosine with restarts.
@@ -69,25 +69,25 @@ pub enum Shape {
         /// Number of cycles.
         cycles: u64,
     },
-    /// `end` is a learning rate.
+    /// Decay to the learning rate `end`.
     Polynomial {
-        /// Last rate.
+        /// Final learning rate.
         end: f64,
         /// Power of the polynomial.
         power: f64,
     },
-    /// The same rate.
+    /// Constant rate.
     Constant,
-    /// The same rate after the warm-up.
+    /// Constant rate after the warm-up.
     ConstantWithWarmup,
-    /// `None`: the warm-up steps, or 10,000 without any.
+    /// Decay with the inverse square root of the step.
     InverseSqrt {
-        /// Steps of the scale of time.
+        /// Time scale in steps; `None` for the warm-up steps, or 10,000 without any.
         timescale: Option<u64>,
     },
-    /// `None` for the steps that neither warm-up nor decay takes.
+    /// Constant rate between warm-up and decay.
     WarmupStableDecay {
-        /// Steps at the full rate.
+        /// Steps at the full rate; `None` for all that do not belong to warm-up or decay.
         stable_steps: Option<u64>,
         /// Steps of the decay.
         decay_steps: u64,
@@ -97,7 +97,7 @@ pub enum Shape {
         decay: Ramp,
         /// Number of cycles.
         cycles: f64,
-        /// Smallest rate, as a share.
+        /// Smallest rate, as a fraction of the peak.
         floor: f64,
     },
 }
@@ -114,7 +114,7 @@ impl Shape {
 }
 
 impl Shape {
-    /// Refuses a decay that does not fit into the run.
+    /// Checks that the decay fits into the run.
     ///
     /// # Errors
     /// [`Error::Usage`] with the numbers of updates.
@@ -129,7 +129,7 @@ impl Shape {
         )))
     }
 
-    /// The update after which a decay ends, if the run ends before.
+    /// The update after which a decay would end, if the run ends before.
     pub fn cut_decay(self, warmup_steps: u64, total_steps: u64) -> Option<u64> {
         let Shape::WarmupStableDecay { stable_steps: Some(stable), decay_steps, .. } = self else { return None };
         let end = warmup_steps.saturating_add(stable).saturating_add(decay_steps);
@@ -155,7 +155,7 @@ fn cosine(cycles: f64, progress: f64) -> f64 {
     0.5 * (1.0 + (std::f64::consts::PI * cycles * 2.0 * progress).cos())
 }
 
-/// A factor in 0..=1 moved into floor..=1.
+/// Maps a factor in 0..=1 to floor..=1.
 fn above(floor: f64, factor: f64) -> f64 {
     factor * (1.0 - floor) + floor
 }
@@ -207,7 +207,7 @@ impl Schedule {
     }
 }
 
-/// Factor of a warm-up that is not plainly linear.
+/// Factor of the warm-up of `warmup_stable_decay`; `None` for other schedules, whose warm-up is linear.
 fn progress_of_warmup(shape: Shape, progress: f64) -> Option<f64> {
     let Shape::WarmupStableDecay { warmup, floor, .. } = shape else { return None };
     let factor = match warmup {

@@ -1,6 +1,6 @@
-//! `--lr-scheduler-kwargs`: the parameters of a schedule, under the names of transformers. Refused
-//! are names that the schedule does not have, and values that transformers refuses or that leave no
-//! rate.
+//! `--lr-scheduler-kwargs`: the parameters of a schedule, under the names of transformers. Names that the
+//! schedule does not have are an error, and so are values that transformers rejects or for which the rate is
+//! undefined.
 
 use std::str::FromStr;
 
@@ -51,7 +51,7 @@ impl FromStr for ScheduleOptions {
     }
 }
 
-/// Parameters that a schedule takes.
+/// Parameters that a schedule has.
 fn names(scheduler: Scheduler) -> &'static [&'static str] {
     match scheduler {
         Scheduler::Linear | Scheduler::Constant | Scheduler::ConstantWithWarmup => &[],

@@ -1,9 +1,9 @@
-//! Measured ceilings of this machine: the rate of a large GEMM on all threads, in f32 and bf16, and of
-//! a copy that exceeds the caches. They are never looked up, and are valid only for the run in which
-//! they were measured.
+//! Measured ceilings of this machine: the rate of a large GEMM on all threads, in f32 and bf16, and of a copy
+//! that exceeds the caches. They are never read from a table, and are valid only for the run in which they
+//! were measured.
 //!
-//! `MAPL_CEILINGS=rough` measures on small operands, within the caches, for runs whose shares of the
-//! ceilings nobody reads; a note says so.
+//! `MAPL_CEILINGS=rough` measures on small operands, within the caches, for runs whose fractions of the
+//! ceilings are not used; a note says so.
 
 use std::sync::LazyLock;
 use std::time::Instant;
@@ -23,7 +23,7 @@ pub struct Ceilings {
     /// FLOP/s of the same GEMM in bf16, if it was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bf16_gemm: Option<f64>,
-    /// The units that this GEMM ran on.
+    /// Execution units of the bf16 GEMM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bf16_units: Option<&'static str>,
     /// Bytes read and written per second by a copy of 256 MiB.
@@ -35,7 +35,7 @@ const VARIABLE: &str = "MAPL_CEILINGS";
 
 /// Side of the measured GEMM, and f32 elements copied: 256 MiB.
 const FULL: Sizes = Sizes { side: 2048, copied: COPIED };
-/// The same with `MAPL_CEILINGS=rough`.
+/// Sizes with `MAPL_CEILINGS=rough`.
 const ROUGH: Sizes = Sizes { side: 512, copied: COPIED / 64 };
 const COPIED: usize = 64 << 20;
 
@@ -60,17 +60,17 @@ static SIZES: LazyLock<Sizes> = LazyLock::new(|| match std::env::var_os(VARIABLE
 });
 /// Bytes that the copy and the sum read.
 pub const COPIED_BYTES: u64 = 4 * COPIED as u64;
-/// Number of repeats. The best counts, because interruptions can only slow a repeat down.
+/// Number of repeats. The fastest counts, because interruptions can only slow a repeat down.
 const REPEATS: usize = 3;
 
 impl Ceilings {
-    /// Measures the ceilings, with bf16 if `on` names its units; takes about a second on two cores.
+    /// Measures the ceilings, with bf16 if `on` names its units; needs about a second on two cores.
     pub fn measure(on: Option<Units>) -> Self {
         let bf16_gemm = on.map(|units| gemm(&Cpu::<bf16>::on(units)));
         Self { sgemm: gemm(&Cpu::new()), bf16_gemm, bf16_units: on.map(Units::name), copy: copy() }
     }
 
-    /// FLOP/s of a GEMM of a run: in bf16 if it was measured.
+    /// FLOP/s of the bf16 GEMM if it was measured, and otherwise of the f32 GEMM.
     pub fn gemm(&self) -> f64 {
         self.bf16_gemm.unwrap_or(self.sgemm)
     }
@@ -101,10 +101,9 @@ fn gemm<A: Element>(cpu: &Cpu<A>) -> f64 {
     2.0 * (side as f64).powi(3) / seconds
 }
 
-/// Bytes per second of the fastest memory stream: a copy, a sum (read only), and an in-place update
-/// of four arrays from a fifth, as in an optimiser. A store to memory that was not read before
-/// fetches it first. The update avoids this fetch, so on most CPUs it moves more bytes per second
-/// than the copy.
+/// Bytes per second of the fastest memory stream: a copy, a sum (read only), and an in-place update of four
+/// arrays from a fifth, as in an optimiser. A store to a cache line that was not read before fetches it
+/// first. The update avoids this fetch, so on most CPUs it moves more bytes per second than the copy.
 pub fn memory(copy: f64) -> f64 {
     copy.max(sum()).max(update())
 }

@@ -1,6 +1,6 @@
-//! Figures of NVIDIA's data sheets and architecture white papers, for plans of a step on a GPU that
-//! need not be present. Bandwidths and dense bf16 rates are the published ones; tensor cores of
-//! GeForce GPUs accumulate in f32. GPUs with an uncertain figure are not listed.
+//! Figures of NVIDIA's data sheets and architecture white papers, for plans of a step on a GPU that need not
+//! be present. Bandwidths and dense bf16 rates are the published ones, for GeForce GPUs those with f32
+//! accumulation. GPUs with an uncertain figure are not listed.
 
 use super::peak::HOPPER_SXM_BF16_FLOPS;
 
@@ -45,7 +45,7 @@ const fn gpu(
     DataSheet { name, processors, bandwidth, bf16_flops, compute_capability, measured: None }
 }
 
-/// Known GPUs. Of several forms of one GPU, the first is meant if the form is not named.
+/// Known GPUs. If a name does not say which variant of a GPU is meant, the first one listed is used.
 pub(crate) const DATA_SHEETS: [DataSheet; 15] = [
     DataSheet { measured: Some((4.3e12, 790e12)), ..gpu("h200", 132, 4.8e12, HOPPER_SXM_BF16_FLOPS, (9, 0)) },
     gpu("h200-nvl", 132, 4.8e12, 835.5e12, (9, 0)),
@@ -64,18 +64,18 @@ pub(crate) const DATA_SHEETS: [DataSheet; 15] = [
     gpu("rtx-a6000", 84, 768e9, 154.8e12, (8, 6)),
 ];
 
-/// Words of names in use that tell no two GPUs of the list apart.
+/// Words in GPU names that do not distinguish any two GPUs of the list.
 const NO_NAMES: [&str; 11] =
     ["nvidia", "geforce", "rtx", "gpu", "sxm", "sxm4", "sxm5", "hbm3", "hbm3e", "tensor", "core"];
 
-/// The GPU of a name, in any case, with or without words about the vendor, the form or the memory.
+/// Finds a GPU by name, in any case, with or without words about the vendor, the variant or the memory.
 pub(crate) fn data_sheet(name: &str) -> Option<&'static DataSheet> {
     let lower = name.to_lowercase();
     let mut given: Vec<&str> =
         lower.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
     given.retain(|word| !NO_NAMES.contains(word));
-    // The model's word is given, and no word that belongs to another GPU. A memory size tells only
-    // GPUs apart that are listed with one.
+    // The name has the word of the model, and no word that belongs to a different GPU. A memory size
+    // distinguishes only GPUs that are listed with one.
     let fits = |gpu: &&DataSheet| {
         let known: Vec<&str> = gpu.name.split('-').collect();
         let is_size = |word: &str| word.ends_with("gb");

@@ -94,7 +94,7 @@ impl RunObserver {
         self.lock().taken = Some(bytes);
     }
 
-    /// Takes what was reported so far.
+    /// Returns the observations recorded so far and clears them.
     pub fn take(&self) -> Observations {
         std::mem::take(&mut *self.lock())
     }

@@ -1,4 +1,4 @@
-//! Totals by op over training steps: the one sum behind `--profile` and studies.
+//! Totals by op over training steps, for `--profile` and for studies.
 
 use crate::backend::probe::OpTime;
 

@@ -32,7 +32,8 @@ pub struct ProfileRow {
     /// FLOP/s over the measured rate of a large GEMM.
     pub of_sgemm: f64,
     pub gigabytes: f64,
-    /// Bytes by contract over the measured rate of a copy; caches can lift it above 1.
+    /// Bytes that the contract of the op counts, over the measured rate of a copy; caches can raise it above
+    /// 1.
     pub of_copy: f64,
 }
 

@@ -1,14 +1,14 @@
-//! Comparison of what ranks were started with, before the first step: version, data, models, flags.
-//! Ranks that differ are refused in one message: `--seed: 1 on ranks 0 and 2; 3 on rank 1`.
+//! Compares what the ranks were started with before the first step: version, data, models, flags. Differences
+//! are one error: `--seed: 1 on ranks 0 and 2; 3 on rank 1`.
 
 use super::collective::Collective;
 use crate::terminal::shown;
 use crate::{Error, Result};
 
-/// Most differences in a message.
+/// Maximum number of differences in a message.
 const MOST: usize = 5;
 
-/// Refuses ranks whose `facts` (names and values, in one order) differ.
+/// Returns an error if the `facts` (names and values, in one order) of the ranks differ.
 pub(crate) fn compare(collective: &dyn Collective, facts: &[(String, String)]) -> Result<()> {
     if collective.size() == 1 {
         return Ok(());

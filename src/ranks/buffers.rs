@@ -1,5 +1,5 @@
-//! Collectives on the buffers of a backend. A device with collectives of its own
-//! ([`DeviceCollective`]) enqueues them. Every other buffer passes through the host:
+//! Collectives on the buffers of a backend. A device that has collectives ([`DeviceCollective`]) enqueues
+//! them. Every other buffer passes through the host:
 //!
 //! ```text
 //! reduce_scatter   read every part, send it to its rank; add in the order of the ranks, in f64; write
@@ -7,16 +7,16 @@
 //! all_gather       read the own part, gather the parts of all ranks, write those of the others
 //! ```
 //!
-//! The host's sums have the same bits for any division into parts. A device adds in an order of its
-//! own, which depends on the number of ranks and the lengths only.
+//! The host's sums have the same bits for any division into parts. A device adds in a different order, which
+//! depends only on the number of ranks and the lengths.
 //!
 //! ```text
-//! let begun = reduce_scatter((ranks, backend), &mut grads, &parts, true)?;   // behind the ops so far
+//! let begun = reduce_scatter((ranks, backend), &mut grads, &parts, true)?;   // after the ops so far
 //! ... ops that do not touch the parts ...
 //! begun.settle(backend)?;                                                    // ops from here on see the sums
 //! ```
 //!
-//! Refused: parts that do not belong to the ranks one by one, or do not follow each other.
+//! It is an error if the ranks do not have one part each, or if the parts are not contiguous.
 
 use std::ops::Range;
 
@@ -43,8 +43,8 @@ pub(crate) struct Begun {
 impl Begun {
     const DONE: Self = Self { ticket: None, finite: None };
 
-    /// Makes ops from now on see the results; does not wait. Returns whether this rank's own values were
-    /// finite, if the host has read them.
+    /// Makes later ops see the results; does not wait. Returns whether the values of this rank were finite,
+    /// if the host has read them.
     pub fn settle<B: Backend>(self, backend: &B) -> Result<Option<bool>> {
         if let (Some(ticket), Some(device)) = (self.ticket, backend.device_collective()) {
             device.settle(ticket)?;
@@ -59,7 +59,7 @@ impl From<Ticket> for Begun {
     }
 }
 
-/// Type of a backend's numbers between ranks.
+/// Type in which ranks exchange a backend's numbers.
 pub(crate) fn wire<B: Backend>() -> Wire {
     match B::PRECISION {
         Precision::F64 => Wire::F64,
@@ -74,7 +74,7 @@ fn check(ranks: &dyn Collective, parts: &[Range<usize>]) -> Result<()> {
     Ok(())
 }
 
-/// Pieces of the parts of all ranks: the same piece of each, from its start on.
+/// Splits the parts of all ranks into pieces: each item has the same piece of every part.
 fn pieces(parts: &[Range<usize>]) -> impl Iterator<Item = Vec<Range<usize>>> {
     let longest = parts.iter().map(Range::len).max().unwrap_or(0);
     let step = (BUCKET / parts.len().max(1)).max(1);

@@ -1,21 +1,21 @@
 //! Collective operations over all ranks. Every rank calls the same ones in the same order.
 //!
-//! Sums are formed in the order of the ranks, in f64, and rounded once to the type of the buffer.
-//! Their bits therefore depend on the number of ranks and on nothing else: neither on timing nor on
-//! the library below.
+//! Sums are formed in the order of the ranks, in f64, and rounded once to the type of the buffer. Their bits
+//! therefore depend on the number of ranks and on nothing else: neither on timing nor on the library of the
+//! transport.
 //!
 //! ```text
 //! reduce_scatter   rank r gets slice r of the sum
 //! all_reduce       reduce_scatter, then all_gather of the slices
 //! ```
 //!
-//! Refused: buffers of different lengths, and failures of the transport.
+//! Buffers of different lengths and failures of the transport are errors.
 
 use std::ops::Range;
 
 use crate::{Error, Result};
 
-/// Type of numbers between ranks: that of the buffers they come from, so nothing is lost.
+/// Type of the numbers that ranks exchange: that of the buffers they come from, so nothing is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wire {
     F32,
@@ -31,7 +31,7 @@ impl Wire {
         }
     }
 
-    /// Numbers of [`Wire::encode`].
+    /// Decodes the bytes of [`Wire::encode`].
     pub fn decode(self, bytes: &[u8]) -> Vec<f64> {
         match self {
             Self::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
@@ -47,12 +47,12 @@ pub(crate) fn slice_of(len: usize, rank: usize, size: usize) -> Range<usize> {
     at(rank)..at(rank + 1)
 }
 
-/// Elements at whose multiples shards start, so that loads of several elements stay aligned.
+/// Shards start at multiples of this number of elements, so that loads of several elements stay aligned.
 const BLOCK: usize = 64;
 
-/// Shard of `len` parameters that belongs to a rank. The shards of all ranks cover them in order. All
-/// have one length, as the collectives of NCCL need it, except the last one: it also has the rest, of
-/// fewer than `(size + 1) * BLOCK` elements.
+/// Shard of `len` parameters that belongs to a rank. The shards of all ranks cover them in order. All have
+/// the same length, as NCCL's collectives require, except the last one, which also has the remainder of fewer
+/// than `(size + 1) * BLOCK` elements.
 pub(crate) fn shard_of(len: usize, rank: usize, size: usize) -> Range<usize> {
     let block = if len >= BLOCK * size { BLOCK } else { 1 };
     let each = len / block / size * block;
@@ -61,14 +61,14 @@ pub(crate) fn shard_of(len: usize, rank: usize, size: usize) -> Range<usize> {
 
 /// Operations over all ranks.
 pub(crate) trait Collective: Send + Sync {
-    /// Number of this rank.
+    /// Index of this rank.
     fn rank(&self) -> usize;
 
     /// Number of ranks.
     fn size(&self) -> usize;
 
-    /// Whether this process works without a transport: it sends and sums nothing. One rank that has joined NCCL
-    /// is not alone.
+    /// Whether this is a single-process run without a transport, which sends and sums nothing. One rank that
+    /// has joined NCCL has a transport.
     fn is_alone(&self) -> bool {
         false
     }
@@ -85,8 +85,8 @@ pub(crate) trait Collective: Send + Sync {
     /// Waits until every rank has called it.
     fn barrier(&self) -> Result<()>;
 
-    /// Sum over the ranks, in their order, of the `len` numbers that each sends to this rank; `parts[r]` is what
-    /// this rank sends to rank r.
+    /// Sends `parts[r]` to rank r, and returns the sum over the ranks, in their order, of the `len` numbers
+    /// that each sends to this rank.
     fn sum_of_parts(&self, parts: &[Vec<u8>], len: usize, wire: Wire) -> Result<Vec<f64>> {
         let mut sum = vec![0.0; len];
         for bytes in self.exchange(parts)? {
@@ -99,7 +99,8 @@ pub(crate) trait Collective: Send + Sync {
         Ok(sum)
     }
 
-    /// This rank's [`slice_of`] the sum of `values` over the ranks, in the order of the ranks.
+    /// Returns the part of this rank ([`slice_of`]) of the sum of `values` over the ranks, in the order of
+    /// the ranks.
     fn reduce_scatter(&self, values: &[f64], wire: Wire) -> Result<Vec<f64>> {
         let slice = |rank: usize| slice_of(values.len(), rank, self.size());
         let parts: Vec<Vec<u8>> = (0..self.size()).map(|to| wire.encode(&values[slice(to)])).collect();
@@ -125,7 +126,7 @@ fn lengths_differ(own: usize, other: usize) -> Error {
     Error::Runtime(format!("ranks sum buffers of different lengths ({own} and {other} elements)"))
 }
 
-/// The only rank.
+/// The rank of a single-process run.
 pub(crate) struct Alone;
 
 impl Collective for Alone {

@@ -1,5 +1,5 @@
-//! What is left of a run that a failed rank ends: advice on its last checkpoint for the message, and the outcome
-//! for its manifest. Rank 0 writes the outcome; the files of the other ranks are not written.
+//! Hooks for a run that a failed rank ends: advice on its last checkpoint for the message, and a recorder of
+//! the outcome for its manifest. Rank 0 writes the outcome; the files of the other ranks are not written.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -13,18 +13,19 @@ static LAST_CHECKPOINT: Mutex<Option<LastCheckpoint>> = Mutex::new(None);
 
 static RECORDER: Mutex<Option<Recorder>> = Mutex::new(None);
 
-/// Sets what a message about a failed rank says about checkpoints.
+/// Sets the advice on the last checkpoint for a message about a failed rank.
 pub(crate) fn set_last_checkpoint(text: impl Fn() -> String + Send + 'static) {
     *LAST_CHECKPOINT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(text));
 }
 
 /// Advice on the last checkpoint.
 pub(super) fn last_checkpoint() -> String {
-    // The lock is held for moments only; a failed rank must be reported in any case.
+    // The lock is held only briefly, and a poisoned one is used too: a failed rank must be reported in any
+    // case.
     LAST_CHECKPOINT.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(String::new(), |text| text())
 }
 
-/// Sets what records the end of the run if a failed rank ends it.
+/// Sets the recorder of the end of the run, for a failed rank that ends it.
 pub(crate) fn set_recorder(recorder: impl FnOnce(&str, Option<i32>) + Send + 'static) {
     *RECORDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(recorder));
 }

@@ -7,12 +7,13 @@
 //! PMI        PMI_RANK, PMI_SIZE
 //! ```
 //!
-//! The first launcher of this list with both a rank and a size decides. Nothing set is one rank
-//! without a launcher; if it is to meet, it meets on this host. Refused, with every variable and its value: two launchers that disagree, half
-//! of a pair, values that are not whole numbers, and a rank that is not below the size.
+//! The first launcher of this list with both a rank and a size is used. Without any variable, the run has one
+//! rank and no launcher; if that rank is to meet, it meets on this host. Errors, which list every variable
+//! with its value: two launchers that disagree; only one variable of a pair; values that are not whole
+//! numbers; a rank that is not below the size.
 //!
-//! A Slurm batch script has the variables of its first task, but runs outside of `srun`, which alone
-//! sets SLURM_STEP_ID. There they are left out.
+//! A Slurm batch script has the variables of its first task, but runs outside of `srun`, so Slurm's variables
+//! are ignored there. Only `srun` sets SLURM_STEP_ID.
 
 use crate::{Error, Result};
 
@@ -27,7 +28,7 @@ pub(crate) enum Launcher {
     Mpirun,
     /// A process manager with PMI variables.
     Pmi,
-    /// No launcher: the only rank.
+    /// No launcher; a single-process run.
     Absent,
 }
 
@@ -57,7 +58,7 @@ const LAUNCHERS: [Variables; 4] = [
     Variables { launcher: Launcher::Pmi, rank: "PMI_RANK", size: &["PMI_SIZE"], local: None },
 ];
 
-/// Why the variables of two launchers are refused.
+/// Reason of the error for two launchers that disagree.
 const OTHER_RANKS: &str = "they name different ranks";
 
 /// torchrun's default port.
@@ -84,9 +85,9 @@ pub(crate) struct Ranks {
     pub launcher: Launcher,
     pub rank: usize,
     pub size: usize,
-    /// Number among the ranks of this host, if the launcher gives it.
+    /// Index among the ranks of this host, if the launcher sets it.
     pub local: Option<usize>,
-    /// Address and port at which ranks on GPUs meet, if the launcher tells.
+    /// Address and port at which ranks on GPUs meet, if they are known.
     pub master: Option<(String, u16)>,
 }
 
@@ -96,13 +97,13 @@ impl Ranks {
         Self::from(of_process, false)
     }
 
-    /// Like [`Ranks::from_env`], for ranks that meet also if there is only one. Without a launcher this process is
-    /// that one.
+    /// Like [`Ranks::from_env`], but a single rank has a place to meet too. Without a launcher this process
+    /// is that rank.
     pub fn that_meet() -> Result<Option<Self>> {
         Self::from(of_process, true)
     }
 
-    /// The ranks that variables name. `one_meets`: a single rank has a place to meet.
+    /// Reads the ranks from variables. With `one_meets`, a single rank has a place to meet.
     fn from(variable: impl Fn(&str) -> Option<String>, one_meets: bool) -> Result<Option<Self>> {
         let batch_script = variable("SLURM_JOB_ID").is_some()
             && variable("SLURM_STEP_ID").is_none()
@@ -180,7 +181,7 @@ fn of_process(name: &str) -> Option<String> {
 }
 
 /// Host of rank 0: MASTER_ADDR; this host for a single rank that meets; Slurm's first host; this host, if
-/// mpirun started all ranks on one.
+/// mpirun started all ranks on one host.
 fn meeting_host(ranks: &Ranks, variable: impl Fn(&str) -> Option<String>, one_meets: bool) -> Option<String> {
     const HERE: &str = "127.0.0.1";
     variable("MASTER_ADDR").or_else(|| match ranks.launcher {
@@ -197,7 +198,7 @@ fn meeting_host(ranks: &Ranks, variable: impl Fn(&str) -> Option<String>, one_me
     })
 }
 
-/// First name of Slurm's list: `gpu03` of `gpu[03-07,12],cpu1`. Of several brackets none is read.
+/// First name of Slurm's list: `gpu03` of `gpu[03-07,12],cpu1`. `None` for a name with several brackets.
 fn first_host(nodes: &str) -> Option<String> {
     let (name, rest) = match nodes.split_once('[') {
         Some((name, rest)) if !name.contains(',') => (name, rest),
@@ -277,7 +278,7 @@ mod tests {
         assert_eq!(place(&[("PMI_RANK", "0"), ("PMI_SIZE", "1")]), (Launcher::Pmi, here(29500)));
         let torchrun = [("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "h")];
         assert_eq!(place(&torchrun), (Launcher::Torchrun, ("h".into(), 29500)));
-        // Several ranks are those of their launcher.
+        // With several ranks, `one_meets` has no effect.
         let several = [("PMI_RANK", "1"), ("PMI_SIZE", "2")];
         assert_eq!(read_as(&several, true).unwrap(), read(&several).unwrap());
     }

@@ -1,4 +1,4 @@
-//! How ranks on GPUs get the id of their NCCL communicator from rank 0. Nothing else is carried here.
+//! Passes the id of the NCCL communicator from rank 0 to the other ranks on GPUs. Nothing else is sent here.
 //!
 //! ```text
 //! tcp   rank 0 listens at MASTER_ADDR:MASTER_PORT; if a program holds the port (torchrun's own store
@@ -6,13 +6,13 @@
 //!           rank r -> 0    magic, version, ranks, rank          24 bytes
 //!           0 -> rank r    magic, verdict                       12 bytes, at once
 //!           0 -> rank r    id                                  128 bytes, when all have come
-//!       The connection then stays open and silent: its end tells that the other end has died.
+//!       The connection then stays open without traffic; it ends when the other end dies.
 //! fs    rank 0 writes magic, version, ranks and id to a file that must not exist; the others wait for it
 //! ```
 //!
-//! Refused: other versions, another number of ranks, a rank that comes twice, a file that is there
-//! before rank 0 or holds something else. Connections of other programs are closed, counted and
-//! otherwise ignored. The wait has a limit.
+//! Errors: a different version; a different number of ranks; a rank that connects twice; a file that exists
+//! before rank 0 writes it; a file that holds something else. Connections of other programs are closed,
+//! counted and otherwise ignored. The wait has a limit.
 
 use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -35,10 +35,10 @@ pub(crate) const ID: usize = 128;
 const HELLO: usize = 8 + 3 * 4;
 const VERDICT: usize = 8 + 4;
 
-/// Time between two looks.
+/// Time between two polls.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// Time in which rank 0 gives its verdict; a program that does not is not rank 0.
+/// Time within which rank 0 sends its verdict; a program that does not is not rank 0.
 const VERDICT_WAIT: Duration = Duration::from_secs(5);
 
 /// Where ranks meet.
@@ -48,23 +48,23 @@ pub(crate) enum Place {
     File(PathBuf),
 }
 
-/// What a meeting leaves.
+/// Result of a meeting.
 #[derive(Debug)]
 pub(crate) struct Met {
     pub id: [u8; ID],
-    /// Silent connections to other ranks: of rank 0 to all, of the others to rank 0.
+    /// Open connections without traffic: those of rank 0 to all others, and those of the others to rank 0.
     pub links: Vec<(usize, TcpStream)>,
 }
 
-/// Place of a rank among the ranks.
+/// Rank and number of ranks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seat {
     pub rank: usize,
     pub size: usize,
 }
 
-/// Gets the id from rank 0, which makes it with `new_id`. Waits for at most `limit`. `say` reports another
-/// port.
+/// Gets the id from rank 0, which creates it with `new_id`. Waits for at most `limit`. `say` reports the use
+/// of a different port.
 pub(crate) fn meet(
     place: &Place,
     seat: Seat,
@@ -80,7 +80,7 @@ pub(crate) fn meet(
     }
 }
 
-/// Why rank 0 refuses a rank.
+/// Answer of rank 0 to a rank that connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Welcome,
@@ -121,7 +121,7 @@ struct Guest {
     bytes: Vec<u8>,
 }
 
-/// What has arrived from a guest.
+/// State of the first message of a guest.
 enum Arrived {
     Nothing,
     Stranger,
@@ -147,20 +147,20 @@ impl Guest {
     }
 }
 
-/// A listener at a port: on a loopback address only this host can come.
+/// Listens at a port. On a loopback address only this host can connect.
 fn bind(host: &str, port: u16) -> std::io::Result<TcpListener> {
     let named = addresses(host, port)?;
     if named.iter().all(|address| address.ip().is_loopback()) {
         return TcpListener::bind(named.as_slice());
     }
-    // Version 6 takes version 4 too, where the system has it.
+    // An IPv6 socket accepts IPv4 connections too, if the system supports it.
     match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)) {
         Err(e) if !is_held(&e) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)),
         bound => bound,
     }
 }
 
-/// Listens at `port`, or at the next one if that is held.
+/// Listens at `port`, or at the next one if that is in use.
 fn listen((host, port): (&str, u16), say: &dyn Fn(&str)) -> Result<TcpListener> {
     let failed = |e: std::io::Error| {
         Error::Runtime(format!(
@@ -207,7 +207,7 @@ fn host_ranks(
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 std::thread::sleep(INTERVAL)
             }
-            // The other end is gone already.
+            // The other end has already closed the connection.
             Err(e) if e.kind() == ErrorKind::ConnectionAborted => strangers += 1,
             Err(e) => return Err(failed(e)),
         }
@@ -228,7 +228,7 @@ fn host_ranks(
                     let sent = guest.stream.set_nonblocking(false).and_then(|()| guest.stream.write_all(&answer));
                     match verdict {
                         Verdict::Welcome if sent.is_ok() => links[rank] = Some(guest.stream),
-                        // It gave up; it may come again.
+                        // The rank gave up; it may connect again.
                         Verdict::Welcome => {}
                         verdict => return Err(refused(rank, verdict)),
                     }
@@ -261,7 +261,7 @@ fn host_ranks(
     Ok(met)
 }
 
-/// One attempt to reach rank 0 at an address: `Ok(None)` if something else or nobody is there.
+/// Tries once to reach rank 0 at an address; `Ok(None)` if nothing or a different program is there.
 fn try_host(address: SocketAddr, seat: Seat, until: Instant) -> Result<Option<Met>> {
     let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else { return Ok(None) };
     let mut verdict = [0; VERDICT];
@@ -291,7 +291,7 @@ fn try_host(address: SocketAddr, seat: Seat, until: Instant) -> Result<Option<Me
 fn find_host((host, port): (&str, u16), seat: Seat, (limit, until): (Duration, Instant)) -> Result<Met> {
     let mut why = "nobody answers".to_owned();
     loop {
-        // The next port first: whoever holds the port itself is then not disturbed.
+        // The next port is tried first, so that a program that holds the port itself is not disturbed.
         for port in port.checked_add(1).into_iter().chain([port]) {
             match addresses(host, port) {
                 Ok(all) => {

@@ -8,12 +8,12 @@
 //! - `mpi`: collectives over MPI (cargo feature `mpi`), for ranks on CPUs
 //! - `nccl`: messages over NCCL, for ranks on GPUs; `meeting`: how they get NCCL's id; `stand_in`: records
 //!   NCCL's calls and carries them out in tests
-//! - `watch`: ends all ranks if one has died or stopped; `end`: what such an end leaves
-//! - [`agreement`]: refuses ranks that were started with different programs, data, models or flags
+//! - `watch`: ends all ranks if one has died or stopped; `end`: advice and outcome after such an end
+//! - [`agreement`]: rejects ranks that were started with different programs, data, models or flags
 //! - [`world`]: the ranks of this process; [`mod@host`]: the name of its machine
 //!
-//! Every rank runs the whole program. Rank 0 prints and writes files; the others follow. A rank that
-//! fails says so with its number and host, and ends the others.
+//! Every rank runs the whole program. Rank 0 prints and writes files; the others follow. A rank that fails
+//! prints the error with its number and host, and ends the others.
 
 pub(crate) mod agreement;
 pub(crate) mod buffers;

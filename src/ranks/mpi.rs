@@ -1,9 +1,8 @@
 //! Collectives over MPI. The library is Open MPI, loaded at run time, so that one program runs with and
 //! without it. Only bytes are sent: sums are formed by [`Collective`], whose order is fixed.
 //!
-//! Refused: no library, a library other than Open MPI (whose handles are addresses of symbols), and a
-//! world that differs from the launcher's variables. Failures of a call end all ranks by MPI's own
-//! error handler.
+//! Errors: a missing library; a library other than Open MPI, whose handles are addresses of symbols; a world
+//! that differs from the launcher's variables. If a call fails, MPI's error handler ends all ranks.
 
 use std::error::Error as _;
 use std::ffi::{c_char, c_int, c_void};
@@ -24,7 +23,7 @@ const THREAD_MULTIPLE: c_int = 3;
 /// `MPI_THREAD_SERIALIZED`: one thread at a time calls, and not always the same one.
 const THREAD_SERIALIZED: c_int = 2;
 
-/// Most bytes of a call, over all ranks: counts and offsets are 32-bit.
+/// Maximum number of bytes of a call, over all ranks; counts and offsets are 32-bit.
 const MOST_BYTES: usize = 1 << 30;
 
 type Handle = *mut c_void;
@@ -72,7 +71,7 @@ pub(super) struct Mpi {
     _library: Library,
 }
 
-/// Counts and offsets of parts that follow each other.
+/// Counts, offsets and total length of contiguous parts.
 fn layout(lengths: impl Iterator<Item = usize>) -> Result<(Vec<c_int>, Vec<c_int>, usize)> {
     let (mut counts, mut offsets, mut total) = (Vec::new(), Vec::new(), 0_usize);
     for length in lengths {
@@ -95,8 +94,8 @@ fn checked(call: &str, code: c_int) -> Result<()> {
     }
 }
 
-/// A buffer of `len` zeros with an address of its own. That of an empty vector is 1, which Open MPI takes for
-/// `MPI_IN_PLACE`.
+/// A buffer of `len` zeros with an address on the heap. The address of an empty vector is 1, which Open MPI
+/// interprets as `MPI_IN_PLACE`.
 fn zeros(len: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len.max(1));
     bytes.resize(len, 0);
@@ -116,7 +115,7 @@ impl Mpi {
             // SAFETY: Open MPI's initialisers have no precondition.
             match unsafe { Library::open(Some(name), RTLD_NOW | RTLD_GLOBAL) } {
                 Ok(library) => return Ok((name, library)),
-                // The system's own words name the file that is missing.
+                // The message of the system names the file that is missing.
                 Err(e) if why.is_empty() => why = e.source().map_or_else(|| e.to_string(), ToString::to_string),
                 Err(_) => {}
             }
@@ -180,12 +179,12 @@ impl Mpi {
     /// Ends all ranks with an exit code; returns if MPI cannot be called now.
     pub fn abort(&self, code: i32) {
         if self.threads {
-            // SAFETY: MPI is initialised, and any thread may call it.
+            // SAFETY: `start` has initialised MPI, and `threads` says that any thread may call it.
             unsafe { (self.abort)(self.world as Handle, code) };
         }
     }
 
-    /// Ends the use of MPI; waits for all ranks.
+    /// Finalises MPI, which waits for all ranks.
     pub fn finish(&self) {
         // SAFETY: every collective has returned on this rank.
         unsafe { (self.finalize)() };
@@ -221,7 +220,8 @@ impl Mpi {
         (received, their_counts, their_offsets): (&mut [u8], &[c_int], &[c_int]),
     ) -> Result<()> {
         let (world, byte) = (self.world as Handle, self.byte as Handle);
-        // SAFETY: both buffers hold the bytes of their counts and offsets, one of each a rank.
+        // SAFETY: the callers make counts and offsets with `layout`, one of each per rank, and both buffers
+        // as long as their totals.
         let code = unsafe {
             (self.exchange)(
                 sent.as_ptr().cast(),
@@ -244,7 +244,8 @@ impl Mpi {
         let mut received = zeros(total);
         let own = if bytes.is_empty() { &[0] } else { bytes };
         let (world, byte) = (self.world as Handle, self.byte as Handle);
-        // SAFETY: `own` has at least the bytes of this rank's length, and `received` has room for the bytes of all ranks.
+        // SAFETY: `own` has at least the bytes of this rank's length, and `received` has room for the bytes
+        // of all ranks.
         let code = unsafe {
             (self.gather)(
                 own.as_ptr().cast(),
@@ -315,7 +316,7 @@ impl Collective for Mpi {
 
     fn barrier(&self) -> Result<()> {
         let _waiting = super::watch::Waiting::begin();
-        // SAFETY: MPI is initialised.
+        // SAFETY: `start` has initialised MPI.
         checked("MPI_Barrier", unsafe { (self.barrier)(self.world as Handle) })
     }
 }

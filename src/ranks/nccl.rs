@@ -1,4 +1,4 @@
-//! Ranks on GPUs: messages of the host through a staging buffer on the device, by the same
+//! Sends messages of the host between ranks on GPUs, through a staging buffer on the device and by the same
 //! communicator as the collectives on buffers.
 //!
 //! ```text
@@ -8,9 +8,9 @@
 //! barrier      all_gather of nothing
 //! ```
 //!
-//! Only bytes pass: sums of host numbers are formed by [`Collective`] in the order of the ranks. A message
-//! waits for the device, so a step sends none before its results are read. `exchange` moves every part
-//! to every rank; the sums of gradients do not use it.
+//! Only bytes are sent: sums of host numbers are formed by [`Collective`] in the order of the ranks. A
+//! message waits for the device, so a step sends none before its results are read. `exchange` moves every
+//! part to every rank; the sums of gradients do not use it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,7 +19,7 @@ use crate::backend::kernels::device::Device;
 use crate::backend::kernels::nccl::{Calls, Number, Operands};
 use crate::{Error, Result};
 
-/// Bytes of a rank in one call.
+/// Maximum number of bytes of a rank in one call.
 const PIECE: usize = 1 << 20;
 
 /// Ranks whose messages pass through `device`.
@@ -28,12 +28,12 @@ pub(crate) struct Nccl<D: Device> {
     /// (size, piece)
     staging: Mutex<D::Memory>,
     piece: usize,
-    /// Its stream is the stream of the ranks. Dropped last.
+    /// Device whose stream the ranks use. Dropped last.
     device: D,
 }
 
 impl<D: Device> Nccl<D> {
-    /// Ranks that meet by `calls`.
+    /// Creates the messages of ranks that communicate by `calls`.
     pub fn new(device: D, calls: Arc<dyn Calls>) -> Result<Self> {
         Self::with_piece(device, calls, PIECE)
     }
@@ -52,16 +52,17 @@ impl<D: Device> Nccl<D> {
         self.staging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The bytes of all ranks one after another; every rank has as many.
+    /// Concatenates the bytes of all ranks; every rank passes the same number.
     fn gather_equal(&self, own: &[u8]) -> Result<Vec<u8>> {
-        // A rank that waits for its GPU takes processor time, because the driver polls.
+        // A rank that waits for its GPU uses processor time, because the driver polls.
         let _waiting = super::watch::Waiting::begin();
         let (rank, size, len) = (self.calls.rank(), self.calls.size(), own.len());
         let mut staging = self.staging();
         self.device.upload(&mut staging, rank * len, own)?;
         let start = D::address(&staging);
         let on = Operands { from: start + (rank * len) as u64, to: start, len, number: Number::Byte };
-        // SAFETY: the staging buffer has room for `PIECE` bytes of every rank, and the download below waits.
+        // SAFETY: the staging buffer has room for `piece` bytes of every rank, callers pass at most that
+        // many, and the download below waits for the stream.
         unsafe { self.calls.all_gather(on, self.calls.stream()) }?;
         let mut all = vec![0; size * len];
         self.device.download(&staging, 0, &mut all)?;
@@ -132,7 +133,7 @@ impl<D: Device + Send> Collective for Nccl<D> {
             }
             let start = D::address(&staging);
             let on = Operands { from: start, to: start, len: piece.len(), number: Number::Byte };
-            // SAFETY: the staging buffer has room for a piece, and the download waits.
+            // SAFETY: the staging buffer has room for a piece, and the download below waits for the stream.
             unsafe { self.calls.broadcast(on, 0, self.calls.stream()) }?;
             self.device.download(&staging, 0, piece)?;
         }

@@ -1,5 +1,5 @@
-//! Ranks within one process, for tests: every rank is a thread, and all of them meet at one table.
-//! Counts the calls and the bytes that leave each rank.
+//! Ranks within one process, for tests: every rank is a thread, and all of them exchange parts through one
+//! table. Counts the calls and the bytes that leave each rank.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::collective::{Collective, Wire, slice_of};
 use crate::Result;
 
-/// Longest wait for another rank, far above any that ends.
+/// Longest wait for another rank, far longer than any wait that succeeds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Calls and bytes of a rank.
@@ -17,7 +17,7 @@ pub(crate) struct Traffic {
     pub bytes: usize,
 }
 
-/// Where the ranks meet: a round ends when every rank has put its parts down and taken those of the
+/// State that the ranks share. A round ends when every rank has stored its parts and read those of the
 /// others.
 #[derive(Default)]
 struct Table {
@@ -39,7 +39,7 @@ pub(crate) struct Rehearsal {
 }
 
 impl Rehearsal {
-    /// Ranks that meet each other.
+    /// Creates ranks that communicate with each other.
     pub fn ranks(size: usize) -> Vec<Self> {
         let table = Table { parts: vec![None; size], taken: 0 };
         let shared = Arc::new(Shared { table: Mutex::new(table), changed: Condvar::new() });
@@ -60,7 +60,8 @@ impl Rehearsal {
         *self.traffic.lock().unwrap()
     }
 
-    /// Waits for another rank to change the table. A rank that has failed never comes.
+    /// Waits for another rank to change the table. Panics after [`PATIENCE`], because a failed rank never
+    /// does.
     fn wait<'t>(&self, table: MutexGuard<'t, Table>) -> MutexGuard<'t, Table> {
         let (table, waited) = self.shared.changed.wait_timeout(table, PATIENCE).unwrap();
         assert!(!waited.timed_out(), "rank {} waits for a rank that does not come", self.rank);
@@ -88,7 +89,7 @@ impl Rehearsal {
             *table = Table { parts: vec![None; self.size], taken: 0 };
             self.shared.changed.notify_all();
         } else {
-            // Nobody leaves before the round is over, else the table would look incomplete.
+            // No rank leaves before the round is over, because the table would then look incomplete.
             while table.taken != 0 {
                 table = self.wait(table);
             }
@@ -127,7 +128,7 @@ impl Collective for Rehearsal {
 
 #[test]
 fn sums_are_in_the_order_of_the_ranks_on_every_rank() {
-    // In f32 the order of these sums shows: 1 is lost next to 1e8 unless both large numbers met first.
+    // In f32 these sums show their order: 1 is lost next to 1e8 unless the two large numbers are added first.
     let of_rank = |rank: usize| [1e8, 1.0, -1e8, 0.5].map(|x: f64| x * [1.0, 3.0, -1.0][rank]);
     for wire in [Wire::F32, Wire::F64] {
         let sums = Rehearsal::run(3, |rank| {

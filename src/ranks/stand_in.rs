@@ -34,7 +34,7 @@ pub(crate) struct Call {
     pub number: Number,
     pub root: Option<usize>,
     pub stream: u64,
-    /// Bytes from the input to the output.
+    /// Bytes from the start of the input to the start of the output.
     pub offset: i64,
 }
 
@@ -52,12 +52,12 @@ pub(crate) struct StandIn {
 }
 
 impl StandIn {
-    /// Ranks that meet each other.
+    /// Creates ranks that communicate with each other.
     pub fn ranks(size: usize) -> Vec<Arc<Self>> {
         Rehearsal::ranks(size).into_iter().map(|rank| Arc::new(Self { rank, state: Mutex::default() })).collect()
     }
 
-    /// Takes the calls so far.
+    /// Returns the calls so far and clears the log.
     pub fn take_log(&self) -> Vec<Entry> {
         std::mem::take(&mut self.state.lock().unwrap().log)
     }
@@ -87,7 +87,8 @@ impl StandIn {
             return Err(Error::Runtime(format!("ranks make different calls: {same}, and {other}")));
         }
         let times = if call.name == "reduce_scatter" { size } else { 1 };
-        // SAFETY: the addresses are of memory of the host with room for the elements (contract of the calls).
+        // SAFETY: by the contract of the calls, the caller passes addresses of host memory with room for the
+        // elements.
         let input = unsafe { std::slice::from_raw_parts(on.from as *const u8, times * bytes) }.to_vec();
         let inputs = self.rank.all_gather(&input)?;
         let output = match call.name {
@@ -102,7 +103,8 @@ impl StandIn {
                 encoded((0..on.len).map(sum), on.number)
             }
         };
-        // SAFETY: as above; every rank has read its input before any writes, and outputs of ranks are apart.
+        // SAFETY: as above. Every rank has read its input before any rank writes, and the outputs of the
+        // ranks do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(output.as_ptr(), on.to as *mut u8, output.len()) };
         Ok(())
     }

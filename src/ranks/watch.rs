@@ -19,13 +19,14 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Time between two looks.
+/// Time between two polls.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Looks in a row at a stopped process after which it counts as hanging.
+/// Number of consecutive polls of a stopped process after which it counts as hanging.
 const STOPPED_LOOKS: u32 = 50;
 
-/// Looks in a row without processor time after which a process that is waited for counts as hanging.
+/// Number of consecutive polls without processor time after which a process counts as hanging, if this rank
+/// waits for it.
 const IDLE_LOOKS: u32 = 80;
 
 /// Name of a process that reports its own error.
@@ -34,7 +35,7 @@ const ENDING: &str = "mapl ending";
 /// Name of a process that a signal ends.
 const SIGNALLED: &str = "mapl signalled";
 
-/// Number of collectives that wait on this rank.
+/// Number of collectives in which this rank waits.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
 /// Whether the watch has ended.
@@ -65,7 +66,7 @@ pub(super) struct Process {
     pub started: u64,
 }
 
-/// What /proc says about a process.
+/// State of a process in /proc.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Look {
     name: String,
@@ -106,13 +107,13 @@ fn is_busy(id: u32) -> bool {
     threads.filter_map(|thread| state(thread.path().join("stat"))).any(|state| matches!(state, 'R' | 'D'))
 }
 
-/// Looks at one process.
+/// Results of the previous polls of one process.
 #[derive(Debug, Default)]
 struct Record {
     ticks: u64,
     stopped: u32,
     idle: u32,
-    /// A signal ended it at the last look: its death is no failure.
+    /// At an earlier poll a signal was ending the process, so its death is not a failure.
     signalled: bool,
 }
 
@@ -129,7 +130,7 @@ enum Found {
 }
 
 impl Record {
-    /// Takes the next look; `waited` tells whether this rank waits for others, `busy` whether a thread of
+    /// Processes the next poll. `waited` says whether this rank waits for others, `busy` whether a thread of
     /// the process runs.
     fn next(&mut self, of: &Process, look: Option<Look>, waited: bool, busy: impl Fn() -> bool) -> Found {
         let Some(look) = look.filter(|look| look.started == of.started && !matches!(look.state, 'Z' | 'X')) else {
@@ -160,15 +161,15 @@ impl Record {
     }
 }
 
-/// What ends the run of a rank that watches.
+/// Event that ends the run of a watching rank.
 pub(super) enum Event<'a> {
-    /// A rank has failed without a message; `prints`: this rank tells it.
+    /// A rank has failed without a message; `prints` if this rank reports it.
     Failed { rank: usize, why: &'a str, prints: bool },
     /// A rank has printed its own error and ends all ranks.
     Reported { rank: usize },
 }
 
-/// What follows from a look at all processes.
+/// Decision after a poll of all processes.
 enum Decision {
     Watch,
     LookAgain,
@@ -176,9 +177,9 @@ enum Decision {
     End(Event<'static>),
 }
 
-/// A failed rank is told by the lowest of the others. A launcher signals the others when one has died: that one
-/// may have died since this look at it, so `signalled`, which says that a signal was found before, ends the watch
-/// only at the second look.
+/// Decides after a poll of all processes. The lowest of the other ranks reports a failed rank. If one rank
+/// has died, a launcher signals the others, and the dead rank may have been alive at this poll. A signal
+/// therefore ends the watch only at the second poll that finds one; `signalled` marks the first.
 fn decide(own: usize, processes: &[Process], found: &[Found], signalled: &mut bool) -> Decision {
     let each = || processes.iter().zip(found);
     let failed = each().find_map(|(of, found)| match found {
@@ -200,8 +201,8 @@ fn decide(own: usize, processes: &[Process], found: &[Found], signalled: &mut bo
     }
 }
 
-/// Watches `processes` until one fails or reports an error; calls `ends` with that. `transport` tells what else
-/// has failed: a rank, and why.
+/// Watches `processes` until one fails or reports an error, and calls `ends` with that event. `transport`
+/// returns other failures: a rank and the reason.
 pub(super) fn start(
     own: usize,
     processes: Vec<Process>,
@@ -224,7 +225,7 @@ pub(super) fn start(
                 Decision::Watch => {}
                 Decision::LookAgain => continue,
                 Decision::Stop => return,
-                // This process may end in the same moment as the watched one.
+                // This process may be ending at the same moment as the watched one.
                 Decision::End(Event::Failed { .. }) if ENDED.load(Ordering::SeqCst) => return,
                 Decision::End(event) => return ends(event),
             }
@@ -250,15 +251,15 @@ pub(super) fn has_ended() -> bool {
     ENDED.load(Ordering::SeqCst)
 }
 
-/// Tells the other ranks of this host that this one reports its own error, and waits until they have
-/// seen it.
+/// Tells the other ranks of this host that this one reports its error itself, and waits until they have seen
+/// it.
 pub(super) fn announce_end() {
     end();
     mark(ENDING);
 }
 
-/// Tells the other ranks of this host that a signal ends this one, which goes on watching: a launcher
-/// that has seen a rank die signals the others, and one of them must report it.
+/// Tells the other ranks of this host that a signal ends this one, which continues to watch: a launcher that
+/// has seen a rank die signals the others, and one of them must report it.
 pub(super) fn mark_signal() {
     mark(SIGNALLED);
 }
@@ -334,7 +335,7 @@ mod tests {
         assert!(matches!(look(1, [Found::Well, Found::Signalled]), Decision::Stop));
         assert!(matches!(look(1, [Found::Ending, Found::Well]), Decision::End(Event::Reported { rank: 0 })));
         assert!(matches!(look(1, [Found::Well; 2]), Decision::Watch));
-        // Its own death is no failure.
+        // The death of a process that a signal ends is not a failure.
         let named = Look { name: SIGNALLED.into(), ..self::look('S', 3).unwrap() };
         let mut record = Record::default();
         for look in [Some(named), None] {
@@ -342,7 +343,7 @@ mod tests {
         }
     }
 
-    /// A shell that takes the name of a process, as a failing rank does.
+    /// A shell that sets the name of its process, as a failing rank does.
     #[test]
     fn a_rank_that_reports_its_own_error_is_told_by_its_name() {
         let mut shell = std::process::Command::new("sh");

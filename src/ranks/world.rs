@@ -1,4 +1,5 @@
-//! The ranks of this process. Without a launcher, or with one rank, it is alone, unless it is to join NCCL.
+//! The ranks of this process. Without a launcher, or with one rank, it is a single-process run, unless it
+//! joins NCCL.
 //!
 //! [`join`] is called once, before any other thread starts. From then on the ranks other than 0 print
 //! and write nothing ([`terminal::follow`](crate::terminal::follow)).
@@ -10,8 +11,8 @@
 //!                    and host, ends all
 //! ```
 //!
-//! Refused: several ranks on CPUs without the cargo feature `mpi`, several on GPUs without NCCL or without
-//! a place to meet, and commands that do not share their work.
+//! Errors: several ranks on CPUs without the cargo feature `mpi`; several ranks on GPUs without NCCL or
+//! without a place to meet; several ranks for a command that does not share its work.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,13 +32,13 @@ use crate::backend::kernels::driver::nccl::{Communicator, Library};
 use crate::backend::kernels::nccl::Calls;
 use crate::{Error, Result};
 
-/// Time that a failing rank leaves to rank 0 to report the same error.
+/// Time that a failing rank gives rank 0 to report the same error.
 const FIRST_SPEAKS: Duration = Duration::from_secs(3);
 
-/// Time that the transport has to end this process; after it the process exits on its own.
+/// Time that the transport has to end this process; after it the process exits without the transport.
 const ABORT_WAIT: Duration = Duration::from_secs(2);
 
-/// Time that the ranks that do not print leave to the one that does.
+/// Time for which the ranks that do not print wait for the one that does.
 const PRINT_WAIT: Duration = Duration::from_millis(500);
 
 /// Time in which all ranks on GPUs must have met, and time in which NCCL must have connected them.
@@ -46,7 +47,7 @@ const MEETING_WAIT: Duration = Duration::from_secs(300);
 /// Host of every rank, by rank.
 static HOSTS: OnceLock<Vec<String>> = OnceLock::new();
 
-/// How the ranks of this process have met.
+/// Transport of this process, if its ranks have met.
 static JOINED: OnceLock<Box<dyn Transport>> = OnceLock::new();
 
 /// This rank's GPU, if ranks have met on GPUs.
@@ -62,10 +63,10 @@ struct Gpu {
 
 /// Collectives that can end all ranks.
 trait Transport: Collective {
-    /// Ends what this rank waits for, and with MPI all ranks.
+    /// Aborts the collective that this rank waits for; with MPI, ends all ranks.
     fn abort(&self, code: i32);
 
-    /// Ends the use; waits for all ranks.
+    /// Closes the transport; waits for all ranks.
     fn finish(&self);
 }
 
@@ -86,14 +87,15 @@ impl Transport for Nccl<Driver> {
     }
 
     fn finish(&self) {
-        // Every rank must have ended its watch before any of them leaves; the system frees the rest.
+        // Every rank must have ended its watch before any of them leaves; the operating system frees the
+        // resources.
         if let Err(e) = self.barrier() {
             crate::terminal::complain(&format!("warning: {e}"));
         }
     }
 }
 
-/// The ranks of this process.
+/// Collective over the ranks of this process.
 pub(crate) fn collective() -> &'static dyn Collective {
     match JOINED.get() {
         Some(joined) => joined.as_ref(),
@@ -101,7 +103,7 @@ pub(crate) fn collective() -> &'static dyn Collective {
     }
 }
 
-/// Number of this rank's GPU on its host, if ranks have met on GPUs.
+/// Index of this rank's GPU on its host, if ranks have met on GPUs.
 pub(crate) fn gpu() -> Option<usize> {
     GPU.get().map(|gpu| gpu.ordinal)
 }
@@ -111,12 +113,12 @@ pub(crate) fn calls() -> Option<Arc<dyn Calls>> {
     GPU.get().map(|gpu| gpu.calls.clone())
 }
 
-/// File and version of the library that carries the collectives, if ranks have met on GPUs.
+/// File and version of NCCL, if ranks have met on GPUs.
 pub(crate) fn nccl() -> Option<&'static str> {
     GPU.get().map(|gpu| gpu.library.as_str())
 }
 
-/// Whether there are several ranks. One rank that has joined NCCL is not alone, and its work is not shared.
+/// Whether there are several ranks. A single rank that has joined NCCL shares no work.
 pub(crate) fn is_shared() -> bool {
     collective().size() > 1
 }
@@ -132,7 +134,7 @@ pub(crate) fn named_with_hosts(ranks: &[usize]) -> String {
     texts.join(", ")
 }
 
-/// Number of ranks on this rank's host, itself included.
+/// Number of ranks on this rank's host, including this one.
 pub(crate) fn ranks_on_this_host() -> usize {
     let own = host_of(collective().rank());
     HOSTS.get().map_or(1, |hosts| hosts.iter().filter(|host| *host == own).count().max(1))
@@ -149,7 +151,7 @@ pub(crate) fn hosts() -> Vec<&'static str> {
     names
 }
 
-/// What the launcher's variables say, and whether ranks on CPUs can meet.
+/// Describes the launcher's variables, and the libraries with which ranks on CPUs and on GPUs can meet.
 pub(crate) fn describe() -> [(&'static str, String); 3] {
     let launcher = match Ranks::from_env() {
         Ok(None) => "none: one rank".to_owned(),
@@ -189,12 +191,12 @@ pub(crate) enum Meet<'a> {
     Nccl {
         /// File through which the id of NCCL passes, instead of a port.
         file: Option<&'a Path>,
-        /// GPU of a single rank. Each of several ranks takes that of its number on its host.
+        /// GPU of a single rank. With several ranks, each uses the GPU with the number of its local rank.
         gpu: usize,
     },
 }
 
-/// What a command does with ranks.
+/// Use of ranks by a command.
 #[derive(Clone, Copy)]
 pub(crate) struct Sharing<'a> {
     /// Name of the command.
@@ -205,8 +207,8 @@ pub(crate) struct Sharing<'a> {
     pub one_joins: bool,
 }
 
-/// Joins the ranks of the launcher, if there are several, or if one joins too. `meet` tells how a number of ranks
-/// meet; on CPUs a single one stays alone.
+/// Joins the ranks of the launcher if there are several, or a single one with `one_joins`. `meet` returns how
+/// a number of ranks meet. On CPUs a single rank joins nothing.
 pub(crate) fn join<'a>(
     Sharing { command, shares, one_joins }: Sharing<'_>,
     meet: impl FnOnce(usize) -> Result<Meet<'a>>,
@@ -253,7 +255,7 @@ fn connect_by_mpi(ranks: &Ranks) -> Result<()> {
     watched(Box::new(Mpi::start(ranks)?), |_| || None)
 }
 
-/// What to do without NCCL.
+/// Advice if NCCL is missing.
 const NCCL_ADVICE: &str = "install it (pip install nvidia-nccl-cu13, or NVIDIA's package libnccl2) and add its folder to \
                            LD_LIBRARY_PATH";
 
@@ -285,7 +287,7 @@ fn connect_by_nccl(ranks: &Ranks, file: Option<&Path>, gpu: usize) -> Result<()>
         }
     };
     let ordinal = match ranks.local.filter(|_| size > 1) {
-        // A launcher may show every rank its own GPU only.
+        // A launcher may make only its own GPU visible to every rank.
         Some(_) if Driver::count()? == 1 => 0,
         Some(local) => local,
         None => gpu,
@@ -303,7 +305,7 @@ fn connect_by_nccl(ranks: &Ranks, file: Option<&Path>, gpu: usize) -> Result<()>
     let nccl = Nccl::new(driver, calls.clone())?;
     let _ = GPU.set(Gpu { ordinal, calls: calls.clone(), library: name });
     watched(Box::new(nccl), move |hosts| {
-        // Ranks of this host are watched in /proc, which tells more.
+        // Ranks of this host are watched through /proc, which gives more information.
         let mut links: Vec<_> = links.into_iter().filter(|(other, _)| hosts[*other] != hosts[rank]).collect();
         move || {
             if let Some(why) = calls.failure() {
@@ -315,8 +317,8 @@ fn connect_by_nccl(ranks: &Ranks, file: Option<&Path>, gpu: usize) -> Result<()>
     })
 }
 
-/// Runs `join`, which waits for other ranks, within a limit. It cannot be stopped, so beyond the limit this
-/// process ends.
+/// Runs `join`, which waits for other ranks, with a time limit. `join` cannot be stopped, so after the limit
+/// this process ends.
 fn connected<T>(rank: usize, join: impl FnOnce() -> Result<T>) -> Result<T> {
     let done = Arc::new(AtomicBool::new(false));
     let (seen, began) = (done.clone(), Instant::now());
@@ -332,7 +334,7 @@ fn connected<T>(rank: usize, join: impl FnOnce() -> Result<T>) -> Result<T> {
              NCCL_DEBUG=INFO prints what it tries",
             MEETING_WAIT.as_secs()
         ));
-        // SAFETY: ends the process while a call of NCCL waits.
+        // SAFETY: `_exit` has no precondition; it ends the process while a call of NCCL waits.
         unsafe { libc::_exit(1) }
     };
     std::thread::Builder::new().spawn(limit).map_err(no_thread)?;
@@ -345,8 +347,8 @@ fn no_thread(e: std::io::Error) -> Error {
     Error::Runtime(format!("cannot start the thread that watches the ranks: {e}; raise `ulimit -u`"))
 }
 
-/// Makes `transport` that of this process and starts to watch the ranks. `look` gets the hosts of the ranks
-/// and returns what tells of failures of the transport.
+/// Sets the transport of this process and starts to watch the ranks. `look` receives the hosts of the ranks
+/// and returns a function that reports failures of the transport.
 fn watched<L: FnMut() -> Option<(usize, String)> + Send + 'static>(
     transport: Box<dyn Transport>,
     look: impl FnOnce(&[String]) -> L,
@@ -377,7 +379,7 @@ fn watched<L: FnMut() -> Option<(usize, String)> + Send + 'static>(
                 if prints {
                     crate::terminal::complain_of_rank(&format!("error: {text}"));
                 }
-                // The others leave the lowest rank time to print, and rank 0 time to record.
+                // Ranks that do not print wait, so that the lowest rank can print and rank 0 can record.
                 let began = Instant::now();
                 record(&text, Some(1));
                 let rest = if prints { Duration::ZERO } else { PRINT_WAIT };
@@ -389,7 +391,7 @@ fn watched<L: FnMut() -> Option<(usize, String)> + Send + 'static>(
                     &format!("{} has ended with an error, which it has printed{}", named(rank), last_checkpoint()),
                     None,
                 );
-                // It ends all ranks. NCCL does not.
+                // The rank that reported its error ends all ranks. With NCCL it cannot.
                 std::thread::sleep(ABORT_WAIT);
                 if !watch::has_ended() {
                     end_all(1);
@@ -400,7 +402,7 @@ fn watched<L: FnMut() -> Option<(usize, String)> + Send + 'static>(
     .map_err(no_thread)
 }
 
-/// To call before a signal ends this rank.
+/// Must be called before a signal ends this rank.
 pub(crate) fn end_by_signal() {
     if is_shared() {
         watch::mark_signal();
@@ -410,14 +412,15 @@ pub(crate) fn end_by_signal() {
 /// Ends all ranks with an exit code.
 fn end_all(code: i32) -> ! {
     let end = move || JOINED.get().iter().for_each(|joined| joined.abort(code));
-    // A call that does not return must not keep this process.
+    // A call that does not return must not keep this process alive.
     if let Ok(thread) = std::thread::Builder::new().spawn(end) {
         let began = Instant::now();
         while !thread.is_finished() && began.elapsed() < ABORT_WAIT {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
-    // SAFETY: ends the process without the handlers of a transport, which would wait for the other ranks.
+    // SAFETY: `_exit` has no precondition; it skips the exit handlers of a transport, which would wait for
+    // the other ranks.
     unsafe { libc::_exit(code) }
 }
 
@@ -438,7 +441,7 @@ pub(crate) fn finish(outcome: Result<()>) -> i32 {
     code
 }
 
-/// Before a message of a rank that has not joined the others: rank 0 prints the same one, and its end
+/// Delays a message of a rank that has not joined the others. Rank 0 prints the same message, and its end
 /// makes the launcher end this rank.
 pub(crate) fn let_first_speak() {
     if Ranks::from_env().is_ok_and(|ranks| ranks.is_some_and(|ranks| ranks.rank > 0)) {
@@ -448,7 +451,7 @@ pub(crate) fn let_first_speak() {
 
 fn finish_shared(joined: &dyn Transport, code: i32, message: Option<(String, bool)>) -> i32 {
     match message {
-        // All ranks stop at one step, so none needs to end the others.
+        // All ranks stop at the same step, so none needs to end the others.
         Some((text, true)) => crate::terminal::complain(&text),
         Some((text, false)) => {
             let rank = joined.rank();
@@ -469,8 +472,8 @@ fn finish_shared(joined: &dyn Transport, code: i32, message: Option<(String, boo
         }
         None => {}
     }
-    // Rank 0 may still write; until then its death is reported. The end of the transport waits for all ranks too, so
-    // none ends before the watch of every other one has ended.
+    // Rank 0 may still write, and its death is reported until it has finished. Closing the transport waits
+    // for all ranks too, so none ends before the watch of every other one has ended.
     if let Err(e) = joined.barrier() {
         crate::terminal::complain(&format!("warning: {e}"));
     }

@@ -8,11 +8,11 @@ pub(super) const MAX_DRAWN: f64 = 1e30;
 /// Label, unit and range of an axis.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Axis {
-    /// Text beside the axis.
+    /// Text next to the axis.
     pub label: String,
     /// Unit, shown in parentheses after the label; empty for a pure number.
     pub unit: String,
-    /// Fixed lowest and highest value; `None` takes them from the data.
+    /// Fixed lowest and highest value; `None` for the range of the data.
     pub range: Option<(f64, f64)>,
     /// Logarithmic scale; values must be above 0.
     pub logarithmic: bool,

@@ -75,7 +75,7 @@ impl Canvas {
         LEFT + self.plot_width() * scale.fraction(value)
     }
 
-    /// Start of the element, with text for screen readers.
+    /// Returns the start of the element, with text for screen readers.
     pub fn open(&self, title: &str, description: &str, legend: f64) -> String {
         let height = TOP + PLOT + BOTTOM + legend;
         let title = escape(title);
@@ -95,8 +95,8 @@ impl Canvas {
         )
     }
 
-    /// Horizontal grid lines with labels, and the axis title, rotated to read upwards. A tick label
-    /// next to `label` (a value and its text) makes room for it.
+    /// Horizontal grid lines with labels, and the axis title, rotated to read upwards. A tick label that
+    /// would touch `label` (a value and its text) is left out.
     pub fn draw_y_axis(&self, out: &mut String, axis: &Axis, scale: &Scale, label: Option<(f64, &str)>) {
         for (value, text) in scale.ticks() {
             let at = to_y(scale, value);

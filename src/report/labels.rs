@@ -89,8 +89,8 @@ fn width(text: &str) -> f64 {
     CHARACTER_WIDTH * text.chars().count() as f64
 }
 
-/// Labels of points with the position of their point, names first. They avoid the labels in
-/// `taken`. A label without room near its points is left out.
+/// Places labels for points and returns each with the position of its point, names first. They avoid the
+/// labels in `taken`. A label without room near its points is left out.
 pub(super) fn place(points: &[LabelledPoint], taken: &[Label], frame: &Frame) -> Vec<(Label, f64, f64)> {
     let mut groups: Vec<(Vec<usize>, f64, f64)> = Vec::new();
     for point in points.iter().filter(|point| point.name.is_none()) {

@@ -12,9 +12,9 @@ const NAMED: usize = 5;
 /// Op of a roofline plot.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RooflinePoint {
-    /// Name beside the point.
+    /// Full name, for screen readers.
     pub name: String,
-    /// Short name, for the label of a point that takes much time.
+    /// Short name, for the label of a point with a long time.
     pub label: String,
     /// FLOP per byte.
     pub intensity: f64,
@@ -24,15 +24,15 @@ pub struct RooflinePoint {
     pub seconds: f64,
 }
 
-/// Ops as points under a roof. The slope is the memory bandwidth, the flat part the GEMM rate. The
-/// five points that take the most time have their name, the others their number.
+/// Ops as points under a roof. The slope is the memory bandwidth, the flat part the GEMM rate. The five
+/// points with the longest times are labelled by name, the others by number.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Roofline {
     /// Title.
     pub title: String,
-    /// Memory bandwidth (bytes/s) and GEMM rate (FLOP/s).
+    /// Memory bandwidth in bytes per second.
     pub memory: f64,
-    /// FLOP/s of GEMMs.
+    /// Rate of GEMMs in FLOP/s.
     pub product: f64,
     /// Numbered from 1 in this order.
     pub points: Vec<RooflinePoint>,

@@ -1,7 +1,8 @@
 //! Accuracies of a quick start's runs over its seeds, and the gain of MAPL.
 //!
-//! One seed has the Wilson interval of its comparisons. Several seeds have the mean over seeds with
-//! its t interval, which also covers the variation between languages, weights and orders.
+//! With one seed, an accuracy has the Wilson interval over its comparisons. With several seeds, it is the
+//! mean over seeds with its t interval, which also covers the variation between languages, weights and
+//! orders.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -10,8 +11,8 @@ use super::summary::{Count, QuickstartSummary, RunSummary};
 use crate::statistics::t_interval;
 use crate::{Error, Result};
 
-/// Suffixes of run names: trained on base pairs, on base pairs with as many tokens as MAPL, and
-/// with MAPL.
+/// Suffixes of run names: trained on base pairs, on base pairs with as many tokens as the MAPL run, and with
+/// MAPL.
 pub const BASE: &str = "-base";
 pub const BASE_EQUAL: &str = "-base-equal";
 pub const MAPL: &str = "-mapl";
@@ -44,11 +45,11 @@ pub struct RunScores {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Gain {
     pub method: String,
-    /// Whether both runs have as many tokens, not as many steps.
+    /// Whether both runs process the same number of tokens; otherwise they have the same number of steps.
     pub equal_tokens: bool,
     /// Mean difference of semantic, intra and inter accuracy; `None` without comparisons.
     pub differences: [Option<f64>; 3],
-    /// 95 % t intervals over seeds, of the differences of each seed; `None` for one seed.
+    /// 95 % t intervals of the differences per seed; `None` with one seed.
     pub intervals: [Option<[f64; 2]>; 3],
 }
 
@@ -62,19 +63,20 @@ impl RunSummary {
         self.counts().map(|count| (count.total > 0).then(|| count.accuracy()))
     }
 
-    /// Method of the run: `reward` of `reward-mapl`.
+    /// Method of the run, for example `reward` for `reward-mapl`.
     pub fn method(&self) -> &str {
         method_of(&self.name)
     }
 }
 
-/// Method of a run name: `reward` of `reward-mapl`.
+/// Method of a run name, for example `reward` for `reward-mapl`.
 pub(super) fn method_of(name: &str) -> &str {
     name.split('-').next().unwrap_or(name)
 }
 
 impl QuickstartSummary {
-    /// Content of `summary.json`: the summary, with `scores` and `gains`, which follow from its runs.
+    /// Returns the content of `summary.json`: the summary, plus `scores` and `gains`, which are computed from
+    /// its runs.
     ///
     /// # Errors
     /// [`Error::Runtime`] if a value cannot be written as JSON.
@@ -182,17 +184,17 @@ mod tests {
         let names: Vec<&str> = scores.iter().map(|score| score.name.as_str()).collect();
         assert_eq!((names, summary.seeds()), (vec!["dpo-base", "dpo-mapl", "dpo-base-equal"], 3));
         let Some(Score { mean, low, high }) = scores[0].accuracies[0] else { panic!("{scores:?}") };
-        // 0.4, 0.5, 0.6: 0.5 and 4.303 * 0.1 / sqrt(3) = 0.2484.
+        // The accuracies 0.4, 0.5 and 0.6 have mean 0.5 and half-width 4.303 * 0.1 / sqrt(3) = 0.2484.
         assert!((mean - 0.5).abs() < 1e-12 && (low - 0.2516).abs() < 1e-4 && (high - 0.7484).abs() < 1e-4);
         assert_eq!(scores[0].accuracies[2], None, "no inter comparison");
         let gains = summary.gains();
         assert_eq!(gains.iter().map(|gain| gain.equal_tokens).collect::<Vec<_>>(), [false, true]);
-        // Differences 0.3, 0.4, 0.2; the equal run is 0.1 better than base.
+        // The differences are 0.3, 0.4 and 0.2; `dpo-base-equal` is 0.1 better than `dpo-base`.
         assert!((gains[0].differences[0].unwrap() - 0.3).abs() < 1e-12);
         assert!((gains[1].differences[0].unwrap() - 0.2).abs() < 1e-12);
         let [low, high] = gains[0].intervals[0].unwrap();
         assert!((low - 0.0516).abs() < 1e-4 && (high - 0.5484).abs() < 1e-4, "{low} {high}");
-        // One seed: the interval of its comparisons.
+        // With one seed, the interval is that of the comparisons.
         let one = QuickstartSummary { runs: vec![run("dpo-base", 1, 8)], ..Default::default() };
         let Some(Score { low, high, .. }) = one.scores()[0].accuracies[1] else { panic!() };
         assert!((low - 0.4902).abs() < 1e-4 && (high - 0.9433).abs() < 1e-4);

@@ -109,11 +109,11 @@ pub struct AccuracyPoint {
 pub struct RunSummary {
     /// Method and objective, such as `reward-base` or `dpo-mapl`.
     pub name: String,
-    /// Original held-out pairs.
+    /// Comparisons of the original held-out pairs.
     pub semantic: Count,
-    /// One response under two prompts.
+    /// Comparisons of one response under two prompts.
     pub intra: Count,
-    /// Reward gap of a pair under two prompts.
+    /// Comparisons of the reward gap of a pair under two prompts.
     pub inter: Count,
     /// Optimiser steps.
     pub steps: u64,
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn the_interval_is_wilsons() {
-        // 8 of 10: 0.4902 to 0.9433, computed by hand from the formula.
+        // For 8 of 10, the interval is 0.4902 to 0.9433, computed by hand from the formula.
         let (low, high) = Count { correct: 8, ties: 0, total: 10 }.interval().unwrap();
         assert!((low - 0.4902).abs() < 1e-4 && (high - 0.9433).abs() < 1e-4, "{low} {high}");
         let (low, high) = Count { correct: 10, ties: 0, total: 10 }.interval().unwrap();

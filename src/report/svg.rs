@@ -164,17 +164,18 @@ impl BarChart {
     }
 }
 
-/// Reference line whose value is within the axis.
+/// Returns the reference line if its value is within the axis.
 fn within<'a>(reference: Option<&'a ReferenceLine>, y: &Scale) -> Option<&'a ReferenceLine> {
     reference.filter(|r| r.value >= y.low && r.value <= y.high)
 }
 
-/// Label of a reference line. It is among the tick labels, where it covers no value.
+/// Returns the value and label of a reference line. The label is drawn among the tick labels, where it covers
+/// no value.
 fn label<'a>(reference: Option<&'a ReferenceLine>, y: &Scale) -> Option<(f64, &'a str)> {
     within(reference, y).filter(|r| !r.label.is_empty()).map(|r| (r.value, r.label.as_str()))
 }
 
-/// Drawn over the data, because bars would hide the line.
+/// Draws the reference line over the data, because bars would hide it.
 fn draw_reference(out: &mut String, canvas: &Canvas, reference: Option<&ReferenceLine>, y: &Scale) {
     let Some(reference) = within(reference, y) else { return };
     let (at, right) = (to_y(y, reference.value), canvas.right());
@@ -209,8 +210,8 @@ fn draw_line(out: &mut String, canvas: &Canvas, series: &Series, x: &Scale, y: &
     true
 }
 
-/// At most [`MAX_POINTS`] points: means over equal runs of points. A run without drawable points
-/// stays a gap.
+/// Returns at most [`MAX_POINTS`] points, each the mean of a chunk of consecutive points. A chunk without
+/// drawable points stays a gap.
 fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let run = points.len().div_ceil(MAX_POINTS).max(1);
     if run == 1 {
@@ -225,7 +226,7 @@ fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.chunks(run).map(mean).collect()
 }
 
-/// Draws a bar into the first text and its label into the second.
+/// Draws a bar into `out` and its label into `labels`.
 fn draw_bar((out, labels): (&mut String, &mut String), bar: &Bar, index: usize, left: f64, width: f64, y: &Scale) {
     let middle = left + width / 2.0;
     let zero = to_y(y, 0.0);

@@ -137,7 +137,7 @@ fn a_line_chart_places_its_points_and_breaks_at_gaps() {
     let svg = line(vec![(0.0, 0.0), (10.0, 100.0), (20.0, f64::NAN), (30.0, 50.0), (40.0, 50.0)]).to_svg();
     let text = well_formed(&svg);
     assert!(text.contains("time (s)") && text.contains("share (%)") && text.contains("half") && text.contains("one"));
-    // The plot area is 62..446 by 46..256; style 18 is style 1.
+    // The plot area is 62..446 by 46..256; style 18 is drawn as style 1.
     assert!(svg.contains(r#"<path class="line s1" d="M62.0 256.0L158.0 46.0M350.0 151.0L446.0 151.0"/>"#), "{svg}");
     let alone = line(vec![(0.0, f64::NAN), (1.0, 50.0), (2.0, f64::NAN)]).to_svg();
     assert_eq!(alone.matches("<circle").count(), 1);
@@ -150,8 +150,7 @@ fn long_curves_are_thinned_to_means() {
     assert!(svg.len() < 12_000, "{}", svg.len());
     let path = svg.split("d=\"").nth(1).unwrap().split('"').next().unwrap();
     assert_eq!(path.matches(['M', 'L']).count(), 400);
-    // Every run of ten points has as many zeros as hundreds, so its mean is in the middle of the
-    // plot.
+    // Every chunk of ten points has as many values of 0 as of 100, so its mean is in the middle of the plot.
     assert!(path.split(['M', 'L']).skip(1).all(|p| p.ends_with(" 151.0")), "{path}");
 }
 
@@ -173,7 +172,7 @@ fn a_bar_chart_draws_bars_whiskers_and_missing_values() {
     has_no_broken_number(&svg);
     assert_eq!(svg.matches("class=\"whisker\"").count(), 2);
     assert_eq!(text.matches('–').count(), 2, "two of the four bars have no value");
-    // Half of the plot height of 210, from the middle to the base line.
+    // The bar of 0.5 covers half of the plot height of 210, from the middle to the baseline.
     assert!(svg.contains(r#"y="151.0" width="46.0" height="105.0"/>"#), "{svg}");
     assert!(text.contains("0.500") && text.contains("1.000"));
 }
@@ -219,7 +218,7 @@ fn the_terminal_table_is_aligned() {
 | reward-mapl |    0.990 | 0.900 | 0.450 |   400 |     123 |    71.2 |
 ";
     assert_eq!(quickstart_table(&all), expected);
-    // Several seeds: means, then intervals; no line is wider than a terminal of 80 columns.
+    // With several seeds, means are followed by intervals; no line is wider than a terminal of 80 columns.
     let mut second = all.runs[1].clone();
     (second.seed, second.intra, second.steps) = (43, Count { correct: 528, ties: 0, total: 600 }, 401);
     all.runs.push(second);
@@ -244,7 +243,7 @@ fn decimals_have_no_negative_zero_and_no_broken_number() {
     assert_eq!([decimal(f64::NAN, 2), decimal(f64::NEG_INFINITY, 2)], ["–", "–"]);
 }
 
-/// A summary with a third run of a method, as the quick start writes it by default.
+/// Returns a summary in which one method has a third run, as the quick start writes it by default.
 fn with_equal_run() -> QuickstartSummary {
     let mut all = summary();
     let mut equal = run("dpo-base-equal", 0.55);
@@ -253,17 +252,17 @@ fn with_equal_run() -> QuickstartSummary {
     all
 }
 
-/// Charts of a page: those for phones and those without a second size.
+/// Returns the content of every `<svg>` element of a page, in every size.
 fn charts(html: &str) -> Vec<&str> {
     html.split("<svg ").skip(1).map(|svg| svg.split("</svg>").next().unwrap()).collect()
 }
 
-/// Value of an attribute of the element that starts `text`.
+/// Returns the value of a numeric attribute of the element at the start of `text`.
 fn attribute(text: &str, name: &str) -> f64 {
     text.split(&format!(" {name}=\"")).nth(1).unwrap().split('"').next().unwrap().parse().unwrap()
 }
 
-/// Elements of a chart with a class, from the attribute on.
+/// Returns the text after `class="CLASS` for each element of a chart whose class starts with `class`.
 fn elements<'a>(svg: &'a str, class: &str) -> Vec<&'a str> {
     svg.split(&format!("class=\"{class}")).skip(1).collect()
 }
@@ -278,7 +277,7 @@ fn labels_of_bars_are_outside_with_the_digits_of_the_table() {
         let bars: Vec<[f64; 3]> =
             elements(svg, "bar ").iter().map(|bar| ["x", "y", "width"].map(|name| attribute(bar, name))).collect();
         let shown: Vec<&str> = elements(svg, "bar-label");
-        // The last bars are the swatches of the legend.
+        // The swatches of the legend, one per series of three bars, are `bar` elements too and come last.
         assert_eq!(bars.len(), shown.len() + shown.len() / 3, "{svg}");
         for (at, label) in shown.iter().enumerate() {
             let text = label.split(['>', '<']).nth(1).unwrap();
@@ -286,7 +285,7 @@ fn labels_of_bars_are_outside_with_the_digits_of_the_table() {
             let (x, y) = (attribute(label, "x"), attribute(label, "y"));
             let bar = bars.iter().find(|bar| (bar[0] + bar[2] / 2.0 - x).abs() < 0.2).unwrap();
             assert!(y < bar[1], "{text} is on its bar");
-            // Five characters of 6.4 units; neighbours are separate.
+            // A label has five characters of 6.4 units each, so labels need a distance of 32 units.
             let apart = |other: &&str| (attribute(other, "x") - x).abs() >= 32.0;
             assert!(shown[..at].iter().all(apart), "{text} overlaps: {svg}");
             labels += 1;
@@ -302,7 +301,7 @@ fn legends_and_labels_cover_no_curve() {
     for svg in &svgs {
         let legend = elements(svg, "legend");
         assert!(!legend.is_empty());
-        // Curves, without the lines in the legend, which are drawn last.
+        // The last `line` elements are the swatches of the legend, not curves.
         let lines = elements(svg, "line ");
         for path in &lines[..lines.len().saturating_sub(legend.len())] {
             let path = path.split(" d=\"M").nth(1).unwrap().split('"').next().unwrap();
@@ -332,7 +331,7 @@ fn a_curve_starts_at_the_first_evaluation_with_a_decision() {
     let svg = charts(&html).into_iter().filter(|svg| svg.contains("Held-out accuracy, semantic")).nth(1).unwrap();
     let starts: Vec<&str> =
         elements(svg, "line ").iter().filter_map(|path| path.split(" d=\"M").nth(1)).map(|d| &d[..5]).collect();
-    // Step 100 of 400 is at 158, step 0 at 62.
+    // Step 100 of 400 is at x = 158, step 0 at x = 62.
     assert_eq!(starts[..2], ["158.0", "62.0 "], "{svg}");
 }
 
@@ -384,7 +383,7 @@ fn colours_are_told_apart_by_lightness_in_both_themes() {
             let shades = [0, 1, 2].map(|shade| colour(&format!("m{}", 3 * hue + shade)).to_owned());
             assert!(shades.iter().all(|shade| contrast(shade, &back) >= 3.0), "{shades:?} on {back}");
             assert!(shades.windows(2).all(|pair| contrast(&pair[0], &pair[1]) >= 1.5), "{shades:?}");
-            // Without a hue, as printed in grey, base and MAPL still differ.
+            // When printed in grey, base and MAPL still differ in lightness.
             assert!(contrast(&shades[0], &shades[2]) >= 2.5, "{shades:?}");
         }
     }

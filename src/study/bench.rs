@@ -53,7 +53,7 @@ pub struct BenchStudy {
     pub samples: Vec<Sample>,
 }
 
-/// Version of `study.json` of a benchmark.
+/// Schema version of a benchmark's `study.json`.
 pub const SCHEMA: u32 = 1;
 
 impl BenchStudy {

@@ -1,5 +1,5 @@
-//! Studies: training runs and benchmarks under observation, and the predicted floor of a step on a
-//! GPU that need not be present.
+//! Studies: training runs and benchmarks under observation, and the predicted minimum time (floor) of a step
+//! on a GPU that need not be present.
 //!
 //! - [`record`]: the study of a run, built from its observations; [`page`]: the study as a page
 //! - `sweep`: observed runs over a grid of flags

@@ -74,7 +74,7 @@ fn overview(study: &Study) -> Section {
 /// A line of a chart: its name, and its value in a sample.
 type Line = (&'static str, fn(&Sample) -> Option<f64>);
 
-/// Times of the steps until `end` seconds, across the page; `None` without a step.
+/// Full-width chart of the step times up to `end` seconds; `None` without a step.
 fn steps(study: &Study, end: f64) -> Option<Section> {
     let time = Axis::new("time since the start", "s").within(0.0, end);
     let step = |name: &str, style, of: &dyn Fn(&super::record::StepRow) -> f64| Series {
@@ -209,7 +209,7 @@ fn roofline(study: &Study) -> Option<Section> {
     Some(roofline_section("Roofline", study.memory_bytes_per_s?, study.product_flops_per_s?, points.collect()))
 }
 
-/// Roofline section of points under the ceilings of memory (byte/s) and GEMMs (FLOP/s).
+/// Section with a roofline chart of `points` under the ceilings of memory (byte/s) and GEMMs (FLOP/s).
 pub(super) fn roofline_section(title: &str, memory: f64, product: f64, points: Vec<RooflinePoint>) -> Section {
     let rows = points.iter().enumerate().map(|(at, point)| {
         let number = (at + 1).to_string();

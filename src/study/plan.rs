@@ -1,9 +1,9 @@
-//! Predicted floor of a training step on a GPU that need not be present.
+//! Predicted minimum time (floor) of a training step on a GPU that need not be present.
 //!
-//! An op's floor is the longer of its FLOPs and its bytes (by its contract) at the GPU's rates. A
-//! launch's waves are its tiles over the blocks that the GPU holds at a time. The step is rehearsed
-//! on a counting device (`backend::kernels::rehearsal`): host code, packing and op calls
-//! are the same as in a real run.
+//! An op's floor is the larger of the times for its FLOPs and for its bytes (by its contract) at the GPU's
+//! rates. The number of waves of a launch is its tiles divided by the blocks that the GPU holds at a time.
+//! The step is rehearsed on a counting device (`backend::kernels::rehearsal`): host code, packing and op
+//! calls are the same as in a real run.
 
 pub mod decode;
 mod estimates;
@@ -64,7 +64,7 @@ pub struct Workload {
     pub prompt: usize,
     /// Tokens per response.
     pub response: usize,
-    /// DPO, with a reference model next to the policy; otherwise a reward model.
+    /// Whether the step is DPO with a frozen reference; otherwise it trains a reward model.
     pub dpo: bool,
     /// Rank of adapters on all linear layers, if adapters are trained; the base is then the reference.
     pub lora_rank: Option<usize>,
@@ -95,7 +95,7 @@ pub struct OpFloor {
 pub struct GemmEstimate {
     /// Name of the op.
     pub op: &'static str,
-    /// C is (m, n); sums run over k.
+    /// Rows of the result.
     pub m: usize,
     /// Columns of the result.
     pub n: usize,
@@ -103,11 +103,11 @@ pub struct GemmEstimate {
     pub k: usize,
     /// Calls in a step.
     pub calls: u64,
-    /// Tile.
+    /// Name of the tile.
     pub tile: &'static str,
     /// Number of splits of K.
     pub parts: usize,
-    /// Tiles times splits over the blocks or clusters at work.
+    /// Tiles times splits, divided by the blocks or clusters that run at a time.
     pub waves: f64,
     /// Predicted seconds.
     pub predicted_seconds: f64,
@@ -124,13 +124,13 @@ pub struct StepPlan {
     pub parameters: usize,
     /// Parameters that are trained.
     pub trained_parameters: usize,
-    /// Token rows with shared prompts, and rows of the vocabulary head.
+    /// Token rows; shared prompts count once.
     pub tokens: usize,
     /// Rows of the vocabulary head.
     pub head_rows: usize,
-    /// By op.
+    /// Floors by op.
     pub ops: Vec<OpFloor>,
-    /// By GEMM.
+    /// Estimates by GEMM.
     pub products: Vec<GemmEstimate>,
     /// Launches by kernel.
     pub launches: Vec<LaunchEstimate>,
@@ -142,25 +142,26 @@ pub struct StepPlan {
     pub floor_seconds: f64,
     /// Sum of the ops' predicted times.
     pub predicted_seconds: f64,
-    /// Share of the data sheet's FLOP/s at the predicted time.
+    /// FLOP/s at the predicted time, as a share of the data sheet's FLOP/s.
     pub utilisation: f64,
     /// Bytes that ops use in addition to their operands, most of them for the vocabulary head.
     pub workspace_bytes: u64,
 }
 
-/// Settings of a planned step that no workload has.
+/// Settings of a planned step that are not part of a [`Workload`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PlanOptions {
-    /// Most head rows at once; the default of the kernels without it.
+    /// Maximum number of head rows at a time; `None` for the default of the kernels.
     pub head_rows: Option<usize>,
-    /// Attention by the portable kernels as they were recorded, for comparison with the record.
+    /// Predicts the portable kernels with RoPE as a separate op, as in the recorded step, for comparison with
+    /// that record.
     pub recorded_kernels: bool,
 }
 
 impl GpuRates {
-    /// Rates of a known GPU. The case of the name, the words around it ("NVIDIA H100 PCIe"), and a
-    /// missing form or memory size do not matter; the form that is named first in the list of data
-    /// sheets is then meant.
+    /// Returns the rates of a known GPU. The case of the name and the vendor's words around it ("NVIDIA H100
+    /// PCIe") do not matter. If the form factor or memory size is missing, the first match in the list of
+    /// data sheets is used.
     ///
     /// # Errors
     /// [`Error::Usage`] with the known names.
@@ -185,7 +186,8 @@ impl GpuRates {
 }
 
 impl GpuRates {
-    /// The GPU without a limit of multiprocessors, so that a grid has one block per tile of the work.
+    /// Returns the GPU's properties without a limit on multiprocessors, so that a grid has one block per tile
+    /// of the work.
     fn unbounded(&self) -> Properties {
         Properties {
             name: self.name.clone(),
@@ -206,7 +208,7 @@ fn shared_bytes(compute_capability: (u32, u32)) -> usize {
     }
 }
 
-/// Most tokens of a rehearsed step; packing takes some 45 bytes of each.
+/// Maximum number of tokens of a rehearsed step; packing needs about 45 bytes per token.
 const MAX_TOKENS: u128 = 1 << 25;
 
 impl StepPlan {

@@ -29,8 +29,7 @@ pub struct Facts {
     pub dtype: String,
     /// CPU threads.
     pub threads: usize,
-    /// FLOP/s that utilisation is relative to, and the source of the value; `None` if no reliable
-    /// value is known.
+    /// FLOP/s that utilisation is relative to; `None` if no reliable value is known.
     pub peak_flops: Option<f64>,
     /// Where the peak comes from.
     pub peak_source: String,
@@ -55,9 +54,9 @@ pub struct OpRow {
     pub flops: f64,
     /// 10^9 bytes per second.
     pub gb_per_s: f64,
-    /// FLOPs by the time, in 10^12 per second.
+    /// FLOP rate, in 10^12 per second.
     pub tflop_per_s: f64,
-    /// `memory` or `product`; this and the share are present only if ceilings are known.
+    /// `memory` or `product`; `None`, like the share of the ceiling, if the ceilings are unknown.
     pub bound: Option<&'static str>,
     /// Share of the ceiling.
     pub share_of_ceiling: Option<f64>,
@@ -75,7 +74,7 @@ pub struct StepRow {
     pub host_seconds: f64,
     /// Tokens per second.
     pub tokens_per_s: f64,
-    /// Executed FLOPs over what the data sheet allows in that time.
+    /// Executed FLOPs divided by the FLOPs that the peak allows in the same time.
     pub utilisation: Option<f64>,
 }
 
@@ -103,7 +102,7 @@ pub struct Summary {
     pub groups_per_s: f64,
     /// FLOPs of a mean step.
     pub flops_per_step: f64,
-    /// FLOPs by the time, in 10^12 per second.
+    /// FLOP rate, in 10^12 per second.
     pub tflop_per_s: f64,
     /// Share of the GPU's peak.
     pub utilisation: Option<f64>,
@@ -118,7 +117,7 @@ pub struct Memory {
     pub planned: Vec<(String, u64)>,
     /// Planned bytes.
     pub planned_total: u64,
-    /// Bytes used of a device's own memory.
+    /// Bytes used on a device with separate memory.
     pub taken: Option<u64>,
     /// Peak resident memory of the process.
     pub peak_resident: Option<u64>,
@@ -127,7 +126,7 @@ pub struct Memory {
 /// The complete study.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Study {
-    /// Version of the columns.
+    /// Version of the file format.
     pub schema: u32,
     /// Facts of the run.
     pub facts: Facts,
@@ -139,7 +138,7 @@ pub struct Study {
     pub product_flops_per_s: Option<f64>,
     /// The summary.
     pub summary: Option<Summary>,
-    /// By op.
+    /// Totals by op.
     pub ops: Vec<OpRow>,
     /// Measured steps.
     pub steps: Vec<StepRow>,
@@ -233,13 +232,13 @@ fn summary(warm: &[StepRow], peak: Option<f64>, samples: &[Sample]) -> Option<Su
     })
 }
 
-/// Largest plausible ratio of the counted power to the power limit.
+/// Largest plausible ratio of the energy counter's power to the power limit.
 const OVER_LIMIT: f64 = 1.05;
 
-/// Energy from the start of the first to the end of the last of these steps. The GPU's counter is
-/// preferred: its difference between the first and the last advance in that span, scaled to the
-/// length of the span, unless it exceeds the power limit. Otherwise power is integrated by the
-/// trapezoidal rule.
+/// Returns the energy from the start of the first of these steps to the end of the last one. The GPU's energy
+/// counter is preferred, unless its power exceeds the power limit. The counter's difference between its first
+/// and its last advance in that span is scaled to the length of the span. Otherwise power is integrated by
+/// the trapezoidal rule.
 fn energy(warm: &[StepRow], samples: &[Sample], groups: f64) -> Option<Energy> {
     let first = warm.first()?;
     let (from, to) = (first.end_s? - first.step.seconds, warm.last()?.end_s?);

@@ -1,5 +1,5 @@
-//! Selection of the best checkpoint by a metric (`--metric-for-best-model`). Refuses names that the
-//! method does not report, and comparison kinds that the evaluation rows do not have.
+//! Selection of the best checkpoint by a metric (`--metric-for-best-model`). Metrics that the method does not
+//! report, and comparison kinds that the evaluation rows do not have, are errors.
 
 use serde::{Deserialize, Serialize};
 
@@ -56,7 +56,7 @@ impl BestModel {
         Ok(Self { metric, greater_is_better, load_at_end })
     }
 
-    /// Refuses evaluation groups that lack the comparisons of the metric.
+    /// Returns an error if the evaluation groups lack the comparisons of the metric.
     pub fn check(&self, eval: &[TokenizedGroup]) -> Result<()> {
         if self.metric == "loss" {
             return Ok(());

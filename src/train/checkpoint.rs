@@ -1,12 +1,11 @@
 //! A run's state on disk. `checkpoint-<step>/` holds a model folder that transformers can load, the
-//! tokenizer's files byte for byte, `trainer_state.json`, the optimiser's state (of a sharded one a file
-//! from every rank), and `DONE`.
+//! tokenizer's files byte for byte, `trainer_state.json`, the optimiser state (one file per rank if it is
+//! sharded), and `DONE`.
 //!
-//! A checkpoint is written to `checkpoint-<step>.tmp`, synced, and renamed. Before removal it is
-//! renamed to `checkpoint-<step>.old`. A folder without either extension is therefore complete,
-//! whenever the process was killed. `state.json` holds the BLAKE3 of every file; `DONE`, written
-//! last, holds the BLAKE3 of `state.json`. [`verify`] refuses a checkpoint with a single changed
-//! bit and names the file.
+//! A checkpoint is written to `checkpoint-<step>.tmp`, synced, and renamed. Before removal it is renamed to
+//! `checkpoint-<step>.old`. A folder without either extension is therefore complete, whenever the process was
+//! killed. `state.json` holds the BLAKE3 of every file; `DONE`, written last, holds the BLAKE3 of
+//! `state.json`. [`verify`] rejects a checkpoint with a single changed bit and names the file.
 
 mod optimizer;
 mod state;
@@ -36,8 +35,8 @@ pub const HISTORY_FILE: &str = "trainer_state.json";
 const STATE_FILE: &str = "state/state.json";
 const DONE: &str = "DONE";
 
-/// Extension of a folder that is being written. The name is fixed: the lock of the output folder
-/// admits one writer.
+/// Extension of a folder that is being written. The name needs no unique part, because the lock of the output
+/// folder admits only one writer.
 const UNFINISHED_EXTENSION: &str = "tmp";
 
 /// Extension of a folder that is being removed.
@@ -61,7 +60,7 @@ pub fn list(output_dir: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// What a message about a run that failed says about its checkpoints.
+/// Returns the text about checkpoints for the error message of a failed run.
 pub(crate) fn advice(output_dir: &Path) -> String {
     match list(output_dir).pop() {
         Some((_, path)) => {
@@ -121,7 +120,7 @@ pub(super) fn save<B: Backend>(
 pub(super) fn save_shard<B: Backend>(trainer: &Trainer<'_, B>, output_dir: &Path, step: u64) -> Result<PathBuf> {
     let target = folder(output_dir, step);
     let ranks = trainer.ranks();
-    // Of sharded weights every rank has a part.
+    // If the weights are sharded, rank 0 reads the parts of all ranks.
     trainer.policy.serve_trained(trainer.backend)?;
     ranks.barrier()?;
     let path = target.with_extension(UNFINISHED_EXTENSION).join("state").join(optimizer_file(ranks.rank()));
@@ -139,12 +138,13 @@ fn write_folder<B: Backend>(
     history: &serde_json::Value,
 ) -> Result<()> {
     let state_dir = folder.join("state");
-    // The folder above was made at the start; it must not reappear unnoticed.
+    // The output folder was created at the start. If it is missing now, this is an error and it is not
+    // recreated.
     fs::create_dir(folder).and_then(|()| fs::create_dir(&state_dir)).map_err(Error::io("create", &state_dir))?;
     store::save(trainer.backend, &trainer.policy, folder)?;
     tokenizer.copy_to(folder)?;
     if trainer.is_sharded() {
-        // Every rank writes its part into the folder that is there now.
+        // The folder exists now, so every rank can write its part into it.
         trainer.ranks().barrier()?;
     }
     optimizer::save(trainer, &state_dir.join(optimizer_file(trainer.ranks().rank())))?;
@@ -219,9 +219,9 @@ pub(super) struct Retention {
     pub good: Option<u64>,
 }
 
-/// Removes the oldest checkpoints that `retention` does not keep; `step` is the newest one. Later
-/// checkpoints are kept: they belong to a run that was resumed from an earlier step. Also removes
-/// what an earlier call could not. Returns the failures; no other checkpoint is removed instead.
+/// Removes the oldest checkpoints that `retention` does not keep; `step` is the newest one. Later checkpoints
+/// are kept: they belong to a run that was resumed from an earlier step. Also removes folders that an earlier
+/// call failed to remove. Returns the errors of failed removals; no other checkpoint is removed instead.
 pub(super) fn prune(output_dir: &Path, step: u64, retention: Retention) -> Vec<Error> {
     let mut failed: Vec<Error> =
         set_aside_before(output_dir).iter().filter_map(|folder| remove_folder(folder).err()).collect();
@@ -267,7 +267,7 @@ pub fn clean(output_dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Folders that a run writes or removes: those named as checkpoints, complete or not.
+/// Returns all folders named like checkpoints, complete or not.
 pub fn folders(output_dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = entries(output_dir)?;
     found.retain(|path| {

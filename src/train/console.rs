@@ -48,7 +48,7 @@ impl Console {
         self.bar.suspend(|| complain(&format!("warning: {text}")));
     }
 
-    /// Prints a line on stderr from another thread, above the progress bar.
+    /// Returns a function that prints a line on stderr from another thread, above the progress bar.
     pub fn printer(&self) -> impl FnOnce(&str) + Send + 'static {
         let bar = self.bar.clone();
         move |text| bar.suspend(|| complain(text))
@@ -65,8 +65,7 @@ impl Console {
     }
 }
 
-/// Step line, without the columns of absent comparison kinds. The accuracy of nothing but ties is
-/// `-`.
+/// Step line, without the columns of absent comparison kinds. An accuracy is `-` if all comparisons are ties.
 ///
 /// ```text
 /// step 12/500 | loss 0.6812 | acc 0.62 | intra 0.55 | inter 0.51 | margin +0.031 | gnorm 1.420
@@ -92,7 +91,7 @@ pub(super) fn step_line(
 
 /// Evaluation line: `eval 200 | loss 0.6000 | acc 0.71 | intra 0.66 | inter 0.58`.
 ///
-/// Figures of generated text follow under their names: `ifeval/prompt_strict 0.25`.
+/// Metrics of generated text follow with their names: `ifeval/prompt_strict 0.25`.
 pub(super) fn eval_line(step: u64, scored: Option<(&Tally, &Loss)>, figures: &Map<String, Value>) -> String {
     let mut parts = vec![format!("eval {step}")];
     if let Some((tally, loss)) = scored {
@@ -111,7 +110,8 @@ fn accuracies(tally: &Tally, loss: &Loss) -> Vec<String> {
     for (kind, name) in Kind::ALL.into_iter().zip(["acc", "intra", "inter"]) {
         let kind = &tally.kinds[kind.index()];
         if kind.count > 0 {
-            // A policy that equals its reference ties every comparison, which says nothing about it.
+            // If the policy equals its reference, every comparison is a tie, and an accuracy would say
+            // nothing.
             let accuracy = format!("{:.2}", kind.accuracy());
             parts.push(format!("{name} {}", if kind.ties == kind.count { "-" } else { &accuracy }));
         }

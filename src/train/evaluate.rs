@@ -1,9 +1,9 @@
 //! Scores of a data set, for `mapl score`, `mapl eval` and evaluation during training.
 //! [`crate::eval`] derives measures from them.
 //!
-//! Several ranks score the batches in turns and exchange the scores. A score does not depend on its
-//! batch, and the sums are formed from all scores in the order of the groups, so every rank has the bits
-//! of one rank.
+//! Several ranks score the batches round-robin and exchange the scores. A score does not depend on its batch,
+//! and the sums are formed from all scores in group order. Every rank therefore has the same bits as a
+//! single-process run.
 
 use super::batch::upload::{DeviceBatch, SequenceNumbers};
 use super::frozen::Frozen;
@@ -40,12 +40,12 @@ pub struct GroupScores {
     pub reference: Option<Vec<f64>>,
     /// Per sequence: log of its factor on the weights of comparisons, if pairs are weighted.
     pub log_weights: Option<Vec<f64>>,
-    /// Per comparison: signed sum of the scores of its terms, as the loss takes them.
+    /// Per comparison: signed sum of the scores of its terms, as used by the loss.
     pub logits: Vec<f64>,
 }
 
 impl GroupScores {
-    /// Log-prob or reward of a sequence without that of the frozen reference.
+    /// Log-prob or reward of a sequence, minus that of the frozen reference if there is one.
     pub fn difference(&self, sequence: usize) -> f64 {
         self.policy[sequence] - self.reference.as_ref().map_or(0.0, |r| r[sequence])
     }
@@ -62,7 +62,7 @@ impl GroupScores {
 
     /// Logit of a comparison of `group`.
     fn logit(&self, loss: &Loss, group: &TokenizedGroup, comparison: &SequenceComparison) -> f64 {
-        // The score of a row with a label leaves its mismatched sequence out.
+        // For KTO, the logit of a labelled row leaves out its mismatched sequence.
         let terms = comparison.terms.iter().filter(|t| loss.method != Method::Kto || !t.detached);
         signed_sum(terms.map(|t| {
             let prompt = group.sequences[t.sequence].prompt;
@@ -70,7 +70,7 @@ impl GroupScores {
         }))
     }
 
-    /// Factor of the policy's probabilities on the weight of a comparison.
+    /// Returns the factor from the policy's probabilities that multiplies the weight of a comparison.
     fn weight_of(&self, comparison: &SequenceComparison) -> f64 {
         let log = |of: &Vec<f64>| comparison.terms.iter().map(|t| of[t.sequence]).sum::<f64>();
         self.log_weights.as_ref().map_or(1.0, |of| log(of).exp())
@@ -96,7 +96,8 @@ impl GroupScores {
     }
 }
 
-/// Adds the comparisons of the scored groups. A curve of the batch takes all of them as one batch.
+/// Adds the comparisons of the scored groups to `tally`. A loss curve over the batch treats all of them as
+/// one batch.
 fn tally_comparisons(tally: &mut Tally, loss: &Loss, groups: &[TokenizedGroup], scores: &[GroupScores]) {
     let of_group = |(group, scores): (&TokenizedGroup, &GroupScores)| -> Vec<ScoredComparison> {
         group.comparisons.iter().map(|c| scores.scored(loss, group, c)).collect()
@@ -113,8 +114,8 @@ fn tally_comparisons(tally: &mut Tally, loss: &Loss, groups: &[TokenizedGroup], 
     }
 }
 
-/// Weighted mean negative log-likelihood of the preferred sequences of trained base and intra
-/// comparisons, as in training.
+/// Weighted mean negative log-likelihood of the preferred sequences of base and intra comparisons whose kind
+/// has a non-zero weight, as in training.
 fn likelihood(loss: &Loss, groups: &[TokenizedGroup], scores: &[GroupScores]) -> f64 {
     if loss.nll_weight == 0.0 {
         return 0.0;
@@ -165,7 +166,7 @@ impl<B: Backend> Evaluator<B> {
         })
     }
 
-    /// Measures the policy's tokens, if the loss says so.
+    /// Enables statistics of the policy's tokens if the loss requires them.
     pub(super) fn measuring(mut self, backend: &B, loss: &Loss) -> Result<Self> {
         self.scorer = self.scorer.measuring(backend, loss)?;
         Ok(self)
@@ -231,10 +232,11 @@ impl<B: Backend> Evaluator<B> {
         })
     }
 
-    /// Scores groups batch by batch. `frozen_scores` computes the frozen-reference scores of a batch; without
-    /// one it takes part in the gathers of the other ranks.
+    /// Scores groups batch by batch. `frozen_scores` computes the frozen-reference scores of a batch. Without
+    /// a batch, it only takes part in the weight gathers of the other ranks.
     ///
-    /// With sharded weights all ranks are in the same round of batches, and a signal ends it for all.
+    /// With sharded weights, all ranks run the same number of rounds, and a signal to one rank ends the
+    /// evaluation on all.
     fn each_batch(
         &mut self,
         backend: &B,
@@ -313,7 +315,7 @@ impl<B: Backend> Evaluator<B> {
         Ok((scores, tally))
     }
 
-    /// Logs of the factors of the batch's sequences on the weights of comparisons, if pairs are weighted.
+    /// Returns, per sequence, the log of its factor on the weights of comparisons, if pairs are weighted.
     fn log_weights(&mut self, backend: &B, model: &Model<B>, loss: &Loss) -> Result<Option<Vec<f64>>> {
         let seqs = self.batch.sizes.seqs;
         let Some(weights) = self.losses.weights(backend, loss, seqs)? else { return Ok(None) };
@@ -357,8 +359,9 @@ impl BatchScores {
         distribute(members, loss, &self, scores, tally);
     }
 
-    /// A rank's batches for the others, as numbers: whether a signal interrupted it; then per batch the
-    /// number of sequences, which scores there are, the number of statistics, and all of them.
+    /// Encodes a rank's batches for the other ranks. The first number says whether a signal interrupted the
+    /// rank. For each batch follow the number of sequences, flags for the optional scores, the number of
+    /// statistics, and all values.
     fn encode(batches: &[Self], interrupted: bool) -> Vec<f64> {
         let mut numbers = vec![f64::from(u8::from(interrupted))];
         for batch in batches {
@@ -373,7 +376,7 @@ impl BatchScores {
         numbers
     }
 
-    /// The batches of [`BatchScores::encode`].
+    /// Decodes the batches from [`BatchScores::encode`].
     fn decode(numbers: &[f64]) -> impl Iterator<Item = Self> {
         let mut rest = numbers.get(1..).unwrap_or_default();
         std::iter::from_fn(move || {

@@ -1,5 +1,5 @@
-//! Sums of gradients under the backward, for a device with collectives of its own: when the gradient of a
-//! unit is final in the last micro-batch, its sum over the ranks begins, and the backward goes on.
+//! Gradient sums that overlap with the backward, for a device with native collectives. When the gradient of a
+//! unit is final in the last micro-batch, its sum over the ranks starts while the backward continues.
 //!
 //! ```text
 //! backward   head | layer n | layer n-1 | ... | layer 0 | embedding
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Every range of the gradient buffer is summed once, in the same order on all ranks. A rank without a batch
-//! adds zeros. Ranks on CPUs sum after the backward (`step`): there a thread that waits for other ranks
+//! adds zeros. Ranks on CPUs sum after the backward (`step`), because a thread that waits for other ranks
 //! would take a core from the ops.
 
 use std::ops::Range;
@@ -25,7 +25,7 @@ use crate::ranks::collective::Collective;
 pub(super) struct LayerSums {
     units: Units,
     ranks: &'static dyn Collective,
-    /// Slices of the parameters by rank, if each rank updates its slice only.
+    /// Slices of the parameters by rank, if each rank updates only its slice.
     slices: Option<Vec<Range<usize>>>,
 }
 
@@ -37,13 +37,14 @@ pub(super) struct Summing<'a> {
 }
 
 impl LayerSums {
-    /// Sums of the gradients of all weights.
+    /// Creates the sums for the gradients of all weights.
     pub fn new(layout: &Layout, ranks: &'static dyn Collective, shard: bool) -> Self {
         let slices = shard.then(|| shard::slices(layout.len, ranks.size()));
         Self { units: Units::new(layout, 1), ranks, slices }
     }
 
-    /// Sums of a backward, kept in `begun`. `contributes`: this rank has gradients.
+    /// Returns the sums of one backward, which are appended to `begun`. `contributes` says whether this rank
+    /// has gradients.
     pub fn of_backward<'a>(&'a self, contributes: bool, begun: &'a mut Vec<Begun>) -> Summing<'a> {
         Summing { of: self, contributes, begun }
     }

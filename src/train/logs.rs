@@ -21,7 +21,7 @@ use crate::{Error, Result};
 /// Scores of the latest evaluation, one line per group.
 pub const EVAL_SCORES_FILE: &str = "eval_scores.jsonl";
 
-/// `--report-to`.
+/// Value of `--report-to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogName {
@@ -46,7 +46,7 @@ pub struct ReportTo {
 }
 
 impl ReportTo {
-    /// Logs of a list of names. `none` and `all` exclude other names.
+    /// Returns the logs enabled by a list of names. `none` and `all` exclude other names.
     pub fn of(names: &[LogName]) -> Result<Self> {
         if let (2.., Some(name)) = (names.len(), names.iter().find(|n| matches!(n, LogName::None | LogName::All))) {
             let name = if *name == LogName::None { "none" } else { "all" };
@@ -96,7 +96,7 @@ impl Logs {
         self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(kind, step, values))
     }
 
-    /// Whether a log was removed since it was opened. What is written to it is lost.
+    /// Whether a log file was removed since it was opened, so that writes to it are lost.
     pub fn are_lost(&self) -> bool {
         let paths =
             self.metrics.as_ref().map(|log| &log.path).into_iter().chain(self.events.as_ref().map(|log| &log.path));
@@ -113,8 +113,8 @@ impl Logs {
         self.events.as_mut().map_or(Ok(()), |events| events.scalars(step, now(), values))
     }
 
-    /// Replaces `eval_scores.jsonl` with the scores after `step`. SFT has no comparisons and writes
-    /// none.
+    /// Replaces `eval_scores.jsonl` with the scores after `step`. SFT has no comparisons, so it has no such
+    /// file.
     pub fn eval_scores(&self, step: u64, loss: &Loss, groups: &[TokenizedGroup], scores: &[GroupScores]) -> Result<()> {
         let Some(path) = self.scores.as_ref().filter(|_| loss.method != Method::Sft) else { return Ok(()) };
         let mut text = String::new();
@@ -141,8 +141,9 @@ fn scores_step(path: &Path) -> Option<u64> {
 ///  "comparisons": [{"kind", "logit", ...}]}
 /// ```
 ///
-/// The score is a log-prob or a reward. For log-probs, the reward is the score that the loss takes,
-/// for plain DPO beta times the difference to the frozen reference. A comparison of two sequences names them as `chosen` and `rejected`.
+/// The score is a log-prob or a reward. For log-probs, the reward is the score used by the loss, which for
+/// plain DPO is beta times the difference to the frozen reference. A comparison of two sequences names them
+/// as `chosen` and `rejected`.
 fn row(step: u64, loss: &Loss, group: &TokenizedGroup, scores: &GroupScores) -> Value {
     let sequences: Vec<Value> = group
         .sequences

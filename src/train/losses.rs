@@ -19,7 +19,8 @@ pub struct LossBuffers<B: Backend> {
     logit: B::Acc,
     /// (KINDS, SUM_FIELDS)
     sums: B::Acc,
-    /// (seqs) mean log-prob under doubled logits, and as they are; empty unless pairs are weighted
+    /// (seqs) mean log-prob under doubled logits, and under the logits themselves; empty unless pairs are
+    /// weighted
     weights: [B::Acc; 2],
 }
 
@@ -56,7 +57,8 @@ impl<B: Backend> LossBuffers<B> {
         reserve(backend, &mut self.logit, limits.comparisons)
     }
 
-    /// Buffers of the numbers that weigh pairs, for `seqs` sequences; `None` if pairs are not weighted.
+    /// Buffers for the numbers from which pair weights are computed, for `seqs` sequences; `None` if pairs
+    /// are not weighted.
     pub fn weights(&mut self, backend: &B, loss: &Loss, seqs: usize) -> Result<Option<[ViewMut<'_, B::Acc>; 2]>> {
         if !loss.use_weighting {
             return Ok(None);

@@ -42,7 +42,7 @@ const NUMERIC_CRATES: [&str; 10] = [
     "tokenizers",
 ];
 
-/// Maximum wait of a signal for another thread that writes the manifest.
+/// Maximum time that the end of a process waits for another thread that writes the manifest.
 const RECORD_WAIT: Duration = Duration::from_secs(1);
 
 /// Manifest of the current run.
@@ -52,7 +52,7 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Writes the manifest of a new or resumed run: `facts`, then versions, environment, times and
+    /// Writes the manifest of a new or resumed run: `facts`, then crate versions, times, host, process id and
     /// status. `resumed` holds the checkpoint and its step.
     pub fn begin(output_dir: &Path, facts: Map<String, Value>, resumed: Option<(PathBuf, u64)>) -> Result<Self> {
         let path = output_dir.join(FILE);
@@ -61,9 +61,8 @@ impl Manifest {
         let mut started = json!(now);
         let mut resumes = Vec::new();
         if let Some((checkpoint, step)) = resumed {
-            // The previous manifest may be missing or damaged; only the checkpoint decides what is
-            // resumed.
-            // Beside the checkpoint: the run may go on in another folder.
+            // The previous manifest is next to the checkpoint, because a run may be resumed in a different
+            // folder. It may be missing or damaged; only the checkpoint decides what is resumed.
             let of_run = checkpoint.parent().unwrap_or(output_dir).join(FILE);
             let before = previous(&of_run).unwrap_or_else(|why| {
                 complain(&format!(
@@ -118,9 +117,9 @@ impl Manifest {
         write(&self.path, &value)
     }
 
-    /// Records, for [`Signals::record_end`](super::signals::Signals::record_end), that a signal ends
-    /// the process: status `stopped` with the last checkpoint. Does nothing if the outcome is
-    /// already written. The process must end right after it.
+    /// Returns a function for [`Signals::record_end`](super::signals::Signals::record_end) that records the
+    /// end of the process by a signal: status `stopped` with the last checkpoint. It does nothing if the
+    /// outcome is already written. The process must end right after it.
     pub fn recorder(&self) -> impl FnOnce(i32) + Send + 'static {
         let (path, record) = (self.path.clone(), self.end_recorder());
         move |signal| {
@@ -133,14 +132,15 @@ impl Manifest {
         }
     }
 
-    /// Records, for [`set_recorder`](crate::ranks::end::set_recorder), that another rank ends the process: status
-    /// `failed`, why, and the exit code if it is known. As [`Manifest::recorder`] otherwise.
+    /// Returns a function for [`set_recorder`](crate::ranks::end::set_recorder) that records the end of the
+    /// process by another rank: status `failed`, the reason, and the exit code if it is known. Otherwise like
+    /// [`Manifest::recorder`].
     pub(crate) fn failure_recorder(&self) -> impl FnOnce(&str, Option<i32>) + Send + 'static {
         let record = self.end_recorder();
         move |why, code| record("failed", code, why.to_owned())
     }
 
-    /// Records an outcome unless there is one, right before the process ends.
+    /// Returns a function that records an outcome, unless there is one, right before the process ends.
     fn end_recorder(&self) -> impl FnOnce(&str, Option<i32>, String) + Send + 'static {
         let (path, value) = (self.path.clone(), self.value.clone());
         move |status, code, message| {
@@ -150,13 +150,14 @@ impl Manifest {
             set_outcome(&mut value, status, code, Some(message));
             // Nobody is left to report an error to.
             let _ = write(&path, &value);
-            // Locked until the process ends, so that the ending run does not write another outcome.
+            // The lock is never released, so that the run cannot write a different outcome before the process
+            // ends.
             std::mem::forget(value);
         }
     }
 }
 
-/// Manifest of an earlier part of the run, or what is wrong with it.
+/// Returns the manifest of an earlier part of the run, or the reason why it cannot be used.
 fn previous(path: &Path) -> Result<Value, String> {
     if !input::is_named(path) {
         return Err("is missing".into());
@@ -218,9 +219,9 @@ pub fn hash_entry(path: &Path, bytes: u64, hash: &blake3::Hash) -> Value {
     json!({ "path": path_json(path), "bytes": bytes, "blake3": hash.to_hex().as_str() })
 }
 
-/// Files of a model folder that define the model: `config.json` and every `.safetensors` file,
-/// sorted. Empty if the folder cannot be listed, because a resumed run does not need its original
-/// model.
+/// Files of a model folder that define the model: `config.json`, the adapter's configuration and every
+/// `.safetensors` file, sorted. Empty if the folder cannot be listed, because a resumed run does not need its
+/// original model.
 pub fn model_files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut files: Vec<PathBuf> = entries
@@ -272,8 +273,8 @@ pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
-/// Says that a resumed run goes on with another precision, on another kind of device or, in bf16, with other units
-/// of the CPU: all are allowed, and all change the numbers of its updates.
+/// Prints a note if a resumed run continues with a different precision, kind of device or, in bf16, units of
+/// the CPU. All of these are allowed, and all change the numbers of the run's updates.
 fn note_other_numbers(before: &Value, now: &Map<String, Value>) {
     let kind = |device: &Value| device.as_str().map(|text| text.split(':').next().unwrap_or(text).to_owned());
     let changes = [
@@ -368,7 +369,7 @@ mod tests {
             assert_eq!((&value["status"], &value["exit_code"]), (&json!("failed"), &json!(code)));
             assert!(value["message"] == "rank 2 of 3 on h has died" && value["ended"].is_number(), "{value}");
         }
-        // What has ended keeps its outcome.
+        // A run that has ended keeps its outcome.
         let manifest = Manifest::begin(dir.path(), Map::new(), None).unwrap();
         manifest.end(&Ok(())).unwrap();
         manifest.failure_recorder()("rank 2 of 3 on h has died", Some(1));

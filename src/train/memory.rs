@@ -46,36 +46,37 @@ pub struct MemoryInputs<'a> {
     pub kernels: Option<&'a Properties>,
     /// Text that the policy generates at evaluations.
     pub generation: Option<PlannedGeneration>,
-    /// Most head rows at once ([`crate::backend::Backend::set_max_head_rows`]); 0 for the default.
+    /// Maximum number of head rows at once ([`crate::backend::Backend::set_max_head_rows`]); 0 for the
+    /// default.
     pub head_rows: usize,
     /// Ranks that share the run.
     pub ranks: usize,
-    /// What each of them keeps slices of.
+    /// State that is sharded over the ranks.
     pub sharded: Sharded,
 }
 
-/// What each of several ranks keeps slices of.
+/// State that is sharded over several ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharded {
-    /// Nothing: every rank has all, as one rank has.
+    /// Nothing: every rank holds everything, like a single-process run.
     Nothing,
     /// The optimiser state of the trained parameters.
     Optimizer,
-    /// Weights too, gathered unit by unit, and gradients. Adapters are whole on every rank, with a sharded
-    /// optimiser state.
+    /// The optimiser state, the gradients, and the weights, which are gathered unit by unit. Adapters are
+    /// unsharded on every rank, with a sharded optimiser state.
     Weights,
 }
 
 /// Buffers of generation at evaluations.
 #[derive(Clone, Copy, Debug)]
 pub struct PlannedGeneration {
-    /// Rows of the key and value cache.
+    /// Rows of the KV cache.
     pub slots: usize,
-    /// Most tokens of a step.
+    /// Maximum number of tokens of a step.
     pub tokens: usize,
-    /// Most rows of a step.
+    /// Maximum number of rows of a step.
     pub rows: usize,
-    /// Length of the longest text.
+    /// Length of the longest sequence.
     pub longest: usize,
 }
 
@@ -86,11 +87,11 @@ pub enum PlannedReference<'a> {
     None,
     /// The base of a policy with adapters.
     Base,
-    /// A model of its own.
+    /// A separate model.
     Model(&'a ModelConfig),
 }
 
-/// Part that ops use within a call.
+/// Name of the part that ops use within a call.
 const WORKSPACE: &str = "workspace of ops";
 
 /// Bytes of every part of a run.
@@ -100,21 +101,21 @@ pub struct MemoryPlan {
     pub parts: Parts,
     /// Available bytes; `None` if the system does not report them.
     pub available: Option<u64>,
-    /// Groups per micro-batch, and the largest number of groups that fits.
+    /// Groups per micro-batch.
     pub groups: usize,
-    /// Most groups of a micro-batch, if memory bounds them.
+    /// Largest number of groups per micro-batch that fits, if the available memory is known.
     pub max_groups: Option<usize>,
     /// Whether the backward recomputes activations.
     pub recompute: bool,
     /// Total bytes and largest number of groups with `recompute` inverted.
     pub other_mode: (u64, Option<usize>),
-    /// Most head rows at once; 0 if the head does not work in chunks of rows.
+    /// Maximum number of head rows at once; 0 for the default.
     pub head_rows: usize,
-    /// Bytes of each choice of what several ranks keep slices of.
+    /// Bytes of each sharding choice, if the run has several ranks.
     by_rank: Option<ByRank>,
 }
 
-/// Device memory before a run.
+/// Planned and free device memory of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct PlannedMemory {
     /// Bytes of the plan.
@@ -147,8 +148,8 @@ impl MemoryPlan {
         }))
     }
 
-    /// As [`MemoryPlan::new`], with the first of these numbers of head rows at once that fits in
-    /// memory, or the last one if none does. `subject.head_rows` is not used.
+    /// Like [`MemoryPlan::new`], with the first of the numbers of head rows in `choices` that fits in memory,
+    /// or the last one if none fits. `subject.head_rows` is not used.
     pub fn with_fitting_head_rows(
         subject: &MemoryInputs<'_>,
         choices: &[usize],
@@ -237,7 +238,8 @@ fn plan_parts(
     if let Some(available) = available {
         let fits = |batch: usize| -> Result<bool> { Ok(parts(batch)?.is_some_and(|p| total(&p) <= available)) };
         let (mut low, mut high) = (0, sizes.groups());
-        // A rehearsal takes microseconds. The largest possible batch holds all groups.
+        // Bisection over the number of groups. A rehearsal needs only microseconds; the largest possible
+        // batch holds all groups.
         while low < high {
             let middle = low + (high - low).div_ceil(2);
             if fits(middle)? { low = middle } else { high = middle - 1 }
@@ -273,7 +275,8 @@ fn mib(bytes: u64) -> u64 {
 }
 
 impl fmt::Display for MemoryPlan {
-    /// One line per part, one for the total and the available memory, one for the other mode.
+    /// One line per part, one for the total and the available memory, one for the other recompute mode, and
+    /// one for the sharding choices if the run has several ranks.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, bytes) in self.parts.iter().filter(|(_, bytes)| *bytes > 0) {
             writeln!(f, "  {name:<24} {:>9} MiB", mib(*bytes))?;

@@ -21,7 +21,7 @@ use crate::{Error, Result};
 pub struct KindTally {
     /// Sum of weight * f(logit).
     pub loss: f64,
-    /// Number of them.
+    /// Number of comparisons.
     pub count: usize,
     /// Comparisons with a positive logit.
     pub correct: usize,
@@ -67,22 +67,21 @@ fn ratio(sum: f64, count: usize) -> f64 {
 /// Sums over the batches of a step or of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tally {
-    /// By kind of comparison.
+    /// Sums by kind of comparison.
     pub kinds: [KindTally; KINDS],
-    /// Sums of weight * value by kind, of each of several losses; empty for a single one.
+    /// For each of several loss curves, sums of weight * value by kind; empty for a single curve.
     pub losses: Vec<[f64; KINDS]>,
-    /// Sums of the chosen and the rejected sequence's reward over base pairs, or of desirable and
-    /// undesirable rows.
+    /// Sum of the rewards of the chosen sequences of base pairs, or of desirable rows.
     pub chosen_reward: f64,
-    /// Sum of the rewards of rejected responses.
+    /// Sum of the rewards of rejected sequences, or of undesirable rows.
     pub rejected_reward: f64,
-    /// Sums of the same sequences' policy scores.
+    /// Sum of the policy scores of chosen sequences, or of desirable rows.
     pub chosen_score: f64,
-    /// Sum of the scores of rejected responses.
+    /// Sum of the policy scores of rejected sequences, or of undesirable rows.
     pub rejected_score: f64,
-    /// Number of these chosen sequences, and of the rejected ones.
+    /// Numbers of chosen (or desirable) and of rejected (or undesirable) sequences.
     pub sides: [usize; 2],
-    /// Divergences that the loss estimated from batches, summed, and their number.
+    /// Sum of the divergences that the loss estimated from batches.
     pub divergence: f64,
     /// Micro-batches with a divergence.
     pub divergences: usize,
@@ -96,7 +95,7 @@ pub struct Tally {
     pub sequences: usize,
     /// Weighted negative log-likelihood of the likelihood term, summed.
     pub nll: f64,
-    /// Sum of log-probs over response tokens, and the number of these tokens.
+    /// Sum of log-probs over response tokens.
     pub logp: f64,
     /// Tokens of responses.
     pub response_tokens: usize,
@@ -216,7 +215,7 @@ impl Tally {
         if loss.nll_weight != 0.0 {
             put("nll_loss", self.nll);
         }
-        // Each of several losses before its own weight, with the weights of the kinds.
+        // Each of several losses is reported without its mixing weight, but with the weights of the kinds.
         if self.losses.len() > 1 {
             for (of, sums) in loss.curve_types().zip(&self.losses) {
                 put(&format!("losses/{}", of.name()), self.mean_of(loss, *sums));
@@ -230,7 +229,8 @@ impl Tally {
             };
             put(names[0], base.accuracy());
             match loss.method {
-                // Rows are not pairs: the difference of two means, of which both must be there.
+                // KTO rows are not pairs: the margin is the difference of two means, so both sides must have
+                // rows.
                 Method::Kto if self.sides.contains(&0) => {}
                 Method::Kto => put(names[1], self.mean_rewards()[0] - self.mean_rewards()[1]),
                 _ => put(names[1], ratio(base.logit, base.count)),
@@ -295,20 +295,21 @@ pub(super) fn tally_scores(tally: &mut Tally, batch: &Batch, score: &[f64], refe
                     tally.rejected_score += score[s];
                     tally.of_tokens.add(1, batch, s, stats);
                 }
-                // A mismatched sequence of a divergence.
+                // A mismatched sequence, which only serves the divergence estimate.
                 _ => {}
             }
         }
     }
 }
 
-/// Adds the tokens of all responses, for likelihood training.
+/// Adds the tokens of all responses, for SFT.
 pub(super) fn tally_responses(tally: &mut Tally, batch: &Batch, stats: &[f64]) {
     (0..batch.sequences.len()).for_each(|s| tally.of_tokens.add(0, batch, s, stats));
 }
 
-/// Names of the tied and of all comparisons behind an accuracy; `None` if the name is not that of
-/// an accuracy. If both numbers are equal, every comparison ties and the accuracy says nothing.
+/// Returns the names of the metrics that count the tied comparisons and all comparisons of an accuracy;
+/// `None` if the name is not that of an accuracy. If both counts are equal, every comparison is a tie and the
+/// accuracy says nothing.
 pub(crate) fn tie_names(accuracy: &str) -> Option<[String; 2]> {
     let (prefix, bare) = match accuracy.strip_prefix("eval_") {
         Some(bare) => ("eval_", bare),

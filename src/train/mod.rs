@@ -1,14 +1,14 @@
 //! Training: the optimiser step, the training loop, and the files a run writes.
 //!
-//! - [`batch`]: groups to a batch on the device: packing on a thread, padding to the shapes of
+//! - [`batch`]: from groups to a batch on the device: packing on a thread, padding to the shapes of
 //!   captured CUDA graphs, the transfer
 //! - [`score`]: forward to per-sequence scores, and the backward; shared by training, evaluation
 //!   and the frozen reference
 //! - `losses`: the losses over the scores, as op arguments
 //! - [`frozen`]: DPO's frozen reference, run online or read from a cache of log-probs
-//! - [`step`]: one optimiser step; `share`: a step that several ranks share; `shard`: with
-//!   sharded optimiser state; `unit_sums`: with sharded weights; `layer_sums`:
-//!   sums under the backward
+//! - [`step`]: one optimiser step; `share`: a step that several ranks share; `shard`: the step with
+//!   sharded optimiser state; `unit_sums`: the step with sharded weights; `layer_sums`: gradient sums
+//!   that overlap with the backward
 //! - [`metrics`]: sums with counts, per comparison kind; metrics.jsonl
 //! - [`logs`]: destinations of metrics; [`tensorboard`]: event files; `manifest`: run.json
 //! - [`memory`]: the memory plan of a run, by part, made before any allocation

@@ -1,7 +1,6 @@
-//! The training loop. `stepping` begins and finishes steps; `saving` writes and restores
-//! checkpoints; `divergence` ends a run with values that are not finite; `requests` are those of
-//! signals.
-//!
+//! The training loop. `stepping` begins and finishes steps; `saving` writes and restores checkpoints;
+//! `divergence` ends a run whose values are not finite; `requests` collects the requests of signals and the
+//! clock.
 //! ```text
 //! reserve memory for the largest batch
 //! restore the checkpoint; or run the identity check (DPO) and evaluate the start
@@ -93,7 +92,7 @@ pub struct RunSettings {
     pub save_minutes: Option<u64>,
     /// Save after the last step too.
     pub save_at_end: bool,
-    /// Most checkpoints that are kept.
+    /// Maximum number of checkpoints that are kept.
     pub save_total_limit: Option<usize>,
     /// Checkpoints at multiples of this step are never pruned.
     pub keep_every: Option<u64>,
@@ -101,7 +100,7 @@ pub struct RunSettings {
     pub best: Option<BestModel>,
     /// Consecutive skipped updates after which the run counts as diverged.
     pub max_skipped_steps: u64,
-    /// Whether nothing is printed.
+    /// Whether only warnings and the result are printed.
     pub quiet: bool,
     /// Data type of the final model's weights.
     pub save_dtype: StoredDtype,
@@ -120,8 +119,8 @@ impl RunSettings {
     }
 }
 
-/// Figures of text that the policy generates at an evaluation, by name without the prefix `eval_`;
-/// `None` if a stop signal interrupted it.
+/// Computes metrics of text that the policy generates at an evaluation, by name without the prefix `eval_`.
+/// Returns `None` if a stop signal interrupted the generation.
 pub type PolicyFigures<'a, B> = &'a dyn Fn(&B, &mut Model<B>) -> Result<Option<Map<String, Value>>>;
 
 /// Data and starting point of a run.
@@ -130,7 +129,7 @@ pub struct RunData<'a, B: Backend> {
     pub train: Vec<TokenizedGroup>,
     /// Groups to evaluate on.
     pub eval: Vec<TokenizedGroup>,
-    /// Further figures of every evaluation.
+    /// Further metrics of every evaluation.
     pub figures: Option<PolicyFigures<'a, B>>,
     /// The tokenizer.
     pub tokenizer: &'a Tokenizer,
@@ -141,8 +140,8 @@ pub struct RunData<'a, B: Backend> {
     pub same_weights: bool,
     /// Planned and initially free device memory; `None` if other programs share that memory.
     pub memory: Option<PlannedMemory>,
-    /// Makes sure that the output folder still belongs to the run; returns a warning if the folder had
-    /// to be made again.
+    /// Makes sure that the output folder still belongs to the run; returns a warning if the folder was
+    /// recreated.
     pub keep_folder: Option<&'a dyn Fn() -> Result<Option<String>>>,
     /// Checkpoint to resume from.
     pub resume: Option<PathBuf>,
@@ -165,8 +164,7 @@ pub struct RunSummary {
     pub evals: Vec<(u64, Tally)>,
 }
 
-/// Trains until the last step, a signal, or divergence. Writes the final model to `output_dir`
-/// itself.
+/// Trains until the last step, a signal, or divergence. Writes the final model directly into `output_dir`.
 pub fn train<B: Backend>(
     trainer: Trainer<'_, B>,
     mut data: RunData<'_, B>,
@@ -226,7 +224,7 @@ pub fn train<B: Backend>(
     };
     let output_dir = &settings.output_dir;
     run.reserve().and_then(|()| run.start()).map_err(|e| with_checkpoint_hint(output_dir, e))?;
-    // Up to this line a signal may end the process: no training would be lost.
+    // Before this line, a signal may end the process at once, because no training would be lost.
     let deferred = run.defer_signals();
     run.steps().and_then(|()| run.finish(deferred)).map_err(|e| with_checkpoint_hint(output_dir, e))
 }
@@ -234,9 +232,9 @@ pub fn train<B: Backend>(
 /// Outcome of an evaluation.
 #[derive(Debug, PartialEq)]
 enum Evaluated {
-    /// With the sums over the evaluation groups, if there are any.
+    /// The evaluation is complete. Holds the sums over the evaluation groups, if there are any.
     Done(Option<Box<Tally>>),
-    /// A stop signal came.
+    /// A stop signal interrupted the evaluation.
     Interrupted,
 }
 
@@ -287,7 +285,7 @@ struct Run<'a, 'b, B: Backend> {
     step: u64,
     total: u64,
     skipped_in_a_row: u64,
-    /// Ranks with the last loss or gradient that was not finite.
+    /// Ranks whose loss or gradient was not finite at the last skipped update.
     odd_ranks: Vec<usize>,
     /// Whether a signal interrupted the evaluation of this step.
     evaluation_due: bool,
@@ -348,10 +346,10 @@ impl<B: Backend> Run<'_, '_, B> {
         let s = self.settings;
         let (last, epoch_ends) = (self.step == self.total, self.progress.position.offset == 0);
         let evaluate = self.due(self.step, epoch_ends, (s.eval_steps, s.eval_epochs)) || (last && self.evaluates());
-        // A run that ends without a checkpoint ends with its model.
         let evaluated = if evaluate { self.evaluate()? } else { Evaluated::Done(None) };
         let requests = self.requests()?;
         let due = self.due(self.step, epoch_ends, (s.save_steps, s.save_epochs)) || requests.overdue;
+        // The final model is written after the last step, so a checkpoint of that step is optional.
         let save = if last { s.save_at_end } else { due };
         self.evaluation_due = evaluated == Evaluated::Interrupted;
         if save && let Evaluated::Done(Some(tally)) = evaluated {
@@ -451,7 +449,7 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(Evaluated::Done(scored.map(|(_, tally)| Box::new(tally))))
     }
 
-    /// Prints and writes the times by op if they were taken. A study writes its own table.
+    /// Prints and writes the times by op if ops were timed. A study writes its own table.
     pub(super) fn report_profile(&self) -> Result<()> {
         if self.trainer.backend.probe().is_none() || self.settings.observed.is_some() {
             return Ok(());

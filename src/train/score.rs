@@ -73,14 +73,14 @@ impl<B: Backend> Scorer<B> {
         })
     }
 
-    /// Measures the tokens of later batches, if the loss says so.
+    /// Enables token statistics for later batches if the loss requires them.
     pub(super) fn measuring(mut self, backend: &B, loss: &Loss) -> Result<Self> {
         self.stats = loss.measures_tokens().then(|| TokenStats::new(backend)).transpose()?;
         Ok(self)
     }
 
-    /// (seqs) each: sums of the statistics over the tokens of each sequence of the last batch, if tokens are
-    /// measured.
+    /// Returns the sums of each statistic over the tokens of each sequence of the last batch, (seqs) each, if
+    /// tokens are measured.
     pub(super) fn stats(&self, seqs: usize) -> Option<[View<'_, B::Acc>; ROW_STATS]> {
         self.stats.as_ref().map(|stats| stats.results(seqs))
     }
@@ -111,8 +111,8 @@ impl<B: Backend> Scorer<B> {
         self.stats.as_mut().map_or(Ok(()), |stats| stats.reserve(backend, limits))
     }
 
-    /// Runs the model on the batch and scores every sequence into `self.score` (seqs). Sufficient
-    /// if nothing is trained.
+    /// Runs the model on the batch and scores every sequence into `self.score` (seqs). This is sufficient if
+    /// no backward follows.
     pub fn forward(&mut self, backend: &B, model: &mut Model<B>, batch: &DeviceBatch<B>, reduce: Reduce) -> Result<()> {
         self.run_model(backend, model, batch)?;
         let s = batch.sizes;
@@ -133,10 +133,10 @@ impl<B: Backend> Scorer<B> {
         })
     }
 
-    /// Computes the numbers of each sequence that weigh its comparisons, as [`PairWeights`] takes them,
-    /// after [`Scorer::run_model`] on the same batch: the mean log-prob under doubled logits, and as
-    /// they are. It costs two passes of the head. The hidden rows are unchanged after it: doubling and
-    /// halving are exact.
+    /// Computes the two numbers per sequence from which [`PairWeights`] weights its comparisons: the mean
+    /// log-prob under doubled logits, and under the logits themselves. [`Scorer::run_model`] must have run on
+    /// the same batch. The call costs two passes of the head. It leaves the hidden rows unchanged, because
+    /// doubling and halving are exact.
     pub(super) fn pair_weights(
         &mut self,
         backend: &B,
@@ -162,7 +162,8 @@ impl<B: Backend> Scorer<B> {
         Ok(())
     }
 
-    /// Log-probs of all rows from the hidden rows, and their statistics if `measure` and tokens are measured.
+    /// Computes the log-probs of all rows from the hidden rows. With `measure`, also computes their
+    /// statistics if tokens are measured.
     fn log_probs(&mut self, backend: &B, model: &Model<B>, batch: &DeviceBatch<B>, measure: bool) -> Result<()> {
         let s = batch.sizes;
         backend.head_logprob_fwd(HeadLogprobFwd {

@@ -4,14 +4,14 @@
 //! ```text
 //! reduce-scatter   every rank gets its slice of the gradient's sum, in the order of the ranks
 //! norm             of every slice; the norms of all ranks give the global norm on every rank
-//! update           of the own slice of the weights
+//! update           of this rank's slice of the weights
 //! all-gather       of the slices, so every rank has all weights again
 //! ```
 //!
-//! The sums are those of [`buffers::all_reduce`], bit for bit. The global norm adds the squares in
-//! another order, so clipped updates differ by rounding. The gradient buffer itself is whole on every
-//! rank, because the backward writes to all of it. Nothing here waits for a device with collectives of
-//! its own.
+//! The sums are those of [`buffers::all_reduce`], bit for bit. The global norm adds the squares in a
+//! different order, so clipped updates differ by rounding. The gradient buffer itself is not sharded, because
+//! the backward writes to all of it. With native collectives of the device, the host waits for none of these
+//! operations.
 
 use std::ops::Range;
 
@@ -37,20 +37,22 @@ pub(super) fn scatter_gradients<B: Backend>(
     buffers::reduce_scatter(on, grads, &slices(len, on.0.size()), has_groups)
 }
 
-/// Norms of the slices of all ranks, on the device. A rank writes its control vector so that its norm
-/// is at the place of its rank; the gather then overwrites what else of it lies at those places.
+/// Norms of the slices of all ranks, on the device. Each rank writes its control vector at an offset that
+/// puts its norm at the rank's position. The gather then overwrites the other elements of the control vector
+/// at the ranks' positions.
 pub(super) struct SliceNorms<B: Backend>(B::Acc);
 
-/// Place of the first rank's control vector. The norms then start at a multiple of 16 bytes.
+/// Offset of the first rank's control vector, chosen so that the norms start at a multiple of 16 bytes.
 const FIRST: usize = CONTROL_NORM.next_multiple_of(4) - CONTROL_NORM;
 
 impl<B: Backend> SliceNorms<B> {
-    /// Place of norms for `size` ranks.
+    /// Allocates the norms of `size` ranks.
     pub fn new(backend: &B, size: usize) -> Result<Self> {
         backend.zeros_acc(FIRST + size + CONTROL).map(Self)
     }
 
-    /// Computes the norm of the own slice of `grads` and gathers those of all ranks: (ranks).
+    /// Computes the norm of this rank's slice of `grads` and returns the gathered norms of all ranks,
+    /// (ranks).
     pub fn of<'s>(&'s mut self, on: Shared<'_, B>, grads: &B::Acc, own: &Range<usize>) -> Result<View<'s, B::Acc>> {
         let (ranks, backend) = on;
         backend.grad_norm(GradNorm {
@@ -67,7 +69,7 @@ impl<B: Backend> SliceNorms<B> {
     }
 }
 
-/// Updates this rank's slices, with the norm of all.
+/// Updates this rank's slice, with the global norm.
 pub(super) fn update<B: Backend>(
     on: Shared<'_, B>,
     (optimizer, norms): (&mut AdamWState<B>, &mut SliceNorms<B>),
@@ -80,7 +82,7 @@ pub(super) fn update<B: Backend>(
     optimizer.update(on.1, weights, (grads, Some(known)), learning_rate)
 }
 
-/// Gathers the slices of all ranks of `len` weights.
+/// Gathers the slices of all ranks into the `len` weights.
 pub(super) fn gather_weights<B: Backend>(on: Shared<'_, B>, weights: &mut B::Act, len: usize) -> Result<()> {
     buffers::all_gather_act(on, weights, &slices(len, on.0.size()))?.settle(on.1).map(|_| ())
 }

@@ -1,5 +1,5 @@
-//! Steps of several ranks with sharded weights, in one process, against the same steps with all weights on
-//! every rank. Ranks have different numbers of micro-batches, and some have none.
+//! Compares steps of several ranks with sharded weights, in one process, with the same steps with unsharded
+//! weights. Ranks have different numbers of micro-batches, and some have none.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::ranks::rehearsal::Rehearsal;
 
 const VOCAB: usize = 41;
 
-/// A model with gaps between its tensors: no width is a multiple of the alignment.
+/// Returns a model with gaps between its tensors, because no width is a multiple of the alignment.
 fn config(tied: bool) -> ModelConfig {
     let config = json!({
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": VOCAB, "hidden_size": 24,
@@ -72,14 +72,14 @@ struct Steps {
     lora: bool,
     recompute: bool,
     max_grad_norm: f64,
-    /// Pairs of a step, in micro-batches of one, which the ranks take in turns.
+    /// Pairs of a step. Each pair is a micro-batch, and the ranks get them round-robin.
     pairs: usize,
 }
 
 const PLAIN: Steps =
     Steps { method: Method::Dpo, tied: true, lora: false, recompute: false, max_grad_norm: 0.0, pairs: 2 };
 
-/// What a rank has after a run.
+/// Results of a run on one rank.
 #[derive(Debug, PartialEq)]
 struct After {
     losses: Vec<f64>,
@@ -153,7 +153,7 @@ impl Steps {
     }
 }
 
-/// Largest difference of two runs, relative to the numbers.
+/// Returns the largest relative difference between the results of two runs.
 fn distance(a: &After, b: &After) -> f64 {
     let parts = |after: &After| [&after.losses, &after.norms, &after.scores, &after.weights].map(Clone::clone).concat();
     let (a, b) = (parts(a), parts(b));
@@ -178,14 +178,15 @@ fn sharded_weights_give_the_steps_of_one_rank() {
             let all = steps.on(|| Reference, size, Sharded::Weights);
             assert!(all.iter().all(|after| *after == all[0]), "ranks differ");
             let distance = distance(&all[0], &one);
-            // The order of f64 sums; AdamW divides by roots of second moments, which are small at the start.
+            // The runs differ in the order of f64 sums. AdamW amplifies this, because it divides by roots of
+            // second moments, which are small at the start.
             assert!(distance < 1e-9, "{distance:e} on {size} ranks");
         }
     }
 }
 
-/// With one micro-batch a rank the sums over the ranks are the same. Clipping would multiply by a norm whose
-/// squares are added in another order.
+/// With one micro-batch per rank, the sums over the ranks are the same. Clipping is off, because its norm
+/// would add the squares in a different order.
 #[test]
 fn sharded_weights_keep_every_bit_of_a_sharded_optimizer() {
     for tied in [true, false] {
@@ -209,12 +210,12 @@ fn bf16_weights_are_sharded_with_their_master_weights() {
     let one = steps.run(&cpu(), &Alone, Sharded::Nothing);
     let all = steps.on(cpu, 2, Sharded::Weights);
     assert_eq!(all[0], all[1]);
-    // The gradients are sums in another order, and the weights are rounded to bf16.
+    // The gradients are summed in a different order, and the weights are rounded to bf16.
     assert!(distance(&all[0], &one) < 2e-2, "{}", distance(&all[0], &one));
     assert_eq!(steps.on(cpu, 2, Sharded::Weights)[0], all[0], "two runs differ");
 }
 
-/// Files of sharded models are those of whole models.
+/// Sharded models are saved to the same bytes as unsharded ones.
 #[test]
 fn a_sharded_model_is_saved_loaded_and_checked_like_a_whole_one() {
     let folder = |name: &str| {
@@ -244,7 +245,7 @@ fn a_sharded_model_is_saved_loaded_and_checked_like_a_whole_one() {
                 assert_eq!(store::not_finite(&Reference, &model).unwrap(), None);
                 let f16 = crate::model::config::StoredDtype::F16;
                 assert_eq!(store::beyond(&Reference, &model, f16).unwrap(), None);
-                // One element of one rank is wrong; all ranks are told.
+                // One element of one rank is out of range; all ranks must report it.
                 let norm = model.layout.final_norm.clone();
                 model.write_trained(&Reference, norm.start + 3, &[1e6]).unwrap();
                 let found = store::beyond(&Reference, &model, f16).unwrap();

@@ -2,14 +2,13 @@
 //!
 //! ```text
 //! assign    groups of the batch, most tokens first, each to the rank with the fewest tokens so far
-//! pack      own groups; counts of the whole batch, so losses are means over the whole batch
+//! pack      local groups; counts of the whole batch, so losses are means over the whole batch
 //! sum       gradients over the ranks, bucket by bucket, in the order of the ranks
-//! update    every rank updates its own copy of the weights, with the same bits
-//! report    sums of the whole batch; what every rank was asked for by signals
+//! update    every rank updates its copy of the weights, with the same bits
+//! report    sums of the whole batch; requests of signals to any rank
 //! ```
 //!
-//! A rank without groups takes part with a gradient of zeros. Refused: ranks whose weights have
-//! become different.
+//! A rank without groups takes part with a gradient of zeros. Ranks whose weights differ are an error.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,14 +21,14 @@ use crate::ranks::collective::{Collective, Wire};
 use crate::ranks::world::{host_of, named_with_hosts};
 use crate::{Error, Result};
 
-/// Which groups of a global batch a rank computes, and in which micro-batches.
+/// The groups of a global batch that a rank computes, and their split into micro-batches.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Share {
     pub rank: usize,
     pub size: usize,
-    /// Groups of a micro-batch, at most.
+    /// Maximum number of groups of a micro-batch.
     pub micro_batch: usize,
-    /// Whether the micro-batches of a single rank are kept whole, because the loss depends on them.
+    /// Whether the micro-batches are those of a single-process run, because the loss depends on them.
     pub whole: bool,
 }
 
@@ -53,7 +52,8 @@ impl Share {
     }
 }
 
-/// Rank of every part of a batch: the largest first, each to the rank with the least so far.
+/// Returns the rank of every part of a batch. The largest parts are assigned first, each to the rank with the
+/// smallest load so far.
 fn assigned(sizes: &[usize], ranks: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..sizes.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(sizes[i]), i));
@@ -66,12 +66,12 @@ fn assigned(sizes: &[usize], ranks: usize) -> Vec<usize> {
     rank_of
 }
 
-/// What a rank knows of a step after it.
+/// Results of a step on one rank.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Part {
     tally: Vec<u64>,
     not_finite: Vec<String>,
-    /// Whether the rank's own gradient is finite.
+    /// Whether the rank's local gradient is finite.
     finite: bool,
     /// Bits of the norm of the summed gradient, the same on every rank.
     norm: u64,
@@ -81,11 +81,11 @@ pub(super) struct Part {
 pub(super) struct Whole {
     pub tally: Tally,
     pub not_finite: Vec<String>,
-    /// Ranks whose own loss or gradient is not finite.
+    /// Ranks whose local loss or gradient is not finite.
     pub odd_ranks: Vec<usize>,
 }
 
-/// Merges the results of a step over the ranks, in their order.
+/// Merges the results of a step over the ranks, in rank order.
 pub(super) fn merge(
     ranks: &dyn Collective,
     tally: &Tally,
@@ -118,7 +118,7 @@ pub(super) fn merge(
     Ok(whole)
 }
 
-/// Refuses ranks that have other bytes than rank 0; `what` names the bytes.
+/// Returns an error if the hash of a rank differs from that of rank 0; `what` names the hashed bytes.
 pub(super) fn check_equal(ranks: &dyn Collective, what: &str, hash: &blake3::Hash) -> Result<()> {
     let hashes = ranks.all_gather(hash.as_bytes())?;
     let others: Vec<usize> = (0..hashes.len()).filter(|&rank| hashes[rank] != hashes[0]).collect();
@@ -133,20 +133,20 @@ pub(super) fn check_equal(ranks: &dyn Collective, what: &str, hash: &blake3::Has
     )))
 }
 
-/// A value of every rank, by rank.
+/// Gathers a value from every rank, in rank order.
 pub(super) fn gathered<T: Serialize + for<'a> Deserialize<'a>>(ranks: &dyn Collective, own: &T) -> Result<Vec<T>> {
     let failed = |e: serde_json::Error| Error::Runtime(format!("ranks cannot exchange results: {e}"));
     let bytes = serde_json::to_vec(own).map_err(failed)?;
     ranks.all_gather(&bytes)?.iter().map(|bytes| serde_json::from_slice(bytes).map_err(failed)).collect()
 }
 
-/// Numbers of every rank, by rank; they pass unchanged.
+/// Gathers numbers from every rank, in rank order and without rounding.
 pub(super) fn gathered_numbers(ranks: &dyn Collective, own: &[f64]) -> Result<Vec<Vec<f64>>> {
     let of_ranks = ranks.all_gather(&Wire::F64.encode(own))?;
     Ok(of_ranks.iter().map(|bytes| Wire::F64.decode(bytes)).collect())
 }
 
-/// The sums of a tally as bits, which pass unchanged.
+/// Returns the numbers of a tally as bits, so that they are exchanged without rounding.
 fn numbers(tally: &Tally) -> Vec<u64> {
     // Every field is named, so a new one cannot be left out.
     let Tally {
@@ -182,7 +182,7 @@ fn numbers(tally: &Tally) -> Vec<u64> {
     out
 }
 
-/// The tally of [`numbers`].
+/// Restores the tally from the output of [`numbers`].
 fn tally_of(numbers: &[u64]) -> Tally {
     let mut all = numbers.iter().copied();
     let mut next = || all.next().unwrap_or(0);
@@ -240,7 +240,7 @@ mod tests {
     fn parts_are_balanced_and_every_part_has_one_rank() {
         assert_eq!(assigned(&[5, 1, 1, 1, 1, 1], 2), [0, 1, 1, 1, 1, 1]);
         assert_eq!(assigned(&[2, 2, 2, 2], 2), [0, 1, 0, 1]);
-        // More ranks than parts: some have none.
+        // With more ranks than parts, some ranks have none.
         assert_eq!(assigned(&[3, 9], 4), [1, 0]);
         assert!(assigned(&[], 2).is_empty());
     }
@@ -254,7 +254,7 @@ mod tests {
         tally.of_tokens = TokenTally { entropy: 0.3, logits: [1.5, -2.0], correct: [4.0, 5.0], tokens: [6, 7] };
         assert_eq!(tally_of(&numbers(&tally)), tally);
         assert_eq!(tally_of(&numbers(&Tally::default())), Tally::default());
-        // Every field has its own place: as many numbers as fields.
+        // There are as many numbers as fields, so no two fields share a position.
         assert_eq!(numbers(&Tally::default()).len(), 5 * KINDS + 23);
     }
 }

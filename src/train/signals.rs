@@ -11,11 +11,11 @@
 //! Repeats are ignored because one request often arrives twice: `timeout -s INT` signals its child
 //! and then the process group. Outside of the loop no training can be lost.
 //!
-//! Every command but `watch` has these handlers. Outside of a training loop nothing is saved: the first
+//! Every command except `watch` has these handlers. Outside of a training loop nothing is saved: the first
 //! signal removes temporary files and ends the process with 128 + signal.
 //!
-//! A thread receives the stop signals, so it may take locks and write files. While it ends the
-//! process, a further signal ends the process in its handler.
+//! A thread receives the stop signals, so it may take locks and write files. While this thread ends the
+//! process, a further signal ends the process directly in its signal handler.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -38,10 +38,10 @@ const NOTICE_WAIT: Duration = Duration::from_millis(100);
 /// Text printed at the first stop signal.
 const NOTICE: &str = "stopping after this step; again to stop at once";
 
-/// Prints a line while a run has a progress bar.
+/// Function that prints a line while a run has a progress bar.
 type Printer = Box<dyn FnOnce(&str) + Send>;
 
-/// Records that a signal ends the process.
+/// Function that records that a signal ends the process.
 type Recorder = Box<dyn FnOnce(i32) + Send>;
 
 /// Requests received by signal.
@@ -53,7 +53,7 @@ pub struct Signals {
     rules: Arc<Mutex<Rules>>,
 }
 
-/// Meaning of the next stop signal.
+/// State that determines the action of the next stop signal.
 #[derive(Default)]
 struct Rules {
     /// Whether a training loop runs, so that a stop waits for its step.
@@ -64,7 +64,7 @@ struct Rules {
     recorder: Option<Recorder>,
 }
 
-/// What a stop signal does.
+/// Action of a stop signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Action {
     Stop,
@@ -103,7 +103,8 @@ impl Signals {
                 flag::register_conditional_shutdown(signal, 128 + signal, ending.clone())?;
             }
             flag::register(SIGUSR1, signals.save.clone())?;
-            // By default the limit of file sizes (`ulimit -f`) ends the process; the write fails instead.
+            // Without a handler, exceeding the file size limit (`ulimit -f`) ends the process; with it, the
+            // write fails.
             flag::register(SIGXFSZ, Arc::default())?;
             let mut received = iterator::Signals::new([SIGINT, SIGTERM])?;
             let shared = signals.clone();
@@ -114,7 +115,7 @@ impl Signals {
         Ok(handlers.insert(signals).clone())
     }
 
-    /// Acts on a stop signal, on the thread of the signals.
+    /// Acts on a stop signal, on the signal thread.
     fn received(&self, signal: i32, ending: &AtomicBool) {
         let mut rules = lock(&self.rules);
         match rules.received(Instant::now()) {
@@ -139,13 +140,13 @@ impl Signals {
         }
     }
 
-    /// Sets what records the end of the current run if a signal ends the process.
+    /// Sets the function that records the end of the current run if a signal ends the process.
     pub fn record_end(&self, recorder: impl FnOnce(i32) + Send + 'static) {
         lock(&self.rules).recorder = Some(Box::new(recorder));
     }
 
-    /// Defers stop signals: until the result is dropped, the first one is a request instead of the
-    /// end of the process. `printer` prints the notice of it.
+    /// Defers stop signals: until the result is dropped, the first one is a request instead of the end of the
+    /// process. `printer` prints the notice of that request.
     pub(crate) fn defer(&self, printer: impl FnOnce(&str) + Send + 'static) -> Deferred {
         let mut rules = lock(&self.rules);
         self.stop.store(0, Ordering::SeqCst);
@@ -179,8 +180,8 @@ impl Signals {
     }
 }
 
-/// Prints the notice of a stop on its own thread and waits a moment, so that it comes before what
-/// the stopping run prints. A print can block, and the next signal must still be received.
+/// Prints the stop notice on a separate thread and waits briefly, so that the notice precedes the further
+/// output of the run. Printing can block, and the next signal must still be received.
 fn announce(printer: Option<Printer>) {
     let Some(print) = printer else { return };
     let (done, printed) = mpsc::channel::<()>();
@@ -224,7 +225,7 @@ mod tests {
             [Action::Stop, Action::Ignore, Action::Ignore, Action::Ignore]
         );
         assert_eq!(at(&mut rules, 2000), Action::End);
-        // A repeat that arrives when the loop has already ended is still a repeat.
+        // A signal within 2 s of the first is ignored even if the loop has already ended.
         rules.deferred = false;
         assert_eq!([1000, 2500].map(|ms| at(&mut rules, ms)), [Action::Ignore, Action::End]);
     }

@@ -1,5 +1,5 @@
-//! One optimiser step. [`Trainer::begin`] enqueues a step and waits for nothing;
-//! [`Trainer::finish`] waits for its results. Another step may begin in between.
+//! One optimiser step. [`Trainer::begin`] enqueues a step without waiting; [`Trainer::finish`] waits for its
+//! results. Another step may begin in between.
 //!
 //! ```text
 //! pack    micro-batches -> host batches, padded to a shape    (packing.rs, prefetch thread)
@@ -10,15 +10,16 @@
 //!                 policy forward -> scores -> losses -> gradients of the head
 //!                 model backward                               (accumulates gradients)
 //!             enqueue the readback of scores, losses and logits
-//!         with ranks: sum the gradients over them; on GPUs under the    (train/share.rs, train/layer_sums.rs)
-//!             last backward, which is then not a CUDA graph
+//!         with several ranks: sum the gradients; on GPUs overlapped     (train/share.rs, train/layer_sums.rs)
+//!             with the last backward, which is then not a CUDA graph
 //!         AdamW update; with sharded optimiser state gather the weights; enqueue the readback of the
 //!             control vector
 //! finish  wait for the readback; sum the results over the global batch
 //! ```
 //!
-//! One rank that has joined NCCL takes the way of several. Its sums are its own gradients, so the norms that
-//! its backward leaves are those of the sums, and the update has the bits of a rank that is alone.
+//! A single rank that has joined NCCL uses the code path of several ranks. Its sums equal its local
+//! gradients, so the norms from its backward are also those of the sums. The update has the same bits as in a
+//! single-process run.
 
 mod compute;
 #[cfg(test)]
@@ -77,16 +78,16 @@ pub struct Trainer<'b, B: Backend> {
     /// Gradients of the trained parameters ([`Model::trained`]), or of this rank's slices of them if the weights
     /// are sharded.
     pub grads: B::Acc,
-    /// Gradients of units on their way to `grads`, if the weights are sharded.
+    /// Gradients of units that are being summed into `grads`, if the weights are sharded.
     unit_sums: Option<UnitSums<B>>,
-    /// Sums under the last backward of a step, on a device with collectives of its own.
+    /// Gradient sums that overlap with the last backward of a step, on a device with native collectives.
     layer_sums: Option<LayerSums>,
     /// Norms of the layers' GEMM weight gradients, by patch; valid after the last micro-batch of a step.
     /// Empty with adapters.
     norms: B::Acc,
-    /// Norms of the slices of all ranks, if the optimiser state is that of some of the parameters.
+    /// Norms of the slices of all ranks, if the optimiser state covers only some of the parameters.
     slice_norms: Option<SliceNorms<B>>,
-    /// Whether each rank updates its slice of the trained parameters, which are then gathered.
+    /// Whether each rank updates only its slice of the trained parameters, which are then gathered.
     gathers_weights: bool,
     packer: Packer,
     /// Staging buffers of micro-batches in flight to the device, used round-robin.
@@ -100,7 +101,8 @@ pub struct Trainer<'b, B: Backend> {
     /// CUDA graphs of micro-batches, by shape level and phase.
     graphs: HashMap<(usize, Phase), GraphState<B>>,
     replay_graphs: bool,
-    /// Steps of shapes with more head rows than the head takes at once are not captured.
+    /// Maximum number of head rows that the head processes at once. Steps of shapes with more are not
+    /// captured.
     captured_rows: usize,
 }
 
@@ -109,11 +111,11 @@ pub struct Trainer<'b, B: Backend> {
 pub struct StepReport {
     /// Sums over the step.
     pub tally: Tally,
-    /// What the optimiser did.
+    /// Report of the optimiser's update.
     pub update: UpdateReport,
     /// Ids of groups with a comparison that has a non-finite loss.
     pub not_finite: Vec<String>,
-    /// Ranks whose own loss or gradient is not finite; empty for a rank that is alone.
+    /// Ranks whose local loss or gradient is not finite; empty in a single-process run.
     pub(super) odd_ranks: Vec<usize>,
 }
 
@@ -122,7 +124,7 @@ pub struct Pending<B: Backend> {
     packed: PackedStep,
     results: B::ReadbackBuffer,
     capacity: usize,
-    /// Whether this rank's own gradient is finite; true for a rank that is alone.
+    /// Whether this rank's local gradient is finite; true in a single-process run.
     finite: bool,
 }
 
@@ -141,7 +143,8 @@ impl<'b, B: Backend> Trainer<'b, B> {
         Self::sharded(backend, (policy, frozen), loss, settings, false)
     }
 
-    /// Like [`Trainer::new`]; with `shard` the optimiser state of this rank's slice of the parameters only.
+    /// Like [`Trainer::new`]. With `shard`, the optimiser state covers only this rank's slice of the
+    /// parameters.
     pub(crate) fn sharded(
         backend: &'b B,
         models: (Model<B>, Option<Model<B>>),
@@ -152,8 +155,8 @@ impl<'b, B: Backend> Trainer<'b, B> {
         Self::on_ranks(world::collective(), backend, models, loss, (settings, shard))
     }
 
-    /// Like [`Trainer::sharded`], with the ranks that share every step. Models with sharded weights are sharded
-    /// over the same ones.
+    /// Like [`Trainer::sharded`], with the ranks that share every step. Models with sharded weights must be
+    /// sharded over the same ranks.
     pub(super) fn on_ranks(
         ranks: &'static dyn Collective,
         backend: &'b B,
@@ -210,24 +213,25 @@ impl<'b, B: Backend> Trainer<'b, B> {
         self.ranks
     }
 
-    /// Whether the optimiser state is that of some of the parameters.
+    /// Whether the optimiser state covers only some of the parameters.
     pub(super) fn is_sharded(&self) -> bool {
         !self.optimizer.part().is_whole(self.policy.trained().len)
     }
 
-    /// Whether the norms that the last backward of a step leaves are those of the gradient that is applied. Of
-    /// several ranks they are those of the rank's own gradient.
+    /// Whether the norms from the last backward of a step are those of the applied gradient. With several
+    /// ranks, they are only those of the rank's local gradient.
     fn keeps_norms(&self) -> bool {
         self.ranks.size() == 1 && !self.is_sharded()
     }
 
-    /// Turns prefix sharing on or off. Without it, every sequence is stored whole: the oracle of
-    /// tests.
+    /// Turns prefix sharing on or off. Without it, every sequence is stored whole, which tests use as the
+    /// oracle.
     pub fn share_prefixes(&mut self, share: bool) {
         self.packer.pack.share_prefixes = share;
     }
 
-    /// Uses the base of the policy, its adapters off, as frozen reference: no second model is in memory.
+    /// Uses the base of the policy, without its adapters, as frozen reference, so that no second model is in
+    /// memory.
     pub fn use_base_as_frozen(&mut self) -> Result<()> {
         self.frozen = Some(Frozen::base(self.backend, &self.policy)?);
         Ok(())
@@ -257,10 +261,10 @@ impl<'b, B: Backend> Trainer<'b, B> {
         Ok(GroupSizes::measure(groups, &self.packer.pack, &self.packer.comparison)?.limits(micro_batch))
     }
 
-    /// Captures the ops of a micro-batch as a CUDA graph, one per shape, and replays it for every
-    /// batch that fits the shape. Takes effect at the next [`Trainer::reserve`]; results keep their
-    /// bits. No effect with a loss curve of the user's own, whose steps wait for the host, and with sharded
-    /// weights, which are gathered between the ops.
+    /// Captures the ops of a micro-batch as a CUDA graph, one per shape, and replays it for every batch that
+    /// fits the shape. The setting applies from the next [`Trainer::reserve`]; results keep their bits. It
+    /// has no effect with a custom loss curve, whose steps wait for the host, or with sharded weights, which
+    /// are gathered between the ops.
     pub fn replay_steps(&mut self, replay: bool) {
         self.replay_graphs = replay && !self.loss.has_own_curve() && !self.policy.is_sharded();
     }
@@ -277,8 +281,8 @@ impl<'b, B: Backend> Trainer<'b, B> {
     /// over such batches do not allocate on the device.
     pub fn reserve(&mut self, limits: &BatchLimits, accumulation: usize) -> Result<()> {
         let backend = self.backend;
-        // Which batches are padded does not depend on how many rows the head takes at once by this
-        // run's memory plan, so neither does a result.
+        // Padding depends on the default number of head rows at once, not on the number from this run's
+        // memory plan. Results therefore do not depend on the memory plan.
         self.captured_rows = self.policy.max_head_rows(backend);
         let padded_rows = self.policy.default_head_rows(backend);
         self.packer.shapes = self.replay_graphs.then(|| Shapes::of(*limits, padded_rows));
@@ -306,7 +310,7 @@ impl<'b, B: Backend> Trainer<'b, B> {
         Ok(())
     }
 
-    /// Most results of a micro-batch.
+    /// Number of result values of a micro-batch, at most.
     fn results(&self, seqs: usize, comparisons: usize) -> usize {
         let stats = if self.loss.measures_tokens() { ROW_STATS } else { 0 };
         (2 + stats) * seqs + 2 * comparisons

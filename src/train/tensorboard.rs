@@ -31,7 +31,7 @@ const FIXED64: u32 = 1;
 const BYTES: u32 = 2;
 const FIXED32: u32 = 5;
 
-/// Appends events to its own file.
+/// Appends events to an event file.
 pub struct EventWriter {
     pub(super) path: PathBuf,
     file: File,

@@ -7,7 +7,7 @@
 //! mean_token_accuracy        share of the chosen (SFT: of all) tokens that are the most likely ones
 //! ```
 //!
-//! A step of several micro-batches is one mean over its tokens.
+//! With several micro-batches, the means are over the tokens of the whole step.
 
 use super::score::{grow, reserve};
 use crate::Result;
@@ -20,8 +20,8 @@ use crate::loss::objective::Method;
 pub(super) struct TokenStats<B: Backend> {
     /// (ROW_STATS, rows)
     rows: B::Acc,
-    /// (ROW_STATS, capacity) sums over the rows of each sequence. The capacity is that of the buffer, so that
-    /// padding of a batch moves nothing.
+    /// (ROW_STATS, capacity) sums over the rows of each sequence. The second dimension is the capacity of the
+    /// buffer, so that padding of a batch does not move the sums.
     sums: B::Acc,
 }
 
@@ -63,13 +63,14 @@ impl<B: Backend> TokenStats<B> {
         Ok(())
     }
 
-    /// (seqs) each: entropy, mean logit and top-1 of the last batch.
+    /// Returns the sums of entropy, mean logit and top-1 hits over each sequence of the last batch, (seqs)
+    /// each.
     pub fn results(&self, seqs: usize) -> [View<'_, B::Acc>; ROW_STATS] {
         let capacity = self.capacity();
         std::array::from_fn(|i| View::first(&self.sums, (i + 1) * capacity).part(i * capacity, seqs))
     }
 
-    /// [`TokenStats::results`] on the host, one after the other; waits for them.
+    /// [`TokenStats::results`] on the host, concatenated; waits for them.
     pub fn read(&self, backend: &B, seqs: usize) -> Result<Vec<f64>> {
         let mut values = vec![0.0; ROW_STATS * seqs];
         for (i, view) in self.results(seqs).into_iter().enumerate() {
@@ -121,7 +122,8 @@ impl TokenTally {
         }
     }
 
-    /// Values by TRL's names, those that its trainer of the method logs. Values without data are omitted.
+    /// Passes to `put` the values that TRL's trainer of the method logs, by TRL's names. Values without data
+    /// are omitted.
     pub(super) fn named(&self, method: Method, mut put: impl FnMut(&str, f64)) {
         let [chosen, rejected] = self.tokens;
         if chosen + rejected > 0 {

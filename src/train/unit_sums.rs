@@ -8,11 +8,11 @@
 //! complete   begin to reduce-scatter the window
 //! ```
 //!
-//! The sum of a unit runs while the backward is in the unit after it. Each micro-batch of a step is
-//! summed over the ranks, so every rank takes part in as many as the rank with the most has. A rank
+//! The sum of a unit runs while the backward computes the next unit. Each micro-batch of a step is summed
+//! over the ranks, so every rank takes part in as many sums as the rank with the most micro-batches. A rank
 //! without a batch adds its sums so far, or zeros.
 //!
-//! With one micro-batch the sums are those of a whole gradient buffer, bit for bit.
+//! With one micro-batch, the sums are those of an unsharded gradient buffer, bit for bit.
 
 use std::ops::Range;
 
@@ -24,17 +24,17 @@ use crate::model::units::{Unit, Units, WINDOWS};
 use crate::ranks::buffers::{Begun, reduce_scatter};
 use crate::ranks::collective::Collective;
 
-/// Windows of gradients, and sums on their way.
+/// Windows of gradients, and the sums in progress.
 pub(super) struct UnitSums<B: Backend> {
     units: Units,
     rank: usize,
-    /// `None` in a plan: nothing is sent.
+    /// `None` in a memory plan, which sends nothing.
     ranks: Option<&'static dyn Collective>,
     /// (units.windows())
     windows: B::Acc,
-    /// What each window is being summed for.
+    /// Unit whose sums are in progress in each window, and these sums.
     pending: [Option<(Unit, Vec<Begun>)>; WINDOWS],
-    /// Whether this rank's own gradients were finite since [`UnitSums::finish`].
+    /// Whether this rank's local gradients were finite since [`UnitSums::finish`].
     finite: bool,
 }
 
@@ -48,7 +48,7 @@ pub(super) struct Summing<'a, B: Backend> {
     /// This rank's slices of the sums.
     sums: &'a mut B::Acc,
     write: Write,
-    /// Whether this rank adds anything but zeros.
+    /// Whether this rank contributes values other than zeros.
     contributes: bool,
 }
 
@@ -61,8 +61,8 @@ impl<B: Backend> UnitSums<B> {
         Ok(Some(Self { units, rank, ranks, windows, pending: [const { None }; WINDOWS], finite: true }))
     }
 
-    /// Destination of a micro-batch's gradients, which are added to `sums` or replace them: the windows, and
-    /// what happens to them. `idle`: this rank has no batch.
+    /// Returns the windows that receive a micro-batch's gradients, and the object that sums them over the
+    /// ranks. The results are added to `sums` or replace them. `idle` means that this rank has no batch.
     pub fn of_micro_batch<'a>(
         &'a mut self,
         (sums, write): (&'a mut B::Acc, Write),
@@ -73,7 +73,8 @@ impl<B: Backend> UnitSums<B> {
         (windows, Summing { units, rank: *rank, ranks: *ranks, pending, finite, sums, write, contributes })
     }
 
-    /// Makes ops from now on see all sums. Returns whether this rank's own gradients of the step are finite.
+    /// Completes all sums, so that later ops see them. Returns whether this rank's local gradients of the
+    /// step are finite.
     pub fn finish(&mut self, backend: &B, sums: &mut B::Acc) -> Result<bool> {
         let (windows, mut summing) = self.of_micro_batch((sums, Write::Overwrite), true);
         (0..WINDOWS).try_for_each(|window| summing.settle(backend, windows, window))?;
@@ -82,13 +83,14 @@ impl<B: Backend> UnitSums<B> {
 }
 
 impl<B: Backend> Summing<'_, B> {
-    /// Slice of this rank of each span of a unit: its place in the windows, and in the sums.
+    /// Returns this rank's slice of each span of a unit, as its range in the windows and its start in the
+    /// sums.
     fn own(&self, unit: Unit) -> Vec<(Range<usize>, usize)> {
         let of = |span| (self.units.slices(span).swap_remove(self.rank), self.units.own_start(span, self.rank));
         self.units.spans(unit).map(of).collect()
     }
 
-    /// Keeps the sum that is on its way in a window.
+    /// Completes the sum in progress in a window and copies this rank's slices of it to `sums`.
     fn settle(&mut self, backend: &B, windows: &B::Acc, window: usize) -> Result<()> {
         let Some((unit, begun)) = self.pending[window].take() else { return Ok(()) };
         for begun in begun {
@@ -110,7 +112,7 @@ impl<B: Backend> UnitGradients<B> for Summing<'_, B> {
     fn prepare(&mut self, backend: &B, windows: &mut B::Acc, unit: Unit) -> Result<()> {
         self.settle(backend, windows, self.units.window_of(unit))?;
         if self.write == Write::Overwrite {
-            // Another unit may have had tensors there.
+            // The gaps may hold tensors of another unit.
             return self
                 .units
                 .gaps(unit)

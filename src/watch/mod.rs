@@ -1,7 +1,7 @@
 //! Live view of a run in the terminal, from its metrics file or a copy of it.
 //!
 //! - [`tail`]: lines appended to a file
-//! - `state`: state of the run by these lines
+//! - `state`: state of the run, built from these lines
 //! - [`view`]: drawing of the state
 
 mod state;
@@ -48,7 +48,7 @@ impl Watched {
         Ok(Self { name, tail: Tail::new(&log), manifest, state: RunState::default() })
     }
 
-    /// Reads what is new.
+    /// Reads the new rows and the manifest.
     pub fn poll(&mut self) -> Result<()> {
         let news = self.tail.poll()?;
         if news.restarted {

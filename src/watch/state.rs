@@ -10,7 +10,7 @@ use crate::train::metrics::tie_names;
 /// Values of a metric as (step, value), finite values only.
 pub type Series = Vec<(f64, f64)>;
 
-/// State of a run by its rows.
+/// State of a run, built from its rows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RunState {
     /// Values of training rows and of evaluations (with names starting with `eval_`).
@@ -30,8 +30,8 @@ pub struct RunState {
     pub not_finite: usize,
 }
 
-/// Whether the value is an accuracy without a decision: every comparison ties, as before the first
-/// step of DPO. An accuracy of 0 would look like a failure.
+/// Whether the value is an accuracy whose comparisons are all ties, as before the first step of DPO. Such an
+/// accuracy is 0 and would look like a failure.
 fn is_undecided(name: &str, row: &Map<String, Value>) -> bool {
     let number = |name: &String| row.get(name).and_then(Value::as_f64);
     tie_names(name).is_some_and(|names| match names.each_ref().map(number) {
@@ -42,7 +42,7 @@ fn is_undecided(name: &str, row: &Map<String, Value>) -> bool {
 
 /// Maximum number of stored events.
 const MAX_EVENTS: usize = 200;
-/// Number of rows that the pace is taken over.
+/// Number of rows over which the pace is measured.
 const PACE_ROWS: usize = 50;
 
 impl RunState {

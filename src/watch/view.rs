@@ -178,7 +178,7 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, title: &str, names: &[&str], st
         [low - half, high + half]
     };
     let (x, y) = (bounds(|p| p.0), bounds(|p| p.1));
-    // The legend has rows of its own, since over the chart it would cover curves.
+    // The legend has separate rows, because over the chart it would cover curves.
     let inner = block.inner(area);
     frame.render_widget(block, area);
     let names: Vec<&str> = lines.iter().map(|line| line.0).collect();

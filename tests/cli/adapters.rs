@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::workbench::Bench;
 
-/// Writes an adapter on a model of the bench, with values of the size of weights.
+/// Writes an adapter on a model of the bench, with values as large as typical weights.
 pub(crate) fn adapter(bench: &Bench, folder: &str, base: &str, named: &str, reward: bool) {
     std::fs::create_dir_all(bench.at(folder)).unwrap();
     let task = if reward { TaskType::SeqCls } else { TaskType::CausalLm };
@@ -36,7 +36,7 @@ fn bench() -> Bench {
     bench
 }
 
-/// Rows that `score` writes, and what it says.
+/// Returns the rows that `score` writes, and its stderr.
 fn scores(bench: &Bench, words: &str) -> (Vec<Value>, String) {
     let done = bench.run(&format!("score {words} --input pairs.jsonl --output scores.jsonl")).ok();
     (bench.rows("scores.jsonl"), done.err)
@@ -56,7 +56,7 @@ fn an_adapter_folder_is_scored_as_its_base_with_the_adapter() {
     assert_ne!(merged, of_base);
     export(&bench, "--model lora --output whole --save-dtype f32");
     assert_eq!(scores(&bench, "--model whole").0, merged);
-    // A folder that holds the base too is not its base.
+    // A folder that holds an adapter and its base is read as the base with the adapter.
     bench.copy("model", "both");
     for file in ["adapter_config.json", "adapter_model.safetensors"] {
         std::fs::copy(bench.at("lora").join(file), bench.at("both").join(file)).unwrap();
@@ -120,7 +120,7 @@ fn training_starts_from_the_merged_model_and_says_so() {
             assert!(files.contains(name), "{name} in {files}");
         }
     }
-    // The reference of the policy is the merged adapter; its base is part of what must not change.
+    // The reference of the policy is the merged adapter, so the adapter's base must not change either.
     let eval = || bench.run("eval --model dpo --input pairs.jsonl").ok();
     assert!(eval().out.contains("reference: lora (run.json of the policy)"));
     let (kept, mut changed) = (bench.bytes("model/model.safetensors"), bench.bytes("model/model.safetensors"));
@@ -144,7 +144,7 @@ fn a_run_from_an_adapter_is_resumed_bit_for_bit() {
     let more = format!("{common} --max-steps 2 --output-dir one --resume-from-checkpoint true");
     bench.run(&more).ok();
     assert_eq!(bench.bytes("one/model.safetensors"), bench.bytes("two/model.safetensors"));
-    // Another adapter is another run.
+    // With a changed adapter it is a different run.
     let mut config = bench.json("lora/adapter_config.json");
     config["lora_alpha"] = json!(9);
     bench.write("lora/adapter_config.json", config.to_string());
@@ -209,7 +209,7 @@ fn the_base_is_found_by_folder_by_cache_or_by_flag() {
         config["base_model_name_or_path"] = json!(base);
         bench.write("lora/adapter_config.json", config.to_string());
     };
-    // From the adapter's folder.
+    // A relative base path starts at the adapter's folder.
     name("../model");
     assert_eq!(scores(&bench, "--model lora").0, expected);
     name(bench.at("model").to_str().unwrap());
@@ -228,7 +228,7 @@ fn the_base_is_found_by_folder_by_cache_or_by_flag() {
     assert!(done.err.contains("snapshots/c0ffee"), "{}", done.err);
     assert_eq!(bench.rows("scores.jsonl"), expected);
     assert_eq!(scores(&bench, "--model lora --base-model model").0, expected);
-    // A policy trained on it is scored with the reference that the run had, base included.
+    // A policy trained on the adapter is scored with the reference of its run, including the adapter's base.
     bench.run("dpo --model lora --base-model model --train-file pairs.jsonl --max-steps 1 --output-dir policy").ok();
     let done = bench.run_with("eval --model policy --input pairs.jsonl", empty).ok();
     assert!(done.out.contains("reference: lora (run.json of the policy)"), "{}", done.out);
@@ -287,13 +287,13 @@ fn weights_are_saved_in_the_requested_type() {
     }
     let file = |folder: &str| size(&bench.at(folder).join("model.safetensors"));
     assert!(3 * file("narrow") < 2 * file("wide"), "{} {}", file("narrow"), file("wide"));
-    // The names of the types differ by a letter.
+    // The headers differ only in the names of the types, which differ by a letter.
     assert!(file("half").abs_diff(file("narrow")) < 64);
     // The type of the base is the default.
     adapter(&bench, "on-narrow", "narrow", "narrow", false);
     export(&bench, "--model on-narrow --output again");
     assert_eq!((file("again"), bench.json("again/config.json")["dtype"].clone()), (file("narrow"), json!("bfloat16")));
-    // A trained model: the final folder has the type, and a run continues bit for bit.
+    // After training, the final folder has the requested type, and a resumed run continues bit for bit.
     let common = "sft --model model --train-file pairs.jsonl --save-steps 1 --learning-rate 1e-3 --save-dtype bf16 \
                   --lr-scheduler-type constant";
     bench.run(&format!("{common} --max-steps 2 --output-dir two")).ok();

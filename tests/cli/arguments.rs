@@ -1,5 +1,5 @@
-//! Command-line flags: spellings, refused values, options without effect, and TRL flags that mapl
-//! does not support.
+//! Command-line flags: spellings, rejected values, options without effect, and TRL flags that mapl does not
+//! support.
 
 use crate::workbench::Bench;
 
@@ -99,7 +99,7 @@ fn options_without_effect_are_refused() {
     let tokenizer = "tokenizer --vocab-size 300 --column-map chosen=a --output-dir t --input";
     bench.run(&format!("{tokenizer} lines.txt")).fails(2, &["--column-map has no effect on plain text"]);
     bench.run(&format!("{tokenizer} groups.jsonl")).fails(2, &["--column-map has no effect: every row is a group row"]);
-    // It has an effect on the rows among the inputs.
+    // The flag has an effect if some inputs hold rows.
     bench.write("renamed.jsonl", r#"{"prompt": "p", "a": "yes yes yes", "rejected": "no"}"#);
     bench.run(&format!("{tokenizer} lines.txt renamed.jsonl")).ok();
     bench.bash("rm -r t lines.txt renamed.jsonl").ok();
@@ -221,13 +221,13 @@ fn switches_take_true_and_false() {
     let config = bench.json("out/run.json")["config"].clone();
     assert_eq!((&config["precompute_ref_log_probs"], &config["gradient_checkpointing"]), (&true.into(), &false.into()));
     assert_eq!((&config["no_shuffle"], &config["profile"]), (&true.into(), &false.into()));
-    // Without a value the newest checkpoint is meant.
+    // Without a value, the flag means the newest checkpoint.
     let longer = format!("{run} --precompute-ref-log-probs --no-shuffle --max-steps 2 --lr-scheduler-type constant");
     let resumed = bench.run(&format!("{longer} --resume_from_checkpoint")).ok().out;
     assert!(resumed.contains("resumed after step 1"), "{resumed}");
     bench.run(&format!("{longer} --resume_from_checkpoint False")).fails(2, &["already holds a run"]);
     bench.run(&format!("{longer} --quiet maybe")).fails(2, &["maybe"]);
-    // The spellings of transformers' parser.
+    // The spellings of transformers' parser are accepted.
     bench
         .run("sft --model model --train-file pairs.jsonl --output-dir n --max_steps 1 --no_gradient_checkpointing --no_shuffle y --quiet=1")
         .ok();

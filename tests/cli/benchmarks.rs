@@ -1,4 +1,4 @@
-//! `mapl eval` on rows of reward benchmarks: which one they are of, the figures in every form, and bad
+//! `mapl eval` on rows of reward benchmarks: recognition of the benchmark, figures in every form, and bad
 //! rows. The scores themselves are those of `mapl score`.
 
 use serde_json::{Value, json};
@@ -94,7 +94,7 @@ fn every_benchmark_is_recognised_and_its_figures_follow_from_its_scores() {
     };
     let right = |a: f64, b: f64| f64::from(u8::from(a > b));
 
-    // A JSON document, as the benchmark is published.
+    // The benchmark is published as a JSON document.
     bench.write("rm.json", json!([rm_bench()]).to_string());
     let value = figures("rm.json", "");
     let s = scores(&bench, &user("why is grass green"), &["a b", "a b c", "a b c d", "e f", "e f g", "e f g h"]);
@@ -137,7 +137,8 @@ fn every_benchmark_is_recognised_and_its_figures_follow_from_its_scores() {
     assert_eq!(value["figures"]["tau/Multi_Turn"]["value"], 2.0 * share - 1.0);
     assert_eq!(value["figures"]["accuracy/turn 2"]["rows"], 1);
 
-    // Standard input needs the name; a table; and ordinary rows on request.
+    // Standard input needs the benchmark's name; figures are also printed as a table; `--benchmark none`
+    // reads ordinary rows.
     let script = r#"cat graph.jsonl | "$MAPL" eval --model judge --input - --benchmark if-reward-bench"#;
     let table = bench.bash(script).ok().out;
     assert!(table.contains("if-reward-bench: 1 rows") && table.contains("tau/Multi_Turn"), "{table}");
@@ -145,7 +146,8 @@ fn every_benchmark_is_recognised_and_its_figures_follow_from_its_scores() {
     assert!(serde_json::from_str::<Value>(&ordinary).unwrap()["semantic"].is_object(), "{ordinary}");
 }
 
-/// Keys of a benchmark beside conversations, or beside two texts, make no benchmark.
+/// Conversations are ordinary rows despite keys of a benchmark; rows with lists of texts need `--benchmark
+/// none`.
 #[test]
 fn ordinary_rows_with_keys_of_a_benchmark_are_ordinary() {
     let bench = bench();

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::workbench::Bench;
 
-/// Runs a conversation; every line is one of standard input.
+/// Runs a conversation; `lines` is the standard input, one turn or command per line.
 fn chat(bench: &Bench, flags: &str, lines: &str) -> (String, String) {
     bench.write("lines.txt", lines);
     let done = bench.bash(&format!("\"$MAPL\" chat --model model {flags} < lines.txt")).ok();
@@ -37,7 +37,7 @@ fn answers_are_those_of_generate_and_turns_reuse_the_cache() {
         let numbers: Vec<usize> = counts.split(' ').filter_map(|word| word.parse().ok()).collect();
         assert!(numbers[0] > 0 && numbers[1] > 0, "{counts}");
     }
-    // A system text, and the end of the input without a line break.
+    // A system prompt is used, and the input may end without a line break.
     let turns = [("system", "be short"), ("user", "the cat")];
     let (out, _) = chat(&bench, "--max-new-tokens 5 --system be\\ short", "the cat");
     assert_eq!(out, format!("{}\n", mapl::terminal::plain(&answer(&bench, "--max-new-tokens 5", &turns))));
@@ -65,11 +65,11 @@ fn stop_texts_commands_and_refusals() {
     bench.run("chat --model judge").fails(6, &["reward model"]);
 }
 
-/// The first signal ends the answer and the next line is answered; between answers it ends the program.
+/// The first signal ends the answer; a later signal, between answers, ends the program.
 #[test]
 fn an_interrupt_ends_the_answer_and_then_the_program() {
     let bench = Bench::new();
-    // Without the signal the answer would have all 200 tokens: this model does not choose an end token before.
+    // Without the signal, the answer would have all 200 tokens: this model chooses no EOS token before.
     let mut child = Command::new(env!("CARGO_BIN_EXE_mapl"))
         .args(["chat", "--model", "model", "--max-new-tokens", "200", "--device", "reference"])
         .current_dir(bench.path())
@@ -86,7 +86,7 @@ fn an_interrupt_ends_the_answer_and_then_the_program() {
     };
     writeln!(input, "the cat").unwrap();
     let mut output = BufReader::new(output);
-    // The first bytes of the answer have come, so it runs.
+    // The first bytes of the answer have arrived, so generation is running.
     assert!(!output.fill_buf().unwrap().is_empty());
     interrupt(&child);
     let mut seen = String::new();

@@ -150,7 +150,8 @@ fn a_checkpoint_that_cannot_be_removed_is_a_warning_and_removed_later() {
 fn checkpoints_above_the_limit_are_removed_when_a_run_is_resumed() {
     let bench = Bench::new();
     let words = "--max-steps 4 --save-steps 1 --save-total-limit 2";
-    // As after a kill between a save and the removal of older checkpoints: more than the limit.
+    // There are more checkpoints than the limit, as after a kill between a save and the removal of older
+    // ones.
     bench.run(&sft("out", "--max-steps 4 --save-steps 1")).ok();
     assert_eq!(steps(&bench.at("out")), [1, 2, 3, 4]);
     bench.copy("out/checkpoint-1", "out/checkpoint-9.old");
@@ -158,7 +159,7 @@ fn checkpoints_above_the_limit_are_removed_when_a_run_is_resumed() {
     bench.run(&sft("out", &format!("{words} --resume-from-checkpoint true"))).ok();
     assert_eq!(steps(&bench.at("out")), [3, 4]);
     assert!(!bench.at("out/checkpoint-9.old").exists());
-    // Another folder's checkpoints are not this run's.
+    // Checkpoints in a different folder do not belong to this run, so they are kept.
     bench.run(&sft("new", &format!("{words} --resume-from-checkpoint out/checkpoint-3"))).ok();
     assert_eq!((steps(&bench.at("out")), steps(&bench.at("new"))), (vec![3, 4], vec![4]));
 }
@@ -237,7 +238,7 @@ fn saved_folders_hold_the_training_chat_template() {
             assert!(bench.bytes(&format!("{folder}/{name}")) == bench.bytes(&format!("model/{name}")), "{name}");
         }
     }
-    // The template is part of the run: with another template, or none, the run cannot be resumed.
+    // The template is part of the run: with a different template, or none, the run cannot be resumed.
     let resume = " --resume-from-checkpoint out/checkpoint-2";
     bench.write("other.jinja", TEMPLATE.replace('<', "[").replace('>', "]"));
     let other = words.replace("own.jinja", "other.jinja") + resume;

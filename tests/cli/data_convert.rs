@@ -24,7 +24,7 @@ fn gzip(text: &str) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A CSV cell; lists are JSON in it.
+/// Formats a CSV cell; lists are written as JSON.
 fn cell(value: &Value) -> String {
     let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     format!("\"{}\"", text.replace('"', "\"\""))
@@ -90,12 +90,12 @@ fn groups_survive_and_containers_follow_the_name() {
     for name in ["x.csv", "x.parquet", "x.jsonl.zst", "x.arrow"] {
         bench.run(&format!("data convert --input pairs.jsonl --output {name}")).fails(2, &["plain or in gzip"]);
     }
-    // Rows of TRL are those of `data export`.
+    // `data convert --to trl` writes the rows of `data export`.
     bench.run("data convert --to trl --input pairs.jsonl --output a.jsonl").ok();
     bench.run("data export --to trl --input pairs.jsonl --output b.jsonl").ok();
     assert_eq!(bench.bytes("a.jsonl"), bench.bytes("b.jsonl"));
     assert_eq!(bench.rows("a.jsonl").len(), 24);
-    // Ids of earlier rows get a number, since ids of groups are distinct.
+    // Repeated ids get a number, because ids of groups are distinct.
     let row = json!({"id": "x", "prompt": "a", "chosen": "b", "rejected": "c"});
     bench.write("twice.jsonl", lines(&[row.clone(), row]));
     let done = bench.run("data convert --input twice.jsonl --output twice-groups.jsonl").ok();

@@ -57,7 +57,8 @@ fn folders_patterns_and_compressed_outputs_are_read_and_written() {
     assert_eq!(bench.bytes("c.jsonl"), bench.bytes("a.jsonl"));
     bench.run("sft --model model --train-file shards --output-dir run --max-steps 1 --quiet").ok();
     assert_eq!(bench.json("run/run.json")["files"]["train"].as_array().unwrap().len(), 3);
-    // An output that would replace a shard, and kinds that are not written.
+    // Outputs that would replace a shard, formats that are not written, and patterns without a file are
+    // errors.
     bench.run("data build --input shards --output shards/train-aa.jsonl").fails(2, &["shards/train-aa.jsonl", "input"]);
     bench.run("data build --input pairs.jsonl --output d.jsonl.zst").fails(2, &["plain or in gzip"]);
     bench.run("data build --input shards/none-* --output d.jsonl").fails(3, &["shards/none-*", "matches no file"]);
@@ -85,7 +86,7 @@ fn pairs_of_any_shape_are_exported_as_rows_of_trl() {
     };
     assert_eq!(bench.rows("trl.jsonl"), [pair("A bus."), pair("A tit.")]);
     assert_eq!(bench.rows("plain.jsonl"), [text]);
-    // What is left out is counted, and nothing left is an error.
+    // Comparisons that are left out are counted, and it is an error if none is left.
     bench.run("data build --input trl.jsonl --objective mapl --output built.jsonl").ok();
     let comparisons = |row: &serde_json::Value| row["comparisons"].as_array().unwrap().len();
     let built: usize = bench.rows("built.jsonl").iter().map(comparisons).sum();

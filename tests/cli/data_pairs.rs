@@ -8,7 +8,7 @@ fn lines(rows: &[Value]) -> String {
     rows.iter().map(|row| format!("{row}\n")).collect()
 }
 
-/// Responses to two prompts with instructions and to one of a single response.
+/// Responses to two prompts with instructions, and to a third prompt with a single response.
 fn samples() -> String {
     let row = |prompt: &str, response: &str, ids: &[&str]| {
         json!({"key": 1, "prompt": prompt, "instruction_id_list": ids, "kwargs": vec![json!({}); ids.len()],
@@ -51,7 +51,7 @@ fn the_share_of_instructions_makes_pairs() {
     assert!(out.contains("2 ties"), "{out}");
     let (rows, out) = count("--select all --min-gap 0.75");
     assert!(rows.len() == 2 && out.contains("2 ties, 3 pairs below --min-gap"), "{out}");
-    // The rows go on as they are.
+    // Other commands read the rows as they are.
     bench.run("data check pairs-out.jsonl").ok();
     let (rows, _) = count("--select all --apply-chat-template");
     assert_eq!(rows.len(), 5);

@@ -55,7 +55,7 @@ fn max_difference(a: &[f64], b: &[f64]) -> f64 {
 /// by about 1 %. The mean over a batch's comparisons is off by less.
 const BF16: f64 = 2e-2;
 
-/// Three steps show a wrong gradient or optimiser; five run with `MAPL_TEST_FULL=1`.
+/// Three steps are enough to show a wrong gradient or optimiser; five run with `MAPL_TEST_FULL=1`.
 #[test]
 fn losses_of_some_steps_on_the_emulator_match_the_cpu() {
     if !emulated() {
@@ -244,7 +244,7 @@ fn unavailable_devices_are_refused() {
     }
 }
 
-/// Words of a run of two steps on the CPU in bf16.
+/// Arguments of a run of two steps on the CPU in bf16.
 fn in_bf16(method: &str, run: &str, rest: &str) -> String {
     train(method, &format!("--max-steps 2 --save-steps 1 --output-dir {run} --device cpu --dtype bf16 {rest}"))
 }
@@ -259,7 +259,7 @@ fn the_cpu_trains_in_bf16_with_equal_bits_on_any_number_of_threads_and_after_a_r
         assert_eq!(done.out.contains("identity check passed"), method == "dpo", "{}", done.out);
         bench.run_with(&in_bf16(method, &two, ""), ("RAYON_NUM_THREADS", "2")).ok();
         assert_eq!(bench.metrics(&one, "train"), bench.metrics(&two, "train"), "{method}");
-        // As if the run had stopped at the first step.
+        // Removes the second checkpoint, as if the run had stopped at the first step.
         std::fs::remove_dir_all(bench.at(&format!("{two}/checkpoint-2"))).unwrap();
         bench.run(&in_bf16(method, &two, "--resume-from-checkpoint true")).ok();
         for file in ["model.safetensors", "checkpoint-2/state/optimizer-rank00000.safetensors"] {
@@ -294,7 +294,7 @@ fn masked_units_of_bf16_are_said_and_give_losses_within_tolerance() {
     assert!(env.out.contains("amx_bf16         bf16 products, on a software model"), "{}", env.out);
     let bf16 = bench.run_with("env --json", ("MAPL_CPU_UNITS", "avx512_bf16"));
     match bf16.code {
-        // Tiles are masked, or there are none.
+        // AMX tiles are masked, or the processor has none.
         Some(0) => {
             let units = serde_json::from_str::<Value>(&bf16.out).unwrap()["units"].clone();
             let tiles = units["amx_bf16"].as_str().unwrap();

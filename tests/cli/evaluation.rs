@@ -60,7 +60,7 @@ fn every_measure_has_counts_and_an_interval() {
     assert!(!eval("--bootstrap 0").contains("95 % interval"));
 }
 
-/// Results have the mean and standard deviation of rewards. Equal runs, other batches and other
+/// Results have the mean and standard deviation of rewards. Equal runs, different batches and different
 /// thread counts give equal files.
 #[test]
 fn results_do_not_depend_on_batches_or_threads() {
@@ -207,7 +207,8 @@ fn a_dpo_folder_is_measured_with_its_reference() {
         let out = eval(flags).out;
         assert!(out.starts_with(line), "{flags}: {out}");
     }
-    // From another folder, the path is found from where the run was started.
+    // In a different working folder, the reference's path is relative to the folder in which the run was
+    // started.
     let mut elsewhere = bench.command("eval --model . --input ../pairs.jsonl --json");
     let elsewhere: Value =
         serde_json::from_slice(&elsewhere.current_dir(bench.at("p")).output().unwrap().stdout).unwrap();
@@ -230,7 +231,7 @@ fn a_dpo_folder_is_measured_with_its_reference() {
         assert_eq!((&value["reference_a"], &value["reference_from_b"]), (&"model".into(), &"not recorded".into()));
     }
 
-    // Another model under the reference's name, then none.
+    // First a different model has the reference's name, then no model has it.
     std::fs::copy(bench.at("p/model.safetensors"), bench.at("model/model.safetensors")).unwrap();
     for (from, what) in [("changed", "has changed since the run"), ("gone", "is gone")] {
         let done = eval("--model p");
@@ -302,7 +303,7 @@ fn policies_are_measured_with_the_score_that_was_trained() {
     assert!(close(logit, 2.0 * gap) && said.contains("with --beta, --loss-type instead"), "{logit} {gap} {said}");
     let (logit, gap, said) = rows("kl --ref-model none");
     assert!(close(logit, 0.5 * gap) && said.contains("without the divergence"), "{logit} {gap} {said}");
-    // Another loss than the recorded one, for the same quantity of two policies.
+    // With a loss other than the recorded one, two policies can be measured in the same quantity.
     let eval = |flags: &str| bench.run(&format!("eval --input few.jsonl --bootstrap 0 {flags}"));
     let out = eval("--model simpo --loss-type sigmoid --ref-model model --json").ok().out;
     let value: Value = serde_json::from_str(&out).unwrap();

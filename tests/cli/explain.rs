@@ -1,13 +1,13 @@
-//! `mapl bench --explain`: its floors against values computed by hand, and what its text has.
+//! `mapl bench --explain`: its floors against values computed by hand, and the contents of its text.
 
 use crate::workbench::Bench;
 
-/// The text about the calls of an op on a GPU of the data sheets.
+/// Returns the text about the calls of an op on the H200.
 fn explained(bench: &Bench, words: &str) -> String {
     bench.run(&format!("bench --gpu h200 --explain {words}")).ok().out
 }
 
-/// On the H200: 4.3 TB/s, 790 TFLOP/s.
+/// The H200's rates are 4.3 TB/s and 790 TFLOP/s.
 #[test]
 fn floors_are_those_computed_by_hand() {
     let bench = Bench::new();
@@ -25,13 +25,13 @@ fn floors_are_those_computed_by_hand() {
     ] {
         assert!(linear.contains(part), "{part:?} is not in {linear}");
     }
-    // SwiGLU of 8192 rows of 4864: gate and up 2*8192*4864*2 = 159,383,552, act 79,691,776 bytes:
-    // 239,075,328 / 4.3e12 = 55.60 us. FLOPs of such ops run beside the loads and do not count.
+    // SwiGLU of 8192 rows of 4864: gate and up 2*8192*4864*2 = 159,383,552, act 79,691,776 bytes: 239,075,328
+    // / 4.3e12 = 55.60 us. FLOPs of such ops overlap with the loads and do not count.
     let glu = explained(&bench, "glu_fwd");
     for part in ["239075328 bytes", "55.60 us by bytes", ": 55.60 us, set by bytes", "launch       glu_fwd_bf16: "] {
         assert!(glu.contains(part), "{part:?} is not in {glu}");
     }
-    // A launch of 1.8 us, then the bytes.
+    // The prediction is a launch of 1.8 us plus the time for the bytes.
     assert!(glu.contains("predicted    57.40 us, 1.03x the floor"), "{glu}");
     // A sum in f32, 2048 rows of 896: x, residual, sum and y of 2048*896*4 = 7,340,032 bytes each and
     // rstd 8,192: 29,368,320 / 4.3e12 = 6.83 us.
@@ -50,7 +50,7 @@ fn floors_are_those_computed_by_hand() {
 #[test]
 fn the_binding_limit_and_the_profilers_command_are_named() {
     let bench = Bench::new();
-    // 16 rows of 896 in bf16 take 27 ns; a launch takes 1.8 us.
+    // 16 rows of 896 in bf16 need 27 ns; a launch needs 1.8 us.
     let norm = explained(&bench, "norm_fwd --tokens 16 --ncu");
     assert!(norm.contains("binds        launches: 1 of at least 1.8 us each take longer than the floor"), "{norm}");
     assert!(norm.contains(" us by bytes") && !norm.contains(" 0.00 us"), "{norm}");
@@ -60,7 +60,7 @@ fn the_binding_limit_and_the_profilers_command_are_named() {
             && norm.contains("norm_fwd_32_bf16"),
         "{norm}"
     );
-    // Predicted 33.3 us, 3.5 times the floor.
+    // The prediction is 33.3 us, 3.5 times the floor.
     let attention = explained(&bench, "attention_fwd --tokens 8192");
     assert!(attention.contains("binds        the work list: instructions around the products"), "{attention}");
     let words = "bench --explain nothing";

@@ -14,7 +14,7 @@ fn write_config(bench: &Bench, family: &str) {
     let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
     config["vocab_size"] = bench.json("model/config.json")["vocab_size"].clone();
     if family == "phi3" {
-        // No sequence of the pairs has more tokens.
+        // No sequence of the pairs has more than 100 tokens.
         config["original_max_position_embeddings"] = json!(100);
     }
     bench.write("config.json", config.to_string());
@@ -37,7 +37,7 @@ fn every_family_is_trained_and_scored() {
             bench.run(&weighted).fails(2, &["--use-weighting", "final_logit_softcapping"]);
         }
         if family.model_type == "gpt2" {
-            // Its weights are (inputs, outputs), which PEFT is told.
+            // GPT-2's weights are (inputs, outputs), which the adapter's configuration tells PEFT.
             bench.run(&format!("dpo --model {sft} --output-dir adapter {common} --use-peft")).ok();
             assert_eq!(bench.json("adapter/adapter_config.json")["fan_in_fan_out"], true);
             let done = bench.run("score --model adapter --input pairs.jsonl --output scores.jsonl").ok();

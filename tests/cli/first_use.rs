@@ -1,4 +1,4 @@
-//! A first use: defaults meet long texts, the first screen is short.
+//! First use: the defaults work with long texts, and the first screen is short.
 
 use serde_json::json;
 

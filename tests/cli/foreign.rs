@@ -8,7 +8,8 @@ use crate::workbench::Bench;
 const TALK: &str = r#"{"prompt": [{"role": "user", "content": "Name it."}], "chosen": [{"role": "assistant", "content": "ka lo"}], "rejected": [{"role": "assistant", "content": "ti"}]}
 "#;
 
-/// Opens the turn with a block that only `thinking` closes, so that plain prompts are not a prefix.
+/// Opens the turn with a block that is closed only if `thinking` is false, so that plain prompts are not a
+/// prefix.
 const THINKING: &str = "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n<t></t>' + m.content + \
 '<|im_end|>\n' }}{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\n<t>' }}{% if thinking is defined and not thinking %}\
@@ -26,7 +27,7 @@ fn edit(bench: &Bench, file: &str, key: &str, value: Value) {
     bench.write(file, object.to_string());
 }
 
-/// Makes the end token the pad token, as in many published folders.
+/// Makes the EOS token the pad token, as in many published folders.
 fn pad_with_the_end(bench: &Bench, folder: &str) {
     edit(bench, &format!("{folder}/config.json"), "pad_token_id", json!(2));
     for file in ["tokenizer_config.json", "special_tokens_map.json"] {
@@ -58,7 +59,7 @@ fn a_reward_model_is_not_padded_with_the_token_that_ends_its_texts() {
     }
     let reward = bench.json("out/run.json")["reward"].clone();
     assert_eq!(reward, json!({"pad_token_id": 3, "pad_token": "<|pad|>", "read_at": "last token"}));
-    // The weights are those of a model with its own pad token from the start.
+    // The weights are those of a model with a separate pad token from the start.
     let own = bench_with_own_pad(words);
     assert_eq!(bench.bytes("out/model.safetensors"), own);
 }
@@ -70,7 +71,7 @@ fn bench_with_own_pad(words: &str) -> Vec<u8> {
     bench.bytes("out/model.safetensors")
 }
 
-/// transformers reads the rightmost token that is not the pad token, here the one before the end.
+/// transformers reads the rightmost token that is not the pad token, here the one before the EOS token.
 #[test]
 fn a_foreign_reward_folder_is_read_where_transformers_reads() {
     let bench = bench();
@@ -83,7 +84,7 @@ fn a_foreign_reward_folder_is_read_where_transformers_reads() {
     let (before, note) = rewards(&bench, "foreign");
     assert!(note.contains("last token that is not the pad token \"<|im_end|>\" (2), as in transformers"), "{note}");
     assert!(last.iter().zip(&before).all(|(a, b)| a != b), "{last:?} {before:?}");
-    // Training goes on with the place and the pad token of the start model.
+    // Training continues with the read position and the pad token of the start model.
     let words = "reward --model foreign --train-file talk.jsonl --max-steps 1 --learning-rate 1e-30 --output-dir next";
     let done = bench.run(words);
     assert_eq!(done.code, Some(0), "{}", done.err);
@@ -91,7 +92,7 @@ fn a_foreign_reward_folder_is_read_where_transformers_reads() {
     assert_eq!(bench.json("next/config.json")["pad_token_id"], 2);
     assert_eq!(bench.json("next/run.json")["reward"]["read_at"], "last token that is not the pad token");
     assert_eq!(rewards(&bench, "next").0, before);
-    // A run of an earlier version, which read the last token, is told how to get it back.
+    // For a run of an earlier version, which read the last token, the note says how to restore that.
     let mut run = bench.json("out/run.json");
     run.as_object_mut().unwrap().shift_remove("reward");
     bench.write("foreign/run.json", run.to_string());
@@ -146,18 +147,18 @@ fn settings_of_the_template_hold_for_all_rows_and_travel_with_the_run() {
     let (code, _, why) = run(&format!("{train} out"), Some("{\"thinking\": false}"));
     assert_eq!(code, Some(0), "{why}");
     assert_eq!(bench.json("out/run.json")["config"]["chat_template_kwargs"], json!({"thinking": false}));
-    // Scoring takes them from the run; given ones replace them.
+    // Scoring uses the settings of the run; settings on the command line replace them.
     let score = "score --model out --input talk.jsonl --output scores.jsonl";
     let (code, _, note) = run(score, None);
     assert!(code == Some(0) && note.contains("{\"thinking\":false}"), "{note}");
     assert_eq!(run(score, Some("{}")).0, Some(3));
     assert_eq!(run("eval --model out --input talk.jsonl", None).0, Some(0));
     assert_eq!(run("data show --tokenizer out --input talk.jsonl", None).0, Some(0));
-    // A row's own settings take precedence.
+    // Settings in a row take precedence.
     let own = TALK.replacen('{', "{\"chat_template_kwargs\": {\"thinking\": true}, ", 1);
     bench.write("own.jsonl", &own);
     assert_eq!(run("data show --tokenizer out --input own.jsonl", None).0, Some(3));
-    // Built groups hold them.
+    // Built groups keep the settings.
     let build = "data build --input talk.jsonl --output built.jsonl --k-min 1 --k-max 1";
     assert_eq!(run(build, Some("{\"thinking\": false}")).0, Some(0));
     assert!(bench.rows("built.jsonl").iter().all(|row| row["chat_template_kwargs"] == json!({"thinking": false})));
@@ -182,7 +183,7 @@ fn settings_of_the_template_hold_for_all_rows_and_travel_with_the_run() {
     assert!(done.code == Some(0) && done.out.contains("run.json cannot be read"), "{:?} {}", done.code, done.err);
 }
 
-/// Makes `<|pad|>` an ordinary token, and takes the pad token out of the folder.
+/// Makes `<|pad|>` an ordinary token, and removes the pad token from the folder.
 fn without_pad(bench: &Bench, folder: &str) {
     let mut tokenizer = bench.json(&format!("{folder}/tokenizer.json"));
     for token in tokenizer["added_tokens"].as_array_mut().unwrap() {
@@ -201,8 +202,8 @@ fn without_pad(bench: &Bench, folder: &str) {
     }
 }
 
-/// The end token is the last choice. It ends texts, so rewards are read before it, as transformers
-/// does.
+/// The EOS token is the last choice of a pad token. It ends sequences, so rewards are read before it, as in
+/// transformers.
 #[test]
 fn without_any_other_token_the_end_token_pads_with_a_notice() {
     let bench = bench();
@@ -217,7 +218,7 @@ fn without_any_other_token_the_end_token_pads_with_a_notice() {
     assert_eq!(bench.json("out/run.json")["reward"]["read_at"], "last token that is not the pad token");
     let (rewards, note) = rewards(&bench, "out");
     assert!(rewards.len() == 2 && note.contains("as in transformers"), "{note}");
-    // A named token that ends no text leaves the place at the last token.
+    // With a named pad token that is not an EOS token, rewards are read at the last token.
     bench.run(&format!("{words} named --pad-token <|pad|>")).ok();
     assert_eq!(bench.json("named/config.json")["pad_token_id"], 3);
     assert_eq!(bench.json("named/tokenizer_config.json")["pad_token"], "<|pad|>");
@@ -249,7 +250,7 @@ fn scoring_needs_no_pad_token() {
     without_pad(&bench, "out");
     let (bare, note) = rewards(&bench, "out");
     assert!(bare == padded && note.contains("names no pad_token_id, so rewards are read at the last token"), "{note}");
-    // Training goes on there, with a pad token that ends no text if there is one.
+    // Training continues to read at the last token, so the pad token must not be an EOS token.
     let next = "reward --model out --train-file talk.jsonl --max-steps 1 --learning-rate 1e-30 --output-dir next";
     bench.run(&format!("{next} --pad-token <|im_end|>")).fails(2, &["keeps the place where its head was trained"]);
     bench.run(&format!("{next} --pad-token <|pad|>")).ok();

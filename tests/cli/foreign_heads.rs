@@ -13,7 +13,7 @@ fn edit(bench: &Bench, file: &str, change: impl Fn(&mut Value)) {
     bench.write(file, object.to_string());
 }
 
-/// Rewards and logits of all rows, and what `score` says.
+/// Returns the rewards and logits of all rows, and the stderr of `score`.
 fn scores(bench: &Bench, model: &str) -> (Vec<f64>, Vec<f64>, String) {
     let done = bench.run(&format!("score --model {model} --input pairs.jsonl --output scores.jsonl")).ok();
     let rows = bench.rows("scores.jsonl");
@@ -118,7 +118,7 @@ fn a_folder_with_a_value_head_is_a_reward_model_and_no_language_model() {
     assert!(merged.iter().zip(&with).any(|(a, b)| (a - b).abs() > 1e-3), "{merged:?}");
     bench.run("export --merge --model lora --output whole").fails(6, &["lora", "a reward head with a bias"]);
     assert!(!bench.at("whole").exists());
-    // Without the head, or with one that cannot be read.
+    // First the head is missing, then it is in a format that cannot be read.
     std::fs::rename(bench.at("factory/value_head.safetensors"), bench.at("value_head.bin")).unwrap();
     bench.run("score --model factory --input pairs.jsonl --output scores.jsonl").ok();
     assert!(bench.rows("scores.jsonl")[0]["sequences"][0]["logp"].is_f64());
@@ -138,7 +138,7 @@ fn a_tokenizer_that_transformers_rebuilds_is_a_warning_that_names_both() {
         ]
     };
     let warned = |words: &str| bench.run(words).err.contains("warning: transformers 5 loads the tokenizer");
-    // mapl's own tokenizers split as Qwen2's do.
+    // Tokenizers trained by mapl split text as Qwen2's do.
     assert!(!commands("qwen").iter().any(|words| warned(words)));
     for folder in ["qwen", "model"] {
         bench.copy(folder, &format!("bytes-{folder}"));

@@ -1,4 +1,4 @@
-//! `mapl generate`: input of every kind, output rows, settings and refusals.
+//! `mapl generate`: input of every kind, output rows, settings and errors.
 
 use std::collections::BTreeSet;
 
@@ -63,7 +63,7 @@ fn a_text_does_not_depend_on_other_rows_batch_size_or_threads() {
     assert_eq!(bench.rows("one.jsonl"), all);
     let other = rows(&bench, &format!("--input rows.jsonl {}", flags.replace("--seed 4", "--seed 5")));
     assert_ne!(other, all);
-    // Without a seed it is 0, and a run gives the same bytes again.
+    // The default seed is 0, and a repeated run gives the same bytes.
     let unseeded = rows(&bench, &format!("--input rows.jsonl {}", flags.replace("--seed 4", "--seed 0")));
     assert_eq!(rows(&bench, &format!("--input rows.jsonl {}", flags.replace("--seed 4", ""))), unseeded);
 }
@@ -130,7 +130,8 @@ fn numbers_and_texts_of_a_row_leave_as_they_came() {
     let start = format!("{{{kept},\"prompt\":\"a\",\"response\":\"");
     assert!(text.starts_with(&start), "{text}");
     assert!(text.lines().nth(1).unwrap().starts_with("{\"prompt\":\"b\",\"response\":\""), "{text}");
-    // In a list too; where the text is not at hand, a number is not rounded silently.
+    // The same holds for rows in a list. Where the text of a number is not available, the number is an error
+    // instead of being rounded.
     bench.write("rows.jsonl", "[{\"n\": 123456789012345678901,\n \"prompt\": \"a\"}]");
     bench.run(command).ok();
     let text = String::from_utf8(bench.bytes("out.jsonl")).unwrap();
@@ -147,14 +148,14 @@ fn responses_end_at_stop_texts_and_end_ids() {
     bench.write("one.jsonl", "{\"prompt\": \"the cat\"}\n");
     let free = &rows(&bench, "--input one.jsonl --max-new-tokens 30")[0];
     let text = free["response"].as_str().unwrap().to_owned();
-    // A character from the middle of the text, which no white space of the command line splits.
+    // The stop text is a letter or digit from the middle of the text, so the command line does not split it.
     let (at, stop) = text.char_indices().skip(3).find(|(_, c)| c.is_ascii_alphanumeric()).unwrap();
     let at = text.find(stop).unwrap_or(at);
     let cut = &rows(&bench, &format!("--input one.jsonl --max-new-tokens 30 --stop {stop} zzzzzz"))[0];
     assert_eq!((cut["response"].as_str().unwrap(), &cut["finish"]), (&text[..at], &json!("stop")));
     let (cut, whole) = (cut["tokens"].as_array().unwrap(), free["tokens"].as_array().unwrap());
     assert!(whole.starts_with(cut) && cut.len() < whole.len());
-    // An end id of generation_config.json, in a list: it is among the tokens, and not in the text.
+    // An EOS id from a list in generation_config.json is among the tokens, but not in the text.
     let first = whole[1].clone();
     bench.write("model/generation_config.json", json!({"eos_token_id": [first, 3], "max_new_tokens": 5}).to_string());
     let done = bench.run("generate --model model --input one.jsonl --output out.jsonl").ok();
@@ -186,7 +187,7 @@ fn settings_of_the_folder_that_are_not_used_are_named() {
 fn output_rows_are_input_of_other_commands() {
     let bench = bench();
     bench.run("generate --model model --input rows.jsonl --output out.jsonl --max-new-tokens 3").ok();
-    // A pair with the keys of a response is a pair still.
+    // A pair with the keys of a response is still a pair.
     bench.write("pair.jsonl", r#"{"prompt": "a", "chosen": "b c", "rejected": "d"}"#);
     bench.run("generate --model model --input pair.jsonl --output pair-out.jsonl --max-new-tokens 2").ok();
     bench.run("score --model model --input pair-out.jsonl --output scores.jsonl --ref-model none").ok();
@@ -194,8 +195,8 @@ fn output_rows_are_input_of_other_commands() {
     bench.write("one.jsonl", r#"{"prompt": "the cat"}"#);
     bench.run("generate --model model --input one.jsonl --output one-out.jsonl --max-new-tokens 4").ok();
     bench.run("sft --model model --train-file one-out.jsonl --output-dir tuned --max-steps 1").ok();
-    // Text, a conversation and a group with one response each: scores without comparisons. A prompt that
-    // was made a turn for generation is one for scoring.
+    // Text, a conversation and a group with one response each are scored without comparisons. With
+    // --apply-chat-template, a prompt becomes a turn for scoring as for generation.
     let scores = |input: &str, flags: &str| {
         bench.run(&format!("score --model model --input {input} --output scores.jsonl {flags}")).ok();
         bench.rows("scores.jsonl")
@@ -246,7 +247,7 @@ fn rows_that_ask_for_nothing_are_refused_with_their_place() {
     }
     bench.write("empty.jsonl", "\n");
     bench.run("generate --model model --input empty.jsonl --output out.jsonl").fails(3, &["no rows"]);
-    // The options that the messages name.
+    // The options that the messages name are accepted.
     bench.write("bad.jsonl", "{\"text\": \"a\", \"context\": \"some text\"}\n");
     let command = "generate --model model --input bad.jsonl --output out.jsonl --max-new-tokens 2";
     bench.run(&format!("{command} --column-map prompt=text --drop-columns context")).ok();

@@ -23,7 +23,7 @@ fn lines(rows: &[Value]) -> String {
 
 fn responses(texts: [&str; 3]) -> String {
     let [one, two, three] = texts;
-    // In another order than the prompts.
+    // The responses are in a different order from the prompts.
     lines(&[
         json!({"prompt": "Three", "response": three, "tokens": [1]}),
         json!({"prompt": "One", "response": one}),
@@ -62,7 +62,7 @@ fn rows_of_verdicts_are_in_the_order_of_the_prompts() {
     assert_eq!(figures["instruction"]["strict"]["accuracy"], 0.25);
     assert_eq!(figures["instruction"]["loose"]["accuracy"], 0.5);
     assert_eq!(figures["by_type"]["detectable_format:title"]["strict"]["accuracy"], 1.0);
-    // The same bytes again, with one thread too.
+    // A repeated run gives the same bytes, with one thread too.
     for run in [format!("$MAPL {run}"), format!("RAYON_NUM_THREADS=1 $MAPL {run}")] {
         assert_eq!(bench.bash(&format!("{run} --output b.jsonl")).ok().out.replace("b.jsonl", "a.jsonl"), table);
         assert_eq!(bench.bytes("a.jsonl"), bench.bytes("b.jsonl"));
@@ -82,7 +82,7 @@ fn two_sets_of_responses_are_compared_in_pairs() {
     let prompt = &value["prompt"]["strict"];
     assert_eq!([&prompt["a"], &prompt["b"], &prompt["difference"]], [&json!(0.0), &json!(1.0), &json!(1.0)]);
     assert_eq!([&prompt["only_a"], &prompt["only_b"]], [0, 3]);
-    // Two sides of a fair coin: 2 / 2^3.
+    // All 3 differing prompts favour one side, so the exact test gives 2 / 2^3.
     assert!((prompt["mcnemar_p"].as_f64().unwrap() - 0.25).abs() < 1e-12, "{prompt}");
     assert_eq!(value["instruction"]["loose"]["difference"], 0.5);
     assert_eq!(value["by_type"]["detectable_format:title"]["strict"]["difference"], 0.0);
@@ -275,7 +275,7 @@ fn a_model_is_judged_like_the_responses_that_it_generates() {
     assert!(run.err.contains("3 responses in saved.jsonl"), "{}", run.err);
     let value: Value = serde_json::from_str(&bench.run(&format!("{direct} --json")).ok().out).unwrap();
     assert_eq!((&value["model"], value.get("responses")), (&json!("model"), None));
-    // Another seed gives other texts, so the seed reaches the sampler.
+    // A different seed gives different texts, so the seed reaches the sampler.
     bench
         .run(&format!("ifeval --input prompts.jsonl --model model {flags} --seed 4 --save-responses other.jsonl"))
         .ok();
@@ -333,7 +333,7 @@ fn generation_flags_without_a_model_and_rows_that_cannot_be_saved_are_refused() 
     ] {
         bench.run(&format!("{run} {flags}")).fails(2, parts);
     }
-    // The second side is looked at before the first one answers.
+    // The second side is checked before the first one generates responses.
     bench.write(
         "short.jsonl",
         short_prompts().lines().next().unwrap().replace("\"key\"", "\"response\": \"a\", \"key\""),
@@ -367,7 +367,7 @@ fn logged(bench: &Bench, run: &str) -> Vec<(u64, Value)> {
     rows.map(|row| (row["step"].as_u64().unwrap(), figures(&row))).collect()
 }
 
-/// What `mapl ifeval --model` says about a model, under the names of the log.
+/// Returns the metrics of `mapl ifeval --model` for a model, under the names of the log.
 fn figures_of(bench: &Bench, model: &str) -> Value {
     let run = "--input prompts.jsonl --max-new-tokens 8 --apply-chat-template --json";
     let value: Value =

@@ -10,7 +10,7 @@ use mapl::train::checkpoint;
 
 use crate::workbench::{Bench, full};
 
-/// Number of kills with `MAPL_TEST_FULL=1`, and without it: every kind of moment occurs.
+/// Number of kills with `MAPL_TEST_FULL=1`, and without it. Every kind of moment occurs with either number.
 const KILLS: [usize; 2] = [50, 8];
 
 /// Moment of a kill: in start-up, while a checkpoint is written or removed, between steps, or while
@@ -24,7 +24,7 @@ enum Moment {
 }
 
 impl Moment {
-    /// The moment of a kill; its kind goes round.
+    /// Returns the moment of a kill; the kinds take turns.
     fn of(kill: usize, rng: &mut Rng) -> Self {
         match kill % 8 {
             0 | 1 => Self::After(Duration::from_micros(rng.below(60_000) as u64)),

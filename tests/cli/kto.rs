@@ -1,5 +1,5 @@
 //! `mapl kto`: rows with a label, pairs that are split, runs that resume, evaluation and scores of the
-//! policy; and the losses of DPO that weigh tokens and pairs.
+//! policy; and the DPO losses that weight tokens and pairs.
 
 use serde_json::json;
 
@@ -14,7 +14,7 @@ fn bench() -> Bench {
         .take(10)
         .enumerate()
         .map(|(i, pair)| {
-            // Group rows of one pair, the better response first.
+            // `pairs.jsonl` has group rows of one pair, with the better response first.
             let response = &pair["responses"][usize::from(i % 3 == 2)];
             json!({"prompt": pair["prompts"][0], "completion": response, "label": i % 3 != 2}).to_string()
         })
@@ -67,7 +67,7 @@ fn pairs_are_split_and_the_policy_is_evaluated_as_trained() {
     let out = bench.run("eval --model out --input pairs.jsonl").ok().out;
     assert!(out.contains("0.2 (log pi - log ref)") && out.contains("--loss-type kto"), "{out}");
     bench.run("score --model out --input pairs.jsonl --output scores.jsonl").ok();
-    // The record of the run starts it again.
+    // The recorded configuration of the run repeats it.
     bench.run("kto --config out/run.yaml --output-dir twice").ok();
     assert!(bench.bytes("twice/model.safetensors") == bench.bytes("out/model.safetensors"));
 
@@ -121,7 +121,7 @@ fn dpo_weighs_tails_and_pairs_also_with_mapl_groups() {
     ] {
         bench.run(&format!("{dpo} --train-file pairs.jsonl --overwrite-output-dir {flags}")).fails(2, &[part]);
     }
-    // A list of responses compares one with several.
+    // In a list of responses, one response is compared with several.
     let row = json!({"prompt": "a b", "responses": ["one", "two three", "x y z"], "scores": [3, 2, 1]}).to_string();
     bench.write("list.jsonl", &row);
     let list = format!("{dpo} --train-file list.jsonl --overwrite-output-dir --ld-alpha 0.5");
@@ -164,7 +164,7 @@ fn rows_with_a_label_are_scored_and_evaluated() {
     assert_eq!(result["observations"]["label"].as_array().unwrap().len(), 10);
     assert_eq!(bench.run("eval --model out --input kto.jsonl --json").ok().out.matches("\"auc\"").count(), 1);
 
-    // One label, and a reward model without a reference.
+    // Rows with only one label, and a reward model without a reference, can be evaluated.
     bench.bash("grep '\"label\":true' kto.jsonl > good.jsonl").ok();
     let out = bench.run("eval --model out --input good.jsonl").ok().out;
     assert!(out.contains("all rows have one label") && !out.contains("AUC"), "{out}");

@@ -1,5 +1,5 @@
-//! Looking into kernels: counts of accesses against counts by hand, and the ladders of
-//! `benches/ladder`, on the emulator.
+//! Inspection of kernels: access counts against counts by hand, and the ladders of `benches/ladder`, on the
+//! emulator.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ use mapl::backend::kernels::emulator::Emulator;
 
 use crate::workbench::{Bench, Done};
 
-/// A bench with a cache of compiled kernels of its own, or `None` in a build without the emulator.
+/// A bench with a separate cache of compiled kernels, or `None` in a build without the emulator.
 fn bench() -> Option<Bench> {
     if let Err(why) = Emulator::new() {
         assert!(std::env::var_os("MAPL_REQUIRE_EMULATOR").is_none_or(|v| v != "1"), "{why}");
@@ -57,25 +57,25 @@ fn counted_accesses_equal_those_counted_by_hand() {
         let line = format!("shared  {accesses} accesses, {passes} passes, {conflicts} bank conflicts");
         assert_eq!(totals(&done.out, kernel).first(), Some(&line), "{kernel}\n{}", done.out);
     };
-    // 32 words: one in each bank; two in every second; all in one; one in each again. A broadcast is
-    // one word.
+    // 32 words with strides 1, 2, 32, 33 and 0: one in each bank; two in every second bank; all in one bank;
+    // one in each bank again; a broadcast of one word.
     shared("words_1", 1, 1, 0);
     shared("words_2", 1, 2, 1);
     shared("words_32", 1, 32, 31);
     shared("words_33", 1, 1, 0);
     shared("words_0", 1, 1, 0);
-    // Half warps of 16 lanes: their 32 words fill the banks; 16 bytes apart they meet in pairs; 128
-    // bytes apart all 16 meet in two banks.
+    // Half warps of 16 lanes with 8 bytes each. The 32 words fill the banks; 16 bytes apart, lanes conflict
+    // in pairs; 128 bytes apart, all 16 lanes share two banks.
     shared("pairs_1", 1, 2, 0);
     shared("pairs_2", 1, 4, 2);
     shared("pairs_16", 1, 32, 30);
-    // Quarter warps of 8 rows of 4 banks: all 32 banks; rows of 64 bytes, four in the same banks; rows
-    // of 128 bytes, all eight; rows of 144 bytes, none. Once by cp.async and once by ldmatrix.
+    // Quarter warps access 8 rows of 4 banks, once by cp.async and once by ldmatrix. Dense rows use all 32
+    // banks. With rows of 64 bytes, four share banks; with 128 bytes, all eight; with 144 bytes, none.
     shared("rows_1", 2, 8, 0);
     shared("rows_4", 2, 32, 24);
     shared("rows_8", 2, 64, 56);
     shared("rows_9", 2, 8, 0);
-    // Three rounds of a line are three accesses, the last one by 16 lanes.
+    // The three loop iterations are three accesses, the last one by 16 lanes.
     shared("halves", 3, 3, 0);
     let global = |kernel: &str, sectors: u64, fewest: u64| {
         let uncoalesced = u64::from(sectors > fewest);
@@ -85,13 +85,13 @@ fn counted_accesses_equal_those_counted_by_hand() {
         );
         assert_eq!(totals(&done.out, kernel).last(), Some(&line), "{kernel}\n{}", done.out);
     };
-    // 128 bytes in four sectors; from the second element on they touch five. One element is in one
-    // sector, and elements 32 bytes apart are in 32 of them.
+    // 128 aligned bytes are in four sectors; shifted by one element, they touch five. A single element is in
+    // one sector, and 32 elements at a distance of 32 bytes are in 32 sectors.
     global("elements_0_1", 4, 4);
     global("elements_1_1", 5, 4);
     global("elements_0_0", 1, 1);
     global("elements_1_8", 32, 4);
-    // 16 bytes of each lane: 512 bytes.
+    // 16 bytes per lane are 512 bytes in 16 sectors.
     global("rows_8", 16, 16);
     assert!(done.out.contains("accesses.cu:14 store of 4 bytes, shared: 1 accesses, 32 passes"), "{}", done.out);
 
@@ -105,7 +105,7 @@ fn counted_accesses_equal_those_counted_by_hand() {
 fn accesses_of_shipped_kernels_are_counted() {
     let Some(bench) = bench() else { return };
     let done = run(&bench, "bench --device emulator --op linear_fwd --shape o --count-accesses --repeats 1").ok();
-    // ldmatrix and cp.async of the swizzled tiles meet in no bank.
+    // ldmatrix and cp.async have no bank conflicts on the swizzled tiles.
     let text = totals(&done.out, "linear_fwd_bf16").join("\n");
     assert!(text.contains("passes, 0 bank conflicts") && text.contains("sectors"), "{}", done.out);
 }
@@ -150,7 +150,7 @@ fn every_rung_of_the_product_is_right_and_shows_its_idea() {
     let conflicts: Vec<u64> = rungs.iter().map(|rung| rung.3).collect();
     // Rungs 3 and 4 read down the columns of their tiles; the swizzle of rung 5 ends the conflicts.
     assert!(conflicts[2] > 0 && conflicts[3] > 0 && conflicts[4..7] == [0, 0, 0], "{}", done.out);
-    // The lanes of rung 1 read a row each.
+    // Each lane of rung 1 reads a different row.
     assert!(rungs[0].4 > 8.0 && rungs[1].4 < 1.1, "{}", done.out);
     assert!(done.out.contains("2887"), "the recorded time of the shipped kernel: {}", done.out);
 }
@@ -183,7 +183,7 @@ fn the_tuner_is_rehearsed_on_the_emulator_and_its_file_is_used_or_named() {
     let file = bench.at("tiles.json").display().to_string();
     assert!(env(&file).contains(&format!("kernel emulator: {file}, fitted to ")), "{}", env(&file));
     assert!(env("0").contains("kernel emulator: built in, fitted on an H200"), "{}", env("0"));
-    // A file of another GPU and a damaged one are named and ignored; the run goes on.
+    // A file fitted on a different GPU and a damaged one are named and ignored; the run continues.
     let text = String::from_utf8(bench.bytes("tiles.json")).unwrap();
     for (text, why) in [
         (text.replace("kernel emulator", "NVIDIA H200"), "was fitted on NVIDIA H200, not on kernel emulator"),

@@ -27,7 +27,7 @@ fn adapters_are_saved_and_described_for_every_method() {
         {
             assert!(done.out.contains(part), "no {part:?} in {}", done.out);
         }
-        // TRL's trainers of the other methods have none either.
+        // TRL's trainers of the other methods have no dropout by default either.
         assert_eq!(done.out.contains("no dropout; TRL's default"), method == "sft", "{}", done.out);
         assert_eq!(done.out.contains("identity check passed"), method == "dpo", "{}", done.out);
         assert_eq!(done.out.contains("the model without its adapter"), method == "dpo", "{}", done.out);
@@ -65,7 +65,8 @@ fn a_trained_adapter_scores_instead_of_a_model() {
         let [logged, loss_of_run] =
             ["eval_rewards/accuracies/base", "eval_loss"].map(|key| logged[key].as_f64().unwrap());
         assert!((logged - share).abs() < 1e-6, "{logged} against {share}");
-        // The base has other logits: 0 for a policy, those of an untrained head for rewards.
+        // The base without the adapter has different logits: 0 for a policy, those of an untrained head for
+        // rewards.
         let loss =
             rows.iter().map(|row| (-row["comparisons"][0]["logit"].as_f64().unwrap()).exp().ln_1p()).sum::<f64>();
         let loss = loss / rows.len() as f64;
@@ -194,7 +195,7 @@ fn an_adapter_is_bound_to_the_base_of_its_run() {
     bench.run(run).ok();
     let eval = |rest: &str| bench.run(&format!("eval --input few.jsonl --bootstrap 0 {rest}")).ok();
     let before = eval("--model run --json").out;
-    // The base is the policy's and the reference's, wherever it is.
+    // A moved base is used for both the policy and the reference.
     bench.bash("mv model moved").ok();
     let done = eval("--model run --base-model moved");
     assert!(done.out.starts_with("reference: moved (run.json of the policy)"), "{}", done.out);
@@ -202,7 +203,7 @@ fn an_adapter_is_bound_to_the_base_of_its_run() {
     let moved: serde_json::Value = serde_json::from_str(&eval("--model run --base-model moved --json").out).unwrap();
     let before: serde_json::Value = serde_json::from_str(&before).unwrap();
     assert_eq!(moved["semantic"], before["semantic"]);
-    // Other weights of the same shapes.
+    // The base has different weights of the same shapes.
     let mut weights = bench.bytes("moved/model.safetensors");
     *weights.last_mut().unwrap() ^= 1;
     bench.copy("moved", "other");

@@ -1,15 +1,15 @@
-//! Text that is lost between a row and its ids, and rows that only a reward model can read: what
-//! every command says.
+//! Text that is lost between a row and its ids, and rows that only a reward model can read: the messages of
+//! every command.
 
 use serde_json::{Value, json};
 
 use crate::workbench::Bench;
 
-/// Deletes reasoning.
+/// Chat template that deletes reasoning.
 const STRIP: &str = "{%- for m in messages -%}{%- set c = m['content'].split('</think>')[-1] -%}\
     {{ '<|im_start|>' + m['role'] + '\\n' + c + '<|im_end|>\\n' }}{%- endfor -%}\
     {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}";
-/// Opens the reasoning in the generation prompt.
+/// Chat template that opens the reasoning in the generation prompt.
 const OPEN_REASONING: &str = "{%- for m in messages -%}\
     {{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{%- endfor -%}\
     {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n<think>\\n' }}{%- endif -%}";
@@ -215,7 +215,7 @@ fn reward_models_need_no_boundary_and_read_whole_conversations() {
         assert!(bench.rows("scores.jsonl").iter().all(|row| logit(row) != 0.0));
         bench.run(&format!("eval --model reward-run --input {rows} {template} --prompt-blindness")).ok();
         bench.run(&format!("score --model model --input {rows} {template} --output logps.jsonl")).fails(3, &refused);
-        // The commands on data follow DPO unless they are told otherwise.
+        // The data commands follow DPO unless --reward is given.
         bench.run(&format!("data show --input {rows} --tokenizer model {template}")).fails(3, &refused);
         let shown = bench.run(&format!("data show --input {rows} --tokenizer model {template} --reward")).ok();
         assert!(shown.out.contains("[[A wren.<|im_end|>"), "{}", shown.out);
@@ -234,8 +234,8 @@ fn reward_models_need_no_boundary_and_read_whole_conversations() {
 
 #[test]
 fn the_probe_of_empty_prompts_follows_the_rendered_conversation() {
-    // With the reasoning opened in the generation prompt or not, a conversation renders alike, and so
-    // does the one with an emptied prompt.
+    // Whether or not the generation prompt opens the reasoning, a conversation renders alike, also with an
+    // emptied prompt.
     let bench = Bench::new();
     bench.write("open.jinja", OPEN_REASONING);
     bench.write("plain.jinja", OPEN_REASONING.replace("<think>\\n", ""));

@@ -4,8 +4,8 @@
 mod adapters;
 mod arguments;
 mod bad_input {
-    //! Bad input of every kind: the exit code of the table in docs/commands.md, one message with the
-    //! place and a remedy, no panic, and no partial files.
+    //! Bad input of every kind gives the exit code of the table in docs/commands.md and one message with the
+    //! place and a remedy. No command panics or leaves partial files.
 
     mod configs;
     mod damage;

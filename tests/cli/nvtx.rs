@@ -1,11 +1,11 @@
-//! NVTX ranges, recorded by a library that takes the place of a profiler's.
+//! NVTX ranges, recorded by a test library that is injected as a profiler's library is.
 
 use std::process::Command;
 
 use crate::workbench::Bench;
 
-/// Fills the table as NVTX 3 asks of a profiler, and appends a line for each push and pop to the file
-/// of `RECORD`.
+/// C source of an NVTX 3 injection library. It fills the callback table and appends a line for each push and
+/// pop to the file named by `RECORD`.
 const RECORDER: &str = r#"
 #include <stddef.h>
 #include <stdint.h>
@@ -42,7 +42,7 @@ int InitializeInjectionNvtx2(const void* (*export_table)(uint32_t)) {
 
 const TRAIN: &str = "reward --model model --train-file groups.jsonl --max-steps 2 --device cpu --quiet --output-dir";
 
-/// The build of the tokenizer needs a C compiler too.
+/// Needs a C compiler, which is always there because the build of the tokenizer needs one too.
 #[test]
 fn ranges_of_steps_and_ops_reach_the_profiler_and_change_no_bit() {
     let bench = Bench::new();

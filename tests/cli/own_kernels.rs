@@ -1,5 +1,4 @@
-//! Kernels of the user's own without a rebuild: `mapl bench --kernel` and `MAPL_KERNELS`, on the
-//! emulator.
+//! Custom kernels without a rebuild: `mapl bench --kernel` and `MAPL_KERNELS`, on the emulator.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +7,7 @@ use mapl::backend::kernels::emulator::Emulator;
 
 use crate::workbench::{Bench, Done};
 
-/// A bench with a cache of compiled kernels of its own, or `None` in a build without the emulator.
+/// Returns a bench with a separate cache of compiled kernels, or `None` in a build without the emulator.
 fn bench() -> Option<Bench> {
     if let Err(why) = Emulator::new() {
         assert!(std::env::var_os("MAPL_REQUIRE_EMULATOR").is_none_or(|v| v != "1"), "{why}");
@@ -18,7 +17,8 @@ fn bench() -> Option<Bench> {
     Some(Bench::new())
 }
 
-/// Runs a command that finds no nvcc, with kernels of a folder if it is not empty.
+/// Runs a command that cannot find nvcc. `kernels` is the value of `MAPL_KERNELS`; an empty value selects the
+/// shipped kernels.
 fn run(bench: &Bench, words: &str, kernels: &str) -> Done {
     let mut command: Command = bench.command(words);
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV"] {
@@ -55,12 +55,12 @@ fn a_kernel_of_ones_own_is_verified_next_to_the_shipped_one() {
     let found: Vec<(&str, &str)> = rows.iter().map(|row| (row.op.as_str(), row.variant.as_str())).collect();
     assert_eq!(found, [("gelu_fwd", "mapl"), ("gelu_fwd", "my.cu"), ("gelu_bwd", "mapl"), ("gelu_bwd", "my.cu")]);
     assert!(rows[1].note.contains("my.cu ("), "{}", rows[1].note);
-    // The same product, so the same error.
+    // my.cu computes the same product as the shipped kernel, so their errors are equal.
     assert_eq!(rows[0].error_share, rows[1].error_share);
     let verdicts = text.lines().filter(|line| line.starts_with("my.cu ") && line.contains("its median")).count();
     assert_eq!(verdicts, 2, "{text}");
 
-    // A wrong kernel is a failed row; the shipped kernel beside it is not.
+    // A wrong kernel gives a failed row; the row of the shipped kernel does not fail.
     bench.write("my.cu", changed("gelu.cu", "value[i] *= gelu_cumulative", "value[i] += gelu_cumulative"));
     run(&bench, words, "").fails(1, &["gelu_fwd", "failed: act is wrong at (0, 0)"]);
     let rows = mapl::bench::row::read(&bench.at("rows.csv")).unwrap();
@@ -93,7 +93,7 @@ fn a_kernel_file_that_cannot_replace_a_shipped_one_is_refused_with_the_place() {
     run(&bench, "bench --device cpu --kernel my.cu", "").fails(2, &["kernels run on cuda and emulator"]);
 }
 
-/// The example of docs/kernels.md.
+/// Writes the example of docs/kernels.md into the bench.
 fn example(bench: &Bench) {
     for name in ["relu_squared.cu", "relu_squared.toml"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples").join(name);
@@ -123,7 +123,8 @@ fn a_kernel_without_a_launcher_runs_by_its_sheet() {
             ("relu_squared_bwd_f32", "f32")
         ]
     );
-    // 33 rows of 200: x and y of 2 bytes; backward x once, dy read and written, of 4 bytes.
+    // 33 rows of 200 elements. Forward reads x and writes y, of 2 bytes each. Backward reads x once, and
+    // reads and writes dy, of 4 bytes each.
     assert_eq!((of("relu_squared_fwd_bf16").bytes, of("relu_squared_bwd_f32").bytes), (Some(26_400), Some(79_200)));
     assert!(rows.iter().all(|row| row.error_share.unwrap() <= 1.0), "{rows:?}");
 
@@ -162,7 +163,7 @@ fn a_kernel_without_a_launcher_runs_by_its_sheet() {
     refused("\"pow(max(x, 0), 2)\"", "\"sum(j, 1e300, 1)\"", 1, "instead of NaN");
 }
 
-/// A row of a GEMM by the textbook loop, with the contract's op as its reference.
+/// Benches a GEMM that is written as the textbook loop; the contract's op is its reference.
 #[test]
 fn a_sheet_takes_its_operands_from_an_op_of_the_contract() {
     let Some(bench) = bench() else { return };
@@ -220,7 +221,7 @@ fn training_runs_the_kernels_of_a_folder() {
     assert!(hash.len() == 12 && kernels("plain").is_null());
     assert!(kernels("changed")["other/reward.cu"].as_str().unwrap() != hash);
 
-    // A run goes on with its own kernels only.
+    // A run resumes only with the kernels that it was started with.
     let resume = train("copy", 2, "--resume-from-checkpoint true");
     run(&bench, &resume, "other").fails(6, &["cannot resume a different run", "MAPL_KERNELS"]);
     run(&bench, &resume, "").fails(6, &["MAPL_KERNELS was reward.cu"]);

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::html::{has_no_broken_number, well_formed};
 use crate::workbench::Bench;
 
-/// Output folder, with blanks as in a user's.
+/// Output folder; its name has spaces, as a user's may.
 const FOLDER: &str = "my quick start";
 
 #[test]
@@ -24,7 +24,7 @@ fn its_page_has_the_numbers_of_the_table_and_its_closing_commands_run_as_pasted(
     closing_commands_run_as_pasted(&bench, &out);
 }
 
-/// Whether the stages compute in bf16 by themselves.
+/// Whether the stages compute in bf16 by default.
 fn is_bf16_fast() -> bool {
     Units::chosen().unwrap().slow().is_none()
 }

@@ -17,7 +17,7 @@ const RUNS: [usize; 2] = [200, 8];
 
 const SIGNALS: [(&str, i32); 2] = [("INT", 130), ("TERM", 143)];
 
-/// Sends a signal to a process, or to its group, whose number is that of the process.
+/// Sends a signal to a process, or to its process group, whose id equals the id of the process.
 fn send(signal: &str, child: &Child, group: bool) {
     let target = format!("{}{}", if group { "-" } else { "" }, child.id());
     // The process may have ended since the first of two signals.
@@ -87,8 +87,8 @@ fn a_run_stopped_at_a_random_moment_has_a_checkpoint_and_says_how_it_ended() {
 #[test]
 fn commands_without_a_checkpoint_end_at_the_first_signal_and_leave_nothing() {
     let bench = Bench::new();
-    // Scored for minutes on the reference device. Every row has sequences of its own: those that
-    // occur twice are computed once.
+    // Scoring these rows on the reference device needs minutes. No two sequences are equal, because equal
+    // ones would be computed once.
     let long = "the wren sees a red door ".repeat(40);
     let row = |i: usize| json!({ "prompt": format!("row {i}"), "chosen": format!("{i} {long}"), "rejected": long });
     bench.write("rows.jsonl", (0..1000).map(|i| format!("{}\n", row(i))).collect::<String>());
@@ -108,7 +108,7 @@ fn commands_without_a_checkpoint_end_at_the_first_signal_and_leave_nothing() {
         let before = bench.listing();
         let (signal, code) = SIGNALS[i % 2];
         let mut child = bench.command(&words).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        // Opening the pipe waits for the command to open it.
+        // This call blocks until the command opens the pipe.
         let mut pipe = std::fs::OpenOptions::new().write(true).open(bench.at("pipe.jsonl")).unwrap();
         if i < 4 {
             pipe.write_all(&bench.bytes("rows.jsonl")).unwrap();
@@ -139,7 +139,8 @@ fn a_signal_while_an_output_is_written_leaves_no_temporary_file() {
     for _ in 0..6 {
         let mut child = bench.command("data build --input rows.jsonl --objective rows --output built.jsonl");
         let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        // The file tried before the work is gone at once; the second one holds the rows.
+        // The temporary file that tests the folder before the work is removed at once. A temporary file seen
+        // in two polls holds the rows.
         let mut seen = 0;
         while child.try_wait().unwrap().is_none() && seen < 2 {
             seen = if temporary() { seen + 1 } else { 0 };

@@ -1,5 +1,6 @@
-//! Several ranks over MPI (`mpirun -n N mapl ...`): training with the losses of one rank, scores and
-//! texts with its bytes, refusals, and the end of all ranks when one is killed.
+//! Several ranks over MPI (`mpirun -n N mapl ...`). Losses of training agree with those of one rank; scores
+//! and generated texts equal its bytes. Further tests cover errors, and the end of all ranks when one is
+//! killed.
 //!
 //! Without Open MPI, or without the cargo feature `mpi`, these tests say that they are skipped.
 //! `MAPL_REQUIRE_MPI=1` makes that a failure.
@@ -25,13 +26,14 @@ fn has_mpi(bench: &Bench) -> bool {
     found
 }
 
-/// `mpirun` with its words before the program, on few cores and as any user.
+/// Returns an `mpirun` command with the arguments in `launch`, which may oversubscribe the cores and run as
+/// root.
 fn mpirun(bench: &Bench, launch: &str) -> Command {
     let mut command = Command::new("mpirun");
     command.args(["--oversubscribe", "--bind-to", "none"]).args(launch.split_whitespace());
     command.current_dir(bench.path()).env("NO_COLOR", "1").stdin(Stdio::null());
     command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-    // Waiting ranks leave the core to the others.
+    // Waiting ranks yield their core to the others.
     command.env("OMPI_MCA_mpi_yield_when_idle", "1").env("RAYON_NUM_THREADS", "1");
     // Containers often forbid one process to read another's memory.
     command.env("OMPI_MCA_btl_vader_single_copy_mechanism", "none");
@@ -46,7 +48,8 @@ fn on_ranks(bench: &Bench, ranks: usize, words: &str) -> Done {
     bench.finish(command, &format!("on {ranks} ranks: {words}"))
 }
 
-/// A training run whose batches of 6 rows do not divide over 4 ranks; the last of an epoch has 4 rows.
+/// Arguments of a training run with batches of 6 rows, which do not divide evenly among 4 ranks. The last
+/// batch of an epoch has 4 rows.
 fn train(method: &str, output: &str, rest: &str) -> String {
     format!(
         "{method} --model model --train-file pairs.jsonl --eval-file few.jsonl --output-dir {output} \
@@ -55,17 +58,17 @@ fn train(method: &str, output: &str, rest: &str) -> String {
     )
 }
 
-/// Writes the rows that are evaluated.
+/// Writes `few.jsonl`, the rows of the evaluation.
 fn write_few(bench: &Bench) {
     bench.bash("head -n 5 pairs.jsonl > few.jsonl").ok();
 }
 
-/// Compares the rows of two runs' metrics; the loss within 1e-6.
+/// Compares the metrics of two runs; losses must agree within 1e-6.
 fn assert_close(bench: &Bench, one: &str, several: &str) {
     assert_within(bench, (one, several), 1e-6);
 }
 
-/// Compares the rows of two runs' metrics; the loss within a tolerance.
+/// Compares the metrics of two runs; losses must agree within `of_loss`.
 fn assert_within(bench: &Bench, (one, several): (&str, &str), of_loss: f64) {
     for kind in ["train", "eval"] {
         let [a, b] = [one, several].map(|run| bench.metrics(run, kind));
@@ -78,7 +81,8 @@ fn assert_within(bench: &Bench, (one, several): (&str, &str), of_loss: f64) {
                     assert_eq!(value, &b[name], "{name}");
                     continue;
                 };
-                // Sums of f32 gradients in another order. Logits and norms are not divided by a count.
+                // The ranks sum f32 gradients in a different order. Logits and norms have a larger tolerance,
+                // because they are not divided by a count.
                 let tolerance = if name.ends_with("loss") { of_loss } else { 100.0 * of_loss * (1.0 + x.abs()) };
                 assert!((x - y).abs() <= tolerance, "{several} {kind} {name}: {x} and {y}\n{a}\n{b}");
             }
@@ -108,7 +112,8 @@ fn losses_of_several_ranks_are_those_of_one_and_repeat_bit_for_bit() {
     assert!(bench.bytes("again/model.safetensors") == bench.bytes("dpo2/model.safetensors"), "weights differ");
     assert_eq!(bench.metrics("again", "train"), bench.metrics("dpo2", "train"));
     assert_eq!(bench.bytes("again/eval_scores.jsonl"), bench.bytes("dpo2/eval_scores.jsonl"));
-    // Whole optimiser state on every rank: the same losses, and checkpoints of one rank's form.
+    // With the whole optimiser state on every rank, losses are the same and a checkpoint has one optimiser
+    // file, as with one rank.
     on_ranks(&bench, 2, &train("dpo", "whole", "--max-steps 5 --save-steps 4 --shard-optimizer off")).ok();
     assert_close(&bench, "dpo1", "whole");
     let parts = |run: &str| {
@@ -116,7 +121,8 @@ fn losses_of_several_ranks_are_those_of_one_and_repeat_bit_for_bit() {
         files.filter(|file| file.file_name().to_str().unwrap().starts_with("optimizer-rank")).count()
     };
     assert_eq!(parts("whole"), 1);
-    // More ranks than rows of the last batch, in one micro-batch each; one rank resumes what several saved.
+    // Five ranks are more than the rows of the last batch, and each rank computes one micro-batch. One rank
+    // then resumes the checkpoint of five.
     let short = "--max-steps 5 --save-steps 4";
     on_ranks(&bench, 5, &train("reward", "five", short)).ok();
     assert_close(&bench, "reward1", "five");
@@ -140,11 +146,12 @@ fn sharded_weights_train_save_and_resume_like_one_rank() {
     let out = on_ranks(&bench, 3, &train("dpo", "three", &sharded)).ok().out;
     assert!(out.contains("MiB with --shard-weights"), "{out}");
     assert_close(&bench, "one", "three");
-    // The same ranks resume bit for bit.
+    // A resume on the same number of ranks is bitwise equal.
     let resume = "--resume-from-checkpoint three/checkpoint-3";
     on_ranks(&bench, 3, &train("dpo", "again", &format!("{sharded} {resume}"))).ok();
     assert!(bench.bytes("again/model.safetensors") == bench.bytes("three/model.safetensors"), "weights differ");
-    // One rank resumes from the parts of three, and two with sharded weights from one.
+    // One rank resumes the sharded checkpoint of three ranks. Two ranks with sharded weights resume the
+    // checkpoint of one.
     let last = |run: &str| bench.metrics(run, "train").last().unwrap()["loss"].as_f64().unwrap();
     bench.run(&train("dpo", "alone", &format!("{short} {resume}"))).ok();
     let from_one = format!("{sharded} --resume-from-checkpoint one/checkpoint-3");
@@ -152,14 +159,15 @@ fn sharded_weights_train_save_and_resume_like_one_rank() {
     for run in ["alone", "two"] {
         assert!((last(run) - last("one")).abs() <= 1e-6, "{run}: {} and {}", last(run), last("one"));
     }
-    // A frozen base below adapters, whose log-probs are computed before training.
+    // Adapters on a frozen base, whose log-probs are computed before training.
     let adapters = "--max-steps 2 --use-peft --lora-r 2 --precompute-ref-log-probs --precompute-ref-batch-size 4";
     bench.run(&train("dpo", "lora1", &format!("{adapters} --ref-cache-dir cache1"))).ok();
     on_ranks(&bench, 2, &train("dpo", "lora2", &format!("{adapters} --ref-cache-dir cache2 --shard-weights"))).ok();
     assert_close(&bench, "lora1", "lora2");
 }
 
-/// The best checkpoint, which is the first, goes with the folder. Rank 0 sees that; all must forget it.
+/// The best checkpoint, which is the first, is removed together with the output folder. Only rank 0 sees
+/// that; every rank must forget the checkpoint.
 #[test]
 fn a_folder_that_is_removed_during_a_run_is_forgotten_by_all_ranks() {
     let bench = Bench::new();
@@ -257,14 +265,14 @@ fn ranks_that_cannot_work_together_are_refused_with_one_message() {
         return;
     }
     write_few(&bench);
-    // One program, two learning rates.
+    // The ranks run the same program with two learning rates.
     let mapl = env!("CARGO_BIN_EXE_mapl");
     let mut command = mpirun(&bench, "-n 2");
     command.arg(mapl).args(words.split_whitespace()).args([":", "-n", "1", mapl]);
     command.args(words.replace("1e-3", "2e-3").split_whitespace());
     let parts = ["the ranks differ in --learning-rate: 0.001 on ranks 0 and 1; 0.002 on rank 2; start every rank"];
     bench.finish(command, "two learning rates").fails(2, &parts);
-    // One path, two files.
+    // The ranks read the same relative path in two folders, which hold different files.
     bench.bash("mkdir other && head -n 9 pairs.jsonl > other/pairs.jsonl && ln -s ../model ../few.jsonl other").ok();
     let mut command = mpirun(&bench, "-n 1");
     command.arg(mapl).args(words.split_whitespace()).args([":", "-n", "1", "--wdir", "other", mapl]);
@@ -291,7 +299,7 @@ fn ranks_that_cannot_work_together_are_refused_with_one_message() {
         let on_gpus = train("dpo", "out", "").replace("--device cpu", "--device cuda");
         on_ranks(&bench, 2, &on_gpus)
             .fails(5, &["2 ranks on GPUs meet over NCCL, which cannot be loaded", "pip install", "--device cpu"]);
-        // One rank joins only if it is asked to, with a launcher or without.
+        // A single-process run uses NCCL only with `--nccl-init`, both with and without a launcher.
         let one = ["one rank on a GPU joins over NCCL, which cannot be loaded", "or leave out --nccl-init"];
         bench.run(&format!("{on_gpus} --nccl-init env")).fails(5, &one);
         on_ranks(&bench, 1, &format!("{on_gpus} --nccl-init env")).fails(5, &one);
@@ -307,7 +315,7 @@ fn watches(id: u32) -> bool {
     threads.map(name).any(|name| name.trim() == "ranks")
 }
 
-/// Process number of a rank below `mpirun`.
+/// Returns the process id of a rank that `mpirun` started.
 fn process_of(rank: usize, output: &str) -> Option<u32> {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -326,7 +334,8 @@ fn kto_adapters_and_bf16_on_two_ranks_agree_with_one() {
         return;
     }
     write_few(&bench);
-    // Weights in bf16 are rounded to 8 bits: a sum in another order flips a few of them.
+    // Weights in bf16 are rounded to 8 significant bits, so a different order of summation changes the
+    // rounding of a few weights.
     for (name, method, rest, tolerance) in [
         ("kto", "kto", "", 1e-6),
         ("lora", "dpo", "--use-peft --lora-r 2", 1e-6),
@@ -340,8 +349,9 @@ fn kto_adapters_and_bf16_on_two_ranks_agree_with_one() {
     }
 }
 
-/// Kills a rank of a run `moment` after all three watch each other and the step is at least `step`; returns
-/// the output of mpirun, and the time from the kill until every rank has ended. `None` if the run was over.
+/// Kills a rank of a run `moment` after all three ranks watch each other and the run has reached `step`.
+/// Returns the output of mpirun, and the time from the kill until every rank has ended. Returns `None` if the
+/// run ended before the kill.
 fn kill_one(
     bench: &Bench,
     (command, name): (&mut Command, &str),
@@ -385,7 +395,7 @@ fn a_killed_rank_ends_all_with_one_message_and_the_run_resumes_bit_for_bit() {
         return;
     }
     write_few(&bench);
-    // In full: 20 moments of one long run, each resumed from the last one's checkpoint.
+    // The full test kills 20 ranks in one long run, and resumes from the last checkpoint after each kill.
     let (kills, steps) = if full() { (20, 80) } else { (2, 8) };
     let run = |name: &str| {
         train("reward", name, &format!("--max-steps {steps} --save-steps 2")).replace("--eval-steps 3", "")
@@ -397,7 +407,7 @@ fn a_killed_rank_ends_all_with_one_message_and_the_run_resumes_bit_for_bit() {
     while done < kills {
         let last = last_step(&path);
         let resume = if last > 0 { " --resume-from-checkpoint true" } else { "" };
-        // Any rank; at once or up to two checkpoints later, and up to half a second after that.
+        // The kill hits any rank, 0 to 2 checkpoints after the last one, plus up to half a second.
         let (rank, step) = (rng.below(3), last + 2 * rng.below(3) as u64);
         let moment = Duration::from_millis(rng.below(500) as u64);
         let mut command = mpirun(&bench, "-n 3");
@@ -414,7 +424,8 @@ fn a_killed_rank_ends_all_with_one_message_and_the_run_resumes_bit_for_bit() {
         assert!(said.contains(&format!("rank {rank} of 3 on ")) && said.contains("was killed"), "{err}");
         assert!(said.contains("last checkpoint: ") || said.contains("no checkpoint has been written"), "{err}");
         if step > last {
-            // This run has its manifest: rank 0 records why it ends, unless it was killed itself.
+            // The resumed run has made a step, so its manifest exists. Rank 0 records there why the run
+            // ended, unless rank 0 was killed.
             let run: Value = serde_json::from_slice(&bench.bytes("killed/run.json")).unwrap();
             let recorded = (run["status"].as_str().unwrap(), run["message"].as_str());
             match rank {

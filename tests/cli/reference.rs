@@ -63,7 +63,7 @@ fn stored_log_probs_change_no_byte_of_a_run() {
     assert_eq!(counts(&again.out), [(total, 0)], "{}", again.out);
     same(&bench, "online", "again");
 
-    // Another loss and a subset of the data use the same file; another log-prob reduction does not.
+    // A different loss and a subset of the data use the same file; a different log-prob reduction does not.
     let rest = "--max-steps 1 --beta 0.7 --loss-type hinge --objective base --per-device-train-batch-size 8";
     bench.run(&dpo("online-part", rest)).ok();
     let part = cached(&bench, &dpo("part", &format!("{rest} {CACHED}"))).ok();
@@ -166,7 +166,7 @@ fn a_damaged_cache_gives_one_warning_and_is_replaced() {
         same(&bench, "first", &run);
         assert!(std::fs::read(&path).unwrap() == bytes);
     }
-    // Further trained weights are another reference and cause no warning.
+    // Weights that were trained further are a different reference and cause no warning.
     let other = cached(&bench, &words("other").replace("--model model", "--model first")).ok();
     assert_eq!(counts(&other.out), [(0, total)]);
     assert!(!other.err.contains("warning"), "{}", other.err);
@@ -180,7 +180,7 @@ fn wrong_stored_log_probs_fail_the_identity_check() {
     let bytes = std::fs::read(&path).unwrap();
     let file = CacheFile::new(path.parent().unwrap(), std::array::from_fn(|i| bytes[16 + i]), 4);
     let Found::Entries(entries) = file.read() else { panic!("{:?}", file.read()) };
-    // One f32 ulp away, with a correct checksum.
+    // Moves every entry by one f32 ulp and writes a correct checksum.
     let next = |x: f64| f64::from(f32::from_bits((x as f32).to_bits() + 1));
     file.merge(&entries.iter().map(|(&key, &x)| (key, next(x))).collect::<Entries>()).unwrap();
     let done = cached(&bench, &dpo("second", &format!("--max-steps 1 {CACHED}")));

@@ -77,8 +77,8 @@ fn micro_batches_change_only_rounding() {
         for split in [run(2, 2), run(1, 4)] {
             for (a, b) in whole.iter().zip(&split) {
                 for (key, value) in a.as_object().unwrap() {
-                    // After small updates DPO's logits are within rounding of 0, so their signs may
-                    // differ. The counts of signs of reward models come from the same code.
+                    // After small updates DPO's logits are within rounding of 0, so their signs may differ.
+                    // The comparison for reward models covers the same code, which counts the signs.
                     if method == "dpo" && (key.starts_with("rewards/accuracies") || key.starts_with("ties/")) {
                         continue;
                     }

@@ -153,7 +153,7 @@ fn an_evaluation_interrupted_by_a_signal_is_repeated_on_resume() {
 
 const NOTICE: &str = "stopping after this step; again to stop at once\n";
 
-/// Sends two signals with a gap in milliseconds, both to the process that `child` started.
+/// Sends two signals to the process `child`, `gap` milliseconds apart.
 fn send_pair(signals: [&str; 2], gap: u64, child: &Child) {
     let (id, pause) = (child.id(), gap as f64 / 1e3);
     let script = format!("kill {} {id}; sleep {pause}; kill {} {id}", signals[0], signals[1]);
@@ -176,7 +176,7 @@ fn two_signals_close_together_are_one_stop_and_the_run_resumes() {
         // A study handles signals as its run does.
         let command = if i == 0 { "study " } else { "" };
         let words = command.to_owned() + &run(&out, "--max-steps 1000000");
-        // Without the note on rough ceilings.
+        // Without this variable, stderr has no note on rough ceilings.
         let mut command = bench.command(&words);
         command.env_remove("MAPL_CEILINGS").stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -261,7 +261,7 @@ fn a_second_signal_after_two_seconds_ends_the_run_at_once() {
 fn a_signal_before_the_first_step_is_recorded_in_run_json() {
     let bench = Bench::new();
     quick_then_long_rows(&bench);
-    // The evaluation of the start takes minutes.
+    // The evaluation before the first step needs minutes.
     let words =
         "reward --model model --train-file pairs.jsonl --eval-file rows.jsonl --output-dir out --device reference";
     let mut child = bench.command(words).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();

@@ -1,5 +1,5 @@
-//! `mapl study` and `mapl bench`: complete and correct output on the CPU and on the emulator,
-//! studies with synthetic GPU readings, and refused arguments.
+//! `mapl study` and `mapl bench`: complete and correct output on the CPU and on the emulator, studies with
+//! synthetic GPU readings, and rejected arguments.
 
 use std::time::{Duration, Instant};
 
@@ -26,8 +26,8 @@ pub(crate) fn text_of(html: &str) -> String {
     text
 }
 
-/// What a larger batch adds to the plan of a CPU run, it adds to the process. The difference of two runs
-/// leaves out program and data, which no plan counts.
+/// The memory that a larger batch adds to the plan of a CPU run equals what it adds to the process. The
+/// difference of two runs cancels program and data, which no plan counts.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_plan_for_the_cpu_is_what_the_process_takes() {
@@ -113,7 +113,8 @@ fn a_dpo_run_on_the_cpu_is_observed() {
     ] {
         assert!(text.contains(part), "{part} is missing");
     }
-    // The steps come first, across the page; the five longest ops are labelled by name.
+    // The section on steps comes first, in full page width. The five ops with the most time are labelled by
+    // name.
     let html = String::from_utf8(bench.bytes("run-study/report.html")).unwrap();
     let first = html.split("<section>").nth(1).unwrap();
     assert!(first.contains("<h2>Steps</h2>") && first.contains("chart wide") && first.contains("chart narrow"));
@@ -268,7 +269,7 @@ fn ops_are_benchmarked_and_compared() {
     let out = bench.run(&format!("{words} --compare rows.csv")).ok().out;
     assert!(out.contains("0 new, 0 only in the earlier record"), "{out}");
     let list = bench.run("bench --list --device cpu --op attention --model gpt2-124m,llama-3.1-8b").ok().out;
-    // Llama also rotates: its gradients of attention are listed with and without RoPE.
+    // Llama uses RoPE, so its attention gradients are listed with and without it.
     assert_eq!(list.lines().count(), 12, "{list}");
     // A layer name matches as a whole, so `o` does not match `tokens`. A size matches as a whole
     // too: only o and down have 768 outputs.
@@ -316,7 +317,7 @@ fn emulator_ops_are_verified() {
     assert!(rows.iter().all(|row| row.share.is_none()), "emulated time has no ceiling");
 }
 
-/// A benchmark that selects, measures or compares nothing is no success.
+/// A benchmark that selects, measures or compares nothing returns an error.
 #[test]
 fn names_that_select_nothing_are_refused() {
     let bench = Bench::new();
@@ -339,7 +340,7 @@ fn names_that_select_nothing_are_refused() {
         }
     }
     bench.run("bench --plan --model tiny").fails(2, &["--plan", "--model"]);
-    // Each rank has a shard of its own in the plan.
+    // The plan has one shard per rank, so the number of ranks is limited.
     bench.run("bench --plan --preset qwen2-tiny --ranks 65537").fails(2, &["--ranks", "from 1 to 65536"]);
     bench.run("study bench --study-dir s --plan").fails(2, &["leave them out"]);
     assert_eq!(bench.listing(), before);

@@ -82,7 +82,7 @@ device = "cpu"
 "#;
     bench.write("sweep.toml", text);
     let out = bench.run("study sweep sweep.toml --output-dir grid --keep-runs").ok().out;
-    // One language of each seed, one test set.
+    // The sweep prepares one language per seed, and one test set by two commands.
     assert_eq!(out.matches("$ mapl data").count(), 4, "{out}");
     assert!(
         out.contains("Held-out accuracy: mean over seeds") && out.contains("Difference to base, seed by seed"),
@@ -124,7 +124,8 @@ device = "cpu"
     let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
     assert_eq!((again.matches("finished earlier").count(), again.matches("$ mapl").count()), (0, 0), "{again}");
     assert!(!bench.at("grid/p001/run").exists());
-    // Commands that this program refuses are found before any runs, and one that fails ends the sweep.
+    // A command that the argument parser rejects is reported before any command runs. A command that fails
+    // ends the sweep.
     bench.write("sweep.toml", text.replace("\"--rows\", \"24\"", "\"--lines\", \"24\""));
     bench.run("study sweep sweep.toml --output-dir new").fails(2, &["prepare, mapl data language", "'--lines'"]);
     bench.write("sweep.toml", text.replace("bootstrap = 0", "bootstraps = 0"));
@@ -132,7 +133,8 @@ device = "cpu"
     assert!(!bench.at("new").exists());
     bench.write("sweep.toml", text.replace("\"--input\", \"{out}/test.jsonl\"", "\"--input\", \"{out}/none.jsonl\""));
     bench.run("study sweep sweep.toml --output-dir new").fails(1, &["prepare, mapl data build", "none.jsonl"]);
-    // Two languages in one file, and the results of a benchmark, which are of another form.
+    // It is an error to write two languages to one file. So is a benchmark, whose results have a different
+    // form.
     bench.write("sweep.toml", text.replace("{out}/train-{seed}.jsonl", "{out}/train.jsonl"));
     bench
         .run("study sweep sweep.toml --output-dir twice")
@@ -179,7 +181,7 @@ fn the_smallest_experiment_runs() {
     }
 }
 
-/// A sweep with inputs of the command line, whose policies answer prompts after training.
+/// A sweep with inputs from the command line, whose policies generate responses to prompts after training.
 #[test]
 fn a_sweep_takes_inputs_and_lets_policies_answer_prompts() {
     let bench = Bench::new();

@@ -174,7 +174,7 @@ fn every_number_reads_back_and_strings_are_left_out() {
         assert_eq!(second.scalars[tag], value, "{tag}");
     }
     assert_eq!(second.scalars.len(), 6);
-    // A later file's name sorts last, even within the same second or if the clock runs behind.
+    // A later file's name sorts last, even within the same second or if the clock was set back.
     for time in [1_700_000_000.9, 12.0] {
         drop(EventWriter::create(dir.path(), time, Some(4)).unwrap());
         let last = list(dir.path()).unwrap().pop().unwrap();

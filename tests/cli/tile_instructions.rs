@@ -1,11 +1,12 @@
-//! The machine code of the binary: no function has instructions on AMX tiles but those of the GEMM that
-//! asks for tiles first.
+//! Checks the machine code of the binary. Only the GEMM that first asks Linux for AMX tiles has instructions
+//! on tiles.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-/// Instructions on tiles in each function of the binary that has some, by objdump.
+/// Returns the tile instructions of each function that has any, as objdump prints them. Returns `None` if
+/// objdump cannot be run.
 fn tile_instructions(binary: &str) -> Option<BTreeMap<String, BTreeSet<String>>> {
     let mut command = Command::new("objdump");
     command.args(["--disassemble", "--no-show-raw-insn", "--disassembler-options=intel", binary]);
@@ -31,7 +32,7 @@ fn tile_instructions(binary: &str) -> Option<BTreeMap<String, BTreeSet<String>>>
 #[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), ignore = "AMX is a unit of x86-64, asked of Linux")]
 fn only_the_gemm_of_amx_has_tile_instructions() {
     let Some(functions) = tile_instructions(env!("CARGO_BIN_EXE_mapl")) else {
-        // It comes with the linker of every C++ compiler, and so with the emulator.
+        // objdump comes with the linker of every C++ compiler, so a machine with the emulator has it.
         assert!(std::env::var_os("MAPL_REQUIRE_EMULATOR").is_none_or(|v| v != "1"), "objdump was not found");
         println!("SKIPPED: objdump was not found");
         return;

@@ -1,5 +1,5 @@
-//! Command lines of TRL: the documented commands and files run with other names of files, and what
-//! transformers takes as numbers of updates, strategies and schedules is taken here.
+//! Command lines of TRL. The documented commands and option files run with different file names. Numbers of
+//! updates, strategies and schedules are accepted in the forms that transformers accepts.
 
 use serde_json::json;
 
@@ -13,7 +13,7 @@ fn bench() -> Bench {
     bench
 }
 
-/// Commands of TRL's documentation and of the heads of its scripts, without quantised weights.
+/// Commands from TRL's documentation and from the header comments of its scripts, without quantised weights.
 const COMMANDS: [&str; 12] = [
     "dpo --dataset_name trl-lib/ultrafeedback_binarized --model_name_or_path Qwen/Qwen2-0.5B-Instruct --learning_rate \
      5.0e-7 --num_train_epochs 1 --per_device_train_batch_size 2 --max_steps 1000 --gradient_accumulation_steps 8 \
@@ -50,7 +50,7 @@ const COMMANDS: [&str; 12] = [
      --eval_strategy steps --eval_steps 50 --max_length 2048 --use_peft --lora_task_type SEQ_CLS --lora_r 32 --lora_alpha 16",
 ];
 
-/// The command with names of files here, and two updates.
+/// Returns the command with the bench's file names and two updates.
 fn here(command: &str) -> String {
     let spaced = command.replace('=', " ");
     let evaluates = spaced.contains("eval_strategy") || spaced.contains("evaluation_strategy");
@@ -113,10 +113,10 @@ fn files_of_options_run_as_they_are_and_their_record_repeats_the_run() {
     let again = bench.json("b/run.json")["config"].clone();
     for (name, value) in config.as_object().unwrap() {
         let own = ["output_dir", "config"].contains(&name.as_str());
-        // The record holds numbers of updates.
+        // The record holds numbers of updates, not fractions of the run.
         assert!(own || again[name] == *value || name == "warmup_ratio", "{name}: {value} {}", again[name]);
     }
-    // The record in the folder of the run itself.
+    // The record in a run's output folder repeats the run into the same folder.
     bench.run("dpo --config b/run.yaml --overwrite-output-dir").ok();
     assert_eq!(bench.bytes("a/model.safetensors"), bench.bytes("b/model.safetensors"));
 }
@@ -221,12 +221,12 @@ fn a_record_holds_the_environment_and_the_defaults() {
         |text: &str| text.lines().filter(|l| !l.starts_with(['#', 'o'])).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(settings(&recorded), settings(&again));
 
-    // A flag that is not known is named, without a list of all that the file sets.
+    // The error names the unknown flag, and does not list the settings of the file.
     let done = bench.run("dpo --config a/run.yaml --output-dir c --betta 1");
     assert_eq!(done.code, Some(2));
     assert!(done.err.contains("--betta") && !done.err.contains("Usage:"), "{}", done.err);
     assert!(!done.err.contains("--per-device-train-batch-size"), "{}", done.err);
-    // Short command lines keep the line.
+    // Errors of short command lines keep the usage line.
     assert!(bench.run("env --nope").err.contains("Usage: mapl env"));
     let base = "dpo --model tiny --train-file few.jsonl --max-steps 1 --output-dir c";
     bench
@@ -293,7 +293,8 @@ fn fractions_and_strategies_count_updates_of_the_run() {
         let done = bench.run(&format!("{run} {words} --output-dir c"));
         assert!(done.code == Some(2) && done.err.contains(part), "{words}: {}", done.err);
     }
-    // A best checkpoint needs an evaluation at every checkpoint, which fractions may round apart.
+    // A best checkpoint needs an evaluation at every checkpoint. Fractions of the run may round to steps for
+    // which this does not hold.
     let best = format!("{run} --output-dir c --eval-file pairs.jsonl --load-best-model-at-end");
     bench.run(&format!("{best} --eval-steps 0.1 --save-steps 0.25")).fails(2, &["needs an evaluation before every"]);
     bench.run(&format!("{best} --eval-steps 0.25 --save-steps 0.5")).ok();

@@ -1,4 +1,4 @@
-//! Runs of attention and of rotations: upload, op, download.
+//! Runs of attention and of RoPE: upload, op, download.
 
 use mapl::backend::Backend;
 use mapl::backend::contract::*;
@@ -28,7 +28,7 @@ pub fn rope<B: Backend>(
     vec![("qkv", on.read_act(&qkv))]
 }
 
-/// Operands of a rotation that is a part of another op: positions, cosines and sines.
+/// Operands of RoPE as part of another op: sizes, positions, cosines and sines.
 #[derive(Clone, Copy)]
 pub struct RotationInputs<'a> {
     pub d: RopeDims,
@@ -37,7 +37,7 @@ pub struct RotationInputs<'a> {
     pub sin: &'a [f64],
 }
 
-/// Linear layer and rotation of its result; `bias` may be absent.
+/// Linear layer with RoPE on its result; `bias` may be absent.
 pub fn linear_rope_fwd<B: Backend>(
     on: &On<B>,
     d: LinearDims,

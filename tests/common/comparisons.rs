@@ -41,7 +41,7 @@ pub struct Preference {
     pub reference: Option<Vec<f64>>,
     /// Head rows of each sequence, for curves per token.
     pub rows: Option<Vec<f64>>,
-    /// Mean log-probs under doubled logits, and as they are, of each sequence.
+    /// Mean log-prob of each sequence under doubled logits, and under the logits themselves.
     pub pair_weights: Option<[Vec<f64>; 2]>,
     pub direct: Option<Vec<f64>>,
     /// (sequence, sign) of the terms of each comparison
@@ -55,8 +55,8 @@ pub struct Preference {
 }
 
 impl Preference {
-    /// `pairs` comparisons of two terms each, of two kinds, with one weight: a curve of the batch sorts
-    /// them.
+    /// Builds `pairs` comparisons of two terms each, of two kinds and with equal weights, for a curve that
+    /// sorts the batch.
     pub fn sorted(curve: Curve, pairs: usize) -> Self {
         let reversed =
             |c: i32| if c % 4 == 0 { vec![(2 * c + 1, -1), (2 * c, 1)] } else { vec![(2 * c, 1), (2 * c + 1, -1)] };
@@ -73,15 +73,15 @@ impl Preference {
             kind: (0..pairs as i32).map(|c| i32::from(c % 3 == 1)).collect(),
             scale: vec![0.5; pairs],
             margin: vec![0.0; pairs],
-            // One comparison is left out, as padding is.
+            // One comparison has weight 0, as padding has.
             weight: (0..pairs).map(|c| if c == 2 { 0.0 } else { 1.0 }).collect(),
             clip: vec![0.0; 2 * pairs],
             kind_scale: vec![0.5, 0.25, 1.0],
         }
     }
 
-    /// Rows of one trained response with a label, each with a detached one. The last comparison is
-    /// padding.
+    /// Builds unpaired rows: one labelled response, and one detached response that is a constant for the
+    /// gradient. The last comparison is padding.
     pub fn unpaired(curve: Curve, rows: usize) -> Self {
         let sign = |c: i32| if c % 3 == 1 { -1 } else { 1 };
         let terms = |c: i32| if c as usize == rows { vec![] } else { vec![(2 * c, sign(c)), (2 * c + 1, -2)] };
@@ -97,7 +97,7 @@ impl Preference {
         }
     }
 
-    /// Whether a curve takes two terms apart.
+    /// Whether a curve uses its two terms separately, or sorts them.
     pub fn is_of_terms(&self) -> bool {
         self.curves.iter().any(|part| part.curve.is_of_terms())
     }

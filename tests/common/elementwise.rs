@@ -1,4 +1,4 @@
-//! Runs of LayerNorm, GELU and the factor on rows, as in `runs.rs`.
+//! Runs of LayerNorm, GELU and the scale op, as in `runs.rs`.
 
 use mapl::backend::contract::*;
 use mapl::backend::{Backend, Write};

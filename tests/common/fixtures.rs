@@ -13,7 +13,7 @@ use mapl::model::store;
 use mapl::rng::Rng;
 use serde_json::{Value, json};
 
-/// Gives the keys of Llama in a `config.json` the names of a family, and removes keys that it lacks.
+/// Renames the Llama keys of a `config.json` to those of a family, and removes keys that the family lacks.
 pub fn keys_of_family(family: &str, config: Value) -> Value {
     let mut map = config.as_object().unwrap().clone();
     let mut rename = |from: &str, to: &str| map.remove(from).map(|value| map.insert(to.into(), value));

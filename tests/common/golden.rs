@@ -193,10 +193,10 @@ pub struct FamilySteps {
     pub stride: usize,
     pub pairs: Vec<Pair>,
     pub cases: Vec<FamilyCase>,
-    /// File for [`tensors`]: gradient of the first loss, under the names of the model and the parameter
-    /// with a slash between them.
+    /// File for [`tensors`]: gradient of the first loss. A key is the model's name, a slash and the
+    /// parameter's name.
     pub gradients: String,
-    /// The same of the difference that the steps make.
+    /// File for [`tensors`]: change of each parameter over all steps, under the same keys.
     pub updates: String,
 }
 
@@ -265,7 +265,7 @@ pub struct ScoredSequence {
     pub score: f64,
 }
 
-/// An adapter of PEFT, and AdamW steps from it; the reference of DPO is the base.
+/// A PEFT adapter, and AdamW steps that start from it. The reference of DPO is the base.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoraCase {
@@ -324,7 +324,8 @@ pub struct LossRow {
 pub struct RowLoss {
     pub options: LossOptions,
     pub loss: f64,
-    /// Derivatives by the summed log-probability of the chosen and of the rejected response.
+    /// Derivatives of the loss with respect to the summed log-probabilities of the chosen and of the rejected
+    /// response.
     pub slopes: [f64; 2],
 }
 
@@ -343,14 +344,14 @@ pub struct LossSteps {
 #[serde(deny_unknown_fields)]
 pub struct StepLosses {
     pub options: LossOptions,
-    /// `whole`, or `one token` for prompts of [`BOS`] alone.
+    /// `whole`, or `one token` if every prompt is only [`BOS`].
     pub prompts: String,
     pub reference: Option<String>,
     pub losses: Vec<f64>,
     pub grad_norms: Vec<f64>,
 }
 
-/// TRL's values of the tokens of a batch, by name.
+/// Token statistics that TRL logs for a batch, by name.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenCase {
@@ -358,18 +359,18 @@ pub struct TokenCase {
     pub reference: String,
     pub pairs: Vec<Pair>,
     pub dpo: BTreeMap<String, f64>,
-    /// Of the chosen responses.
+    /// Statistics of the chosen responses.
     pub sft: BTreeMap<String, f64>,
 }
 
-/// Four steps of the losses of rows with a label.
+/// Four steps of the losses of labelled rows.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KtoSteps {
     pub model: String,
     pub reference: String,
     pub learning_rate: f64,
-    /// Rows of a micro-batch. The last one has fewer.
+    /// Number of rows of a micro-batch. The last micro-batch has fewer.
     pub block: usize,
     pub rows: Vec<KtoRow>,
     pub cases: Vec<KtoCase>,
@@ -391,7 +392,7 @@ pub struct KtoCase {
     pub options: LossOptions,
     pub losses: Vec<f64>,
     pub grad_norms: Vec<f64>,
-    /// Mean over the micro-batches of each step.
+    /// KL divergence of each step, averaged over its micro-batches.
     pub divergences: Vec<f64>,
 }
 
@@ -448,7 +449,7 @@ pub fn kto_steps() -> KtoSteps {
     json("kto-steps.json")
 }
 
-/// Returns TRL's values of tokens.
+/// Returns TRL's token statistics.
 pub fn token_stats() -> Vec<TokenCase> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]

@@ -8,8 +8,8 @@ use mapl::backend::{Backend, Write};
 use super::comparisons::{Preference, Table};
 use super::{On, Outputs, Slot, indices, normal, runs_of};
 
-/// A call of `head_preference`. Every group has tokens of its own, among them one that is not the
-/// source of any row.
+/// A call of `head_preference`. Groups share no tokens, and each has a token that is not the source of any
+/// row.
 #[derive(Clone)]
 pub struct Case {
     pub label: String,
@@ -17,8 +17,8 @@ pub struct Case {
     pub reduce: Reduce,
     /// Number of rows of each sequence, by group.
     pub groups: Vec<Vec<usize>>,
-    /// Number of padding rows after the last group. They form a sequence of their own, and their
-    /// hidden row gets no gradient.
+    /// Number of padding rows after the last group. They form a separate sequence, and their hidden row gets
+    /// no gradient.
     pub padding: usize,
     /// `None` if `direct` is the score gradient. The `score` field is empty and the `direct` field
     /// is not used.
@@ -26,7 +26,7 @@ pub struct Case {
     /// (seqs)
     pub direct: Option<Vec<f64>>,
     pub frozen: bool,
-    /// Whether the statistics of rows are wanted.
+    /// Whether the call requests the statistics of rows.
     pub with_stats: bool,
     pub write: Write,
     /// (tokens, hidden)
@@ -210,8 +210,8 @@ impl Case {
         errors.comparisons = p.terms.len();
         errors.scale = scale;
         errors.logits = max(logits).max(scale * (largest("score") + reference)).max(1.0);
-        // First and second derivative of the curve by its argument; centring squares the sum of two
-        // scores.
+        // Bounds of the first and second derivative of the curve with respect to its argument. Centring
+        // squares the sum of two scores.
         let least = p.scale.iter().fold(f64::INFINITY, |a, x| a.min(x.abs()));
         let far = max(logits) + max(&p.margin) + 0.5;
         let bounds = |part: &WeightedCurve| match part.curve {

@@ -53,8 +53,8 @@ macro_rules! check_backend {
     }};
 }
 
-/// Runs `$run(&on)` on the reference and on the CPU in bf16, on the units of this processor and with
-/// the units masked, and compares every output.
+/// Runs `$run(&on)` on the reference and on the CPU in bf16 with each of `bf16_units`, and compares every
+/// output.
 #[macro_export]
 macro_rules! check_bf16_cpu {
     ($label:expr, $run:expr, $tolerance:expr) => {{
@@ -144,8 +144,8 @@ macro_rules! each_backend {
     }};
 }
 
-/// The units of bf16 products on this processor, and those of every processor: conversion to f32, and the
-/// code for AMX on its software model.
+/// Returns the units for bf16 GEMMs: the best of this processor, and two that run on every processor. These
+/// are conversion to f32, and the code for AMX on its software model.
 pub fn bf16_units() -> Vec<Units> {
     let mut units = vec![Units::best(), Units::F32, Units::AmxModel];
     units.dedup();

@@ -9,7 +9,8 @@ pub fn norm_fwd<B: Backend>(on: &On<B>, d: NormDims, x: &[f64], residual: Option
     norm_on_base(on, d, [x, weight], residual, None)
 }
 
-/// A norm behind a block. `inputs` are x and the weight.
+/// RMSNorm whose result is added to `base`, as after a block with post-norm. The array holds x and the
+/// weight.
 pub fn norm_on_base<B: Backend>(
     on: &On<B>,
     d: NormDims,
@@ -66,7 +67,7 @@ pub fn norm_bwd<B: Backend>(on: &On<B>, d: NormDims, i: &NormBwdInputs<'_>) -> O
     vec![("dsum", on.read_act(&dsum)), ("dweight", on.read_acc(&dweight))]
 }
 
-/// Normalises queries and keys; `x` is the copy of the input, if one is asked for.
+/// Normalises queries and keys. The output `x` is a copy of the input, if `copies` is set.
 pub fn qk_norm_fwd<B: Backend>(on: &On<B>, d: QkNormDims, qkv: &[f64], weight: &[f64], copies: bool) -> Outputs {
     let (weight, mut qkv) = (on.act(weight), on.act(qkv));
     let mut x = copies.then(|| on.act_out(d.tokens * d.normalised() * d.head_dim));
@@ -79,7 +80,7 @@ pub fn qk_norm_fwd<B: Backend>(on: &On<B>, d: QkNormDims, qkv: &[f64], weight: &
     outputs
 }
 
-/// `inputs` are x, weight, the gradient of the result, and the start of the weight gradient.
+/// `inputs` are x, weight, the gradient of the result, and the initial content of the weight gradient.
 pub fn qk_norm_bwd<B: Backend>(on: &On<B>, d: QkNormDims, inputs: [&[f64]; 4], write: Write) -> Outputs {
     let (x, weight, mut dqkv, mut dweight) =
         (on.act(inputs[0]), on.act(inputs[1]), on.act(inputs[2]), on.acc(inputs[3]));

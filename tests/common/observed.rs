@@ -57,8 +57,8 @@ struct State {
 /// An emulator that counts its calls.
 pub struct Observed {
     emulator: Emulator,
-    /// Whether kernels run. If false, only the one that decides whether an update is applied does:
-    /// host code ends a run whose updates are all skipped.
+    /// Whether kernels run. If false, only `grad_norm` runs, which decides whether an update is applied.
+    /// Without it the host code would end the run, because every update would be skipped.
     runs: bool,
     state: Mutex<State>,
 }
@@ -270,7 +270,8 @@ impl Device for Observed {
         for (name, count) in &graph.1 {
             *self.state().calls.launches.entry(name).or_default() += count;
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller of `replay` guarantees that all memory that the graph accesses is still
+        // allocated.
         if self.runs { unsafe { self.emulator.replay(&graph.0) } } else { Ok(()) }
     }
 
@@ -301,7 +302,8 @@ impl Device for Observed {
         if !self.runs && kernel.name != "grad_norm" {
             return Ok(());
         }
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller of `launch` guarantees that the parameters match the kernel, and that their
+        // device pointers cover all its accesses.
         unsafe { self.emulator.launch(kernel, grid, shared_bytes, parameters) }
     }
 }

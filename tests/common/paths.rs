@@ -1,4 +1,4 @@
-//! Sequences over a cache, for the tests of cached attention.
+//! Sequences over a KV cache, for the tests of cached attention.
 
 use std::ops::Range;
 
@@ -11,9 +11,9 @@ pub struct HostPaths {
     pub span_offsets: Vec<i32>,
     pub spans: Vec<i32>,
     pub slots: Vec<i32>,
-    /// Rows of the cache of each sequence's path, and its number of new tokens.
+    /// Cache rows of each sequence's path, and the number of its new tokens.
     pub paths: Vec<(Vec<usize>, usize)>,
-    /// Rows of the cache.
+    /// Number of rows of the cache.
     pub rows: usize,
 }
 
@@ -22,7 +22,8 @@ impl HostPaths {
         Self { starts: vec![0], span_offsets: vec![0], spans: vec![], slots: vec![], paths: vec![], rows }
     }
 
-    /// Adds a sequence with a path of these spans. The last `new` rows of the path are new tokens.
+    /// Adds a sequence whose path consists of these spans of cache rows. The last `new` rows of the path are
+    /// new tokens.
     pub fn sequence(mut self, spans: &[Range<usize>], new: usize) -> Self {
         let path: Vec<usize> = spans.iter().cloned().flatten().collect();
         self.starts.push(self.starts.last().unwrap() + new as i32);
@@ -58,7 +59,7 @@ impl HostPaths {
 }
 
 impl HostPaths {
-    /// Sizes with a sliding window.
+    /// Returns the sizes of the call with a sliding window.
     pub fn windowed(&self, heads: (usize, usize, usize), window: usize) -> AttentionCachedDims {
         let seen = |(path, new): &(Vec<usize>, usize)| {
             (path.len() - new + 1..=path.len()).map(|seen| seen.min(window)).sum::<usize>() as u64

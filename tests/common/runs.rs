@@ -324,7 +324,7 @@ pub fn segment_sum<B: Backend>(on: &On<B>, reduce: Reduce, values: &[f64], offse
     segment_sum_with(on, reduce, values, offsets, dsums, None)
 }
 
-/// [`segment_sum`] with the start of every sequence's tail and its weight.
+/// [`segment_sum`] with `tail`: the start of every sequence's tail, and the weight of the rows in a tail.
 pub fn segment_sum_with<B: Backend>(
     on: &On<B>,
     reduce: Reduce,

@@ -29,8 +29,8 @@ pub fn run_on<D: Device>(device: D, how: Hopper, work: &impl Work) -> Outputs {
     work.on(&on)
 }
 
-/// Schedules and numbers of multiprocessors to compare with the first: one of three, which the
-/// case's label selects, or all with `MAPL_TEST_FULL=1`, and then those of an H200 too.
+/// Schedules and numbers of multiprocessors to compare with the first run. The case's label selects one of
+/// three; `MAPL_TEST_FULL=1` selects all three and the multiprocessors of an H200.
 fn others(label: &str) -> Vec<(Schedule, usize)> {
     let all = [(Schedule::Falling, 3), (Schedule::Random(5), 7), (Schedule::Random(9), 1)];
     let hash = label.bytes().fold(0u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));

@@ -65,7 +65,7 @@ impl HostTree {
 }
 
 impl HostTree {
-    /// Sizes with a sliding window.
+    /// Returns the sizes of the batch with a sliding window.
     pub fn windowed(&self, (heads, kv_heads, head_dim): (usize, usize, usize), window: usize) -> AttentionDims {
         let length = |s: usize| (self.starts[s + 1] - self.starts[s]) as usize;
         let pairs = (0..self.starts.len() - 1).flat_map(|s| {

@@ -1,5 +1,5 @@
-//! Adapter folders that cannot be merged as they are: each is refused with the key or the tensor and
-//! what to try. `tests/training/adapters.rs` has the values of supported ones.
+//! Adapter folders that cannot be merged as they are. The error names the key or the tensor, and a remedy.
+//! `tests/training/adapters.rs` checks the values of supported adapters.
 
 use std::path::Path;
 
@@ -50,7 +50,7 @@ fn refused(folder: &Path, parts: &[&str]) {
     assert!(parts.iter().all(|part| why.contains(part)), "{parts:?} in {why}");
 }
 
-/// Every setting that PEFT has and that changes the result is refused by its name with the way on.
+/// Every PEFT setting that changes the result is rejected; the error names the setting and a remedy.
 #[test]
 fn settings_that_change_the_result_are_refused_by_name() {
     let folder = copy("plain");
@@ -102,7 +102,8 @@ fn settings_that_change_the_result_are_refused_by_name() {
     }
 }
 
-/// Keys without effect, and the neutral values of those above, are what PEFT writes today.
+/// PEFT writes keys that have no effect on the merged weights, and neutral values of the keys above. Both are
+/// accepted.
 #[test]
 fn neutral_settings_are_accepted() {
     for (key, value) in [
@@ -247,7 +248,7 @@ fn a_sequence_classifier_is_a_reward_model() {
     assert_eq!((config.head, config.architecture().as_str()), (Head::Reward, "LlamaForSequenceClassification"));
     let files = WeightFiles::open(folder.path(), &config, LoadAs::Exact).unwrap();
     assert_eq!(files.ignored(), ["lm_head.weight"]);
-    // Without its head, nothing was trained that a reward can be read from.
+    // Without the head, the adapter holds no trained weight that gives a reward.
     set(folder.path(), "modules_to_save", json!(null));
     change(folder.path(), |mut tensors| {
         tensors.remove("base_model.model.score.weight").unwrap();
@@ -289,7 +290,7 @@ fn the_base_is_the_named_folder_or_the_one_that_is_given() {
     refused(folder.path(), &["/no/such/folder", "--base-model"]);
     set(folder.path(), "base_model_name_or_path", json!(null));
     refused(folder.path(), &["names no base", "--base-model"]);
-    // An adapter on an adapter is merged step by step.
+    // An adapter whose base is an adapter must be merged in two steps.
     let other = copy("plain");
     set(folder.path(), "base_model_name_or_path", json!(other.path()));
     refused(folder.path(), &["adapter itself", "mapl export --merge"]);

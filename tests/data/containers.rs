@@ -1,5 +1,5 @@
-//! One set of rows in every container and several formats gives the same groups, byte for byte. Damaged
-//! and foreign files are named. Names on a command line: folders, patterns.
+//! One set of rows gives the same groups, byte for byte, in every container and several formats. Errors name
+//! damaged files and files of an unsupported kind. Further tests cover folders and patterns as input names.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -192,7 +192,8 @@ fn nested_columns_and_formats_give_the_same_groups_too() {
     assert_eq!(built(&folder.write("h.jsonl", each(&scored))).lines().count(), 3);
 }
 
-/// Bytes without a type are text, numbers keep their value, and NaN hurts only in a key that is used.
+/// Byte columns without a logical type are text, and numbers keep their value. NaN is an error only in a key
+/// that is used.
 #[test]
 fn columns_of_parquet_keep_their_values() {
     let folder = Folder::new();
@@ -286,7 +287,8 @@ fn quotes_of_tables_that_are_not_closed_or_go_on_are_refused() {
     }
     assert!(defect("prompt,chosen,\"rejected\"x\np,c,r\n").contains(":1: a cell of the header goes on"));
     assert!(defect("prompt,chosen,\"rejected\np,c,r\n").contains(":1: a quoted cell begins here"));
-    // Quotes in plain cells, and doubled ones, are text. A row with a fault is left out like others.
+    // Quotes within plain cells, and doubled quotes, are text. A malformed row can be skipped, as in other
+    // formats.
     let folder = Folder::new();
     let text = format!("{head}p1,\"\"\"Yes\"\", he said\",5\" or\np2,\"a\"b,r\np3,\"\",r\np4,c4,\"r4\"");
     let options = ReadOptions { skip_bad_rows: Some(2), ..ReadOptions::default() };
@@ -302,7 +304,7 @@ fn headers_of_spreadsheets_are_read_or_named() {
         let rows = read(&folder.write(name, text)).unwrap_or_else(|e| panic!("{e}"));
         rows.iter().map(|row| (row.line, row.group.responses[0].text().to_owned())).collect::<Vec<_>>()
     };
-    // pandas gives the index a header without a name.
+    // pandas writes an index column with an empty header.
     for name in ["a.tsv", "a"] {
         assert_eq!(found(name, "\n\tprompt\tchosen\trejected\n0\tp\tc\tr\n"), [(3, "c".into())]);
     }
@@ -314,7 +316,7 @@ fn headers_of_spreadsheets_are_read_or_named() {
     }
 }
 
-/// gzip of members with these contents.
+/// A gzip file with one member for each of `parts`.
 fn members(parts: &[&[u8]]) -> Vec<u8> {
     parts.iter().flat_map(|part| gzip(part)).collect()
 }
@@ -347,7 +349,7 @@ fn columns_with_numbers_that_json_lacks_are_refused_if_used() {
     assert!(why.contains(":2") && why.contains("\"margin\" holds NaN"), "{why}");
     let rows = read(&Folder::new().write("a.json", columns("null, 1", "NaN, 2"))).unwrap();
     assert_eq!(rows.iter().map(|row| row.group.comparisons[0].margin).collect::<Vec<_>>(), [0.0, 1.0]);
-    // Rows over several lines.
+    // JSON rows that span several lines.
     let row = "{\n\"prompt\": \"p\", \"chosen\": \"a\",\n\"rejected\": \"b\", \"margin\": ";
     let why = defect(format!("{row}1}}\n{row}-Infinity}}\n"));
     assert!(why.contains(":4") && why.contains("\"margin\" holds -Infinity"), "{why}");
@@ -396,7 +398,7 @@ fn a_key_that_a_row_has_twice_is_refused() {
         assert!(defect(format!("{}\n{}\n", row(""), row(more))).contains(&format!(":2: {why}")));
         assert!(defect(format!("[{},\n{}]", row(""), row(more))).contains(&format!(":2: {why}")));
     }
-    // Rows over several lines, and columns.
+    // JSON rows that span several lines, and columns.
     let spread = |more: &str| row(more).replace("{", "{\n");
     let why = defect(format!("{}\n{}\n", spread(""), spread(", \"chosen\": \"z\"")));
     assert!(why.contains(":4: the row has the key \"chosen\" twice"), "{why}");
@@ -461,7 +463,7 @@ fn lists_in_cells_are_read_like_lists_of_json() {
         let (json, csv) = (group(&json), group(&csv));
         assert_eq!((json.prompts, json.responses, json.comparisons), (csv.prompts, csv.responses, csv.comparisons));
     }
-    // A list on one side only is a text.
+    // A list in only one of the two cells is text.
     let rows = read(&folder.write("t.csv", "prompt,chosen,rejected\nq,\"[\"\"a\"\"]\",b\n")).unwrap();
     assert_eq!(rows[0].group.responses[0].text(), "[\"a\"]");
 }

@@ -20,7 +20,7 @@ fn the_name_of_a_file_changes_nothing_but_made_up_ids() {
             json!({"prompt": pair.prompts[0], "chosen": text(&pair.responses[0]), "rejected": text(&pair.responses[1])})
         })
         .collect();
-    // Equal rows: the second one draws other instructions.
+    // The last row equals row 4, and draws different instructions.
     rows.push(rows[4].clone());
     let build = |files: &[(&str, &[Value])], options: &BuildOptions, epoch| {
         let write = |(name, rows): &(&str, &[Value])| {
@@ -43,7 +43,8 @@ fn the_name_of_a_file_changes_nothing_but_made_up_ids() {
         assert_eq!(ids[0], "pairs-1");
         assert!(alpaca == pairs, "the groups depend on the file's name");
         assert!(alpaca[4] != alpaca[20], "equal rows must draw on their own");
-        // Neither the cut into files nor given ids matter; the order of rows only orders the groups.
+        // Neither the split into files nor given ids change the groups. The order of rows only changes the
+        // order of groups.
         let mut named = rows.clone();
         named.iter_mut().enumerate().for_each(|(i, row)| row["id"] = json!(i));
         assert!(build(&[("x.jsonl", &named[..7]), ("y.jsonl", &named[7..])], &options, 2).1 == alpaca);

@@ -1,5 +1,5 @@
-//! Files that are not rows: each kind is named, with the way on. NaN and infinities as Python writes
-//! them, and rows that would take hours.
+//! Files that hold no rows: the error names the kind of file and a remedy. Further tests cover NaN and
+//! infinities as Python writes them, and rows that would take hours.
 
 use mapl::data::group::Response;
 use mapl::data::source::{ReadOptions, read_files, read_sft_files, read_texts};
@@ -46,11 +46,11 @@ fn files_of_other_kinds_are_named_with_the_way_on() {
     let path = folder.write("text.txt", utf16(u16::to_le_bytes, true));
     let why = read_texts(&[path], &ReadOptions::default()).unwrap_err().to_string();
     assert!(why.contains("UTF-16"), "{why}");
-    // A mark at the start of a file is accepted.
+    // A byte order mark at the start of a file is accepted.
     assert_eq!(read(&folder.write("a.jsonl", format!("\u{feff}{GOOD}\n"))).unwrap().len(), 1);
 }
 
-/// Python's json module writes these words, which are not JSON.
+/// Python's json module writes NaN and infinities, which are not JSON.
 #[test]
 fn not_a_number_hurts_only_in_a_key_that_is_used() {
     let folder = Folder::new();
@@ -79,16 +79,17 @@ fn not_a_number_hurts_only_in_a_key_that_is_used() {
             assert!(why.starts_with(":2") && why.contains(part), "{part} in {why}");
         }
     }
-    // A renamed column has the name of the key.
+    // The error names the key, not the column that is mapped to it.
     let options = ReadOptions { column_map: "margin=gap".parse().unwrap(), ..ReadOptions::default() };
     let why = read_files(&[folder.write("b.jsonl", with("gap", "NaN"))], &options).unwrap_err().to_string();
     assert!(why.contains("\"margin\" holds NaN"), "{why}");
-    // Broken text stays an error.
+    // Malformed JSON is an error, even in a key that is not used.
     assert!(defect(with("x", "NaN NaN")).starts_with(":1: is not valid JSON"));
     assert!(defect(with("x", "nan")).starts_with(":1: is not valid JSON"));
 }
 
-/// What JSON allows and Rust does not, and what Python's writers leave behind.
+/// Values that JSON allows and Rust's types do not, and control characters that Python's writers leave in
+/// strings.
 #[test]
 fn halves_of_pairs_control_characters_and_large_numbers_hurt_only_in_a_key_that_is_used() {
     let folder = Folder::new();
@@ -111,7 +112,7 @@ fn halves_of_pairs_control_characters_and_large_numbers_hurt_only_in_a_key_that_
         assert_eq!(rows.len(), 6, "{}", path.display());
         assert!(rows.iter().all(|row| row.group.responses[0] == Response::Text("a".into()) && row.scores.is_none()));
     }
-    // The digits of an id stay, whatever their number.
+    // A numeric id keeps all its digits.
     for text in [with("id", long), format!("[{}]", with("id", long)), with("id", long).replace("{\"", "{\n\"")] {
         assert_eq!(read(&folder.write("id.json", text)).unwrap()[0].group.id, long);
     }
@@ -128,7 +129,7 @@ fn halves_of_pairs_control_characters_and_large_numbers_hurt_only_in_a_key_that_
     }
 }
 
-/// Checks and training read the texts once for each part of a row.
+/// Checks and training read a row's texts once for each of its parts, so their time grows with the product.
 #[test]
 fn rows_that_would_take_hours_are_refused() {
     let comparison = json!({"kind": "base", "terms": [

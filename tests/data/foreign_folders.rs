@@ -1,5 +1,5 @@
-//! Model folders of other programs: names of tensors that transformers also reads, and what is refused
-//! with the name of the tensor or key and the way on.
+//! Model folders of other programs: tensor names that transformers also reads, and folders that are rejected.
+//! The error names the tensor or the key, and a remedy.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::model_folder::{Raw, copy, raw, refused, write_raw};
 const HEAD: &str = "lm_head.weight";
 const TABLE: &str = "model.embed_tokens.weight";
 
-/// A copy of a golden model with other tensors and keys of config.json.
+/// A copy of a golden model with changed tensors and changed keys of config.json.
 fn changed(name: &str, tensors: impl Fn(Raw) -> Raw, keys: &[(&str, Option<Value>)]) -> tempfile::TempDir {
     let folder = copy(name);
     write_raw(&folder.path().join("model.safetensors"), &tensors(raw(folder.path())));
@@ -132,7 +132,7 @@ fn a_reward_head_under_an_unknown_name_is_named() {
     }
 }
 
-/// The head and the bias of a value head, as LLaMA-Factory saves them next to a language model.
+/// Weight and bias of a value head, as LLaMA-Factory saves them next to a language model.
 fn value_head(tensors: &Raw) -> Raw {
     let weight = tensors["score.weight"].clone();
     let bias = (weight.0, vec![1], weight.2[..weight.2.len() / 32].to_vec());
@@ -192,7 +192,7 @@ fn classes_and_normalisation_of_openrlhf_are_read() {
         let norm = config.reward_norm.unwrap();
         assert_eq!((norm.mean, norm.deviation), (0.25, 2.0));
         assert_eq!(values(folder.path(), LoadAs::Exact), values(copy("llama-reward").path(), LoadAs::Exact));
-        // Trained further, the rewards are others.
+        // Further training changes the rewards, so the normalisation is dropped.
         let trained = config.into_reward(3).unwrap();
         assert_eq!(trained.reward_norm, None);
         let written = trained.to_json(mapl::model::config::StoredDtype::F32);
@@ -204,7 +204,7 @@ fn classes_and_normalisation_of_openrlhf_are_read() {
         ModelConfig::read(changed("llama-reward", |tensors| tensors, &keys).path()).unwrap_err().to_string()
     };
     assert!(message(json!(0.0)).contains("\"std\" is 0.0") && message(json!("1")).contains("\"std\""));
-    // Without the switch, OpenRLHF does not normalise either.
+    // Without `normalize_reward`, OpenRLHF does not normalise rewards either.
     let keys = [("normalize_reward", Some(json!(false))), ("mean", Some(json!(1.0))), ("std", Some(json!(2.0)))];
     let folder = changed("llama-reward", |tensors| tensors, &keys);
     assert_eq!(ModelConfig::read(folder.path()).unwrap().reward_norm, None);

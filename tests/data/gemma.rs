@@ -1,4 +1,4 @@
-//! Configurations of Gemma 1 to 3: keys, defaults, names of tensors, and what is written back.
+//! Configurations of Gemma 1 to 3: keys, defaults, tensor names, and the keys that are written back.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::model_family::{accepted, refused, window};
 
 const FAMILIES: [&str; 3] = ["gemma", "gemma2", "gemma3_text"];
 
-/// The configuration that a saved one is read as.
+/// Saves a configuration and returns the configuration read from it.
 fn again(config: &ModelConfig) -> ModelConfig {
     let saved = config.to_json(StoredDtype::F32);
     let again = ModelConfig::from_json(saved.clone(), Path::new("config.json")).unwrap();
@@ -36,7 +36,7 @@ fn soft_caps_have_defaults_and_null_removes_them() {
     for family in ["gemma", "llama"] {
         assert_eq!(accepted(family, json!({"final_logit_softcapping": 7})).softcaps, Softcaps::default(), "{family}");
     }
-    // Attention of Gemma 3 ignores its key in transformers.
+    // In transformers, the attention of Gemma 3 ignores `attn_logit_softcapping`.
     let both = accepted("gemma3_text", json!({"attn_logit_softcapping": 50, "final_logit_softcapping": 30}));
     assert_eq!((both.softcaps.attention, both.softcaps.logits), (None, Some(30.0)));
     assert!(both.notes.iter().any(|note| note.contains("attn_logit_softcapping")), "{:?}", both.notes);
@@ -58,7 +58,7 @@ fn attention_scores_and_activations_follow_their_keys() {
         assert_eq!((erf.traits.gelu, again(&erf).traits.gelu), (Some(Gelu::Erf), Some(Gelu::Erf)));
         refused(family, json!({"hidden_activation": "silu"}), &["\"hidden_activation\" is \"silu\"", "gelu"]);
     }
-    // In the first release "gelu" stands for the approximation.
+    // In Gemma 1, "gelu" stands for the tanh approximation.
     for act in ["gelu", "gelu_pytorch_tanh", "<absent>"] {
         let config = accepted("gemma", json!({"hidden_act": act}));
         assert_eq!((config.traits.gelu, again(&config).traits.gelu), (Some(Gelu::Tanh), Some(Gelu::Tanh)), "{act}");

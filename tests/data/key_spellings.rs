@@ -1,4 +1,4 @@
-//! Folders that transformers 4 wrote name keys otherwise than those of transformers 5: both are the same
+//! transformers 4 and transformers 5 write different key names in config.json; both are read as the same
 //! model.
 
 use std::path::Path;
@@ -16,13 +16,14 @@ fn newer(name: &str) -> Map<String, Value> {
     let text = std::fs::read_to_string(golden::model_folder(name).join("config.json")).unwrap();
     let mut map: Map<String, Value> = serde_json::from_str(&text).unwrap();
     if map["model_type"] == "olmo3" {
-        // Transformers 5 takes `rope_theta` for the layers without a window, and this base for the others.
+        // Transformers 5 uses `rope_theta` for the layers without a window, and this base for the layers with
+        // one.
         map["rope_parameters"]["sliding_attention"]["rope_theta"] = json!(500_000.0);
     }
     map
 }
 
-/// The same in the keys of transformers 4; `kind` is its name of `rope_type`.
+/// Converts a configuration to the keys of transformers 4; `kind` is the key that stands for `rope_type`.
 fn older(mut map: Map<String, Value>, kind: &str) -> Map<String, Value> {
     let family = map["model_type"].as_str().unwrap().to_owned();
     let dtype = map.remove("dtype").unwrap();
@@ -55,7 +56,8 @@ fn older(mut map: Map<String, Value>, kind: &str) -> Map<String, Value> {
     map
 }
 
-/// What is saved. A key that says that heads rotate whole is kept where a file has it.
+/// Returns the saved keys without a `partial_rotary_factor` of 1, which is written only if the file that was
+/// read has it.
 fn written(config: &ModelConfig) -> Map<String, Value> {
     let mut map = config.to_json(StoredDtype::F32);
     if map.get("partial_rotary_factor") == Some(&json!(1.0)) {
@@ -74,7 +76,7 @@ fn keys_of_transformers_4_and_5_are_the_same_model() {
             let has_scaling = file.get("rope_scaling").is_some_and(Value::is_object);
             let by_layer = ["olmo3", "gemma3_text"].contains(&new.family.model_type);
             if by_layer && kind == "type" && has_scaling {
-                // Transformers would compute default frequencies.
+                // With this key, transformers would compute the default frequencies.
                 let why = parse(file).unwrap_err().to_string();
                 assert!(why.contains("under \"type\"") && why.contains("\"rope_type\""), "{name}: {why}");
                 continue;
@@ -96,7 +98,7 @@ fn keys_of_transformers_4_and_5_are_the_same_model() {
     assert!(scaled > 20, "{scaled}");
 }
 
-/// Mixtures of experts are refused by name, with what they would need.
+/// Mixtures of experts are rejected; the error names the model type and the reason.
 #[test]
 fn mixtures_of_experts_are_refused_by_name() {
     for (model_type, class) in [("mixtral", "MixtralForCausalLM"), ("qwen3_moe", "Qwen3MoeForCausalLM")] {

@@ -1,4 +1,4 @@
-//! Text that a row has and its ids lack: comparisons whose sides become equal, messages that a
+//! Text of a row that is missing from its token ids: comparisons whose sides become equal, messages that a
 //! template leaves out, and columns that no reader uses.
 
 use mapl::data::group::{Comparison, Kind, PreferenceGroup, Prompt, Response};
@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use crate::tokens::{TOKENIZER, chat, message, options, pair, row};
 
-/// Turns as they are, except what `edit` (Jinja statements) changes in the content `c`.
+/// A tokenizer whose chat template renders turns unchanged, except that `edit` (Jinja statements) may change
+/// the content `c`.
 fn template(edit: &str) -> (tempfile::TempDir, Tokenizer) {
     let folder = tempfile::tempdir().unwrap();
     TOKENIZER.copy_to(folder.path()).unwrap();
@@ -68,7 +69,7 @@ fn comparisons_with_sides_of_equal_ids_are_dropped_with_their_place() {
     let warning = report.warnings().remove(1);
     assert!(warning.contains("1 of 3 comparisons (33.3 %)") && warning.contains("they are dropped"), "{warning}");
     assert!(warning.contains("rows.jsonl:5 (id c): comparison 0 (base)"), "{warning}");
-    // Above the tolerated share, and without anything left, it is an error.
+    // It is an error if more comparisons are dropped than tolerated, or if none is left.
     let refused = |rows: Vec<SourceRow>, options: &TokenizeOptions| {
         let error = tokenize_rows(rows, &tokenizer, options).unwrap_err();
         assert_eq!(error.exit_code(), 3);
@@ -79,7 +80,7 @@ fn comparisons_with_sides_of_equal_ids_are_dropped_with_their_place() {
     assert!(why.contains("--chat-template-path") && !why.contains("--max-length"), "{why}");
     let why = refused(vec![cancels(), cancels()], &lenient());
     assert!(why.contains("all 2 comparisons were dropped (2 sides with equal ids)"), "{why}");
-    // Scores and pages show every row.
+    // Scores and pages show every row, so comparisons with equal ids are kept.
     let purpose = Purpose { keep_equal_ids: true, ..Purpose::default() };
     let (groups, report) = tokenize_rows_for(purpose, vec![cancels()], &tokenizer, &options()).unwrap();
     assert_eq!((kept(&groups), report.equal_ids, report.dropped()), (1, 1, 0));
@@ -134,7 +135,7 @@ fn messages_that_a_template_leaves_out_are_counted_with_an_example() {
     let report = messages(chat("Name a bird.", "<think>so</think>A wren", "An owl"), &tokenizer);
     assert_eq!((report.messages, report.lost_messages), (3, 1));
     assert!(report.warnings()[0].contains("the assistant turn \"<think>so</think>A wren\""));
-    // A template that reads lists of parts only.
+    // This template renders no plain text, like one that reads only lists of content parts.
     let (_folder, tokenizer) = template("{%- set c = '' -%}");
     let report = messages(chat("Name a bird.", "A wren", "An owl"), &tokenizer);
     assert_eq!((report.messages, report.lost_messages, report.equal_ids), (3, 3, 1));

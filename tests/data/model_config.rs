@@ -1,5 +1,5 @@
-//! Reading and writing config.json: both key styles of transformers, refused values and their
-//! messages, presets, and the table of tensor names.
+//! Reading and writing config.json: both key styles of transformers, rejected values and their messages,
+//! presets, and the table of tensor names.
 
 use std::path::Path;
 
@@ -53,7 +53,8 @@ fn llama(changes: Value) -> Map<String, Value> {
     map
 }
 
-/// transformers reads such a model at the last token of one text, and refuses batches.
+/// Without a pad token, transformers reads the reward of a single sequence at its last token, and rejects
+/// batches.
 #[test]
 fn a_reward_model_needs_no_pad_token() {
     for pad in [json!({}), json!({"pad_token_id": null}), json!({"pad_token_id": -1})] {
@@ -256,7 +257,7 @@ fn end_ids_come_from_both_files_and_both_are_written_back() {
     assert_eq!(ModelConfig::read(out.path()).unwrap().eos, [7, 9]);
 }
 
-/// transformers never looks an end id up in the embedding table.
+/// transformers never looks up an EOS id in the embedding table.
 #[test]
 fn end_ids_beyond_the_vocabulary_are_left_out_with_a_note() {
     let folder = tempfile::tempdir().unwrap();
@@ -282,7 +283,8 @@ fn swish_and_the_base_model_are_read() {
     );
 }
 
-/// In the order of transformers: the top level, the scaling's own key, the longest sequence.
+/// The original length comes from the top level, else from the scaling's key, else it is the longest
+/// sequence, as in transformers.
 #[test]
 fn llama3_scaling_without_an_original_length_takes_the_longest_sequence() {
     let scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
@@ -324,7 +326,8 @@ fn missing_keys_get_the_defaults_of_transformers() {
     let mut map = qwen2(json!({}));
     map.remove("max_position_embeddings");
     assert_eq!(parse(map).unwrap().max_positions, 32_768);
-    // The written file states every default except ids, which are the class's there too.
+    // The written file states every default except the special ids, which the class of transformers supplies
+    // there too.
     let saved = config.to_json(StoredDtype::F32);
     let of_class = ["bos_token_id", "eos_token_id"];
     assert!(keys.iter().all(|key| saved.contains_key(*key) != of_class.contains(key)), "{saved:?}");

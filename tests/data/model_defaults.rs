@@ -1,4 +1,5 @@
-//! What transformers takes for keys that a config.json lacks or names in the old way, against its values.
+//! Defaults for keys that a config.json lacks, and older names of keys, compared with the values of
+//! transformers.
 
 use common::golden;
 use mapl::model::config::StoredDtype;
@@ -8,7 +9,7 @@ use serde_json::json;
 
 use crate::model_family::{accepted, refused};
 
-/// The ids that transformers takes for a config.json without them (`tests/golden/class_ids.py`).
+/// The special ids that transformers assumes for a config.json without them (`tests/golden/class_ids.py`).
 #[test]
 fn ids_that_a_file_lacks_are_those_of_the_class() {
     let text = std::fs::read_to_string(golden::path("class_ids.json")).unwrap();
@@ -20,12 +21,13 @@ fn ids_that_a_file_lacks_are_those_of_the_class() {
         changes["vocab_size"] = json!(200_000);
         let config = accepted(&family, changes);
         assert_eq!([config.pad, config.bos, config.eos.first().copied()], expected, "{family}");
-        // The saved file leaves them to the class too: written out, they would end texts in training.
+        // The saved file leaves these ids to the class too, because training would use an explicit one as an
+        // EOS token.
         let saved = config.to_json(StoredDtype::F32);
         for (key, id) in ["pad_token_id", "bos_token_id", "eos_token_id"].into_iter().zip(expected) {
             assert_eq!(saved.contains_key(key), id.is_none(), "{family} {key}: {saved:?}");
         }
-        // null is none, and an id of another vocabulary is none.
+        // null means no id, and an id beyond the vocabulary is left out.
         let null = accepted(&family, json!({"pad_token_id": null, "bos_token_id": null, "eos_token_id": null}));
         assert_eq!((null.pad, null.bos, null.eos.len()), (None, None, 0), "{family}");
         let small = accepted(&family, absent.clone());

@@ -1,4 +1,4 @@
-//! Configurations of every family: what its row in the table accepts, refuses, assumes and writes back.
+//! Configurations of every family: keys that its table row accepts, rejects, assumes and writes back.
 
 use std::path::Path;
 
@@ -50,7 +50,7 @@ pub(crate) fn refused(family: &str, changes: Value, parts: &[&str]) {
     }
 }
 
-/// Every family has as many parameters as elements of tensors, and is written so that it is read again.
+/// The parameter count equals the elements of the tensors, and a written configuration reads back the same.
 #[test]
 fn every_family_is_written_as_it_was_read() {
     for family in FAMILIES {
@@ -102,7 +102,7 @@ fn missing_keys_have_the_defaults_of_transformers() {
     {
         assert_eq!(config(family, "head_dim").head_dim, width, "{family}");
     }
-    // null is not missing: transformers then divides.
+    // null differs from a missing key: transformers then divides the hidden size by the number of heads.
     assert_eq!(accepted("seed_oss", json!({"head_dim": null})).head_dim, 8);
     for family in FAMILIES {
         let tied = ["smollm3", "gpt2", "gemma", "gemma2", "gemma3_text"].contains(&family.model_type);
@@ -232,14 +232,14 @@ fn windows_belong_to_the_layers_that_transformers_gives_them() {
         refused(family, named(json!(null), [1, 0, 0, 0]), &["layer_types", "\"sliding_window\" is missing"]);
     }
     refused("llama", named(json!(16), [1, 0, 0, 0]), &["layer_types", "Llama models have no windows"]);
-    // A key without effect may hold anything.
+    // A key that has no effect may hold anything.
     for family in ["llama", "qwen2", "smollm3"] {
         assert_eq!(window(family, json!({"sliding_window": 16})), None);
         assert_eq!(window(family, json!({"sliding_window": 0, "use_sliding_window": false})), None);
     }
 }
 
-/// OLMo: norms behind the blocks and over all heads of a kind.
+/// OLMo has norms after the blocks (post-norm), and query and key norms over all heads of a kind.
 #[test]
 fn olmo_has_norms_of_outputs_and_of_all_heads() {
     for family in ["olmo2", "olmo3"] {
@@ -261,7 +261,7 @@ fn olmo_has_norms_of_outputs_and_of_all_heads() {
     }
 }
 
-/// OLMo-3: every fourth layer has full attention; layers with a window have RoPE settings of their own.
+/// OLMo-3: every fourth layer has full attention; layers with a window have separate RoPE settings.
 #[test]
 fn rope_and_windows_by_layer_type() {
     let short = |more: Value| {
@@ -281,18 +281,18 @@ fn rope_and_windows_by_layer_type() {
     assert_eq!(window("olmo3", named), Some((16, vec![1])));
     refused("olmo3", json!({"sliding_window": null}), &["\"sliding_window\" is missing", "by default"]);
 
-    // Settings of transformers 4 are those of full attention; the others have the default base.
+    // RoPE settings of transformers 4 are those of full attention; the other layers have the default base.
     let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32});
     let old = short(json!({"rope_theta": 1e4, "rope_scaling": yarn}));
     let local = old.local_rope.clone().unwrap();
     assert_eq!((local.layers, local.rope.theta, local.rope.scaling), (vec![0, 1, 2], 5e5, RopeScaling::Default));
     assert!(matches!(old.rope.scaling, RopeScaling::Yarn(_)) && old.rope.theta == 1e4);
-    // transformers reads the original length inside of the settings only.
+    // transformers reads the original length only inside the settings.
     let outer = short(json!({"rope_theta": 1e4, "rope_scaling": yarn, "original_max_position_embeddings": 16}));
     assert_eq!(outer.rope, old.rope);
     assert!(old.notes.iter().any(|note| note.contains("rope_theta 500000")), "{:?}", old.notes);
     assert_eq!((old.rope_of(3), old.rope_of(1)), (&old.rope, &old.local_rope.as_ref().unwrap().rope));
-    // RoPE goes by the type of a layer, whether its window cuts a sequence or not.
+    // RoPE depends on the type of a layer, even if its window is longer than every sequence.
     assert_eq!(short(json!({"sliding_window": 4096, "rope_theta": 1e4})).local_rope.unwrap().layers, [0, 1, 2]);
 
     let both = |full: Value, sliding: Value| json!({"rope_parameters": {"full_attention": full, "sliding_attention": sliding}});
@@ -348,7 +348,7 @@ fn longrope_accepts_sequences_within_the_original_length() {
     model.reserve_positions(&Cpu::new(), 64).unwrap();
     let error = model.reserve_positions(&Cpu::new(), 65).unwrap_err().to_string();
     assert!(error.contains("65 tokens is longer than the model's original_max_position_embeddings 64"), "{error}");
-    // Phi-3's older names, and the three keys that transformers 4 reads.
+    // Older names of Phi-3's scaling, with the three keys that transformers 4 reads.
     for name in ["su", "yarn", "longrope"] {
         let mut old = file.clone();
         old["rope_scaling"] = json!({"type": name, "short_factor": FACTORS, "long_factor": [2.0, 4.0, 8.0, 16.0]});
@@ -360,7 +360,7 @@ fn longrope_accepts_sequences_within_the_original_length() {
     assert_eq!(saved["original_max_position_embeddings"], json!(64));
     assert_eq!(saved["max_position_embeddings"], json!(128));
     assert_eq!(saved["rope_parameters"]["original_max_position_embeddings"], json!(64));
-    // Equal lists do not depend on the length.
+    // With equal lists, frequencies do not depend on the length of a sequence.
     let equal = json!({"rope_type": "longrope", "short_factor": FACTORS, "long_factor": FACTORS,
         "original_max_position_embeddings": 64, "attention_factor": 1.25});
     let config = accepted("llama", json!({"rope_scaling": equal}));
@@ -385,7 +385,7 @@ fn rope_scalings_are_refused_by_key() {
     for kind in ["linear", "dynamic", "llama3"] {
         refused("phi3", scaling(json!({"type": kind, "factor": 2})), &[kind, "\"default\" and \"longrope\""]);
     }
-    // As Phi-4-mini; a factor for each frequency of the part that rotates.
+    // As in Phi-4-mini: one factor for each frequency of the part that rotates.
     let lists = |list: Value| json!({"type": "longrope", "short_factor": list, "long_factor": list});
     let half = |list: Value| json!({"rope_scaling": lists(list), "partial_rotary_factor": 0.5});
     let partial = accepted("phi3", half(json!([1, 2])));
@@ -487,7 +487,7 @@ fn multipliers_activations_and_parallel_blocks_follow_their_keys() {
 fn gpt2_has_keys_of_its_own() {
     let config = accepted("gpt2", json!({"n_inner": null}));
     assert_eq!((config.hidden, config.layers, config.heads, config.intermediate), (32, 4, 4, 128));
-    // transformers takes the general names too.
+    // transformers accepts the general names too.
     let general = json!({"n_embd": "<absent>", "hidden_size": 32, "n_positions": "<absent>"});
     let config = accepted("gpt2", general);
     assert_eq!((config.hidden, config.max_positions), (32, 1024));

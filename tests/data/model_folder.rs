@@ -319,7 +319,7 @@ fn only_the_score_may_be_missing_and_only_for_a_reward_start() {
     let folder = golden::model_folder("llama-reward");
     let config = ModelConfig::read(&folder).unwrap();
     assert!(!WeightFiles::open(&folder, &config, LoadAs::RewardStart).unwrap().score_missing());
-    // Any other missing tensor is refused in both load modes.
+    // Any other missing tensor is an error in both load modes.
     let folder = copy("llama");
     let mut tensors = raw(folder.path());
     tensors.remove("model.norm.weight");

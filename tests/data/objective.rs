@@ -49,7 +49,7 @@ fn terms(group: &TokenizedGroup, comparison: usize) -> Vec<(usize, usize, i8, bo
 /// A (prompt, response) pair and the gradient of its score.
 type Slope = ((usize, usize), f64);
 
-/// Total loss and the gradient of each score; `score` takes (prompt, response).
+/// Returns the total loss and the gradient of each score; `score` maps (prompt, response) to a score.
 fn value(loss: &Loss, score: &dyn Fn(usize, usize) -> f64) -> (f64, Vec<Slope>) {
     let backend = &Reference;
     let groups = loss.prepare(vec![full()]);
@@ -167,7 +167,7 @@ fn detached_terms_have_their_clip_bounds() {
     assert!(plain.comparisons.iter().all(|c| c.detached_clip.is_none() && c.terms.iter().all(|t| !t.detached)));
 }
 
-/// The detached gap is found through the base comparison even if base itself is not trained.
+/// The detached gap is found through the base comparison even if base comparisons have weight 0.
 #[test]
 fn a_kind_of_weight_zero_is_dropped_with_its_sequences() {
     let base = dpo(LossOptions::default(), [1.0, 0.0, 0.0], false).prepare(vec![full()]).remove(0);
@@ -247,7 +247,7 @@ fn every_loss() -> Vec<LossOptions> {
     all
 }
 
-/// Each loss with every form of comparison: its value is that of its formula.
+/// The value of each loss equals its formula, for every form of comparison.
 #[test]
 fn every_loss_equals_its_formula_in_base_and_intra_and_inter() {
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
@@ -297,12 +297,13 @@ fn losses_of_two_terms_are_refused_with_four_terms_margins_and_detached_gaps() {
     refused(of(&[LossType::Sigmoid]), [1.0; KINDS], true, &|_| ()).unwrap();
     let text = refused(apo(), [1.0, 1.0, 0.0], false, &|group| group.comparisons[1].margin = 0.25).unwrap_err();
     assert!(text.contains("intra comparison of group full has the margin 0.25"), "{text}");
-    // Evaluation groups keep the kinds that are not trained.
+    // Evaluation groups keep the kinds of weight 0.
     let loss = dpo(apo(), [1.0, 0.0, 0.0], false);
     loss.check_comparisons(&[full()]).unwrap();
 }
 
-/// Losses of means and of sums in one list: scores are sums, and the means divide by the tokens.
+/// A list may hold losses of means and of sums. Scores are then sums, and the means divide by the number of
+/// tokens.
 #[test]
 fn the_reduction_follows_the_losses() {
     let reduced = |options: LossOptions| {
@@ -411,7 +412,7 @@ fn losses_without_a_meaning_are_refused_by_name() {
     let alpha = LossOptions { f_alpha_divergence_coef: Some(0.2), ..LossOptions::default() };
     refused(alpha, &["--f-alpha-divergence-coef has no effect"]);
     refused(LossOptions { beta_intra: Some(0.2), ..of(&[Orpo]) }, &["--beta-intra", "orpo"]);
-    // The reward command trains functions of the difference of two rewards.
+    // The reward command supports only functions of the difference of two rewards.
     for types in [&[BcoPair][..], &[Ipo], &[Sigmoid, Hinge], &[Simpo]] {
         let text = of(types).resolve(Method::Reward, [1.0; KINDS], false).unwrap_err().to_string();
         assert!(text.contains("has no effect in this reward run"), "{text}");
@@ -429,7 +430,6 @@ fn losses_without_a_meaning_are_refused_by_name() {
     assert!(has(divergent(Sigmoid), Some("none")).is_err_and(|e| e.contains("leave out --ref-model none")));
 }
 
-/// A sort needs all pairs of a step at once, each with the same weight.
 #[test]
 fn a_likelihood_term_needs_base_or_intra_comparisons() {
     let nll = LossOptions { nll_weight: Some(1.0), ..LossOptions::default() };
@@ -442,6 +442,7 @@ fn a_likelihood_term_needs_base_or_intra_comparisons() {
     dpo(LossOptions::default(), [0.0, 0.0, 1.0], false).check_likelihood().unwrap();
 }
 
+/// A sort needs all pairs of a step in one micro-batch, each with the same weight.
 #[test]
 fn sorting_losses_refuse_several_micro_batches_and_weights() {
     for one in [LossType::Aot, LossType::AotUnpaired] {

@@ -1,5 +1,5 @@
-//! Options of the readers: those without effect are refused, and mapped columns, orders and names
-//! of files are read as what they are.
+//! Options of the readers: options that have no effect are an error. Further tests cover mapped columns,
+//! rankings and names of files.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,8 @@ const Q: &str = "Which city is on the Spree?";
 const GOOD: &str = "Berlin is.";
 const BAD: &str = "Cities are old.";
 
-/// A skipped row does not hide that an option has no effect; what it would have used counts.
+/// A skipped row does not hide that an option has no effect. An option that only a skipped row uses counts as
+/// used.
 #[test]
 fn options_without_effect_are_refused_next_to_skipped_rows() {
     let folder = Folder::new();
@@ -50,7 +51,7 @@ fn options_without_effect_are_refused_next_to_skipped_rows() {
     check(&renamed, &ReadOptions { column_map: "chosen=a".parse().unwrap(), ..Default::default() }).unwrap();
 }
 
-/// Places in an order say which response is better, not by how much.
+/// Ranks say which response is better, not by how much.
 #[test]
 fn places_in_an_order_give_no_margins() {
     let folder = Folder::new();
@@ -121,7 +122,7 @@ fn one_file_in_two_forms_is_named() {
     assert!(why.contains("A.JSONL and A.jsonl.GZ"), "{why}");
 }
 
-/// A file next to the folder that holds it, or a second name of a file in a folder.
+/// The input names both a file and its folder, or a folder holds a second name of a file.
 #[test]
 fn a_file_that_a_folder_holds_too_is_not_read_twice() {
     let folder = Folder::new();

@@ -27,7 +27,7 @@ const OPEN_REASONING: &str = "{%- for m in messages -%}{{ '<|im_start|>' + m.rol
 /// Begins with the number of turns, so that prompt and conversation differ from the first token on.
 const COUNTED: &str = "{{ messages | length }}{%- for m in messages -%}{{ m.role + ': ' + m.content + '<|im_end|>' }}\
     {%- endfor -%}{%- if add_generation_prompt -%}{{ 'assistant: ' }}{%- endif -%}";
-/// Refuses to open a turn.
+/// Raises an error if a generation prompt is requested.
 const CLOSED: &str = "{%- if add_generation_prompt -%}{{ raise_exception('no') }}{%- endif -%}\
     {%- for m in messages -%}{{ m.role + ': ' + m.content + '<|im_end|>' }}{%- endfor -%}";
 
@@ -70,14 +70,14 @@ fn a_reward_model_reads_whole_conversations_whatever_the_generation_prompt() {
         assert_eq!((groups.len(), report.kept, report.ended), (2, 4, 8));
         for group in &groups {
             is_whole(group, &tokenizer);
-            // What prompt and conversations share is computed once.
+            // The common prefix of a prompt and its conversations is computed once.
             let mut tree = PrefixTree::default();
             tree.build(group, TreeOptions { share: true, omit_last: false });
             let alone: usize =
                 group.sequences.iter().map(|s| group.prompt_ids[s.prompt].len() + s.response_ids.len()).sum();
             assert_eq!(tree.tokens() < alone, shared, "{} of {alone} tokens", tree.tokens());
         }
-        // A cut keeps the limit, also where nothing is shared.
+        // Truncation keeps the limit, even if sequences share no prefix.
         for on_too_long in [OnTooLong::TruncatePromptLeft, OnTooLong::TruncateCompletionRight] {
             let limited = TokenizeOptions { max_length: Some(12), on_too_long, max_drop_fraction: 1.0, ..options() };
             match tokenize_rows_for(REWARD, rows(), &tokenizer, &limited) {
@@ -150,7 +150,8 @@ fn pairs_that_differ_in_earlier_turns_are_whole_conversations_of_a_reward_model_
     let group = read(&[human], true).unwrap().remove(0).group;
     assert_eq!(group.prompts[1], Prompt::Text("\n\nHuman: b\n\nAssistant:".into()));
     assert_eq!(group.responses[1], Response::Text(" owl".into()));
-    // Rows that a policy accepts are read alike, and every text trains a tokenizer.
+    // Rows that a policy accepts are read in the same way for a reward model, and a tokenizer is trained on
+    // every text.
     let ordinary = json!({"chosen": side("q", "a"), "rejected": side("q", "b")});
     let turns = json!({"chosen": side("q", "a"), "rejected": side("r", "a")});
     assert_eq!(read(&[ordinary.clone(), turns.clone()], true).unwrap().len(), 2);

@@ -1,6 +1,6 @@
-//! Small files in the shapes of known data sets and tools, `tests/fixtures/rows`: each gives its groups
-//! with the question in the prompt, the system text as a turn and the better answer preferred, or is
-//! refused by name with what to do.
+//! Small files in the formats of known data sets and tools, `tests/fixtures/rows`. Each gives groups with the
+//! question in the prompt, the system text as a turn and the better answer preferred. Otherwise the error
+//! names the file and a remedy.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ const ROWS: [[&str; 3]; 2] = [
     ["Thank the baker.", "Thank you, baker!", "Why?"],
 ];
 
-/// What stands before the responses.
+/// Form of the prompt.
 enum Before {
     Text,
     Question,
@@ -25,7 +25,7 @@ enum Before {
 /// How the responses of a file differ from the two answers.
 enum Responses {
     Two,
-    /// The better answer with these ends, and then the worse one: the first is preferred to all others.
+    /// Responses as (index of the answer, appended text). The first response is preferred to all others.
     Ranked(&'static [(usize, &'static str)]),
 }
 
@@ -47,7 +47,7 @@ const GROUPS: [(&str, Before, Responses); 12] = [
     ("uf-raw", Question, Ranked(&[(0, ""), (1, ""), (0, " Yes."), (1, " Yes.")])),
 ];
 
-/// Files without groups, and what the error says.
+/// Files that give no groups, and parts of the error message.
 const REFUSED: [(&str, &[&str]); 5] = [
     ("lf-kto", &["lf-kto.jsonl:1", "unpaired row", "as for KTO", "mapl kto"]),
     ("r-empty-rejected", &["r-empty-rejected.jsonl:3", "\"rejected\" is empty", "at least one token"]),

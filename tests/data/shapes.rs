@@ -1,5 +1,5 @@
-//! Rows in the shapes of published data sets and other tools: the question is in the prompt, the system
-//! text is the system turn, and the better answer is preferred, or the row is refused by name.
+//! Rows in the formats of published data sets and other tools. The question is in the prompt, the system text
+//! is the system turn, and the better answer is preferred. Otherwise the error names the row.
 
 use mapl::data::group::{Comparison, Kind, Message, PreferenceGroup, Prompt, Response};
 use mapl::data::source::{FileReport, Pairs, ReadOptions, check_used, read_files_with_reports, read_sft_files};
@@ -72,7 +72,7 @@ fn questions_by_other_names_are_the_prompt() {
     ] {
         assert_eq!(plain(row.clone()), expected("rows-1", before), "{row}");
     }
-    // `prompt` alone stays plain text, which the response continues.
+    // A row with only `prompt` stays plain text, which the response continues.
     let group = plain(sides(json!({"prompt": Q})));
     assert_eq!((&group.prompts[0], group.responses[0].text()), (&Prompt::Text(Q.into()), GOOD));
 }
@@ -88,7 +88,7 @@ fn system_texts_and_prompts_join_conversations_once() {
             json!({"system": "Be brief.", "prompt": [user(Q)], "chosen": [assistant(GOOD)], "rejected": [assistant(BAD)]}),
             &with_system,
         ),
-        // Texts that differ by white space at their ends agree, and the prompt is not repeated.
+        // Texts that differ only by white space at their ends count as equal, and the prompt is not repeated.
         (json!({"prompt": format!("{Q} \n"), "chosen": whole(GOOD), "rejected": whole(BAD)}), &with_system[1..]),
         (json!({"prompt": [user(&format!(" {Q}"))], "chosen": whole(GOOD), "rejected": whole(BAD)}), &with_system[1..]),
         (
@@ -143,12 +143,12 @@ fn tool_calls_and_reasoning_reach_the_group() {
     assert_eq!(group.tools, Some(json!([{"name": "rivers"}])));
     let Response::Message(chosen) = &group.responses[0] else { panic!() };
     assert_eq!(chosen.extra["reasoning_content"], "The Spree.");
-    // A group row holds them too.
+    // A group row holds tools and reasoning too.
     let again = plain(serde_json::to_value(&group).unwrap());
     assert_eq!(again, group);
 }
 
-/// Numbers of the pairs (better, worse) by text, and the margins.
+/// Pairs as (better text, worse text, margin).
 fn pairs(group: &PreferenceGroup) -> Vec<(String, String, f64)> {
     let text = |c: &Comparison, sign: i8| {
         let term = c.terms.iter().find(|term| term.sign == sign).unwrap();
@@ -241,7 +241,7 @@ fn pairs_margins_and_ties_follow_the_options() {
     assert_eq!(pairs(&group), [pair(GOOD, MIDDLE, 5.0), pair(GOOD, BAD, 5.0)]);
     let (group, _) = with(&|o| o.score_key = Some("votes".into()), &list).unwrap();
     assert_eq!(pairs(&group)[0], pair(MIDDLE, GOOD, 0.0));
-    // Pairs with scores of their own.
+    // Pairs whose rows hold scores.
     let scored = json!({"prompt": Q, "chosen": GOOD, "rejected": BAD, "score_chosen": 8.5, "score_rejected": 6});
     let (group, _) = with(&|o| o.score_margin = true, &scored).unwrap();
     assert_eq!(pairs(&group), [pair(GOOD, BAD, 2.5)]);
@@ -305,7 +305,7 @@ fn rows_without_a_comparison_are_refused_by_name() {
         let why = refused(&row);
         assert!(parts.iter().all(|part| why.contains(part)), "{parts:?} in {why}");
     }
-    // A response that must not be imitated is not trained on.
+    // SFT does not accept an undesirable response.
     let folder = Folder::new();
     let path = folder.write("kto.jsonl", json!({"prompt": Q, "completion": BAD, "label": false}).to_string());
     let why = read_sft_files(&[path], &ReadOptions::default()).unwrap_err().to_string();
@@ -371,11 +371,11 @@ fn entries_of_a_list_are_compared_by_one_key() {
     let answers = json!([{"from": "gpt", "value": "4"}, {"from": "gpt", "value": "5"}]);
     assert_eq!(texts(&list("ranked_responses", answers.clone())), ["4", "5"]);
     assert!(refused(&json!({"question": Q, "completions": answers})).contains("0 of them have a number"));
-    // Entries without the key are unrated, also if they have another number.
+    // Entries without the key are unrated, even if they have another number.
     let mixed = json!([{"text": GOOD, "rank": 1}, {"text": BAD, "rank": 2}, {"text": "junk", "score": 0.1}]);
     let (group, report) = read(json!({"question": Q, "completions": mixed}), &ReadOptions::default()).unwrap();
     assert_eq!((texts(&group), report.unrated), (vec![GOOD, BAD], 1));
-    // A rank is better if lower, however it is named.
+    // A lower rank is better, whichever option selects it.
     let ranks = json!({"question": Q, "completions": [{"text": BAD, "rank": 2}, {"text": GOOD, "rank": 1}]});
     let by_key = ReadOptions { score_key: Some("rank".into()), ..ReadOptions::default() };
     let (group, _) = read(ranks, &by_key).unwrap();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::tokens::{TOKENIZER, changed, options, pair};
 
-/// The space of SentencePiece.
+/// The character that SentencePiece uses for a space.
 const MARK: &str = "\u{2581}";
 
 /// A tokenizer of characters, with merges of "in" and of a space with "A". `prefix` adds the space
@@ -74,7 +74,7 @@ fn one(tokenizer: &Tokenizer, [prompt, chosen, rejected]: [&str; 3]) -> (Tokeniz
     (groups.remove(0), report.boundary_mismatches)
 }
 
-/// Text of a sequence's ids, without BOS and end token.
+/// Text of a sequence's ids, without BOS and EOS tokens.
 fn decoded(tokenizer: &Tokenizer, group: &TokenizedGroup, sequence: usize) -> String {
     let ids = [&group.prompt_ids[0][..], &group.sequences[sequence].response_ids].concat();
     let words: Vec<u32> =

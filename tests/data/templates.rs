@@ -50,7 +50,7 @@ const DIFFERENT: [&str; 11] = [
     "(1,)",
 ];
 
-/// Expressions print what Jinja 2 prints, or are refused by both.
+/// An expression prints what Jinja 2 prints, or is an error in both.
 #[test]
 fn every_expression_prints_as_in_jinja() {
     let golden: Value = serde_json::from_str(include_str!("../golden/templates/expected.json")).unwrap();

@@ -1,5 +1,5 @@
-//! Files of a tokenizer: a save has the bytes that were loaded, whatever happens to the folder
-//! meanwhile; tokens that only one of the files lists.
+//! Files of a tokenizer. A save writes the bytes that were loaded, even if the folder has changed meanwhile.
+//! Further tests cover tokens that only one of the files lists.
 
 use std::path::Path;
 

@@ -105,8 +105,7 @@ fn plain_text_gets_one_end_token() {
     assert_eq!(group.prompt_ids, [ids("Name the birds.")]);
     assert_eq!(group.sequences[0].response_ids, [ids(" The wren sings"), vec![END]].concat());
     assert_eq!(group.sequences[1].response_ids, [ids(" The owls"), vec![END]].concat());
-    // A post-processor that appends the end token changes nothing, and the prompt gets no end
-    // token.
+    // A post-processor that appends the EOS token changes nothing, and the prompt gets no EOS token.
     let (_folder, ending) =
         changed(&[("tokenizer.json", "post_processor", post_processor(None, Some(("<|im_end|>", END))))]);
     assert_eq!(
@@ -132,7 +131,7 @@ fn conversations_are_tokenised_as_rendered() {
     assert_eq!(groups[0].prompt_ids[0], ids("<|im_start|>user\nName the birds.<|im_end|>\n<|im_start|>assistant\n"));
     assert_eq!(groups[0].sequences[0].response_ids, ids("wren<|im_end|>"));
     assert_eq!((report.ended, report.kept_sequences, report.plain_sequences), (2, 2, 0));
-    // A line break after the end token still counts as the end of the turn.
+    // A line break after the EOS token still counts as the end of the turn.
     let folder = tempfile::tempdir().unwrap();
     let source = "{% for m in messages %}{{ m.role + ':' + m.content + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
     TOKENIZER.copy_to(folder.path()).unwrap();
@@ -201,7 +200,7 @@ fn a_prompt_without_tokens_is_refused_except_in_fine_tuning() {
     let whole = [ids("the wren sings"), vec![END]].concat();
     assert_eq!((&group.prompt_ids[0][..], &group.sequences[0].response_ids[..]), whole.split_at(1));
     assert!(group.comparisons.is_empty());
-    // With a BOS token, the BOS is the context and all words are trained.
+    // With a BOS token, BOS is the context and all other tokens contribute to the loss.
     let (_folder, tokenizer) = with_bos();
     let group = one(tuning, &tokenizer).unwrap();
     assert_eq!((&group.prompt_ids[0], &group.sequences[0].response_ids), (&vec![0], &whole));
@@ -356,7 +355,7 @@ fn the_result_does_not_depend_on_the_number_of_threads() {
     }
 }
 
-/// One id for every distinct word or punctuation mark, and an end token after each response.
+/// One id for every distinct word or punctuation mark, and an EOS token after each response.
 fn by_words(group: PreferenceGroup) -> TokenizedGroup {
     let word = regex::Regex::new(r"\w+|[^\w\s]").unwrap();
     let mut known: HashMap<String, u32> = HashMap::new();

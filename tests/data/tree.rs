@@ -396,8 +396,9 @@ fn the_documented_example_has_the_documented_counts() {
     let mut batch = Batch::default();
     pack_into(&mut batch, &[&group], &options(Scoring::Reward), &LOSS).unwrap();
     assert_eq!((batch.tokens(), batch.tokens_unshared), (337, 498));
-    // x 14 -> "Include the keywords" 3 -> {5 -> 16, 16; 2 -> 18, 19}. Two prompts have a single
-    // response, which extends their segment.
+    // Lengths of segments: x has 14 tokens, then "Include the keywords" 3. Its branches are 5 with children
+    // of 16 and 16, and 2 with children of 18 and 19. Two prompts have a single response, which extends their
+    // segment.
     let lengths: Vec<_> = batch.tree.starts.windows(2).map(|w| w[1] - w[0]).collect();
     assert_eq!(lengths, [14, 42, 19, 3, 5, 16, 42, 19, 16 + 42, 2, 18, 42, 19, 19 + 19]);
 
@@ -411,8 +412,8 @@ fn the_documented_example_has_the_documented_counts() {
     assert_eq!((batch.tokens(), batch.head_rows()), (337 - 8, 498 - 8));
 }
 
-/// transformers reads the rightmost token whose id is not the pad token's, and the first token if all
-/// are.
+/// transformers reads the reward at the rightmost token that is not a pad token, or at the first token if all
+/// are pad tokens.
 #[test]
 fn rewards_are_read_at_the_last_token_that_is_not_padding() {
     let group =

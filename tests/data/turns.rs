@@ -44,7 +44,8 @@ fn strings_and_dialogues_become_turns() {
         (&group.prompts[..], group.responses),
         (&[conversation(&[("user", "A bird?")])][..], answers(["A wren.", "A bus."]))
     );
-    // A group of text keeps its comparisons, and its tools have a template now.
+    // A group of plain text keeps its comparisons. Its tools are accepted, because a template now renders
+    // them.
     let comparison = json!({"kind": "intra", "terms": [
         {"prompt": 0, "response": 0, "sign": 1}, {"prompt": 1, "response": 0, "sign": -1}]});
     let group =

@@ -57,7 +57,8 @@ fn rows_with_a_label_are_read_for_kto() {
         chat(&[("user", Q)], BAD, -1),
     ];
     assert_eq!(labelled(&rows).unwrap(), expected);
-    // Pairs become two rows: the chosen ones come first, as TRL's batched map writes them.
+    // Each pair becomes two rows. All chosen rows come before the rejected ones, as TRL's batched map writes
+    // them.
     let pair = json!({"prompt": Q, "chosen": GOOD, "rejected": BAD});
     let split = [text(Q, GOOD, 1), text(Q, GOOD, 1), text(Q, GOOD, 1), text(Q, BAD, -1), text(Q, BAD, -1)];
     assert_eq!(labelled(&[pair.clone(), rows[0].clone(), pair]).unwrap(), split);

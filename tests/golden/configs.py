@@ -84,7 +84,7 @@ BY_LAYER_TYPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
 }
 
-# Caps near the scores and logits of a tiny random model, so that they bend them.
+# Soft caps near the scores and logits of a tiny random model, so that they change both.
 GEMMA2 = {
     "head_dim": 8,
     "sliding_window": 5,
@@ -103,7 +103,9 @@ GEMMA3 = {
     },
 }
 
-# Families that differ from Llama in the row of a table: a language model, without training, and a reward model.
+# Families that differ from Llama in their row of the family table: name, configuration class, seed, keys of
+# the language model, and keys of the reward model or None. Language models are trained only if they are in
+# TRAINED.
 FAMILIES = [
     ("mistral", MistralConfig, 60, {"head_dim": 12, "sliding_window": None}, {"sliding_window": 128, "rope_parameters": YARN}),
     ("ministral", MinistralConfig, 70, {"head_dim": 8, "sliding_window": 128, "rope_parameters": DYNAMIC, "tie_word_embeddings": True}, None),

@@ -19,13 +19,13 @@ from make import STEPS
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24}
-# Every seventh element of a tensor is stored, which meets every row and column of these matrices.
+# Every seventh element of a tensor is stored, which covers every row and column of these matrices.
 STRIDE = 7
 
 TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
-# As Phi-4-mini.
+# As in Phi-4-mini.
 PARTIAL_LONGROPE = {**LONGROPE, "partial_rotary_factor": 0.5, "short_factor": [1.0, 1.5], "long_factor": [1.0, 4.0]}
-# Models with the other tying: name, class of the configuration, seed, keys.
+# Models with the opposite setting of tied embeddings: name, class of the configuration, seed, keys.
 SECOND = [
     ("qwen2-untied", configs.Qwen2Config, 310, UNTIED),
     ("mistral-tied", configs.MistralConfig, 320, {**TIED, "head_dim": 8, "sliding_window": 9}),
@@ -43,7 +43,7 @@ SECOND = [
 ]
 MINISTRAL_REWARD = {**SMALL, "head_dim": 8, "sliding_window": 6, "rope_parameters": DYNAMIC, "tie_word_embeddings": False}
 
-# The frozen reference of each model: another one of its family.
+# The frozen reference of each model: another model of its family.
 REFERENCES = {
     "llama-bf16-sharded": "llama",
     "llama_bias": "llama",
@@ -75,7 +75,7 @@ def steps_of(out, name, pairs):
     policy, reference = load(out / f"models/{name}"), load(out / f"models/{REFERENCES[name]}")
     with tempfile.TemporaryDirectory() as scratch:
         trl_loss = make.trl_dpo_loss(policy, reference, pairs, scratch)
-    # The trainer wraps the forward of both models.
+    # The trainer wraps the forward of both models, so both are loaded again.
     policy, reference = load(out / f"models/{name}"), load(out / f"models/{REFERENCES[name]}")
     start = {key: value.detach().clone() for key, value in policy.named_parameters()}
     with torch.no_grad():

@@ -27,7 +27,7 @@ LEARNING_RATE = 1e-4
 PLAIN = ["sigmoid", "hinge", "ipo", "apo_zero", "apo_down", "nca_pair", "bco_pair", "sppo_hard", "discopop", "sft", "sigmoid_norm"]
 SMOOTHED = ["robust", "exo_pair", "aot", "aot_unpaired"]
 DIVERGENCES = [("sigmoid", "forward_kl"), ("ipo", "js_divergence"), ("sigmoid_norm", "alpha_divergence"), ("hinge", "alpha_divergence")]
-# Weights of the tokens beyond the shorter response, and of pairs.
+# Options that weigh the tokens beyond the shorter response, or pairs.
 WEIGHED = [
     {"loss_type": ["sigmoid"], "ld_alpha": 0.3},
     {"loss_type": ["ipo"], "ld_alpha": 0.0},
@@ -94,7 +94,7 @@ def row_losses(trainer, row, beta, smoothing):
         slopes = [per_token.grad[0, 0].item(), per_token.grad[1, 0].item()]
         losses.append({"options": {**options, "beta": beta}, "loss": loss.item(), "slopes": slopes})
     means = [row["chosen"] / row["chosen_tokens"], row["rejected"] / row["rejected_tokens"]]
-    # Both are the comparison's loss without the likelihood term.
+    # SimPO and ORPO here are the comparison's loss without the likelihood term.
     device = SimpleNamespace(device="cpu")
     simpo = SimpleNamespace(loss_type="simpo", simpo_gamma=0.7, beta=beta, label_smoothing=smoothing, alpha=0.0, accelerator=device)
     orpo = SimpleNamespace(beta=beta, accelerator=device)
@@ -239,7 +239,7 @@ def kto_rows():
 
 
 def kto_tokenizer():
-    # Words of one width: no special token is a part of another word.
+    # All words have the same width, so that no special token is a part of another word.
     vocab = {f"w{i:03}": i for i in range(make.VOCAB)}
     tokenizer = make.Tokenizer(make.tokenizer_models.WordLevel(vocab, unk_token="w000"))
     tokenizer.pre_tokenizer = make.WhitespaceSplit()
@@ -273,12 +273,14 @@ def kto_steps(folders, scratch):
         batches = [trainer.data_collator([dict(row) for row in block]) for block in blocks]
 
         def loss_of(trainer=trainer, batches=batches, blocks=blocks):
-            # The mean over the rows of a step, however long its last block is.
+            # Averages over the rows of a step, so that the rows of a shorter last block weigh as much as
+            # others.
             losses = [trainer.compute_loss(trainer.model, dict(batch)) for batch in batches]
             return sum(loss * len(block) for loss, block in zip(losses, blocks)) / len(rows)
 
         of = steps_of(trainer.model, loss_of)
-        # Models are in evaluation mode. One divergence a block.
+        # The metrics are under "eval", because models are in evaluation mode. The trainer logs one divergence
+        # per block.
         logged = trainer._metrics["eval"]["kl"]
         per_step = [logged[i : i + len(blocks)] for i in range(0, len(logged), len(blocks))]
         divergences = [make.short(sum(step) / len(step)) for step in per_step]

@@ -66,7 +66,7 @@ def sft(folder, pairs, scratch):
         model=losses.load(folder), args=arguments, train_dataset=Dataset.from_list(rows), processing_class=make.dummy_tokenizer()
     )
     trainer.model.eval()
-    # The trainer has made labels of the masks.
+    # The trainer has already turned the masks into labels.
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(rows))])
     with torch.no_grad():
         trainer.compute_loss(trainer.model, batch)

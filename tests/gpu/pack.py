@@ -39,7 +39,8 @@ def main():
     for name in ["mapl", "ops"]:
         shutil.copy2(found[name], FOLDER / name)
         subprocess.run(["strip", FOLDER / name], check=True)
-    # All but run.py, which alternates `mapl bench` with ops.py; the suite has a run.py of its own.
+    # Copies all scripts except run.py, which alternates `mapl bench` with ops.py; the suite has a separate
+    # run.py.
     scripts = [path for path in sorted((ROOT / "benches/peers").glob("*.py")) if path.name != "run.py"]
     for script in [ROOT / "tests/gpu/run.py", *scripts]:
         shutil.copy2(script, FOLDER)

@@ -39,7 +39,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# Packed beside this file; benches/peers in a checkout.
+# The peer scripts are next to this file in the package, and in benches/peers in a checkout.
 sys.path += [str(HERE), str(HERE.parent.parent / "benches" / "peers")]
 import steps  # noqa: E402
 
@@ -58,7 +58,7 @@ SMALL = ["backends::segment", "backends::preference", "backends::embedding", "ba
          "backends::linear::gated_", "primitives::lanes_exchange"]
 # Tolerance of losses compared with the CPU, relative to max(1, loss). f32: order of summation. bf16: see tests/cli/devices.rs.
 NEAR = {"f32": 1e-4, "bf16": 2e-2}
-# Goal of the cost of NCCL for one rank, in percent of a step.
+# Target for the cost of NCCL on one rank, in percent of a step.
 NCCL_GOAL = 1.0
 
 
@@ -267,7 +267,7 @@ class Suite:
         sides = {"alone": "", "joined": joins, "no graphs": " --cuda-graph off" if joins else ""}
         times, rounds = {side: [] for side in sides}, 0
         began, longest = time.monotonic(), 0.0
-        # The second round is in reverse order, so a drift of the clock meets both sides.
+        # The second round is in reverse order, so a drift of the clock rate affects all sides.
         orders = [list(sides), list(sides)[::-1], list(sides)]
         for order in orders if joins else orders[:1]:
             if rounds and longest > self.left():
@@ -277,7 +277,7 @@ class Suite:
                 code, text, seconds = self.mapl(log, f"dpo {material[0]} --output-dir {log} --overwrite-output-dir{sides[side]}", **environment)
                 if code != 0:
                     return self.row("nccl", f"step {side}", "failed", f"exit code {code}: {text.strip()[-300:]}", seconds)
-                # `step_seconds` leaves out what passes between two steps.
+                # `step_seconds` excludes the time between two steps.
                 at = [step["time"] for step in self.steps_of(log)]
                 times[side] += [after - before for before, after in zip(at[warmup - 1:], at[warmup:])]
             rounds += 1
@@ -337,7 +337,7 @@ class Suite:
         plan = f"bench --plan --json {shape}"
         for name, flags in {"whole head": "", "head of 2,048 rows": " --head-rows 2048"}.items():
             if not cuda and flags:
-                # The emulator runs the kernels for Hopper only if the data is bf16, at sizes that take it minutes.
+                # The emulator runs the Hopper kernels only for bf16 data, at sizes that need minutes there.
                 self.row("step", name, "skipped", "requires a GPU")
                 continue
             log = "step-" + ("chunks" if flags else "whole")

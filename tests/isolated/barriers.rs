@@ -27,8 +27,8 @@ const ORDERS: [Schedule; 7] = [
     Schedule::Random(4),
 ];
 
-/// Without its barrier this kernel writes its list at any address, which can end the process. A fault of
-/// `mutations/` removes it in a process of its own.
+/// Without a barrier, the kernel of this file writes its list to arbitrary addresses, which can end the
+/// process. A fault of `mutations/` removes the barrier in a separate process.
 const WRITES_ANYWHERE: &str = "attention_plan_sm90.cu";
 
 type Run<A> = fn(&On<'_, Kernels<Emulator, A>>) -> Outputs;
@@ -43,8 +43,8 @@ fn same(a: &Outputs, b: &Outputs) -> bool {
     a.iter().zip(b).all(|(a, b)| a.1.iter().zip(&b.1).all(|(x, y)| x.to_bits() == y.to_bits()))
 }
 
-/// Removes the barrier of each source line in turn and asserts that some schedule detects it.
-/// Returns the number of such lines.
+/// Removes the barriers of one source line at a time, and asserts that some schedule detects it. Returns the
+/// number of such lines.
 fn check_every_barrier<A: Element>(name: &str, op: Run<A>) -> usize {
     check_with(name, Hopper::Off, op)
 }
@@ -115,8 +115,8 @@ fn layer_norm_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     runs::layer_norm_bwd(on, d, [&rows, &rows, &stats, &weight, &rows, &weight], Write::Add)
 }
 
-/// Rows that the registers of a warp hold: the teams of a block add their sums through shared memory. Three
-/// teams have no token of the last slice, which is the second one of a block.
+/// The registers of a warp hold a whole row, so the teams of a block add their sums through shared memory.
+/// The last slice is the second one of a block, and three teams have no token in it.
 fn layer_norm_bwd_of_warps<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     let d = LayerNormDims { tokens: 289, hidden: 152, eps: 1e-6 };
     let (rows, weight, stats) = (normal("rows", 43_928, 1.0), normal("w", 304, 1.0), normal("stats", 578, 1.0));
@@ -168,13 +168,13 @@ fn linear_bwd_weight<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     runs::linear_bwd_weight(on, d, &dy, &x, &normal("start", 260 * 260, 1.0), Write::Add)
 }
 
-/// K takes four steps of 32. So the last step uses the first stage, through which warps exchange
-/// partial results.
+/// K has four steps of 32, so the last step uses the first stage, through which warps also exchange partial
+/// results.
 const HEAD: HeadDims = HeadDims { tokens: 30, hidden: 104, vocab: 1500, rows: 140, softcap: None };
 
 fn head_fwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     let (x, head) = (normal("x", 30 * 104, 1.0), normal("head", 1500 * 104, 0.1));
-    // With and without statistics the barriers are the same lines.
+    // The barriers are on the same source lines with and without statistics.
     runs::head_stats(on, HEAD, &x, &head, &indices("source", 140, 30), &indices("target", 140, 1500))
 }
 
@@ -222,8 +222,8 @@ fn grad_norm<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     runs::grad_norm(on, 1.0, &normal("grads", 300_000, 1.0), &[1e-3, 3.0, 0.0, 0.0, 0.0, 0.0])
 }
 
-/// A block of the join takes two rounds of rows. Rows that it recomputes are in several of its warps, and
-/// in the second round others than in the first.
+/// A block of the join kernel processes two rounds of rows. The rows that it recomputes are in several warps,
+/// and in different warps in the second round from the first.
 fn hopper_head(on: &On<'_, Kernels<Emulator, half::bf16>>) -> Outputs {
     let d = HeadDims { tokens: 1, hidden: 16, vocab: 40, rows: 290, softcap: None };
     let x: Vec<f64> = normal("x", d.hidden, 1.0).iter().map(|x| x.abs()).collect();

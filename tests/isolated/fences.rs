@@ -27,8 +27,8 @@ fn run(run: Run, hopper: Hopper, device: Emulator) -> Outputs {
     run(&on)
 }
 
-/// Runs an op with the check of proxy fences, then without the fences of each source line in turn.
-/// Returns the number of such lines.
+/// Runs an op with the check of proxy fences, then without the fences of one source line at a time. Returns
+/// the number of such lines.
 fn check_every_fence(name: &str, hopper: Hopper, op: Run) -> usize {
     let Some(plain) = emulator(Schedule::Rising, PROCESSORS) else { return usize::MAX };
     let _alone = alone();
@@ -67,7 +67,7 @@ fn linear_bwd_input(on: &On<'_, Kernels<Emulator, bf16>>) -> Outputs {
     runs::linear_bwd_input(on, d, &dy, &weight, &normal("start", d.tokens * d.inputs, 1.0), Write::Add)
 }
 
-/// With split-K: the splits of a tile add to the same rows of global memory in turn.
+/// Uses split-K, where the splits of a tile add to the same rows of global memory one after another.
 fn linear_bwd_weight(on: &On<'_, Kernels<Emulator, bf16>>) -> Outputs {
     let d = LinearDims { tokens: 200, inputs: 72, outputs: 136 };
     let (dy, x) = (normal("dy", d.tokens * d.outputs, 1.0), normal("x", d.tokens * d.inputs, 0.1));
@@ -106,8 +106,8 @@ fn head_bwd(on: &On<'_, Kernels<Emulator, bf16>>) -> Outputs {
     runs::head_logprob_bwd(on, HEAD, &inputs)
 }
 
-/// A second response, whose key tile across the branch and last tile are copied row by row; steps of
-/// fewer tokens than their boxes, and rows of a step that no box writes.
+/// The tree has a second response, whose key tile across the branch and last key tile are copied row by row.
+/// It also has steps with fewer tokens than their boxes, and rows of a step that no box writes.
 pub(crate) fn attention(on: &On<'_, Kernels<Emulator, bf16>>) -> Outputs {
     let tree = HostTree::new().tree(&[(20, None), (9, Some(0)), (12, Some(0))]);
     let d = tree.dims(7, 1, 40);
@@ -139,7 +139,7 @@ fn hopper_linear_kernels_need_every_proxy_fence() {
 
 #[test]
 fn hopper_glu_and_head_kernels_need_every_proxy_fence() {
-    // The forward of the head alone stores nothing by TMA.
+    // The forward of the head stores nothing by TMA, so it may have no fence.
     check_every_fence("head_logprob_fwd", Hopper::Chosen, head_fwd);
     let ops: [(&str, Run); 3] =
         [("linear_glu_fwd", linear_glu_fwd), ("linear_glu_bwd", linear_glu_bwd), ("head_logprob_bwd", head_bwd)];

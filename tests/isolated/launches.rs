@@ -128,7 +128,8 @@ impl Device for Altered {
     }
 
     unsafe fn replay(&self, graph: &Self::Graph) -> Result<()> {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller of `replay` guarantees that all memory that the graph accesses is still
+        // allocated.
         unsafe { self.emulator.replay(graph) }
     }
 
@@ -154,7 +155,8 @@ impl Device for Altered {
         self.launched.lock().unwrap().insert(kernel.name);
         let empty = grid.0.contains(&0);
         let grid = if self.blocks == 0 || empty { grid } else { Grid([self.blocks, 1, 1]) };
-        // SAFETY: the caller's promise; kernels of these tests take any grid.
+        // SAFETY: the caller of `launch` guarantees that the parameters match the kernel and that their
+        // pointers are valid. The kernels of these tests work with any grid.
         unsafe { self.emulator.launch(kernel, grid, shared_bytes, parameters) }
     }
 }
@@ -171,7 +173,7 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
         ("embedding_bwd", runs::embedding_bwd(on, d, &ids, &dy, &vec![0.0; vocab * hidden], Write::Overwrite)),
     ];
     let write = Write::Add;
-    // A row for each warp, and for each block.
+    // Rows of which each is processed by a warp, and rows of which each is processed by a block.
     let long = (22, 1100);
     for (labels, (tokens, hidden)) in
         [(["norm_fwd", "norm_bwd"], (tokens, hidden)), (["norm_fwd of long rows", "norm_bwd of long rows"], long)]

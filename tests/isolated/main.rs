@@ -1,6 +1,6 @@
-//! Tests that need a process of their own. `text_memory` counts allocations. The others need exclusive
-//! use of the emulator: they corrupt memory or remove barriers, and every launch of a process checks
-//! the guards of all allocations. [`alone`] runs them one at a time.
+//! Tests that need a separate process. `text_memory` counts allocations. The others need exclusive use of the
+//! emulator: they corrupt memory or remove barriers, and every launch of a process checks the guards of all
+//! allocations. [`alone`] runs them one at a time.
 
 mod barriers;
 mod fences;

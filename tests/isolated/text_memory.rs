@@ -1,4 +1,5 @@
-//! Memory of the checkers of instructions: a small multiple of the text, however many words it has.
+//! Memory of the instruction checkers is a small multiple of the text's size, however many words the text
+//! has.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -15,7 +16,7 @@ thread_local! {
 struct Counting;
 
 fn count(grown: usize, shrunk: usize) {
-    // A thread that ends has no counter left.
+    // The counter no longer exists while its thread ends.
     let _ = HELD.try_with(|held| {
         let (now, most) = held.get();
         let now = (now + grown).saturating_sub(shrunk);
@@ -27,13 +28,15 @@ fn count(grown: usize, shrunk: usize) {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size(), 0);
-        // SAFETY: the caller's contract is that of the system's allocator.
+        // SAFETY: the caller upholds the contract of `GlobalAlloc::alloc`, which is also that of the system's
+        // allocator.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         count(0, layout.size());
-        // SAFETY: as above.
+        // SAFETY: the caller guarantees that `alloc` returned `pointer` for `layout`, and `alloc` forwards to
+        // the system's allocator.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -60,7 +63,7 @@ fn checkers_need_a_small_multiple_of_the_text() {
             function.draw(&Request { targets: &targets, prompt: &analysis, partner: None }, &mut Rng::keyed(1, &["t"]));
         }
     };
-    // Patterns are compiled on first use.
+    // Patterns are compiled on first use, so this call compiles them before memory is measured.
     check_all("a b c. D");
     const BYTES: usize = 1 << 19;
     for text in ["a ".repeat(BYTES / 2), "the cat sat ".repeat(BYTES / 12), "A. ".repeat(BYTES / 3)] {
@@ -68,7 +71,8 @@ fn checkers_need_a_small_multiple_of_the_text() {
         HELD.with(|held| held.set((before, before)));
         check_all(&text);
         let peak = HELD.with(Cell::get).1 - before;
-        // The lower-case text and copies of the prompt. A list of words would take 8 times the text.
+        // The checkers hold the lower-case text and copies of the prompt. A list of words would need 8 times
+        // the size of the text.
         assert!(peak < 4 * BYTES + (1 << 19), "{peak} bytes for {BYTES}: {:?}", &text[..20]);
     }
 }

@@ -64,7 +64,8 @@ def results(program, folder, tests, kernels, threads):
     run, found = run_of(names)
     if kernels and ("does not compile" in run.stdout + run.stderr or "note: kernels of MAPL_KERNELS" not in run.stdout + run.stderr):
         sys.exit(f"the kernels of {kernels} were not used:\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}")
-    # A process that has died says nothing of the tests it had not finished: each gets a process of its own.
+    # A process that died reports nothing about its unfinished tests, so each of them runs in a separate
+    # process.
     for name in [name for name in names if name not in found and run.returncode < 0]:
         alone, its = run_of([name])
         found |= its

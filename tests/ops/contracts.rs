@@ -27,7 +27,7 @@ struct Lengths {
 }
 
 impl Lengths {
-    /// Lengths without a broken one.
+    /// Correct lengths of all arguments.
     fn exact() -> Self {
         Self { broken: Cell::new(usize::MAX), seen: Cell::new(0), name: Cell::new("") }
     }
@@ -416,7 +416,7 @@ fn invalid_sizes_are_rejected() {
         qkv_in_place: ViewMut::first(&mut qkv, 3),
     });
     assert!(matches!(odd, Err(Error::Contract { what: "rotated", .. })), "{odd:?}");
-    // A rotation of other rows than the layer's.
+    // A rotation whose tokens or width differ from those of the linear layer.
     let rotated = |tokens, heads| {
         let mut y = act(&b);
         let linear = LinearFwd {

@@ -1,6 +1,6 @@
-//! The CPU backend, in f32 and on every unit for bf16, gives the same bits for any number of threads. A row of a result does not depend
-//! on the other rows of the call, on its position among them, or on how its path is split into
-//! segments.
+//! The CPU backend, in f32 and on every unit for bf16, gives the same bits for any number of threads. A row
+//! of a result does not depend on the other rows of the call, on its position among them, or on how its path
+//! is split into segments.
 
 use common::compare::bits;
 use common::paths::{HostPaths, calls};
@@ -108,8 +108,8 @@ fn threads<A: Element>(units: Units) {
     }
 }
 
-/// A token gets the bits that it gets among whole sequences, whatever its path's spans, the other
-/// sequences and the number of threads.
+/// Cached attention gives a token the bits that it gets among whole sequences, whatever the spans of its
+/// path, the other sequences and the number of threads.
 #[test]
 fn cached_attention_gives_the_bits_of_whole_sequences() {
     on_each_unit(cached_attention::<f32>, cached_attention::<bf16>);
@@ -141,7 +141,7 @@ fn cached_attention<A: Element>(units: Units) {
         }
         for (end, new) in [(1, 1), (40, 40), (399, 1), (400, 3), (513, 1), (530, 300), (700, 1), (700, 2)] {
             let spans = if end <= 400 { vec![300..300 + end] } else { vec![300..700, 0..end - 400] };
-            // Another sequence before it.
+            // Puts a different sequence before the tested one.
             let paths = HostPaths::new(total + 5).sequence(&[total..total + 5], 2).sequence(&spans, new);
             let own = &qkv[(end - new) * width..end * width];
             let both = [&normal("other", 2 * width, 1.0)[..], own].concat();

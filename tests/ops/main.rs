@@ -1,6 +1,6 @@
-//! Tests every op of every backend against the f64 reference, every op of the reference against
-//! finite differences, and every kernel primitive against written-out tables. All of them are one
-//! binary, so that it can be copied to a machine with a GPU (tests/gpu).
+//! Tests every op of every backend against the f64 reference, every op of the reference against finite
+//! differences, and every kernel primitive against explicit tables. All of them are one binary, so that it
+//! can be copied to a machine with a GPU (tests/gpu).
 
 mod backends {
     mod attention;

@@ -1,5 +1,5 @@
-//! Benchmark rows: bytes and FLOPs against hand-computed values, verdicts of comparisons, refused
-//! files, and every record in `benches/record/`.
+//! Benchmark rows: bytes and FLOPs against hand-computed values, verdicts of comparisons, rejected files, and
+//! every record in `benches/record/`.
 
 use std::path::{Path, PathBuf};
 

@@ -10,7 +10,7 @@ use crate::test_names::read;
 /// removes the proxy fences of every source line.
 const CALLS: &str = r"\b(sync_block|sync_named|arrive_named|wait_mbarrier|arrive_mbarrier|arrive_expect_tx|arrive_remote_after_reads|release|release_stage|take_turn|pass_turn|fence_mbarrier_init|wgmma_fence|wgmma_wait|wgmma_commit|tma_wait_read|tma_wait|tma_commit|cp_async_wait|cp_async_commit|wait_semaphore|store_release|arrive_cluster_relaxed|wait_cluster|wait_for_earlier_launch|publish_staging|acquire_staging)(<[^>]*>)?\(";
 
-/// Text after which a call follows that no result depends on, and why.
+/// Code with a call on which no result depends, and the reason.
 const FREE: [(&str, &str); 2] = [
     (
         "            pin_accumulators(scores);\n            wait_mbarrier(full_k, kv.phase);\n            kv.advance();\n",

@@ -1,4 +1,4 @@
-//! `MAPL_GUARD=1`: the guarded code has its message, the plain code has not.
+//! `MAPL_GUARD=1`: the guarded code contains the message of the guard, the plain code does not.
 
 use std::path::Path;
 use std::process::Command;
@@ -26,7 +26,7 @@ fn guarded_waits_say_where_and_plain_waits_are_unchanged() {
         println!("SKIPPED: nvcc was not found");
         return;
     };
-    // PTX has texts as numbers: "mapl guard".
+    // PTX stores strings as numbers: "mapl guard".
     let message = "109, 97, 112, 108, 32, 103, 117, 97, 114, 100";
     let (guarded, plain) = (ptx(&nvcc, &["-DMAPL_GUARD"]), ptx(&nvcc, &[]));
     assert!(guarded.contains(message) && guarded.contains("vprintf") && guarded.contains("clock64"));

@@ -1,5 +1,5 @@
-//! Ops of the user's own (`bench::op`): contracts that do not hold are refused, wrong gradients and
-//! kernels are found, and the plan is the hand calculation. `examples/own-op` is the working case.
+//! User-defined ops (`bench::op`): contracts that do not hold are errors, wrong gradients and kernels are
+//! found, and the plan equals the hand calculation. `examples/own-op` is the working case.
 
 use mapl::backend::kernels::emulator::Schedule;
 use mapl::bench::op::{Grid, KernelFile, Op, Operand, Results, Values, check_gradient, compute};
@@ -139,10 +139,11 @@ fn a_plan_is_the_hand_calculation() {
     assert!((plan.by_bytes_us - 1e6 * 512.0 / 4.3e12).abs() < 1e-12, "{plan}");
     assert!((plan.by_flops_us - 1e6 * 64.0 / 790e12).abs() < 1e-12, "{plan}");
     assert!((plan.predicted_us - plan.floor_us - 1.8).abs() < 1e-9, "{plan}");
-    // Blocks of a warp: at most 32 on each of 132 multiprocessors.
+    // Blocks of one warp: at most 32 on each of 132 multiprocessors.
     assert_eq!((plan.blocks_per_processor, plan.limit), (32, "blocks"));
     assert!((plan.waves - 2.0 / (32.0 * 132.0)).abs() < 1e-12);
-    // Four bytes in bf16; only the entry points of the op's width.
+    // y moves only 16 elements; an element has 4 bytes in f32 and 2 in bf16. The plan has only the entry
+    // points of the op's width.
     let wide = Case { scalars: vec![("WIDTH", 8.0)], ..case("wide", &[x(), y().moved(16)], tripled) };
     let plans = file.plan(&wide, "a100").unwrap();
     let found: Vec<_> = plans.iter().map(|plan| (plan.kernel, plan.bytes)).collect();
@@ -166,7 +167,7 @@ fn a_wrong_or_missing_gradient_is_named() {
     let stray = d(&[Operand::input("z", [64])], |_| Ok(Vec::new()));
     let error = check_gradient(&forward, &stray).unwrap_err().to_string();
     assert!(error.contains("z is neither an operand of tripled"), "{error}");
-    // In place, under another name; and added to.
+    // A gradient that is written in place under a different name, and a gradient that is added.
     let in_place: Reference = |o| Ok(vec![("dy", o.of("dy")?.iter().map(|d| 3.0 * d).collect())]);
     check_gradient(&forward, &d(&[Operand::in_out("dy", [64]).gradient_of("x")], in_place)).unwrap();
     let added: Reference =
@@ -182,7 +183,7 @@ fn an_emulated_kernel_gives_the_same_bits_in_every_order_of_threads() {
     let file = KernelFile::text("case", KERNEL).unwrap();
     let verified = file.verify_emulated(&case("tripled", &[x(), y()], tripled)).unwrap();
     assert_eq!((verified.len(), verified[0].kernel), (1, "tripled"));
-    // The right result in ascending order only.
+    // The kernel gives the right result only if threads run in ascending order.
     let last: Reference = |o| Ok(vec![("y", vec![o.of("x")?[63]])]);
     let error = file.verify_emulated(&case("last_one_wins", &[x(), Operand::output("y", [1])], last)).unwrap_err();
     assert!(error.to_string().contains("y is wrong at [0]"), "{error}");

@@ -98,8 +98,8 @@ fn recorded() -> Vec<(String, f64)> {
     record["ops"].as_array().unwrap().iter().map(op).collect()
 }
 
-/// By the recorded attention, norms and bias gradients, and today's other kernels: the prediction holds
-/// for the sum and for the ops that take long.
+/// The plan uses the attention, norm and bias-gradient kernels of the record, and today's other kernels. The
+/// prediction holds for the sum and for the ops with the longest times.
 #[test]
 fn the_recorded_step_is_predicted_within_a_tenth() {
     let options = PlanOptions { recorded_kernels: true, ..PlanOptions::default() };
@@ -154,11 +154,11 @@ fn steps_of_adapters_have_no_gradients_of_frozen_weights() {
     let plan = StepPlan::new(&presets::config("qwen2.5-0.5b").unwrap(), &workload, &card).unwrap();
     let op = |plan: &StepPlan, name: &str| plan.ops.iter().find(|op| op.op == name).cloned();
     assert_eq!(plan.parameters, full.parameters);
-    // 24 layers of A and B: rank times inputs and outputs of seven layers.
+    // 24 layers of A and B: rank times inputs and outputs of seven linear layers.
     let layer = 3 * 896 + (896 + 2 * 128) + 2 * 896 + 2 * 896 + 2 * 4864 + 4864 + 896;
     near("trained", plan.trained_parameters as f64, (24 * 16 * layer) as f64);
     assert!(op(&plan, "embedding_bwd").is_none() && op(&plan, "bias_bwd").is_none());
-    // Of the head's four GEMMs, one of the reference included, the gradient of its weight is left out.
+    // The head has four GEMMs, including one of the reference. The gradient of its weight is left out.
     near("head", plan.flops_of("head_") as f64, 0.75 * full.flops_of("head_") as f64);
     let weight_gradients = |plan: &StepPlan| plan.flops_of("linear_bwd_weight");
     assert!(weight_gradients(&plan) * 10 < weight_gradients(&full), "{}", weight_gradients(&plan));
@@ -166,7 +166,7 @@ fn steps_of_adapters_have_no_gradients_of_frozen_weights() {
     assert!(moments(&plan) * 50 < moments(&full), "{}", moments(&plan));
 }
 
-/// A decoding step reads the weights once and the cache of its texts.
+/// A decoding step reads the weights once and the KV cache of its sequences.
 #[test]
 fn the_floor_of_decoding_is_that_of_weights_and_cache() {
     let config = presets::config("qwen2.5-0.5b").unwrap();
@@ -190,8 +190,8 @@ fn the_floor_of_decoding_is_that_of_weights_and_cache() {
     }
 }
 
-/// Llama-3.1-8B in bf16 on 4 GPUs of 80 GB, DPO of 4 pairs a GPU: 16 bytes a parameter of state, 2 of the
-/// reference. Only slices of all of them fit.
+/// Llama-3.1-8B in bf16 on 4 GPUs of 80 GB, DPO of 4 pairs per GPU. The state has 16 bytes per parameter, and
+/// the reference 2. Only slices of all of them fit.
 #[test]
 fn an_8b_model_fits_4_gpus_with_sharded_weights() {
     let config = presets::config("llama-3.1-8b").unwrap();
@@ -217,7 +217,8 @@ fn an_8b_model_fits_4_gpus_with_sharded_weights() {
     let text = plan.text();
     assert!(text.contains(&format!("80.0 GB a GPU: the first choice that fits is {fits}")), "{text}");
     assert!(choice("--shard-optimizer --gradient-checkpointing").total > 80_000_000_000);
-    // Adapters of rank 16: 16 x 81,920 parameters a layer. The base is the reference, and only its weights are large.
+    // Adapters of rank 16 have 16 x 81,920 parameters per layer. The base is the reference, and only its
+    // weights are large.
     let workload = Workload { lora_rank: Some(16), ..workload };
     let adapted =
         RankMemory::new(&config, &workload, &GpuRates::named("h100").unwrap(), 4, Some(80_000_000_000)).unwrap();

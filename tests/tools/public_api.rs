@@ -1,7 +1,7 @@
-//! `docs/public-api.txt` lists the public items of the library. The list is made from the sources by a
-//! parser of items, which needs no other toolchain: modules from `lib.rs` down, re-exports, fields,
-//! variants, methods and implemented traits. Functions of macros are listed as the macro spells them;
-//! derived traits and the launchers that `build.rs` generates are not listed.
+//! `docs/public-api.txt` lists the public items of the library. The list is made from the sources by a parser
+//! of items, which needs no other toolchain: modules from `lib.rs` down, re-exports, fields, variants,
+//! methods and implemented traits. Functions of macros are listed as the macro contains them; derived traits
+//! and the launchers that `build.rs` generates are not listed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -214,7 +214,7 @@ fn name_of(head: &str) -> Option<&str> {
     head[at..].split(|c: char| !(c.is_alphanumeric() || c == '_')).find(|name| !name.is_empty())
 }
 
-/// Type of an inherent or trait implementation: its name.
+/// Name of the type of an inherent or trait implementation.
 fn implemented(head: &str) -> Option<&str> {
     let of = match head.split_once(" for ") {
         Some((_, of)) => of,
@@ -248,7 +248,7 @@ fn without_private_fields(head: &str) -> String {
 /// Public items of a crate, sorted.
 fn listing(read: &dyn Fn(&str) -> Option<String>) -> BTreeSet<String> {
     let modules = modules(read);
-    // Names that a module hands out from modules that are private.
+    // Names that a public module re-exports from private modules.
     let mut handed_out: BTreeSet<(String, String)> = BTreeSet::new();
     for module in modules.iter().filter(|module| module.is_public) {
         for item in module.items.iter().filter(|item| item.head.starts_with("pub use ")) {
@@ -330,7 +330,7 @@ fn listing(read: &dyn Fn(&str) -> Option<String>) -> BTreeSet<String> {
     for module in &modules {
         for item in module.items.iter().filter(|item| !item.of_tests && item.head.starts_with("impl")) {
             let named = implemented(&item.head).and_then(|name| types.get(name));
-            // Of several types of one name, that of the nearest module.
+            // Picks the type in the nearest module if several types have the same name.
             let near =
                 |(of, _): &&(String, bool)| of.chars().zip(module.path.chars()).take_while(|(a, b)| a == b).count();
             let Some((of, true)) = named.and_then(|of| of.iter().max_by_key(near)) else { continue };
@@ -362,7 +362,7 @@ fn the_committed_list_is_that_of_the_sources() {
         "the public API changed; add it to CHANGELOG.md, and write docs/public-api.txt again with MAPL_UPDATE_API=1\ngone: \
          {gone:#?}\nnew: {added:#?}"
     );
-    // What users of the library need is there.
+    // Items that users of the library need are listed.
     for line in [
         "mapl: pub mod backend",
         "mapl::backend: backend! ",
@@ -376,7 +376,7 @@ fn the_committed_list_is_that_of_the_sources() {
     }
 }
 
-/// A crate of three files; every change to what is public is seen, and no other.
+/// In a crate of three files, every change of a public item changes the listing, and no other change does.
 #[test]
 fn a_change_of_the_public_api_is_seen() {
     let of = |lib: &str, inner: &str| {

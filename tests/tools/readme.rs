@@ -1,4 +1,4 @@
-//! The documents tell the truth: paths exist, commands exist, examples parse, tables agree with the code.
+//! Checks the documents: paths exist, commands exist, examples parse, tables agree with the code.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -241,7 +241,7 @@ fn every_option_of_mapl_is_documented() {
 fn every_flag_in_the_documents_exists() {
     let known = flags(&Cli::command());
     let flag = Regex::new(r"`?(--[a-z][a-z-]+)").unwrap();
-    // Of clap, of cargo, of mpirun, of torchrun and of the Hub's program.
+    // Flags of clap, cargo, mpirun, torchrun and the Hub's program.
     let others = [
         "--help",
         "--release",
@@ -273,7 +273,7 @@ fn the_quick_start_is_the_two_commands_and_ci_runs_both() {
     let commands = blocks(section(&readme, "Quick start")).remove(0).1;
     let lines: Vec<&str> = commands.lines().collect();
     assert_eq!(lines, ["cargo run --release -- quickstart", "cargo test --release"]);
-    // CI also builds what runs on several ranks.
+    // CI also builds with the `mpi` feature.
     let ci = read(".ci/run").replace(" --features mpi", "");
     for line in lines {
         assert!(ci.contains(line), ".ci/run does not run `{line}`");

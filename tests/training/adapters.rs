@@ -1,5 +1,5 @@
-//! Adapters of PEFT, merged with their bases at load, against the values that PEFT computes with base and
-//! adapter apart (`tests/golden/adapters.py`).
+//! PEFT adapters, merged with their bases at load, against the values that PEFT computes with an unmerged
+//! adapter (`tests/golden/adapters.py`).
 
 use std::path::Path;
 
@@ -32,7 +32,7 @@ fn log_probs<B: Backend>(backend: &B, folder: impl Fn(&str) -> std::path::PathBu
             for (t, expected) in sequence.logps.iter().enumerate() {
                 close(&format!("{name} sequence {i} token {t}"), got.logp[t], *expected, 2e-5, 0.0);
             }
-            // The fixtures could not tell a merged model from its base otherwise.
+            // Otherwise the fixtures could not tell a merged model from its base.
             let of_base = forward(backend, &mut base, &[&group], LOGP).score[0];
             assert!((of_base - sequence.logp).abs() > 1e-2, "{name} sequence {i}: {of_base} {}", sequence.logp);
         }

@@ -124,7 +124,7 @@ fn any_failing_call_ends_the_run_with_an_error_and_complete_checkpoints() {
     assert_eq!(failed, names);
 }
 
-/// Every 13th call, and of each name a dozen from the first to the last.
+/// Selects every 13th call, and a dozen calls of each name, spread from the first to the last.
 fn sample(calls: &[&str]) -> Vec<usize> {
     let mut chosen: BTreeSet<usize> = (0..calls.len()).step_by(13).collect();
     for name in calls.iter().copied().collect::<BTreeSet<_>>() {

@@ -93,8 +93,8 @@ fn greedy_tokens_of_the_reference_equal_those_of_transformers() {
     greedy_tokens_equal_transformers(&Reference, 2);
 }
 
-/// The kernels on the emulator, in f32: the first tokens of transformers' texts, with a running row next
-/// to a prompt that enters.
+/// The kernels on the emulator, in f32, generate the first tokens of transformers' texts. One prompt enters
+/// while another row is running.
 #[test]
 fn kernels_generate_the_first_tokens_of_transformers() {
     let Some(device) = common::emulator(Schedule::Rising, 2) else { return };
@@ -137,7 +137,7 @@ fn a_text_depends_on_its_prompt_seed_and_settings_only() {
     assert!(all.iter().flatten().any(|one| one.tokens.len() == 20));
     let distinct: std::collections::BTreeSet<_> = all.iter().flatten().map(|one| &one.tokens).collect();
     assert!(distinct.len() > 18, "samples differ: {}", distinct.len());
-    // The number of rows at a time, and of threads.
+    // The number of rows at a time and the number of threads do not matter.
     for rows in [1, 2, 100] {
         assert_eq!(run(sampling(), limits(20, rows), &prompts(&ids, 3)), all, "{rows} rows");
     }
@@ -145,14 +145,14 @@ fn a_text_depends_on_its_prompt_seed_and_settings_only() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         assert_eq!(pool.install(|| run(sampling(), limits(20, 4), &prompts(&ids, 3))), all, "{threads} threads");
     }
-    // The order, other prompts, and further samples.
+    // The order, other prompts and further samples do not matter.
     let reversed: Vec<Vec<u32>> = ids.iter().rev().cloned().collect();
     let mut turned = run(sampling(), limits(20, 4), &prompts(&reversed, 3));
     turned.reverse();
     assert_eq!(turned, all);
     let alone = run(sampling(), limits(20, 4), &prompts(&ids[3..4], 1));
     assert_eq!(alone[0][0], all[3][0]);
-    // The seed, and the limit of new tokens up to its end.
+    // The seed matters. A lower limit of new tokens only cuts the text off.
     assert_ne!(run(sampling(), Limits { seed: 6, ..limits(20, 4) }, &prompts(&ids, 3)), all);
     let short = run(sampling(), limits(5, 4), &prompts(&ids, 3));
     for (short, long) in short.iter().flatten().zip(all.iter().flatten()) {
@@ -215,7 +215,7 @@ fn reward_models_generate_nothing() {
     assert!(why.contains("reward model"), "{why}");
 }
 
-/// Prompts that start alike run that part once, and get the texts that they get alone.
+/// Prompts with a common prefix compute it once, and get the same texts as separate prompts.
 #[test]
 fn prompts_share_what_they_start_with_and_keep_their_texts() {
     let start = random_ids("start", &[40]).remove(0);

@@ -160,7 +160,7 @@ pub(crate) fn named<B: Backend>(backend: &B, trainer: &Trainer<'_, B>, grads: bo
         }
         values
     };
-    // In the order of files.
+    // The values are in the order of files.
     let stored = |spec: &TensorSpec, values: Vec<f64>| (0..values.len()).map(|i| values[spec.place(i)]).collect();
     trainer.policy.layout.slots.iter().map(|s| (s.spec.name.clone(), stored(&s.spec, read(s.range())))).collect()
 }
@@ -191,7 +191,7 @@ pub(crate) fn trainer<'b, B: Backend>(
 }
 
 pub(crate) fn resolve(method: Method, options: LossOptions) -> Loss {
-    // The likelihood alone has no beta.
+    // A pure likelihood loss has no beta.
     let beta = options.beta.filter(|_| options.loss_type != [LossType::Sft]);
     LossOptions { beta, ..options }.resolve(method, [1.0; KINDS], false).unwrap()
 }
@@ -347,7 +347,7 @@ fn steps_of_every_loss<B: Backend>(backend: &B) {
     let table = loss_steps();
     let settings = AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
     let mut names = BTreeSet::new();
-    // On the emulator every fourth; the tests of the op compare every loss there with the reference.
+    // The emulator runs every fourth loss; the tests of the op compare every loss there with the reference.
     let sampled = B::NAME == "emulator" && !common::full();
     for case in table.losses.iter().step_by(if sampled { 4 } else { 1 }) {
         names.extend(case.options.loss_type.iter().map(|of| of.name()));
@@ -359,7 +359,8 @@ fn steps_of_every_loss<B: Backend>(backend: &B) {
         let whole: Vec<&TokenizedGroup> = groups.iter().collect();
         let halves = whole.chunks(2).map(<[_]>::to_vec).collect();
         let loss = resolve(Method::Dpo, case.options.clone());
-        // The split matters where counts of the batch do: a mean over tokens, and several losses.
+        // The split into micro-batches matters only if the loss depends on counts of the batch: a mean over
+        // tokens, and several losses.
         let splits = loss.nll_weight > 0.0 || loss.curves.len() > 1 || matches!(loss.curves[0].curve, Curve::ApoZero);
         let mut all = vec![vec![whole.clone()]];
         if splits && !loss.sorts() {

@@ -35,8 +35,8 @@ fn settings(table: &FamilySteps) -> AdamWSettings {
     }
 }
 
-/// Models that the emulator steps: of families that differ most from those that `golden.rs` trains. With
-/// `MAPL_TEST_FULL=1` it steps all.
+/// Models that the emulator trains, from the families that differ most from those in `golden.rs`. With
+/// `MAPL_TEST_FULL=1` it trains all models.
 const EMULATED: [&str; 5] =
     ["models/gemma-untied", "models/gpt2-untied", "models/gpt_neox-tied", "models/olmo3-tied", "models/phi3-tied"];
 

@@ -49,7 +49,7 @@ fn steps<B: Backend>(backend: &B) {
     }
 }
 
-/// The loss of an evaluation is that of the first step: with the tails and weights of training.
+/// The loss of an evaluation equals that of the first training step, with the same tails and weights.
 fn evaluations<B: Backend>(backend: &B) {
     let table = loss_steps();
     let groups = pairs(&table.pairs);

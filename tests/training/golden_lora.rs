@@ -24,7 +24,7 @@ use mapl::optim::adamw::AdamWSettings;
 use mapl::train::evaluate::Evaluator;
 use mapl::train::step::Trainer;
 
-/// The base with the adapter of a case, apart from each other.
+/// Loads the base with the unmerged adapter of a case.
 fn model<B: Backend>(backend: &B, case: &LoraCase) -> Model<B> {
     let (base, adapter) = (golden::path(&case.model), golden::path(&case.adapter));
     let config = ModelConfig::read(&base).unwrap();
@@ -55,7 +55,7 @@ fn close(what: &str, got: f64, expected: f64, relative: f64) {
     assert!((got - expected).abs() <= allowed, "{what}: {got} against {expected}");
 }
 
-/// Scores by the saved adapter: with the adapter apart, and merged by the loader.
+/// Scores of the saved adapter, unmerged and merged by the loader.
 fn scores<B: Backend>(backend: &B) {
     for name in LORA_CASES {
         let case = lora_case(name);
@@ -159,9 +159,9 @@ fn three_steps_equal_those_of_peft_on_the_kernels() {
     three_steps(&Kernels::<_, f32>::new(emulator));
 }
 
-/// The tolerances of `kernels_model.rs`: 4 % for losses and 5 % for gradients, here 7 %. The gradient norm
-/// of lora-qwen2 is 3.9 % off on the CPU and 5.2 % on the emulator, which round at other places; those of
-/// the other adapters are within 2 %.
+/// Losses have the tolerance of `kernels_model.rs`, 4 %. Gradient norms have 7 % instead of its 5 % for
+/// gradients. The gradient norm of lora-qwen2 is 3.9 % off on the CPU and 5.2 % on the emulator, which round
+/// at different places; those of the other adapters are within 2 %.
 #[test]
 fn three_steps_in_bf16_are_near_those_of_peft() {
     let near = |on: &str, name: &str, [losses, norms, _]: [f64; 3]| {

@@ -1,6 +1,6 @@
-//! Entropy, token accuracy and mean logits of a step and of an evaluation, against those that TRL's
-//! trainers log (`tests/golden/token_stats.py`), with and without a soft cap of the logits. The step has
-//! the same bits without them.
+//! Entropy, token accuracy and mean logits of a step and of an evaluation, against those that TRL's trainers
+//! log (`tests/golden/token_stats.py`), with and without a soft cap of the logits. The step has the same bits
+//! without these statistics.
 
 use common::fixtures::group;
 use common::golden::{Pair, token_stats};
@@ -19,12 +19,12 @@ use super::golden::{close, for_each_backend, pairs, resolve, trainer};
 const SETTINGS: AdamWSettings =
     AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
 
-/// The chosen response of a pair alone.
+/// A group with only the chosen response of a pair.
 fn chosen(pair: &Pair) -> TokenizedGroup {
     group("row", &[&pair.prompt_ids], &[&pair.chosen_ids], &[(Kind::Base, &[(0, 0, 1)])])
 }
 
-/// Losses, their groups and TRL's values for every case.
+/// Compares the statistics of two losses with TRL's values, for every case.
 fn statistics<B: Backend>(backend: &B) {
     for case in &token_stats() {
         let plain = LossOptions { loss_type: vec![LossType::Sigmoid], ..LossOptions::default() };
@@ -42,7 +42,7 @@ fn statistics<B: Backend>(backend: &B) {
                 trainer.reserve(&limits, 2).unwrap();
                 let mut evaluator = trainer.evaluator().unwrap();
                 let (_, evaluated) = trainer.evaluate(&mut evaluator, &groups).unwrap();
-                // Two micro-batches of unequal size are one mean.
+                // Each statistic is one mean over two micro-batches of unequal size.
                 let (first, second) = groups.split_at(1);
                 let micro_batches: Vec<Vec<&TokenizedGroup>> = vec![first.iter().collect(), second.iter().collect()];
                 let report = trainer.step(&micro_batches, 1e-3).unwrap();

@@ -156,7 +156,7 @@ fn f32_agrees_with_the_cpu() {
         agrees::<f32>(family, Method::Dpo, 1e-4, 1e-4);
         agrees::<f32>(family, Method::Reward, 1e-4, 1e-4);
     }
-    // A window, norms behind the blocks and over all heads.
+    // A window, norms after the blocks, and query and key norms over all heads.
     agrees::<f32>("olmo3", Method::Dpo, 1e-4, 1e-4);
     // Soft caps, GeGLU, norm weights near 1, scaled embeddings; norms of heads.
     agrees::<f32>("gemma2", Method::Dpo, 1e-4, 1e-4);

@@ -131,11 +131,11 @@ fn gradients_of_some_targets_are_correct() {
 #[derive(Clone, Debug, PartialEq)]
 struct Steps {
     losses: Vec<f64>,
-    /// Of the last step.
+    /// Gradient of the last step.
     gradient: Vec<f64>,
-    /// Adapters afterwards.
+    /// Weights of the adapters after the steps.
     weights: Vec<f64>,
-    /// Base afterwards.
+    /// Weights of the base after the steps.
     base: Vec<f64>,
 }
 

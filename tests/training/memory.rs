@@ -1,5 +1,5 @@
-//! Memory plan of a run: limits bound every batch and parts follow their formulas. A plan that does
-//! not fit is refused with its table and the largest batch that fits.
+//! Memory plan of a run: limits bound every batch and parts follow their formulas. A plan that does not fit
+//! is an error with its table and the largest batch that fits.
 
 use common::fixtures::{group, groups, tiny_config};
 use mapl::backend::contract::Precision;
@@ -266,7 +266,7 @@ fn adapters_have_no_gradients_or_moments_of_frozen_weights() {
     }
 }
 
-/// Text that a run generates at evaluations counts with its cache, and only there.
+/// Text generation at evaluations adds its KV cache to the plan, and nothing else.
 #[test]
 fn the_plan_counts_the_cache_of_generation() {
     let config = tiny_config("llama", false);
@@ -300,11 +300,12 @@ fn the_plan_counts_the_cache_of_generation() {
     assert_eq!(large.total() - none.total(), part(&large, "generation"));
 }
 
-/// What each of 4 ranks takes: with a sharded optimizer a quarter of the moments, with sharded weights a quarter
-/// of all state, and windows for two layers and an end.
+/// Bytes of each of 4 ranks. With a sharded optimizer a rank holds a quarter of the moments and of the
+/// full-precision weights. With sharded weights it holds a quarter of all state, and windows for two layers
+/// and one end of the model.
 #[test]
 fn the_plan_shows_the_bytes_of_each_rank_and_names_what_fits() {
-    // Large matrices: the slices of norms are padded.
+    // Matrices are large, so that the padding of the norms' slices hardly counts.
     let mut config = tiny_config("llama", false);
     (config.layers, config.intermediate) = (8, 2048);
     let loss = loss(Method::Dpo);

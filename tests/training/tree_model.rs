@@ -51,9 +51,8 @@ fn losses() -> Vec<Loss> {
     ]
 }
 
-/// Tolerances. f64: 1e-10. f32: through 2 layers the gradient sums 40 to 80 token rows in another
-/// order. 2e-5 of the largest element is about 50 roundings of 2^-24 times the length of the sums'
-/// random walk.
+/// Tolerances. f64: 1e-10. f32: through 2 layers the gradient sums 40 to 80 token rows in a different order.
+/// 2e-5 of the largest element is about 50 roundings of 2^-24 times the length of the sums' random walk.
 #[test]
 fn shared_and_unshared_batches_agree() {
     for loss in losses() {
@@ -87,8 +86,8 @@ fn scores<B: Backend>(backend: &B, model: &mut Model<B>, loss: &Loss, groups: &[
     evaluator.run(backend, (model, None), loss, groups, |_| ()).unwrap().0
 }
 
-/// Bitwise on the CPU backend: in reversed order, in a batch of one group, and as the only sequence
-/// of its group.
+/// On the CPU backend a score is bitwise equal in reversed order, in a batch of one group, and as the only
+/// sequence of its group.
 #[test]
 fn a_score_does_not_depend_on_other_sequences_of_the_batch() {
     let cpu = Cpu::new();

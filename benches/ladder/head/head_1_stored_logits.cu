@@ -1,12 +1,12 @@
-// Rung 1: the textbook. One kernel stores all logits, a second one makes two passes over each row.
+// Rung 1: the textbook method. One kernel stores all logits; a second kernel makes two passes over each row.
 //
 //   head_stored_logits: z[r, v] = sum over p of hidden[source[r], p] head[v, p], a warp for each element
 //   head_two_passes, a block for each row:
 //     max = max over v of z[r, v];  sum = sum over v of exp(z[r, v] - max)
 //     lse[r] = max + log(sum);  logp[r] = z[r, target[r]] - lse[r]
 //
-// The logits take rows x vocab x 4 bytes: 5 GB for 8,192 rows and a vocabulary of 151,936. They are
-// written once and read twice.
+// The logits occupy rows x vocab x 4 bytes: 5 GB for 8,192 rows and a vocabulary of 151,936. They are written
+// once and read twice.
 #include "common.cuh"
 #include "counted.cuh"
 #include "reduce.cuh"

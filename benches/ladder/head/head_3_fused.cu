@@ -1,12 +1,12 @@
-// Rung 3: the product and the logsumexp in one kernel, so that no logit is stored.
+// Rung 3: the GEMM and the logsumexp in one kernel, so that no logit is stored.
 //
-//   a block for each 64 rows; for each 64 words of the vocabulary:
-//     z = 64 x 64 logits in registers, 4 x 4 for each thread (the product's rung 5)
+//   a block for each 64 rows; for each 64 entries of the vocabulary:
+//     z = 64 x 64 logits in registers, 4 x 4 for each thread (rung 5 of the product ladder)
 //     each thread adds its logits to the states of its four rows; the target's logit is kept
 //   combine the 16 threads of each row
 //
-// The bytes of the logits are gone. There are few blocks: 64 rows each, so 8,192 rows occupy 128
-// multiprocessors with one block, and every block reads the whole head.
+// The logits cause no memory traffic. There are few blocks: with 64 rows each, 8,192 rows give 128 blocks,
+// one for each multiprocessor, and every block reads the whole head.
 #include "common.cuh"
 #include "counted.cuh"
 #include "reduce.cuh"
@@ -14,7 +14,7 @@
 constexpr int TILE = 64, DEPTH = 32, EACH = 4;
 constexpr int CHUNKS = 4, CHUNK = 8;
 
-/// Place of a chunk in a tile.
+/// Index of a 16-byte chunk in a swizzled tile.
 DEVICE int swizzled(int row, int chunk) {
     return row * CHUNKS + (chunk ^ (row / 2 % CHUNKS));
 }
@@ -50,11 +50,11 @@ KERNEL(256, head_fused)(const bf16* hidden,  // (tokens, hidden_size)
     for (int column = 0; column < vocab; column += TILE) {
         float z[EACH][EACH] = {};
         for (int first = 0; first < hidden_size; first += DEPTH) {
-            // No thread still reads the tiles.
+            // Waits until no thread reads the tiles.
             sync_block();
             left[swizzled(r, q)] = a[(from + first) / CHUNK + q];
             right[swizzled(r, q)] = b[((long long)(column + r) * hidden_size + first) / CHUNK + q];
-            // Both tiles are complete.
+            // Waits until both tiles are complete.
             sync_block();
 #pragma unroll
             for (int chunk = 0; chunk < CHUNKS; ++chunk) {
@@ -91,7 +91,7 @@ KERNEL(256, head_fused)(const bf16* hidden,  // (tokens, hidden_size)
     sync_block();
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
-        // The 16 lanes of a row.
+        // Combines the states of the 16 lanes that share a row.
 #pragma unroll
         for (int mask = 1; mask < 16; mask *= 2) {
             LogSumExp other{shuffle_xor(state[i].max, mask), shuffle_xor(state[i].sum, mask)};

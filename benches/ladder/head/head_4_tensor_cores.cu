@@ -1,11 +1,11 @@
-// Rung 4: the product of rung 3 on tensor cores, in tiles of 128 x 128.
+// Rung 4: the GEMM of rung 3 on tensor cores, in tiles of 128 x 128.
 //
-//   a block for each 128 rows; for each 128 words of the vocabulary:
-//     z = 128 x 128 logits by mma.sync (the product's rung 6)
-//     each thread combines its 8 logits of a row: their maximum first, then one exponential each
+//   a block for each 128 rows; for each 128 entries of the vocabulary:
+//     z = 128 x 128 logits by mma.sync (rung 6 of the product ladder)
+//     each thread combines its 8 logits of a row: their maximum first, then one exponential per logit
 //
-// The product takes a tenth of the time. Tiles are larger, so there are even fewer blocks: 64 for 8,192
-// rows, less than half of an H200's multiprocessors.
+// The GEMM needs a tenth of the time of rung 3. Tiles are larger, so there are even fewer blocks: 64 for
+// 8,192 rows, less than half of an H200's multiprocessors.
 #include "common.cuh"
 #include "head_tiles.cuh"
 

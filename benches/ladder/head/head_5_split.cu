@@ -1,10 +1,10 @@
 // Rung 5: the vocabulary in slices, so that there are enough blocks.
 //
-//   head_split, a block for each 128 rows and slice of the vocabulary: the states of its rows
+//   head_split, a block for each 128 rows and slice of the vocabulary: compute the states of its rows
 //   head_merge: combine the states of a row, slice by slice in ascending order
 //
-// The number of slices follows from the sizes, never from the GPU, and the order is fixed, so a result has
-// the same bits on every GPU. No block waits for another and nothing is added atomically.
+// The number of slices depends only on the sizes, not on the GPU, and the order is fixed, so a result has the
+// same bits on every GPU. No block waits for another, and there are no atomic additions.
 #include "common.cuh"
 #include "head_tiles.cuh"
 

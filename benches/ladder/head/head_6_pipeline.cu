@@ -1,10 +1,10 @@
-// Rung 6: copies that run while the tensor cores work, by cp.async.
+// Rung 6: copies by cp.async, which run while the tensor cores work.
 //
-//   as rung 5, with three stages in shared memory (the product's rung 7) instead of one
+//   as rung 5, with three stages in shared memory (rung 7 of the product ladder) instead of one
 //
 // The pipeline starts again for each tile of the vocabulary, because a block keeps one tile of logits in
-// registers. The loop is that of the portable kernels (kernels/tile.cuh); so this rung is
-// head_logprob_slices of kernels/head.cu without edges and without a soft cap.
+// registers. The loop is that of the portable kernels (kernels/tile.cuh). This rung is therefore
+// head_logprob_slices of kernels/head.cu without partial tiles and without a soft cap.
 #include "common.cuh"
 #include "head_tiles.cuh"
 
@@ -29,13 +29,13 @@ KERNEL(256, head_pipeline)(const bf16* hidden,  // (tokens, hidden_size)
     RowStates states;
     states.start(target, row);
     for (int column = slice * width; column < end; column += TILE) {
-        // No warp still reads the stages.
+        // Waits until no warp reads the stages.
         sync_block();
         Gemm z;
         z.compute(shared, a, b, row, column, hidden_size);
         states.add(z, column, hit + row);
     }
-    // No warp still reads the stages, whose memory the states take.
+    // Waits until no warp reads the stages, because the states reuse their memory.
     sync_block();
     states.finish(reinterpret_cast<LogSumExp*>(shared), [&](int r, LogSumExp state) {
         to_max[(long long)slice * rows + row + r] = state.max;

@@ -9,15 +9,15 @@ using Gemm = BlockGemm<bf16, true, true>;
 constexpr int TILE = Gemm::ROWS;
 static_assert(Gemm::ROWS == Gemm::COLUMNS, "one shape of tile for both operands");
 
-/// z = the logits of the tile at (row, column), with copies that all threads wait for. `shared` has one
-/// stage.
+/// Adds the logits of the tile at (row, column) to z, with synchronous copies to shared memory. `shared`
+/// holds one stage.
 DEVICE void multiply_and_wait(Gemm& z, unsigned char* shared, const bf16* hidden, const bf16* head, const int* source,
                               int row, int column, int hidden_size) {
     constexpr int CHUNKS = Gemm::DEPTH / 8;
     unsigned char* left = shared;
     unsigned char* right = shared + Gemm::TileA::BYTES;
     for (int first = 0; first < hidden_size; first += Gemm::DEPTH) {
-        // No warp still reads the tiles.
+        // Waits until no warp reads the tiles.
         sync_block();
 #pragma unroll
         for (int i = int(threadIdx.x); i < TILE * CHUNKS; i += Gemm::THREADS) {
@@ -27,7 +27,7 @@ DEVICE void multiply_and_wait(Gemm& z, unsigned char* shared, const bf16* hidden
             store_vec(Gemm::TileA::at(left, r, p), of_row);
             store_vec(Gemm::TileB::at(right, r, p), of_column);
         }
-        // Both tiles are complete.
+        // Waits until both tiles are complete.
         sync_block();
 #pragma unroll
         for (int p = 0; p < Gemm::DEPTH; p += 16) {
@@ -50,12 +50,12 @@ DEVICE void multiply_and_wait(Gemm& z, unsigned char* shared, const bf16* hidden
     }
 }
 
-/// States of the rows that a thread has logits of.
+/// States of the rows whose logits a thread holds.
 struct RowStates {
     LogSumExp state[Gemm::FRAGMENTS_M][2];
     int target[Gemm::FRAGMENTS_M][2];
 
-    /// No logits yet, for the rows from `row` on.
+    /// Empties the states and loads the targets of the rows from `row` on.
     DEVICE void start(Counted<const int> targets, int row) {
 #pragma unroll
         for (int i = 0; i < Gemm::FRAGMENTS_M; ++i) {
@@ -67,8 +67,8 @@ struct RowStates {
         }
     }
 
-    /// Adds the logits of a tile at `column`: its maximum first, so that a logit costs one exponential.
-    /// `hit` receives the target's logit of each row of the block.
+    /// Adds the logits of a tile at `column`. Each row's maximum is computed first, so that a logit costs one
+    /// exponential. `hit` receives the target's logit of each row of the block.
     DEVICE void add(const Gemm& z, int column, Counted<float> hit) {
 #pragma unroll
         for (int i = 0; i < Gemm::FRAGMENTS_M; ++i) {
@@ -98,8 +98,8 @@ struct RowStates {
         }
     }
 
-    /// Combines the threads that share a row, and calls use(row of the block, state). `partials` has
-    /// TILE x WARPS_N states; all earlier accesses to that memory are complete.
+    /// Combines the states of the threads that share a row, and calls use(row of the block, state).
+    /// `partials` has room for TILE x WARPS_N states; all earlier accesses to that memory must be complete.
     template <class Use>
     DEVICE void finish(Counted<LogSumExp> partials, Use use) {
         constexpr int ACROSS = Gemm::S::WARPS_N;

@@ -4,8 +4,8 @@
 //     copy a tile of x and a tile of weight, 32 x 32, to shared memory
 //     each thread: sum += x tile[row, :] weight tile[column, :]
 //
-// An element of an operand is loaded once for 32 elements of y instead of once for each. The lanes of a
-// warp read a column of the weight's tile. Its rows are 32 words apart, so all lanes meet in one bank.
+// An element of an operand is loaded once for 32 elements of y instead of once for each. The lanes of a warp
+// read a column of the weight's tile. Its rows are 32 words apart, so all lanes access the same bank.
 #include "common.cuh"
 #include "counted.cuh"
 
@@ -28,14 +28,14 @@ KERNEL(1024, product_shared_tiles)(const bf16* x,       // (tokens, inputs)
     int row = int(blockIdx.y) * TILE, column = int(blockIdx.x) * TILE;
     float sum = 0.0f;
     for (int first = 0; first < inputs; first += TILE) {
-        // No thread still reads the tiles.
+        // Waits until no thread reads the tiles.
         sync_block();
         bool inside = first + across < inputs;
         left[down * TILE + across] =
             inside ? to_float(a[(long long)(row + down) * inputs + first + across]) : 0.0f;
         right[down * TILE + across] =
             inside ? to_float(b[(long long)(column + down) * inputs + first + across]) : 0.0f;
-        // Both tiles are complete.
+        // Waits until both tiles are complete.
         sync_block();
         for (int p = 0; p < TILE; ++p) {
             float of_row = left[down * TILE + p];

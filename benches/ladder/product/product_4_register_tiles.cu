@@ -5,7 +5,7 @@
 //     for each p: load 4 numbers of each tile, add 16 products
 //
 // A number that is read from shared memory is used four times. The lanes still read down a column of the
-// tiles, with conflicts.
+// tiles, with bank conflicts.
 #include "common.cuh"
 #include "counted.cuh"
 
@@ -28,7 +28,7 @@ KERNEL(256, product_register_tiles)(const bf16* x,       // (tokens, inputs)
     int row = int(blockIdx.y) * TILE, column = int(blockIdx.x) * TILE;
     float sum[EACH][EACH] = {};
     for (int first = 0; first < inputs; first += DEPTH) {
-        // No thread still reads the tiles.
+        // Waits until no thread reads the tiles.
         sync_block();
 #pragma unroll
         for (int i = int(threadIdx.x); i < TILE * DEPTH; i += THREADS) {
@@ -36,7 +36,7 @@ KERNEL(256, product_register_tiles)(const bf16* x,       // (tokens, inputs)
             left[i] = to_float(a[(long long)(row + r) * inputs + p]);
             right[i] = to_float(b[(long long)(column + r) * inputs + p]);
         }
-        // Both tiles are complete.
+        // Waits until both tiles are complete.
         sync_block();
 #pragma unroll
         for (int p = 0; p < DEPTH; ++p) {

@@ -5,9 +5,9 @@
 //     chunk q of row r is stored as chunk q ^ (r / 2 % 4) of the row
 //     for each chunk: load a chunk of 4 rows and of 4 columns, add 8 x 16 products
 //
-// Two rows of 64 bytes fill the 32 banks once. Without the swizzle, a quarter warp that reads one chunk
-// of 8 rows would meet in 8 banks; with it, it finds all 32. A thread's rows and columns are 16 apart, so
-// that adjacent lanes read adjacent rows.
+// Two rows of 64 bytes cover the 32 banks once. Without the swizzle, the reads of one chunk of 8 rows by a
+// quarter warp would fall into 8 banks; with the swizzle, they use all 32. A thread's rows and columns are 16
+// apart, so that adjacent lanes read adjacent rows.
 #include "common.cuh"
 #include "counted.cuh"
 
@@ -39,11 +39,11 @@ KERNEL(256, product_swizzled_vectors)(const bf16* x,       // (tokens, inputs)
     int r = int(threadIdx.x) / CHUNKS, q = int(threadIdx.x) % CHUNKS;
     float sum[EACH][EACH] = {};
     for (int first = 0; first < inputs; first += DEPTH) {
-        // No thread still reads the tiles.
+        // Waits until no thread reads the tiles.
         sync_block();
         left[swizzled(r, q)] = a[((long long)(row + r) * inputs + first) / CHUNK + q];
         right[swizzled(r, q)] = b[((long long)(column + r) * inputs + first) / CHUNK + q];
-        // Both tiles are complete.
+        // Waits until both tiles are complete.
         sync_block();
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {

@@ -1,4 +1,4 @@
-// Rung 6: products on tensor cores, by mma.sync.
+// Rung 6: GEMM on tensor cores, by mma.sync.
 //
 //   a block computes 128 x 128 elements, each of its 8 warps 64 x 32 of them
 //   for each 32 of p:
@@ -28,7 +28,7 @@ KERNEL(256, product_tensor_cores)(const bf16* x,       // (tokens, inputs)
     int row = int(blockIdx.y) * TILE, column = int(blockIdx.x) * TILE;
     Gemm gemm = {};
     for (int first = 0; first < inputs; first += DEPTH) {
-        // No warp still reads the tiles.
+        // Waits until no warp reads the tiles.
         sync_block();
 #pragma unroll
         for (int i = int(threadIdx.x); i < TILE * CHUNKS; i += THREADS) {
@@ -38,7 +38,7 @@ KERNEL(256, product_tensor_cores)(const bf16* x,       // (tokens, inputs)
             store_vec(Gemm::TileA::at(left, r, p), of_row);
             store_vec(Gemm::TileB::at(right, r, p), of_column);
         }
-        // Both tiles are complete.
+        // Waits until both tiles are complete.
         sync_block();
 #pragma unroll
         for (int p = 0; p < DEPTH; p += 16) {

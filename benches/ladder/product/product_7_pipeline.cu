@@ -1,4 +1,4 @@
-// Rung 7: copies that run while the tensor cores work, by cp.async.
+// Rung 7: copies by cp.async, which run while the tensor cores work.
 //
 //   a ring of three stages in shared memory
 //   start the copies of the first two steps
@@ -6,8 +6,8 @@
 //     wait for its copies; block barrier; start the copies of the step after the next
 //     products as in rung 6
 //
-// cp.async copies to shared memory without registers, and the thread goes on. The latency of global
-// memory is hidden behind the products of two steps, with one barrier a step instead of two.
+// cp.async copies to shared memory without registers, and the thread continues without waiting. The latency
+// of global memory is hidden behind the products of two steps, with one barrier per step instead of two.
 #include "common.cuh"
 #include "tile.cuh"
 

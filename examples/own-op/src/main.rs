@@ -1,4 +1,4 @@
-//! An op of one's own on the reference, the emulator and a GPU: `act = max(gate, 0)² up`.
+//! A custom op on the reference, the emulator and a GPU: `act = max(gate, 0)² up`.
 use std::time::Duration;
 
 use mapl::Result;

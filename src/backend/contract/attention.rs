@@ -38,7 +38,7 @@ pub struct AttentionDims {
     pub scale: f64,
     /// Sliding window: number of keys that a query sees at most. `None` for all keys of its path.
     pub window: Option<usize>,
-    /// Soft cap c of the scaled scores s: the softmax is of `c tanh(s / c)`.
+    /// Soft cap c: the softmax is computed over `c tanh(s / c)` for scaled scores s.
     pub softcap: Option<f64>,
 }
 
@@ -53,13 +53,13 @@ impl AttentionDims {
         (self.tokens * self.head_dim * (2 * self.heads + 2 * self.kv_heads)) as u64 * precision.act_bytes()
     }
 
-    /// FLOPs of the forward; the backward takes 2.5 times as many.
+    /// FLOPs of the forward; the backward needs 2.5 times as many.
     pub(super) fn flops(&self) -> u64 {
         4 * self.head_dim as u64 * self.heads as u64 * self.pairs
     }
 
-    /// Tolerance of `o` for inputs of order one: scores of head_dim terms, a softmax over the path
-    /// and a weighted mean.
+    /// Tolerance of `o` for inputs of order one. The error comes from scores of head_dim terms, a softmax
+    /// over the path and a weighted mean.
     ///
     /// In bf16 the probabilities are rounded for the mean, each by at most the roundoff of `Act`.
     /// They sum to 1, so a mean of values of order one is off by at most that roundoff, even if it
@@ -75,8 +75,8 @@ impl AttentionDims {
         self.tolerance(precision)
     }
 
-    /// Tolerance of `dqkv` for inputs of order one. A key's gradient sums dot products of head_dim
-    /// terms over all queries that see the key, `group` heads each.
+    /// Tolerance of `dqkv` for inputs of order one. A key's gradient sums dot products of head_dim terms over
+    /// all queries that see the key, in `group` query heads.
     ///
     /// In bf16 the probabilities P and the score gradients dS are rounded for these sums, and
     /// `delta = do · o` uses a rounded `o`. The error of each term is at most its roundoff u. The
@@ -91,7 +91,7 @@ impl AttentionDims {
         Tolerance { atol: sums.atol + 4.0 * group.sqrt() * Self::rounding(precision), ..sums }
     }
 
-    /// Relative error of a probability if probabilities are stored in fewer bits than sums.
+    /// Relative error of a stored probability: the roundoff of `Act` in bf16, else 0.
     fn rounding(precision: Precision) -> f64 {
         if precision == Precision::Bf16 { precision.act_roundoff() } else { 0.0 }
     }
@@ -141,8 +141,8 @@ impl<I> Tree<'_, I> {
     }
 }
 
-/// `o = softmax(scale q kᵀ) v` over the visible keys. `lse` is the logsumexp of the scaled scores
-/// of a query. With a soft cap, both are of the capped scores.
+/// `o = softmax(scale q kᵀ) v` over the visible keys. `lse` is the logsumexp of the scaled scores of a query.
+/// With a soft cap, both use the capped scores.
 pub struct AttentionFwd<'a, B: Backend> {
     /// Sizes of the call.
     pub dims: AttentionDims,
@@ -190,7 +190,7 @@ impl<B: Backend> AttentionBwd<'_, B> {
         self.check_as("attention_bwd")
     }
 
-    /// Checks the arguments as those of another op.
+    /// Checks the arguments. Errors name `op`, which may be a composite op with these arguments.
     pub(super) fn check_as(&self, op: &'static str) -> Result<()> {
         let d = self.dims;
         d.check(op)?;
@@ -216,13 +216,13 @@ pub struct AttentionCachedDims {
     pub head_dim: usize,
     /// Number of sequences.
     pub sequences: usize,
-    /// Spans of all paths.
+    /// Total number of spans of all paths.
     pub spans: usize,
     /// Rows of the cache.
     pub slots: usize,
     /// Number of visible (query, key) pairs, for the FLOPs.
     pub pairs: u64,
-    /// Rows of all paths that a new token sees, for the bytes.
+    /// Number of cache rows that any new token of a sequence sees, summed over the sequences, for the bytes.
     pub keys: u64,
     /// Number of rows on the longest path.
     pub longest_path: usize,
@@ -230,7 +230,7 @@ pub struct AttentionCachedDims {
     pub scale: f64,
     /// Sliding window: number of keys that a query sees at most. `None` for all keys of its path.
     pub window: Option<usize>,
-    /// Soft cap c of the scaled scores s: the softmax is of `c tanh(s / c)`.
+    /// Soft cap c: the softmax is computed over `c tanh(s / c)` for scaled scores s.
     pub softcap: Option<f64>,
 }
 
@@ -245,8 +245,9 @@ impl AttentionCachedDims {
         2 * self.kv_heads * self.head_dim
     }
 
-    /// Bytes: qkv read and o written once, new keys and values written to the cache, and the visible keys
-    /// and values of every path read once. Sequences that share rows still count them each.
+    /// Bytes moved. qkv is read and o written once, and new keys and values are written to the cache. The
+    /// visible keys and values of every path are read once. A row shared by several sequences counts once for
+    /// each.
     pub(super) fn bytes(&self, precision: Precision) -> u64 {
         let rows = self.tokens * self.head_dim * (self.fused_heads() + self.heads + 2 * self.kv_heads);
         (rows as u64 + self.keys * self.cache_width() as u64) * precision.act_bytes()
@@ -256,17 +257,17 @@ impl AttentionCachedDims {
         4 * self.head_dim as u64 * self.heads as u64 * self.pairs
     }
 
-    /// Tolerance of `o` for inputs of order one, as of [`AttentionDims::tolerance`].
+    /// Tolerance of `o` for inputs of order one, as in [`AttentionDims::tolerance`].
     pub fn tolerance(&self, precision: Precision) -> Tolerance {
         let sums = Tolerance::dot(precision, self.head_dim + self.longest_path).scaled(2.0);
         Tolerance { atol: sums.atol + AttentionDims::rounding(precision), ..sums }
     }
 }
 
-/// Places of the sequences of a call in the cache. The path of sequence s is the list of the spans
-/// `span_offsets[s]..span_offsets[s + 1]`, in order; a span is rows of the cache, from its first one up
-/// to its end. The last rows of the path belong to the sequence's new tokens, in order, so a token sees
-/// all rows of the path before its own, and its own; with a window, the last ones of these.
+/// Cache rows of the sequences of a call. The path of sequence s is the list of spans
+/// `span_offsets[s]..span_offsets[s + 1]`, in order. A span is a range of consecutive cache rows. The last
+/// rows of the path belong to the sequence's new tokens, in order. A token sees its row of the path and all
+/// rows before it. With a window, it sees only the last rows of these.
 pub struct Paths<'a, I> {
     /// (sequences + 1) first new token of each sequence
     pub starts: View<'a, I>,
@@ -286,9 +287,9 @@ impl<I> Clone for Paths<'_, I> {
 
 impl<I> Copy for Paths<'_, I> {}
 
-/// Attention over a cache, for the new tokens of sequences: stores their keys and values in `cache`,
-/// then `o = softmax(scale q kᵀ) v` over the rows that they see. Several paths may share rows, but no
-/// path may have a row that the same call stores for another sequence.
+/// Attention of new tokens over a KV cache. Stores the keys and values of the new tokens in `cache`. Then
+/// computes `o = softmax(scale q kᵀ) v` over the rows that each token sees. Paths may share rows, but a path
+/// must not contain a row that the same call stores for another sequence.
 pub struct AttentionCachedFwd<'a, B: Backend> {
     /// Sizes of the call.
     pub dims: AttentionCachedDims,

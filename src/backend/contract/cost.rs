@@ -122,7 +122,7 @@ impl<B: Backend> Costed for Scale<'_, B> {
 }
 
 impl<B: Backend> Costed for GeluFwd<'_, B> {
-    /// An exponential, a division and a polynomial.
+    /// 8 FLOPs per element for an exponential, a division and a polynomial.
     fn cost(&self) -> Cost {
         let n = self.dims.elements();
         Cost::new(act::<B>(2 * n), 8 * n as u64)
@@ -144,7 +144,7 @@ impl<B: Backend> Costed for LinearFwd<'_, B> {
 }
 
 impl<B: Backend> Costed for LinearGluFwd<'_, B> {
-    /// Operands and activation, and gate and up if they are stored.
+    /// Bytes of the operands and the activation, and of gate and up if they are stored.
     fn cost(&self) -> Cost {
         let d = self.dims;
         let stored = if self.gate_up.is_some() { 3 } else { 1 };
@@ -154,7 +154,7 @@ impl<B: Backend> Costed for LinearGluFwd<'_, B> {
 }
 
 impl<B: Backend> Costed for LinearGluBwd<'_, B> {
-    /// Operands of the GEMM, gate and up, and the gradients of gate and up.
+    /// Bytes of the GEMM's operands, of gate and up, and of the gradients of gate and up.
     fn cost(&self) -> Cost {
         let d = self.dims;
         let n = d.tokens * d.intermediate;
@@ -223,7 +223,7 @@ impl<B: Backend> Costed for AttentionBwd<'_, B> {
 }
 
 impl<B: Backend> Costed for LinearRopeFwd<'_, B> {
-    /// The rotation moves nothing that the GEMM does not move.
+    /// The rotation adds only its position indices to the bytes of the GEMM.
     fn cost(&self) -> Cost {
         let linear = self.linear.cost();
         Cost::new(linear.bytes + idx(self.rotation.dims.tokens), linear.flops + self.rotation.dims.flops())
@@ -231,7 +231,7 @@ impl<B: Backend> Costed for LinearRopeFwd<'_, B> {
 }
 
 impl<B: Backend> Costed for AttentionRopeBwd<'_, B> {
-    /// The rotation moves nothing that the gradient does not move.
+    /// The rotation adds only its position indices to the bytes of the gradient.
     fn cost(&self) -> Cost {
         let attention = self.attention.cost();
         Cost::new(attention.bytes + idx(self.rotation.dims.tokens), attention.flops + self.rotation.dims.flops())
@@ -253,8 +253,8 @@ impl<B: Backend> Costed for HeadLogprobFwd<'_, B> {
 }
 
 impl<B: Backend> Costed for HeadLogprobBwd<'_, B> {
-    /// Three GEMMs: the recomputed logits, the gradient of the hidden rows and, unless it is
-    /// frozen, the gradient of the head.
+    /// Two GEMMs compute the recomputed logits and the gradient of the hidden rows. A third computes the
+    /// gradient of the head, unless the head is frozen.
     fn cost(&self) -> Cost {
         let d = &self.dims;
         let (dhead, gemms) = head_gradient::<B>(d, self.dhead.is_some(), self.dhead_write);
@@ -268,9 +268,9 @@ fn head_gradient<B: Backend>(d: &HeadDims, wanted: bool, write: Write) -> (u64, 
 }
 
 impl<B: Backend> Costed for HeadPreference<'_, B> {
-    /// Three GEMMs: the logits, the gradient of the hidden rows and, unless it is frozen, the
-    /// gradient of the head. The sequence of separate ops computes the logits twice and takes four
-    /// GEMMs.
+    /// Two GEMMs compute the logits and the gradient of the hidden rows. A third computes the gradient of the
+    /// head, unless the head is frozen. The sequence of separate ops computes the logits twice and so needs
+    /// one GEMM more.
     fn cost(&self) -> Cost {
         let (d, s) = (&self.dims, self.seqs);
         let (dhead, gemms) = head_gradient::<B>(d, self.dhead.is_some(), self.dhead_write);
@@ -396,8 +396,9 @@ pub fn uses_gemm_rate(op: &str) -> bool {
 }
 
 impl Cost {
-    /// Floor of the op's calls in seconds, and the resource that sets it. The floor is the longer of the bytes at
-    /// `memory` bytes per second and, for GEMM ops, the FLOPs at `gemm` FLOP/s.
+    /// Returns a lower bound on the time of the op's calls in seconds, and the resource that sets it. The
+    /// bound is the longer of two times: the bytes at `memory` bytes per second and, for GEMM ops, the FLOPs
+    /// at `gemm` FLOP/s.
     pub fn floor(self, op: &str, memory: f64, gemm: f64) -> (f64, Bound) {
         let bytes = self.bytes as f64 / memory;
         let flops = if uses_gemm_rate(op) { self.flops as f64 / gemm } else { 0.0 };

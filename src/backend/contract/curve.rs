@@ -1,8 +1,9 @@
 //! Loss curves of a comparison with their slopes, in f64. Every backend follows these definitions.
 //!
-//! Most curves are functions of the argument z alone. Others take the two trained terms apart: a is
-//! the chosen term's rho, b the rejected one's. They need exactly one trained term of each sign. The
-//! curves of the batch sort such terms over the comparisons of a kind, and match them by rank.
+//! Most curves are functions of the argument z only. Others are functions of two arguments: a is the rho of
+//! the chosen term, b that of the rejected term. They need exactly one trained (not detached) term of each
+//! sign. Curves that sort (AOT) sort such terms over the batch's comparisons of one kind, and match them by
+//! rank.
 
 use super::{OwnCurve, Result, expect};
 
@@ -58,22 +59,21 @@ pub enum Curve {
         /// Probability that a label is wrong.
         smoothing: f64,
     },
-    /// `sigmoid(-z)` with `z = sign (rho - scale KL)`, KTO (arXiv 2402.01306): one trained term, and KL
-    /// the mean of `score - reference` over the detached terms of the batch, at least 0. It is a
-    /// constant.
+    /// `sigmoid(-z)` with `z = sign (rho - scale KL)`, KTO (arXiv 2402.01306), for one trained term. KL is
+    /// the mean of `score - reference` over the detached terms of the batch, at least 0. KL gets no gradient.
     Kto,
     /// `sigmoid(-z)`, APO-zero of one trained term (arXiv 2408.06266).
     ApoZeroUnpaired,
-    /// A function of z of the user's own.
+    /// A user-defined function of z.
     Own(&'static OwnCurve),
 }
 
-/// One of the curves that a loss is the weighted sum of.
+/// One curve of a loss, which is a weighted sum of curves.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct WeightedCurve {
     /// The curve.
     pub curve: Curve,
-    /// Factor on the weight of every comparison. At 0 a comparison with a finite loss costs nothing.
+    /// Factor on the weight of every comparison. At 0 the curve adds 0 to a comparison with a finite loss.
     pub weight: f64,
     /// Whether every rho of this curve is divided by the number of head rows of its sequence.
     pub per_token: bool,
@@ -85,7 +85,7 @@ impl From<Curve> for WeightedCurve {
     }
 }
 
-/// From the difference u of a sequence's score and its reference to `rho / scale`.
+/// Function that maps u to `rho / scale`, where u is a sequence's score minus its reference score.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Link {
     /// `u`: the reverse KL divergence.
@@ -104,7 +104,7 @@ pub enum Link {
     Odds,
 }
 
-/// Bound on the exponent of [`Link::Alpha`]. f32 holds the exponential of 80, and of no more than 88.
+/// Bound on the exponent of [`Link::Alpha`]. exp(80) is finite in f32, which overflows above exp(88).
 pub const ALPHA_BOUND: f64 = 80.0;
 
 impl Curve {
@@ -138,18 +138,18 @@ impl Curve {
         }
     }
 
-    /// Whether the curve takes a number from the whole batch: it sorts, or estimates a divergence.
+    /// Whether the curve depends on the whole batch, because it sorts or estimates a divergence.
     pub fn is_of_batch(self) -> bool {
         self.sorts() || self == Curve::Kto
     }
 
-    /// Whether the curve sorts the comparisons of a batch: those of the same kind with a weight.
+    /// Whether the curve sorts the comparisons of a batch that have the same kind and a non-zero weight.
     pub fn sorts(self) -> bool {
         matches!(self, Curve::Aot { .. } | Curve::AotUnpaired { .. })
     }
 
-    /// Whether the curve takes its two terms apart, also to sort them. Such a curve knows no margin
-    /// and no detached terms.
+    /// Whether the curve uses its two terms separately, or sorts them. Such a curve supports neither a margin
+    /// nor detached terms.
     pub fn is_of_terms(self) -> bool {
         match self {
             Curve::ApoZero
@@ -201,13 +201,13 @@ pub(super) fn check(op: &'static str, curves: &[WeightedCurve], link: Link, has_
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Arguments {
     pub z: f64,
-    /// Sum of the trained rho with a positive sign, and with a negative one.
+    /// Sum of the rho of trained terms with a positive sign, and of those with a negative sign.
     pub terms: [f64; 2],
     /// Scale of the comparison.
     pub beta: f64,
 }
 
-/// Value of a curve and its derivatives by the rho of positive and of negative terms.
+/// Value of a curve and its derivatives with respect to the rho of positive and of negative terms.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Point {
     pub value: f64,
@@ -255,7 +255,7 @@ pub(crate) fn value_and_slopes(curve: Curve, at: Arguments) -> Point {
             of_z(value, q * rest * (z - log_odds))
         }
         Curve::DiscoPop { temperature: t } => {
-            // m exp(-z) as one exponential: exp(-z) alone overflows where m is 0.
+            // m exp(-z) is computed as one exponential, because exp(-z) by itself overflows where m is 0.
             let (m, rest) = (sigmoid(z / t), sigmoid(-z / t));
             let exponential = (-z - softplus(-z / t)).exp();
             let value = rest * softplus(-z) + exponential;
@@ -286,8 +286,8 @@ pub(crate) fn value_and_slopes(curve: Curve, at: Arguments) -> Point {
     }
 }
 
-/// KL of [`Curve::Kto`] from `score - reference` of the detached terms: their mean, at least 0; 0
-/// without terms. NaN stays NaN.
+/// Returns the KL of [`Curve::Kto`] from `score - reference` of the detached terms. KL is their mean, at
+/// least 0, and 0 without terms. NaN stays NaN.
 pub(crate) fn divergence(ratios: impl Iterator<Item = f64>) -> f64 {
     let (mut sum, mut count) = (0.0, 0usize);
     for ratio in ratios {
@@ -307,8 +307,8 @@ pub(crate) struct SortKeys {
     pub y: f64,
 }
 
-/// For each comparison, the arguments of a curve of the batch: `x` minus the y of the same rank, and
-/// the x of the same rank as `y`, minus `y`. Equal numbers rank in the order of the comparisons.
+/// Returns two arguments of the sorting curve for each comparison: its x minus the y of the same rank, and
+/// the x of the same rank as its y, minus its y. Equal numbers rank in the order of the comparisons.
 pub(crate) fn matched(keys: &[SortKeys]) -> Vec<[f64; 2]> {
     let order = |number: fn(&SortKeys) -> f64| {
         let mut order: Vec<usize> = (0..keys.len()).collect();

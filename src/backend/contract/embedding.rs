@@ -8,7 +8,7 @@ use crate::backend::{Backend, View, ViewMut, Write};
 pub struct EmbeddingDims {
     /// Tokens of the batch.
     pub tokens: usize,
-    /// Words of the vocabulary.
+    /// Vocabulary size.
     pub vocab: usize,
     /// Elements of a row.
     pub hidden: usize,

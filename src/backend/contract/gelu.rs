@@ -6,7 +6,7 @@ use crate::backend::{Backend, View, ViewMut};
 /// Form of GELU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gelu {
-    /// `x Φ(x)` with the distribution function of the normal distribution.
+    /// `x Φ(x)`, where Φ is the CDF of the standard normal distribution.
     Erf,
     /// `x (1 + tanh(u)) / 2` with `u = sqrt(2 / pi) (x + 0.044715 x³)`.
     Tanh,

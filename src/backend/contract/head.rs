@@ -12,11 +12,11 @@ pub struct HeadDims {
     pub tokens: usize,
     /// Elements of a row.
     pub hidden: usize,
-    /// Words of the vocabulary.
+    /// Vocabulary size.
     pub vocab: usize,
-    /// Number of rows.
+    /// Number of head rows.
     pub rows: usize,
-    /// Soft cap c of the logits z: the softmax is of `c tanh(z / c)`.
+    /// Soft cap c: the softmax is computed over `c tanh(z / c)` for logits z.
     pub softcap: Option<f64>,
 }
 
@@ -27,7 +27,7 @@ impl HeadDims {
         (r * h + v * h) * precision.act_bytes() + r * (8 + 2 * precision.acc_bytes())
     }
 
-    /// FLOPs of the forward. The two GEMMs of the backward take twice as many, plus the recomputed
+    /// FLOPs of the forward. The two GEMMs of the backward cost twice as many, plus those of the recomputed
     /// logits.
     pub(super) fn flops(&self) -> u64 {
         2 * self.rows as u64 * self.hidden as u64 * self.vocab as u64
@@ -38,16 +38,16 @@ impl HeadDims {
         Tolerance::dot(precision, self.hidden).scaled(4.0)
     }
 
-    /// Tolerance of the statistics of a row: the entropy's slope in a logit is a few times that of a
-    /// log-prob.
+    /// Tolerance of the statistics of a row. The derivative of the entropy with respect to a logit is a few
+    /// times that of a log-prob.
     pub fn stats_tolerance(&self, precision: Precision) -> Tolerance {
         self.tolerance(precision).scaled(4.0)
     }
 
-    /// Tolerance of gradients with elements that sum `terms` products, for inputs of order one. A
-    /// backend may store dlogits as `Act` between the two GEMMs. The rounding of a target's dlogit
-    /// then shows in the sum, however small the sum is. The largest of many products of two normal
-    /// numbers is about 8, which bf16 rounds by up to 4 / 256.
+    /// Tolerance of gradients with elements that sum `terms` products, for inputs of order one. A backend may
+    /// store dlogits as `Act` between two GEMMs. The rounding error of a target's dlogit then stays in the
+    /// sum, however small the sum is. The largest of many products of two normal numbers is about 8, which
+    /// bf16 rounds by up to 4 / 256.
     pub fn gradient_tolerance(&self, precision: Precision, terms: usize) -> Tolerance {
         let dot = Tolerance::dot(precision, self.hidden + terms).scaled(2.0);
         Tolerance { atol: dot.atol + 4.0 * precision.act_roundoff(), ..dot }
@@ -59,13 +59,13 @@ pub const ROW_STATS: usize = 3;
 
 /// Log-probabilities of target tokens without storing logits.
 ///
-/// The statistics of a row with logits z, the soft cap applied, are for logs only and have no gradient:
+/// The statistics of a row are for logs only and have no gradient. They use the logits z after the soft cap:
 ///
 /// - `entropy`: of the softmax, in nats. A logit of -inf adds 0.
 /// - `mean_logit`: mean of z over the vocabulary.
-/// - `is_top1`: 1 if the target has the largest logit, the first one of equal logits; else 0.
+/// - `is_top1`: 1 if the target has the largest logit (the first one if several are equal), else 0.
 ///
-/// The other results have the same bits with and without them.
+/// The other results have the same bits with and without the statistics.
 pub struct HeadLogprobFwd<'a, B: Backend> {
     /// Sizes of the call.
     pub dims: HeadDims,
@@ -151,7 +151,7 @@ impl<B: Backend> HeadLogprobBwd<'_, B> {
 pub struct LogprobFwd<'a, B: Backend> {
     /// Number of rows.
     pub rows: usize,
-    /// Words of the vocabulary.
+    /// Vocabulary size.
     pub vocab: usize,
     /// (rows, vocab)
     pub logits: View<'a, B::Act>,
@@ -178,7 +178,7 @@ impl<B: Backend> LogprobFwd<'_, B> {
 pub struct LogprobBwd<'a, B: Backend> {
     /// Number of rows.
     pub rows: usize,
-    /// Words of the vocabulary.
+    /// Vocabulary size.
     pub vocab: usize,
     /// (rows)
     pub target: View<'a, B::Idx>,

@@ -1,5 +1,5 @@
-//! Contract of the composite of the vocabulary head and the loss over its log-probs, and the split
-//! of a batch into chunks of whole preference groups.
+//! Contract of the composite op that computes the vocabulary head and the loss over its log-probs. Also
+//! splits a batch into chunks of whole preference groups.
 
 use std::ops::Range;
 
@@ -11,8 +11,8 @@ use crate::backend::{Backend, View, ViewMut, Write};
 
 const OP: &str = "head_preference";
 
-/// End of a preference group in a batch. A group starts at the end of the previous group, the first
-/// one at 0. The ends are on the host, so that it can split a batch without asking the device.
+/// End of a preference group in a batch. A group starts at the end of the previous group, and the first one
+/// at 0. The ends are stored on the host, so that the host can split a batch without reading from the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GroupEnd {
     /// One past the last head row of the group.
@@ -30,10 +30,10 @@ pub struct Chunk {
     pub seqs: Range<usize>,
 }
 
-/// Splits a batch into chunks of whole groups. A chunk takes groups as long as it has at most
-/// `max_rows` head rows; a group with more rows is a chunk of its own. A group without rows joins
-/// the previous chunk, or the first chunk, so that a chunk has no rows only if the batch has none.
-/// A batch without groups has no chunks.
+/// Splits a batch into chunks of whole groups. A chunk receives groups as long as it has at most `max_rows`
+/// head rows; a group with more rows is a separate chunk. A group without rows joins the previous chunk, or
+/// the first chunk, so that a chunk has no rows only if the batch has none. A batch without groups has no
+/// chunks.
 pub fn chunks_of(groups: &[GroupEnd], max_rows: usize) -> Vec<Chunk> {
     let mut chunks: Vec<Chunk> = Vec::new();
     let mut start = GroupEnd::default();
@@ -56,7 +56,7 @@ pub struct ComparisonLoss<'a, B: Backend> {
     pub comparisons: usize,
     /// Curves of the loss, at least one.
     pub curves: &'a [WeightedCurve],
-    /// From log-ratios to the argument of the curves.
+    /// Function from log-ratios to the arguments of the curves.
     pub link: Link,
     /// As [`PreferenceFwd::center`].
     pub center: f64,
@@ -129,8 +129,8 @@ impl<'a, B: Backend> ComparisonLoss<'a, B> {
 /// Head rows with the same source are in one group, so a chunk computes `dhidden` of its tokens
 /// completely. `dhead` is accumulated over the chunks in order.
 ///
-/// The scores of a frozen reference model come from step 1 only. If `logp` of a fused op has other
-/// bits than step 1, the first loss of DPO is ln 2 up to rounding instead of exactly.
+/// The scores of a frozen reference model are always computed by step 1. If the `logp` of a fused op has
+/// different bits, the first loss of DPO is ln 2 only up to rounding.
 pub struct HeadPreference<'a, B: Backend> {
     /// Sizes of the call.
     pub dims: HeadDims,

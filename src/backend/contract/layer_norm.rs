@@ -10,7 +10,7 @@ pub struct LayerNormDims {
     pub tokens: usize,
     /// Elements of a row.
     pub hidden: usize,
-    /// Added to the variance before the square root.
+    /// Epsilon, added to the variance before the square root.
     pub eps: f64,
 }
 
@@ -68,7 +68,7 @@ pub struct LayerNormBwd<'a, B: Backend> {
     pub dx: ViewMut<'a, B::Act>,
     /// Whether `dx` is replaced or added to.
     pub dx_write: Write,
-    /// (2, hidden): of the weight, then of the bias
+    /// (2, hidden): gradient of the weight, then of the bias
     pub dweight: ViewMut<'a, B::Acc>,
     /// Whether `dweight` is replaced or added to.
     pub dweight_write: Write,

@@ -54,7 +54,7 @@ impl<B: Backend> LinearFwd<'_, B> {
         self.check_as("linear_fwd")
     }
 
-    /// Checks the arguments as those of another op.
+    /// Checks the arguments. Errors name `op`, which may be a composite op with these arguments.
     pub(super) fn check_as(&self, op: &'static str) -> Result<()> {
         let d = self.dims;
         expect_len(op, "x", self.x.len, d.tokens * d.inputs)?;
@@ -89,8 +89,7 @@ impl<B: Backend> LinearBwdInput<'_, B> {
     }
 }
 
-/// Rows and columns of a patch of a weight gradient, the unit of the norms that [`LinearBwdWeight`]
-/// writes.
+/// Rows and columns of a patch of a weight gradient. [`LinearBwdWeight`] writes one norm for each patch.
 pub const PATCH: (usize, usize) = (16, 32);
 
 impl LinearDims {
@@ -114,9 +113,9 @@ pub struct LinearBwdWeight<'a, B: Backend> {
     pub dweight: ViewMut<'a, B::Acc>,
     /// Whether the result replaces the output or is added to it.
     pub write: Write,
-    /// (dims.patches()) Euclidean norms of the patches of the final `dweight`. A backend may merge
-    /// patches: it writes the merged norm to one slot and 0 to the others. A norm is as exact as
-    /// `Acc` stores it, and infinite if it overflows `Acc`.
+    /// (dims.patches()) Euclidean norms of the patches of the final `dweight`. A backend may merge patches:
+    /// it writes the merged norm to one slot and 0 to the others. A norm has the accuracy of `Acc`, and is
+    /// infinite if it overflows `Acc`.
     pub norms: Option<ViewMut<'a, B::Acc>>,
 }
 

@@ -109,9 +109,8 @@ impl Precision {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
     /// Absolute part.
-    /// Absolute part.
     pub atol: f64,
-    /// Part relative to the expected size.
+    /// Relative part, multiplied by the magnitude of the reference.
     pub rtol: f64,
 }
 

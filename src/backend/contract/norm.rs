@@ -1,4 +1,4 @@
-//! Contracts of RMSNorm (arXiv 1910.07467), of rows and of the query and key heads.
+//! Contracts of RMSNorm (arXiv 1910.07467) of whole rows, and of the query and key heads.
 
 use super::{Precision, Result, Tolerance, expect, expect_len};
 use crate::backend::{Backend, View, ViewMut, Write};
@@ -10,9 +10,9 @@ pub struct NormDims {
     pub tokens: usize,
     /// Elements of a row.
     pub hidden: usize,
-    /// Added to the mean square before the square root.
+    /// Epsilon, added to the mean square before the square root.
     pub eps: f64,
-    /// Added to the weight: 1 for weights that are stored as their distance from 1.
+    /// Added to the weight; 1 for models that store the weight minus 1.
     pub offset: f64,
 }
 
@@ -29,9 +29,10 @@ impl NormDims {
 }
 
 /// RMSNorm with an optional residual: `sum = x + residual`, or `sum = x` without one;
-/// `rstd = 1 / sqrt(mean(sum²) + eps)`; `y = base + sum * rstd * (offset + weight)`, with a base of 0 if there is
-/// none.
-/// The base is for a norm behind a block, whose result the stream adds. Its gradient is that of `y`.
+/// `rstd = 1 / sqrt(mean(sum²) + eps)`; `y = base + sum * rstd * (offset + weight)`, where a missing base is
+/// 0.
+/// The base serves a post-norm, which normalises the output of a block before the residual stream adds it.
+/// The gradient of the base is the gradient of `y`.
 pub struct NormFwd<'a, B: Backend> {
     /// Sizes of the call.
     pub dims: NormDims,
@@ -109,7 +110,7 @@ impl<B: Backend> NormBwd<'_, B> {
     }
 }
 
-/// Sizes of [`QkNormFwd`] and [`QkNormBwd`]: a fused row holds `heads` queries, `kv_heads` keys and
+/// Sizes of [`QkNormFwd`] and [`QkNormBwd`]. A fused row holds `heads` queries, `kv_heads` keys and
 /// `kv_heads` values.
 #[derive(Clone, Copy, Debug)]
 pub struct QkNormDims {
@@ -121,16 +122,17 @@ pub struct QkNormDims {
     pub kv_heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// One norm over all query heads of a token and one over all its key heads, instead of one per head.
+    /// Whether one norm covers all query heads of a token and one all its key heads, instead of one norm per
+    /// head.
     pub whole: bool,
-    /// Added to the mean square before the square root.
+    /// Epsilon, added to the mean square before the square root.
     pub eps: f64,
     /// As [`NormDims::offset`].
     pub offset: f64,
 }
 
 impl QkNormDims {
-    /// Elements of a normalised row of the queries and of the keys.
+    /// Elements of a row that is normalised as a unit, for queries and for keys.
     pub fn widths(&self) -> [usize; 2] {
         match self.whole {
             true => [self.heads * self.head_dim, self.kv_heads * self.head_dim],
@@ -138,12 +140,13 @@ impl QkNormDims {
         }
     }
 
-    /// Elements of both weights.
+    /// Total number of elements of the query and key weights.
     pub fn weights(&self) -> usize {
         self.widths().iter().sum()
     }
 
-    /// Rows of a token: first element, range of the weights.
+    /// Rows of a token that are normalised as a unit: the first element of each, and the range of its
+    /// weights.
     pub(in crate::backend) fn rows(&self) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> + use<> {
         let ([queries, keys], [all_queries, all_keys]) =
             (self.widths(), [self.heads, self.kv_heads].map(|heads| heads * self.head_dim));
@@ -152,7 +155,7 @@ impl QkNormDims {
         of_queries.chain(rows(all_keys, keys).map(move |at| (all_queries + at, queries..queries + keys)))
     }
 
-    /// Normalised heads of a token: queries and keys.
+    /// Number of normalised heads of a token: queries and keys.
     pub fn normalised(&self) -> usize {
         self.heads + self.kv_heads
     }
@@ -174,8 +177,9 @@ impl QkNormDims {
 }
 
 /// RMSNorm of each query head and each key head: `head <- head * rstd * (offset + weight)` with
-/// `rstd = 1 / sqrt(mean(head²) + eps)`. One weight serves all queries, another all keys. With
-/// [`QkNormDims::whole`] the heads of a kind are one row, with a weight for each element.
+/// `rstd = 1 / sqrt(mean(head²) + eps)`. All query heads share one weight, and all key heads share another.
+/// With [`QkNormDims::whole`], all query heads of a token form one row, and so do all key heads; the weight
+/// then has an element for each element of the row.
 pub struct QkNormFwd<'a, B: Backend> {
     /// Sizes of the call.
     pub dims: QkNormDims,

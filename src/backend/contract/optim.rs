@@ -27,8 +27,8 @@ pub const CONTROL_SKIPPED: usize = 5;
 pub struct KnownNorms<'a, B: Backend> {
     /// Elements of the gradient.
     pub range: Range<usize>,
-    /// Norms with squares that add up to the sum of squares of the range: the patch norms of all
-    /// weight gradients in it, as [`LinearBwdWeight`](super::LinearBwdWeight) writes them.
+    /// Norms whose squares add up to the sum of squares of the range. They are the patch norms of all weight
+    /// gradients in it, as [`LinearBwdWeight`](super::LinearBwdWeight) writes them.
     pub norms: View<'a, B::Acc>,
 }
 
@@ -41,7 +41,7 @@ pub struct GradNorm<'a, B: Backend> {
     pub max_norm: f64,
     /// (len)
     pub grads: View<'a, B::Acc>,
-    /// Range that the op does not read, because its norms replace it.
+    /// Range that the op does not read, because it uses the known norms instead.
     pub known: Option<KnownNorms<'a, B>>,
     /// (CONTROL)
     pub control: ViewMut<'a, B::Acc>,

@@ -1,9 +1,9 @@
-//! Loss curves of the user's own: a function of the argument z, from any crate.
+//! User-defined loss curves: functions of the argument z, from any crate.
 
 use crate::{Error, Result};
 
-/// A curve over z, the argument of a comparison. [`Curve::Own`](super::Curve::Own) takes it to every
-/// backend; kernels compute it on the host, so a step waits for the scores once.
+/// A curve over z, the argument of a comparison. [`Curve::Own`](super::Curve::Own) passes it to every
+/// backend. The kernel backend evaluates it on the host, so a step waits for the scores once.
 ///
 /// ```
 /// use mapl::backend::contract::OwnCurve;
@@ -25,17 +25,17 @@ pub struct OwnCurve {
     pub at: fn(f64) -> (f64, f64),
 }
 
-/// Places at which the slope is compared, from -`REACH` to `REACH`, off the usual kinks.
+/// Points from -`REACH` to `REACH` at which the slope is compared. `OFF` shifts them off the usual kinks.
 const REACH: f64 = 20.0;
 const PLACES: u32 = 161;
 const OFF: f64 = 0.017;
 const STEP: f64 = 1e-4;
-/// Largest error of the slope, as a share of 1 + its size.
+/// Largest error of the slope, relative to 1 plus the magnitude of the finite difference.
 const TOLERANCE: f64 = 1e-5;
 
 impl OwnCurve {
     /// Compares the slope with finite differences of the value, for z from -20 to 20.
-    /// [`Error::Usage`] with the first place at which they differ, or at which one is not finite.
+    /// Returns [`Error::Usage`] with the first point at which they differ or either is not finite.
     pub fn check(&self) -> Result<()> {
         for place in 0..PLACES {
             let z = REACH * (2.0 * f64::from(place) / f64::from(PLACES - 1) - 1.0) + OFF;
@@ -61,7 +61,7 @@ impl std::fmt::Debug for OwnCurve {
     }
 }
 
-/// By name: a name stands for one function.
+/// Compares names, because a name identifies one function.
 impl PartialEq for OwnCurve {
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name

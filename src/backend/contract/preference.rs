@@ -67,9 +67,9 @@ impl<B: Backend> Comparisons<'_, B> {
     }
 }
 
-/// Numbers of the sequences that weigh their comparisons (WPO, arXiv 2406.11827). With a token's
-/// log-prob `p` and its log-prob `q` under doubled logits, `q - p` is the log of its probability over
-/// the sum of the squared probabilities of all tokens.
+/// Log-probs of the sequences that weight their comparisons (WPO, arXiv 2406.11827). Let `p` be a token's
+/// log-prob, and `q` its log-prob under doubled logits. Then `q - p` is the log of the token's probability
+/// divided by the sum of the squared probabilities of all tokens.
 pub struct PairWeights<'a, B: Backend> {
     /// (seqs) mean log-prob under doubled logits
     pub doubled: View<'a, B::Acc>,
@@ -93,23 +93,24 @@ impl<B: Backend> PairWeights<'_, B> {
     }
 }
 
-/// Comparison losses. For each of the curves, with `rho_k = scale * link(score_k - reference_k)` for
-/// the sequence of term k, divided by the sequence's head rows if the curve is per token:
+/// Comparison losses. For each curve and each term k, `rho_k = scale * link(score_k - reference_k)` with the
+/// scores of the term's sequence. If the curve is per token, rho_k is divided by the number of head rows of
+/// that sequence:
 ///
 /// - `logit = sum over trained terms of sign_k rho_k`
 ///   `+ clip(sum over detached terms of sign_k rho_k)`
 /// - `z = logit - margin`
 /// - `a` and `b`: sums of rho over the trained terms of positive and of negative sign
-/// - a curve that sorts has z = `x - y` of equal rank; the comparisons of a kind that it sorts have
-///   one weight
+/// - a curve that sorts has z = `x - y` of equal rank; the comparisons of one kind that it sorts have the
+///   same weight
 /// - [`Curve::Kto`](super::Curve::Kto) has `z = logit - margin - sign scale KL`
-/// - `weight` is multiplied by `exp(sum over terms of (doubled_k - plain_k))`, a constant, if the op got
-///   [`PairWeights`]
+/// - with [`PairWeights`], `weight` is multiplied by `exp(sum over terms of (doubled_k - plain_k))`, which
+///   gets no gradient
 /// - `loss = weight * sum over curves of curve weight * (f(z, a, b) + center * (sum of both scores)²)`,
 ///   with `center` for base pairs and the first curve only
 /// - `dscore_k = direct_k + sum over the uses of sequence k of kind_scale * d loss / d score_k`
 ///
-/// The logit that is returned is that of the first curve.
+/// The returned `logit` is that of the first curve.
 ///
 /// A comparison with weight 0 adds exactly 0 to loss and gradient, whatever its scores are. If the
 /// weight is not 0 and the logit or loss is not finite, the gradient of the comparison's trained
@@ -120,9 +121,9 @@ pub struct PreferenceFwd<'a, B: Backend> {
     pub seqs: usize,
     /// Number of comparisons.
     pub comparisons: usize,
-    /// At least one.
+    /// Curves of the loss, at least one.
     pub curves: &'a [WeightedCurve],
-    /// From log-ratios to the argument of the curves.
+    /// Function from log-ratios to the arguments of the curves.
     pub link: Link,
     /// Coefficient of the squared sum of the two scores of a base pair (arXiv 2312.09244); 0 to
     /// disable.

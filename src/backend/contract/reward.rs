@@ -39,7 +39,7 @@ pub struct RewardHeadFwd<'a, B: Backend> {
     pub hidden: View<'a, B::Act>,
     /// (hidden)
     pub weight: View<'a, B::Act>,
-    /// (seqs) row at which each sequence is read; without duplicates if a backward follows
+    /// (seqs) row of `hidden` from which each sequence is scored; without duplicates if a backward follows
     pub rows: View<'a, B::Idx>,
     /// (seqs)
     pub score: ViewMut<'a, B::Acc>,
@@ -55,8 +55,7 @@ impl<B: Backend> RewardHeadFwd<'_, B> {
     }
 }
 
-/// Gradient of [`RewardHeadFwd`]. Overwrites `dhidden`, with zeros in rows that do not end a
-/// sequence.
+/// Gradient of [`RewardHeadFwd`]. Overwrites `dhidden`, with zeros in rows that are not in `rows`.
 pub struct RewardHeadBwd<'a, B: Backend> {
     /// Sizes of the call.
     pub dims: RewardDims,

@@ -11,13 +11,13 @@ pub struct RopeDims {
     pub tokens: usize,
     /// Heads of queries.
     pub heads: usize,
-    /// Heads after the rotated ones, which stay as they are.
+    /// Heads after the rotated ones, which the op leaves unchanged.
     pub unrotated_heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// Elements at the start of a head that rotate; an even number. The others stay unchanged.
+    /// Number of elements at the start of a head that rotate; even. The other elements stay unchanged.
     pub rotated: usize,
-    /// Rows of the tables; every position is less than this.
+    /// Rows of the cos and sin tables; every position is less than this.
     pub positions: usize,
 }
 
@@ -69,9 +69,9 @@ fn check_tables(op: &'static str, d: &RopeDims, [positions, cos, sin]: [usize; 3
     expect_len(op, "sin", sin, d.positions * d.rotated / 2)
 }
 
-/// A rotation that is a part of another op, which owns the fused rows.
+/// A rotation that is a part of another op; the other op's arguments hold the fused rows.
 pub struct Rotation<'a, B: Backend> {
-    /// Sizes, as of [`Rope`].
+    /// Sizes, as for [`Rope`].
     pub dims: RopeDims,
     /// (tokens)
     pub positions: View<'a, B::Idx>,
@@ -82,7 +82,7 @@ pub struct Rotation<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Rotation<'a, B> {
-    /// The rotation as an op of its own, on these fused rows.
+    /// The rotation as a separate op on these fused rows.
     pub fn of(&self, qkv_in_place: ViewMut<'a, B::Act>) -> Rope<'a, B> {
         Rope { dims: self.dims, positions: self.positions, cos: self.cos, sin: self.sin, qkv_in_place }
     }
@@ -94,8 +94,8 @@ impl<'a, B: Backend> Rotation<'a, B> {
     }
 }
 
-/// [`LinearFwd`] to fused rows, then the rotation of its result: y is rounded once where both are one
-/// kernel.
+/// [`LinearFwd`] to fused rows, then the rotation of its result. A backend that fuses both in one kernel
+/// rounds y only once.
 pub struct LinearRopeFwd<'a, B: Backend> {
     /// The linear layer. Its `outputs` are the elements of a fused row.
     pub linear: LinearFwd<'a, B>,

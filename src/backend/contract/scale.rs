@@ -1,4 +1,4 @@
-//! Contract of a factor on rows, with an optional addend.
+//! Contract of the op that multiplies rows by a factor, with an optional addend.
 
 use super::{Precision, Result, Tolerance, expect_len};
 use crate::backend::{Backend, View, ViewMut};

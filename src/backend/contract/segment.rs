@@ -12,7 +12,8 @@ pub enum Reduce {
     Mean,
 }
 
-/// Weight of the last rows of a sequence (LD-DPO, arXiv 2409.06411). A mean still divides by all rows.
+/// Down-weights the last rows of a sequence (LD-DPO, arXiv 2409.06411). A mean still divides by the number of
+/// all rows.
 pub struct Tail<'a, B: Backend> {
     /// (seqs) rows of the sequence before its tail, a whole number
     pub starts: View<'a, B::Acc>,
@@ -54,7 +55,7 @@ pub struct SegmentSumFwd<'a, B: Backend> {
     pub values: View<'a, B::Acc>,
     /// (seqs + 1)
     pub offsets: View<'a, B::Idx>,
-    /// Weights of the tokens beyond a length.
+    /// Weights of the rows after a sequence's `starts`.
     pub tail: Option<Tail<'a, B>>,
     /// (seqs)
     pub sums: ViewMut<'a, B::Acc>,
@@ -82,7 +83,7 @@ pub struct SegmentSumBwd<'a, B: Backend> {
     pub dsums: View<'a, B::Acc>,
     /// (seqs + 1)
     pub offsets: View<'a, B::Idx>,
-    /// Weights of the tokens beyond a length.
+    /// Weights of the rows after a sequence's `starts`.
     pub tail: Option<Tail<'a, B>>,
     /// (rows)
     pub dvalues: ViewMut<'a, B::Acc>,

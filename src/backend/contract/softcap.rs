@@ -1,4 +1,4 @@
-//! Soft cap of scores and logits: c tanh(x / c), which is x near 0 and stays between -c and c.
+//! Soft cap of scores and logits: c tanh(x / c), which is about x near 0 and stays between -c and c.
 
 use super::{Result, expect};
 

@@ -1,9 +1,9 @@
-//! GEMM of one tile of bf16 matrices on the tile registers of AMX.
+//! GEMM of one tile of bf16 matrices with AMX tile registers.
 //!
 //! ```text
 //! left operand: rows as they are, or packed in tiles of 16 rows and 32 k (`pack`); so are the last k of a
 //!     depth that is not a multiple of 32
-//! for each panel of 32 columns of the right operand, packed with two consecutive k beside each other:
+//! for each panel of 32 columns of the right operand, packed with two consecutive k next to each other:
 //!     for each block of 32 rows:
 //!         2 x 2 tiles of sums = 0
 //!         for each 32 k, in order:
@@ -12,17 +12,17 @@
 //! release the tiles
 //! ```
 //!
-//! Blocks at the edges have tiles with fewer rows or columns, and none for a half that is empty. A tile of
-//! sums has one order of terms, which its shape does not change: 32 k at a time, of which TDPBF16PS first
-//! sums the even and the odd ones (`model`). After the last k both operands are 0. So an element depends on
-//! its row, its column and the depth only.
+//! Blocks at the edges have tiles with fewer rows or columns, and no tiles for an empty half. The order of
+//! summation does not depend on the shape of a tile. Each step sums 32 k, and TDPBF16PS first sums the even
+//! and the odd ones of a step separately (`model`). Both operands are padded with 0 after the last k. So an
+//! element depends on its row, its column and the depth only.
 //!
-//! At a depth of [`DEPTH`] a panel takes 32 KiB, which leaves space in a first cache of 48 KiB. The rows
-//! stream from the second cache, half as many bytes as both operands.
+//! At a depth of [`DEPTH`] a panel occupies 32 KiB, which leaves space in an L1 cache of 48 KiB. The rows of
+//! the left operand stream from the L2 cache, so half of the loaded bytes come from L2.
 //!
-//! [`gemm`] is written over the operations of [`unit`], which are instructions of the processor
-//! (`hardware`) or run in software (`model`). Tiles are configured at its start and released at its end,
-//! so no thread keeps their state between GEMMs.
+//! [`gemm`] is written over the operations of [`unit`], which are processor instructions (`hardware`) or run
+//! in software (`model`). Tiles are configured at the start of a GEMM and released at its end, so no thread
+//! keeps tile state between GEMMs.
 
 mod grant;
 #[cfg(target_arch = "x86_64")]
@@ -50,15 +50,15 @@ use crate::backend::Write;
 pub(super) const DEPTH: usize = 512;
 /// Number of columns of a panel, and of rows of a block.
 const PANEL: usize = 2 * LANES;
-/// Terms of a product of tiles.
+/// Number of k of one product of tiles.
 const STEP: usize = 2 * LANES;
 
-/// A row of a tile, aligned so that no load takes two cache lines.
+/// A row of a tile, aligned so that no load crosses a cache line.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Line([u32; LANES]);
 
-/// Buffers of a thread. Grow to the largest tile of the thread.
+/// Buffers of a thread. They grow to the largest tile of the thread.
 #[derive(Default)]
 struct Packed {
     left: Vec<Line>,
@@ -71,7 +71,7 @@ thread_local! {
     static PACKED: RefCell<Packed> = RefCell::default();
 }
 
-/// At least `words` of a buffer.
+/// Returns the first `words` words of a buffer, which grows if it is shorter.
 fn reserve(buffer: &mut Vec<Line>, words: usize) -> &mut [u32] {
     let lines = words.div_ceil(LANES);
     if buffer.len() < lines {
@@ -80,8 +80,8 @@ fn reserve(buffer: &mut Vec<Line>, words: usize) -> &mut [u32] {
     &mut bytemuck::cast_slice_mut(buffer)[..words]
 }
 
-/// Left operand in memory, in bytes: a tile of 16 rows starts at `rows_on` times the number of the tile plus
-/// `step_on` times the number of the step, and its rows are `row` apart.
+/// Left operand in memory, with sizes in bytes. A tile of 16 rows starts at `rows_on` times the index of its
+/// 16 rows plus `step_on` times the index of the step. Its rows are `row` bytes apart.
 #[derive(Clone, Copy)]
 struct Left<'a> {
     bytes: &'a [u8],
@@ -91,7 +91,7 @@ struct Left<'a> {
 }
 
 impl<'a> Left<'a> {
-    /// An operand with contiguous rows, as it is.
+    /// An operand with contiguous rows, which tiles load without packing.
     fn direct(a: Mat<'a, bf16>) -> Self {
         let row = a.row_stride * size_of::<bf16>();
         Self { bytes: bytemuck::cast_slice(a.data), row, rows_on: ROWS * row, step_on: STEP * size_of::<bf16>() }
@@ -111,10 +111,10 @@ struct Configured<'a, U: Unit> {
 }
 
 impl<U: Unit> Configured<'_, U> {
-    /// Tiles for a block of these rows and columns.
+    /// Returns the unit, configured with tiles for a block of these rows and columns.
     fn shaped(&mut self, shape: [usize; 2]) -> &mut U {
         if self.shape != shape {
-            // SAFETY: every configuration of `Config::of` is valid.
+            // SAFETY: `Config::of` only makes valid configurations.
             unsafe { self.unit.configure(&Config::of(shape)) };
             self.shape = shape;
         }
@@ -158,7 +158,7 @@ fn gemm<U: Unit>(
 ) {
     let (m, n, depth, vectors) = (a.rows, b.cols, a.cols, has_vectors());
     let steps = depth.div_ceil(STEP);
-    // Steps that the tiles load from the operand itself, and the rest, which is packed.
+    // Steps whose tiles are loaded from the operand itself; the remaining steps are packed.
     let direct = if a.col_stride == 1 { depth / STEP } else { 0 };
     let rest = reserve(&mut packed.left, m.div_ceil(ROWS) * (steps - direct) * TILE_WORDS);
     if direct < steps {
@@ -176,8 +176,9 @@ fn gemm<U: Unit>(
             let sums = bytemuck::cast_slice_mut(reserve(&mut packed.sums, PANEL * PANEL));
             let mut sums = Tile::new(sums, rows, cols, PANEL);
             let (to, at) = if add { (&mut sums.reborrow(), [0, 0]) } else { (&mut c.reborrow(), [i, j]) };
-            // SAFETY: the tiles have the shape of the block. Its rows are inside `a` for whole steps of a
-            // direct operand, packed operands are whole tiles, and `to` has the block at `at`.
+            // SAFETY: `shaped` configured the tiles for the block. The block's rows are inside `a` for the
+            // whole steps of a direct operand, and packed operands consist of whole tiles. `to` contains the
+            // block at `at`.
             unsafe {
                 match (rows > ROWS, cols > LANES) {
                     (true, true) => block::<U, true, true>(unit, &parts, i / ROWS, panel, to, at),
@@ -193,11 +194,12 @@ fn gemm<U: Unit>(
     }
 }
 
-/// Computes a block of two tiles of rows if `DOWN`, and of two tiles of columns if `ACROSS`: the rows from
-/// the tile `first` on. Stores it to `c` at row and column `at`.
+/// Computes a block that starts at tile row `first` and stores it to `c` at row and column `at`. The block
+/// has two tile rows if `DOWN`, and two tile columns if `ACROSS`.
 ///
 /// # Safety
-/// The tiles are configured for the block, which is inside the operands and inside `c`.
+/// The caller guarantees that the tiles are configured for the block, and that the block is inside the
+/// operands and inside `c`.
 #[inline(always)]
 unsafe fn block<U: Unit, const DOWN: bool, const ACROSS: bool>(
     unit: &mut U,
@@ -216,7 +218,7 @@ unsafe fn block<U: Unit, const DOWN: bool, const ACROSS: bool>(
     const FIRST: u8 = RIGHT[0];
     const SECOND: u8 = RIGHT[1];
     const PANEL_ROW: usize = PANEL * size_of::<u32>();
-    // SAFETY: the contract is that of this function.
+    // SAFETY: the caller of this function guarantees what the operations of `Unit` need.
     unsafe {
         unit.zero::<TOP_LEFT>();
         if ACROSS {
@@ -268,7 +270,7 @@ pub(super) fn on_model(c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, wri
     in_blocks(&mut Model::new(), c, a, b, write);
 }
 
-/// `c (+)= a b` on the tiles of this processor, which [`lack`] found.
+/// `c (+)= a b` on the tiles of this processor. Panics if [`lack`] returns a reason.
 pub(super) fn on_tiles(c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, write: Write) {
     let granted = usable();
     assert!(granted.is_ok(), "amx_bf16 is {}", granted.as_ref().map_or_else(Lack::to_string, |_| String::new()));
@@ -277,8 +279,8 @@ pub(super) fn on_tiles(c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, wri
     }
 }
 
-/// `c (+)= a b` on tiles that were granted. The functions that are called from here, and no others of this
-/// program, have tile instructions; a test reads the machine code.
+/// `c (+)= a b` on tiles that were granted. Only the functions that are called from here contain tile
+/// instructions; a test checks the machine code.
 #[inline(never)]
 fn on_hardware(granted: grant::Granted, c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, write: Write) {
     #[cfg(target_arch = "x86_64")]
@@ -287,10 +289,10 @@ fn on_hardware(granted: grant::Granted, c: &mut Tile<'_>, a: Mat<'_, bf16>, b: M
     let _ = (granted, c, a, b, write);
 }
 
-/// The grant of this process.
+/// The result of the request for tiles, once per process.
 static USABLE: OnceLock<Result<grant::Granted, Lack>> = OnceLock::new();
 
-/// The grant, asked for at the first call and tried in one small GEMM.
+/// Returns the grant. The first call requests it and checks it with one small GEMM.
 fn usable() -> &'static Result<grant::Granted, Lack> {
     USABLE.get_or_init(|| {
         let granted = grant::granted()?;
@@ -299,23 +301,23 @@ fn usable() -> &'static Result<grant::Granted, Lack> {
     })
 }
 
-/// Why this process has no tiles. Asks the system at the first call.
+/// Reason why this process cannot use tiles. The first call requests them from the operating system.
 pub(super) fn lack() -> Option<&'static Lack> {
     usable().as_ref().err()
 }
 
-/// As [`lack`], but `None` as well if nobody has asked yet.
+/// Same as [`lack`], but also `None` if nothing has requested the tiles yet.
 pub(super) fn known_lack() -> Option<&'static Lack> {
     USABLE.get()?.as_ref().err()
 }
 
-/// Whether the processor has tiles. Asks nothing of the system.
+/// Whether the processor has tiles. Makes no system call.
 pub(super) fn is_present() -> bool {
     grant::is_present()
 }
 
-/// Compares a GEMM with edges on all sides with the one of the model, because no processor with tiles was at
-/// hand to run the tests on.
+/// Compares a GEMM with edges on all sides with the same GEMM on the model. The check is at run time, because
+/// the tests have not run on a processor with tiles.
 fn tried(gemm: impl FnOnce(&mut Tile<'_>, Mat<'_, bf16>, Mat<'_, bf16>)) -> Result<(), Lack> {
     let [m, n, depth] = [37, 21, 2 * STEP + 5];
     let of = |len: usize, factor: usize| -> Vec<bf16> {
@@ -326,7 +328,7 @@ fn tried(gemm: impl FnOnce(&mut Tile<'_>, Mat<'_, bf16>, Mat<'_, bf16>)) -> Resu
     let [mut got, mut expected] = [(); 2].map(|()| vec![0.0f32; m * n]);
     gemm(&mut Tile::new(&mut got, m, n, n), a, b);
     on_model(&mut Tile::new(&mut expected, m, n, n), a, b, Write::Overwrite);
-    // The order of a sum is the processor's own.
+    // The processor may sum in a different order, so the comparison has a tolerance.
     let near = |x: &f32, y: &f32| (x - y).abs() <= 1e-5 * (1.0 + y.abs());
     if got.iter().zip(&expected).all(|(x, y)| near(x, y)) {
         return Ok(());
@@ -334,9 +336,9 @@ fn tried(gemm: impl FnOnce(&mut Tile<'_>, Mat<'_, bf16>, Mat<'_, bf16>)) -> Resu
     Err(Lack::Refused("a GEMM on it differs from the one of its software model; please report the processor".into()))
 }
 
-/// Results whose bits depend on how a unit sums: on the model, or on this processor's tiles.
+/// Results whose bits depend on the unit's order of summation: on this processor's tiles, or on the model.
 pub(super) fn samples(on_processor: bool) -> Vec<f32> {
-    // Powers of two at the edge of the precision of a sum, ties, and a subnormal number.
+    // Powers of two at the edge of a sum's precision, values that cause ties, and a subnormal number.
     const VALUES: [f32; 7] = [1.0, 1.007_812_5, -4096.0, 0.003_906_25, 5.9e-8, 1e-39, -1.992_187_5];
     let depth = 3 * STEP / 2;
     let of = |step: usize| -> Vec<bf16> {

@@ -11,11 +11,11 @@
 //!             lse = logsumexp(S);  O = (P V) / rowsum(P)
 //! ```
 //!
-//! With a sliding window, keys before it have probability zero too. Blocks of [`DEPTH`] keys that no query
-//! of the block sees are left out: the products sum over such blocks one by one, so no bit changes.
-//!
-//! In bf16 with dot products of bf16, the products read queries, keys and values as they are stored, scores
-//! are scaled after the product, and P is rounded to bf16. Otherwise bf16 computes as f32.
+//! With a sliding window, keys before the window also have probability zero. Blocks of [`DEPTH`] keys that no
+//! query of the block sees are skipped. The GEMMs add such blocks one by one, so skipping changes no bit.
+//! If the processor has bf16 dot products, the GEMMs of a bf16 backend read queries, keys and values as they
+//! are stored. Scores are then scaled after the GEMM, and P is rounded to bf16. Otherwise a bf16 backend
+//! computes in f32.
 //!
 //! Unlike FlashAttention, a block computes its softmax over the whole path at once, without
 //! rescaling.
@@ -219,11 +219,11 @@ pub(super) fn attention_fwd<A: Element>(cpu: &Cpu<A>, a: AttentionFwd<'_, Cpu<A>
     });
 }
 
-/// Number of keys that a query sees at most.
+/// Visibility of keys: those of the sliding window, or all keys up to the query.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Visible {
     window: usize,
-    /// Keys that a product sums before it adds to the result.
+    /// Number of keys that a GEMM sums before it adds to the result.
     block: usize,
 }
 
@@ -237,13 +237,13 @@ impl Visible {
         (position + 1).saturating_sub(self.window)..position + 1
     }
 
-    /// First position that the products of a block of queries from `position` on have to cover.
+    /// First key position that the GEMMs must cover for a block of queries that starts at `position`.
     pub fn first(self, position: usize) -> usize {
         self.keys(position).start / self.block * self.block
     }
 }
 
-/// Form of the scores of attention.
+/// Scale, window and soft cap of the attention scores.
 #[derive(Clone, Copy)]
 pub(super) struct Scores {
     scale: f32,
@@ -257,14 +257,14 @@ impl Scores {
     }
 }
 
-/// Fused rows, or keys and values, in the form in which the products read them.
+/// Fused rows, or cached keys and values, in the element type that the GEMMs read.
 #[derive(Clone, Copy)]
 pub(super) enum Source<'a> {
     Wide(&'a [f32]),
     Narrow(&'a [bf16]),
 }
 
-/// Operands of the products. Keys and values are (capacity, head_dim), queries (block, head_dim).
+/// Operands of the GEMMs. Keys and values are (capacity, head_dim), queries (block, head_dim).
 enum Operands<'a> {
     Wide {
         qkv: &'a [f32],
@@ -277,7 +277,7 @@ enum Operands<'a> {
         keys: Room<'a, bf16>,
         values: Room<'a, bf16>,
         queries: Room<'a, bf16>,
-        /// (block, keys), with rows of [`score_stride`]
+        /// (block, keys), with a row stride of [`score_stride`]
         probabilities: Room<'a, bf16>,
     },
 }
@@ -289,13 +289,13 @@ pub(super) struct Forward<'a> {
     form: Scores,
     visible: Visible,
     operands: Operands<'a>,
-    /// (block, keys), with rows of [`score_stride`]
+    /// (block, keys), with a row stride of [`score_stride`]
     scores: Scratch<'a>,
     /// (block, head_dim)
     out: Scratch<'a>,
     /// (block, 2) largest score and sum of exponentials of each row
     stats: Scratch<'a>,
-    /// (block) one over that sum
+    /// (block) reciprocal of the sum of exponentials
     inverse: Scratch<'a>,
 }
 
@@ -332,7 +332,7 @@ impl<'a> Forward<'a> {
         }
     }
 
-    /// Gathers the keys and values of `rows` of a buffer with the layout `h` to a position of the path.
+    /// Copies the keys and values of `rows` of a buffer with the layout `h` to the path, from `position` on.
     pub fn join(&mut self, (from, h): (Source<'_>, &Heads), rows: Range<usize>, position: usize) {
         match (&mut self.operands, from) {
             (Operands::Wide { keys_t, values, .. }, Source::Wide(from)) => {
@@ -343,7 +343,7 @@ impl<'a> Forward<'a> {
                 copy_head(keys, from, rows.clone(), position, h.key, h);
                 copy_head(values, from, rows, position, h.value, h);
             }
-            // Both are of one backend, whose element decides the form.
+            // Keys and queries belong to one backend, whose element type determines the variant.
             _ => unreachable!("keys and queries have one form"),
         }
     }

@@ -12,7 +12,7 @@
 //!     add dK, dV of the remaining path to the output
 //! ```
 //!
-//! One task owns a tree and a key-value head, so every sum has one owner and a fixed order.
+//! One task processes a tree and a key-value head, so every sum is computed by one task in a fixed order.
 
 use std::ops::Range;
 
@@ -61,7 +61,7 @@ pub(super) fn attention_bwd<A: Element>(cpu: &Cpu<A>, a: AttentionBwd<'_, Cpu<A>
         dv.fill(0.0);
         let mut work = Backward::new(cpu, &inputs, kv_head, capacity);
         let mut path = Path::new(segments);
-        // Steps are collected first: the gradients of the old steps must be read before the rows of
+        // Steps are collected first, because the gradients of the old steps must be read before the rows of
         // the new steps replace them.
         for segment in segments.tree(tree) {
             let own = segments.rows(segment);
@@ -84,17 +84,17 @@ pub(super) fn attention_bwd<A: Element>(cpu: &Cpu<A>, a: AttentionBwd<'_, Cpu<A>
 /// Inputs of the op, shared by all tasks.
 struct Inputs<'a> {
     dims: AttentionDims,
-    /// Empty with `narrow`.
+    /// Empty if `narrow` is set.
     qkv: &'a [f32],
-    /// qkv and do as they are stored, for dot products of bf16.
+    /// qkv and do as they are stored, for bf16 dot products.
     narrow: Option<(&'a [bf16], &'a [bf16])>,
     o: &'a [f32],
     do_: &'a [f32],
     lse: &'a [f32],
 }
 
-/// Operands of dot products of bf16. Keys and values are (capacity, head_dim), queries and dout (block,
-/// head_dim), probabilities and dscores (block, keys) with rows of [`score_stride`].
+/// Operands of bf16 dot products. Keys and values are (capacity, head_dim), queries and dout (block,
+/// head_dim). Probabilities and dscores are (block, keys), with a row stride of [`score_stride`].
 struct Narrow<'a> {
     qkv: &'a [bf16],
     do_: &'a [bf16],
@@ -122,10 +122,10 @@ struct Backward<'a> {
     queries: Scratch<'a>,
     dout: Scratch<'a>,
     dqueries: Scratch<'a>,
-    /// (block, keys), with rows of [`score_stride`]
+    /// (block, keys), with a row stride of [`score_stride`]
     probabilities: Scratch<'a>,
     dscores: Scratch<'a>,
-    /// (block) factor of dqueries, which hold the scale already if the operands are bf16
+    /// (block) factor on dqueries; 1 for bf16 operands, whose dscores already include the scale
     factors: Scratch<'a>,
 }
 
@@ -143,7 +143,7 @@ impl<'a> Backward<'a> {
             probabilities: cpu.room(block * score_stride(capacity)),
             dscores: cpu.room(block * score_stride(capacity)),
         });
-        // The operands of the other form stay empty.
+        // With bf16 operands, the f32 operands stay empty.
         let wide = if narrow.is_some() { 0 } else { capacity };
         let path = || cpu.scratch.take(heads.head_dim * capacity);
         let rows = || cpu.scratch.take(block * heads.head_dim);

@@ -7,9 +7,9 @@
 //!     the blocks of queries as in `attention`
 //! ```
 //!
-//! The arithmetic is that of `attention`, so a token gets the bits that it gets in a batch of whole
-//! sequences. They do not depend on the spans of its path, on the other sequences or on the number of
-//! threads.
+//! The arithmetic is the same as in `attention`, so the output of a token has the same bits as in a batch of
+//! whole sequences. The bits do not depend on the spans of the token's path, on the other sequences or on the
+//! number of threads.
 
 use std::ops::Range;
 
@@ -23,7 +23,8 @@ use super::tile::Grid;
 use crate::backend::Write;
 use crate::backend::contract::*;
 
-/// Most new tokens of a task. Every task gathers its keys again. No result depends on this number.
+/// Maximum number of new tokens of a task. Every task gathers its keys again. No result depends on this
+/// number.
 const UNIT: usize = 256;
 
 /// New tokens of a sequence, for one task.
@@ -44,7 +45,7 @@ impl Tables<'_> {
         self.starts[sequence] as usize..self.starts[sequence + 1] as usize
     }
 
-    /// Rows of the cache of each span of a path.
+    /// Cache rows of each span of a sequence's path.
     fn spans(&self, sequence: usize) -> impl Iterator<Item = Range<usize>> {
         let spans = self.offsets[sequence] as usize..self.offsets[sequence + 1] as usize;
         let spans = self.spans[2 * spans.start..2 * spans.end].chunks_exact(2);
@@ -102,7 +103,7 @@ pub(super) fn attention_cached_fwd<A: Element>(cpu: &Cpu<A>, a: AttentionCachedF
         let mut position = 0;
         for span in tables.spans(*sequence) {
             let span = span.start..span.end.min(span.start + end - position);
-            // No query of the unit sees the rows before.
+            // No query of the unit sees the first `hidden` rows of the span.
             let hidden = visible.first(first).saturating_sub(position).min(span.len());
             let len = span.len();
             let rows = span.start + hidden..span.end;

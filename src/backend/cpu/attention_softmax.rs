@@ -1,5 +1,5 @@
-//! Softmax of the scores of a block of queries, and its gradient. All rows of a block run in one call,
-//! because the rows of short sequences are shorter than the cost of a call each.
+//! Softmax of the scores of a block of queries, and its gradient. All rows of a block are processed in one
+//! call, because the rows of short sequences cost less than a call for each.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use super::math::{cap, cap_slope, exp};
 use super::simd::{LANES, dot, largest_lane, sum_lanes, vectorised};
 use super::{matmul, product16};
 
-// The columns of a block start at a multiple of these.
+// The columns of a block start at a multiple of one of these depths, so also at a multiple of `LANES`.
 const _: () = assert!(matmul::DEPTH.is_multiple_of(LANES) && product16::DEPTH.is_multiple_of(LANES));
 
 /// Scores of a block of queries, (count, keys). Row r belongs to the query at position
@@ -27,7 +27,7 @@ pub(super) struct Rows {
     /// Elements from one row to the next.
     pub stride: usize,
     pub visible: Visible,
-    /// Factor of the scores, before the soft cap.
+    /// Factor on the scores, applied before the soft cap.
     pub scale: Option<f32>,
     pub softcap: Option<f32>,
 }
@@ -41,8 +41,8 @@ impl Rows {
     }
 }
 
-/// Bounds of `seen` in vector `index` of a row. The test of a lane stays a comparison of vectors; an array of
-/// answers would become a branch a lane.
+/// Bounds of `seen` relative to vector `index` of a row. The compiler tests lanes against them with vector
+/// comparisons. An array of booleans would cause one branch per lane.
 #[inline(always)]
 fn bounds_in(seen: &Range<usize>, index: usize) -> [i32; 2] {
     let at = (index * LANES) as i32;
@@ -84,9 +84,10 @@ fn rounded_vector(from: &[f32; LANES]) -> [bf16; LANES] {
     to
 }
 
-/// Replaces every score s of a row by `e^(s - largest)`, and by 0 where the key is not seen. `stats` of
-/// a row are the largest score and the sum of the exponentials, as of
-/// [`softmax_row`](super::math::softmax_row). `rounded` has the layout of `scores`.
+/// Replaces every score s of a row by `e^(s - largest)`, and by 0 where the key is not seen. Writes the
+/// largest score and the sum of the exponentials of each row to `stats`, as
+/// [`softmax_row`](super::math::softmax_row) returns them. Also writes the exponentials in bf16 to `rounded`,
+/// which has the layout of `scores`.
 pub(super) fn softmax_rows(scores: &mut [f32], rounded: Option<&mut [bf16]>, stats: &mut [[f32; 2]], rows: Rows) {
     #[cfg(target_arch = "x86_64")]
     if rows.softcap.is_none() && super::simd::level() == super::simd::Level::Avx512 {
@@ -143,16 +144,16 @@ vectorised! {
     }
 }
 
-/// Inputs of [`softmax_rows_bwd`] beside the scores.
+/// Inputs of [`softmax_rows_bwd`] other than the scores.
 #[derive(Clone, Copy)]
 pub(super) struct Outputs<'a> {
     pub head_dim: usize,
     /// Elements from one token to the next in `o` and `dout`.
     pub width: usize,
-    /// Output and its gradient, from the first head of the first token of the block on.
+    /// Attention output and its gradient, both from the first head of the block's first token on.
     pub o: &'a [f32],
     pub dout: &'a [f32],
-    /// From the first head's element of the first token of the block on.
+    /// Log-sum-exp of the scores, from the first head and the block's first token on.
     pub lse: &'a [f32],
     /// Elements of `lse` from one head to the next.
     pub tokens: usize,
@@ -169,17 +170,18 @@ impl Outputs<'_> {
     }
 }
 
-/// Probabilities and gradients of the scores in bf16, with the layout of the scores.
+/// Probabilities and score gradients in bf16, with the layout of the scores.
 pub(super) struct Rounded<'a> {
     pub probabilities: &'a mut [bf16],
     pub dscores: &'a mut [bf16],
-    /// Factor of the rounded gradients.
+    /// Factor on the score gradients, applied before rounding.
     pub scale: f32,
 }
 
-/// Computes probabilities p from scores, and from `dscores`, which holds `do · v`, the gradients of the
-/// scores after `rows.scale`, `p (do · v - do · o)` times the slope of the soft cap. Keys that are not
-/// seen get 0. The results replace the inputs, or are in `rounded`, and the inputs are then unspecified.
+/// Computes the probabilities p from the scores, and the gradients of the scores after `rows.scale`. On
+/// entry, `dscores` holds `do · v`. The gradients are `p (do · v - do · o)`, times the slope of the soft cap.
+/// Keys that are not seen get 0. The results replace the inputs. If `rounded` is given, it receives the
+/// results instead, and the inputs are then unspecified.
 pub(super) fn softmax_rows_bwd(
     scores: &mut [f32],
     dscores: &mut [f32],
@@ -251,12 +253,13 @@ vectorised! {
 mod tests {
     use super::*;
 
-    /// Numbers between -4 and 4 that differ from one to the next.
+    /// Numbers between -4 and 4; consecutive ones differ.
     fn numbers(len: usize, factor: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * factor + 17) % 2003) as f32 / 250.0 - 4.0).collect()
     }
 
-    /// Bits, with one NaN for all: the sign of a NaN depends on the order of the operands of an instruction.
+    /// Bits of the values, with the same NaN for every NaN. The sign of a NaN depends on the order of an
+    /// instruction's operands.
     fn bits(values: &[f32]) -> Vec<u32> {
         values.iter().map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }).collect()
     }
@@ -347,7 +350,7 @@ mod tests {
                     false => softmax_rows_bwd(&mut p, &mut ds, rounded, outputs, rows),
                 }
                 if rows.scale.is_some() {
-                    // The other results are unspecified.
+                    // The f32 results are unspecified if the rounded ones are stored.
                     (p, ds) = (Vec::new(), Vec::new());
                 }
                 (p, ds, narrow)
@@ -366,7 +369,7 @@ mod tests {
                     expected = [p, p * (f64::from(dscores[at]) - delta)];
                 }
                 let (found, tolerance) = match rows.scale {
-                    // bf16 has 8 bits.
+                    // bf16 has 8 significant bits.
                     Some(_) => ([narrow[0][at].to_f64(), narrow[1][at].to_f64() / scale], 0.005),
                     None => ([f64::from(p[at]), f64::from(ds[at])], 1e-5),
                 };

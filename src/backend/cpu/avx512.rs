@@ -9,12 +9,12 @@
 //!         C = sum, or C = C + sum
 //! ```
 //!
-//! Each of the 28 registers of sums is an element of C per lane, so every element is summed in the
-//! order of k, as everywhere in `matmul`. 28 sums, 2 vectors of the right operand and one broadcast
-//! element fill the register file.
+//! Each lane of the 28 registers of sums is one element of C. So every element is summed in the order of k,
+//! as everywhere in `matmul`. The 28 sums, 2 vectors of the right operand and one broadcast element use 31 of
+//! the 32 registers.
 //!
-//! The left operand and a panel, (PANEL, depth) elements, stay in the second cache. The next panel
-//! comes into it while the strips run, so packing does not wait for memory.
+//! The left operand and a panel, (PANEL, depth) elements, stay in the L2 cache. The next panel is prefetched
+//! into L2 while the strips run, so packing does not wait for memory.
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
@@ -41,7 +41,7 @@ pub(super) struct Operand {
 }
 
 impl Operand {
-    /// The operand without its first rows and columns.
+    /// Returns the operand without its first `row` rows and `col` columns.
     #[inline(always)]
     fn at(self, row: usize, col: usize) -> Self {
         Self { data: self.data.wrapping_add(row * self.row + col * self.col), ..self }
@@ -57,20 +57,21 @@ pub(super) struct Target {
     pub add: bool,
 }
 
-/// Number of rows by which a pack of the left operand reads ahead; they are pages apart.
+/// Number of columns by which packing of the left operand prefetches ahead; columns can be pages apart.
 const AHEAD: usize = 4;
-/// Number of rows of a panel that are read ahead.
+/// Number of rows of a panel by which a strip prefetches ahead.
 const NEAR: usize = 12;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
 thread_local! {
-    /// Left operand and a panel of the right one. Grow to the largest tile and depth of the thread.
+    /// Packed left operand, and a packed panel of the right one. Both grow to the largest tile and depth of
+    /// the thread.
     static PACKED: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
-/// Lines that a strip prefetches, one for each k: `length` lines `inner` bytes apart, from `data` on,
-/// then as many from `outer` bytes after the first.
+/// Cache lines that a strip prefetches, one for each k. The first `length` lines are `inner` bytes apart,
+/// from `data` on. The next `length` lines start `outer` bytes after the first ones.
 #[derive(Clone, Copy)]
 pub(super) struct Prefetch {
     pub data: *const u8,
@@ -80,9 +81,10 @@ pub(super) struct Prefetch {
 }
 
 impl Prefetch {
-    /// Lines for strip `strip` of a panel, which together are the next panel: (depth, columns) elements
-    /// of `bytes` at `data`, consecutive along k if `by_columns`, with `stride` bytes between columns or
-    /// rows. A strip runs `steps` times.
+    /// Returns the lines that strip `strip` of a panel prefetches. Together the strips prefetch the next
+    /// panel, (depth, columns), which starts at `data`. Its elements are consecutive along k if `by_columns`.
+    /// `stride` is the number of bytes between columns if `by_columns`, else between rows. The loop of a
+    /// strip has `steps` iterations.
     #[inline(always)]
     pub fn of_panel(data: *const u8, by_columns: bool, stride: usize, steps: usize, strip: usize) -> Self {
         if by_columns {
@@ -90,13 +92,13 @@ impl Prefetch {
             let length = steps.div_ceil(LANES);
             Self { data: data.wrapping_add(strip * LANES * stride), inner: LINE, outer: stride, length }
         } else {
-            // A row has two lines, or three.
+            // A row spans two cache lines, or three if it is not aligned.
             let line = (strip * LINE).min(2 * LINE - 1);
             Self { data: data.wrapping_add(line), inner: stride, outer: steps * stride, length: steps }
         }
     }
 
-    /// No new lines.
+    /// Prefetches the same line in every iteration, so no new lines.
     #[inline(always)]
     pub fn none(data: *const u8) -> Self {
         Self { data, inner: 0, outer: 0, length: usize::MAX }
@@ -113,9 +115,9 @@ pub(super) unsafe fn gemm([m, n, depth]: [usize; 3], c: Target, a: Operand, b: O
     if m * n * depth == 0 {
         return;
     }
-    // A closure would not have the vector instructions of this function.
+    // `take` avoids a closure, which would be compiled without the vector instructions of this function.
     let [mut left, mut right] = PACKED.take();
-    // SAFETY: the caller guarantees the operands; the packed ones have the lengths set here.
+    // SAFETY: the caller guarantees the bounds of the operands; the packed ones have the lengths set here.
     unsafe {
         let direct = b.col == 1 && (m < PACK_ROWS || (b.row == n && n <= PANEL));
         reserve(&mut right, if direct { 0 } else { PANEL * depth });
@@ -147,10 +149,11 @@ pub(super) unsafe fn gemm([m, n, depth]: [usize; 3], c: Target, a: Operand, b: O
     PACKED.set([left, right]);
 }
 
-/// The left operand in the form that [`block`] reads, and the elements from one strip to the next.
+/// Returns the left operand in the layout that [`block`] reads, and the number of elements from one strip to
+/// the next.
 #[target_feature(enable = "avx512f")]
 unsafe fn place_left(left: &mut Vec<f32>, a: Operand, [m, n, depth]: [usize; 3], height: usize) -> (Operand, usize) {
-    // SAFETY: the contract is that of `gemm`.
+    // SAFETY: the caller guarantees the contract of `gemm`.
     unsafe {
         if a.col == 1 {
             return (a, height * a.row);
@@ -158,7 +161,7 @@ unsafe fn place_left(left: &mut Vec<f32>, a: Operand, [m, n, depth]: [usize; 3],
         if a.row == 1 && n < PACK_COLS {
             return (a, height);
         }
-        // The vector stored last reaches behind the rows of its strip.
+        // The last vector store of a strip extends past its rows.
         let strip = apart(ROWS * depth + LANES - ROWS, LANES);
         reserve(left, m.div_ceil(height) * strip + LANES);
         pack_left(left.as_mut_ptr(), a, [m, height, strip], depth);
@@ -178,13 +181,13 @@ pub(super) fn mask(n: usize) -> __mmask16 {
     if n >= LANES { !0 } else { (1 << n) - 1 }
 }
 
-/// Calls [`block`] for the numbers of rows, of registers per row, and the direction of `a`.
+/// Calls [`block`] for the number of rows, the number of registers per row, and the layout of `a`.
 #[target_feature(enable = "avx512f")]
 unsafe fn strip_by_panel([rows, cols, depth]: [usize; 3], c: Target, a: Operand, b: Operand, next: Prefetch) {
     macro_rules! choose {
         ($vectors:literal, $by_rows:literal, $($rows:literal)*) => {
             match rows {
-                // SAFETY: the contract is that of `gemm`.
+                // SAFETY: the caller guarantees the contract of `gemm`.
                 $($rows => unsafe { block::<$rows, $vectors, $by_rows>([cols, depth], c, a, b, next) },)*
                 _ => unreachable!("a strip has at most {ROWS} rows"),
             }
@@ -198,8 +201,8 @@ unsafe fn strip_by_panel([rows, cols, depth]: [usize; 3], c: Target, a: Operand,
     }
 }
 
-/// Broadcasts the element at `$from + $times * $stride` bytes. Written in assembly, because the
-/// compiler computes an address for each row of a strip, which exceeds the registers.
+/// Broadcasts the element at `$from + $times * $stride` bytes. Written in assembly, because the compiler
+/// would compute an address for each row of a strip, which needs too many registers.
 macro_rules! broadcast {
     ($times:literal, $from:expr, $stride:expr) => {{
         let x: __m512;
@@ -214,9 +217,10 @@ macro_rules! broadcast {
     }};
 }
 
-/// `R` rows of one panel. `BY_ROWS`: the rows of `a` are contiguous, else its columns are.
+/// Computes `R` rows of one panel with `V` registers per row. If `BY_ROWS`, the rows of `a` are contiguous,
+/// else its columns.
 #[target_feature(enable = "avx512f")]
-// An iterator over `sums` may remain a call, which would keep the sums in memory.
+// The compiler may not inline an iterator over `sums`, which would keep the sums in memory.
 #[allow(clippy::needless_range_loop)]
 unsafe fn block<const R: usize, const V: usize, const BY_ROWS: bool>(
     [cols, depth]: [usize; 2],
@@ -235,7 +239,8 @@ unsafe fn block<const R: usize, const V: usize, const BY_ROWS: bool>(
     let triple = 3 * stride;
     let (mut first, mut fifth, mut tenth) =
         (a.data, a.data.wrapping_byte_add(5 * stride), a.data.wrapping_byte_add(10 * stride));
-    // SAFETY: the contract is that of `gemm`; the masks keep loads and stores inside the columns.
+    // SAFETY: the caller guarantees the contract of `gemm`; the masks keep loads and stores inside the
+    // columns.
     unsafe {
         for r in 0..R {
             for v in 0..V {
@@ -308,11 +313,11 @@ unsafe fn block<const R: usize, const V: usize, const BY_ROWS: bool>(
     }
 }
 
-/// Packs a panel of the right operand, `cols` columns: (depth, PANEL) consecutive elements; columns
-/// after the last one are 0.
+/// Packs a panel of `cols` columns of the right operand to (depth, PANEL) consecutive elements. Columns after
+/// the last one are 0.
 #[target_feature(enable = "avx512f")]
 unsafe fn pack_right(to: *mut f32, b: Operand, depth: usize, cols: usize) {
-    // SAFETY: the contract is that of `gemm`; `to` has space for a panel.
+    // SAFETY: the caller guarantees the contract of `gemm`, and that `to` has space for a panel.
     unsafe {
         if b.col == 1 {
             let masks = [mask(cols), mask(cols.saturating_sub(LANES))];
@@ -341,16 +346,16 @@ unsafe fn pack_right(to: *mut f32, b: Operand, depth: usize, cols: usize) {
     }
 }
 
-/// Packs strips of `height` of the `m` rows of the left operand, `strip` elements apart: (depth, ROWS)
-/// consecutive elements each. The elements after the rows of a strip are unspecified; `to` has space
-/// for a vector more.
+/// Packs the `m` rows of the left operand in strips of `height` rows. Strips are `strip` elements apart, and
+/// each is (depth, ROWS) consecutive elements. The elements after the rows of a strip are unspecified. `to`
+/// has space for one more vector.
 #[target_feature(enable = "avx512f")]
 unsafe fn pack_left(to: *mut f32, a: Operand, [m, height, strip]: [usize; 3], depth: usize) {
-    // SAFETY: the contract is that of `gemm`.
+    // SAFETY: the caller guarantees the contract of `gemm`.
     unsafe {
         for k in 0..depth {
             if a.row == 1 {
-                // Rows are pages apart, so each is read to its end.
+                // Columns can be pages apart, so each is read to its end.
                 for i in (0..m).step_by(LANES) {
                     _mm_prefetch::<_MM_HINT_T0>(a.at(i, k + AHEAD).data.cast());
                 }
@@ -358,7 +363,7 @@ unsafe fn pack_left(to: *mut f32, a: Operand, [m, height, strip]: [usize; 3], de
             for (s, i) in (0..m).step_by(height).enumerate() {
                 let (rows, to) = (height.min(m - i), to.add(s * strip + k * ROWS));
                 if a.row == 1 {
-                    // The lanes after the rows are replaced by the next store.
+                    // The next store overwrites the lanes after the rows.
                     _mm512_storeu_ps(to, _mm512_maskz_loadu_ps(mask(rows), a.at(i, k).data));
                 } else {
                     for r in 0..rows {
@@ -370,8 +375,8 @@ unsafe fn pack_left(to: *mut f32, a: Operand, [m, height, strip]: [usize; 3], de
     }
 }
 
-/// Packs a square of an operand with contiguous columns, `stride` bytes apart: line i of the panel is
-/// element i of each column. Elements have 4 bytes.
+/// Packs 16 x 16 elements of 4 bytes of an operand with contiguous columns, which are `stride` bytes apart.
+/// Line i of the panel receives element i of each column.
 ///
 /// # Safety
 /// The processor has AVX-512F; the columns are inside an allocation, and `to` has space for the lines of a
@@ -392,18 +397,19 @@ pub(super) unsafe fn store_square(to: *mut f32, from: *const u8, stride: usize) 
             $(_mm512_storeu_ps(to.add($row * PANEL), $square[$row]);)*
         };
     }
-    // SAFETY: the contract is that of `gemm`. An array in a loop would pass through memory.
+    // SAFETY: the caller guarantees that columns and lines are in bounds. An array in a loop would pass
+    // through memory.
     unsafe {
         let square = transposed(lines!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15));
         store!(square, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
     }
 }
 
-/// Lane j of line i is element (i, j) of `b`, for `count` rows and `cols` columns.
+/// Loads `count` rows and `cols` columns of `b`. Lane j of line i is element (i, j).
 #[target_feature(enable = "avx512f")]
 unsafe fn load_square(b: Operand, cols: usize, count: usize) -> [__m512; LANES] {
     let mut lines = [_mm512_setzero_ps(); LANES];
-    // SAFETY: the contract is that of `gemm`; masks and counts keep the loads inside `b`.
+    // SAFETY: the caller guarantees the contract of `gemm`; masks and counts keep the loads inside `b`.
     unsafe {
         if b.row == 1 {
             let mask = mask(count);

@@ -2,17 +2,17 @@
 //!
 //! ```text
 //! left operand: rows as they are, or strips of at most 14 rows, packed by pairs of columns
-//! for each panel of 32 columns of the right operand, packed with two consecutive k beside each other:
+//! for each panel of 32 columns of the right operand, packed with two consecutive k next to each other:
 //!     for each strip:
 //!         14 x 2 registers of sums;  for each pair of k, in order: sum = vdpbf16ps(sum, a pair, b pair)
 //!             and prefetch a line of the next panel
 //!         C = sum, or C = C + sum
 //! ```
 //!
-//! The shape is that of `avx512`, with pairs of bf16 where that file has f32. `vdpbf16ps` adds the two
-//! products of a pair to the sum in an order and with roundings of its own, which differ between
-//! processors ([`Units::numerics`](super::units::Units) tells them apart), and takes subnormal numbers
-//! as zero. An odd depth ends with a pair whose second product is 0.
+//! The structure is that of `avx512`, with pairs of bf16 where that file has f32. `vdpbf16ps` adds the two
+//! products of a pair to the sum in an order and with roundings that differ between processors.
+//! [`Units::numerics`](super::units::Units) distinguishes them. The instruction treats subnormal numbers as
+//! zero. An odd depth ends with a pair whose second product is 0.
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
@@ -23,15 +23,15 @@ use super::avx512::{Prefetch, Target as Sums, mask, store_square, transposed};
 use super::avx512_math::rounded_fast;
 use super::tile::apart;
 
-/// Pairs, or f32 elements, of a register.
+/// Number of bf16 pairs, or of f32 elements, in a register.
 const LANES: usize = 16;
 /// Maximum number of rows of a strip.
 const ROWS: usize = 14;
 /// Number of columns of a panel.
 const PANEL: usize = 2 * LANES;
-/// Number of rows of a panel that are read ahead.
+/// Number of rows of a panel by which a strip prefetches ahead.
 const NEAR: usize = 12;
-/// Number of rows by which a pack of the left operand reads ahead.
+/// Number of columns by which packing of the left operand prefetches ahead.
 const AHEAD: usize = 8;
 
 /// Operand of a GEMM. Element (i, j) is at `data + i * row + j * col`.
@@ -43,7 +43,7 @@ pub(super) struct Operand {
 }
 
 impl Operand {
-    /// The operand without its first rows and columns.
+    /// Returns the operand without its first `row` rows and `col` columns.
     #[inline(always)]
     fn at(self, row: usize, col: usize) -> Self {
         Self { data: self.data.wrapping_add(row * self.row + col * self.col), ..self }
@@ -68,7 +68,8 @@ struct Strip {
 }
 
 thread_local! {
-    /// Packed left and right operand. Grow to the largest tile and depth of the thread.
+    /// Packed left operand, and a packed panel of the right one. Both grow to the largest tile and depth of
+    /// the thread.
     static PACKED: RefCell<[Vec<u32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
@@ -83,19 +84,19 @@ pub(super) unsafe fn gemm([m, n, depth]: [usize; 3], c: Target, a: Operand, b: O
         return;
     }
     let [mut left, mut right] = PACKED.take();
-    // A strip of rounded results, before it is rounded.
+    // f32 sums of a strip whose results are rounded to bf16.
     let mut sums = [0.0; ROWS * PANEL];
     let pairs = depth.div_ceil(2);
     reserve(&mut right, PANEL * pairs);
     // Strips of about equal height.
     let height = m.div_ceil(m.div_ceil(ROWS));
     let direct = a.col == 1;
-    // The vector stored last reaches behind the rows of its strip.
+    // The last vector store of a strip extends past its rows.
     let strip = apart(ROWS * pairs + LANES - ROWS, LANES);
-    // SAFETY: the caller guarantees the operands; the packed ones have the lengths set here.
+    // SAFETY: the caller guarantees the bounds of the operands; the packed ones have the lengths set here.
     unsafe {
         if !direct {
-            // Strips are packed two by two.
+            // Strips are packed in pairs.
             reserve(&mut left, m.div_ceil(height).next_multiple_of(2) * strip + LANES);
             pack_left(left.as_mut_ptr(), a, [m, height, strip], depth);
         }
@@ -131,12 +132,13 @@ pub(super) unsafe fn gemm([m, n, depth]: [usize; 3], c: Target, a: Operand, b: O
     PACKED.set([left, right]);
 }
 
-/// Rounds a strip of sums, rows of [`PANEL`] elements.
+/// Rounds a strip of sums, with rows of [`PANEL`] elements, to bf16.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx")]
 unsafe fn round_block(to: *mut bf16, stride: usize, sums: &[f32; ROWS * PANEL], [rows, cols]: [usize; 2]) {
     for (r, row) in sums.chunks_exact(PANEL).enumerate().take(rows) {
         for at in (0..cols).step_by(LANES) {
-            // SAFETY: the contract is that of `gemm`; the mask keeps the store inside the columns.
+            // SAFETY: the caller guarantees the contract of `gemm`; the mask keeps the store inside the
+            // columns.
             unsafe {
                 let sums = _mm512_loadu_ps(row.as_ptr().add(at));
                 let to = to.wrapping_add(r * stride + at).cast();
@@ -158,13 +160,13 @@ pub(super) fn mask32(n: usize) -> __mmask32 {
     if n >= 2 * LANES { !0 } else { (1 << n) - 1 }
 }
 
-/// Calls [`block`] for the numbers of rows and of registers per row, and the layout of the strip.
+/// Calls [`block`] for the number of rows, the number of registers per row, and the layout of the strip.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx")]
 unsafe fn strip_by_panel([rows, cols, depth]: [usize; 3], c: Sums, a: Strip, b: *const u32, next: Prefetch) {
     macro_rules! choose {
         ($vectors:literal, $direct:literal, $($rows:literal)*) => {
             match rows {
-                // SAFETY: the contract is that of `gemm`.
+                // SAFETY: the caller guarantees the contract of `gemm`.
                 $($rows => unsafe { block::<$rows, $vectors, $direct>([cols, depth], c, a, b, next) },)*
                 _ => unreachable!("a strip has at most {ROWS} rows"),
             }
@@ -193,16 +195,17 @@ macro_rules! broadcast {
     }};
 }
 
-/// Pairs of a register, as the operand of a dot product.
+/// Reinterprets a register as pairs, the operand of a dot product.
 #[inline(always)]
 fn pairs_of(x: __m512i) -> __m512bh {
-    // SAFETY: both are 64 bytes without invalid values.
+    // SAFETY: both types have 64 bytes, and all bit patterns are valid.
     unsafe { std::mem::transmute(x) }
 }
 
-/// `R` rows of one panel. `DIRECT`: the strip is in the left operand itself, else it is packed.
+/// Computes `R` rows of one panel with `V` registers per row. If `DIRECT`, the strip is in the left operand
+/// itself, else it is packed.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx")]
-// An iterator over `sums` may remain a call, which would keep the sums in memory.
+// The compiler may not inline an iterator over `sums`, which would keep the sums in memory.
 #[allow(clippy::needless_range_loop)]
 unsafe fn block<const R: usize, const V: usize, const DIRECT: bool>(
     [cols, depth]: [usize; 2],
@@ -219,10 +222,11 @@ unsafe fn block<const R: usize, const V: usize, const DIRECT: bool>(
     let stride = a.row;
     let triple = 3 * stride;
     let (mut first, mut fifth, mut tenth) = (a.data, a.data.wrapping_add(5 * stride), a.data.wrapping_add(10 * stride));
-    // The last pair of an odd depth would read an element after the row.
+    // The loop omits the last pair of an odd depth if `DIRECT`, because it would read an element after the
+    // row.
     let whole = if DIRECT { depth / 2 } else { depth.div_ceil(2) };
-    // SAFETY: the contract is that of `gemm`; panels are whole, and the masks keep the stores inside the
-    // columns.
+    // SAFETY: the caller guarantees the contract of `gemm`; panels are whole, and the masks keep the stores
+    // inside the columns.
     unsafe {
         for r in 0..R {
             for v in 0..V {
@@ -303,7 +307,8 @@ unsafe fn block<const R: usize, const V: usize, const DIRECT: bool>(
     }
 }
 
-/// Indices that take element `start` of a first register, then of a second, then element `start + 1` of both.
+/// Indices of a permutation that interleaves two registers: element `start` of the first and of the second,
+/// then element `start + 1` of both, and so on.
 const fn interleaved(start: usize) -> [u16; 2 * LANES] {
     let mut indices = [0; 2 * LANES];
     let mut i = 0;
@@ -314,13 +319,13 @@ const fn interleaved(start: usize) -> [u16; 2 * LANES] {
     indices
 }
 
-/// Packs a panel of the right operand, `cols` columns: (pairs, PANEL) consecutive pairs; columns after
+/// Packs a panel of `cols` columns of the right operand to (pairs, PANEL) consecutive pairs. Columns after
 /// the last one are 0, and so is the second element of the last pair of an odd depth.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx")]
 pub(super) unsafe fn pack_right(to: *mut u32, b: Operand, depth: usize, cols: usize) {
     let pairs = depth.div_ceil(2);
-    // SAFETY: the contract is that of `gemm`; `to` has space for a panel, and the masks keep the loads
-    // inside `b`.
+    // SAFETY: the caller guarantees the contract of `gemm`, and that `to` has space for a panel; the masks
+    // keep the loads inside `b`.
     unsafe {
         if b.col == 1 {
             static LOW: [u16; 2 * LANES] = interleaved(0);
@@ -343,7 +348,7 @@ pub(super) unsafe fn pack_right(to: *mut u32, b: Operand, depth: usize, cols: us
             for p in (0..pairs).step_by(LANES) {
                 let (from, to) = (b.at(2 * p, j), to.add(p * PANEL + j));
                 if b.row == 1 && cols == LANES && depth - 2 * p >= 2 * LANES {
-                    // Pairs are transposed as f32 are.
+                    // A bf16 pair is transposed like one f32.
                     store_square(to.cast(), from.data.cast(), b.col * size_of::<u16>());
                     continue;
                 }
@@ -369,14 +374,14 @@ pub(super) unsafe fn pack_right(to: *mut u32, b: Operand, depth: usize, cols: us
     }
 }
 
-/// Packs strips of `height` of the `m` rows of the left operand, `strip` pairs apart: (pairs, ROWS)
-/// consecutive pairs each. The pairs after the rows of a strip are unspecified; `to` has space for an even
-/// number of strips and a vector more.
+/// Packs the `m` rows of the left operand in strips of `height` rows. Strips are `strip` pairs apart, and
+/// each is (pairs, ROWS) consecutive pairs. The pairs after the rows of a strip are unspecified. `to` has
+/// space for an even number of strips and one more vector.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx")]
 unsafe fn pack_left(to: *mut u32, a: Operand, [m, height, strip]: [usize; 3], depth: usize) {
-    // A second strip starts after the first.
+    // A load covers two strips, and the second starts `height` rows after the first.
     let (first, second) = (interleaved(0), interleaved(height));
-    // SAFETY: the contract is that of `gemm`; the masks keep the loads inside `a`.
+    // SAFETY: the caller guarantees the contract of `gemm`; the masks keep the loads inside `a`.
     unsafe {
         let (first, second) = (_mm512_loadu_si512(first.as_ptr().cast()), _mm512_loadu_si512(second.as_ptr().cast()));
         for p in 0..depth.div_ceil(2) {
@@ -389,7 +394,7 @@ unsafe fn pack_left(to: *mut u32, a: Operand, [m, height, strip]: [usize; 3], de
                 }
                 continue;
             }
-            // Columns are pages apart, so each is read to its end.
+            // Columns can be pages apart, so each is read to its end.
             for i in (0..m).step_by(2 * LANES) {
                 _mm_prefetch::<_MM_HINT_T0>(a.at(i, 2 * p + AHEAD).data.cast());
                 _mm_prefetch::<_MM_HINT_T0>(a.at(i, 2 * p + AHEAD + 1).data.cast());
@@ -400,7 +405,7 @@ unsafe fn pack_left(to: *mut u32, a: Operand, [m, height, strip]: [usize; 3], de
                 let even = _mm512_maskz_loadu_epi16(mask, column(2 * p));
                 let odd = _mm512_maskz_loadu_epi16(if whole { mask } else { 0 }, column(2 * p + 1));
                 let to = to.add(i / height * strip);
-                // The pairs after the rows are replaced by the next store.
+                // The next store overwrites the pairs after the rows.
                 _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi16(even, first, odd));
                 _mm512_storeu_si512(to.add(strip).cast(), _mm512_permutex2var_epi16(even, second, odd));
             }
@@ -411,12 +416,12 @@ unsafe fn pack_left(to: *mut u32, a: Operand, [m, height, strip]: [usize; 3], de
 /// Results of dot products whose bits depend on how a processor sums a pair.
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub(super) fn samples() -> [f32; 3 * LANES] {
-    // Powers of two at the edge of the precision of a sum, ties, and a subnormal number.
+    // Powers of two at the edge of a sum's precision, values that cause ties, and a subnormal number.
     const VALUES: [f32; 6] = [1.0, 1.007_812_5, 4096.0, 0.003_906_25, 5.9e-8, 1e-39];
     let lane = |i: usize| bf16::from_f32(VALUES[i % VALUES.len()]);
     let pairs = |first: usize, step: usize| -> __m512bh {
         let elements: [bf16; 2 * LANES] = std::array::from_fn(|i| lane(first + step * i));
-        // SAFETY: both are 64 bytes without invalid values.
+        // SAFETY: both types have 64 bytes, and all bit patterns are valid.
         unsafe { std::mem::transmute(elements) }
     };
     let mut samples = [0.0; 3 * LANES];

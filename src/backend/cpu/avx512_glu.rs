@@ -1,5 +1,5 @@
-//! SwiGLU of a row of bf16 with AVX-512 BF16, and its gradient, with the bits of the loops in `glu`. Values
-//! stay in registers from the load of bf16 to the rounded store.
+//! SwiGLU and its gradient for a row of bf16 with AVX-512 BF16. Results have the same bits as the loops in
+//! `glu`. Values stay in registers from the bf16 load to the rounded store.
 
 use std::arch::x86_64::*;
 
@@ -25,7 +25,7 @@ fn store(row: &mut [bf16], at: usize, values: __m512) {
     unsafe { _mm256_mask_storeu_epi16(row.as_mut_ptr().cast(), first(row.len()), rounded_fast(values)) }
 }
 
-/// [`super::math::sigmoid`].
+/// [`super::math::sigmoid`] of each lane.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
 fn sigmoid(x: __m512) -> __m512 {

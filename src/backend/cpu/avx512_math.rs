@@ -1,4 +1,4 @@
-//! Functions of `math` and `simd` for a register of AVX-512, with the bits of the loops there.
+//! Functions of `math` and `simd` for AVX-512 registers. Results have the same bits as the loops there.
 
 use std::arch::x86_64::*;
 
@@ -19,13 +19,13 @@ pub(super) fn store(to: &mut [f32; LANES], values: __m512) {
     unsafe { _mm512_storeu_ps(to.as_mut_ptr(), values) }
 }
 
-/// Mask of the first lanes, as many as a slice has elements.
+/// Mask of the first `elements` lanes, or of all lanes if there are more elements.
 #[inline(always)]
 pub(super) fn first(elements: usize) -> __mmask16 {
     if elements >= LANES { !0 } else { (1 << elements) - 1 }
 }
 
-/// The first elements of a slice; the other lanes are 0.
+/// Loads the first elements of a slice, and returns the mask of their lanes. The other lanes are 0.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn load_part(from: &[f32]) -> (__m512, __mmask16) {
@@ -38,7 +38,7 @@ pub(super) fn load_part(from: &[f32]) -> (__m512, __mmask16) {
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn exp(x: __m512) -> __m512 {
-    // The second operand is the result if one is NaN.
+    // `_mm512_min_ps` returns its second operand if one is NaN, so a NaN in x stays NaN.
     let x = _mm512_min_ps(_mm512_set1_ps(MAX_ARGUMENT), x);
     let counts = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(x, _mm512_set1_ps(MIN_ARGUMENT));
     let x = _mm512_maskz_mov_ps(counts, x);
@@ -113,17 +113,17 @@ pub(super) fn rounded(values: __m512) -> __m256i {
     _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(nearest, nan, high, _mm512_set1_epi32(0x40)))
 }
 
-/// [`rounded`] by the instruction of AVX-512 BF16, which takes subnormal numbers as zero: vectors with one
-/// are rounded without it.
+/// [`rounded`] with the instruction of AVX-512 BF16. The instruction treats subnormal numbers as zero, so a
+/// vector with a subnormal number is rounded without it.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bf16,avx")]
 pub(super) fn rounded_fast(values: __m512) -> __m256i {
     if _mm512_fpclass_ps_mask::<SUBNORMAL>(values) != 0 {
         return rounded(values);
     }
-    // SAFETY: both are 32 bytes without invalid values.
+    // SAFETY: both types have 32 bytes, and all bit patterns are valid.
     unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values)) }
 }
 
-/// Class of numbers of `_mm512_fpclass_ps_mask`.
+/// Bit of subnormal numbers in the classes of `_mm512_fpclass_ps_mask`.
 const SUBNORMAL: i32 = 0x20;

@@ -7,7 +7,7 @@ use half::bf16;
 use super::avx512_math::{load, load_part, rounded_fast};
 use super::simd::LANES;
 
-/// Rounds as [`super::element::upper`] does, as many elements as the shorter slice has.
+/// Rounds elements as [`super::element::upper`] does, up to the length of the shorter slice.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx")]
 pub(super) fn round(to: &mut [bf16], from: &[f32]) {
     let length = to.len().min(from.len());

@@ -1,6 +1,6 @@
-//! Softmax of rows with AVX-512, and its gradient for attention, with the bits of the loops in `math` and
-//! `attention_softmax`. The compiler makes of those loops many times the instructions, because rows are
-//! short and partly hidden.
+//! Softmax of rows with AVX-512, and its gradient for attention. Results have the same bits as the loops in
+//! `math` and `attention_softmax`. From those loops the compiler generates many times as many instructions,
+//! because rows are short and partly hidden.
 
 use std::arch::x86_64::*;
 
@@ -17,7 +17,7 @@ fn store_rounded(to: &mut [bf16; LANES], values: __m512) {
     unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), nearest(values)) }
 }
 
-/// [`super::math::softmax_row`].
+/// [`super::math::softmax_row`] with AVX-512.
 #[target_feature(enable = "avx512f,avx512dq,avx")]
 pub(super) fn softmax_row(row: &mut [f32]) -> (f32, f32) {
     let infinity = _mm512_set1_ps(f32::NEG_INFINITY);
@@ -108,7 +108,8 @@ pub(super) fn softmax_rows(scores: &mut [f32], mut rounded: Option<&mut [bf16]>,
     }
 }
 
-/// Rows of which one step runs before the next: a step waits for that before it in its own row.
+/// Number of rows that run each step together, because a step of a row waits for the previous step of that
+/// row.
 const TOGETHER: usize = 8;
 
 /// The vectors of a row up to the last key that it sees, and those after.

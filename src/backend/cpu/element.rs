@@ -1,8 +1,8 @@
 //! Element types of weights and activations: f32, and bf16 with f32 arithmetic.
 //!
-//! An op computes on f32 values. [`Cpu::load`], [`Cpu::update`] and [`Cpu::store`] give them: in f32 they
-//! are the buffer itself, in bf16 a copy in workspace that is rounded when its guard is dropped. So bf16
-//! rounds exactly where an activation is stored.
+//! An op computes on f32 values, which [`Cpu::load`], [`Cpu::update`] and [`Cpu::store`] return. For f32 the
+//! values are the buffer itself. For bf16 they are a copy in the workspace. The copy of an output is rounded
+//! to the buffer when its guard is dropped. So bf16 rounds exactly where an activation is stored.
 
 use std::fmt::Debug;
 use std::marker::PhantomData;
@@ -26,7 +26,7 @@ use crate::backend::host::nearest_bf16;
 
 /// Storage of weights and activations: f32 or bf16.
 pub trait Element: Pod + Debug + Send + Sync + 'static {
-    /// Precision of a backend of this element.
+    /// Precision of a backend with this element type.
     const PRECISION: Precision;
     /// Version of the bits of results, see [`crate::backend::Backend::NUMERICS`].
     const NUMERICS: u32;
@@ -52,7 +52,7 @@ pub trait Element: Pod + Debug + Send + Sync + 'static {
     fn add(to: &mut [f32], from: &[Self]);
     /// Rounds to nearest, ties to even.
     fn round(to: &mut [Self], from: &[f32]);
-    /// Replaces values by those that are stored for them.
+    /// Rounds values to the precision of the stored elements.
     fn settle(values: &mut [f32]);
     /// `c (+)= a b` on one thread, summed in f32.
     fn product(units: Units, c: &mut Tile<'_, f32>, a: Mat<'_, Self>, b: Mat<'_, Self>, write: Write);
@@ -162,7 +162,7 @@ vectorised! {
     }
 }
 
-/// The upper half of the bits of the nearest bf16, ties to even; a NaN stays one, made quiet.
+/// Returns the bits of the nearest bf16, ties to even. A NaN becomes a quiet NaN.
 #[inline(always)]
 pub(super) fn upper(x: f32) -> u32 {
     let bits = x.to_bits();
@@ -173,7 +173,7 @@ pub(super) fn upper(x: f32) -> u32 {
 fn round(to: &mut [bf16], from: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     if super::units::has_dot16() {
-        // SAFETY: the features have been detected.
+        // SAFETY: `has_dot16` has detected the CPU features.
         return unsafe { super::avx512_round::round(to, from) };
     }
     round_loop(to, from);
@@ -247,7 +247,7 @@ impl<A: Element> Drop for Stored<'_, A> {
 /// f32 values of a tile, which are rounded to it when this guard is dropped.
 pub(super) struct StoredTile<'a, 'b, A: Element> {
     to: Tile<'b, A>,
-    /// (rows, cols); empty in f32
+    /// (rows, cols); `None` for f32
     values: Option<Scratch<'a>>,
 }
 
@@ -277,8 +277,8 @@ impl<A: Element> Cpu<A> {
         A::product(self.units, c, a, b, write);
     }
 
-    /// `c = a b` on one thread, rounded from sums in f32. Returns false, without a result, if `c` is not bf16
-    /// or the units do not round their sums.
+    /// `c = a b` on one thread, summed in f32 and rounded once. Returns false without a result if an operand
+    /// or `c` is not bf16. Also returns false if the units or the depth need a tile of f32 sums.
     pub(super) fn product_rounded<C: Element>(&self, c: &mut Tile<'_, C>, a: Mat<'_, A>, b: Mat<'_, A>) -> bool {
         let (Some(left), Some(right)) = (A::narrow(a.data), A::narrow(b.data)) else { return false };
         let Some(mut c) = C::narrow_tile(c) else { return false };
@@ -310,7 +310,8 @@ impl<A: Element> Cpu<A> {
         )
     }
 
-    /// The elements as operands of dot products of bf16, if they are bf16 and this backend has them.
+    /// Returns the elements as operands of bf16 dot products, if they are bf16 and this backend has such
+    /// products.
     pub(super) fn dots<'a>(&self, from: &'a [A]) -> Option<&'a [bf16]> {
         A::narrow(from).filter(|_| self.units.multiply_bf16())
     }
@@ -332,7 +333,8 @@ impl<A: Element> Cpu<A> {
         values
     }
 
-    /// Values that replace a tile, or are added to it. To be replaced, they are unspecified at first.
+    /// Values that are stored to a tile. With `Write::Add` they start as the elements of the tile, else they
+    /// are unspecified.
     pub(super) fn store_tile<'b, T: Element>(&self, mut to: Tile<'b, T>, write: Write) -> StoredTile<'_, 'b, T> {
         let (rows, cols) = (to.rows(), to.cols());
         let mut values = (T::PRECISION != Precision::F32).then(|| self.scratch.take(rows * cols));
@@ -349,7 +351,7 @@ impl<A: Element> Cpu<A> {
     }
 }
 
-/// Elements of a task of a conversion.
+/// Number of elements that a task converts.
 const CHUNK: usize = 1 << 16;
 
 /// Workspace for elements.
@@ -382,7 +384,7 @@ mod tests {
             (0..=u16::MAX).flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001].map(|low| u32::from(high) << 16 | low));
         let values: Vec<f32> = patterns.map(f32::from_bits).collect();
         let mut rounded = vec![bf16::from_f32(0.0); values.len()];
-        // Slices of every length, so that every pattern is rounded in a vector and in the rest of one.
+        // Slices of many lengths, so that every pattern is rounded in a whole vector and in a partial one.
         for length in (1..70).chain([values.len()]) {
             rounded.fill(bf16::ONE);
             for (to, from) in rounded.chunks_mut(length).zip(values.chunks(length)).skip(usize::from(length < 70)) {

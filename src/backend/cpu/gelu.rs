@@ -35,7 +35,7 @@ pub(super) fn gelu_row(form: Gelu, act: &mut [f32], x: &[f32]) {
     }
 }
 
-/// Multiplies `d` by the slope at x.
+/// Multiplies `d` by the slope of GELU at x.
 pub(super) fn gelu_row_bwd(form: Gelu, d: &mut [f32], x: &[f32]) {
     match form {
         Gelu::Erf => erf_row_bwd(d, x),
@@ -43,9 +43,9 @@ pub(super) fn gelu_row_bwd(form: Gelu, d: &mut [f32], x: &[f32]) {
     }
 }
 
-/// Distribution function of the normal distribution. The tail is t exp(-z² + p(t)) with
-/// t = 1 / (1 + z / 2) and the polynomial p of Press et al., Numerical Recipes, section 6.2: its
-/// relative error is below 1.2e-7.
+/// CDF of the standard normal distribution. The tail is t exp(-z² + p(t)) with t = 1 / (1 + z / 2). The
+/// polynomial p is from Press et al., Numerical Recipes, section 6.2. The relative error of the tail is below
+/// 1.2e-7.
 #[inline(always)]
 fn cumulative<const FMA: bool>(x: f32) -> f32 {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
@@ -77,7 +77,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// The slope is the distribution function plus x times its density.
+    /// The slope is the CDF of the normal distribution plus x times its density.
     fn erf_row_bwd(d: &mut [f32], x: &[f32]) {
         for (d, x) in d.iter_mut().zip(x) {
             *d *= cumulative::<FMA>(*x) + x * (DENSITY * exp::<FMA>(-0.5 * x * x));
@@ -95,7 +95,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// With s the sigmoid of 2 u: s + x s (1 - s) times the slope of 2 u.
+    /// The slope is s + x s (1 - s) times the slope of 2 u, where s is the sigmoid of 2 u.
     fn tanh_row_bwd(d: &mut [f32], x: &[f32]) {
         for (d, x) in d.iter_mut().zip(x) {
             let s = sigmoid::<FMA>(x * fma::<FMA>(B, x * x, A));

@@ -1,5 +1,5 @@
 //! SwiGLU and GeGLU, the linear layers with SwiGLU as epilogue, and their gradients. The linear layers run as
-//! a GEMM followed by a pass over its result, which gives the bits of the separate ops.
+//! a GEMM followed by a pass over its result, so their bits are those of the separate ops.
 
 use rayon::prelude::*;
 
@@ -33,7 +33,7 @@ fn glu_rows<A: Element>(cpu: &Cpu<A>, act: &mut [A], gate_up: &[A], (i, gelu): (
         if let (None, true, Some(act), Some(gate_up)) = (gelu, has_dot16(), A::narrow_mut(act), A::narrow(gate_up)) {
             for (act, gate_up) in act.chunks_exact_mut(i).zip(gate_up.chunks_exact(2 * i)) {
                 let (gate, up) = gate_up.split_at(i);
-                // SAFETY: the features have been detected.
+                // SAFETY: `has_dot16` has detected the CPU features.
                 unsafe { avx512_glu::glu_row(act, gate, up) };
             }
             return;
@@ -95,7 +95,7 @@ fn glu_rows_bwd<A: Element>(
             let rows = dgate_up.chunks_exact_mut(2 * i).zip(gate_up.chunks_exact(2 * i)).zip(dact.chunks_exact(i));
             for ((dgate_up, gate_up), dact) in rows {
                 let ((dgate, dup), (gate, up)) = (dgate_up.split_at_mut(i), gate_up.split_at(i));
-                // SAFETY: the features have been detected.
+                // SAFETY: `has_dot16` has detected the CPU features.
                 unsafe { avx512_glu::glu_row_bwd(dgate, dup, gate, up, dact) };
             }
             return;
@@ -167,7 +167,7 @@ mod tests {
                 (0..len).map(|at| bf16::from_f32(((at * factor + 17) % 2003) as f32 / 100.0 - 10.0)).collect()
             };
             let (mut gate_up, dact) = (numbers(3 * 2 * i, 7919), numbers(3 * i, 613));
-            // Beyond the range of the exponential, not finite, and subnormal.
+            // Values beyond the range of the exponential, NaN, infinity, a subnormal number, and -0.
             for (x, value) in gate_up.iter_mut().zip([-95.0, 95.0, f32::NAN, f32::INFINITY, 1e-39, -0.0]) {
                 *x = bf16::from_f32(value);
             }

@@ -47,7 +47,7 @@ const PANEL_UNIT: usize = 64;
 /// the target if the panel contains it. The values of `head_stats.rs` follow, if they are wanted.
 pub(super) const PANEL_STATS: usize = 3;
 
-/// Range `i` of consecutive bounds.
+/// Returns the range from bound `i` to the next one.
 fn between(bounds: &[usize], i: usize) -> Range<usize> {
     bounds[i]..bounds[i + 1]
 }
@@ -107,8 +107,8 @@ pub(super) fn head_logprob_fwd<A: Element>(cpu: &Cpu<A>, a: HeadLogprobFwd<'_, C
                 let r = chunk * STRIP + i;
                 let at = |panel: usize, value: usize| stats[(panel * per_panel + value) * d.rows + r];
                 let largest = (0..across).map(|p| at(p, 0)).fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
-                // A panel with only -inf adds 0. NaN is ignored by the comparisons, but is in the
-                // panel's sum.
+                // A panel with only -inf adds 0. The comparisons ignore NaN, but the sum of a panel with NaN
+                // is NaN.
                 let share = |p| if at(p, 0) == largest { at(p, 1) } else { at(p, 1) * (at(p, 0) - largest).exp() };
                 *lse = logsumexp(largest, (0..across).map(share).sum());
                 *logp = at(panel_of(&panels, target[r] as usize), 2) - *lse;
@@ -160,7 +160,7 @@ pub(super) fn head_logprob_bwd<A: Element>(cpu: &Cpu<A>, a: HeadLogprobBwd<'_, C
                             capped.copy_from_slice(tile.row(i));
                         }
                         dlogits(tile.row(i), target, lse[r], dlogp[r]);
-                        // A row without a slope is 0 already, whatever its logits are.
+                        // A row with a `dlogp` of 0 is 0 already, whatever its logits are.
                         if let Some(cap) = d.softcap.filter(|_| dlogp[r] != 0.0) {
                             cap_row_bwd(tile.row(i), &capped, cap as f32);
                         }

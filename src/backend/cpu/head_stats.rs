@@ -1,7 +1,7 @@
 //! Entropy, mean logit and top-1 of the head rows, from values per row and panel of the vocabulary:
 //!
 //! ```text
-//! panel, with m its largest logit:  w = sum (z - m) e^(z - m);  t = sum z;
+//! panel, with m its largest logit:  s = sum e^(z - m);  w = sum (z - m) e^(z - m);  t = sum z;
 //!                                   rival = max over the tokens after the target of z,
 //!                                           and over those before it of the next float above z
 //! row, with m the largest logit:    f = e^(m of the panel - m);  S = sum f s
@@ -22,8 +22,8 @@ pub(super) const PANEL_VALUES: usize = 3;
 /// Rows of a parallel task.
 const ROWS: usize = 256;
 
-/// Values of a row's panel, which starts at token `start`: its `logits`, `exps` relative to the
-/// `largest` of them.
+/// Returns w, t and rival of a row's panel, which starts at token `start`. `exps` are the exponentials of
+/// `logits` minus `largest`, the largest of them.
 pub(super) fn of_panel(
     logits: &[f32],
     exps: &[f32],
@@ -66,8 +66,8 @@ vectorised! {
     }
 }
 
-/// Statistics of all rows to `out` (ROW_STATS, rows), from `values` (panels, PANEL_STATS +
-/// PANEL_VALUES, rows). `panel_of` is the panel of a row's target.
+/// Writes the statistics of all rows to `out` (ROW_STATS, rows). `values` is (panels, PANEL_STATS +
+/// PANEL_VALUES, rows). `panel_of` returns the panel of a row's target.
 pub(super) fn join(
     out: &mut [f32],
     (rows, vocab): (usize, usize),

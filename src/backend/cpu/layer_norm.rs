@@ -29,7 +29,7 @@ pub(super) fn layer_norm_fwd<A: Element>(cpu: &Cpu<A>, a: LayerNormFwd<'_, Cpu<A
 }
 
 vectorised! {
-    /// Normalises one row and returns its mean and reciprocal deviation.
+    /// Normalises one row and returns its mean and reciprocal standard deviation.
     fn norm_row(y: &mut [f32], x: &[f32], weight: &[f32], eps: f64) -> [f32; 2] {
         let h = x.len();
         let mut lanes = [0.0; LANES];

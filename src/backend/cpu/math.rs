@@ -6,7 +6,7 @@ use super::simd::{LANES, fma, sum_lanes, vectorised};
 
 /// Upper clamp of the argument: the exponential is infinite above 88.73.
 pub(super) const MAX_ARGUMENT: f32 = 89.0;
-/// Argument from which on downwards the exponential is 0: half the smallest subnormal is e^-103.97.
+/// For this argument and below, the exponential is 0. Half of the smallest subnormal number is e^-103.97.
 pub(super) const MIN_ARGUMENT: f32 = -105.0;
 /// High part of ln 2. Its product with an integer below 2^9 is exact.
 pub(super) const LN_2_HIGH: f32 = 355.0 / 512.0;
@@ -23,7 +23,7 @@ pub(super) const EXP_TERMS: [f32; 6] = [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 
 #[inline(always)]
 pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     let x = if x > MAX_ARGUMENT { MAX_ARGUMENT } else { x };
-    // Computed, these results would pass through subnormal numbers, which take the processor far longer.
+    // These results are not computed, because intermediate subnormal numbers would make them far slower.
     let vanishes = x <= MIN_ARGUMENT;
     let x = if vanishes { 0.0 } else { x };
     let shifted = x * std::f32::consts::LOG2_E + ROUNDER;
@@ -48,9 +48,9 @@ pub(super) fn sigmoid<const FMA: bool>(x: f32) -> f32 {
     1.0 / (1.0 + exp::<FMA>(-x))
 }
 
-/// Hyperbolic tangent, with a relative error of a few units in the last place. Below 1 it is Lambert's
-/// continued fraction up to the term 13, whose truncation error is below 1e-10; above, the form with an
-/// exponential cancels nothing.
+/// Hyperbolic tangent, with a relative error of a few units in the last place. For |x| < 1 it is Lambert's
+/// continued fraction up to the term 13, with a truncation error below 1e-10. For larger |x| it uses an
+/// exponential, without cancellation.
 #[inline(always)]
 fn tanh<const FMA: bool>(x: f32) -> f32 {
     let size = x.abs();

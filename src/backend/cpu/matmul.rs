@@ -11,10 +11,10 @@
 //! Every element is summed in this order, whatever its tile is. A row of a result therefore does
 //! not depend on the other rows of the call or on the number of threads.
 //!
-//! With AVX-512, every tile runs in `avx512`. On other processors the gemm crate computes most
-//! tiles. It has special cases with other orders of summation: matrices with a side of 1, a depth
-//! below 3, at most 256 elements. Such shapes never reach it. They run in loops of this file, which
-//! give the same bits.
+//! With AVX-512, every tile runs in `avx512`. On other processors the gemm crate computes most tiles. It has
+//! special cases with a different order of summation: matrices with a side of 1, a depth below 3, or at most
+//! 256 elements. Such shapes never reach the crate. They run in loops of this file, which give the same bits
+//! as the documented order.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -60,7 +60,7 @@ pub(super) fn matmul(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
     product(c, a, b, write, has_wide());
 }
 
-/// Whether this processor runs `avx512`.
+/// Whether this processor can run `avx512`.
 fn has_wide() -> bool {
     #[cfg(target_arch = "x86_64")]
     return super::simd::level() == super::simd::Level::Avx512;
@@ -97,7 +97,7 @@ fn product(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write, wide: bool) {
     });
 }
 
-/// Calls `gemm` for the blocks of a depth, with true if it has to add to the result.
+/// Calls `gemm` for each block of the depth, with true if the block is added to the result.
 fn in_blocks(depth: usize, write: Write, mut gemm: impl FnMut(Range<usize>, bool)) {
     let mut from = 0;
     while from < depth {
@@ -108,15 +108,15 @@ fn in_blocks(depth: usize, write: Write, mut gemm: impl FnMut(Range<usize>, bool
     }
 }
 
-/// GEMM of one block of the depth; the processor has AVX-512.
+/// GEMM of one block of the depth. The caller has checked that the processor has AVX-512.
 #[cfg(target_arch = "x86_64")]
 fn wide_gemm(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
     let operand = |m: Mat<'_>| Operand { data: m.data.as_ptr(), row: m.row_stride, col: m.col_stride };
     let sizes = [a.rows, b.cols, a.cols];
     let target = Target { stride: c.stride(), data: c.as_mut_ptr(), add };
-    // SAFETY: the caller has detected AVX-512. `Mat` and `Tile` check at construction that every
-    // element addressed by their strides is inside their slice, and `matmul` has compared the
-    // shapes. `c` is borrowed exclusively, so it cannot overlap `a` or `b`.
+    // SAFETY: the caller has detected AVX-512. `Mat` and `Tile` check at construction that every element
+    // addressed by their strides is inside their slice, and `product` has compared the shapes. `c` is
+    // borrowed exclusively, so it cannot overlap `a` or `b`.
     unsafe { avx512::gemm(sizes, target, operand(a), operand(b)) }
 }
 
@@ -126,9 +126,9 @@ thread_local! {
     static PACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// GEMM with a left operand that is stored transposed. The gemm crate broadcasts elements of the
-/// left operand in the order of k. In a transposed operand each would be in another cache line, so
-/// the block is transposed first.
+/// GEMM with a left operand that is stored transposed. The gemm crate broadcasts elements of the left operand
+/// in the order of k. In a transposed operand each would be in a different cache line, so the block is
+/// transposed first.
 fn pack_transposed(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
     // An odd number of cache lines, so that neighbouring rows do not map to the same cache set.
     let stride = (a.cols.div_ceil(LANES) | 1) * LANES;
@@ -165,8 +165,8 @@ fn transpose_into(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: u
     }
 }
 
-/// GEMM of few rows, padded to [`FEW_ROWS`], for operands that the loops of this file would read
-/// across cache lines.
+/// GEMM of few rows, which are padded to [`FEW_ROWS`]. It serves operands for which the loops of this file
+/// would read each element from a different cache line.
 fn pad_rows(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
     let (m, n, depth) = (a.rows, b.cols, a.cols);
     let mut rows = vec![0.0; FEW_ROWS * depth];
@@ -189,9 +189,9 @@ fn gemm_crate(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
     let (m, n, depth) = (a.rows, b.cols, a.cols);
     debug_assert!(m >= FEW_ROWS && n >= FEW_COLS && (SHALLOW..=DEPTH).contains(&depth));
     let stride = c.stride() as isize;
-    // SAFETY: `Mat` and `Tile` check at construction that every element addressed by their strides
-    // is inside their slice. `matmul` has compared the shapes. `c` is borrowed exclusively, so it
-    // cannot overlap `a` or `b`.
+    // SAFETY: `Mat` and `Tile` check at construction that every element addressed by their strides is inside
+    // their slice. `product` has compared the shapes. `c` is borrowed exclusively, so it cannot overlap `a`
+    // or `b`.
     unsafe {
         gemm::gemm(
             m,
@@ -218,8 +218,7 @@ fn gemm_crate(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
 }
 
 vectorised! {
-    /// GEMM by loops over blocks of a few rows and sixteen columns, with the bits of
-    /// [`gemm_crate`].
+    /// GEMM by loops over blocks of a few rows and sixteen columns, with the same bits as [`gemm_crate`].
     fn loop_gemm(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
         const ROWS: usize = 4;
         const COLS: usize = 16;
@@ -281,20 +280,20 @@ fn block<const FMA: bool, const R: usize, const W: usize>(
     }
 }
 
-/// Maximum rows of a tile. With a depth of [`DEPTH`] they take half of a second cache.
+/// Maximum rows of a tile. With a depth of [`DEPTH`] they occupy half of an L2 cache of 1 MiB.
 const TILE_ROWS: usize = 256;
 /// Maximum columns of a tile.
 const TILE_COLS: usize = 1024;
-/// Minimum rows and columns of a tile that the gemm crate runs well.
+/// Minimum rows and columns of a tile for which the gemm crate is efficient.
 const MIN_TILE: usize = 64;
 /// Bytes of a cache line.
 const LINE: usize = 64;
-/// Unit of the row bounds of tiles.
+/// Row bounds of tiles are multiples of this number.
 pub(super) const ROWS_UNIT: usize = 32;
-/// Unit of the column bounds of tiles. The vector registers of the gemm crate's kernels run along
-/// columns.
+/// Column bounds of tiles are multiples of this number. The vector registers of the gemm crate's kernels run
+/// along columns.
 const COLS_UNIT: usize = 64;
-/// Target number of multiplications of a tile, about 20 microseconds, so that the cost of a task is
+/// Target number of multiplications of a tile, about 20 microseconds, so that the overhead of a task is
 /// small.
 const TILE_WORK: usize = 1 << 20;
 /// Target number of tiles per thread for load balance, as long as a tile has more than
@@ -304,9 +303,9 @@ const TILES_PER_THREAD: usize = 6;
 /// Divides the result of a (rows, depth) by (depth, cols) GEMM into tiles. The sum of an element
 /// does not depend on its tile, so the division may depend on the number of threads.
 ///
-/// Smaller tiles have fewer columns before they have fewer rows, because every tile packs the
-/// columns of its right operand again. A transposed left operand is also packed, at a higher cost,
-/// so there tiles have fewer rows first.
+/// Tiles become smaller in columns before rows, because every tile packs the columns of its right operand
+/// again. A transposed left operand is also packed, at a higher cost, so its tiles become smaller in rows
+/// first.
 fn grid<'a, T: Copy, C: Copy>(c: &'a mut [C], a: &Mat<'_, T>, cols: usize) -> Grid<'a, C> {
     let (rows, depth) = (a.rows, a.cols);
     let (mut tile_rows, mut tile_cols) = (TILE_ROWS, TILE_COLS);
@@ -327,7 +326,8 @@ fn grid<'a, T: Copy, C: Copy>(c: &'a mut [C], a: &Mat<'_, T>, cols: usize) -> Gr
     Grid::new(c, cols, bounds(rows, tile_rows, ROWS_UNIT), bounds(cols, tile_cols, COLS_UNIT))
 }
 
-/// Whether rows this many bytes apart map to one set of the first cache, where they evict each other.
+/// Whether rows that are `stride` bytes apart map to the same set of the L1 cache, where they evict each
+/// other.
 fn crowds(stride: usize) -> bool {
     const PAGE: usize = 4096;
     stride > 0 && stride.is_multiple_of(PAGE)
@@ -338,7 +338,7 @@ pub(super) fn spread_bytes(rows: usize, cols: usize, element: usize) -> usize {
     if crowds(cols * element) { rows * apart(cols, LINE / element) * element } else { 0 }
 }
 
-/// Copy of a matrix whose rows do not map to one set of a cache.
+/// Copy of a matrix whose rows do not map to the same cache set.
 struct Spread<'a, A> {
     data: Room<'a, A>,
     rows: usize,
@@ -393,8 +393,8 @@ pub(super) fn par_matmul_with<A: Element, C: Element>(
     });
 }
 
-/// Calls `product` for the tiles of `c` on all threads, with their rows of `a`, columns of `b`, first row and
-/// first column.
+/// Calls `product` for every tile of `c` on all threads. Its arguments are the tile, the tile's rows of `a`
+/// and columns of `b`, and the tile's first row and column.
 fn over_tiles<A: Element, C: Element>(
     cpu: &Cpu<A>,
     c: &mut [C],
@@ -441,7 +441,7 @@ mod tests {
         }
     }
 
-    /// A matrix of which either the rows or the columns are contiguous, with a gap between them.
+    /// Returns a matrix with contiguous rows or contiguous columns, with gaps between them.
     fn mat(data: &[f32], rows: usize, cols: usize, by_rows: bool) -> Mat<'_> {
         if by_rows { Mat::new(data, rows, cols, cols + 3) } else { Mat::new(data, cols, rows, rows + 3).t() }
     }
@@ -452,7 +452,8 @@ mod tests {
             (0..len).map(|i| ((i * factor + 17) % 2003) as f32 / 1000.0 - 1.0).collect()
         };
         let sizes = [(1, 1, 1), (3, 40, 5), (14, 32, 64), (15, 33, 2), (29, 16, 20), (75, 100, 513), (90, 17, 700)];
-        // Strips of a left operand packed by columns: depths that fill whole cache lines, and those around them.
+        // Depths for strips of a left operand that is packed by columns: those that fill whole cache lines,
+        // and others.
         let strips = (1..=40).map(|depth| (43, 100, depth));
         for (m, n, depth) in sizes.into_iter().chain(strips) {
             let (x, y) = (random((m + 3) * (depth + 3), 7919), random((n + 3) * (depth + 3), 104_729));

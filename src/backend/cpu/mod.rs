@@ -1,5 +1,5 @@
-//! The backend for machines without a GPU: f32 or bf16, rayon for threads, GEMMs of its own with
-//! AVX-512 and AMX, and of the gemm crate elsewhere.
+//! The backend for machines without a GPU, in f32 or bf16, with rayon threads. It has custom GEMMs for
+//! AVX-512 and AMX, and uses the gemm crate on other processors.
 //!
 //! Results have the same bits for any number of threads, and a row of a result does not depend on
 //! the other rows of the call. GEMMs are split into tiles, but every element is summed in the same
@@ -90,7 +90,7 @@ impl Cpu {
 
 impl<A: Element> Default for Cpu<A> {
     fn default() -> Self {
-        // Only bf16 asks for units.
+        // Only bf16 GEMMs use special units.
         Self::on(if A::PRECISION == Precision::Bf16 { Units::chosen_or_f32() } else { Units::F32 })
     }
 }
@@ -101,7 +101,7 @@ impl<A: Element> Cpu<A> {
         Self { scratch: scratch::Pool::default(), probe: None, units, element: PhantomData }
     }
 
-    /// The units that products of bf16 run on.
+    /// Returns the units that bf16 GEMMs run on.
     pub fn units(&self) -> Units {
         self.units
     }

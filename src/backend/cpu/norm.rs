@@ -1,6 +1,6 @@
-//! RMSNorm of rows, and of query and key heads, and the gradients. A row depends only on its own inputs and is computed in a fixed order.
-//! The weight gradient is summed over slices of tokens of fixed size, which are added in ascending
-//! order.
+//! RMSNorm of rows and of query and key heads, and its gradients. A row depends only on its own inputs and is
+//! computed in a fixed order. The weight gradient is summed over slices of tokens of fixed size, which are
+//! added in ascending order.
 
 use rayon::prelude::*;
 
@@ -47,7 +47,7 @@ pub(super) fn norm_fwd<A: Element>(cpu: &Cpu<A>, a: NormFwd<'_, Cpu<A>>) {
             y.zip(sums).enumerate().for_each(|(task, (((y, rstd), x), (sum, residual)))| {
                 let mut sum = cpu.store(sum);
                 add(&mut sum, &cpu.load(x), &cpu.load(residual));
-                // The gradient reads the stored sum.
+                // The norm uses the sum as it is stored, because the gradient reads the stored sum.
                 A::settle(&mut sum);
                 let mut y = cpu.store(y);
                 for (i, rstd) in rstd.iter_mut().enumerate() {

@@ -1,7 +1,7 @@
 //! Keys or values of a path, transposed for `scores = queries keysᵀ`.
 //!
-//! A transposed matrix of a long path has its rows pages apart, where they evict each other from
-//! the cache. Here panels of [`WIDTH`] tokens, (head_dim, WIDTH) each, lie one after the other.
+//! In a plain transposed matrix of a long path, rows would be pages apart and would evict each other from the
+//! cache. Here the tokens are stored in consecutive panels of [`WIDTH`] tokens, (head_dim, WIDTH) each.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use super::simd::{LANES, SQUARE, transpose};
 use super::tile::{Mat, Tile};
 use crate::backend::Write;
 
-/// Tokens of a panel. A panel of heads of 64 elements takes 16 KiB, a third of a first cache.
+/// Tokens of a panel. A panel of heads of 64 elements occupies 16 KiB, a third of an L1 cache of 48 KiB.
 const WIDTH: usize = 64;
 
 /// Transposed rows of a path.
@@ -37,7 +37,7 @@ impl<'a> Panels<'a> {
             let count = SQUARE.min(rows.end - row).min(WIDTH - at % WIDTH);
             let panel = &mut self.data[at / WIDTH * WIDTH * self.head_dim..][..WIDTH * self.head_dim];
             let column = at % WIDTH;
-            // Squares, then the rest element by element.
+            // Transposes whole squares, then copies the remaining elements one by one.
             let whole = if count == SQUARE { self.head_dim / SQUARE * SQUARE } else { 0 };
             for c in (0..whole).step_by(SQUARE) {
                 let mut square = [[0.0f32; SQUARE]; SQUARE];
@@ -58,8 +58,8 @@ impl<'a> Panels<'a> {
         }
     }
 
-    /// `scores = left selfᵀ` for the tokens `keys`, from a multiple of [`WIDTH`] on, with
-    /// [`score_stride`] elements from one row of `scores` to the next.
+    /// `scores = left selfᵀ` for the tokens `keys`, which start at a multiple of [`WIDTH`]. `scores` has a
+    /// row stride of [`score_stride`].
     pub fn product(&self, scores: &mut [f32], left: Mat<'_>, keys: Range<usize>) {
         debug_assert!(keys.start.is_multiple_of(WIDTH));
         let (stride, data) = (score_stride(keys.len()), &self.data[keys.start * self.head_dim..]);

@@ -1,5 +1,5 @@
-//! Comparison losses and the gradient of the scores, in f32; sums over a batch accumulate in f64.
-//! Serial: a batch has at most a few thousand comparisons.
+//! Comparison losses and the gradient of the scores, in f32; sums over a batch accumulate in f64. The ops are
+//! serial, because a batch has at most a few thousand comparisons.
 
 use super::Cpu;
 use super::element::Element;
@@ -14,7 +14,7 @@ fn logistic(z: f32) -> [f32; 4] {
     if z >= 0.0 { [tail, z + tail, small, large] } else { [-z + tail, tail, large, small] }
 }
 
-/// Value and slopes of a curve by the rho of positive and of negative terms, as defined by
+/// Value of a curve and its slopes with respect to the rho of positive and of negative terms, as defined by
 /// [`crate::backend::contract::curve::value_and_slopes`].
 fn value_and_slopes(curve: Curve, z: f32, [a, b]: [f32; 2], beta: f32) -> (f32, [f32; 2]) {
     let [lower, upper, sigmoid_lower, sigmoid_upper] = logistic(z);
@@ -50,7 +50,7 @@ fn value_and_slopes(curve: Curve, z: f32, [a, b]: [f32; 2], beta: f32) -> (f32, 
         Curve::DiscoPop { temperature } => {
             let t = temperature as f32;
             let [mixed_lower, _, rest, m] = logistic(z / t);
-            // m exp(-z) as one exponential: exp(-z) alone overflows where m is 0.
+            // m exp(-z) is computed as one exponential, because exp(-z) by itself overflows where m is 0.
             let exponential = (-z - mixed_lower).exp();
             let logistic_slope = -rest * sigmoid_lower - lower * m * rest / t;
             of_z(rest * lower + exponential, logistic_slope + exponential * (rest / t - 1.0))
@@ -118,8 +118,8 @@ struct Sums {
     scores: f32,
 }
 
-/// Arguments of a curve of the batch, for each comparison; NaN without a weight. Sorting f32 as f64
-/// keeps the order.
+/// Returns the arguments of a sorting curve for each comparison, NaN for a comparison with weight 0. Sorting
+/// f32 values as f64 keeps their order.
 fn matched<A: Element>(a: &PreferenceFwd<'_, Cpu<A>>, curve: Curve) -> Vec<[f32; 2]> {
     let (score, table) = (a.score.slice(), &a.table);
     let (sequence, sign, kind) = (table.term_sequence.slice(), table.term_sign.slice(), table.kind.slice());
@@ -202,7 +202,7 @@ pub(super) fn preference_fwd<A: Element>(a: PreferenceFwd<'_, Cpu<A>>) {
             if weight[c] == 0.0 {
                 continue;
             }
-            // Centring belongs to the comparison, so the first curve brings it.
+            // Centring applies once per comparison, so only the first curve adds it.
             let center = if number == 0 { a.center as f32 } else { 0.0 };
             let centred = center != 0.0 && kind == 0 && terms().count() == 2;
             let pair_sum = if centred { of.scores } else { 0.0 };
@@ -219,8 +219,8 @@ pub(super) fn preference_fwd<A: Element>(a: PreferenceFwd<'_, Cpu<A>>) {
             let weight = weight[c] * part.weight as f32 * factor_of_terms;
             let value = weight * (f + center * pair_sum * pair_sum);
             loss[c] += value;
-            // The slope may be finite although logit or loss is not (-1 at -inf). NaN marks the
-            // step as bad.
+            // The slope may be finite although logit or loss is not (-1 at -inf). A NaN gradient makes the
+            // optimiser skip the step.
             let finite = total.is_finite() && value.is_finite();
             let slopes = if finite { slopes } else { [f32::NAN; 2] };
             let factor = kind_scale[kind] * weight;

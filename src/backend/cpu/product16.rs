@@ -6,8 +6,8 @@
 //! else:                    convert both operands to f32, then `matmul`
 //! ```
 //!
-//! In each way an element is summed in an order that depends only on the depth, so a row of a result
-//! depends neither on the other rows nor on the number of threads. The ways give different bits.
+//! On each path an element is summed in an order that depends only on the depth. So a row of a result depends
+//! neither on the other rows nor on the number of threads. The paths give different bits.
 
 use std::cell::RefCell;
 
@@ -24,7 +24,7 @@ use super::tile::{Mat, Tile, check_shapes};
 use super::units::Units;
 use crate::backend::Write;
 
-/// Maximum depth of one accumulation of dot products, a multiple of that of every unit.
+/// Maximum depth of one accumulation of dot products, a multiple of the maximum depth of AMX.
 pub(super) const DEPTH: usize = 1024;
 const _: () = assert!(DEPTH.is_multiple_of(amx::DEPTH));
 
@@ -40,8 +40,8 @@ pub(super) fn product16(units: Units, c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat
     }
 }
 
-/// `c = a b` on one thread, with the sums of [`product16`] rounded to bf16. Returns false, without a result,
-/// if the units or the depth need a tile of sums.
+/// `c = a b` on one thread, with the sums of [`product16`] rounded to bf16. Returns false without a result if
+/// the units or the depth need a tile of f32 sums.
 pub(super) fn product16_rounded(units: Units, c: &mut Tile<'_, bf16>, a: Mat<'_, bf16>, b: Mat<'_, bf16>) -> bool {
     check_shapes(c, &a, &b);
     match units {
@@ -78,15 +78,15 @@ fn dots(c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, write: Write) {
         let (a, b) = (a.cols(block.clone()), b.rows(block));
         let sizes = [a.rows, b.cols, a.cols];
         let sums = Sums { stride: c.stride(), data: c.as_mut_ptr(), add: write == Write::Add || from > 0 };
-        // SAFETY: the units have been detected. `Mat` and `Tile` check at construction that every
-        // element addressed by their strides is inside their slice, and the shapes have been compared.
-        // `c` is borrowed exclusively, so it cannot overlap `a` or `b`.
+        // SAFETY: `operand` asserts that the processor has AVX-512 BF16. `Mat` and `Tile` check at
+        // construction that every element addressed by their strides is inside their slice, and `product16`
+        // has compared the shapes. `c` is borrowed exclusively, so it cannot overlap `a` or `b`.
         unsafe { gemm(sizes, Target::Sums(sums), operand(a), operand(b)) }
     }
 }
 
 thread_local! {
-    /// Operands in f32. Grow to the largest tile of the thread.
+    /// Operands converted to f32. They grow to the largest tile of the thread.
     static CONVERTED: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
@@ -96,7 +96,7 @@ fn converted(c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, write: Write)
     CONVERTED.set([left, right]);
 }
 
-/// A matrix in f32, with contiguous columns if the original has them, else with contiguous rows.
+/// Converts a matrix to f32, with contiguous columns if the original has them, else with contiguous rows.
 fn convert<'a>(to: &'a mut Vec<f32>, from: Mat<'_, bf16>) -> Mat<'a> {
     if from.row_stride == 1 && from.col_stride != 1 {
         return convert(to, from.t()).t();
@@ -121,12 +121,12 @@ fn convert<'a>(to: &'a mut Vec<f32>, from: Mat<'_, bf16>) -> Mat<'a> {
 mod tests {
     use super::*;
 
-    /// A matrix of which either the rows or the columns are contiguous, with a gap between them.
+    /// Returns a matrix with contiguous rows or contiguous columns, with gaps between them.
     fn mat(data: &[bf16], rows: usize, cols: usize, by_rows: bool) -> Mat<'_, bf16> {
         if by_rows { Mat::new(data, rows, cols, cols + 3) } else { Mat::new(data, cols, rows, rows + 3).t() }
     }
 
-    /// The units that run here.
+    /// The units that this machine supports.
     fn units() -> Vec<Units> {
         let all = [Units::F32, Units::Dot16, Units::Amx, Units::AmxModel];
         all.into_iter().filter(|units| units.is_usable()).collect()
@@ -139,7 +139,8 @@ mod tests {
     #[test]
     fn products_are_near_those_in_f64_in_any_layout() {
         let sizes = [(1, 1, 1), (3, 40, 5), (14, 32, 64), (15, 33, 2), (29, 16, 21), (75, 100, 1025), (90, 17, 33)];
-        // Strips of a left operand packed by columns: depths that fill whole cache lines, and those around them.
+        // Depths for strips of a left operand that is packed by columns: those that fill whole cache lines,
+        // and others.
         let strips = (1..=50).map(|depth| (43, 40, depth));
         for (m, n, depth) in sizes.into_iter().chain(strips) {
             let (x, y) = (random((m + 3) * (depth + 3), 7919), random((n + 3) * (depth + 3), 104_729));

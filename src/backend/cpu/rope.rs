@@ -29,7 +29,7 @@ pub(super) fn rope<A: Element>(cpu: &Cpu<A>, a: Rope<'_, Cpu<A>>, direction: f32
 }
 
 vectorised! {
-    /// Rotates the heads of one token, of each the first elements, twice as many as `cos` and `sin`.
+    /// Rotates the first `2 * cos.len()` elements of each head of one token.
     fn rotate(heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], direction: f32) {
         for head in heads.chunks_exact_mut(head_dim) {
             let (a, b) = head[..2 * cos.len()].split_at_mut(cos.len());

@@ -6,8 +6,7 @@ use super::simd::vectorised;
 use super::tile::Tile;
 use crate::backend::Write;
 
-/// Minimum number of elements of a task: about 5 microseconds of work, far more than the cost of a
-/// task.
+/// Minimum number of elements of a task: about 5 microseconds of work, far more than the overhead of a task.
 const TASK_ELEMENTS: usize = 1 << 14;
 
 /// Number of rows of a task, for rows of `width` elements.
@@ -46,8 +45,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// `to = factor * from` for the heads of a block of tokens, from row `first` of the tile on. A row of
-    /// the tile takes `factors.len() / tokens` heads, and every head has its factor.
+    /// `to = factor * from` for the heads of a block of tokens, from row `first` of the tile on. A row of the
+    /// tile holds `factors.len() / tokens` heads, and every head has one factor.
     pub(super) fn scale_heads(to: &mut Tile<'_>, first: usize, from: &[f32], factors: &[f32], tokens: usize) {
         let (group, cols) = (factors.len() / tokens, to.cols());
         let head_dim = cols / group;

@@ -1,4 +1,4 @@
-//! A factor on rows.
+//! Multiplies rows by a factor, with an optional addend.
 
 use rayon::prelude::*;
 

@@ -11,8 +11,8 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Borrows a buffer of `len` elements with unspecified contents. Takes the smallest free buffer
-    /// that is long enough; otherwise grows the longest free buffer.
+    /// Borrows a buffer of `len` elements with unspecified contents. Picks the smallest free buffer that is
+    /// long enough; otherwise grows the longest free buffer.
     pub(super) fn take(&self, len: usize) -> Scratch<'_> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let fitting = (0..free.len()).filter(|&i| free[i].len() >= len).min_by_key(|&i| free[i].len());

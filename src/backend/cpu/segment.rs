@@ -1,5 +1,5 @@
-//! Per-sequence sums and means, and their gradient. Serial: a batch has at most a few thousand
-//! sequences.
+//! Per-sequence sums and means, and their gradient. The ops are serial, because a batch has at most a few
+//! thousand sequences.
 
 use super::Cpu;
 use super::element::Element;

@@ -1,6 +1,6 @@
-//! Run-time dispatch of vector instructions. The functions are plain loops that the compiler
-//! vectorises. The macro compiles each of them three times (AVX-512, AVX2 with FMA, baseline) and
-//! calls the best version that the processor supports.
+//! Run-time dispatch of vector instructions. The functions are plain loops that the compiler vectorises. The
+//! macro `vectorised` compiles each of them three times (AVX-512, AVX2 with FMA, baseline) and calls the best
+//! version that the processor supports.
 //!
 //! Results may differ between processors with and without fused multiply-add, but not between
 //! thread counts.
@@ -120,7 +120,7 @@ pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
         }
     }
     if let (Some(x), Some(y), HALF) = (a_tail.first_chunk::<HALF>(), b_tail.first_chunk::<HALF>(), a_tail.len()) {
-        // A length that is known keeps the lanes in a register.
+        // With a constant length, the compiler keeps the lanes in a register.
         for i in 0..HALF {
             lanes[i] = fma::<FMA>(x[i], y[i], lanes[i]);
         }
@@ -149,8 +149,8 @@ pub(super) fn largest_lane(lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// Largest element, `-inf` if there is none. Ignores NaN elements; their exponentials, which the
-/// caller sums, are NaN.
+/// Largest element, `-inf` if there is none. Ignores NaN elements; a caller sees them in the sum of the
+/// exponentials, which is then NaN.
 #[inline(always)]
 pub(super) fn max(values: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };

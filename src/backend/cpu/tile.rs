@@ -34,7 +34,7 @@ impl<'a, T: Copy> Mat<'a, T> {
         }
     }
 
-    /// The same matrix with other elements.
+    /// Matrix of the same shape and strides over different elements.
     pub fn with<U>(self, data: &'a [U]) -> Mat<'a, U> {
         assert_eq!(data.len(), self.data.len(), "a matrix has as many elements as before");
         Mat { data, rows: self.rows, cols: self.cols, row_stride: self.row_stride, col_stride: self.col_stride }
@@ -100,7 +100,7 @@ impl<'a, T: Copy> Tile<'a, T> {
         self.stride
     }
 
-    /// The same rectangle for a shorter time.
+    /// Borrows the same rectangle for a shorter lifetime.
     pub fn reborrow(&mut self) -> Tile<'_, T> {
         Tile { borrow: PhantomData, ..*self }
     }
@@ -207,8 +207,8 @@ pub(super) fn check_shapes<C: Copy, T>(c: &Tile<'_, C>, a: &Mat<'_, T>, b: &Mat<
     );
 }
 
-/// `len`, or more, elements, an odd number of cache lines of `lanes` elements: rows this far apart do
-/// not map to the same sets of a cache.
+/// Rounds `len` up to an odd number of cache lines of `lanes` elements. Neighbouring rows with this stride do
+/// not map to the same cache sets.
 pub(super) fn apart(len: usize, lanes: usize) -> usize {
     (len.div_ceil(lanes) | 1) * lanes
 }

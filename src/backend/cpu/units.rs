@@ -6,11 +6,11 @@ use std::sync::LazyLock;
 use super::amx;
 use crate::{Error, Result};
 
-/// Environment variable that masks units: `f32` leaves bf16 products to f32 arithmetic, `avx512_bf16`
-/// leaves out AMX, and `amx_model` runs the code for AMX on a software model of its tiles.
+/// Environment variable that masks units. With `f32`, bf16 GEMMs use f32 arithmetic. With `avx512_bf16`, AMX
+/// is not used. With `amx_model`, the code for AMX runs on a software model of its tiles.
 pub const VARIABLE: &str = "MAPL_CPU_UNITS";
 
-/// Arithmetic of products of bf16 matrices.
+/// Units that compute GEMMs of bf16 matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Units {
     /// Conversion to f32 and the GEMMs of f32.
@@ -32,7 +32,7 @@ impl fmt::Display for Units {
 /// A unit of the processor for GEMMs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
-    /// Name as in `/proc/cpuinfo`.
+    /// Use of the unit, or the reason why it is not used.
     pub name: &'static str,
     /// Its use, or why it is not used.
     pub state: String,
@@ -49,18 +49,19 @@ impl Units {
         }
     }
 
-    /// The fastest units of this processor. The first call asks the system for the tiles of AMX, if the
-    /// processor has them.
+    /// Returns the fastest units of this processor. If the processor has AMX, the first call requests its
+    /// tiles from the operating system.
     pub fn best() -> Self {
         [Units::Amx, Units::Dot16].into_iter().find(|units| units.is_usable()).unwrap_or(Units::F32)
     }
 
-    /// The fastest units, except those that [`VARIABLE`] masks. [`Error::Usage`] for an unknown value.
+    /// Returns the fastest units, except those that [`VARIABLE`] masks. An unknown value and a unit that the
+    /// processor lacks are an [`Error::Usage`].
     pub fn chosen() -> Result<Self> {
         Self::named(&std::env::var_os(VARIABLE).unwrap_or_default().to_string_lossy())
     }
 
-    /// [`Self::chosen`], and f32 arithmetic for a value that the command line refuses.
+    /// Same as [`Self::chosen`], but returns f32 arithmetic for a value that the command line rejects.
     pub(crate) fn chosen_or_f32() -> Self {
         Self::chosen().unwrap_or(Units::F32)
     }
@@ -81,7 +82,7 @@ impl Units {
         }
     }
 
-    /// Whether GEMMs can run on these units here.
+    /// Whether this machine can run GEMMs on these units.
     pub(crate) fn is_usable(self) -> bool {
         match self {
             Units::F32 | Units::AmxModel => true,
@@ -90,12 +91,12 @@ impl Units {
         }
     }
 
-    /// Whether products read bf16 as it is stored.
+    /// Whether GEMMs read bf16 as stored, without a conversion to f32.
     pub(crate) fn multiply_bf16(self) -> bool {
         self != Units::F32
     }
 
-    /// Why bf16 is not faster than f32 on these units; `None` if it is.
+    /// Reason why bf16 is not faster than f32 on these units; `None` if it is faster.
     pub fn slow(self) -> Option<String> {
         match self {
             Units::Amx | Units::Dot16 => None,
@@ -107,8 +108,8 @@ impl Units {
         }
     }
 
-    /// A number for the bits of products: 0 in f32, else a hash of sample results, because processors
-    /// sum the terms of a dot product in different ways.
+    /// Identifies the bits of GEMM results: 0 for f32 arithmetic, else a hash of sample results, because
+    /// processors sum the terms of a dot product in different ways.
     pub(super) fn numerics(self) -> u32 {
         static DOT16: LazyLock<u32> = LazyLock::new(|| hash(&dot16()));
         static AMX: LazyLock<u32> = LazyLock::new(|| hash(&amx::samples(true)));
@@ -121,7 +122,7 @@ impl Units {
         }
     }
 
-    /// The units of this processor for GEMMs, and what `self` uses them for.
+    /// Reports the units of this processor for GEMMs, and their use if `self` is selected.
     pub fn report(self) -> Vec<Unit> {
         let masked = || format!("not used: masked by {VARIABLE}");
         let absent = || "not present".to_owned();
@@ -137,7 +138,7 @@ impl Units {
             (Units::AmxModel, _) => "bf16 products, on a software model of its tiles".into(),
             _ if !amx::is_present() => absent(),
             (_, Some(lack)) => lack.to_string(),
-            // Nobody asked the system for tiles.
+            // The tiles were not requested from the operating system.
             (_, None) => masked(),
         };
         let units = [("avx512", avx512), ("avx512_bf16", dot16), ("amx_bf16", tiles)];
@@ -172,7 +173,7 @@ fn has_avx512() -> bool {
 fn dot16() -> Vec<f32> {
     #[cfg(target_arch = "x86_64")]
     if has_dot16() {
-        // SAFETY: the features have been detected.
+        // SAFETY: `has_dot16` has detected the CPU features.
         return unsafe { super::avx512_bf16::samples() }.into();
     }
     Vec::new()

@@ -1,5 +1,6 @@
-//! Workspace of the ops of a step, for the memory plan: the pool keeps what the op with the most takes.
-//! Workspace that does not grow with the batch is left out: it is a few MiB a thread.
+//! Workspace of the ops of a step, for the memory plan. The pool keeps as much memory as the op with the
+//! largest workspace needs. Workspace that does not grow with the batch is left out, because it is a few MiB
+//! per thread.
 
 use super::matmul::spread_bytes;
 use super::units::Units;
@@ -17,10 +18,10 @@ pub(crate) struct StepSizes {
     /// Elements of the queries of a row, and of its fused queries, keys and values.
     pub queries: usize,
     pub fused: usize,
-    /// Elements of the MLP's activation, and of the product before it.
+    /// Elements of the MLP's activation, and of the GEMM result before it.
     pub intermediate: usize,
     pub mlp: usize,
-    /// Whether a model runs without its gates stored.
+    /// Whether a model runs inference, without storing its gates.
     pub infers: bool,
 }
 

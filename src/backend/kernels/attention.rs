@@ -1,6 +1,6 @@
-//! Attention over prefix trees (`kernels/attention.cu`, `kernels/attention_bwd.cu`): the forward,
-//! and the backward in three kernels. The kernels for Hopper ([`hopper`]) go first. Only the device knows the starts of segments, so a kernel
-//! builds the work list; the host bounds its length.
+//! Attention over prefix trees (`kernels/attention.cu`, `kernels/attention_bwd.cu`): the forward, and the
+//! backward in three kernels. The kernels for Hopper ([`hopper`]) run instead if they support the call. Only
+//! the device knows the starts of segments, so a kernel builds the work list; the host bounds its length.
 
 use super::device::{Device, Element, MutPtr};
 use super::launchers as launch;
@@ -108,18 +108,19 @@ fn blocks<D: Device, A: Element>(k: &Kernels<D, A>, items: usize) -> usize {
     items.min(16 * k.device.properties().processors)
 }
 
-/// A window as the kernels take it: without one it is larger than every distance.
+/// Converts a window to a kernel argument. Without a window, the argument is larger than every distance.
 pub(super) fn window(window: Option<usize>) -> Result<i32> {
     window.map_or(Ok(i32::MAX), int)
 }
 
-/// A soft cap and its inverse as the kernels take them: for scores in base 2, or 0 for none.
+/// Converts a soft cap to kernel arguments: the cap and its inverse, for scores in base 2. Both are 0 without
+/// a soft cap.
 pub(super) fn softcap(softcap: Option<f64>) -> [f32; 2] {
     let in_base_2 = |cap: f64| cap * std::f64::consts::LOG2_E;
     softcap.map_or([0.0; 2], |cap| [in_base_2(cap) as f32, in_base_2(cap).recip() as f32])
 }
 
-/// Launches a kernel of attention, with a soft cap its variant for that.
+/// Launches an attention kernel, or its variant for a soft cap if the dims have one.
 macro_rules! launch_by_softcap {
     ($dims:expr, $plain:ident, $capped:ident { $($field:ident: $value:expr,)* }, ($($argument:expr),* $(,)?)) => {
         match $dims.softcap {

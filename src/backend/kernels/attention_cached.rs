@@ -1,5 +1,5 @@
-//! Attention over a cache (`kernels/attention_cached.cu`): new keys and values are stored, then keys are
-//! read in splits and the splits are joined.
+//! Attention over a KV cache (`kernels/attention_cached.cu`). New keys and values are stored first. Then keys
+//! are processed in splits (split-KV), and the results of the splits are joined.
 
 use super::attention::{softcap, window};
 use super::device::{Device, Element};
@@ -8,7 +8,8 @@ use super::{Kernels, int, read, write};
 use crate::backend::contract::*;
 use crate::{Error, Result};
 
-/// Most bytes of parts of a launch. More tokens take several launches, which changes no bit.
+/// Maximum bytes of a launch's partial results. More tokens need several launches, which does not change any
+/// bit.
 const PART_BYTES: usize = 256 << 20;
 
 pub(super) fn attention_cached_fwd<D: Device, A: Element>(

@@ -1,5 +1,5 @@
-//! Commands that compile kernels. `build.rs` uses them for the shipped kernels, the program for
-//! kernels of the user's own.
+//! Commands that compile kernels. `build.rs` uses them for the shipped kernels, and the program for custom
+//! kernels.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,14 +10,14 @@ use std::{env, fs};
 const TARGETS: [&str; 2] = ["arch=compute_80,code=[sm_80,compute_80]", "arch=compute_90a,code=sm_90a"];
 /// Places searched for nvcc, for messages.
 pub const NVCC_PLACES: &str = "NVCC, CUDA_HOME, CUDA_PATH, PATH and site-packages/nvidia/cu13 of the active Python";
-/// Flags of the C++ compiler for the emulator. Fibers leave their stacks by longjmp, which the
-/// fortified longjmp refuses. Contraction to fused multiply-adds would change sums.
+/// Flags of the C++ compiler for the emulator. Fibers leave their stacks by longjmp, which the fortified
+/// longjmp rejects. Contraction to fused multiply-adds would change sums.
 #[allow(dead_code, reason = "the program repeats the command of the build, which has them")]
 pub const EMULATOR_FLAGS: [&str; 4] =
     ["-U_FORTIFY_SOURCE", "-ffp-contract=off", "-Wno-unknown-pragmas", "-fno-strict-aliasing"];
 
-/// The command of nvcc for a file: a fatbin, and the report of ptxas on stderr. `includes` are
-/// searched in order.
+/// Returns the nvcc command that compiles a file to a fatbin and writes the report of ptxas to stderr.
+/// `includes` are searched in order.
 pub fn nvcc_command(nvcc: &Path, includes: &[&Path], file: &Path, fatbin: &Path) -> Command {
     let mut command = Command::new(nvcc);
     command.args(["-fatbin", "-std=c++17", "-O3", "-Xptxas", "-v"]);
@@ -27,11 +27,11 @@ pub fn nvcc_command(nvcc: &Path, includes: &[&Path], file: &Path, fatbin: &Path)
     if guarded() {
         command.arg("-DMAPL_GUARD");
     }
-    // Line tables are more than half of a compressed fatbin.
+    // Line tables would be more than half of a compressed fatbin, so they are optional.
     if is_set("MAPL_LINEINFO") {
         command.arg("-lineinfo");
     }
-    // The program carries the code of every target.
+    // The fatbin is compressed, because the program contains the code of every target.
     command.args(["-Xfatbin", "-compress-all", "--compress-mode=size"]);
     for target in TARGETS {
         command.args(["-gencode", target]);
@@ -40,7 +40,8 @@ pub fn nvcc_command(nvcc: &Path, includes: &[&Path], file: &Path, fatbin: &Path)
     command
 }
 
-/// Whether `MAPL_GUARD` is 1: waits of kernels on a GPU end after some two seconds and say where.
+/// Whether `MAPL_GUARD` is 1. A wait of a kernel on a GPU then fails after about two seconds and reports its
+/// position.
 pub fn guarded() -> bool {
     is_set("MAPL_GUARD")
 }

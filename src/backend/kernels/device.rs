@@ -14,7 +14,7 @@ use crate::backend::host::nearest_bf16;
 
 /// Storage of activations and weights: f32 or bf16.
 pub trait Element: bytemuck::Pod + Send + Sync + 'static {
-    /// Storage of `Act` on a backend of this element.
+    /// Precision of a backend with this element type.
     const PRECISION: Precision;
     /// Returns the first value for f32, the second for bf16.
     fn choose<T>(for_f32: T, for_bf16: T) -> T;
@@ -55,7 +55,7 @@ impl Element for bf16 {
 pub struct Kernel {
     /// Name.
     pub name: &'static str,
-    /// Name for the driver.
+    /// Name as the C string that the driver needs.
     pub c_name: &'static CStr,
     /// Index of its file in [`FATBINS`](super::launchers::FATBINS).
     pub file: usize,
@@ -83,7 +83,7 @@ pub struct Resources {
     pub target: &'static str,
     /// Registers per thread.
     pub registers: u32,
-    /// Bytes.
+    /// Bytes of the stack frame.
     pub stack: u32,
     /// Bytes of spill stores.
     pub spill_stores: u32,
@@ -219,7 +219,7 @@ pub trait Device: Sync {
         None
     }
 
-    /// Allocates zeroed memory. [`crate::Error::Memory`] if there is not enough.
+    /// Allocates zeroed memory. Returns [`crate::Error::Memory`] if there is not enough.
     fn allocate(&self, bytes: usize) -> Result<Self::Memory>;
 
     /// Device address of an allocation, aligned to 256 bytes.
@@ -236,11 +236,11 @@ pub trait Device: Sync {
     /// Enqueues zeroing `bytes` bytes from byte `start` on.
     fn clear(&self, memory: &mut Self::Memory, start: usize, bytes: usize) -> Result<()>;
 
-    /// Enqueues the copy of `bytes` bytes of `from`, from byte `start` on, to byte `at` of `to`. Not while ops are
-    /// recorded.
+    /// Enqueues the copy of `bytes` bytes of `from`, from byte `start` on, to byte `at` of `to`. Must not be
+    /// called while ops are recorded.
     fn copy(&self, from: &Self::Memory, start: usize, to: &mut Self::Memory, at: usize, bytes: usize) -> Result<()>;
 
-    /// Enqueues a store of a word at byte `start`. Does not wait.
+    /// Enqueues a store of a 32-bit word at byte `start`. Does not wait.
     fn put(&self, memory: &mut Self::Memory, start: usize, word: u32) -> Result<()>;
 
     /// Waits for all work enqueued before. Returns its errors.
@@ -257,8 +257,8 @@ pub trait Device: Sync {
     /// with the enqueued work.
     fn send(&self, upload_buffer: &mut Self::UploadBuffer, bytes: usize) -> Result<()>;
 
-    /// Enqueues the copy of `bytes` sent bytes, from byte `start` on, to the start of `to`. It runs
-    /// when the transfer has arrived.
+    /// Enqueues the copy of `bytes` sent bytes, from byte `start` on, to the start of `to`. The copy runs
+    /// after the transfer has arrived.
     fn receive(
         &self,
         upload_buffer: &mut Self::UploadBuffer,
@@ -285,9 +285,8 @@ pub trait Device: Sync {
     /// the work before them, but not for work enqueued later.
     fn open<'o>(&self, readback_buffer: &'o mut Self::ReadbackBuffer) -> Result<&'o [u8]>;
 
-    /// Captures the launches and clears that `work` enqueues, without running them. Returns `None`,
-    /// without a call of `work`, if the device cannot capture. Fails if `work` fails, waits,
-    /// allocates or copies.
+    /// Captures the launches and clears that `work` enqueues, without running them. Returns `None` without
+    /// calling `work` if the device cannot capture. Fails if `work` fails, waits, allocates or copies.
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Graph>>;
 
     /// Enqueues captured work.
@@ -302,7 +301,7 @@ pub trait Device: Sync {
     /// Seconds from one timestamp to a later one. Waits for the later one.
     fn seconds_between(&self, from: &Self::Stamp, to: &Self::Stamp) -> Result<f64>;
 
-    /// Encodes a tensor map for this device. [`crate::Error::Runtime`] if TMA does not support the
+    /// Encodes a tensor map for this device. Returns [`crate::Error::Runtime`] if TMA does not support the
     /// specification.
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap>;
 

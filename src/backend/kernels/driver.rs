@@ -1,10 +1,9 @@
 //! A GPU through the CUDA driver. Every cudarc call of the project is in this module. The presence
 //! of the driver library is checked first, because cudarc panics without it.
 //!
-//! There are two streams in the primary context of one device: the work stream, and the copy stream
-//! for concurrent copies to the device (`driver/transfer.rs`). Errors: no driver, a driver older
-//! than the CUDA version of the build, an unknown device number, no kernels in the build, a device
-//! older than sm_80.
+//! There are two streams in the primary context of one device: the work stream, and the copy stream for
+//! concurrent copies to the device (`driver/transfer.rs`). Errors are: no driver, a driver older than the
+//! CUDA version of the build, an unknown device number, no kernels in the build, a device older than sm_80.
 
 pub(crate) mod cublaslt;
 mod launch;
@@ -41,8 +40,8 @@ pub struct Driver {
     copies: sys::CUstream,
     /// Loaded modules by file, and functions by kernel.
     loaded: Mutex<Loaded>,
-    /// Whether every launch is waited for, so that a fault names its kernel
-    /// (`MAPL_SYNC_LAUNCHES=1`, and with guarded waits).
+    /// Whether the host waits for every launch, so that an error names its kernel (`MAPL_SYNC_LAUNCHES=1`, or
+    /// guarded waits).
     synchronous: bool,
 }
 
@@ -60,7 +59,7 @@ unsafe impl Send for Driver {}
 // SAFETY: as above; the driver synchronises its calls, and the maps are behind a lock.
 unsafe impl Sync for Driver {}
 
-/// Converts the driver's error of a call.
+/// Returns a function that converts a driver error of `call`.
 fn failed(call: impl Display) -> impl Fn(DriverError) -> Error {
     move |e| {
         let text = |s: Result<&std::ffi::CStr, DriverError>| {
@@ -99,7 +98,7 @@ fn version(number: i32) -> (i32, i32) {
     (number / 1000, number % 1000 / 10)
 }
 
-/// [`Error::Device`] if the driver is older than the CUDA version of the compiled kernels. Every
+/// Returns [`Error::Device`] if the driver is older than the CUDA version of the compiled kernels. Every
 /// driver of the same major version runs them (NVIDIA's minor version compatibility).
 fn check_driver(driver: i32, build: i32) -> Result<()> {
     let ((has, _), (needs, minor)) = (version(driver), version(build));
@@ -121,7 +120,7 @@ pub fn is_present() -> bool {
 }
 
 impl Driver {
-    /// Number of GPUs that the driver shows. [`Error::Device`] without a driver.
+    /// Returns the number of GPUs that the driver reports, or [`Error::Device`] without a driver.
     pub(crate) fn count() -> Result<usize> {
         if !is_present() {
             return Err(Error::Device(
@@ -134,8 +133,8 @@ impl Driver {
         result::device::get_count().map(|count| count.max(0) as usize).map_err(failed("cuDeviceGetCount"))
     }
 
-    /// Opens a device by its index among the devices of CUDA_VISIBLE_DEVICES. [`Error::Device`]
-    /// with the reason if it does not exist or cannot run the kernels.
+    /// Opens a device by its index among the devices of CUDA_VISIBLE_DEVICES. Returns [`Error::Device`] with
+    /// the reason if it does not exist or cannot run the kernels.
     pub fn new(ordinal: usize) -> Result<Self> {
         let refuse = |why: &str| Err(Error::Device(format!("no CUDA device: {why}")));
         let Some(build) = CUDA_VERSION else {
@@ -191,7 +190,7 @@ impl Driver {
         let (stream, copies) =
             (stream().map_err(failed("cuStreamCreate"))?, stream().map_err(failed("cuStreamCreate"))?);
         let asked = std::env::var_os("MAPL_SYNC_LAUNCHES").is_some_and(|v| v == "1");
-        // The error of a launch that a guard ends names the kernel.
+        // The host waits for every launch, so that the error of a guarded wait names its kernel.
         let synchronous = asked || cfg!(mapl_guard) || guarded();
         Ok(Self { properties, context, ordinal: device, stream, copies, loaded: Mutex::default(), synchronous })
     }
@@ -342,7 +341,7 @@ impl Device for Driver {
         }
         self.make_current()?;
         let (from, to) = (from.at(start, bytes), to.at(at, bytes));
-        // SAFETY: both ranges are inside their memories, which differ: one is borrowed exclusively.
+        // SAFETY: both ranges are inside their memories, which differ because `to` is borrowed exclusively.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(failed("cuMemcpyDtoDAsync"))
     }
 
@@ -400,7 +399,7 @@ impl Device for Driver {
     }
 
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {
-        // SAFETY: contract of this function.
+        // SAFETY: the caller guarantees the contract of `Device::replay`.
         unsafe { self.replay_graph(graph) }
     }
 
@@ -457,7 +456,7 @@ impl Device for Driver {
         shared_bytes: usize,
         parameters: &mut [*mut c_void],
     ) -> Result<()> {
-        // SAFETY: contract of this function.
+        // SAFETY: the caller guarantees the contract of `Device::launch`.
         unsafe { self.launch_kernel(kernel, grid, shared_bytes, parameters) }
     }
 }

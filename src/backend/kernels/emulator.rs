@@ -1,6 +1,6 @@
-//! The kernels on the CPU, for small models and for kernel development. Threads are fibers and run
-//! in several orders, so that results that depend on the order show. `kernels/emulator/` has the
-//! C++ side, and every C++ call of the project is here.
+//! Runs the kernels on the CPU, for small models and for kernel development. Threads are fibers that run in
+//! one of several orders, so that tests find results that depend on the order. `kernels/emulator/` contains
+//! the C++ side, and this module contains every C++ call of the project.
 
 pub(crate) mod accesses;
 mod recording;
@@ -92,14 +92,14 @@ pub enum Schedule {
     Rising,
     /// Descending; copies complete when they are waited for.
     Falling,
-    /// Random for every launch, from a seed.
+    /// Random, with this seed in every launch.
     Random(u64),
     /// Ascending, but the first warp of each block runs only if no other thread can, and copies complete
     /// when they are waited for, the oldest first.
     Late,
 }
 
-/// The table of functions that kernel libraries connect to, and its bytes.
+/// Returns the table of functions that kernel libraries connect to, and its size in bytes.
 pub(super) fn interface() -> (*const c_void, usize) {
     let mut bytes = 0;
     // SAFETY: the call writes one number.
@@ -112,8 +112,8 @@ thread_local! {
     static SHARED_ARRAYS: RefCell<HashMap<usize, usize>> = RefCell::default();
 }
 
-/// Bytes of a kernel's shared arrays, without dynamic shared memory, if this thread has launched it:
-/// the shipped kernel's, or within `own::with` the user's.
+/// Bytes of a kernel's shared arrays, without dynamic shared memory, if this thread has launched the kernel.
+/// Within `own::with` the kernel is the custom one, else the shipped one.
 pub fn shared_arrays(kernel: &Kernel) -> Option<usize> {
     let entry = own::emulated(kernel).or(kernel.emulated)?;
     SHARED_ARRAYS.with_borrow(|seen| seen.get(&(entry as usize)).copied())
@@ -132,9 +132,10 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// A device in ascending order with 4 multiprocessors. [`Error::Device`] in a build without the
-    /// emulator. It has the compute capability of Hopper only if `MAPL_SM90` is 1, because the
-    /// large tiles of the Hopper kernels take several times as long here as the portable kernels.
+    /// Creates a device with 4 multiprocessors that runs threads and blocks in ascending order. Returns
+    /// [`Error::Device`] in a build without the emulator. The device has the compute capability of Hopper
+    /// only if `MAPL_SM90` is 1. The large tiles of the Hopper kernels are several times slower here than the
+    /// portable kernels.
     pub fn new() -> Result<Self> {
         let mut device = Self::with(Schedule::Rising, 4)?;
         if std::env::var("MAPL_SM90").map_or(true, |value| value != "1") {
@@ -162,27 +163,27 @@ impl Emulator {
         Ok(Self { schedule, properties, omitted: None, proxies: false, recording: Mutex::new(None) })
     }
 
-    /// Checks proxy fences: a plain write that a TMA store or wgmma reads without the writing
-    /// thread's fence is an error. Every wait then compares the block's shared memory, so it is for
+    /// Enables the check of proxy fences. It is an error if a TMA store or wgmma reads a plain write without
+    /// a fence of the writing thread. Every wait then compares the block's shared memory, so the check is for
     /// small sizes.
     pub fn with_proxies(self) -> Self {
         Self { proxies: true, ..self }
     }
 
-    /// Omits the barriers or proxy fences at one source position. Kernels are then wrong, and some
-    /// order of threads, or the check of proxy fences, must show it.
+    /// Omits the barriers or proxy fences at one source position. Kernels are then wrong, and some order of
+    /// threads, or the check of proxy fences, must detect the error.
     pub fn without(self, site: Site) -> Self {
         Self { omitted: Some(site), ..self }
     }
 
-    /// Takes the source positions of all barriers that kernels on this thread have executed since
-    /// the last call.
+    /// Returns the source positions of all barriers that kernels on this thread have executed since the last
+    /// call.
     pub fn barriers() -> BTreeSet<Site> {
         Self::sites(false)
     }
 
-    /// Takes the source positions of all proxy fences that kernels on this thread have executed
-    /// since the last call, in launches that check them.
+    /// Returns the source positions of all proxy fences that kernels on this thread have executed since the
+    /// last call, in launches that check them.
     pub fn fences() -> BTreeSet<Site> {
         Self::sites(true)
     }
@@ -208,7 +209,7 @@ pub struct Memory {
     bytes: usize,
 }
 
-// SAFETY: plain memory, written through `&mut` or by launches. The borrows of the backend order
+// SAFETY: the memory is plain data, written through `&mut` or by launches. The borrows of the backend order
 // these writes.
 unsafe impl Send for Memory {}
 // SAFETY: as above; shared access only reads.
@@ -274,8 +275,8 @@ impl Device for Emulator {
     fn download(&self, memory: &Memory, start: usize, to: &mut [u8]) -> Result<()> {
         self.not_recording("download")?;
         memory.check(start, to.len());
-        // SAFETY: the range is inside the allocation; no launch is in progress, because launches
-        // end before they return.
+        // SAFETY: the range is inside the allocation, and no launch is in progress, because a launch call
+        // returns only after the launch has ended.
         unsafe {
             std::ptr::copy_nonoverlapping(memory.start.as_ptr().cast::<u8>().add(start), to.as_mut_ptr(), to.len());
         }
@@ -298,7 +299,8 @@ impl Device for Emulator {
         self.not_recording("copy")?;
         from.check(start, bytes);
         to.check(at, bytes);
-        // SAFETY: both ranges are inside their allocations, which differ: one is borrowed exclusively.
+        // SAFETY: both ranges are inside their allocations, which differ because `to` is borrowed
+        // exclusively.
         unsafe {
             let (from, to) = (from.start.as_ptr().cast::<u8>().add(start), to.start.as_ptr().cast::<u8>().add(at));
             std::ptr::copy_nonoverlapping(from, to, bytes);
@@ -348,7 +350,7 @@ impl Device for Emulator {
     }
 
     unsafe fn replay(&self, graph: &Graph) -> Result<()> {
-        // SAFETY: contract of this function.
+        // SAFETY: the caller guarantees the contract of `Device::replay`.
         unsafe { self.replay_steps(graph) }
     }
 
@@ -404,13 +406,13 @@ impl Device for Emulator {
         if self.record_step(|| unsafe { Step::launch(kernel, entry, grid, shared_bytes, parameters) }) {
             return Ok(());
         }
-        // SAFETY: contract of this function.
+        // SAFETY: the caller guarantees the contract of `Device::launch`.
         unsafe { self.run(kernel, entry, grid, shared_bytes, parameters) }
     }
 }
 
 impl Emulator {
-    /// Runs a kernel by its entry point: the shipped one or the user's own.
+    /// Runs the entry point of a kernel, either the shipped or a custom one.
     ///
     /// # Safety
     /// As [`Device::launch`].

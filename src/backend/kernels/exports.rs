@@ -48,7 +48,8 @@ pub fn parse(source: &str) -> Result<Vec<Export>, String> {
     Ok(exports)
 }
 
-/// Lines with their numbers from 1, and the text from each of them on. Lines end with or without `\r`.
+/// Returns every line with its number, counted from 1, and the text from that line on. Lines end with LF or
+/// CRLF.
 pub fn numbered(source: &str) -> impl Iterator<Item = (usize, &str, &str)> {
     let mut offset = 0;
     source.split_inclusive('\n').enumerate().map(move |(at, line)| {
@@ -107,7 +108,7 @@ fn constant(text: &str, word: bool) -> Result<Export, String> {
     }
 }
 
-/// Parts between separators outside brackets and braces, without blanks around them.
+/// Splits text at separators outside parentheses and braces. Parts are trimmed, and empty parts are left out.
 pub fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
     let mut depth = 0;
     text.split(move |c| {

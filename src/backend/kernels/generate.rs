@@ -66,7 +66,7 @@ pub fn resources(report: &str) -> Vec<Resources> {
     found
 }
 
-/// CUDA release in the output of `nvcc --version`, as the driver counts: 13000 is 13.0.
+/// CUDA release in the output of `nvcc --version`, in the driver's encoding: 13000 is 13.0.
 pub fn cuda_version(text: &str) -> Option<i32> {
     let release = text.split("release ").nth(1)?;
     let (major, minor) = release.split([',', '\n']).next()?.trim().split_once('.')?;
@@ -130,15 +130,15 @@ fn c_parameter(parameter: &Parameter, storage: &str) -> String {
     }
 }
 
-/// `emulated_STEM.cpp`: entry points of a file under names of the emulator.
+/// `emulated_STEM.cpp`: the entry points of a file under the names `emulated_NAME`.
 pub fn emulated(source: &Source) -> String {
     format!("#include \"{}_entries.cu\"\n#include \"emulator/call.h\"\n\n", source.stem) + &calls(source)
 }
 
-/// A kernel file as a library of its own, with the entry points that the emulator calls.
+/// A kernel file as a separate library, with the entry points that the emulator calls.
 #[allow(dead_code, reason = "build.rs compiles no library of its own")]
 pub fn own_library(source: &Source) -> String {
-    // The kernel headers define macros with names of the table's functions.
+    // own.h comes first, because the kernel headers define macros with names of the table's functions.
     let start = format!("#include \"emulator/own.h\"\n#include \"{}_entries.cu\"\n\n", source.stem);
     format!("{start}#pragma GCC visibility push(default)\n{}#pragma GCC visibility pop\n", calls(source))
 }
@@ -207,7 +207,7 @@ pub fn shipped(files: &[String], compiler: &[String]) -> String {
     text
 }
 
-/// KERNELS: every entry point, in the order of files and lines.
+/// Writes KERNELS, the table of all entry points in the order of files and lines.
 fn table(text: &mut String, sources: &[Source], emulated: bool) {
     if emulated {
         let _ = writeln!(text, "unsafe extern \"C\" {{");
@@ -308,8 +308,8 @@ fn launcher(text: &mut String, d: &Declaration, first: usize) {
 
 /// `kernel()`: the entry point by storage and by the values of the other axes.
 fn choice(text: &mut String, d: &Declaration, first: usize, chosen: &[&Axis]) {
-    // Indices in the table of the kernels with the same values of the chosen axes: one, or f32 and
-    // bf16.
+    // Table indices of the kernels with the same values of the chosen axes: one index, or the indices for f32
+    // and bf16.
     let mut groups: Vec<(String, Vec<usize>)> = Vec::new();
     for (i, kernel) in d.kernels.iter().enumerate() {
         let values = d.axes.iter().zip(&kernel.values).filter(|(axis, _)| axis.kind != AxisKind::Storage);

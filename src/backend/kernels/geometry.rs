@@ -15,17 +15,17 @@ use super::launchers::{
 pub struct TileTimes {
     /// A launch with programmatic dependent launch.
     pub launch: f64,
-    /// What clusters of two add to a launch.
+    /// Additional time of a launch with clusters of two.
     pub cluster: f64,
     /// Epilogue of a cooperative tile per 2-byte column.
     pub cooperative: f64,
     /// Epilogue of a ping-pong tile per 2-byte column, mostly overlapped.
     pub ping_pong: f64,
-    /// The same of the last ping-pong tile (not overlapped).
+    /// Epilogue of the last ping-pong tile per 2-byte column, not overlapped.
     pub last_ping_pong: f64,
-    /// Wait of a split for the split before it.
+    /// Time that a split waits for the previous split.
     pub split: f64,
-    /// What each column adds to that wait.
+    /// Additional time of that wait per column.
     pub split_column: f64,
     /// A stage of the main loop per column, in the order of [`Tile::ALL`].
     pub stage: [f64; 6],
@@ -65,7 +65,7 @@ impl Tile {
         GEMM_COLUMNS[self as usize]
     }
 
-    /// Blocks of a cluster, one below the other.
+    /// Number of blocks of a cluster, whose tiles are adjacent along m.
     pub fn blocks(self) -> usize {
         GEMM_CLUSTER[self as usize]
     }
@@ -89,8 +89,8 @@ impl Tile {
     }
 
     /// Shared memory of a block in bytes: stages, epilogue subtiles, rows of bias, mbarriers
-    /// (`Hopper::SHARED_BYTES`). Operands that are contiguous across k are loaded in boxes of 64
-    /// columns. `out_bytes` is the size of an element of C.
+    /// (`Hopper::SHARED_BYTES`). If `b_across`, B is contiguous along n instead of k, and is loaded in boxes
+    /// of 64 columns. `out_bytes` is the size of an element of C.
     pub(super) fn shared_bytes(self, b_across: bool, out_bytes: usize) -> usize {
         let subtiles = match self {
             Self::N192PingPong | Self::N128PingPong => 2,
@@ -122,7 +122,7 @@ pub struct Sizes {
     pub k: usize,
     /// Size of an element of C in bytes.
     pub out_bytes: usize,
-    /// Whether split-K is allowed: C is f32, so that splits can be added in memory.
+    /// Whether split-K is allowed, which needs C in f32, so that splits can be added in memory.
     pub may_split: bool,
 }
 
@@ -142,7 +142,7 @@ pub struct Choice {
     pub grid: usize,
     /// Work items (tile and split) per cluster of blocks.
     pub waves: f64,
-    /// FLOPs over the peak FLOPs of the predicted time.
+    /// FLOPs divided by the peak FLOPs in the predicted time.
     pub efficiency: f64,
     /// Predicted time.
     pub seconds: f64,
@@ -155,7 +155,7 @@ pub struct Chosen {
     pub op: &'static str,
     /// Sizes.
     pub sizes: Sizes,
-    /// What was chosen for it.
+    /// Tile and splits chosen for the GEMM.
     pub choice: Choice,
 }
 
@@ -164,7 +164,7 @@ pub(super) fn cut(s: Sizes, tile: Tile, splits: usize, processors: usize) -> Cho
     cut_by(&H200_TIMES, s, tile, splits, processors)
 }
 
-/// As [`cut`], with other constants.
+/// Same as [`cut`], with the constants `times`.
 pub(crate) fn cut_by(times: &TileTimes, s: Sizes, tile: Tile, splits: usize, processors: usize) -> Choice {
     let blocks = tile.blocks();
     let stages = s.k.div_ceil(DEPTH).max(1);
@@ -199,9 +199,9 @@ fn ranked(s: Sizes, processors: usize) -> Vec<Choice> {
     let tiles = Tile::ALL.into_iter().filter(|tile| tile.blocks() <= processors);
     let mut ranked: Vec<Choice> =
         tiles.flat_map(|tile| (1..=most).map(move |splits| cut(s, tile, splits, processors))).collect();
-    // Split-K is for few tiles; with many it was not measured.
+    // Split-K is considered only for few tiles; it was not measured with many.
     ranked.retain(|choice| choice.splits == 1 || choice.waves / choice.splits as f64 <= MAX_SPLIT_WAVES);
-    // Of equal times, fewer splits first, then the order of `Tile::ALL`.
+    // Choices of equal time are ordered by their number of splits, then as in `Tile::ALL`.
     ranked.sort_by(|a, b| a.seconds.total_cmp(&b.seconds).then(a.splits.cmp(&b.splits)));
     ranked.dedup_by(|a, b| (a.tile, a.splits) == (b.tile, b.splits));
     ranked
@@ -218,9 +218,9 @@ pub(super) fn choose(s: Sizes, processors: usize) -> Choice {
     of_card(s, ranked(s, PLANNED_PROCESSORS)[0], processors)
 }
 
-/// The tile with the least time by a GPU's own constants, for the splits of a choice: another tile
-/// leaves the bits of a result as they are, another number of splits would not. `allowed` says which
-/// tiles may have these splits.
+/// Returns the tile with the least time by the constants `times` of a GPU, with the same number of splits as
+/// `choice`. A different tile does not change the bits of a result, but a different number of splits would.
+/// `allowed` tells which tiles may have these splits.
 pub(super) fn retile(
     times: &TileTimes,
     s: Sizes,
@@ -246,8 +246,8 @@ pub(super) fn fastest(
     same.min_by(|a, b| a.seconds.total_cmp(&b.seconds))
 }
 
-/// Adapts a choice for `PLANNED_PROCESSORS` to another number of multiprocessors: the same
-/// splits, and a tile that fits.
+/// Adapts a choice for `PLANNED_PROCESSORS` to a different number of multiprocessors: the same splits, and a
+/// tile that fits.
 pub fn of_card(s: Sizes, planned: Choice, processors: usize) -> Choice {
     let tile = if planned.tile.blocks() <= processors { planned.tile } else { Tile::N192PingPong };
     cut(s, tile, planned.splits, processors.max(1))
@@ -265,12 +265,12 @@ mod tests {
     fn tiles_fit_the_sizes() {
         // 896 is four times 224; other widths waste a part of their last tile.
         assert_eq!(choose(forward(8192, 896, 4864), 132).tile, Tile::N224);
-        // Small k: epilogues overlap with the other consumer's main loop.
+        // With small k, ping-pong tiles overlap epilogues with the other consumer's main loop.
         assert_eq!(choose(forward(8192, 9728, 896), 132).tile, Tile::N192PingPong);
         // 16 x 16 tiles of the largest shape are four waves that are almost full.
         assert_eq!(choose(forward(4096, 4096, 4096), 132).tile, Tile::N256);
-        // Few rows: narrow tiles, so that most multiprocessors have one. With a single wave
-        // ping-pong overlaps nothing.
+        // With few rows, narrow tiles give most multiprocessors a tile. With a single wave, ping-pong
+        // overlaps nothing.
         assert_eq!(choose(forward(2048, 896, 4864), 132).tile.columns(), 128);
         assert_eq!(choose(forward(2048, 1152, 896), 132).tile, Tile::N192);
     }

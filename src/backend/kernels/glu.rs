@@ -12,7 +12,7 @@ use crate::backend::contract::*;
 /// the forward (`GateUpView`).
 const INTERLEAVED_ROWS: usize = 8;
 
-/// Activation of the gate, for the kernels.
+/// Activation of the gate as the enum of the kernels.
 fn gate(dims: GluDims) -> launch::Gate {
     match dims.gelu {
         None => launch::Gate::Silu,

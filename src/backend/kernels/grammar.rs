@@ -14,7 +14,7 @@
 
 use super::exports::{Export, numbered, split};
 
-/// Most entry points of a family.
+/// Maximum number of entry points of a family.
 const MAX_KERNELS: usize = 1000;
 
 /// Type of a parameter.
@@ -99,7 +99,7 @@ pub struct Kernel {
     pub early: bool,
     /// Whether a block has a multiprocessor to itself.
     pub alone: bool,
-    /// Index of its value on each axis of its family.
+    /// Index of the kernel's value on each axis of its family.
     pub values: Vec<usize>,
 }
 
@@ -113,7 +113,7 @@ pub struct Declaration {
     pub axes: Vec<Axis>,
     /// Axis of each template parameter.
     pub template: Vec<usize>,
-    /// The last axis of FOR runs fastest.
+    /// Entry points; the last axis of FOR varies fastest.
     pub kernels: Vec<Kernel>,
 }
 
@@ -200,7 +200,7 @@ struct Head {
 
 fn head(text: &str, keyword: &str) -> Result<Head, String> {
     let body = text.find('{').ok_or(format!("a {keyword} without a body"))?;
-    // Comments after parameters give their shapes.
+    // Removes the comments after parameters, which give array shapes.
     let head: String =
         text[..body].lines().map(|line| line.split("//").next().unwrap_or("").to_owned() + " ").collect();
     let (marks, rest) = closed(head.strip_prefix(keyword).unwrap_or(&head))?;
@@ -292,8 +292,8 @@ fn combinations(axes: &[Axis]) -> Vec<Vec<usize>> {
     })
 }
 
-/// Marks of `IF(AXIS: value ...; MARK ...)` if the condition holds for the instance with these
-/// endings.
+/// Returns the marks of `IF(AXIS: value ...; MARK ...)` if its conditions hold for the entry point with these
+/// value endings.
 fn holds<'a>(rule: &'a str, axes: &[Axis], endings: &[&str]) -> Result<Option<Vec<&'a str>>, String> {
     let (mut marks, mut conditions, mut met) = (Vec::new(), 0, true);
     for part in split(rule, ';') {

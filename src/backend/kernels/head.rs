@@ -9,10 +9,10 @@ use crate::Result;
 use crate::backend::Write;
 use crate::backend::contract::*;
 
-/// Vocabulary columns of a chunk of the backward; the dlogits of one chunk are stored at a time.
-/// The value fixes the order of the sum over the vocabulary.
+/// Number of vocabulary columns per chunk of the backward. Only the dlogits of one chunk are stored at a
+/// time. The value fixes the order of the sum over the vocabulary.
 const CHUNK: usize = 8192;
-/// Row stride of dlogits is a multiple of this many elements, at least 16 bytes in either storage.
+/// The row stride of dlogits is a multiple of this many elements, at least 16 bytes in f32 and in bf16.
 const STRIDE_UNIT: usize = 8;
 
 pub(super) fn head_logprob_fwd<D: Device, A: Element>(
@@ -163,8 +163,8 @@ pub(super) fn head_logprob_bwd<D: Device, A: Element>(
     gather(k, d, scratch.read(drows), 0..d.rows, a.runs, dhidden)
 }
 
-/// Sums drows to dhidden, for the runs that begin in `rows`; `drows` has these rows, and all rows
-/// of these runs. Hidden rows without a head row are not written.
+/// Sums drows into dhidden for the runs that begin in `rows`. `drows` starts at the first of `rows` and
+/// contains all rows of these runs. Hidden rows without a head row are not written.
 pub(super) fn gather<D: Device, A: Element>(
     k: &Kernels<D, A>,
     d: HeadDims,

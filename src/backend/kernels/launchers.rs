@@ -1,8 +1,8 @@
 //! Typed launchers of all kernels, and the constants and enums that the kernels share with the
 //! host. `build.rs` generates them from the KERNEL, KERNELS and EXPORT lines of `kernels/`.
 //!
-//! Each declaration becomes a struct with the kernel's parameters as fields and a method that
-//! enqueues it. A family over the storage of activations is generic over it; its other axes are
+//! Each declaration becomes a struct with the kernel's parameters as fields and a method that enqueues it. If
+//! a family has an axis for the storage type, its struct is generic over that type. The other axes are
 //! arguments of the launch.
 
 #![allow(missing_docs)]
@@ -15,7 +15,8 @@ use crate::{Error, Result};
 
 include!(concat!(env!("OUT_DIR"), "/launchers.rs"));
 
-/// A family without a kernel for some values: name, value and known values of each axis.
+/// Error for a family without a kernel for some values. `axes` has the name, value and known values of each
+/// axis.
 fn no_instance(family: &str, axes: &[(&str, String, String)]) -> Error {
     let axes: Vec<String> =
         axes.iter().map(|(axis, value, known)| format!("{axis} {value} (there are {known})")).collect();

@@ -2,7 +2,8 @@
 //! driver, or the emulator. This module packs arguments, chooses grids and holds scratch memory.
 //! The kernels do the arithmetic.
 //!
-//! Bits of results do not depend on grid, multiprocessors, order of threads, or other rows of a call.
+//! The bits of results do not depend on the grid, the number of multiprocessors, the order of threads, or
+//! other rows of a call.
 
 mod attention;
 mod attention_cached;
@@ -87,20 +88,21 @@ impl<D: Device, T> Buffer for Array<D, T> {
 pub struct Kernels<D: Device, A> {
     device: D,
     scratch: Mutex<Option<(D::Memory, usize)>>,
-    /// Count of freed arrays and scratch allocations. Captured work is valid while it stays.
+    /// Count of freed arrays and scratch allocations. Captured work stays valid while this count does not
+    /// change.
     freed: Arc<AtomicU64>,
     probe: Option<Probe>,
     /// Timed ops of an asynchronous device whose times are not read yet.
     observed: Mutex<Vec<Observed<D>>>,
-    /// Whether ops are being captured, and so take no time.
+    /// Whether ops are being captured and therefore not timed.
     recording: AtomicBool,
     /// Use of the Hopper kernels.
     hopper: Hopper,
-    /// RoPE as an op of its own, in no epilogue.
+    /// Whether RoPE runs as a separate op instead of in epilogues.
     apart_rotations: bool,
     /// Constants of the tile choice that were fitted on this GPU.
     tile_times: Option<&'static TileTimes>,
-    /// Maximum number of head rows at once; 0 for the default.
+    /// Maximum number of rows per chunk of the vocabulary head; 0 for the default.
     head_rows: AtomicUsize,
     /// GEMMs and their tiles, if they are recorded.
     chosen: Option<Mutex<Vec<Chosen>>>,
@@ -142,12 +144,12 @@ impl<D: Device, A: Element> Kernels<D, A> {
         Self { hopper, ..self }
     }
 
-    /// Runs RoPE as an op of its own, as the recorded step did, instead of in epilogues.
+    /// If `apart_rotations` is true, RoPE runs as a separate op instead of in epilogues.
     pub(crate) fn with_apart_rotations(self, apart_rotations: bool) -> Self {
         Self { apart_rotations, ..self }
     }
 
-    /// Sets the most rows of a chunk of [`Backend::head_preference`], if it works in chunks.
+    /// Sets the maximum number of rows of a chunk of [`Backend::head_preference`], if it works in chunks.
     pub fn with_head_rows(self, rows: usize) -> Self {
         self.head_rows.store(rows, Ordering::Relaxed);
         self
@@ -215,7 +217,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
     }
 }
 
-/// Parts of a row of `width` elements that a warp takes at a time: 16 bytes per lane.
+/// Number of parts of a row of `width` elements. A warp processes one part at a time, 16 bytes per lane.
 fn warp_vectors<A>(width: usize) -> usize {
     width.div_ceil(WARP * 16 / size_of::<A>())
 }

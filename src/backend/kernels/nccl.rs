@@ -1,5 +1,5 @@
-//! Collectives of a device as calls of NCCL, in place on its arrays. The calls are behind [`Calls`]: the
-//! library on a GPU (`driver/nccl.rs`), a stand-in that records and computes in tests.
+//! Collectives of a device as NCCL calls, in place on its arrays. The trait [`Calls`] is implemented by the
+//! library on a GPU (`driver/nccl.rs`), and by a stand-in that records and computes in tests.
 //!
 //! ```text
 //! fork     the stream of the ranks waits for the ops so far
@@ -7,14 +7,14 @@
 //!          other parts:            group { Reduce of every part to its rank }
 //! gather   parts of one length L:  group { AllGather of L each; Broadcast of the rest by the last rank }
 //!          other parts:            group { Broadcast of every part by its rank }
-//! ticket   an event behind the calls; `settle` makes the stream of the ops wait for it
+//! ticket   an event after the calls; `settle` makes the stream of the ops wait for it
 //! ```
 //!
-//! Shards of parameters have one length except the last, which has a short rest
-//! ([`shard_of`](crate::ranks::collective::shard_of)), so both forms move the bytes of one ring. All calls are
-//! enqueued on one stream, in one order on every rank, and nothing waits on the host. Sums are f32.
+//! Parameter shards have the same length, except the last, which also has a short rest
+//! ([`shard_of`](crate::ranks::collective::shard_of)), so both forms move the bytes of one ring. All calls
+//! are enqueued on one stream, in one order on every rank, and nothing waits on the host. Sums are f32.
 //!
-//! Refused: parts outside of a buffer, and collectives while ops are recorded. A step's recorded
+//! Parts outside of a buffer, and collectives while ops are recorded, are errors. A step's recorded
 //! micro-batches therefore end before its collectives.
 
 use std::ops::Range;
@@ -58,20 +58,21 @@ pub(crate) struct Operands {
     pub number: Number,
 }
 
-/// NCCL's calls for one communicator, and the order of its stream among the others. Sums add.
+/// NCCL calls of one communicator, and the synchronisation of its stream with other streams. All reductions
+/// are sums.
 pub(crate) trait Calls: Send + Sync {
     /// Number of this rank.
     fn rank(&self) -> usize;
     /// Number of ranks.
     fn size(&self) -> usize;
-    /// Handle of the stream of the ranks.
+    /// Handle of the stream on which the collectives run, here called the stream of the ranks.
     fn stream(&self) -> u64;
 
-    /// Makes the stream of the ranks wait for what is enqueued on `ops`.
+    /// Makes the stream of the ranks wait for the work that is enqueued on the stream `ops`.
     fn fork(&self, ops: u64) -> Result<()>;
     /// Marks the end of the calls so far.
     fn mark(&self) -> Result<Ticket>;
-    /// Makes `ops` wait for a mark.
+    /// Makes the stream `ops` wait for a mark.
     fn settle(&self, ticket: Ticket, ops: u64) -> Result<()>;
 
     /// `ncclGroupStart`.
@@ -82,8 +83,8 @@ pub(crate) trait Calls: Send + Sync {
     /// `ncclReduceScatter`: `from` has `len` elements for each rank, `to` has `len`.
     ///
     /// # Safety
-    /// Here and below: the addresses are of this device, with room for the elements, until the
-    /// stream has passed the call.
+    /// Here and below, the caller guarantees that the addresses are on this device and have room for the
+    /// elements until the stream has completed the call.
     unsafe fn reduce_scatter(&self, on: Operands, stream: u64) -> Result<()>;
     /// `ncclReduce` to one rank.
     ///
@@ -106,7 +107,7 @@ pub(crate) trait Calls: Send + Sync {
     /// As above.
     unsafe fn broadcast(&self, on: Operands, root: usize, stream: u64) -> Result<()>;
 
-    /// What has failed since the calls returned, if anything.
+    /// Error that has occurred since the calls returned, if any.
     fn failure(&self) -> Option<String>;
     /// Ends calls in progress. No other call may follow.
     fn abort(&self);
@@ -119,10 +120,10 @@ fn grouped(calls: &dyn Calls, work: impl FnOnce() -> Result<()>) -> Result<()> {
     calls.group_end().and(done)
 }
 
-/// Parts as NCCL takes them.
+/// Division of a buffer into parts, by the NCCL calls that it needs.
 #[derive(Debug, PartialEq, Eq)]
 enum Division {
-    /// One length, and a rest that belongs to the last rank.
+    /// All parts have length `len`; the last rank also has `rest`.
     Equal {
         len: usize,
         rest: Range<usize>,
@@ -165,7 +166,7 @@ impl Place {
         self.address + (element * self.number.bytes()) as u64
     }
 
-    /// The same elements as input and output.
+    /// Operands with `part` as input and output.
     fn in_place(self, part: &Range<usize>) -> Operands {
         Operands { from: self.at(part.start), to: self.at(part.start), len: part.len(), number: self.number }
     }
@@ -173,8 +174,8 @@ impl Place {
     fn reduce_scatter(self, calls: &dyn Calls, parts: &[Range<usize>]) -> Result<()> {
         let stream = calls.stream();
         grouped(calls, || {
-            // SAFETY: the parts are inside the array (`of`), which outlives the call: freeing device memory
-            // waits for the device.
+            // SAFETY: `Place::of` has checked that the parts are inside the array. The array outlives the
+            // call, because freeing device memory waits for the device.
             unsafe {
                 match Division::of(parts) {
                     Division::Equal { len, rest } => {
@@ -201,7 +202,7 @@ impl Place {
     fn all_gather(self, calls: &dyn Calls, parts: &[Range<usize>]) -> Result<()> {
         let stream = calls.stream();
         grouped(calls, || {
-            // SAFETY: as above.
+            // SAFETY: as in `reduce_scatter`.
             unsafe {
                 match Division::of(parts) {
                     Division::Equal { len, rest } => {
@@ -227,12 +228,12 @@ impl Place {
 }
 
 impl<D: Device, A: Element> Kernels<D, A> {
-    /// Sums and gathers over ranks by these calls; without any, through the host.
+    /// Sets the calls that sum and gather over ranks. Without calls, the data goes through the host.
     pub(crate) fn with_ranks(self, calls: Option<Arc<dyn Calls>>) -> Self {
         Self { ranks: calls, ..self }
     }
 
-    /// Runs `work` on the stream of the ranks behind the ops so far.
+    /// Runs `work` on the stream of the ranks, after the ops enqueued so far.
     fn behind_ops(&self, work: impl FnOnce(&dyn Calls) -> Result<()>) -> Result<Ticket> {
         let Some(calls) = &self.ranks else {
             return Err(Error::Runtime("a collective of a device without ranks".into()));
@@ -245,7 +246,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
         calls.mark()
     }
 
-    /// Zeroes `range` of a gradient that a rank does not contribute.
+    /// Zeroes `range` of a gradient on a rank that does not contribute to the sum.
     fn withdraw(&self, buffer: &mut Array<D, f32>, range: Range<usize>) -> Result<()> {
         self.clear(ViewMut::new(buffer, range.start, range.len()))
     }
@@ -267,7 +268,7 @@ impl<D: Device, A: Element> DeviceCollective<Self> for Kernels<D, A> {
         }
         self.behind_ops(|calls| match range.is_empty() {
             true => Ok(()),
-            // SAFETY: the range is inside the array.
+            // SAFETY: `Place::of` has checked that the range is inside the array, which outlives the call.
             false => unsafe { calls.all_reduce(place.in_place(&range), calls.stream()) },
         })
     }

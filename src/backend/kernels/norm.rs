@@ -40,7 +40,7 @@ pub(super) fn norm_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormBwd<
     scratch.take()?;
     let team = team::<A>(d.hidden);
     let teams = launch::NormBwd::<A>::THREADS / team;
-    // A sum of each team.
+    // Shared memory for each team's sum of the weight gradient.
     let shared = if teams > 1 { teams * d.hidden * size_of::<f32>() } else { 0 };
     launch::NormBwd::<A> {
         dy: read(a.dy),
@@ -108,7 +108,7 @@ pub(super) fn qk_norm_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: QkNor
         .launch(&k.device, k.row_blocks(count, 1), 0)?;
         return sum_slices(k, &scratch, slices, count, &mut a.dweight, a.write);
     }
-    // A sum of each warp for the queries and for the keys.
+    // Shared memory for each warp's sums of the query and key weight gradients.
     let shared = launch::QkNormBwd::<A>::WARPS * 2 * d.head_dim * size_of::<f32>();
     launch::QkNormBwd::<A> {
         x: read(a.x),

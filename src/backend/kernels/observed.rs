@@ -1,5 +1,5 @@
-//! Times of ops on an asynchronous device: timestamps around a call, read when the times are asked for.
-//! Ops that are being captured have none.
+//! Times of ops on an asynchronous device. Each call is enclosed by two timestamps, which are read when the
+//! times are requested. Ops that are being captured have no timestamps.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

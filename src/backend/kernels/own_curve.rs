@@ -1,6 +1,6 @@
-//! The preference loss with a curve of the user's own: computed on the host by the CPU backend, on
-//! copies of the scores and of the comparisons, since no kernel has the curve. It waits for the
-//! device, so a step with it is not captured.
+//! The preference loss with a user-defined curve. The CPU backend computes it on the host, on copies of the
+//! scores and comparisons, since no kernel has the curve. The op waits for the device, so a step with it is
+//! not captured.
 
 use super::device::{Device, Element};
 use super::{Array, Kernels};
@@ -9,7 +9,7 @@ use crate::backend::contract::{Comparisons, PairWeights, PreferenceFwd};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, View, ViewMut};
 
-/// The op on copies, with the results of the CPU backend, bit for bit.
+/// Runs the op on copies. The results are bitwise those of the CPU backend.
 pub(super) fn preference_fwd<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: PreferenceFwd<'_, Kernels<D, A>>,

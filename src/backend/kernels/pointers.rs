@@ -1,4 +1,4 @@
-//! Views of arrays as pointers that kernels take.
+//! Views of arrays as pointers that kernels receive.
 
 use super::Array;
 use super::device::{ConstPtr, Device, MutPtr};

@@ -15,13 +15,13 @@ const _: () = {
     assert!(ALPHA_BOUND == launch::ALPHA_LIMIT as f64);
 };
 
-/// Gradients of each comparison: by its positive and its negative terms, and by its centring term.
+/// Gradients of each comparison with respect to its positive terms, its negative terms and its centring term.
 fn gradient_pieces<D: Device>(scratch: &mut Scratch<'_, D>, comparisons: usize) -> [Piece; 3] {
     std::array::from_fn(|_| scratch.request::<f32>(comparisons))
 }
 
-/// A curve with its label smoothing and its temperature; 0 and 1 where it has none. `None` for a curve
-/// of the user's own, which no kernel has.
+/// A curve with its label smoothing and its temperature; 0 and 1 where it has none. `None` for a user-defined
+/// curve, which no kernel has.
 fn curve_parameters(curve: Curve) -> Option<(launch::Curve, f64, f64)> {
     Some(match curve {
         Curve::Own(_) => return None,
@@ -118,7 +118,7 @@ pub(super) fn preference_fwd<D: Device, A: Element>(
             power: power as f32,
             curve_weight: part.weight as f32,
             is_first: i32::from(is_first),
-            // Centring belongs to the comparison, so the first curve brings it.
+            // Centring belongs to the comparison, so only the first curve adds it.
             center: if is_first { a.center as f32 } else { 0.0 },
         }
         .launch(&k.device, 1, 0)?;

@@ -161,7 +161,7 @@ impl Device for Rehearsal {
         Ok(())
     }
 
-    /// Takes no time.
+    /// Returns 0, since nothing runs.
     fn seconds_between(&self, (): &(), (): &()) -> Result<f64> {
         Ok(0.0)
     }

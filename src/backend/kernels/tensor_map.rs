@@ -5,7 +5,7 @@
 
 use crate::{Error, Result};
 
-/// Encoded tensor map, as kernels take it.
+/// Encoded tensor map, as kernels receive it.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub struct TensorMap(pub [u64; 16]);
@@ -45,11 +45,11 @@ pub struct TensorMapSpec {
     pub address: u64,
     /// Element type.
     pub element: MapElement,
-    /// Elements of each dimension; elements outside are zero.
+    /// Number of elements in each dimension; loads outside of it return zeros.
     pub dims: Vec<u64>,
     /// Strides in bytes of every dimension except the innermost.
     pub strides: Vec<u64>,
-    /// Elements of a box in each dimension.
+    /// Number of elements of a box in each dimension.
     pub boxes: Vec<u32>,
     /// Order of 16-byte pieces in shared memory.
     pub swizzle: MapSwizzle,

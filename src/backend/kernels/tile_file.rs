@@ -1,9 +1,9 @@
-//! Constants of the tile choice that `mapl bench --tune` fitted on a GPU, in a file by the GPU's name:
-//! `tiles/NAME.json` in the cache folder, or the file that `MAPL_TILES` names. `MAPL_TILES=0` selects
-//! the built-in constants.
+//! Constants of the tile choice that `mapl bench --tune` fitted on a GPU. The file is `tiles/NAME.json` in
+//! the cache folder, named after the GPU, or the file that `MAPL_TILES` names. `MAPL_TILES=0` selects the
+//! built-in constants.
 //!
-//! A file of another GPU, of other kernels or with a wrong value is named once and ignored: it can
-//! only cost time. Tiles never change a result.
+//! A file for a different GPU, for different kernels or with an invalid value is reported once and ignored.
+//! Tiles change the time of a call, but never a result.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use crate::files::{cache, input, write_text};
 use crate::terminal::complain;
 use crate::{Error, Result};
 
-/// Variable that names a file, or with `0` selects the built-in constants.
+/// Environment variable that names a file; `0` selects the built-in constants.
 pub(crate) const VARIABLE: &str = "MAPL_TILES";
 /// Version of the format.
 const SCHEMA: u32 = 1;
@@ -37,13 +37,14 @@ pub(crate) struct TileFile {
     version: String,
     kernels: String,
     pub nanoseconds: TileTimes,
-    /// Number of times of the fit, and its error: root mean square of the relative differences.
+    /// Number of measured times in the fit, and the error of the fit: root mean square of the relative
+    /// differences.
     pub times: usize,
     pub error: f64,
 }
 
 impl TileFile {
-    /// A file of this program.
+    /// Creates a file with the version and kernel hash of this program.
     pub fn new(card: &str, nanoseconds: TileTimes, times: usize, error: f64) -> Self {
         let (version, kernels) = (env!("CARGO_PKG_VERSION").to_owned(), shipped_hash());
         Self { schema: SCHEMA, card: card.to_owned(), version, kernels, nanoseconds, times, error }
@@ -100,7 +101,7 @@ pub(crate) fn path_of(card: &str) -> Option<PathBuf> {
     Some(cache::folder(|name| env::var_os(name))?.join("tiles").join(format!("{name}.json")))
 }
 
-/// The constants of a GPU, as this process finds them now.
+/// Finds the constants of a GPU in the current environment.
 pub(crate) fn source(card: &str) -> Source {
     let named = env::var_os(VARIABLE).filter(|value| !value.is_empty());
     let path = match &named {

@@ -60,7 +60,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
             )));
         }
         let bytes = self.device.fill(&mut to.upload_buffer)?;
-        // A rehearsal gives no bytes.
+        // On a rehearsal device, `bytes` is empty.
         if !bytes.is_empty() {
             bytes[..i].copy_from_slice(bytemuck::cast_slice(indices));
             let places = bytes[to.numbers_at..][..n].chunks_exact_mut(NUMBER);

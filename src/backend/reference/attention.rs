@@ -4,8 +4,8 @@
 use super::{Reference, at, dot};
 use crate::backend::contract::*;
 
-/// Rows that the token `row` of `segment` attends to: all rows of the segment's ancestors, then the
-/// rows of the segment up to the token itself; of these the last `window`.
+/// Rows that the token `row` of `segment` attends to: all rows of the segment's ancestors, then the rows of
+/// the segment up to the token itself. With a `window`, only the last `window` of these rows.
 fn visible(tree: &Tree<'_, Vec<i32>>, segment: usize, row: usize, window: Option<usize>) -> Vec<usize> {
     let (starts, offsets, ancestors) = (tree.starts.slice(), tree.ancestor_offsets.slice(), tree.ancestors.slice());
     let mut rows = Vec::new();

@@ -6,7 +6,7 @@ use crate::backend::contract::*;
 
 type R = Reference;
 
-/// Factors of a norm.
+/// Factors of the normalised values: `offset + weight`.
 fn factors(weight: &[f64], offset: f64) -> Vec<f64> {
     weight.iter().map(|w| offset + w).collect()
 }
@@ -77,7 +77,7 @@ pub fn qk_norm_fwd(a: QkNormFwd<'_, R>) {
     }
 }
 
-/// As [`norm_bwd`], for each head, or all heads of a kind.
+/// As [`norm_bwd`], for each head, or for all query heads and all key heads of a token as one unit each.
 pub fn qk_norm_bwd(a: QkNormBwd<'_, R>) {
     let (d, x, weight) = (a.dims, a.x.slice(), factors(a.weight.slice(), a.dims.offset));
     let (dqkv, dweight) = (a.dqkv_in_place.into_slice(), a.dweight.into_slice());

@@ -22,7 +22,7 @@ pub fn preference_fwd(a: PreferenceFwd<'_, R>) {
         let used = (c * TERMS..(c + 1) * TERMS).filter(|&i| sequence[i] >= 0);
         used.map(|i| (sequence[i] as usize, sign[i])).collect()
     };
-    // Arguments of a curve of the batch, for each comparison.
+    // Sorted and matched arguments of a curve over the whole batch, for each comparison.
     let sorted = |curve: Curve| -> Vec<[f64; 2]> {
         let members: Vec<usize> = (0..a.comparisons).filter(|&c| weight[c] != 0.0).collect();
         let reference = |s: usize| a.reference.map_or(0.0, |r| r.slice()[s]);
@@ -82,7 +82,7 @@ pub fn preference_fwd(a: PreferenceFwd<'_, R>) {
                 terms: [signed(&|sign| sign == 1), -signed(&|sign| sign == -1)],
                 beta: scale[c],
             };
-            // Centring belongs to the comparison, so the first curve brings it.
+            // Centring belongs to the comparison, so only the first curve adds it.
             let centred = number == 0 && kind == 0 && terms.len() == 2 && a.center != 0.0;
             let both: f64 = if centred { terms.iter().map(|&(s, _)| score[s]).sum() } else { 0.0 };
             if number == 0 {
@@ -122,12 +122,12 @@ pub fn preference_fwd(a: PreferenceFwd<'_, R>) {
     }
 }
 
-/// Sum of the signs of trained terms.
+/// Sum of the signs of the terms that are not detached.
 fn signed_count(terms: &[(usize, i32)]) -> f64 {
     terms.iter().filter(|(_, sign)| sign.abs() == 1).map(|&(_, sign)| f64::from(sign)).sum()
 }
 
-/// 1 / head rows of a sequence. The contract refuses a curve per token without them.
+/// 1 / number of head rows of a sequence. The contract rejects a per-token curve without `inverse_rows`.
 fn inverse(inverse_rows: Option<View<'_, Vec<f64>>>, s: usize) -> f64 {
     inverse_rows.map_or(f64::NAN, |rows| rows.slice()[s])
 }

@@ -1,4 +1,4 @@
-//! Texts of the ladders, which the program carries so that an installed binary runs them.
+//! Files of the ladders, embedded in the program so that an installed binary runs them.
 
 pub(super) const PRODUCT: &[(&str, &str)] = &[
     ("product_1_naive.cu", include_str!("../../../benches/ladder/product/product_1_naive.cu")),

@@ -1,5 +1,5 @@
-//! Kernel files of ops: compiled as the build compiles its own, launched by the op's contract,
-//! verified against its reference, timed.
+//! Kernel files of ops. They are compiled as in the build, launched by the op's contract, verified against
+//! the op's reference, and timed.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,7 +32,7 @@ const PROCESSORS: usize = 4;
 pub struct KernelFile {
     kernels: OwnKernels,
     name: String,
-    /// Folder of a text that is not a file.
+    /// Temporary folder of a file that was given as text.
     _folder: Option<TempDir>,
 }
 
@@ -48,7 +48,7 @@ pub struct Verified {
 }
 
 impl KernelFile {
-    /// Reads and checks a `.cu` file. Headers of its folder come before the program's own.
+    /// Reads and checks a `.cu` file. Headers in its folder take precedence over the program's headers.
     /// [`Error::Data`] with the line of a KERNEL that cannot be parsed.
     pub fn read(path: &Path) -> Result<Self> {
         let name =
@@ -56,7 +56,7 @@ impl KernelFile {
         Ok(Self { kernels: OwnKernels::read_file(path)?, name, _folder: None })
     }
 
-    /// As [`KernelFile::read`], for a text, under the name `STEM.cu`.
+    /// As [`KernelFile::read`], for a source text, which is stored as `STEM.cu`.
     pub fn text(stem: &str, text: &str) -> Result<Self> {
         let within = std::env::temp_dir();
         let folder = tempfile::Builder::new().prefix("mapl-op").tempdir();
@@ -67,7 +67,7 @@ impl KernelFile {
     }
 
     /// Verifies every entry point of the op on a device: one launch, compared with the reference.
-    /// [`Error::Runtime`] with operand, element and both values of the first wrong one.
+    /// [`Error::Runtime`] with the operand, the element and both values of the first wrong element.
     pub fn verify<D: Device>(&self, op: &dyn Op, device: &D) -> Result<Vec<Verified>> {
         let verified = |call: &SheetCall| {
             let (error_share, _) = call.verified(device).map_err(|e| at_kernel(call, e))?;
@@ -100,9 +100,9 @@ impl KernelFile {
         Ok(found)
     }
 
-    /// Rows of a record: every entry point, verified, then timed for about this long. A wrong result is
-    /// a row with [`Status::Failed`]. Times of the emulator say nothing about a GPU. `row::write` of
-    /// `bench` stores them, and `mapl bench --compare` reads them.
+    /// Returns rows of a record. Every entry point is verified, then timed for about `time`. A wrong result
+    /// is a row with [`Status::Failed`]. Times of the emulator say nothing about a GPU. `row::write` of
+    /// `bench` stores the rows, and `mapl bench --compare` reads them.
     pub fn rows<D: Device>(&self, op: &dyn Op, device: &D, time: Duration) -> Result<Vec<Row>> {
         let emulated = D::NAME == Emulator::NAME;
         let sample = if emulated { Duration::ZERO } else { Duration::from_millis(2) };
@@ -180,7 +180,7 @@ impl KernelFile {
         let kernel = self.kernels.kernel(declaration, index)?;
         let wrong = |why: String| wrong(op, format!("{}: {why}", declaration.name));
         let element = |of: Element| if of == Element::Storage { storage.unwrap_or(of) } else { of };
-        // Contents as the kernel sees them, then the reference on them.
+        // Rounds the contents to the kernel's element types, then computes the reference on them.
         let (mut given, mut elements) = (Values::default(), Vec::new());
         for operand in operands {
             let kind = declaration.parameters.iter().find(|p| p.name == operand.name).map(|p| p.kind.clone());
@@ -277,7 +277,8 @@ fn numbers(op: &dyn Op) -> Vec<(&'static str, f64)> {
     op.sizes().into_iter().map(|(name, size)| (name, size as f64)).chain(op.scalars()).collect()
 }
 
-/// Storage of an entry point, if it has one; `None` for an entry point of other sizes.
+/// Returns the storage of an entry point, or `Some(None)` if it has no storage axis. `None` if the entry
+/// point is for different sizes.
 fn storage(op: &dyn Op, declaration: &Declaration, index: usize) -> Result<Option<Option<Element>>> {
     let numbers = numbers(op);
     let mut storage = None;

@@ -12,11 +12,11 @@ use super::{Op, Operand, Role, Values, checked_operands, reference, wrong};
 use crate::Result;
 use crate::rng::Rng;
 
-/// Steps, as a share of 1 + the size of an element.
+/// Step sizes, relative to 1 + the magnitude of an element.
 const STEPS: [f64; 2] = [1e-4, 1e-6];
-/// Largest error, as a share of 1 + the size of the gradient.
+/// Maximum error, relative to 1 + the magnitude of the gradient.
 const TOLERANCE: f64 = 1e-7;
-/// Elements of an input that are compared, evenly spread.
+/// Number of compared elements of an input, evenly spread.
 const COMPARED: usize = 48;
 
 /// A gradient that agrees with finite differences.
@@ -41,9 +41,9 @@ fn gradient_of<'a>(operands: &'a [Operand], input: &str) -> Option<&'a Operand> 
 }
 
 /// Compares every gradient of `backward` with finite differences of `forward`, on their references. The
-/// backward op takes the forward's inputs and results by name, and for a result `y` its gradient `dy`.
-/// A gradient that is added to starts at 0. An error names the element, both numbers, and an input
-/// whose gradient is missing.
+/// backward op reads the forward's inputs and results by name, and the gradient `dy` of each result `y`. A
+/// gradient that the op adds to starts at 0. An error names the element and both numbers, or the input whose
+/// gradient is missing.
 pub fn check_gradient(forward: &dyn Op, backward: &dyn Op) -> Result<Vec<GradientCheck>> {
     let (inputs, operands) = (checked_operands(forward)?, checked_operands(backward)?);
     let mut given = Values::default();
@@ -128,7 +128,7 @@ pub fn check_gradient(forward: &dyn Op, backward: &dyn Op) -> Result<Vec<Gradien
     Ok(checks)
 }
 
-/// Derivative of the sum of all results times their gradients, by one element.
+/// Derivative of the sum of all results times their upstream gradients, with respect to one element.
 fn difference(
     forward: &dyn Op,
     operands: &[Operand],

@@ -1,5 +1,5 @@
-//! Ops of the user's own, from any crate, without a change to this one. An [`Op`] is a contract, a
-//! reference in f64 and the name of a KERNEL or KERNELS line; a [`KernelFile`] holds the kernels.
+//! User-defined ops, from any crate, without a change to this one. An [`Op`] is a contract, a reference in
+//! f64 and the name of a KERNEL or KERNELS line; a [`KernelFile`] holds the kernels.
 //!
 //! ```text
 //! contract    sizes, operands with roles and shapes, checks, FLOPs, tolerances     trait Op
@@ -16,8 +16,8 @@
 //! named `d` and the name of the variable. `examples/own-op` in the repository is a crate with such
 //! an op, its gradient, its kernels and its tests.
 //!
-//! Refused: parameters without a meaning, operands that the kernel lacks, results of the reference
-//! that are missing or have another length, tensor maps and enums.
+//! Errors are: kernel parameters that are not a size, scalar or operand, operands that the kernel lacks,
+//! results of the reference that are missing or have a different length, tensor maps and enums.
 
 mod file;
 mod gradient;
@@ -53,7 +53,7 @@ pub trait Op: Sync {
     /// Buffers with their shapes and roles.
     fn operands(&self) -> Vec<Operand>;
 
-    /// Refuses sizes that the op does not support; the text says what is needed.
+    /// Returns an error for sizes that the op does not support; the text says what is needed.
     fn check(&self) -> Result<(), String> {
         Ok(())
     }
@@ -81,7 +81,7 @@ pub trait Op: Sync {
         Tolerance { atol: one, rtol: one }
     }
 
-    /// The textbook form: every written operand, except scratch memory, from the contents of all
+    /// Computes the textbook formula: every written operand, except scratch memory, from the contents of all
     /// operands before the call.
     fn reference(&self, given: &Values) -> Result<Results>;
 }
@@ -126,7 +126,7 @@ impl Operand {
         Self { name, shape, role, contents, gradient_of: None, differentiable: true, moved: None }
     }
 
-    /// A buffer that the op reads. It holds standard normal numbers, unless told otherwise.
+    /// A buffer that the op reads. By default, it holds standard normal numbers.
     pub fn input(name: &'static str, shape: impl Into<Vec<usize>>) -> Self {
         Self::new(name, shape.into(), Role::Input)
     }
@@ -147,39 +147,39 @@ impl Operand {
         Self::new(name, shape.into(), Role::InOut)
     }
 
-    /// Memory that the op writes and nothing compares.
+    /// Memory that the op writes. It is not compared.
     pub fn scratch(name: &'static str, shape: impl Into<Vec<usize>>) -> Self {
         Self::new(name, shape.into(), Role::Scratch)
     }
 
-    /// Contents: normal numbers with this standard deviation.
+    /// Sets the contents to normal numbers with this standard deviation.
     pub fn normal(self, deviation: f64) -> Self {
         Self { contents: Contents::Normal(deviation), ..self }
     }
 
-    /// Contents: numbers drawn evenly from `from` to `to`.
+    /// Sets the contents to numbers drawn evenly from `from` to `to`.
     pub fn uniform(self, from: f64, to: f64) -> Self {
         Self { contents: Contents::Uniform(from, to), ..self }
     }
 
-    /// Contents: these numbers, one for each element.
+    /// Sets the contents to these numbers, one for each element.
     pub fn values(self, values: Vec<f64>) -> Self {
         Self { contents: Contents::Given(values), ..self }
     }
 
-    /// Of a backward op: this operand holds the gradient of the forward's input `name` after the call.
-    /// Without it, `dx` holds the gradient of `x`.
+    /// In a backward op, this operand holds the gradient of the forward's input `name` after the call. By
+    /// default, `dx` holds the gradient of `x`.
     pub fn gradient_of(self, name: &'static str) -> Self {
         Self { gradient_of: Some(name), ..self }
     }
 
-    /// The input has no gradient; [`check_gradient`] asks for none.
+    /// Declares that the input has no gradient; [`check_gradient`] expects none.
     pub fn without_gradient(self) -> Self {
         Self { differentiable: false, ..self }
     }
 
-    /// Elements that a call moves, if not every element once, or twice for an operand that is read and
-    /// written: of a table, the rows that are gathered.
+    /// Sets the number of elements that a call moves, such as the gathered rows of a table. By default every
+    /// element moves once, or twice if the operand is read and written.
     pub fn moved(self, elements: usize) -> Self {
         Self { moved: Some(elements), ..self }
     }
@@ -198,7 +198,7 @@ impl Operand {
         matches!(self.role, Role::Output | Role::InOut)
     }
 
-    /// Contents before the call; NaN in what only the op writes.
+    /// Contents before the call; NaN for operands that the op only writes.
     fn drawn(&self, op: &str) -> Vec<f64> {
         let mut rng = Rng::keyed(1, &["op", op, self.name]);
         match (&self.contents, self.role) {
@@ -238,7 +238,7 @@ impl Values {
     }
 }
 
-/// The op's results on the reference, from the contents of its operands.
+/// Computes the op's results with its reference, from the contents of its operands.
 pub fn compute(op: &dyn Op) -> Result<Values> {
     let operands = checked_operands(op)?;
     let given = operands.iter().map(|o| (o.name.to_owned(), o.drawn(op.name()))).collect();
@@ -249,7 +249,7 @@ fn wrong(op: &dyn Op, why: impl std::fmt::Display) -> Error {
     Error::Usage(format!("op {}: {why}", op.name()))
 }
 
-/// The operands, if the contract holds together.
+/// Returns the operands if the contract is consistent.
 fn checked_operands(op: &dyn Op) -> Result<Vec<Operand>> {
     op.check().map_err(|why| wrong(op, why))?;
     let operands = op.operands();

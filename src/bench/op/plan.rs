@@ -26,26 +26,26 @@ pub struct Plan {
     pub kernel: &'static str,
     /// Storage of the entry point.
     pub precision: Precision,
-    /// GPU as in the list of data sheets.
+    /// Name of the GPU in the list of data sheets.
     pub gpu: &'static str,
-    /// Bytes that the operands move, and floating-point operations.
+    /// Bytes that the operands move.
     pub bytes: u64,
     /// Floating-point operations.
     pub flops: u64,
-    /// Microseconds of the bytes at the rate of a copy, and of the FLOPs at the rate of a large GEMM.
+    /// Microseconds of the bytes at the rate of a copy.
     pub by_bytes_us: f64,
     /// Microseconds of the FLOPs at the rate of a large GEMM.
     pub by_flops_us: f64,
-    /// The larger of both.
+    /// The larger of `by_bytes_us` and `by_flops_us`.
     pub floor_us: f64,
-    /// Blocks of the launch, and how often the GPU is filled with them.
+    /// Blocks of the launch.
     pub blocks: u64,
     /// How often the launch fills the GPU.
     pub waves: f64,
-    /// Blocks per multiprocessor, and the resource that allows no more: an upper bound, unless the file
-    /// was compiled for GPUs, which tells registers and static shared memory.
+    /// Blocks that fit on a multiprocessor. This is an upper bound unless the file was compiled for GPUs,
+    /// which gives registers and static shared memory.
     pub blocks_per_processor: u32,
-    /// Resource that allows no more blocks.
+    /// Resource that limits the blocks of a multiprocessor.
     pub limit: &'static str,
     /// Predicted microseconds of a call.
     pub predicted_us: f64,

@@ -15,11 +15,11 @@ pub struct OpOperand {
     pub rows: usize,
     pub columns: usize,
     pub written: bool,
-    /// Whether the op reads nothing of it.
+    /// Whether the op does not read the operand.
     pub zeros: bool,
     /// Contents before the call.
     pub values: Vec<f64>,
-    /// Contents after it, if the op writes it.
+    /// Contents after the call, if the op writes the operand.
     pub expected: Option<Vec<f64>>,
     /// Absolute and relative tolerance.
     pub tolerance: (f64, f64),
@@ -39,10 +39,10 @@ const OPS: [&str; 9] = [
 ];
 /// Sizes of these ops.
 const SIZES: [&str; 7] = ["tokens", "inputs", "outputs", "hidden", "intermediate", "rows", "vocab"];
-/// Added below the root of LayerNorm.
+/// Epsilon of LayerNorm, added to the variance before the square root.
 const EPS: f64 = 1e-6;
 
-/// Operands of an op with these sizes; results computed by the reference if they will be compared.
+/// Operands of an op with these sizes. If results will be compared, the reference computes them.
 pub fn operands(
     op: &str,
     sizes: &[(String, f64)],
@@ -66,7 +66,7 @@ pub fn operands(
             set.read(&Reference, at, operand, &all(operand.rows.1), &all(operand.columns.1)).map_err(failed)
         });
         let tolerance = work.tolerance(precision, operand.name);
-        // A result without a comparison takes no memory.
+        // A result that is not compared needs no host memory.
         let filled = if compared || !operand.starts_as_zeros() { operand.len() } else { 0 };
         found.push(OpOperand {
             name: operand.name,
@@ -87,7 +87,7 @@ fn work(op: &str, sizes: &[(String, f64)], most: f64) -> Result<Work, String> {
         let found = sizes.iter().find(|(size, _)| size == name);
         found.map(|(_, size)| *size as usize).ok_or(format!("op {op} needs the size {name} in [sizes]"))
     };
-    // Operands have two of these sizes.
+    // An operand has two axes at most, so the two largest sizes bound its elements.
     let mut used: Vec<f64> = sizes.iter().filter(|(name, _)| SIZES.contains(&name.as_str())).map(|(_, n)| *n).collect();
     used.sort_by(f64::total_cmp);
     if used.iter().rev().take(2).product::<f64>() > most {

@@ -12,8 +12,9 @@
 //! A formula has at most 1,000 characters and 64 levels of brackets and signs. A `sum` over more than 2^31
 //! is NaN.
 //!
-//! A name is a size, a place of the element (`i0`, `i1`, `i2`), the variable of an enclosing `sum`, or
-//! an operand: its element at the place of the result, where an axis of length 1 repeats.
+//! A name is a size, an index of the element (`i0`, `i1`, `i2`), the variable of an enclosing `sum`, or an
+//! operand. An operand stands for its element at the indices of the result, where axes of length 1 are
+//! broadcast.
 
 /// Functions by name and number of arguments.
 const FUNCTIONS: [(&str, usize); 18] = [
@@ -37,13 +38,14 @@ const FUNCTIONS: [(&str, usize); 18] = [
     ("where", 3),
 ];
 
-/// Longest formula in bytes, and most levels of it: the parser and the evaluation are recursive.
+/// Maximum length of a formula in bytes, and maximum number of nested levels. The parser and the evaluation
+/// are recursive.
 const MAX_TEXT: usize = 1000;
 const MAX_LEVELS: usize = 64;
-/// Most terms of a `sum`.
+/// Maximum number of terms of a `sum`.
 const MAX_TERMS: f64 = (1u64 << 31) as f64;
 
-/// Places of an element by axis.
+/// Names of the indices of an element.
 pub const PLACES: [&str; 3] = ["i0", "i1", "i2"];
 
 /// Names that a formula may use.
@@ -52,7 +54,7 @@ pub struct Scope<'a> {
     pub sizes: &'a [(String, f64)],
     /// Operands with their shapes.
     pub operands: &'a [(String, Vec<usize>)],
-    /// Shape of the result; its places are known.
+    /// Shape of the result, whose indices a formula may use.
     pub result: &'a [usize],
 }
 
@@ -75,7 +77,7 @@ pub enum Formula {
 pub struct Numbers<'a> {
     pub operands: &'a [Vec<f64>],
     pub shapes: &'a [(String, Vec<usize>)],
-    /// Place of the result's element.
+    /// Indices of the result's element.
     pub place: &'a [usize],
     pub result: &'a [usize],
 }
@@ -203,7 +205,7 @@ struct Parser<'a> {
     at: usize,
     scope: &'a Scope<'a>,
     variables: Vec<String>,
-    /// Signs and atoms around the current one.
+    /// Number of signs and atoms that enclose the current one.
     levels: usize,
 }
 
@@ -372,7 +374,7 @@ impl Parser<'_> {
         Ok(Formula::Here(operand))
     }
 
-    /// `sum(name, count, formula)`, after its bracket.
+    /// `sum(name, count, formula)`, after its opening parenthesis.
     fn sum_over(&mut self) -> Result<Formula, String> {
         let variable = self.word().to_owned();
         if !variable.starts_with(|c: char| c.is_ascii_alphabetic()) {

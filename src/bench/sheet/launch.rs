@@ -24,8 +24,8 @@ pub(in crate::bench) struct Launch {
     pub arguments: Vec<Argument>,
 }
 
-/// Refuses keys that name neither a parameter nor a property. Operands of all kernels are described
-/// in the first one's table.
+/// Returns an error for keys that name neither a parameter nor a property. The table of the first kernel
+/// describes the operands of all kernels.
 pub(super) fn check_keys(
     parts: &[(&Declaration, &'static Kernel, &Table)],
     pointers: &[(String, Element, bool)],
@@ -49,7 +49,7 @@ pub(super) fn check_keys(
     Ok(())
 }
 
-/// A number of a table that is whole and not negative; 0 without it.
+/// Returns a number of a table, which must be whole and not negative; 0 if the key is absent.
 pub(super) fn count(name: &str, table: &Table, sizes: &[(String, f64)]) -> Result<u64, String> {
     let Some(value) = table.get(name) else { return Ok(0) };
     let found = number(name, value, sizes)?;
@@ -60,7 +60,7 @@ pub(super) fn count(name: &str, table: &Table, sizes: &[(String, f64)]) -> Resul
 }
 
 impl Launch {
-    /// The launch of a kernel by its table, on operands that are known.
+    /// The launch of a kernel as its table describes it, on known operands.
     pub fn new(
         declaration: &Declaration,
         kernel: &'static Kernel,

@@ -1,6 +1,6 @@
-//! Kernels without a launcher, run by a TOML file beside them: a sheet. It has the sizes, and for
-//! each KERNEL or KERNELS name a table with its grid, its operands and what they must hold
-//! afterwards. docs/kernels.md describes the keys.
+//! Kernels without a launcher, described by a sheet: a TOML file next to the kernel file. A sheet has the
+//! sizes, and for each KERNEL or KERNELS name a table with the grid, the operands and their expected
+//! contents. docs/kernels.md describes the keys.
 //!
 //! - [`expression`]: the formulas of a sheet
 //! - this file: keys, and the launch that they describe
@@ -8,8 +8,8 @@
 //! - `contract`: operands and expected results of the project's ops
 //! - [`run`]: contents, launch, verification, times
 //!
-//! Refused: unknown keys, a parameter without a meaning, a written operand that nothing checks,
-//! sizes that are not whole.
+//! Errors are: unknown keys, a parameter that is neither a size nor given by the table, a written operand
+//! that nothing checks, and sizes that are not whole.
 
 mod contract;
 pub mod expression;
@@ -27,10 +27,10 @@ use crate::backend::kernels::own::{AxisKind, Declaration, Kind, OwnKernels, Para
 use crate::files::input;
 use crate::{Error, Result};
 
-/// Most elements of all operands together; each takes 8 bytes of memory and more.
+/// Maximum number of elements of all operands together. Each element needs at least 8 bytes of memory.
 pub(super) const MAX_ELEMENTS: f64 = (1u64 << 29) as f64;
 
-/// The same without a comparison, which takes no memory for results.
+/// Maximum number of elements if results are not compared and need no memory.
 const MAX_UNVERIFIED: f64 = (1u64 << 31) as f64;
 
 /// Contents of an operand before the call.
@@ -39,13 +39,13 @@ pub(super) enum Fill {
     Normal,
     Uniform,
     Formula(Formula),
-    /// All ones bits, so that an element that the kernel does not write shows.
+    /// All bits are 1, so that an element that the kernel does not write is detected.
     Unwritten,
     /// Numbers of the op's operand.
     Given(Vec<f64>),
 }
 
-/// What an operand must hold after the call.
+/// Expected contents of an operand after the call.
 #[derive(Clone, Debug)]
 pub(super) enum Expected {
     /// Read only, or scratch memory.
@@ -70,7 +70,7 @@ pub(crate) struct SheetOperand {
 
 /// Launches and their verification.
 pub(crate) struct SheetCall {
-    /// In order; the operands are compared after the last.
+    /// Launches in order. The operands are compared after the last launch.
     pub(super) launches: Vec<Launch>,
     pub precision: Precision,
     /// Sizes as `n=1000`.
@@ -132,7 +132,7 @@ impl Sheet {
         Error::data(&self.path, 0, None, why)
     }
 
-    /// Refuses tables without a kernel.
+    /// Returns an error for tables without a kernel.
     pub fn check_names(&self, known: &[&str]) -> Result<()> {
         match self.tables.iter().find(|(name, _)| !known.contains(&name.as_str())) {
             None => Ok(()),
@@ -143,8 +143,8 @@ impl Sheet {
         }
     }
 
-    /// The calls of a declaration: one for each of its entry points. None for a kernel that another one
-    /// names as its `next`.
+    /// The calls of a declaration, one for each of its entry points. Returns no call for a kernel that is the
+    /// `next` of a different kernel.
     pub fn calls(&self, kernels: &OwnKernels, declaration: &Declaration) -> Result<Vec<SheetCall>> {
         let name = &declaration.name;
         let table = self.table(name).ok_or_else(|| {
@@ -186,7 +186,7 @@ impl Sheet {
         Self { verified: false, ..self }
     }
 
-    /// The value of a size; 1 without it.
+    /// The value of a size; 1 if the sheet does not have it.
     pub fn size(&self, name: &str) -> usize {
         self.sizes.iter().find(|(known, _)| known == name).map_or(1, |(_, size)| *size as usize)
     }
@@ -464,7 +464,7 @@ fn number(name: &str, value: &Value, sizes: &[(String, f64)]) -> Result<f64, Str
     Ok(formula.value(&on))
 }
 
-/// A formula's value, a whole number from 1.
+/// Value of a formula, which must be a whole number from 1 to `most`.
 fn whole_number(name: &str, text: &str, sizes: &[(String, f64)], most: f64) -> Result<f64, String> {
     let value = number(name, &Value::String(text.to_owned()), sizes)?;
     if value.fract() == 0.0 && (1.0..=most).contains(&value) {

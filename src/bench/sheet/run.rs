@@ -36,7 +36,7 @@ pub(in crate::bench) fn bytes_of(element: Element) -> usize {
     }
 }
 
-/// A number as stored.
+/// Rounds a number to the element type.
 pub(in crate::bench) fn rounded(element: Element, x: f64) -> f64 {
     match element {
         Element::F64 => x,
@@ -71,7 +71,7 @@ fn numbers(element: Element, bytes: &[u8]) -> Vec<f64> {
     }
 }
 
-/// Place of an element by axis.
+/// Indices of an element.
 fn place(shape: &[usize], mut flat: usize) -> Vec<usize> {
     let mut place = vec![0; shape.len()];
     for (at, &length) in place.iter_mut().zip(shape).rev() {
@@ -80,7 +80,7 @@ fn place(shape: &[usize], mut flat: usize) -> Vec<usize> {
     place
 }
 
-/// A formula for every element of a shape.
+/// Evaluates a formula for every element of a shape.
 fn evaluated(formula: &Formula, shape: &[usize], operands: &[Vec<f64>], shapes: &[(String, Vec<usize>)]) -> Vec<f64> {
     let count = shape.iter().product();
     let value = |flat: usize| {
@@ -95,7 +95,7 @@ impl SheetOperand {
         self.shape.iter().product()
     }
 
-    /// Contents before the call, as stored. An operand without contents has none.
+    /// Contents before the call, as stored.
     fn contents(&self) -> Vec<f64> {
         let mut rng = Rng::keyed(1, &["sheet", &self.name]);
         let values = match &self.fill {
@@ -141,18 +141,18 @@ impl SheetCall {
             u64::from_ne_bytes(bytes)
         };
         for Launch { kernel, grid, shared_bytes, arguments } in &self.launches {
-            // Words are aligned for every kind of parameter.
+            // A u64 has the alignment of every kind of parameter.
             let mut words: Vec<u64> = arguments.iter().map(word).collect();
             let mut parameters: Vec<*mut c_void> = words.iter_mut().map(|word| (&raw mut *word).cast()).collect();
-            // SAFETY: number, order and types of the parameters are those of the kernel's line. The
-            // pointers are to memory of the sheet's shapes; the author of the kernel answers for its
-            // accesses, as for those of every kernel.
+            // SAFETY: number, order and types of the parameters are those of the kernel's line. The pointers
+            // address memory with the shapes of the sheet. The author of the kernel guarantees that its
+            // accesses stay inside.
             unsafe { device.launch(kernel, *grid, *shared_bytes, &mut parameters)? };
         }
         Ok(())
     }
 
-    /// Largest error as a share of its tolerance. [`Error::Runtime`] for a larger one.
+    /// Largest error as a share of its tolerance. [`Error::Runtime`] if an error exceeds its tolerance.
     fn verify<D: Device>(&self, device: &D, memory: &[D::Memory], contents: &[Vec<f64>]) -> Result<f64> {
         let shapes: Vec<(String, Vec<usize>)> =
             self.operands.iter().map(|operand| (operand.name.clone(), operand.shape.clone())).collect();
@@ -298,8 +298,8 @@ impl SheetCall {
         self.launches.iter().map(|launch| (launch.kernel, launch.shared_bytes))
     }
 
-    /// Median seconds of the launches, whatever their results. Operands without contents stay as they are
-    /// allocated.
+    /// Median seconds of the launches, without verification. Operands without contents keep the bits of their
+    /// allocation.
     pub fn median<D: Device>(&self, device: &D, effort: &Effort) -> Result<f64> {
         let mut memory = Vec::new();
         for operand in &self.operands {

@@ -16,9 +16,9 @@ pub enum Shape {
     Causal(usize),
     /// A prompt with two responses as children.
     Pair {
-        /// Number of the prompt.
+        /// Tokens of the prompt.
         prompt: usize,
-        /// The response.
+        /// Tokens of each response.
         response: usize,
     },
 }
@@ -48,9 +48,9 @@ impl Shape {
 /// Attention, or its gradient.
 #[derive(Clone, Debug)]
 pub struct Attention {
-    /// Whether it is the gradient.
+    /// Whether the call is the gradient.
     pub backward: bool,
-    /// Sequences of the batch.
+    /// Shape of every tree.
     pub shape: Shape,
     /// Number of trees.
     pub trees: usize,

@@ -1,4 +1,4 @@
-//! Attention of one new token each of several sequences, over a cache.
+//! Attention over a cache, with one new token for each of several sequences.
 
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use crate::backend::Backend;
 use crate::backend::contract::*;
 use crate::bench::operand::{Axis, Cursor, Fill, Operand, Selection};
 
-/// Samples of one prompt, each with tokens of its own and one new token.
+/// Samples of one prompt. Each has separate tokens after the prompt, of which the last one is new.
 #[derive(Clone, Debug)]
 pub struct AttentionCached {
     pub sequences: usize,
     /// Tokens of the prompt.
     pub prompt: usize,
-    /// Further tokens of each sequence, the new one included.
+    /// Tokens of each sequence after the prompt, including the new one.
     pub own: usize,
     pub heads: usize,
     pub kv_heads: usize,

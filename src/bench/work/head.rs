@@ -70,7 +70,7 @@ impl Head {
         Part { call, selection, compared: if self.backward { &["dhidden"] } else { &[] } }
     }
 
-    /// Part with all head rows, and of the vocabulary the targets and a few other tokens.
+    /// Part with all head rows. Its vocabulary has the targets and a few other tokens.
     fn vocab_part(&self) -> Part<Self> {
         let d = self.dims;
         let (ids, target) = sample_vocabulary(d.vocab, &self.target);

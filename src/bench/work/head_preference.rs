@@ -96,9 +96,8 @@ impl PreferenceHead {
         Part { call, selection, compared }
     }
 
-    /// Part with all head rows, and of the vocabulary the targets and a few other tokens.
-    /// Logsumexps and log-prob gradients are given, because a smaller vocabulary has other
-    /// logsumexps.
+    /// Part with all head rows. Its vocabulary has the targets and a few other tokens. Logsumexps and
+    /// log-prob gradients are given, because a smaller vocabulary has different logsumexps.
     fn vocab_part(&self) -> Part<Self> {
         let d = self.dims;
         let (ids, target) = sample_vocabulary(d.vocab, &self.target);
@@ -129,7 +128,7 @@ impl Call for PreferenceHead {
             Some(*end)
         });
         let offsets = std::iter::once(0).chain(seq_ends).collect();
-        // Close to the scores, so that no loss is saturated.
+        // The references are close to the scores, so that no loss is saturated.
         let logp = -(d.vocab as f64).ln() - 0.5;
         let reference = self.pairs.iter().flatten().map(|&rows| rows as f64 * logp).collect();
         let terms: Vec<Vec<(usize, i32)>> = (0..self.pairs.len()).map(|g| vec![(2 * g, 1), (2 * g + 1, -1)]).collect();

@@ -19,15 +19,15 @@ pub enum Pass {
     Input,
     /// Gradient of the weight.
     Weight,
-    /// Weight gradient with the norms of its patches, as in the last micro-batch of a step. The
-    /// norms are not verified here: a part of the gradient has other norms.
+    /// Weight gradient with the norms of its patches, as in the last micro-batch of a step. The norms are not
+    /// verified here, because a part of the gradient has different norms.
     Norms,
 }
 
 /// A GEMM of a linear layer.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    /// Forward, or which gradient.
+    /// Forward pass, or one of the gradients.
     pub pass: Pass,
     /// Sizes of the call.
     pub dims: LinearDims,

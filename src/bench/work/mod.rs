@@ -2,7 +2,7 @@
 //! lists smaller calls that compute a subset of its results. The smaller calls are checked against
 //! the reference.
 //!
-//! - [`linear`], `glu`: GEMMs of linear layers, plain and fused with SwiGLU; SwiGLU alone; the bias
+//! - [`linear`], `glu`: GEMMs of linear layers, plain and fused with SwiGLU; unfused SwiGLU; the bias
 //!   gradient
 //! - `embedding`, [`norm`], `rope`, `elementwise` (LayerNorm, GELU, factors): memory-bound ops
 //! - [`attention`]: attention over sequences and over prefix trees; `attention_cached`: over a cache
@@ -39,7 +39,7 @@ pub trait Call: Sized {
     /// Sizes by name. Rows of records are matched by them.
     fn sizes(&self) -> Vec<(&'static str, usize)>;
 
-    /// Operands in the order in which [`Call::call`] takes them.
+    /// Operands in the order in which [`Call::call`] reads them from the cursor.
     fn operands(&self) -> Vec<Operand>;
 
     /// Computes the operands that are results of another op (`Fill::Computed`), after all others

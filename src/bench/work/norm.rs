@@ -9,7 +9,7 @@ use crate::bench::operand::{Axis, Cursor, Fill, ONE, Operand, Selection, spread}
 /// RMSNorm of a residual sum, or its gradient.
 #[derive(Clone, Debug)]
 pub struct Norm {
-    /// Whether it is the gradient.
+    /// Whether the call is the gradient.
     pub backward: bool,
     /// Sizes of the call.
     pub dims: NormDims,
@@ -72,8 +72,8 @@ impl Call for Norm {
     fn tolerance(&self, precision: Precision, name: &str) -> Tolerance {
         let d = self.dims;
         match name {
-            // The norm is taken of the rounded sum. The rounding errors of its squares average out
-            // over the row.
+            // The norm is computed from the rounded sum. The rounding errors of its squares average out over
+            // the row.
             "rstd" => {
                 let rounded = 6.0 * precision.act_roundoff() / (d.hidden as f64).sqrt();
                 let sums = d.tolerance(stored_as_acc(precision));
@@ -93,9 +93,9 @@ impl Call for Norm {
     }
 }
 
-/// Parts of a norm's comparison. Results of single rows are compared on some rows; `call` has this
-/// number of tokens. The weight's gradient is compared on all rows; `by_row` names a gradient's results
-/// of single rows.
+/// Parts of a norm's verification. Per-row results are compared on some rows, for which `call` returns the
+/// smaller call. The weight gradient is compared on all rows. `by_row` names the per-row results of a
+/// gradient.
 fn some_rows<C: Clone>(
     whole: &C,
     tokens: usize,
@@ -116,7 +116,7 @@ fn some_rows<C: Clone>(
 /// RMSNorm of query and key heads, or its gradient.
 #[derive(Clone, Debug)]
 pub struct QkNorm {
-    /// Whether it is the gradient.
+    /// Whether the call is the gradient.
     pub backward: bool,
     /// Sizes of the call.
     pub dims: QkNormDims,

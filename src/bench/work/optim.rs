@@ -39,7 +39,7 @@ impl Call for GradientNorm {
         on.grad_norm(GradNorm { len: self.len, max_norm: 1.0, grads: o.acc()?, known: None, control: o.acc_out()? })
     }
 
-    /// Sums of squares have one sign. They are summed within slices, then over slices.
+    /// Squares do not cancel. They are summed within slices, then over slices.
     fn tolerance(&self, precision: Precision, _: &str) -> Tolerance {
         Tolerance::dot(stored_as_acc(precision), 1024)
     }

@@ -23,7 +23,7 @@ impl RotaryEmbedding {
         Self { backward, dims, positions: Arc::new(positions) }
     }
 
-    /// The rotation of some tokens of this call, with other heads.
+    /// The rotation of some tokens of this call, with the heads of `dims`.
     pub(super) fn of_tokens(&self, tokens: &[usize], dims: RopeDims) -> Self {
         let positions = tokens.iter().map(|&token| self.positions[token]).collect();
         Self { dims: RopeDims { tokens: tokens.len(), ..dims }, positions: Arc::new(positions), ..*self }

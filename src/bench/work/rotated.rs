@@ -64,8 +64,8 @@ impl Call for RotatedLinear {
         on.linear_rope_fwd(LinearRopeFwd { linear, rotation })
     }
 
-    /// Where RoPE is an op of its own, y is rounded before it: an error of the length of a pair, here at most
-    /// 7, times the roundoff, which stays if the rotated value is near 0.
+    /// If RoPE runs as a separate op, y is rounded before the rotation. The error is the norm of a rotated
+    /// pair, here at most 7, times the roundoff, even if the rotated value is near 0.
     fn tolerance(&self, precision: Precision, _: &str) -> Tolerance {
         let sums = self.dims().tolerance(precision).scaled(2.0);
         Tolerance { atol: sums.atol + 7.0 * precision.act_roundoff(), ..sums }
@@ -117,7 +117,7 @@ impl Call for RotatedAttention {
         on.attention_rope_bwd(AttentionRopeBwd { attention, rotation: self.rotation.rotation(&mut o)? })
     }
 
-    /// Two gradients, each times a cosine or sine.
+    /// An element is a sum of two gradients, each times a cosine or sine.
     fn tolerance(&self, precision: Precision, name: &str) -> Tolerance {
         self.attention.tolerance(precision, name).scaled(2.0)
     }

@@ -10,7 +10,7 @@ fn words(text: &str) -> Vec<OsString> {
     os(&text.split_whitespace().collect::<Vec<_>>())
 }
 
-/// Words of a command line for the parser.
+/// Arguments of a command line for the parser.
 fn normal(text: &str) -> Vec<String> {
     let given = given(words(text)).unwrap_or_else(|e| panic!("{text}: {e}"));
     given.words.iter().map(|word| word.to_string_lossy().into_owned()).collect()
@@ -38,7 +38,7 @@ fn commands_are_shown_so_that_a_shell_reads_them_back() {
     assert_eq!(shown(&os(&["/usr/bin/mapl", "data", "it's", "a b"])), "mapl data 'it'\\''s' 'a b'");
 }
 
-/// Every flag without a value, of every command, takes `true`, `false` and `--no-FLAG`.
+/// Every flag without a value, of every command, accepts `true`, `false` and `--no-FLAG`.
 #[test]
 fn every_switch_takes_true_and_false() {
     fn leaves(command: &Command, path: &[&str], found: &mut Vec<(Vec<String>, Command)>) {
@@ -153,8 +153,8 @@ fn fields() -> Vec<Field> {
 const COMMANDS: [(&str, &str); 4] =
     [("sft", "SFTConfig"), ("reward", "RewardConfig"), ("dpo", "DPOConfig"), ("kto", "KTOConfig")];
 
-/// Every argument of TRL's DPO, KTO, reward and SFT commands is a flag of ours, or in the table; and the
-/// command line takes it in both spellings, or refuses it with a reason.
+/// Every argument of TRL's DPO, KTO, reward and SFT commands is a flag of mapl, or in the table. The command
+/// line accepts it in both spellings, or rejects it with a reason.
 #[test]
 fn every_argument_of_trl_is_taken_or_refused_with_its_reason() {
     let (mut taken, mut others) = (0, 0);
@@ -197,7 +197,7 @@ fn every_argument_of_trl_is_taken_or_refused_with_its_reason() {
     assert_eq!(fields.map(|field| field.name).collect::<BTreeSet<_>>().len(), 167);
 }
 
-/// TRL's own defaults, written out, are accepted, apart from names of data sets.
+/// TRL's defaults are accepted if they are given explicitly, except names of data sets.
 #[test]
 fn defaults_of_trl_are_accepted() {
     let refused_defaults = ["dataset_train_split", "dataset_test_split"];

@@ -1,5 +1,5 @@
-//! `--explain OP`: why calls take their time, on the GPU of this machine or on one that need not be
-//! present; `--ncu`: the profiler's command for them.
+//! `--explain OP` explains the time of calls, on the GPU of this machine or on one that need not be present.
+//! `--ncu` prints the profiler's command for these calls.
 
 use std::path::Path;
 use std::process::Command;

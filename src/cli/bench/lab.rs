@@ -1,5 +1,5 @@
-//! Ways to look into kernels: `--count-accesses` counts the emulator's accesses to memory, `--ladder`
-//! runs the ladders of `benches/ladder`, `--tune` fits the tile choice to a GPU.
+//! Tools that inspect kernels: `--count-accesses` counts the emulator's memory accesses, `--ladder` runs the
+//! ladders of `benches/ladder`, `--tune` fits the tile choice to a GPU.
 
 use std::path::PathBuf;
 
@@ -27,7 +27,7 @@ use crate::study::plan::GpuRates;
 use crate::terminal::{complain, emit, say};
 use crate::{Error, Result};
 
-/// Arguments of these ways.
+/// Arguments of these tools.
 #[derive(Args, Clone, Debug)]
 pub(super) struct LabArgs {
     /// Count bank conflicts of shared memory and sectors of global memory, by source line, in one more
@@ -41,8 +41,8 @@ pub(super) struct LabArgs {
         "passes", "seconds", "longest", "rotate_mib", "energy_seconds", "limit", "commit"
     ])]
     pub ladder: Option<String>,
-    /// Fit the constants of the tile choice to this machine's Hopper GPU and store them by its name; on
-    /// the emulator a rehearsal
+    /// Fit the constants of the tile choice to this machine's Hopper GPU and store them by its name; the
+    /// emulator only rehearses the fit
     #[arg(long, conflicts_with_all = [
         "StepPlanArgs", "list", "explain", "kernel", "compare", "output", "op", "model", "tokens", "shape", "dtype",
         "ladder", "count_accesses", "variant", "repeats",
@@ -64,7 +64,7 @@ impl LabArgs {
     }
 }
 
-/// A GPU for a command that runs on kernels only; the advice of an error names the emulator.
+/// Opens a GPU for a command that runs on kernels only. An error suggests the emulator instead of the CPU.
 fn gpu(flag: &str, ordinal: usize) -> Result<Driver> {
     Driver::new(ordinal).map_err(|error| match error {
         Error::Device(text) => Error::Device(format!("{flag}: {}", text.replace("--device cpu", "--device emulator"))),
@@ -80,7 +80,7 @@ fn ladder(text: &str) -> Result<String, String> {
 }
 
 impl BenchArgs {
-    /// Refuses `--count-accesses` on devices that cannot count.
+    /// Returns an error for `--count-accesses` on devices that cannot count accesses.
     pub(super) fn check_lab(&self) -> Result<()> {
         let other = self.device.iter().find(|&&device| device != Device::Emulator);
         match other.filter(|_| self.lab.count_accesses) {
@@ -91,7 +91,7 @@ impl BenchArgs {
         }
     }
 
-    /// Counts the accesses of the selected calls by the shipped kernels, and by the user's own.
+    /// Counts the accesses of the selected calls by the shipped kernels, and by custom kernels.
     pub(super) fn count_calls<D: KernelDevice, A: Element>(
         &self,
         on: &Kernels<D, A>,

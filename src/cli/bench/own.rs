@@ -1,5 +1,5 @@
-//! `--kernel`: a kernel file of the user's own, verified and timed next to the shipped kernels of the
-//! same names; kernels without a launcher run by the TOML file beside it.
+//! `--kernel`: a custom kernel file, verified and timed next to the shipped kernels of the same names.
+//! Kernels without a launcher run as the TOML file next to it describes.
 
 use std::ffi::OsStr;
 
@@ -49,7 +49,8 @@ impl BenchArgs {
         Ok((args, Some(OwnContender { kernels, name })))
     }
 
-    /// Storages without `--dtype`: with `--kernel`, both that kernels have.
+    /// Storage types of the run. Without `--dtype`, they are `default`, or with `--kernel` both storages that
+    /// kernels have.
     pub(super) fn dtypes(&self, default: &[Dtype]) -> Vec<Dtype> {
         match (self.dtype.is_empty(), &self.kernel) {
             (false, _) => self.dtype.clone(),
@@ -137,7 +138,7 @@ impl BenchArgs {
         }
         record.tell(&format!("{} ({}, {})", on.device().properties().name, D::NAME, A::PRECISION.name()))?;
         record.tell(&header())?;
-        // In other orders of threads and copies, a missing barrier or wait shows.
+        // Different orders of threads and copies reveal a missing barrier or wait.
         let others = match D::NAME == Emulator::NAME {
             true => vec![Emulator::with(Schedule::Falling, 4)?, Emulator::with(Schedule::Random(1), 4)?],
             false => Vec::new(),
@@ -157,7 +158,7 @@ impl BenchArgs {
     }
 }
 
-/// [`Error::Usage`] if no row came of `--kernel`.
+/// Returns [`Error::Usage`] if `--kernel` produced no row.
 pub(super) fn check_launched(record: &RunRecord) -> Result<()> {
     match &record.own {
         Some(contender) if record.rows.is_empty() => Err(Error::Usage(format!(

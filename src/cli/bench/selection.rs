@@ -1,5 +1,5 @@
-//! Checks of what `mapl bench` selects. A name that selects nothing is a mistake: without this check
-//! a comparison of no rows would pass for a comparison without differences.
+//! Checks of the selections of `mapl bench`. A name that selects nothing is an error. Otherwise a comparison
+//! of no rows would look like a comparison without differences.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::bench::run::BenchOptions;
 use crate::{Error, Result};
 
 impl BenchArgs {
-    /// Refuses names that select nothing, and selections without a call.
+    /// Returns an error for names that select nothing, and for selections without a call.
     pub(super) fn check_selection(&self) -> Result<()> {
         let ops = |text: &str| OPS.iter().any(|op| op.starts_with(text));
         refuse_unknown("--op", &self.op, ops, || format!("no op starts with it; ops: {}", OPS.join(", ")))?;
@@ -48,14 +48,14 @@ impl BenchArgs {
 /// Names of the implementations that a device may have.
 const VARIANTS: [&str; 2] = ["mapl", "cuBLASLt"];
 
-/// Whether one text starts with the other, in any case: a record's variant may have a version
-/// behind its name.
+/// Whether one text starts with the other, in any case, because a record's variant may have a version after
+/// its name.
 fn starts_alike(name: &str, text: &str) -> bool {
     let (name, text) = (name.to_lowercase(), text.to_lowercase());
     !text.is_empty() && (name.starts_with(&text) || text.starts_with(&name))
 }
 
-/// Refuses the first text that selects nothing.
+/// Returns an error for the first text that selects nothing.
 fn refuse_unknown(flag: &str, texts: &[String], known: impl Fn(&str) -> bool, what: impl Fn() -> String) -> Result<()> {
     match texts.iter().find(|text| text.is_empty() || !known(text)) {
         Some(text) => Err(Error::Usage(format!("{flag} {text:?} is unknown: {}", what()))),

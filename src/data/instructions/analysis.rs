@@ -3,7 +3,7 @@
 //! combining marks, digits and connectors such as the underscore. Sentences and words in capitals
 //! follow this project's own rules and only approximate IFEval's, which uses NLTK.
 //!
-//! Time and memory are linear in the text: words are kept as places in the text, 8 bytes each.
+//! Time and memory are linear in the text: words are stored as ranges of the text, 8 bytes each.
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -15,8 +15,8 @@ use unicode_segmentation::UnicodeSegmentation;
 
 use super::stop_words::is_stop_word;
 
-// NLTK compiles its patterns with Python's `regex` module, whose `\w` is that of Unicode, like the one
-// of the regex crate: with combining marks, without fractions and raised digits.
+// NLTK compiles its patterns with Python's `regex` module, whose `\w` follows Unicode, as in the regex crate:
+// it includes combining marks and excludes fractions and superscript digits.
 static WORD: LazyLock<Regex> = LazyLock::new(|| compile(r"\w+"));
 
 // IFEval looks for forbidden words with Python's `re`, whose `\w` matches letters and numbers but no
@@ -76,9 +76,9 @@ impl<'a> Analysis<'a> {
         WORD.find_iter(self.lower()).map(|found| found.as_str())
     }
 
-    /// Returns the distinct content words in order of first occurrence: letters and marks only, not a
-    /// stop word, at least four of them. A text without such words yields its words of at least two,
-    /// so that languages with short words have content words too.
+    /// Returns the distinct content words in order of first occurrence. A content word consists of at least
+    /// four letters or marks and is not a stop word. A text without such words yields words of at least two
+    /// letters or marks, so that languages with short words have content words too.
     pub(super) fn content_words(&self) -> impl Iterator<Item = &str> {
         let spans = self.content_words.get_or_init(|| {
             let at_least = |length: usize| {
@@ -104,7 +104,7 @@ impl<'a> Analysis<'a> {
         &self.lower()[span.range()]
     }
 
-    /// First occurrences of the distinct words that pass `fits`, in the order of the words.
+    /// Returns the first occurrences of the distinct words that pass `fits`, sorted by word.
     fn distinct_words(&self, fits: impl Fn(&str) -> bool) -> Vec<Span> {
         let reduce = |spans: &mut Vec<Span>| {
             spans.sort_unstable_by(|a, b| self.word(*a).cmp(self.word(*b)).then(a.start.cmp(&b.start)));
@@ -114,7 +114,7 @@ impl<'a> Analysis<'a> {
         let (mut spans, mut limit): (Vec<Span>, usize) = (Vec::new(), 1 << 12);
         for span in words.filter_map(|found| Span::new(found.range())) {
             spans.push(span);
-            // Repeated words are dropped on the way, so that only distinct ones take memory.
+            // Repeated words are removed during the scan, so that memory grows only with the number of distinct words.
             if spans.len() >= limit {
                 reduce(&mut spans);
                 limit = limit.max(2 * spans.len());
@@ -174,7 +174,7 @@ impl<'a> Analysis<'a> {
     }
 }
 
-/// Place of a word in the lower-case text, in bytes.
+/// Byte range of a word in the lower-case text.
 #[derive(Clone, Copy)]
 struct Span {
     start: u32,
@@ -210,15 +210,15 @@ fn is_word_char(c: char) -> bool {
     }
 }
 
-/// Occurrences may overlap, so the text is scanned once with the prefix function of the phrase
-/// (Knuth, Morris and Pratt).
+/// Whether `phrase` occurs between word boundaries. Occurrences may overlap, so the text is scanned once with
+/// the prefix function of the phrase (Knuth, Morris and Pratt).
 fn contains_whole(lower: &str, phrase: &str) -> bool {
     let (Some(first), Some(last)) = (phrase.chars().next(), phrase.chars().next_back()) else { return false };
     if phrase.len() > lower.len() {
         return false;
     }
     let pattern = phrase.as_bytes();
-    // Length of the longest proper prefix that also ends at each place.
+    // For each byte of the phrase, the length of the longest proper prefix that also ends at this byte.
     let mut borders = vec![0; pattern.len()];
     let mut matched = 0;
     for at in 1..pattern.len() {
@@ -235,7 +235,7 @@ fn contains_whole(lower: &str, phrase: &str) -> bool {
         }
         matched += usize::from(byte == pattern[matched]);
         if matched == pattern.len() {
-            // A match of UTF-8 starts and ends between characters.
+            // A match of valid UTF-8 starts and ends at character boundaries.
             let (from, to) = (at + 1 - pattern.len(), at + 1);
             let before = lower[..from].chars().next_back().is_some_and(is_word_char);
             let after = lower[to..].chars().next().is_some_and(is_word_char);
@@ -253,7 +253,7 @@ const ABBREVIATIONS: [&str; 31] = [
     "fig", "inc", "ltd", "co", "corp", "dept", "est", "gen", "gov", "rep", "sen", "rev", "hon", "ca",
 ];
 
-/// What a line holds so far: white space, then marks of emphasis and headings, then digits.
+/// Content of a line so far. A line may start with white space, then marks of emphasis and headings, then digits.
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
 enum LineStart {
     Space,
@@ -363,7 +363,7 @@ mod tests {
         assert_eq!(sentences("यह पहला है। यह दूसरा है।"), 2);
     }
 
-    /// The time is linear in a line's length: with a quadratic one, this would take hours.
+    /// The time is linear in a line's length. With quadratic time, this test would run for hours.
     #[test]
     fn long_lines_are_counted() {
         assert_eq!(sentences(&"a b. ".repeat(1 << 20)), 1 << 20);
@@ -424,7 +424,7 @@ mod tests {
         assert!(!Analysis::new("xaba").contains_whole("aba"));
     }
 
-    /// The scan does not start again after each occurrence: this would take hours.
+    /// The scan does not restart after each occurrence; otherwise this test would run for hours.
     #[test]
     fn repetitive_phrases_are_found_in_linear_time() {
         let text = "a".repeat(1 << 22);

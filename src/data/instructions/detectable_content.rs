@@ -51,8 +51,8 @@ fn placeholders_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
 
 const MARKERS: [&str; 2] = ["P.S.", "P.P.S"];
 
-/// Draws a marker that every satisfied response contains and every violating response lacks; at
-/// random if both markers fit.
+/// Draws a marker that every satisfying response contains and every violating response lacks. If both markers
+/// fit, one is drawn at random.
 fn draw_postscript(request: &Request, rng: &mut Rng) -> Option<Kwargs> {
     let fits = |marker: &&&str| {
         request.satisfied().all(|r| has_postscript(marker, r)) && !request.violated().any(|r| has_postscript(marker, r))

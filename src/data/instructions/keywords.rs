@@ -54,8 +54,8 @@ pub(super) static FUNCTIONS: [Function; 4] = [
 const FREQUENCY: [&str; 2] = ["frequency", "relation"];
 const LETTER: [&str; 2] = ["let_frequency", "let_relation"];
 
-/// Maximum number of keywords tried. The search prefers a keyword that occurs twice, because "at
-/// least 2 times" reads better than "less than 1 time"; otherwise it takes the first feasible one.
+/// Maximum number of keywords tried. The search prefers a keyword that occurs twice, because "at least 2
+/// times" reads better than "less than 1 time"; otherwise it uses the first feasible one.
 const KEYWORDS_TRIED: usize = 40;
 
 /// Words of an argument; `None` above the limit, because a search for more would take minutes.

@@ -150,8 +150,8 @@ impl<'a> Blocks<'a> {
     }
 }
 
-/// Draws the number of paragraphs and an opening word from a satisfied response. Without one, takes
-/// them from a free response, or from a violating response with a different number of paragraphs.
+/// Draws the number of paragraphs and an opening word from a satisfying response. Without one, draws them
+/// from a free response, or from a violating response with a different number of paragraphs.
 fn draw_nth_paragraph(request: &Request, rng: &mut Rng) -> Option<Kwargs> {
     let arguments = |count: usize, (nth, word): (usize, String)| {
         kwargs([("num_paragraphs", count.into()), ("nth_paragraph", nth.into()), ("first_word", word.into())])

@@ -3,7 +3,7 @@
 use super::{Analysis, Request};
 use crate::rng::Rng;
 
-/// Fallback words if neither response nor prompt offers one: common and without a topic.
+/// Fallback words if neither response nor prompt offers a word. They are common and not specific to a topic.
 const PLAIN_WORDS: [&str; 16] = [
     "example", "reason", "detail", "result", "moment", "option", "purpose", "picture", "answer", "measure", "history",
     "nature", "problem", "question", "material", "choice",
@@ -18,7 +18,7 @@ pub(super) fn words_not_in_prompt<'a>(response: &'a Analysis<'a>, request: &Requ
     response.content_words().filter(|w| !request.prompt.has_word(w)).take(most_candidates(request)).collect()
 }
 
-/// Maximum number of words that are tried: each one is searched in the responses. Only responses of
+/// Maximum number of words that are tried, because each word is searched in the responses. Only responses of
 /// many kilobytes have more words.
 fn most_candidates(request: &Request) -> usize {
     const MAX_BYTES_SEARCHED: usize = 1 << 28;
@@ -53,8 +53,7 @@ fn fill<'a>(words: &mut Vec<&'a str>, count: usize, pool: &[&'a str], fits: impl
     words.extend(rest);
 }
 
-/// Draws keywords that every satisfied response contains. Each violating response lacks at least
-/// one of them.
+/// Draws keywords that every satisfying response contains. Each violating response lacks at least one of them.
 pub(super) fn required_words(request: &Request, rng: &mut Rng) -> Option<Vec<String>> {
     let count = rng.range(1, MAX_KEYWORDS);
     let in_all_satisfied = |w: &str| request.satisfied().all(|r| r.contains(w));
@@ -70,8 +69,8 @@ pub(super) fn required_words(request: &Request, rng: &mut Rng) -> Option<Vec<Str
         let sources = if satisfied { std::slice::from_ref(&available) } else { fallback_words.as_slice() };
         words.push(choose(sources, missing, rng)?);
     }
-    // Further keywords may occur in a violating response: the instruction is then partly met, which
-    // only a reader of both texts can see.
+    // Further keywords may occur in a violating response. The instruction is then partly met, which is
+    // visible only if both prompt and response are read.
     let pool =
         if satisfied { available } else { request.violated().flat_map(|r| words_not_in_prompt(r, request)).collect() };
     fill(&mut words, count, &pool, in_all_satisfied, rng);
@@ -79,8 +78,7 @@ pub(super) fn required_words(request: &Request, rng: &mut Rng) -> Option<Vec<Str
     (!words.is_empty()).then(|| words.into_iter().map(str::to_owned).collect())
 }
 
-/// Draws words that no satisfied response contains. Each violating response contains at least one
-/// of them.
+/// Draws words that no satisfying response contains. Each violating response contains at least one of them.
 pub(super) fn forbidden_words(request: &Request, rng: &mut Rng) -> Option<Vec<String>> {
     let count = rng.range(1, MAX_KEYWORDS);
     let in_no_satisfied = |w: &str| !request.satisfied().any(|r| r.contains_whole(w));

@@ -70,11 +70,11 @@ pub struct Target<'a> {
 pub struct Request<'a> {
     /// The responses and their flags.
     pub targets: &'a [Target<'a>],
-    /// The original prompt. Its words are not taken as keywords.
+    /// The original prompt. Its words are not used as keywords.
     pub prompt: &'a Analysis<'a>,
-    /// Arguments of the same function in the prompt that this one is compared with. If both
-    /// relations are feasible, the opposite one is drawn: of two prompts with the same relation,
-    /// the laxer one would be recognisable as better without any response.
+    /// Arguments of the same function in the prompt that this one is compared with. If both relations are
+    /// feasible, the relation opposite to the partner's is drawn. With equal relations, the laxer prompt
+    /// would be recognisable as the better one without reading a response.
     pub partner: Option<&'a Kwargs>,
 }
 
@@ -100,7 +100,7 @@ impl<'a> Request<'a> {
 pub struct Function {
     /// IFEval's id, `family:name`.
     pub id: &'static str,
-    /// What it is about.
+    /// Relation of the arguments to a response.
     pub kind: FunctionKind,
     /// True if the check only approximates IFEval's.
     pub approximate: bool,

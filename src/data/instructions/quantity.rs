@@ -86,9 +86,9 @@ impl Interval {
         (low <= high).then_some(Self { low, high })
     }
 
-    /// Draws a threshold of the interval. "Less than 1" reads oddly, so 1 is drawn only if no other
-    /// threshold is left, for both relations alike. Half of the larger numbers are rounded to fives
-    /// or tens, as people write them.
+    /// Draws a threshold of the interval. "Less than 1" reads unnaturally, so 1 is drawn only if no other
+    /// threshold is left, for both relations alike. Half of the numbers from 20 are rounded to multiples of 5
+    /// or 10, as people write them.
     fn draw(self, rng: &mut Rng) -> usize {
         let low = if self.high >= 2 { self.low.max(2) } else { self.low };
         let threshold = rng.range(low, self.high);
@@ -98,9 +98,8 @@ impl Interval {
     }
 }
 
-/// Draws a relation and a threshold that give each count its flag; `None` if infeasible. If both
-/// relations are feasible, the draw takes the opposite of `partner`'s relation, or a random one
-/// without a partner.
+/// Draws a relation and a threshold that give each count its flag; `None` if infeasible. If both relations
+/// are feasible, the relation opposite to `partner`'s is drawn, or a random relation without a partner.
 pub(super) fn draw_threshold(
     counts: &[(usize, bool)],
     partner: Option<&Kwargs>,
@@ -141,17 +140,16 @@ pub(super) fn meets(kwargs: &Kwargs, keys: [&str; 2], count: usize) -> Option<bo
     Some(relation.holds(count, threshold))
 }
 
-/// Draws a number of at least 1 that the satisfied responses reach and the violating responses do
-/// not.
+/// Draws a number of at least 1 that the satisfying responses reach and the violating responses do not.
 pub(super) fn draw_minimum(request: &Request, rng: &mut Rng, count: impl Fn(&Analysis) -> usize) -> Option<Value> {
     let counts = flagged_counts(request, count);
     let interval = Interval::new(&counts, Relation::AtLeast)?;
     Some(rng.range(interval.low, interval.high).into())
 }
 
-/// Draws a number of at least 1 that equals the count of every satisfied response and of no
-/// violating one. Without a satisfied response, takes the count of a free response, or else a
-/// number near a violating count.
+/// Draws a number of at least 1 that equals the count of every satisfying response and of no violating
+/// response. Without a satisfying response, returns the count of a free response, or else a number near the
+/// count of a violating response.
 pub(super) fn draw_exact(request: &Request, rng: &mut Rng, count: impl Fn(&Analysis) -> usize) -> Option<usize> {
     let violated: Vec<usize> = request.violated().map(&count).collect();
     let fits = |m: &usize| *m >= 1 && !violated.contains(m);
@@ -194,7 +192,7 @@ mod tests {
         let at_least = (0..draws)
             .filter(|_| draw_threshold(&[(50, true)], None, &mut rng).unwrap().0 == Relation::AtLeast)
             .count();
-        // Four standard deviations of 32.
+        // The bound is four standard deviations of about 31.6.
         assert!(at_least.abs_diff(draws / 2) < 127, "{at_least}");
         let partner = kwargs([("relation", "less than".into())]);
         let (relation, t) = draw_threshold(&[(50, false)], Some(&partner), &mut rng).unwrap();

@@ -47,9 +47,9 @@ fn ends_with(response: &Analysis, phrase: &str) -> bool {
     response.lower().trim().trim_matches('"').ends_with(&phrase.trim().to_lowercase())
 }
 
-/// Returns the last words of the last sentence of the last line as written, at most `count`. `None`
-/// for a line without letters or digits, and for a phrase with quotation marks, because the
-/// instruction quotes the phrase.
+/// Returns the last words of the last line as written: at most `count`, all from its last sentence. `None`
+/// for a line without letters or digits, and for a phrase with quotation marks, because the instruction
+/// quotes the phrase.
 fn tail<'a>(response: &Analysis<'a>, count: usize) -> Option<&'a str> {
     let line = response.text().trim().trim_matches('"').lines().next_back()?;
     let mut words = line.split_whitespace().rev();
@@ -60,8 +60,8 @@ fn tail<'a>(response: &Analysis<'a>, count: usize) -> Option<&'a str> {
     (phrase.chars().any(char::is_alphanumeric) && !phrase.contains('"')).then_some(phrase)
 }
 
-/// Draws an ending that all satisfied responses and no violating responses have. It comes from a
-/// satisfied response; without one, from a free response or from the fallbacks.
+/// Draws an ending that all satisfying responses and no violating responses have. It comes from a satisfying
+/// response; without one, from a free response or from the fallbacks.
 fn draw_ending(request: &Request, rng: &mut Rng) -> Option<Kwargs> {
     let mut counts: Vec<usize> = (PHRASE_WORDS.0..=PHRASE_WORDS.1).chain([1]).collect();
     let last = counts.len() - 1;

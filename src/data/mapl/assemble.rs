@@ -1,6 +1,6 @@
-//! Adds instruction texts to a prompt: after it, before it, or in the system message; as sentences
-//! or as a numbered list. The original text is kept byte for byte, so that prompts of a group share
-//! their prefix. Refused: a prompt without the turn that receives the instructions.
+//! Adds instruction texts to a prompt: after it, before it, or in the system message; as sentences or as a
+//! numbered list. The original text is kept byte for byte, so that prompts of a group share their prefix. A
+//! prompt without the turn that receives the instructions is an error.
 
 use std::ops::Range;
 

@@ -142,8 +142,8 @@ impl<'a> Builder<'a> {
         let response = pair[side.index()];
         let (better, worse, rule) = match self.options.intra_anchor {
             IntraAnchor::Bare => {
-                // For chosen, x beats a prompt that it fails. For rejected, a prompt that it meets
-                // beats x.
+                // For the chosen response, x beats a prompt that the response fails. For the rejected
+                // response, a prompt that the response meets beats x.
                 let flag = side == Side::Rejected;
                 let [slots] = drawer.slates([Purpose::Leaning(side, flag)], report)?;
                 let prompt = self.add_prompt(x, &slots, |_| Some(flag), response)?;
@@ -185,9 +185,9 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// Returns instructions that the response meets throughout (`flag`) or fails throughout, and
-    /// instructions to compare them with. The first are taken from an inter prompt if prompts are
-    /// shared and its flags can be flipped. Otherwise they are drawn for this response.
+    /// Returns instructions that the response meets throughout (if `flag`) or fails throughout, and
+    /// instructions to compare them with. The former come from an inter prompt if prompts are shared and its
+    /// flags can be flipped. Otherwise they are drawn for this response.
     fn intra_slots(
         &self,
         side: Side,

@@ -92,9 +92,9 @@ impl Drawer<'_> {
         }
     }
 
-    /// Draws a set of functions and, for each purpose, one prompt's instructions with these
-    /// functions in the same order. Functions are tried in random order. A function is taken if it
-    /// is feasible for every purpose and free of conflicts.
+    /// Draws a set of functions and, for each purpose, one prompt's instructions with these functions in the
+    /// same order. Functions are tried in random order. A function is accepted if it is feasible for every
+    /// purpose and free of conflicts.
     pub(super) fn slates<const N: usize>(
         &mut self,
         purposes: [Purpose; N],
@@ -143,8 +143,8 @@ impl Drawer<'_> {
                 slate.push(Slot { function, variant, kwargs });
             }
         }
-        // Shuffled again: the order of acceptance favours no side, but often feasible functions
-        // come early.
+        // The slots are shuffled again. Their order of acceptance favours no side, but functions that are
+        // often feasible come early.
         let mut order: Vec<usize> = (0..slates[0].len()).collect();
         self.rng.shuffle(&mut order);
         slates.map(|slate| order.iter().map(|&i| slate[i].clone()).collect())

@@ -90,8 +90,8 @@ impl DropReason {
     }
 }
 
-/// Key of the random draws of every row: its content, and its place among rows of the same content,
-/// so that equal rows draw different instructions.
+/// Returns the key of the random draws of every row: a hash of its content, and its index among rows with the
+/// same content, so that equal rows draw different instructions.
 pub fn draw_keys<'a>(groups: impl IndexedParallelIterator<Item = &'a PreferenceGroup>) -> Vec<String> {
     let contents: Vec<String> = groups.map(content_key).collect();
     let mut seen: HashMap<&str, usize> = HashMap::new();
@@ -117,14 +117,14 @@ fn content_key(group: &PreferenceGroup) -> String {
     blake3::hash(&text).to_hex().to_string()
 }
 
-/// Builds one group, as the first of its content. `epoch` matters only under `--redraw epoch`. The
-/// base comparisons of the row are kept unchanged, even if nothing else can be built. Under the
+/// Builds one group, with the key of the first row with its content. `epoch` matters only under `--redraw
+/// epoch`. The base comparisons of the row are kept unchanged, even if nothing else can be built. Under the
 /// objective `base` the result has no comparison if the row has no base comparison.
 pub fn build_group(group: &PreferenceGroup, options: &BuildOptions, epoch: u64) -> (PreferenceGroup, Report) {
     build_keyed(group, &draw_key(&content_key(group), 0), options, epoch)
 }
 
-/// [`build_group`] with the key of the row among others, from [`draw_keys`].
+/// [`build_group`] for a row whose key comes from [`draw_keys`].
 pub fn build_keyed(
     group: &PreferenceGroup,
     key: &str,
@@ -217,8 +217,8 @@ fn pair(comparison: &Comparison) -> Option<(usize, usize, usize)> {
     ))
 }
 
-/// Functions of the options. With `avoid_existing`, functions that the prompt already mentions are
-/// left out.
+/// Returns the functions that the options allow. With `avoid_existing`, functions that the prompt already
+/// mentions are left out.
 fn allowed(prompt: &Analysis, options: &BuildOptions, report: &mut Report) -> Vec<&'static Function> {
     let functions = options.functions.iter().filter_map(|id| instructions::by_id(id));
     functions

@@ -21,7 +21,7 @@ pub struct FunctionCounts {
     pub up: u64,
     /// Inter comparisons with direction down that use it.
     pub down: u64,
-    /// Draws without arguments that give the required flags and contradict no other instruction.
+    /// Draws that found no arguments with the required flags and without a contradiction to other instructions.
     pub infeasible: u64,
     /// Rows with a prompt that already mentions its subject.
     pub mentioned: u64,

@@ -12,7 +12,7 @@ impl BuildArgs {
     /// weight 0 is not built.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a value out of range, an unknown function, or a flag without effect.
+    /// [`Error::Usage`] for a value out of range, an unknown function, or a flag that has no effect.
     pub fn resolve(&self, default: Objective, weights: ExplicitWeights) -> Result<BuildOptions> {
         let objective = self.objective.unwrap_or(default);
         let mut o = BuildOptions::preset(objective);
@@ -66,7 +66,7 @@ impl BuildArgs {
         Ok(())
     }
 
-    /// Refuses flags without effect.
+    /// Rejects flags that have no effect.
     fn check_effects(&self, o: &BuildOptions) -> Result<()> {
         let name = o.objective.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
         let weights = if o.objective.builds() { " with these weights" } else { "" };

@@ -1,9 +1,9 @@
-//! Responses to one prompt with numbers, ranks or a label: every such row becomes a group with one
-//! base comparison for each selected pair ([`Pairs`]).
+//! Rows with several responses to one prompt, and numbers, ranks or a label for them. Every such row becomes
+//! a group with one base comparison for each selected pair ([`Pairs`]).
 //!
-//! - a list of responses, with numbers inside the entries or in a list of their own
+//! - a list of responses, with numbers inside the entries or in a separate list
 //! - lists of chosen and of rejected responses
-//! - two responses in columns of their own, with a label (`two_columns`)
+//! - two responses in separate columns, with a label (`two_columns`)
 //!
 //! Higher numbers are better, lower ranks are better. Responses with equal numbers are not compared;
 //! they are counted. A row without any pair is left out and counted.
@@ -32,17 +32,17 @@ const LISTS: [&str; 9] = [
 ];
 /// Lists in the order of preference, best first.
 const ORDERED: [&str; 2] = ["ranked_responses", "output"];
-/// Text of an entry of a list.
+/// Keys of the text of a list entry, by precedence.
 const TEXTS: [&str; 8] = ["response", "answer", "text", "completion", "output", "generation", "output_text", "content"];
 /// Keys under which lower numbers are better.
 const LOWER: [&str; 2] = ["rank", "ranking"];
-/// Numbers of an entry, by precedence.
+/// Keys of the number of a list entry, by precedence.
 const NUMBERS: [&str; 9] =
     ["rank", "ranking", "fine-grained_score", "overall_score", "score", "pm_score", "rating", "reward", "value"];
 /// Lists of numbers next to a list of responses; lower is better in the first three.
 const NUMBER_LISTS: [&str; 7] = ["ranks", "ranking", "rank", "scores", "ratings", "rewards", "overall_scores"];
 
-/// One response with its number, the higher the better.
+/// One response with its number; higher is better.
 pub(super) struct Candidate {
     /// The response, or the whole conversation that ends with it.
     pub side: Vec<Message>,
@@ -61,7 +61,7 @@ pub(super) fn read_list(row: &mut Row<'_>, column: &'static str) -> Result<Parse
     let Some(Value::Array(list)) = row.take(column) else { return Err(format!("\"{column}\" must be a list")) };
     let what = |i: usize| format!("\"{column}\"[{i}]");
     let separate = NUMBER_LISTS.iter().enumerate().find(|(_, key)| row.get(key).is_some_and(Value::is_array));
-    // Places in an order, best first; their differences mean nothing.
+    // Whether the numbers are ranks, whose differences have no meaning.
     let mut places = false;
     let numbers: Vec<Option<f64>> = match separate {
         Some((place, key)) => {
@@ -133,9 +133,9 @@ pub(super) fn read_lists(row: &mut Row<'_>) -> Result<Parsed, String> {
     Ok(Parsed { ties: 0, ..parsed })
 }
 
-/// Numbers of the entries, all under one key: `key`, else the first known key that two entries have
-/// a number under, else the mean ratings of their annotations; and whether they are places in an
-/// order. `None` if two entries have no number.
+/// Returns the numbers of the entries, and whether they are ranks. The numbers are those under `key`, or
+/// under the first known key with at least two numbers, or the mean ratings of the annotations. `None` if no
+/// source has two numbers.
 fn own_numbers(list: &[Value], key: Option<&str>) -> Option<(Vec<Option<f64>>, bool)> {
     let under = |key: &str| -> Vec<Option<f64>> {
         let sign = if LOWER.contains(&key) { -1.0 } else { 1.0 };
@@ -278,7 +278,7 @@ impl Pairs {
             }
         }
         if self == Pairs::BestWorst {
-            // Of several best or worst responses the first is taken.
+            // Of several best or worst responses, the first is used.
             pairs.sort_unstable();
             ties += pairs.len().saturating_sub(1);
             pairs.truncate(1);

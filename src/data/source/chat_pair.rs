@@ -2,11 +2,11 @@
 //! question; what comes before them is in other columns (`context`) or at the start of both. Either
 //! way both sides are completed to whole conversations.
 //!
-//! The two conversations must be equal up to the last message, the assistant's response.
-//! Conversations that end in the same response after different turns are read as an intra
-//! comparison: one response under two prompts. Conversations that differ in both are compared as a
-//! whole by a reward model, each response under its own prompt. Otherwise they are refused, because
-//! a policy compares two responses to one prompt.
+//! The two conversations must be equal up to the last message, the assistant's response. Conversations that
+//! end in the same response after different turns are read as an intra comparison: one response under two
+//! prompts. Conversations that differ in both are compared as a whole by a reward model, each response under
+//! its own prompt. For other methods they are an error, because a policy compares two responses to one
+//! prompt.
 
 use super::super::group::{Comparison, Kind, Message, PreferenceGroup, Prompt, Response};
 use super::context::Context;
@@ -14,7 +14,7 @@ use super::fields::Row;
 use super::message::split_response;
 use super::{Format, Parsed};
 
-/// Why conversations that differ in earlier turns are refused.
+/// Why conversations that differ in earlier turns are rejected.
 pub(super) const TWO_PROMPTS: &str = "only a reward model compares whole conversations; a policy needs one prompt with two responses, or two prompts \
      with one response (for other cases use a group row)";
 

@@ -1,8 +1,8 @@
 //! Opens a data file and unpacks it: plain, or compressed with gzip, zstd, bzip2 or xz, whatever its
 //! name. The first bytes decide. `-` is standard input.
 //!
-//! Refused: folders, files that are compressed twice, and other kinds of files (`kinds`), also inside
-//! of a compressed file.
+//! Folders, files that are compressed twice, and other kinds of files (`kinds`) are errors, also inside a
+//! compressed file.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -20,18 +20,18 @@ use crate::files::hub::hub_data;
 use crate::files::is_dash;
 use crate::{Error, Result};
 
-/// Bytes of buffers.
+/// Size of read buffers in bytes.
 const BUFFER: usize = 1 << 18;
-/// Most memory of an xz decoder, in KiB; the highest preset takes 65 MiB.
+/// Memory limit of an xz decoder, in KiB; the highest preset needs 65 MiB.
 const XZ_MEMORY: u32 = 1 << 20;
 
-/// Bytes that decide the kind of a file: the mark of a tar archive comes last, before byte 262.
+/// Number of first bytes that decide the kind of a file. The mark of a tar archive is the last one, before byte 262.
 const HEAD: usize = 512;
 
 /// A data file after unpacking.
 pub(super) enum Opened {
     Text(Headed),
-    /// Parquet is read out of order.
+    /// A Parquet file, which needs random access.
     Parquet(File),
 }
 
@@ -88,12 +88,13 @@ fn unpacked(path: &Path, mut raw: Headed) -> Result<Headed> {
     }
 }
 
-/// A reader with its next bytes at hand, however few a pipe or a packed stream gives at once.
+/// Reader that can show its next bytes without consuming them, even if a pipe or a compressed stream returns
+/// few bytes at once.
 pub(super) struct Headed {
     head: Vec<u8>,
-    /// Bytes of `head` that were read.
+    /// Number of bytes of `head` that have been consumed.
     at: usize,
-    /// Failure after `head`.
+    /// Error to return after the bytes of `head`.
     failed: Option<io::Error>,
     rest: Box<dyn BufRead>,
 }
@@ -103,13 +104,13 @@ impl Headed {
         Self { head: Vec::new(), at: 0, failed: None, rest }
     }
 
-    /// The next bytes, at least `count` of them if the stream has as many. An error comes alone: one
-    /// after some bytes is returned by the read that follows them.
+    /// Returns the next bytes, at least `count` of them if the stream has as many. An error that occurs after
+    /// some bytes is returned by the read that follows these bytes.
     pub(super) fn head(&mut self, count: usize) -> io::Result<&[u8]> {
         self.head_until(|head| head.len() >= count)
     }
 
-    /// The next bytes, up to a break of a line if one comes within `most` bytes.
+    /// Returns the next bytes, which include the first line break if it is within `most` bytes.
     pub(super) fn line(&mut self, most: usize) -> io::Result<&[u8]> {
         self.head_until(|head| head.len() >= most || head.contains(&b'\n'))
     }
@@ -135,7 +136,7 @@ impl Headed {
         Ok(&self.head)
     }
 
-    /// Puts bytes before the next ones.
+    /// Inserts bytes before the next bytes.
     pub(super) fn put_back(&mut self, bytes: &[u8]) {
         self.head.splice(..self.at, bytes.iter().copied());
         self.at = 0;

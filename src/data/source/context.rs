@@ -1,10 +1,9 @@
-//! What comes before the responses of a row: the system text, earlier turns and the question, whatever
-//! their columns are called.
+//! Turns before the responses of a row: the system text, earlier turns and the question, under any known column name.
 //!
-//! `prompt` as text is continued by the response as plain text, as in TRL. Under every other name a
-//! question is a user turn of a conversation, and so is `prompt` next to a system text or a history,
-//! which plain text has no place for. The first of [`QUESTIONS`] that holds something is the question;
-//! the others stay unused, and `overlooked` refuses them if they hold text of their own.
+//! A text under `prompt` is continued by the response as plain text, as in TRL. Under every other name, a
+//! question is a user turn of a conversation. So is a `prompt` next to a system text or a history, which
+//! plain text cannot represent. The first column of [`QUESTIONS`] with content is the question. The others
+//! stay unused, and `overlooked` rejects them if they hold further text.
 
 use serde_json::Value;
 
@@ -35,7 +34,7 @@ const QUESTIONS: [&str; 14] = [
 
 /// The question of a row.
 pub(super) enum Question {
-    /// The row has none: the sides hold it.
+    /// The row has no question column; the sides contain the question.
     Within,
     Text(String),
     Turns(Vec<Message>),
@@ -50,7 +49,7 @@ pub(super) struct Context {
     column: &'static str,
 }
 
-/// True if the row has more than `prompt` before its responses, or a question by another name. A
+/// True if the row has more than `prompt` before its responses, or a question under a different name. A
 /// column of system texts counts even if it is empty in this row, so that all rows are read alike.
 pub(super) fn is_conversation(row: &Row<'_>) -> bool {
     let system = row.keys().any(|key| SYSTEMS.contains(&key));
@@ -71,13 +70,13 @@ fn question_column(row: &Row<'_>) -> Option<&'static str> {
         (_, Some(Value::String(text))) => !text.trim().is_empty(),
         // Lists under these names hold earlier turns, or no conversation at all.
         ("history" | "instruction" | "question" | "query" | "input" | "problem" | "post", Some(_)) => false,
-        // A copy of a side holds the response too.
+        // A copy of a side contains the response too, so it is not the question.
         (_, Some(list @ Value::Array(entries))) => match messages(list.clone(), key) {
             Ok(turns) => {
                 let copied = |side: &Option<Vec<Message>>| side.as_ref().is_some_and(|side| holds(side, &turns));
                 !(turns.last().is_some_and(|last| last.role == "assistant") && sides.iter().any(copied))
             }
-            // A list that is not of messages is an error, except that a context may be documents.
+            // A list that does not hold messages is an error later, except that `context` may hold documents.
             Err(_) => *key != "context" && !entries.is_empty(),
         },
         _ => false,
@@ -127,7 +126,7 @@ impl Context {
         Ok(Self { system, history, question, column })
     }
 
-    /// True without a question.
+    /// True if the row has no question.
     pub(super) fn has_no_question(&self) -> bool {
         matches!(self.question, Question::Within)
     }
@@ -140,8 +139,8 @@ impl Context {
         }
     }
 
-    /// The whole conversation of a side, which may hold the context already, up to white space at the
-    /// ends of its texts.
+    /// Returns the whole conversation of a side. The side may already contain the context, apart from white
+    /// space at the ends of texts.
     pub(super) fn before(&self, side: Vec<Message>, key: &str) -> Result<Vec<Message>, String> {
         let mut turns = match &self.question {
             Question::Within => side,
@@ -215,7 +214,7 @@ fn earlier_turns(row: &mut Row<'_>) -> Result<Vec<Message>, String> {
     Ok(turns)
 }
 
-/// Turns of a plain text that asks for an answer: those of a dialogue, else one turn of the user.
+/// Returns the turns of a prompt in plain text: the turns of a dialogue, or one user turn.
 ///
 /// # Errors
 /// For a dialogue that does not end with the user's turn.

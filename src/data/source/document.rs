@@ -1,9 +1,9 @@
 //! JSON files that are neither JSON lines nor a list of rows:
 //!
 //! - an object with a list of rows, such as `{"version": 1, "data": [...]}`; its other keys are not used
-//! - an object of columns: lists of one length, or objects with equal keys, as pandas writes them.
-//!   One of the lists must be that of a key which holds no list of texts in a row, such as `prompt`:
-//!   `chosen` and `rejected` alone may be the responses to one question
+//! - an object of columns: lists of one length, or objects with equal keys, as pandas writes them. One of the
+//!   lists must be under a key that never holds a list of texts in a row, such as `prompt`, because lists
+//!   under only `chosen` and `rejected` may be the responses to one question
 //! - rows that each span several lines
 //!
 //! The whole file is held in memory.
@@ -17,32 +17,32 @@ use super::odd_values::{Odd, mark, unmark};
 use super::rows::{Columns, RowObject, RowResult, array_rows};
 use crate::{Error, Result};
 
-/// Largest document.
+/// Maximum size of a document in bytes.
 pub(super) const MAX_BYTES: u64 = 1 << 30;
 
 /// Keys that hold the rows of a document.
 const DATA: [&str; 8] = ["data", "rows", "train", "examples", "instances", "items", "records", "samples"];
 
-/// Keys of a row.
+/// Keys by which a row or an object of columns is recognised.
 const COLUMNS: [&str; 6] = ["prompt", "chosen", "rejected", "instruction", "question", "completion"];
 
-/// Keys that hold no list of texts or of lists in any row. One of them shows that lists are columns; the
-/// number of rows in the file must not decide that.
+/// Keys that never hold a list of texts or of lists in a row. Such a list under one of these keys shows that
+/// the lists are columns, whatever the number of rows.
 const SHOW_COLUMNS: [&str; 5] = ["id", "prompt", "instruction", "question", "completion"];
 
-/// Object of a row, or why it is refused.
+/// Object of a row, or the reason why it is rejected.
 type Object = Result<Map<String, Value>, String>;
 
 /// Rows of a document.
 pub(super) enum Document {
     /// The text of the list of rows, and the number of line breaks before it.
     List { text: Vec<u8>, breaks: usize },
-    /// Rows with the number of line breaks before them, or their place in the columns.
+    /// Rows, each with the number of line breaks before it, or with its index in the columns.
     Rows(Vec<(usize, Object)>),
 }
 
-/// True if the first line may be the start of a document: it is cut off, or holds rows in a key or in
-/// columns.
+/// True if the first line may be the start of a document: it is incomplete JSON, or an object with rows under
+/// a key or in columns.
 pub(super) fn may_start(line: &[u8], row: Option<&RowObject>) -> bool {
     match row {
         Some(row) => list_key(&row.object).is_some() || columns(&row.object).is_some(),
@@ -53,7 +53,7 @@ pub(super) fn may_start(line: &[u8], row: Option<&RowObject>) -> bool {
     }
 }
 
-/// Reads a document; `None` if the text is none.
+/// Reads a document; `None` if the text is not a document.
 pub(super) fn parse(text: &[u8]) -> Option<Document> {
     let marked = mark(text);
     let clean = marked.as_deref().unwrap_or(text);
@@ -82,7 +82,7 @@ pub(super) fn parse(text: &[u8]) -> Option<Document> {
 }
 
 impl Document {
-    /// Calls `f` for every row. `line` is the line of the start of the document.
+    /// Calls `f` for every row. `line` is the line at which the document starts.
     pub(super) fn rows(
         self,
         path: &Path,
@@ -110,7 +110,7 @@ impl Document {
     }
 }
 
-/// Key with a list of rows, if the object has no columns of a row itself.
+/// Returns the key with a list of rows, if the object does not have the keys of a row itself.
 fn list_key(object: &Map<String, Value>) -> Option<&'static str> {
     let rows = |key: &&str| {
         let list = object.get(*key).and_then(Value::as_array);

@@ -48,10 +48,10 @@ pub(super) struct Row<'a> {
     pub(super) mapped: bool,
     /// Whether text became turns of a conversation.
     pub(super) made_turns: bool,
-    /// Rows may have columns that no reader uses, whatever they hold.
+    /// Whether rows may have columns that no reader uses, whatever the columns hold.
     pub(super) any_columns: bool,
     margin_given: bool,
-    /// Keys that held what the object cannot hold.
+    /// Keys with values that the object cannot represent.
     pub(super) odd: Vec<Odd>,
 }
 
@@ -79,7 +79,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Sets the id of the row: `id` as a string or a number with its spelling, else `<file stem>-<line>`.
+    /// Sets the id of the row: the string or the number, as it is written, under `id`, or else `<file stem>-<line>`.
     pub(super) fn set_id(&mut self) -> Result<(), String> {
         self.id = match self.get("id") {
             None => {
@@ -150,8 +150,8 @@ impl<'a> Row<'a> {
         Ok(())
     }
 
-    /// Refuses what the object cannot hold, under keys that were used. A long integer only counts if the
-    /// group carries it on.
+    /// Rejects values that the object cannot represent, under keys that were used. A long integer is an error
+    /// only if the group contains it.
     pub(super) fn check_odd(&self, group: &PreferenceGroup) -> Result<(), String> {
         let lost = |odd: &&Odd| odd.what != What::LongInteger || carries_long_integer(group);
         match self.odd.iter().filter(|odd| self.used.contains(&odd.key.as_str())).find(lost) {
@@ -160,7 +160,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Adds to a reader's message that a key which it names held something odd.
+    /// Extends a reader's message if a key that it names held a value that the object cannot represent.
     pub(super) fn explain(&self, why: String) -> String {
         let named = |odd: &&Odd| odd.what != What::LongInteger && why.contains(&format!("\"{}\"", odd.key));
         match self.odd.iter().find(named) {
@@ -258,12 +258,12 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Whether the row had a margin, which `margin` takes.
+    /// Whether the row had a margin when `margin` was called.
     pub(super) fn has_margin(&self) -> bool {
         self.margin_given
     }
 
-    /// Removes a key, which the row then never had.
+    /// Removes a key, as if the row had never had it.
     pub(super) fn remove(&mut self, key: &str) {
         self.object.shift_remove(key);
     }
@@ -286,7 +286,7 @@ impl<'a> Row<'a> {
         self.used.extend(given);
     }
 
-    /// What the row has as scores of the sides, for messages.
+    /// Describes the scores of the sides in the row, for messages.
     pub(super) fn scores_for_message(&self) -> String {
         let given = SCORES.as_flattened().iter().filter_map(|key| Some((key, self.get(key)?)));
         let shown: Vec<String> = given.map(|(key, value)| format!("\"{key}\" as {}", describe(value))).collect();
@@ -295,7 +295,7 @@ impl<'a> Row<'a> {
 
     /// Moves `tools` and `chat_template_kwargs` into the group.
     pub(super) fn template_settings(&mut self, group: &mut PreferenceGroup) -> Result<(), String> {
-        // Tables without nested columns hold the tools as JSON text, as transformers and TRL accept.
+        // Tables without nested columns hold the tools as JSON text, which transformers and TRL accept too.
         let parsed = |text: &str| serde_json::from_str(text).ok().filter(Value::is_array);
         let tools = self.take("tools").map(|tools| tools.as_str().and_then(parsed).unwrap_or(tools));
         group.tools = match tools {
@@ -317,8 +317,8 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Whether tools, variables, arguments or messages of a group hold a number beyond 64-bit integers, which
-/// a long integer became.
+/// Whether tools, variables, arguments or messages of a group hold a number beyond 64-bit integers. A long
+/// integer is parsed as such a number.
 fn carries_long_integer(group: &PreferenceGroup) -> bool {
     fn holds(value: &Value) -> bool {
         match value {
@@ -342,7 +342,7 @@ fn carries_long_integer(group: &PreferenceGroup) -> bool {
     group.tools.iter().chain(messages).chain(kwargs).chain(arguments).any(holds)
 }
 
-/// Number of a value; tables hold numbers as text.
+/// Returns the number that a value holds, also as text, because tables hold numbers as text.
 pub(super) fn number(value: &Value) -> Option<f64> {
     match value {
         Value::Number(number) => number.as_f64(),

@@ -1,6 +1,6 @@
 //! Group rows: `prompts`, `responses`, `comparisons` and, optionally, `instructions`, `tools`,
-//! `chat_template_kwargs`. Unknown keys are refused, because a misspelt key would silently change
-//! what is trained.
+//! `chat_template_kwargs`. Unknown keys are errors, because a misspelt key would silently change the training
+//! data.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -14,7 +14,7 @@ const KEYS: [&str; 7] = ["id", "prompts", "responses", "comparisons", "instructi
 
 /// True if the row has any of the plural keys of a group row.
 pub(super) fn matches(row: &Row<'_>) -> bool {
-    // A list of responses with one prompt, or with numbers, is another format.
+    // A list of responses with one prompt, or with numbers, is a different format.
     let listed = || {
         ["prompt", "question", "instruction", "scores", "ranks", "ratings", "rewards"].iter().any(|key| row.has(key))
     };

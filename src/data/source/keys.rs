@@ -1,12 +1,12 @@
-//! Keys in the text of a JSON object, which its parsed form has lost: keys that are named twice, digits
-//! of long numbers, and the text on one line.
+//! Properties of the text of a JSON object that its parsed form has lost: duplicate keys and the digits of
+//! long numbers. Also writes a JSON text on one line.
 
 use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
-/// Replaces a number under one of the keys `ids` by its text if a 64-bit integer does not hold it.
-/// `inner` is the text of the object after its opening brace.
+/// Replaces a number under one of the keys `ids` by its text if a 64-bit integer cannot represent it. `inner`
+/// is the text of the object after its opening brace.
 pub(super) fn keep_id_text(object: &mut Map<String, Value>, inner: &[u8], ids: &[&str]) {
     for key in ids {
         if let Some(value @ Value::Number(_)) = object.get_mut(*key)
@@ -31,8 +31,8 @@ fn number_text(inner: &[u8], key: &str) -> Option<String> {
     found
 }
 
-/// Refuses an object that has a key twice: JSON leaves open which value counts. `inner` is the text after
-/// the opening brace.
+/// Rejects an object with a duplicate key, because JSON does not define which value counts. `inner` is the
+/// text after the opening brace.
 pub(super) fn distinct_keys(object: &Map<String, Value>, inner: &[u8]) -> Result<(), String> {
     let mut count = 0;
     if each_key(inner, |_, _| count += 1).is_none() || count == object.len() {
@@ -48,8 +48,8 @@ pub(super) fn distinct_keys(object: &Map<String, Value>, inner: &[u8]) -> Result
     twice.map_or(Ok(()), |name| Err(format!("the row has the key \"{name}\" twice; leave one of them out")))
 }
 
-/// Calls `f` with every key of a valid JSON object, in quotes, and the text from its value on. `inner` is
-/// the text after the opening brace. `None` if the object is not complete.
+/// Calls `f` with every key of a valid JSON object, in quotes, and the text that starts at its value. `inner`
+/// is the text after the opening brace. `None` if the object is not complete.
 fn each_key<'a>(inner: &'a [u8], mut f: impl FnMut(&'a [u8], &'a [u8])) -> Option<()> {
     let (mut depth, mut at) = (1usize, 0);
     while depth > 0 {
@@ -73,7 +73,7 @@ fn each_key<'a>(inner: &'a [u8], mut f: impl FnMut(&'a [u8], &'a [u8])) -> Optio
     Some(())
 }
 
-/// Place after the closing quote of the string that starts at `start`.
+/// Returns the index after the closing quote of the string that starts at `start`.
 fn string_end(text: &[u8], start: usize) -> Option<usize> {
     let mut at = start + 1;
     loop {

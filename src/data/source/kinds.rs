@@ -1,6 +1,6 @@
-//! Files of other kinds, recognised by their first bytes: what they are, and how to make rows of them.
+//! Unsupported kinds of files, recognised by their first bytes, with advice on how to make rows from them.
 
-/// Magic numbers with the kind of the file and the way on.
+/// Magic numbers with the kind of the file and advice for the user.
 const MAGIC: [(&[u8], &str, &str); 17] = [
     (b"\x04\x22\x4d\x18", "compressed with lz4", "unpack it first (`unlz4`)"),
     (
@@ -19,7 +19,7 @@ const MAGIC: [(&[u8], &str, &str); 17] = [
     (b"\x93NUMPY", "a NumPy array", TABLE),
     (b"SQLite format 3\0", "an SQLite database", "export its rows as JSON, one object per line (`sqlite3 -json`)"),
     (b"%PDF", "a PDF", "pass a file with rows"),
-    // Of the two-byte marks, the longer UTF-32 one comes first.
+    // The mark of UTF-32 comes before that of UTF-16, which is a prefix of it.
     (b"\xff\xfe\0\0", "UTF-32 text", UTF8),
     (b"\0\0\xfe\xff", "UTF-32 text", UTF8),
     (b"\xff\xfe", "UTF-16 text", UTF8),
@@ -52,7 +52,8 @@ const COLUMNS: [&str; 15] = [
     "score",
 ];
 
-/// Kind of a file that starts with these bytes, and the way on; `None` if it may hold rows or gzip.
+/// Returns the kind of an unsupported file that starts with these bytes, with advice; `None` if it may hold
+/// rows or compressed rows.
 pub(crate) fn foreign(start: &[u8]) -> Option<String> {
     let found = MAGIC.iter().find(|(magic, ..)| start.starts_with(magic)).map(|(_, what, way)| (*what, *way));
     let (what, way) = found.or_else(|| match start {
@@ -66,8 +67,8 @@ pub(crate) fn foreign(start: &[u8]) -> Option<String> {
     Some(format!("is {what}; {way}"))
 }
 
-/// Kind of a text that does not start with a JSON object or array, and the way on; `None` if it is not
-/// recognised. `start` is the text's start, without a byte-order mark and white space.
+/// Returns the kind of a text that does not start with a JSON object or array, with advice; `None` if it is
+/// not recognised. `start` is the text's start, without a byte-order mark and white space.
 pub(super) fn foreign_text(start: &[u8]) -> Option<String> {
     if start.starts_with(b"<") {
         return Some("is XML or HTML; rows are JSON objects, one per line".into());
@@ -80,8 +81,9 @@ pub(super) fn foreign_text(start: &[u8]) -> Option<String> {
     None
 }
 
-/// Separator of a table with a header, which starts with `start`: of a file called `.csv` or `.tsv`, or
-/// of a text whose first line has a known column name; `None` for other texts.
+/// Returns the separator of a table with a header; `None` for other texts. A table is a file with the
+/// extension `.csv` or `.tsv`, or a text whose first line has a known column name. `start` is the start of
+/// the text.
 pub(super) fn table_separator(start: &[u8], name: &str) -> Option<u8> {
     let name = name.to_lowercase();
     let name = [".gz", ".zst", ".bz2", ".xz"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
@@ -91,7 +93,7 @@ pub(super) fn table_separator(start: &[u8], name: &str) -> Option<u8> {
     let line = start.split(|&byte| byte == b'\n').next()?;
     let line = std::str::from_utf8(line.trim_ascii_end()).ok()?;
     let count = |separator: &char| line.matches(*separator).count();
-    // Of separators that occur alike, the first.
+    // Of separators that occur equally often, the first is used.
     let separator = [',', '\t', ';', '|'].into_iter().rev().max_by_key(count)?;
     let mut fields = line.split(separator).map(|field| field.trim_matches(['"', ' ']).to_lowercase());
     let header = line.contains(separator) && fields.any(|field| COLUMNS.contains(&field.as_str()));

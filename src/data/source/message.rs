@@ -1,9 +1,9 @@
-//! Messages of conversations, in the two spellings of published sets: `role` and `content`, or `from`
-//! and `value` (ShareGPT). Content is text, or a list of parts of text, which are joined.
+//! Messages of conversations, in the two formats of published data sets: `role` and `content`, or `from` and
+//! `value` (ShareGPT). Content is text, or a list of parts of text, which are joined.
 //!
-//! A message may also hold what chat templates read: tool calls, and the reasoning before an answer.
-//! Other keys with a value are refused: a template may print them, and the trained text would lack
-//! them. So are parts that are not text.
+//! A message may also hold what chat templates read: tool calls, and the reasoning before an answer. Other
+//! keys with a value are errors, because a template may print them, and the rendered text would lack them.
+//! Parts that are not text are errors too.
 
 use serde_json::{Map, Value, json};
 
@@ -13,7 +13,7 @@ use super::fields::{describe, shorten};
 /// Further keys of a message that chat templates read.
 const EXTRA: [&str; 5] = ["tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking"];
 
-/// Roles of the spelling with `from` and `value`.
+/// Roles of the format with `from` and `value`.
 const ROLES: [(&str, &[&str]); 4] = [
     ("user", &["human", "user", "prompter"]),
     ("assistant", &["gpt", "assistant", "chatgpt", "bot", "bing", "bard", "model", "function_call"]),
@@ -132,13 +132,13 @@ fn joined(parts: Vec<Value>, what: &str) -> Result<String, String> {
     Ok(text)
 }
 
-/// True if two messages differ by white space at the ends of their texts at most.
+/// True if two messages differ at most by white space at the ends of their texts.
 pub(super) fn alike(a: &Message, b: &Message) -> bool {
     a.role == b.role && a.content.trim() == b.content.trim() && a.extra == b.extra
 }
 
-/// True if the conversation `turns` holds all of `part`, one after another. Turns that begin with an
-/// answer continue what comes before them, so they hold nothing of it.
+/// True if the conversation `turns` contains the messages of `part` consecutively. Turns that begin with an
+/// answer continue earlier turns, so `part` must be at their start.
 pub(super) fn holds(turns: &[Message], part: &[Message]) -> bool {
     let continues = turns.first().is_some_and(|turn| turn.role == "assistant");
     let same = |window: &[Message]| window.iter().zip(part).all(|(a, b)| alike(a, b));
@@ -148,7 +148,7 @@ pub(super) fn holds(turns: &[Message], part: &[Message]) -> bool {
     turns.windows(part.len().max(1)).any(same)
 }
 
-/// Refuses an empty response, because it has no token to score.
+/// Rejects an empty response, because it has no token to score.
 pub(super) fn not_empty(response: Response, what: &str) -> Result<Response, String> {
     if response.is_empty() {
         return Err(format!("{what} is empty; a response needs at least one token to score"));

@@ -8,20 +8,20 @@
 //! - `shape`: detects the format of a row from its keys
 //! - `group_row`, `text_pair`, `chat_pair`, `hh`, `candidates`, `two_columns`: the readers
 //! - `unpaired`: rows with one response and a label, and pairs that are split into such rows
-//! - `context`: system text, earlier turns and question of a row, whatever their columns are called
-//! - `overlooked`: columns that a reader does not use though they may hold a part of the conversation
+//! - `context`: system text, earlier turns and question of a row, under any known column name
+//! - `overlooked`: unused columns that may hold a part of the conversation
 //! - `sft`: prompt and completion, conversations, plain text, and the chosen side of preference
 //!   rows
 //! - `prompts`: rows that ask for a response, and prompts with one response; `samples`: responses by
 //!   prompt; `turns`: text as turns
-//! - `kinds`: files of other kinds, by name; `odd_values`: NaN and the like; `keys`: keys in a row's
-//!   text; `row_limits`: rows that would take hours
+//! - `kinds`: unsupported kinds of files; `odd_values`: NaN and other values that JSON cannot represent;
+//!   `keys`: keys in a row's text; `row_limits`: size limits of a row
 //! - `options`: column map, and the flag that allows mixed formats in one file
 //!
-//! The format is detected from the keys of each row. Refused, each with file, line and id: rows
-//! that are not JSON objects, missing or mistyped keys, empty responses, files without rows, and
-//! two formats in one file unless [`ReadOptions::mixed_formats`] is set. Files are read line by
-//! line; memory per line is bounded.
+//! The format is detected from the keys of each row. Each of these is an error with file, line and id: rows
+//! that are not JSON objects, missing or mistyped keys, empty responses, files without rows, and two formats
+//! in one file unless [`ReadOptions::mixed_formats`] is set. Files are read line by line; memory per line is
+//! bounded.
 
 mod candidates;
 mod chat_pair;
@@ -121,9 +121,9 @@ pub enum Format {
     HumanAssistant,
     /// `prompt` as a string and `chosen`, `rejected` as conversations.
     UltraFeedback,
-    /// `chosen`, `rejected` as text that answers a question by another name, or after a system text.
+    /// `chosen`, `rejected` as text that answers a question under a different name, or follows a system text.
     Question,
-    /// Two responses in columns of their own, with a label.
+    /// Two responses in separate columns, with a label.
     Labelled,
     /// A list of responses with scores or ranks.
     Scored,
@@ -174,14 +174,13 @@ pub fn read_files_with_reports(paths: &[PathBuf], options: &ReadOptions) -> Resu
     read_all(paths, options, preference_row)
 }
 
-/// [`read_files_with_reports`] that also takes rows with one response and a label
-/// ([`PreferenceGroup::label`]).
+/// [`read_files_with_reports`] that also accepts rows with one response and a label ([`PreferenceGroup::label`]).
 pub fn read_evaluated_files(paths: &[PathBuf], options: &ReadOptions) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
     read_all(paths, options, evaluated_row)
 }
 
-/// [`read_evaluated_files`] that also takes rows of a prompt with one response, which become groups
-/// without comparisons.
+/// [`read_evaluated_files`] that also accepts rows of a prompt with one response, which become groups without
+/// comparisons.
 pub fn read_scored_files(paths: &[PathBuf], options: &ReadOptions) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
     read_all(paths, options, scored_row)
 }
@@ -202,12 +201,12 @@ fn scored_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     }
 }
 
-/// Rows refused by the readers, collected by [`read_files_leniently`].
+/// Rows rejected by the readers, collected by [`read_files_leniently`].
 #[derive(Debug, Default)]
 pub struct Refused {
-    /// First refused rows, each with its place and cause.
+    /// First rejected rows, each with its location and cause.
     pub first: Vec<Error>,
-    /// Number of all refused rows.
+    /// Number of all rejected rows.
     pub count: usize,
 }
 
@@ -216,8 +215,8 @@ impl Refused {
     const KEPT: usize = 20;
 }
 
-/// [`read_files_with_reports`] that skips and collects what it refuses: rows, and the rest of a
-/// file after damage. Files that cannot be opened or read are still errors.
+/// [`read_files_with_reports`] that skips and collects rejected rows, and the rest of a file after damage.
+/// Files that cannot be opened or read are still errors.
 pub fn read_files_leniently(
     paths: &[PathBuf],
     options: &ReadOptions,
@@ -299,7 +298,7 @@ fn read_all(paths: &[PathBuf], options: &ReadOptions, reader: RowReader) -> Resu
     read_with(paths, options, reader, &mut Err)
 }
 
-/// Refuses a list in which one pipe is named twice: the second reading would find it empty, or wait.
+/// Rejects a list that names one pipe twice, because the second read would find it empty or block.
 pub(crate) fn refuse_pipe_named_twice(paths: &[PathBuf]) -> Result<()> {
     let mut pipes = HashSet::new();
     if paths.iter().filter(|path| is_dash(path)).count() > 1 {

@@ -1,4 +1,4 @@
-//! What a row may hold although JSON, or this program, has no place for it:
+//! Values that a row may hold although JSON, or this program, cannot represent them:
 //!
 //! - NaN, Infinity and -Infinity, which Python's json module writes: read as `null`
 //! - numbers beyond double precision, such as 1e999: read as `null`
@@ -6,12 +6,12 @@
 //! - control characters in a text without an escape, such as a carriage return: read as they are
 //! - integers of more than 64 bits: rounded
 //!
-//! The keys that held them are remembered. A row is refused if such a key is used: a key that no
-//! reader uses may hold anything.
+//! The keys that held them are recorded. A row is rejected if a reader uses such a key; a key that no reader
+//! uses may hold anything.
 
 use serde_json::{Number, Value};
 
-/// Kind of such a value.
+/// Kind of a value that cannot be represented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum What {
     Nan,
@@ -23,7 +23,7 @@ pub(crate) enum What {
     LongInteger,
 }
 
-/// A key of a row, and what it held, at any depth.
+/// A key of a row, and the kind of such a value that it held at any depth.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Odd {
     pub key: String,
@@ -32,15 +32,15 @@ pub(crate) struct Odd {
 
 const WORDS: [(&str, What); 3] = [("NaN", What::Nan), ("Infinity", What::Infinity), ("-Infinity", What::MinusInfinity)];
 
-/// Start of a placeholder until the row of the value is known. The letter of [`What::code`] and a NUL
-/// follow.
+/// Start of a placeholder, which replaces a value until its row is known. The letter of [`What::code`] and a
+/// NUL follow.
 const MARK: &str = "\0odd value\0";
 
-/// Longest key that is remembered, and longest number, in bytes.
+/// Maximum length of a recorded key, and of a number, in bytes.
 const MAX_KEY: usize = 256;
 const MAX_NUMBER: usize = 1 << 16;
 
-/// Digits of the shortest integer that 64 bits may not hold.
+/// Number of digits of the shortest integer that 64 bits may not represent.
 const LONG: usize = 19;
 
 impl What {
@@ -54,7 +54,7 @@ impl What {
         What::LongInteger,
     ];
 
-    /// What the key holds and the remedy, after the word "holds".
+    /// Returns the text that follows "holds" in a message: the value and the remedy.
     pub(super) fn fault(self) -> &'static str {
         match self {
             What::Nan => "NaN, which is not JSON; write a number or null",
@@ -71,7 +71,7 @@ impl What {
         }
     }
 
-    /// Whether the value may be written again as it was read: the text of the row is JSON.
+    /// Whether the text of the row is valid JSON with this value, so that it can be written as it was read.
     pub(super) fn is_json(self) -> bool {
         matches!(self, What::TooLarge | What::Surrogate | What::LongInteger)
     }
@@ -81,30 +81,30 @@ impl What {
     }
 }
 
-/// Replaces such values, byte by byte.
+/// Replaces values that cannot be represented, byte by byte.
 #[derive(Debug)]
 pub(super) struct Rewriter {
     /// Depth of brackets inside a row: 1 for lines, 2 for the elements of an array.
     row: usize,
     depth: usize,
     in_string: bool,
-    /// Directly inside a row: the next string is a value, not a key.
+    /// Whether the next string directly inside a row is a value instead of a key.
     after_colon: bool,
-    /// The current string is a key of the row.
+    /// Whether the current string is a key of the row.
     naming: bool,
     /// Text of the latest key of the row.
     key: Vec<u8>,
-    /// A word or a number outside strings; in a string, an escape.
+    /// Bytes that are held back: a word or a number outside strings, or an escape in a string.
     held: Vec<u8>,
-    /// Odd values in the key itself.
+    /// Kinds of such values in the key itself.
     in_key: Vec<What>,
     found: Vec<Odd>,
-    /// Writes placeholders ([`MARK`]).
+    /// Whether placeholders ([`MARK`]) are written.
     marks: bool,
 }
 
 impl Rewriter {
-    /// For text in which a row's keys are inside `row` brackets.
+    /// Creates a rewriter for text in which a row's keys are inside `row` brackets.
     pub fn new(row: usize) -> Self {
         let (key, held, in_key, found) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (in_string, after_colon, naming, marks) = (false, false, false, false);
@@ -177,12 +177,12 @@ impl Rewriter {
                 self.held.push(byte);
                 self.end_escape(out);
             }
-            // An escape that ends too early stays as it is, and is no JSON.
+            // An escape that ends too early stays as it is, and the text is not valid JSON.
             (2..6, _) => {
                 out.append(&mut self.held);
                 self.push_text(byte, out);
             }
-            // The first half of a pair, without a second one.
+            // The first half of a surrogate pair without a second half.
             (6.., _) => {
                 self.held.drain(..6);
                 self.odd(What::Surrogate, out);
@@ -198,7 +198,7 @@ impl Rewriter {
         }
     }
 
-    /// Writes held escapes that are complete. The first half of a pair waits for the second.
+    /// Writes held escapes that are complete. The first half of a surrogate pair is held until the second half.
     fn end_escape(&mut self, out: &mut Vec<u8>) {
         let unit = |digits: &[u8]| {
             std::str::from_utf8(digits).ok().and_then(|text| u16::from_str_radix(text, 16).ok()).unwrap_or_default()
@@ -254,7 +254,7 @@ impl Rewriter {
         }
     }
 
-    /// Remembers an odd value in a string; with marks, writes its placeholder.
+    /// Records such a value in a string; with `marks`, also writes its placeholder.
     fn odd(&mut self, what: What, out: &mut Vec<u8>) {
         if self.naming {
             self.in_key.push(what);
@@ -276,7 +276,7 @@ impl Rewriter {
         }
     }
 
-    /// Appends what is held at the end of the text.
+    /// Appends the bytes that are still held at the end of the text.
     pub fn finish(&mut self, out: &mut Vec<u8>) {
         match self.in_string {
             true => out.append(&mut self.held),
@@ -298,7 +298,7 @@ impl Rewriter {
     }
 }
 
-/// Kind of a number that JSON has and this program does not hold.
+/// Returns the kind of a number that is valid JSON and that this program cannot represent.
 fn odd_number(text: &str) -> Option<What> {
     if !text.starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
         return None;
@@ -324,7 +324,7 @@ pub(super) fn long_integers(text: &[u8]) -> Vec<Odd> {
     rewrite(text).map_or_else(Vec::new, |(_, found)| found)
 }
 
-/// True if [`LONG`] digits follow one another.
+/// True if the text has a run of at least [`LONG`] digits.
 fn has_long_run(text: &[u8]) -> bool {
     // A run of LONG digits contains one of every LONG consecutive bytes, so only these are read first.
     let mut at = LONG - 1;
@@ -347,8 +347,8 @@ pub(super) fn mark(text: &[u8]) -> Option<Vec<u8>> {
     Rewriter { marks: true, ..Rewriter::new(1) }.whole(text).map(|(text, _)| text)
 }
 
-/// Replaces the placeholders in a value as a row has them, and returns the kinds. Long integers become
-/// text if `long_as_text` is set, and are rounded otherwise.
+/// Replaces the placeholders in a value by the values of a row, and returns the kinds of the replaced values.
+/// Long integers become text if `long_as_text` is set, and are rounded otherwise.
 pub(super) fn unmark(value: &mut Value, long_as_text: bool) -> Vec<What> {
     match value {
         Value::String(text) => {

@@ -29,7 +29,7 @@ const TARGETS: [&str; 19] = [
     "score_rejected",
 ];
 
-/// Pairs that are made of several responses to one prompt.
+/// Pairs that are made from several responses to one prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pairs {
@@ -52,14 +52,14 @@ pub struct ReadOptions {
     /// Allow rows of several formats in one input file
     #[arg(long, alias = "mixed_formats")]
     pub mixed_formats: bool,
-    /// Make plain text turns of a conversation: the prompt the user's turn, or the turns of a
-    /// dialogue with Human: and Assistant:, and the responses the assistant's
+    /// Convert plain text to a conversation: the prompt becomes the user's turn, or the turns of a dialogue
+    /// with Human: and Assistant:, and a response becomes the assistant's turn
     #[arg(long, alias = "apply_chat_template")]
     pub apply_chat_template: bool,
     /// Columns to leave out, such as one that an error names
     #[arg(long, alias = "drop_columns", value_name = "COLUMN,...", value_delimiter = ',')]
     pub drop_columns: Vec<String>,
-    /// Pairs of rows with several responses to one prompt [default: best-rest]
+    /// Pairs to make from rows with several responses to one prompt [default: best-rest]
     #[arg(long, value_enum)]
     pub pairs: Option<Pairs>,
     /// Key of the number that ranks the responses of a list, higher is better [default: a known key]
@@ -71,12 +71,12 @@ pub struct ReadOptions {
     /// Maximum number of unreadable rows to leave out, counted by reason [default: 0]
     #[arg(long, alias = "skip_bad_rows", value_name = "ROWS")]
     pub skip_bad_rows: Option<usize>,
-    /// Reads rows whatever their unused columns hold, since only their texts matter.
+    /// Whether rows are read whatever their unused columns hold, because only their texts matter.
     #[arg(skip)]
     #[serde(skip)]
     pub any_columns: bool,
-    /// Accepts pairs of conversations that differ before their last message too: a reward model
-    /// compares whole conversations. Set by commands for reward models.
+    /// Whether pairs of conversations may also differ before their last message, because a reward model
+    /// compares whole conversations. Commands for reward models set this field.
     #[arg(skip)]
     #[serde(skip)]
     pub whole_conversations: bool,

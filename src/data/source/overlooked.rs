@@ -1,9 +1,9 @@
-//! Text that a reader takes for something else, or for nothing:
+//! Content of rows that a reader would misread or ignore:
 //!
-//! - columns that no reader uses although their names say that they hold a part of the conversation,
-//!   such as `context` or a second question. A row is refused if such a column holds text that the
-//!   conversation lacks; a copy, such as `messages` in some published sets, is harmless
-//! - images, sounds and videos, which no reader can use: the row is refused
+//! - columns that no reader uses although their names say that they hold a part of the conversation, such as
+//!   `context` or a second question. A row is rejected if such a column holds text that the conversation
+//!   lacks; a copy, such as `messages` in some published sets, is harmless
+//! - images, audio and videos, which no reader can use; the row is rejected
 //! - text columns that hold a list of messages, written as JSON or printed by Python; they are read
 //!   as plain text, and counted per file for a warning
 
@@ -50,18 +50,18 @@ const CONVERSATION: [&str; 27] = [
     "user_query",
 ];
 
-/// Columns of what is not text.
+/// Columns with content that is not text.
 const MEDIA: [&str; 8] = ["image", "images", "pixel_values", "video", "videos", "audio", "audios", "sound"];
 
 /// Columns that are read as text, if they hold text.
 const TEXTS: [&str; 7] = ["prompt", "chosen", "rejected", "completion", "text", "prompts", "responses"];
 
-/// Rows in which something occurs, and the line of the first of them.
+/// Number of rows in which something occurs, and the line of the first such row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Occurrences {
     /// Rows with the key.
     pub rows: usize,
-    /// From 1.
+    /// Line of the first row, from 1.
     pub first_line: usize,
 }
 
@@ -76,7 +76,7 @@ pub(crate) struct Overlooked {
 }
 
 impl FileReport {
-    /// Problems of the file, those of equal rows together.
+    /// Returns the problems of the file. Columns with equal occurrences share one problem.
     pub(crate) fn overlooked(&self) -> Vec<Overlooked> {
         let as_text = by_rows(&self.messages_as_text).into_iter().map(|(columns, found)| Overlooked {
             check: "messages-as-text",
@@ -89,7 +89,7 @@ impl FileReport {
         as_text.collect()
     }
 
-    /// Warnings about text that is not trained on as it stands.
+    /// Returns warnings about messages that are read as plain text, and about rows that are left out.
     pub fn warnings(&self) -> Vec<String> {
         let line = |Overlooked { found, what, why, advice, .. }: Overlooked| {
             let (file, of) = (self.file.display(), self.rows());
@@ -104,7 +104,7 @@ impl FileReport {
     }
 }
 
-/// Columns with their occurrences; columns that occur in as many rows from the same line on are
+/// Returns columns with their occurrences. Columns with the same number of rows and the same first line are
 /// listed together.
 fn by_rows(columns: &BTreeMap<String, Occurrences>) -> Vec<(String, Occurrences)> {
     let mut lists: Vec<(String, Occurrences)> = Vec::new();
@@ -117,7 +117,7 @@ fn by_rows(columns: &BTreeMap<String, Occurrences>) -> Vec<(String, Occurrences)
     lists
 }
 
-/// Refuses images and other media.
+/// Rejects images and other media.
 pub(super) fn check_media(row: &Row<'_>) -> Result<(), String> {
     let known = |name: &str| MEDIA.iter().any(|known| known.eq_ignore_ascii_case(name));
     match row.columns().find(|(name, value)| known(name) && !is_empty(value)) {
@@ -129,14 +129,14 @@ pub(super) fn check_media(row: &Row<'_>) -> Result<(), String> {
     }
 }
 
-/// Text columns of a row that spell lists of messages. Looked at before the row is read.
+/// Returns the columns of a row in which lists of messages are stored as text. Must be called before the row is read.
 pub(super) fn stored_messages(row: &Row<'_>) -> Vec<String> {
     let stored = row.columns().filter(|(name, value)| TEXTS.contains(name) && holds_messages(value));
     stored.map(|(name, _)| name.to_owned()).collect()
 }
 
-/// Columns by name that may hold a part of the conversation, with their texts. Looked at before the row
-/// is read.
+/// Returns the columns that may hold a part of the conversation, by their names, with their texts. Must be
+/// called before the row is read.
 pub(super) fn conversation_columns(row: &Row<'_>) -> Vec<(String, Vec<String>)> {
     let known = |name: &str| CONVERSATION.iter().any(|known| known.eq_ignore_ascii_case(name));
     let number = |name: &str, value: &Value| may_be_number(name) && value.is_number();
@@ -145,7 +145,7 @@ pub(super) fn conversation_columns(row: &Row<'_>) -> Vec<(String, Vec<String>)> 
     columns.map(|(name, value)| (name.to_owned(), texts(value))).collect()
 }
 
-/// Refuses a row with columns that no reader used, if the group lacks some of their text.
+/// Rejects a row with columns that no reader used, if the group lacks some of their text.
 pub(super) fn check_columns(
     row: &Row<'_>,
     columns: Vec<(String, Vec<String>)>,
@@ -202,7 +202,7 @@ fn texts(value: &Value) -> Vec<String> {
     }
 }
 
-/// Counts text columns that spell lists of messages.
+/// Counts columns in which lists of messages are stored as text.
 pub(super) fn count_stored(names: Vec<String>, line: usize, counts: &mut FileCounts) {
     for name in names {
         add(&mut counts.messages_as_text, name, line);
@@ -228,7 +228,7 @@ fn may_be_number(name: &str) -> bool {
     ["input", "instruction", "question", "query", "problem", "context", "user_input"].contains(&name)
 }
 
-/// True if a value is, or lists, a text that spells a list of messages.
+/// True if a value is a list of messages stored as text, or a list with such a text.
 fn holds_messages(value: &Value) -> bool {
     match value {
         Value::String(text) => spells_messages(text),

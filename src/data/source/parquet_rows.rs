@@ -1,6 +1,6 @@
 //! Rows of a Parquet file, with uncompressed, snappy or gzip pages. Rows are numbered from 1 instead of
 //! lines. Bytes without a type are text if they are UTF-8. NaN and infinities are `null`, and the keys that
-//! held them are remembered, as in JSON.
+//! held them are recorded, as in JSON.
 
 use std::fs::File;
 use std::path::Path;
@@ -19,9 +19,9 @@ use crate::data::worker::guard::{Stage, guarded_quietly};
 use crate::memory::Growth;
 use crate::{Error, Result};
 
-/// The library's words for a codec that this build lacks.
+/// Text of the library's error for a codec that this build lacks.
 const DISABLED: &str = "Disabled feature at compile time";
-/// The way on for other codecs.
+/// Advice for other codecs.
 const COMPRESSION: &str = "write it with compression=\"snappy\" or \"gzip\"";
 
 /// Calls `f` for every row.
@@ -50,7 +50,7 @@ pub(super) fn parquet_rows(path: &Path, file: File, f: &mut dyn FnMut(usize, Row
     Ok(())
 }
 
-/// Name of a column that occurs twice among these fields or those of one of them.
+/// Returns the name of a column that occurs twice among these fields, or among the fields inside one of them.
 fn twice(fields: &[Arc<Type>]) -> Option<&str> {
     let repeated = |i: &usize| fields[..*i].iter().any(|known| known.name() == fields[*i].name());
     let inner = || fields.iter().filter(|field| field.is_group()).find_map(|field| twice(field.get_fields()));
@@ -93,7 +93,7 @@ fn value(field: &Field, odd: &mut Option<What>) -> Value {
         Field::UInt(n) => (*n).into(),
         Field::ULong(n) => (*n).into(),
         Field::Float16(n) => number(f64::from(*n)),
-        // The shortest decimal of the single, not the digits of its double.
+        // The shortest decimal of the f32 is used instead of the digits of its f64 value.
         Field::Float(n) => number(n.to_string().parse().unwrap_or(f64::from(*n))),
         Field::Double(n) => number(*n),
         Field::Str(text) => text.as_str().into(),

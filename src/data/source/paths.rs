@@ -9,7 +9,7 @@ use crate::files::{entries, is_dash};
 use crate::terminal::complain;
 use crate::{Error, Result};
 
-/// Ends of the names of data files, without that of a compression.
+/// Extensions of data files, without the extension of a compression.
 const ENDS: [&str; 6] = [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"];
 const PACKED: [&str; 4] = [".gz", ".zst", ".bz2", ".xz"];
 /// Files that describe a data set.
@@ -27,9 +27,9 @@ const SPLITS: [(&str, &[&str]); 3] = [
 /// they match, both sorted by name.
 ///
 /// # Errors
-/// [`Error::Data`] for a folder without data files or with those of several splits, for a pattern
-/// that matches nothing, and for one file in two forms; [`Error::Usage`] for a file that is read twice
-/// though it is not named twice.
+/// [`Error::Data`] for a folder without data files or with those of several splits, for a pattern that
+/// matches nothing, and for two files whose names differ only in the extension; [`Error::Usage`] for a file
+/// that would be read twice although it is not named twice.
 pub fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let (mut files, mut named) = (Vec::with_capacity(paths.len()), Vec::with_capacity(paths.len()));
     for path in paths {
@@ -47,9 +47,8 @@ pub fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Refuses a file that is read twice because a folder or a pattern holds it too, and warns of one that
-/// is named twice.
-/// `named` are the places of files that are named themselves.
+/// Rejects a file that would be read twice because a folder or a pattern contains it too, and warns of a file
+/// that is named twice. `named` holds the indices of the files that are named explicitly.
 fn refuse_twice(files: &[PathBuf], named: &[usize]) -> Result<()> {
     let mut known: HashMap<(u64, u64), usize> = HashMap::new();
     for (place, path) in files.iter().enumerate() {
@@ -84,8 +83,8 @@ fn matches(path: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Refuses two files that differ only in how they store the same name, as `a.jsonl` and
-/// `a.jsonl.gz`: their rows would be read twice.
+/// Rejects two files whose names differ only in the extension, such as `a.jsonl` and `a.jsonl.gz`, because
+/// their rows would be read twice.
 fn one_of_each(files: &[PathBuf]) -> Result<(), String> {
     let mut known: BTreeMap<PathBuf, &PathBuf> = BTreeMap::new();
     for path in files {

@@ -1,9 +1,9 @@
-//! Rows that ask for a response: any row with a `prompt`, a question by another name, or a group row, of
-//! which the first prompt counts. The row itself is kept, so that a command can write it out again.
+//! Rows that ask for a response: any row with a `prompt` or with a question under a different name, and any
+//! group row, whose first prompt is used. The row itself is kept, so that a command can write it again.
 //!
-//! Refused, each with file and line: rows without a prompt or with an empty one, conversations that end
-//! with an answer, keys that the output has, and what every reader refuses (media, columns that may hold
-//! a part of the conversation).
+//! Each of these is an error with file and line: rows without a prompt or with an empty prompt, conversations
+//! that end with an answer, keys that the output adds, media, and unused columns that may hold a part of the
+//! conversation.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ pub struct PromptOptions {
     /// Input columns for the keys, e.g. prompt=question
     #[arg(long, value_name = "KEY=COLUMN,...", default_value = "", hide_default_value = true)]
     pub column_map: ColumnMap,
-    /// Columns that are not a part of the prompt, such as one that an error names; output rows have them
+    /// Columns that are not a part of the prompt, such as one that an error names; output rows keep them
     #[arg(long, value_name = "COLUMN,...", value_delimiter = ',')]
     pub drop_columns: Vec<String>,
 }
@@ -37,7 +37,7 @@ pub struct PromptRow {
     /// The row as a JSON object on one line, without its closing brace. Numbers and texts are written
     /// as in the file.
     pub text: String,
-    /// The prompt as the only one of a group without responses.
+    /// The prompt, in a group with no other prompt and no responses.
     pub row: SourceRow,
 }
 
@@ -53,7 +53,7 @@ impl PromptRow {
 pub struct Prompts {
     /// The prompts.
     pub rows: Vec<PromptRow>,
-    /// Warnings about text that may be read in another way than it was meant.
+    /// Warnings about text that may be read differently from what was intended.
     pub warnings: Vec<String>,
 }
 
@@ -155,11 +155,11 @@ fn prompt_row(row: &mut Row<'_>, several: &mut Option<usize>, line: usize) -> Re
     }
 }
 
-/// Reads a prompt with one `response`, as `mapl generate` writes them. The group has no comparison.
+/// Reads a prompt with one `response`, as `mapl generate` writes it. The group has no comparison.
 pub(super) fn response_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     let response = row.take("response");
     if group_row::matches(row) {
-        // The keys that generation adds to a group row.
+        // The keys that generation adds to a group row are removed.
         ["response", "tokens", "finish"].into_iter().for_each(|key| row.remove(key));
     }
     let mut group = prompt_row(row, &mut None, 0)?;

@@ -24,7 +24,7 @@ pub(super) struct Used {
 }
 
 impl Used {
-    /// Adds what a row used, also one that cannot be read in the end.
+    /// Adds the options that a row used, even if the row cannot be read in the end.
     fn add(&mut self, row: &Row<'_>) {
         self.mapped |= row.mapped;
         self.made_turns |= row.made_turns;
@@ -35,8 +35,8 @@ impl Used {
     }
 }
 
-/// Refuses options that no row of a command's files uses. Rows that were left out count too, as far
-/// as they could be read.
+/// Rejects options that no row of a command's files uses. Rows that were left out count too, as far as they
+/// could be read.
 ///
 /// # Errors
 /// [`Error::Usage`].
@@ -72,9 +72,9 @@ pub fn check_used<'a>(options: &ReadOptions, reports: impl IntoIterator<Item = &
     }
 }
 
-/// Reads files. Every defect of a row or file goes to `on_error`; reading stops if it returns an
-/// error. [`ReadOptions::skip_bad_rows`] leaves out rows before that; damage that hides the next row is
-/// never skipped.
+/// Reads files. Every defect of a row or file is passed to `on_error`; reading stops if `on_error` returns an
+/// error. Rows that [`ReadOptions::skip_bad_rows`] leaves out are not passed to it. Damage that hides the
+/// next row is never skipped.
 pub(super) fn read_with(
     paths: &[PathBuf],
     options: &ReadOptions,
@@ -205,7 +205,7 @@ fn skip(error: Error, options: &ReadOptions, bad: &mut usize, skipped: &mut Vec<
     Ok(())
 }
 
-/// A message without its advice and its numbers, so that rows with one fault share a reason.
+/// Returns a message without its advice and its numbers, so that rows with the same fault share a reason.
 fn reason(why: &str) -> String {
     let fault = why.split(';').next().unwrap_or(why);
     let mut reason = String::with_capacity(fault.len());
@@ -219,8 +219,8 @@ fn reason(why: &str) -> String {
     reason
 }
 
-/// Makes the gap of a pair's scores its margin. Readers of several responses have done so already, and
-/// group rows have margins of their own.
+/// Sets the margin of a pair to the difference of its scores. Readers of several responses have done so
+/// already, and group rows contain their margins.
 fn set_margin(row: &mut Row<'_>, parsed: &mut Parsed, scores: Option<[f64; 2]>) -> Result<(), String> {
     if matches!(parsed.format, Format::Labelled | Format::Scored | Format::Lists | Format::Group) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! What was read from one file, for the log.
+//! Report on the rows read from one file, for the log.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,7 +10,7 @@ use super::reading::Used;
 use super::{Format, Occurrences};
 use crate::terminal::{agreeing, counted, shown};
 
-/// Most unused keys that the line of a file names.
+/// Maximum number of unused keys that the line about a file names.
 const KEYS: usize = 30;
 
 /// Formats and keys of one file; `Display` gives one line for the log.
@@ -33,7 +33,7 @@ pub struct FileReport {
     pub unrated: usize,
     /// Rows left out because they cannot be read, by reason.
     pub skipped: Vec<Skipped>,
-    /// Options that its rows use.
+    /// Options that the rows of the file use.
     #[serde(skip)]
     pub(super) used: Used,
     /// Text columns that hold a list of messages as JSON or Python text.

@@ -1,17 +1,17 @@
 //! Limits of one row. Checks and training read the texts of a row once for each of its comparisons and
-//! instructions, so the time and memory of a row grow with parts x text. Both are far below the limits
-//! in rows that fit a model.
+//! instructions, so the time and memory of a row grow with the product of their number and the size of the
+//! texts. Both are far below the limits in rows that fit a model.
 
 use super::super::group::{Message, PreferenceGroup, Prompt};
 
 /// Maximum number of prompts, responses, comparisons and instructions of a group row, together.
 const MAX_PARTS: usize = 1 << 14;
-/// Maximum of parts x bytes of text of a group row.
+/// Maximum of (comparisons + instructions) x bytes of text of a group row.
 const MAX_PARTS_TIMES_BYTES: usize = 1 << 31;
 /// Maximum of assistant turns x bytes of text of a conversation, which becomes one prompt per turn.
 const MAX_TURNS_TIMES_BYTES: usize = 1 << 30;
 
-/// Refuses a group row that would take hours.
+/// Rejects a group row whose processing would take hours.
 pub(super) fn check_group(group: &PreferenceGroup) -> Result<(), String> {
     let texts = group.prompts.len() + group.responses.len();
     let uses = group.comparisons.len() + group.instructions.len();
@@ -31,7 +31,7 @@ pub(super) fn check_group(group: &PreferenceGroup) -> Result<(), String> {
     ))
 }
 
-/// Refuses a conversation whose prompts would not fit into memory.
+/// Rejects a conversation whose prompts would not fit into memory.
 pub(super) fn check_turns(turns: &[Message], what: &str) -> Result<(), String> {
     let (answers, bytes) = (turns.iter().filter(|turn| turn.role == "assistant").count(), bytes_of(turns));
     if answers <= 1 || answers.saturating_mul(bytes) <= MAX_TURNS_TIMES_BYTES {

@@ -1,11 +1,13 @@
-//! Reads a file as a stream of JSON objects with line numbers: JSONL (one object per line) or one
-//! JSON array of objects; other JSON (`document`), tables of text (`table`) and Parquet (`parquet_rows`)
-//! become such objects. The first bytes decide the kind, not the name; `container` unpacks them.
+//! Reads a file as a stream of JSON objects with line numbers: JSONL (one object per line) or one JSON array
+//! of objects; other JSON (`document`), tables of text (`table`) and Parquet (`parquet_rows`) become such
+//! objects. The first bytes of a file decide its kind, and the name does not; `container` unpacks compressed
+//! files.
 //!
-//! Refused with a line number: lines longer than [`MAX_LINE`] bytes, invalid UTF-8, NUL bytes,
-//! malformed JSON, nesting deeper than serde_json allows (128), values that are not objects, and
-//! compressed streams that are damaged or cut off. Files of other kinds (`kinds`) are refused by name. NaN and
-//! the like are replaced (`odd_values`), and the caller refuses those under keys that it uses.
+//! Each of these is an error with a line number: lines longer than [`MAX_LINE`] bytes, invalid UTF-8, NUL
+//! bytes, malformed JSON, nesting deeper than serde_json allows (128), values that are not objects, and
+//! compressed streams that are damaged or cut off. Unsupported kinds of files (`kinds`) are errors that name
+//! the kind. NaN and similar values are replaced (`odd_values`), and the caller rejects them under keys that
+//! it uses.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, BufRead, Read};
@@ -44,16 +46,16 @@ pub(super) const TOO_LONG: &str =
 /// A row, or an error that concerns only this row.
 pub(crate) type RowResult = Result<RowObject>;
 
-/// Object of a row, and the keys that held something that it cannot hold ([`super::odd_values`]).
+/// Object of a row, and the keys with values that it cannot represent ([`super::odd_values`]).
 pub(crate) struct RowObject {
     pub object: Map<String, Value>,
     pub odd: Vec<Odd>,
-    /// The row as the file has it, if [`Columns::keep_text`] is set and the file has its text.
+    /// Text of the row in the file, if [`Columns::keep_text`] is set and the file holds such a text.
     pub text: Option<String>,
 }
 
 impl RowObject {
-    /// A row of a file that has no text for it.
+    /// Creates a row without its text in the file.
     pub fn new(object: Map<String, Value>, odd: Vec<Odd>) -> Self {
         Self { object, odd, text: None }
     }
@@ -62,7 +64,7 @@ impl RowObject {
     /// in the file.
     ///
     /// # Errors
-    /// The key of a value that could not be written again, and what it is.
+    /// A message with the key and the kind of a value that cannot be written again.
     pub fn open_text(&self) -> Result<String, String> {
         let is_kept = |odd: &&Odd| self.text.is_some() && odd.what.is_json();
         if let Some(Odd { key, what }) = self.odd.iter().find(|odd| !is_kept(odd)) {
@@ -75,22 +77,21 @@ impl RowObject {
     }
 }
 
-/// Columns that are read in a way of their own.
+/// Columns that are read in a special way.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Columns<'a> {
     /// Columns of the id.
     pub ids: &'a [&'a str],
     /// Keys with the column of each ([`super::ColumnMap::pairs`]).
     pub mapped: &'a [(String, String)],
-    /// Whether rows bring their text along.
+    /// Whether rows keep their text.
     pub keep_text: bool,
 }
 
-/// Calls `f` with the line number (from 1) and the object of every row, in order. Blank lines are
-/// skipped. A row that is not an object reaches `f` as an error, and `f` decides whether reading
-/// continues. Reading ends at damage that hides the start of the next row: a cut stream, a row that
-/// never ends, broken array syntax. Numbers under the id's columns that are not whole or have too
-/// many digits for 64 bits become strings of their text.
+/// Calls `f` with the line number (from 1) and the object of every row, in order. Blank lines are skipped. A
+/// row that is not an object reaches `f` as an error, and `f` decides whether reading continues. Reading ends
+/// at damage that hides the start of the next row: a cut stream, a row that never ends, broken array syntax.
+/// Numbers in the id columns that are not whole or do not fit 64 bits become strings with their text.
 pub(crate) fn for_each_row(
     path: &Path,
     columns: Columns<'_>,
@@ -137,8 +138,8 @@ fn text_rows(
     }
 }
 
-/// Skips a byte-order mark and white space; returns the next byte without consuming it. `skipped`
-/// gets the white space before it in its line, or its first bytes.
+/// Skips a byte-order mark and white space; returns the next byte without consuming it. `skipped` receives
+/// the white space before this byte in its line, at most `MAX_HEADER` bytes of it.
 fn skip_blank(reader: &mut Headed, line: &mut usize, skipped: &mut Vec<u8>) -> io::Result<Option<u8>> {
     if reader.head(BOM.len())?.starts_with(BOM) {
         reader.consume(BOM.len());
@@ -158,7 +159,7 @@ fn skip_blank(reader: &mut Headed, line: &mut usize, skipped: &mut Vec<u8>) -> i
     }
 }
 
-/// True for `sep=;` and the like.
+/// True for a line such as `sep=;`.
 fn excel_line(start: &[u8]) -> bool {
     let line = start.split(|&byte| byte == b'\n').next().unwrap_or_default();
     let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -208,7 +209,7 @@ fn line_rows_from(
         }
         if !buffer.trim_ascii().is_empty() {
             let row = parse_line(&buffer, columns);
-            // Only the first row can be one of a document that is not JSON lines.
+            // Only the first row can start a document that is not JSON lines.
             if std::mem::take(&mut first) && document::may_start(&buffer, row.as_ref().ok()) {
                 (&mut *reader)
                     .take(document::MAX_BYTES)
@@ -217,7 +218,7 @@ fn line_rows_from(
                 if let Some(found) = document::parse(&buffer) {
                     return found.rows(path, line, columns, f);
                 }
-                // JSON lines after all.
+                // The text is JSON lines after all.
                 let rest = buffer.iter().position(|&byte| byte == b'\n').map_or(&[][..], |end| &buffer[end + 1..]);
                 f(line, row.map_err(fail))?;
                 let mut rest = rest.chain(reader);
@@ -230,7 +231,7 @@ fn line_rows_from(
     }
 }
 
-/// What grows while a file is read, and what to try.
+/// Returns what grows while a file is read, and advice.
 pub(super) fn grown(path: &Path, line: usize) -> [String; 2] {
     let advice = "all rows are held in memory: split the file, or use a machine with more memory";
     [format!("rows, at {}:{line}", path.display()), advice.into()]
@@ -317,10 +318,11 @@ pub(super) fn array_rows<R: BufRead>(
 /// Position of the array reader.
 struct ArrayPosition {
     line: Cell<usize>,
-    /// Bytes since the start of the current element, and the bytes themselves, without the first one.
+    /// Number of bytes since the start of the current element; `text` holds these bytes. Both lack the first
+    /// byte, which serde_json has read ahead.
     row_bytes: Cell<usize>,
     text: RefCell<Vec<u8>>,
-    /// Replaces odd values.
+    /// Replaces values that cannot be represented.
     rewriter: RefCell<Rewriter>,
 }
 
@@ -329,13 +331,13 @@ struct ArrayPosition {
 struct CountingReader<R> {
     inner: R,
     position: Rc<ArrayPosition>,
-    /// Rewritten bytes, and how many of them were given out.
+    /// Rewritten bytes; `given` is the number of them that have been returned.
     ready: Vec<u8>,
     given: usize,
 }
 
 impl<R: Read> CountingReader<R> {
-    /// Gives out at least one byte of rewritten text, or none at the end.
+    /// Returns at least one byte of rewritten text, or none at the end of the file.
     fn rewritten(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.given == self.ready.len() {
             self.ready.clear();
@@ -395,7 +397,7 @@ impl<'de> Visitor<'de> for Elements<'_> {
                 let inner = self.position.text.borrow();
                 distinct_keys(&object, &inner)?;
                 keep_id_text(&mut object, &inner, self.columns.ids);
-                // Only long integers are still as the file has them.
+                // Only long integers are unchanged in the rewritten text.
                 let whole = self.columns.keep_text && odd.iter().all(|odd| odd.what == What::LongInteger);
                 let text = whole.then(|| format!("{{{}", String::from_utf8_lossy(&inner)));
                 Ok(RowObject { object, odd, text })

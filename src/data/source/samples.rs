@@ -1,7 +1,7 @@
 //! Responses of a policy for `mapl data pairs`: rows of a prompt with one response, gathered by prompt,
 //! with the instructions of IFEval rows.
 //!
-//! Empty responses are left out and counted: they have no token to score.
+//! Empty responses are left out and counted, because they have no token to score.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -19,16 +19,16 @@ use crate::{Error, Result};
 /// Responses to one prompt.
 #[derive(Clone, Debug)]
 pub struct Samples {
-    /// The prompt with all responses, at the place of the first one, without comparisons.
+    /// The prompt with all responses and without comparisons, at the file and line of the first response.
     pub row: SourceRow,
     /// `instruction_id_list` and `kwargs` of the rows, null if they have none.
     pub instructions: Value,
 }
 
-/// What was read.
+/// Result of [`read_samples`].
 #[derive(Debug, Default)]
 pub struct SampleFiles {
-    /// In the order of the first response to each prompt.
+    /// Prompts in the order of their first responses.
     pub prompts: Vec<Samples>,
     /// Rows read.
     pub rows: usize,

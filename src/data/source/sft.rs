@@ -53,7 +53,7 @@ pub(super) fn sft_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     Ok(Parsed::new(format, group))
 }
 
-/// Prompts with their responses of a row that is not a comparison, in the order of the conversation.
+/// Returns the prompts and responses of a row that is not a comparison, in the order of the conversation.
 pub(super) fn pairs_of(row: &mut Row<'_>) -> Result<(Format, Pairs), String> {
     let given = ["completion", "messages", "text"].into_iter().filter(|key| row.has(key)).collect::<Vec<_>>();
     Ok(match given[..] {
@@ -122,7 +122,7 @@ fn completion(row: &mut Row<'_>, key: &'static str) -> Result<Pairs, String> {
     }
 }
 
-/// One pair per answer of a whole conversation, after the row's system text.
+/// Returns one pair per answer of a whole conversation, with the row's system text at its start.
 fn conversation(row: &mut Row<'_>, key: &'static str) -> Result<Pairs, String> {
     let turns = row.messages(key)?;
     let turns = Context::take(row)?.before(turns, key)?;

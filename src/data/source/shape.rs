@@ -52,7 +52,7 @@ fn pair_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     }
 }
 
-/// Reads a row whose responses have other names than `chosen` and `rejected`.
+/// Reads a row whose responses are not under `chosen` and `rejected`.
 fn several(row: &mut Row<'_>) -> Result<Parsed, String> {
     if let Some(shape) = two_columns::shape(row)? {
         return two_columns::read(row, shape);
@@ -66,9 +66,9 @@ fn several(row: &mut Row<'_>) -> Result<Parsed, String> {
     }
 }
 
-/// Gives the parts of a row of OpenAI's preference format their usual names: `input` holds messages and
-/// tools, and `preferred_output` and `non_preferred_output` are the sides. An `input` with other parts
-/// stays, and is refused if it holds text of the conversation.
+/// Renames the parts of a row in OpenAI's preference format: `input` holds messages and tools, and
+/// `preferred_output` and `non_preferred_output` are the sides. An `input` with other parts stays, and is
+/// rejected later if it holds text of the conversation.
 fn unfold_openai(row: &mut Row<'_>) -> Result<(), String> {
     const SIDES: [(&str, &str); 2] = [("preferred_output", "chosen"), ("non_preferred_output", "rejected")];
     if !SIDES.iter().all(|(from, _)| row.has(from)) {

@@ -5,9 +5,9 @@
 //! - JSON lists and objects are read as such where a reader expects them: messages, tools, lists of
 //!   responses; `chosen` and `rejected` if both hold a list of strings
 //!
-//! Refused, with the line: rows with more or fewer cells than the header, bytes that are not UTF-8,
-//! rows longer than [`MAX_LINE`], and a header that names a column twice. The csv crate accepts any
-//! quotes; [`Quotes`] refuses text after a closing quote, and a quote that is not closed.
+//! Each of these is an error with the line: rows with more or fewer cells than the header, bytes that are not
+//! UTF-8, rows longer than [`MAX_LINE`], and a header that names a column twice. The csv crate accepts any
+//! quotes; [`Quotes`] rejects text after a closing quote, and a quote that is not closed.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -22,7 +22,7 @@ use super::rows::{MAX_LINE, RowObject, RowResult, TOO_LONG, grown, read_error};
 use crate::memory::Growth;
 use crate::{Error, Result};
 
-/// Columns that hold JSON. Of media, an empty list is harmless.
+/// Columns that hold JSON. Media columns are included, because an empty list of media is harmless.
 const JSON: [&str; 31] = [
     "tools",
     "instruction_id_list",
@@ -57,11 +57,12 @@ const JSON: [&str; 31] = [
     "sound",
 ];
 
-/// Lists of numbers. Next to one of them, `output` is a list of responses, and the text of one otherwise.
+/// Columns with lists of numbers. Next to such a list, `output` is a list of responses; otherwise it is the
+/// text of one response.
 const NUMBERS: [&str; 7] = ["ranks", "ranking", "rank", "scores", "ratings", "rewards", "overall_scores"];
 
-/// Calls `f` for every row after the header. `first` is the line of the header. A column that
-/// `mapped` has for a key is read as that key is.
+/// Calls `f` for every row after the header. `first` is the line of the header. A column that `mapped`
+/// assigns to a key is read like that key.
 pub(super) fn table_rows(
     (path, mapped): (&Path, &[(String, String)]),
     reader: impl BufRead,
@@ -109,7 +110,7 @@ pub(super) fn table_rows(
         taken.set(0);
         let line = usize::try_from(table.position().line()).unwrap_or(usize::MAX) + first - 1;
         let next = table.read_byte_record(&mut record);
-        // The last row holds the rest of the file, and so whole rows.
+        // With an unclosed quote, the last record holds the rest of the file, including whole rows.
         if let Some(error) = open(table.position().byte()) {
             return Err(error);
         }
@@ -140,7 +141,7 @@ pub(super) fn table_rows(
     }
 }
 
-/// Object of a row; `keys` are the keys that the columns are read as.
+/// Returns the object of a row; `keys` are the keys as which the columns are read.
 fn row(columns: &[&str], keys: &[&str], record: &csv::ByteRecord) -> Result<Map<String, Value>, String> {
     let mut object = Map::new();
     for ((name, key), cell) in columns.iter().zip(keys).zip(record) {
@@ -164,7 +165,7 @@ fn row(columns: &[&str], keys: &[&str], record: &csv::ByteRecord) -> Result<Map<
     Ok(object)
 }
 
-/// A JSON list of strings.
+/// Parses a JSON list of strings that is not empty.
 fn text_list(text: &str) -> Option<Value> {
     let list: Vec<String> = text.starts_with('[').then(|| serde_json::from_str(text).ok())??;
     (!list.is_empty()).then(|| list.into())
@@ -186,8 +187,8 @@ fn value(column: &str, text: &str) -> Value {
 const OPEN: &str = "a quoted cell begins here and its closing quote is missing; add it, or double a quote that is text \
                     (\"\") and quote the whole cell";
 
-/// Counts the bytes since the last row and limits them: a quote that never ends would read the whole
-/// file into one cell.
+/// Counts the bytes since the last row and limits them, because an unclosed quote would read the whole file
+/// into one cell.
 struct Limited<R> {
     inner: R,
     taken: Rc<Cell<usize>>,
@@ -210,7 +211,7 @@ impl<R: Read> Read for Limited<R> {
     }
 }
 
-/// Place in a cell, as the csv crate sees it.
+/// Position in a cell, as the csv crate parses it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Start,
@@ -238,7 +239,7 @@ impl Fault {
     }
 }
 
-/// Follows the quotes of a table. It reads ahead of the rows, and keeps faults until their row comes.
+/// Tracks the quotes of a table. It reads ahead of the rows, and keeps faults until their row is read.
 struct Quotes {
     separator: u8,
     place: Place,
@@ -290,7 +291,7 @@ impl Quotes {
         (self.place == Place::Quoted).then_some(self.began)
     }
 
-    /// The first fault before a byte, without the others.
+    /// Removes all faults before a byte, and returns the first of them.
     fn fault_before(&mut self, byte: u64) -> Option<Fault> {
         let count = self.faults.iter().take_while(|fault| fault.byte < byte).count();
         self.faults.drain(..count).next()

@@ -2,15 +2,15 @@
 //! turns of a dialogue with `\n\nHuman:` and `\n\nAssistant:`; a response is the assistant's turn.
 //!
 //! Texts stay as they are, except that the turns of a dialogue lose the white space around them, which
-//! belongs to its marks. Refused: pairs whose prompt is only the common start of their sides, and rows
-//! of text without a prompt.
+//! belongs to its marks. Pairs whose prompt is only the common prefix of their sides, and rows of text
+//! without a prompt, are errors.
 
 use super::super::group::{Message, PreferenceGroup, Prompt, Response};
 use super::Format;
 use super::context::{is_dialogue, user_turns};
 use super::message::not_empty;
 
-/// Makes turns of the texts of a group. False if it has none.
+/// Converts the texts of a group to turns. Returns false if no prompt of the group is text.
 pub(super) fn make_turns(format: Format, group: &mut PreferenceGroup) -> Result<bool, String> {
     let is_text = |prompt: &Prompt| matches!(prompt, Prompt::Text(_));
     if !group.prompts.iter().any(is_text) {

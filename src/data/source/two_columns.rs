@@ -1,5 +1,5 @@
-//! Two responses in columns of their own, with a label that says which is better, as published sets
-//! write them. A label that says neither is a tie.
+//! Two responses in separate columns, with a label that says which is better, in the formats of published
+//! data sets. A label that says neither is a tie.
 
 use serde_json::Value;
 
@@ -38,7 +38,7 @@ const SHAPES: [([&str; 2], &str, Label); 9] = [
     (["response_a", "response_b"], "score_a", Label::Scores(["score_a", "score_b"])),
 ];
 
-/// Place in [`SHAPES`] of the shape of a row; an error if two responses have no label.
+/// Returns the index in [`SHAPES`] of the shape of a row; an error if two responses have no label.
 pub(super) fn shape(row: &Row<'_>) -> Result<Option<usize>, String> {
     let both = |columns: &[&str; 2]| columns.iter().all(|key| row.has(key));
     if let Some(found) = SHAPES.iter().position(|(columns, label, _)| both(columns) && row.has(label)) {
@@ -54,7 +54,7 @@ pub(super) fn shape(row: &Row<'_>) -> Result<Option<usize>, String> {
     ))
 }
 
-/// Reads a row of the shape at this place in [`SHAPES`].
+/// Reads a row of the shape at this index in [`SHAPES`].
 pub(super) fn read(row: &mut Row<'_>, shape: usize) -> Result<Parsed, String> {
     let (columns, column, label) = SHAPES[shape];
     let (numbers, margins) = numbers(row, column, label)?;
@@ -117,7 +117,7 @@ fn numbers(row: &mut Row<'_>, column: &'static str, label: Label) -> Result<([f6
 /// Columns that may hold the label of a row with one response.
 pub(super) const LABELS: [&str; 3] = ["label", "kto_tag", "is_desirable"];
 
-/// Column of the label of one response, as for KTO, with its sign: 1 for a desirable one.
+/// Returns the column of the label of one response, as for KTO, and its sign: 1 for desirable, -1 for undesirable.
 pub(super) fn label_of(row: &Row<'_>) -> Option<(&'static str, i8)> {
     LABELS.into_iter().find_map(|key| {
         let label = match row.get(key)? {
@@ -138,7 +138,7 @@ pub(super) fn label_of(row: &Row<'_>) -> Option<(&'static str, i8)> {
     })
 }
 
-/// Message for a row with one completion and a label of its own, as for KTO.
+/// Returns the message for a row with one completion and a label, as for KTO.
 pub(super) fn unpaired(row: &Row<'_>) -> Option<String> {
     let (label, _) = label_of(row)?;
     let one = ["completion", "messages", "conversations", "response", "output", "answer", "text"];

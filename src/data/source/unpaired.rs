@@ -2,10 +2,10 @@
 //! a label, and LLaMA-Factory's `kto_tag`. A row becomes a group with one comparison of one term, whose
 //! sign is the label. This form exists only in memory.
 //!
-//! Pairs become two such rows. As TRL's `unpair_preference_dataset` does, blocks of [`BLOCK`] rows are
-//! split at a time: all chosen responses of a block, then all rejected ones. Refused: comparisons of
-//! one response under two prompts and those of four terms, which say nothing about a response alone;
-//! margins; a label beside a pair.
+//! Pairs become two such rows. As in TRL's `unpair_preference_dataset`, rows are split in blocks of
+//! [`BLOCK`]: all chosen responses of a block come before all rejected ones. These are errors: comparisons of
+//! one response under two prompts or of four terms, which do not label a single response; margins and
+//! weights; a label next to a pair.
 
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ use super::two_columns::{LABELS, label_of};
 use super::{FileReport, Format, Parsed, ReadOptions, SourceRow, preference_row, read_all, sft};
 use crate::Result;
 
-/// Rows that are split at a time: the batch of `datasets`.
+/// Number of rows of a block, which is the default batch size of `datasets`.
 const BLOCK: usize = 1000;
 
 /// Reads rows with a label, and pairs, with a report per file.
@@ -132,7 +132,7 @@ pub(super) fn unpaired_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     if format == Format::PlainText {
         return Err("\"text\" has no prompt, and a row for KTO needs one; give prompt and completion".into());
     }
-    // Of a conversation with several answers, the label is that of the last.
+    // In a conversation with several answers, the label belongs to the last answer.
     let (prompt, response) = pairs.pop().ok_or("the row has no response")?;
     let mut group = one_response(row.id().to_owned(), prompt, response, sign);
     row.template_settings(&mut group)?;

@@ -1,5 +1,5 @@
-//! Properties of the artificial language: quality is the subject, nothing else predicts it, and
-//! instruction functions are feasible in both directions.
+//! Properties of the artificial language: only the subject makes a response better, nothing else predicts the
+//! better response, and instruction functions are feasible in both directions.
 
 use std::collections::{BTreeMap, BTreeSet};
 

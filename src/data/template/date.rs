@@ -1,6 +1,6 @@
-//! `strftime_now` for chat templates. The clock is read once per process, in UTC, or set by
-//! `SOURCE_DATE_EPOCH` (seconds since 1970) to repeat a run of another day. Codes that depend on a
-//! locale or time zone are refused.
+//! `strftime_now` for chat templates. The clock is read once per process, in UTC. `SOURCE_DATE_EPOCH`
+//! (seconds since 1970) replaces the clock, to repeat a run of a different day. Format codes that depend on a
+//! locale or time zone are an error.
 
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -37,7 +37,7 @@ pub(crate) fn now() -> u64 {
     })
 }
 
-/// Sets the frozen time of a worker process to its parent's. A time that was read before stays.
+/// Sets the frozen time of a worker process to its parent's. Has no effect if the time was read before.
 pub(crate) fn freeze_date(seconds: u64) {
     let _ = NOW.set(seconds.min(LAST_SECOND));
 }

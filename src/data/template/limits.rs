@@ -1,10 +1,9 @@
-//! Resource limits of a chat template. A template is a program that came with a model folder. It
-//! gets budgets of instructions and output far above the needs of any conversation. Built-ins that
-//! would run or grow without bound for some arguments are replaced by versions that refuse those
-//! arguments.
+//! Resource limits of a chat template. A template is a program that came with a model folder. The budgets for
+//! instructions and output are far above the needs of any conversation. Built-ins that would run or grow
+//! without bound for some arguments are replaced by versions that reject those arguments.
 //!
-//! Not limited here: the size of single values inside a template, such as a text that is repeatedly
-//! joined to itself, and the depth of values. Worker processes limit both ([`crate::data::worker`]).
+//! This file does not limit the size of a single value, such as a text that is repeatedly joined to itself,
+//! or the depth of values. Worker processes limit both ([`crate::data::worker`]).
 
 use std::io;
 
@@ -23,8 +22,8 @@ pub(super) const MAX_TEXT: usize = 128 << 20;
 /// Maximum width of padding and indentation, and maximum number of parts of a split list.
 const MAX_WIDTH: usize = 10_000;
 
-/// Maximum number of items that a filter or the output goes through: `[1] * 10**12` is a short
-/// value with an endless list behind it.
+/// Maximum number of items that a filter or the output iterates over. `[1] * 10**12` is a short expression
+/// for a huge list.
 const MAX_ITEMS: usize = MAX_INSTRUCTIONS as usize;
 
 /// Replaces built-in filters by ones that first check the number of items.
@@ -42,7 +41,7 @@ macro_rules! with_bounded_items {
     )*};
 }
 
-/// Refuses a list with too many items.
+/// Rejects a list with too many items.
 pub(super) fn check_items(value: &Value) -> Result<(), Error> {
     match value.len() {
         Some(items) if items > MAX_ITEMS && value.as_str().is_none() => {
@@ -92,15 +91,14 @@ fn indent(
     filters::indent(value, by, first, blank, kwargs)
 }
 
-/// Refuses numbers that are too large in one conversion of a format, such as the `12.3` of
+/// Rejects numbers that are too large in one conversion specifier of a format, such as the `12.3` of
 /// `%12.3f`.
 fn check_numbers(conversion: &str) -> Result<(), Error> {
     let digits = conversion.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
     digits.map(|digits| check_width(digits.parse().unwrap_or(usize::MAX))).try_for_each(|checked| checked.map(|_| ()))
 }
 
-/// Checks the widths in a text for the filter `format`, including widths that a star takes from the
-/// values.
+/// Checks the widths in a text for the filter `format`, including the widths that `*` reads from `values`.
 fn percent_widths(text: &str, values: &[Value]) -> Result<(), Error> {
     for part in text.split('%').skip(1) {
         // A key in parentheses may come first.
@@ -122,7 +120,7 @@ fn brace_widths(text: &str) -> Result<(), Error> {
     fields.filter_map(|field| field.split_once(':')).try_for_each(|(_, conversion)| check_numbers(conversion))
 }
 
-/// Python's methods: our own, else minijinja's.
+/// Calls a Python method of a value: the version of `methods` if there is one, otherwise minijinja's.
 fn python_method(state: &State<'_, '_>, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
         if method == "format" {

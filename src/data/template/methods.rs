@@ -1,5 +1,5 @@
-//! Python's string methods that minijinja lacks or that count bytes there. Positions and widths
-//! count code points, as in Python.
+//! Python's string methods that minijinja lacks, or whose positions and widths it counts in bytes. Here,
+//! positions and widths count code points, as in Python.
 
 use minijinja::value::{Kwargs, Rest, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind};
@@ -36,8 +36,8 @@ fn offset(text: &str, at: usize) -> usize {
     text.char_indices().nth(at).map_or(text.len(), |(offset, _)| offset)
 }
 
-/// The part of a text between two positions as Python's slices take them, and the number of code
-/// points before it. `None` if the start is after the end of the text.
+/// Returns the part of a text between two positions, which follow the rules of Python's slices, and the
+/// number of code points before the part. `None` if the start is after the end.
 fn slice(text: &str, start: Option<i64>, end: Option<i64>) -> Option<(&str, usize)> {
     let len = text.chars().count();
     let place = |at: i64| if at < 0 { len.saturating_sub(at.unsigned_abs() as usize) } else { at as usize };
@@ -135,8 +135,8 @@ fn split(text: &str, from_start: bool, args: &[Value]) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-/// Words between white space. After `limit` splits the rest is one part; it keeps the white space
-/// at its far end. From the end, parts come last to first.
+/// Splits a text at white space. After `limit` splits the rest is one part, which keeps the white space at
+/// its far end. If `from_start` is false, the parts are in reverse order.
 fn split_at_space(text: &str, from_start: bool, limit: usize) -> Vec<&str> {
     let trim =
         |text| if from_start { str::trim_start_matches(text, is_space) } else { text.trim_end_matches(is_space) };
@@ -184,7 +184,7 @@ fn justify(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
     padded(text, width, fill.unwrap_or(' '), side).map(Value::from)
 }
 
-/// Where a text stands in a padded one.
+/// Alignment of a text within its padding.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     Left,
@@ -192,8 +192,8 @@ pub(super) enum Side {
     Center,
 }
 
-/// Pads a text to `width` code points. Of an odd number of centred fill characters, Python puts one
-/// more on the left if the width is odd.
+/// Pads a text to `width` code points. If a centred text gets an odd number of fill characters, Python puts
+/// the extra one on the left only if the width is odd.
 pub(super) fn padded(text: &str, width: i64, fill: char, side: Side) -> Result<String, Error> {
     let width = check_width(usize::try_from(width).unwrap_or(0))?;
     let pad = width.saturating_sub(text.chars().count());
@@ -217,7 +217,7 @@ fn swapped(c: char) -> Vec<char> {
     if c.is_uppercase() { c.to_lowercase().collect() } else { c.to_uppercase().collect() }
 }
 
-/// Capitalises each run of letters with a case, and lowers the rest of it.
+/// Writes the first letter of each run of cased letters in upper case and the others in lower case.
 fn title(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut inside = false;
@@ -234,7 +234,7 @@ fn title(text: &str) -> String {
     out
 }
 
-/// Position and number of occurrences of a value in a list, as `list.index`.
+/// Returns the position of the first occurrence of a value in a list, as `list.index` does.
 pub(super) fn list_index(list: &Value, args: &[Value]) -> Result<Value, Error> {
     let (what, _) = from_args::<(&Value, Rest<Value>)>(args)?;
     let at = list.try_iter()?.position(|item| item == *what);

@@ -31,7 +31,7 @@ pub(super) fn rewrite(source: &str) -> String {
             out.push_str(body)
         }
         rest = &rest[body.len()..];
-        // The text of a raw block is no code.
+        // The text of a raw block is not code.
         if code && body.trim_matches(|c: char| "-+ \t\n\r".contains(c)) == "raw" {
             let end = rest.find("endraw").unwrap_or(rest.len());
             out.push_str(&rest[..end]);
@@ -42,7 +42,7 @@ pub(super) fn rewrite(source: &str) -> String {
     out
 }
 
-/// Offset of the end mark, outside strings.
+/// Returns the offset of the closing mark `close`, ignoring string literals.
 pub(super) fn end_of_code(text: &str, close: &str) -> Option<usize> {
     let mut at = 0;
     while at < text.len() {
@@ -54,7 +54,7 @@ pub(super) fn end_of_code(text: &str, close: &str) -> Option<usize> {
     None
 }
 
-/// Bytes of the string literal at the start of a text, or of its first character.
+/// Returns the length in bytes of the string literal at the start of a text, or of the first character.
 pub(super) fn step(text: &str) -> usize {
     let first = text.chars().next().map_or(1, char::len_utf8);
     let Some(quote) = text.chars().next().filter(|c| "'\"".contains(*c)) else { return first };
@@ -96,8 +96,8 @@ fn expression(mut text: &str, nesting: usize, out: &mut String) {
     }
 }
 
-/// Bytes of the operand at the start of a text: a name, number, string or parentheses, and what is
-/// applied to it (`.name`, `[...]`, `(...)`, `|filter`).
+/// Returns the length in bytes of the operand at the start of a text: a name, number, string or parentheses,
+/// with the suffixes that are applied to it (`.name`, `[...]`, `(...)`, `|filter`).
 fn operand(text: &str) -> usize {
     let word = |text: &str| text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
     let mut at = match text.chars().next() {
@@ -110,7 +110,7 @@ fn operand(text: &str) -> usize {
         let rest = &text[at..];
         at += match rest.chars().next() {
             Some('[') => enclosed(rest),
-            // A tuple takes no call.
+            // A `(` right after a `)` is not treated as a call.
             Some('(') if !text[..at].ends_with(')') => enclosed(rest),
             Some('.') => 1 + word(&rest[1..]),
             _ => {
@@ -122,7 +122,7 @@ fn operand(text: &str) -> usize {
     }
 }
 
-/// Bytes from an opening bracket to its closing one.
+/// Returns the number of bytes from an opening bracket to its closing bracket.
 fn enclosed(text: &str) -> usize {
     let (mut depth, mut at) = (0, 0);
     while at < text.len() {

@@ -37,7 +37,7 @@ fn word_count(text: &str) -> usize {
     text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count()
 }
 
-/// The float of a number or of its text.
+/// Converts a number, a boolean, or the text of a number to a float.
 fn float(value: &Value) -> Option<f64> {
     match value.as_str() {
         Some(text) => text.trim().parse().ok(),
@@ -46,7 +46,8 @@ fn float(value: &Value) -> Option<f64> {
     }
 }
 
-/// The integer of a number or of its text, towards zero; `default` for everything else.
+/// Converts a number or the text of a number to an integer, rounding towards zero. Returns `default`, or 0
+/// without one, for everything else.
 fn int(value: &Value, default: Option<i64>, base: Option<u32>) -> Result<i64, Error> {
     let base = base.unwrap_or(10);
     if !(2..=36).contains(&base) {
@@ -65,8 +66,8 @@ fn int(value: &Value, default: Option<i64>, base: Option<u32>) -> Result<i64, Er
     Ok(whole.or_else(rounded).or(default).unwrap_or(0))
 }
 
-/// Rounds to a number of decimals. The method `common` rounds the decimal expansion of the float,
-/// and ties to even, as Python does.
+/// Rounds to a number of decimals. The method `common` rounds the exact decimal expansion of the float, with
+/// ties to even, as Python does.
 fn round(value: &Value, precision: Option<i32>, method: Option<String>) -> Result<Value, Error> {
     let refuse = |why: &str| Error::new(ErrorKind::InvalidOperation, why.to_owned());
     let places = precision.unwrap_or(0).clamp(-400, 400);

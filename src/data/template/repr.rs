@@ -1,14 +1,13 @@
-//! Lists and dicts printed as in Python; templates that write `{{ tools }}` rely on it. Strings
-//! inside them take single quotes unless they contain a single quote and no double quote. Control
-//! characters are escaped. Python also escapes unassigned code points; here they are kept
-//! unchanged.
+//! Lists and dicts printed as in Python; templates that write `{{ tools }}` rely on it. Strings inside them
+//! are in single quotes unless they contain a single quote and no double quote. Control characters are
+//! escaped. Python also escapes unassigned code points; here they are kept unchanged.
 
 use minijinja::value::{Value, ValueKind};
 
 use super::json::python_number;
 
-/// Text of a container or float as in Python; `None` for other values, which print the same either
-/// way.
+/// Returns the text of a container or float as in Python; `None` for other values, which Python and minijinja
+/// print alike.
 pub(super) fn container_or_float(value: &Value) -> Option<String> {
     match value.kind() {
         ValueKind::Number if !value.is_integer() => {

@@ -10,7 +10,7 @@ const MAX_SOURCE: usize = 1 << 20;
 /// Maximum links of a chain: `a ~ b ~ c` has two.
 const MAX_CHAIN: usize = 500;
 
-/// Refuses a source above a limit.
+/// Rejects a source above a limit.
 pub(super) fn check(source: &str) -> Result<(), String> {
     if source.len() > MAX_SOURCE {
         return Err(format!("has {} bytes, more than the limit of {MAX_SOURCE}", source.len()));
@@ -43,8 +43,8 @@ pub(super) fn check(source: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Links of the longest chain of a tag. A comma or a bracket starts another chain; what follows a
-/// closing bracket continues the chain before it.
+/// Returns the number of links in the longest chain of a tag. A comma or an opening bracket starts a new
+/// chain. Text after a closing bracket continues the chain before that bracket.
 fn longest_chain(body: &str) -> usize {
     let mut outer = Vec::new();
     let (mut links, mut longest) = (0, 0);

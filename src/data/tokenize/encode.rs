@@ -1,17 +1,17 @@
 //! Boundary between a prompt and its response, on ids.
 //!
 //! - Conversations: the chat template renders the prompt (with the generation prompt) and the whole
-//!   conversation; both are tokenised without added special tokens. For a policy the prompt's ids
-//!   must be a prefix of the conversation's ids, without exception. A reward is read at the last
-//!   token, so a reward model needs no such boundary: of the prompt's ids, the part with which all
-//!   its conversations start is shared, and everything after it belongs to the response.
-//! - Plain text: prompt and whole text are tokenised with the tokenizer's special tokens, and the
-//!   end token is appended unless the text already ends with one. If tokens merge across the end of
-//!   the prompt, prompt and response are tokenised separately, as in generation, the response
-//!   without a space in front that it does not have. Such sequences are counted.
+//!   conversation; both are tokenised without added special tokens. For a policy the prompt's ids must be a
+//!   prefix of the conversation's ids, without exception. A reward is read at the last token, so a reward
+//!   model needs no such boundary. Its shared prompt is the longest prefix of the prompt's ids with which all
+//!   conversations start; everything after it belongs to the response.
+//! - Plain text: prompt and whole text are tokenised with the tokenizer's special tokens, and an EOS token is
+//!   appended unless the text already ends with one. If tokens merge across the end of the prompt, prompt and
+//!   response are tokenised separately, as in generation, and no leading space is added to the response. Such
+//!   sequences are counted.
 //!
-//! In a row for supervised fine-tuning with an empty prompt, the first token is context and the
-//! rest is trained.
+//! In a row for supervised fine-tuning with an empty prompt, the first token is context, and the other tokens
+//! contribute to the loss.
 
 use serde::{Deserialize, Serialize};
 
@@ -129,11 +129,11 @@ fn text_responses(
     Ok((opening, responses))
 }
 
-/// Ids of a plain-text response after its prompt, with the end token last; true if tokens merge
-/// across the boundary.
+/// Returns the ids of a plain-text response after its prompt, with an EOS token at the end, and true if
+/// tokens merge across the boundary.
 fn text_response(prompt: &str, answer: &str, opening: &[u32], tokenizer: &Tokenizer) -> Result<(Vec<u32>, bool)> {
     let mut whole = tokenizer.encode(&format!("{prompt}{answer}"), true)?;
-    // Text that already ends with an end token gets no second one from the post-processor.
+    // Text that already ends with an EOS token gets no second one from the post-processor.
     let open = tokenizer.without_suffix(&whole).len();
     if whole[..open].last().is_some_and(|last| tokenizer.end_ids().contains(last)) {
         whole.truncate(open);
@@ -142,7 +142,7 @@ fn text_response(prompt: &str, answer: &str, opening: &[u32], tokenizer: &Tokeni
         Some(rest) => (rest.to_vec(), false),
         None => (tokenizer.encode_continuation(answer)?, true),
     };
-    // An answer without tokens gets no end token, so that the caller refuses it.
+    // A response without tokens gets no EOS token, so that the caller rejects it.
     if ids.last().is_some_and(|last| !tokenizer.end_ids().contains(last)) {
         ids.push(tokenizer.require_eos()?);
     }
@@ -161,7 +161,8 @@ fn chat_responses(
     let group = &row.group;
     let opening = match render(turns, true, group, tokenizer)? {
         Ok(text) => tokenizer.encode(&text, false)?,
-        // A template may refuse to open another turn, where it renders the whole conversation.
+        // A template may reject the turns with a generation prompt, although it renders the whole
+        // conversation.
         Err(_) if rules.reward => Vec::new(),
         Err(why) => return Err(at(row, pairs[0], &why)),
     };
@@ -169,7 +170,7 @@ fn chat_responses(
     for (i, &pair) in pairs.iter().enumerate() {
         let whole = conversation(turns, &group.responses[pair.1]);
         let rendered = render(&whole, false, group, tokenizer)?.map_err(|why| at(row, pair, &why))?;
-        // The turns of the prompt are the same in all its conversations.
+        // All conversations of a prompt contain its turns, so these are counted once.
         whole[if i == 0 { 0 } else { turns.len() }..].iter().for_each(|turn| lost.message(turn, &rendered));
         if i == 0 {
             lost.tools(group, &rendered);
@@ -195,7 +196,7 @@ fn conversation(turns: &[Message], answer: &Response) -> Vec<Message> {
     turns.iter().cloned().chain([answer]).collect()
 }
 
-/// Renders turns; the inner error is the template's refusal of these turns.
+/// Renders turns; the inner error is the template's error for these turns.
 pub(super) fn render(
     turns: &[Message],
     open: bool,
@@ -248,8 +249,8 @@ fn no_boundary(opening: &[u32], whole: &[u32], group: &PreferenceGroup, tokenize
     ))
 }
 
-/// True if a response ends with an end token. White space after the end token is ignored, because
-/// some templates close a turn with a line break.
+/// True if a response ends with an EOS token. White space after the EOS token is ignored, because some
+/// templates close a turn with a line break.
 pub(super) fn ends(response_ids: &[u32], tokenizer: &Tokenizer) -> Result<bool> {
     for &id in response_ids.iter().rev() {
         if tokenizer.end_ids().contains(&id) {

@@ -1,17 +1,17 @@
-//! The maximum length of a sequence: as given, or by the data. Without `--max-length` it is 1,024
-//! tokens, raised to the 99th percentile of the data if that is longer, in steps of 64 up to 4,096.
-//! The positions of the model bound both.
+//! The maximum length of a sequence, as given or derived from the data. Without `--max-length` it is 1,024
+//! tokens, raised to the 99th percentile of the data if that is longer, in steps of 64 up to 4,096. The
+//! position limit of the model bounds both.
 //!
-//! The 99th percentile drops at most a few comparisons in a hundred. The upper bound is for the
-//! memory of a step: a batch is a number of groups, whatever their length.
+//! The 99th percentile drops at most a few comparisons in a hundred. The upper bound limits the memory of a
+//! step, because a batch is a number of groups, regardless of their lengths.
 
 use super::Lengths;
 
-/// Least default.
+/// Smallest default.
 const DEFAULT: usize = 1024;
 /// Largest default.
 const LARGEST_DEFAULT: usize = 4096;
-/// A default above the least one is a multiple of this.
+/// A default above the smallest one is a multiple of this.
 const STEP: usize = 64;
 
 /// Maximum length of a sequence in tokens, before the lengths of the data are known.
@@ -19,7 +19,7 @@ const STEP: usize = 64;
 pub struct LengthLimit {
     /// As given; `None` for the default.
     pub given: Option<usize>,
-    /// Positions of the model; `None` for no bound.
+    /// Position limit of the model; `None` for no bound.
     pub positions: Option<usize>,
 }
 

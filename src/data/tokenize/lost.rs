@@ -1,9 +1,9 @@
-//! Text that a row has and its ids lack.
+//! Text of a row that is missing from its ids.
 //!
-//! - A message whose text is not in the rendered conversation. Chat templates trim texts, so white
-//!   space at both ends does not count. Some templates delete text on purpose, such as the reasoning
-//!   of earlier turns, so this is counted and not refused.
-//! - Reasoning and tool calls of a message, of which the rendered conversation lacks the text or the name.
+//! - A message whose text is not in the rendered conversation. Chat templates trim texts, so white space at
+//!   both ends does not count. Some templates delete text on purpose, such as the reasoning of earlier turns,
+//!   so such messages are counted and are not an error.
+//! - Reasoning of a message whose text, or a tool call whose name, is not in the rendered conversation.
 //! - A tool whose name is not in the rendered conversation: the template ignores tools.
 //! - A comparison with sides that differ in text but not in ids: its terms cancel for every model.
 

@@ -1,5 +1,5 @@
-//! Rows as tokens for a reader. Nothing is left out: a row that training would drop is shown whole,
-//! with the comparisons to be dropped marked. Shares above a limit are not an error here.
+//! Tokenised rows for display. Nothing is left out: a row that training would drop is shown whole, with the
+//! comparisons to be dropped marked. Shares above a limit are not an error here.
 
 use rayon::prelude::*;
 
@@ -11,9 +11,9 @@ use super::{
     fit_row,
 };
 
-/// A row for a reader.
+/// A row for display.
 pub struct Preview {
-    /// As trained; whole, if a comparison of it would be dropped.
+    /// The group as training uses it, or the whole group if one of its comparisons would be dropped.
     pub group: TokenizedGroup,
     /// Whether training keeps each comparison, or each response of a row without comparisons.
     pub kept: Vec<bool>,
@@ -21,9 +21,8 @@ pub struct Preview {
     pub longest: usize,
 }
 
-/// The first `shown` rows as training would see them, and counts of these rows. The default maximum
-/// length follows from the lengths of all rows; rows that cannot be tokenised count for nothing
-/// there.
+/// The first `shown` rows as training would see them, and counts of these rows. The default maximum length
+/// follows from the lengths of all rows; rows that cannot be tokenised are ignored there.
 ///
 /// # Errors
 /// A shown row that cannot be tokenised.
@@ -50,7 +49,7 @@ pub fn preview_rows(
     let max = options.limit().of(&lengths);
     let has_template = tokenizer.template().is_some();
     let mut report = TokenizeReport { lengths, max_length: max, has_template, ..TokenizeReport::default() };
-    // A row that is too long is shown, whatever training does with it.
+    // A row that is too long is shown, even if training would stop with an error.
     if options.on_too_long == OnTooLong::Error {
         options.on_too_long = OnTooLong::Drop;
     }

@@ -1,4 +1,4 @@
-//! Ids of prompts that a model is to answer.
+//! Token ids of prompts for generation.
 
 use super::super::group::Prompt;
 use super::super::source::{PromptRow, user_turns};
@@ -10,9 +10,9 @@ use crate::Result;
 /// Prompts as ids.
 #[derive(Debug, Default)]
 pub struct EncodedPrompts {
-    /// One entry a row, none empty.
+    /// One non-empty entry per row.
     pub ids: Vec<Vec<u32>>,
-    /// Rows of plain text, which the response continues.
+    /// Number of plain-text rows, which the response continues.
     pub plain: usize,
     lost: Lost,
 }
@@ -29,13 +29,13 @@ impl EncodedPrompts {
     }
 }
 
-/// Encodes prompts as generation starts from them: conversations by the chat template, with the start of
-/// the assistant's turn, and plain text as it is. With `as_turn`, plain text becomes the turns of a
-/// conversation (`user_turns`).
+/// Encodes prompts for generation. Conversations are rendered by the chat template, with the generation
+/// prompt; plain text is encoded as it is. With `as_turn`, plain text becomes the turns of a conversation
+/// (`user_turns`).
 ///
 /// # Errors
-/// [`crate::Error::Data`] at a row that the template refuses, without tokens, or with two BOS tokens;
-/// [`crate::Error::Model`] without a template.
+/// [`crate::Error::Data`] for a row that the template rejects, that has no tokens, or that starts with two
+/// BOS tokens; [`crate::Error::Model`] if conversations need a chat template and there is none.
 pub fn encode_prompts(rows: &[PromptRow], tokenizer: &Tokenizer, as_turn: bool) -> Result<EncodedPrompts> {
     let mut encoded = EncodedPrompts::default();
     for PromptRow { row, .. } in rows {
@@ -77,10 +77,10 @@ pub fn encode_prompts(rows: &[PromptRow], tokenizer: &Tokenizer, as_turn: bool) 
     Ok(encoded)
 }
 
-/// Text of the new tokens `tokens` after the prompt `prompt`. After plain text it is what continues the
-/// text: some tokenizers drop the space at the start of a text that is decoded on its own.
+/// Decodes the generated tokens `tokens`, which follow `prompt`. After a plain-text prompt they are decoded
+/// with some context, because some tokenizers drop the leading space of a text that is decoded by itself.
 pub fn response_text(tokenizer: &Tokenizer, plain: bool, prompt: &[u32], tokens: &[u32]) -> Result<String> {
-    /// Tokens of context: enough for a character of four bytes, one a token, and a space.
+    /// Number of context tokens, enough for a four-byte character with one token per byte, and a space.
     const CONTEXT: usize = 8;
     if plain {
         let context = &prompt[prompt.len().saturating_sub(CONTEXT)..];

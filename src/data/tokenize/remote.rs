@@ -1,4 +1,4 @@
-//! Rows that a worker process encodes: one request for each row.
+//! Rows that a worker process encodes, with one request per row.
 
 use super::super::requests::{EncodedRow, Request, json};
 use super::super::source::SourceRow;
@@ -12,8 +12,8 @@ use crate::{Error, Result};
 /// Encodes the (prompt, response) pairs of a row.
 ///
 /// # Errors
-/// As in this process; and [`Error::Data`] at the row if its worker exceeded a limit or crashed,
-/// [`Error::Model`] if workers did so too often.
+/// The errors of encoding in this process; [`Error::Data`] for the row if its worker exceeded a limit or
+/// crashed; [`Error::Model`] if workers did so too often.
 pub(super) fn encode_row(
     row: &SourceRow,
     pairs: &[(usize, usize)],
@@ -29,7 +29,7 @@ pub(super) fn encode_row(
         rules,
     };
     let group = json(&row.group);
-    // Every sequence is encoded alone, with its prompt.
+    // Every sequence is encoded separately, together with its prompt.
     let bytes = group.len().saturating_mul(1 + pairs.len());
     let outcome = remote.ask_about_row::<EncodedRow>(&request, &group, bytes).map_err(|failure| match &failure {
         Failure::Died { .. } => row.error(remote.blame(&failure).to_string()),

@@ -79,9 +79,9 @@ pub struct TokenizeReport {
     pub dropped_sides_equal: usize,
     /// Comparisons with sides that differ in text but not in ids.
     pub equal_ids: usize,
-    /// Comparisons dropped for that reason; none if the rows are only scored or looked at.
+    /// Comparisons dropped because of equal ids; 0 if the rows are only scored or shown.
     pub dropped_equal_ids: usize,
-    /// The first comparison with such sides.
+    /// The first comparison with equal ids.
     pub first_equal_ids: Option<Example>,
     /// Messages with text, and tools, of rendered conversations.
     pub messages: usize,
@@ -91,7 +91,7 @@ pub struct TokenizeReport {
     pub first_lost_message: Option<Example>,
     /// Prompts cut on the left.
     pub truncated_prompts: usize,
-    /// Responses cut on the right; they have no end token.
+    /// Responses cut on the right; they have no EOS token.
     pub truncated_responses: usize,
     /// Distinct sequences read.
     pub sequences: usize,
@@ -106,7 +106,7 @@ pub struct TokenizeReport {
     pub kept_sequences: usize,
     /// Response tokens of the kept sequences.
     pub response_tokens: usize,
-    /// Kept sequences with a response that ends with an end token.
+    /// Kept sequences with a response that ends with an EOS token.
     pub ended: usize,
     /// Length percentiles of all sequences read.
     pub lengths: Lengths,
@@ -185,7 +185,7 @@ impl TokenizeReport {
         )
     }
 
-    /// Why training on these rows stops, if too many comparisons are dropped.
+    /// Returns the error message if too many comparisons are dropped for training.
     pub fn too_many_dropped(&self, options: &TokenizeOptions) -> Option<String> {
         let all = self.kept == 0 && self.read > 0;
         let many = self.dropped() as f64 > options.max_drop_fraction * self.read as f64;

@@ -2,7 +2,7 @@
 //! when it loads a folder: the entries of `added_tokens_decoder`, and named special tokens that are in
 //! the vocabulary as ordinary entries.
 //!
-//! Refused: an entry whose id is not the one that the token would get.
+//! An entry whose id differs from the id that the token would get is an error.
 
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer as Inner};

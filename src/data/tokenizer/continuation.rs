@@ -9,7 +9,7 @@
 use serde_json::{Value, json};
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, Tokenizer as Inner};
 
-/// The tokenizer without what it puts in front of a text; `None` if it puts nothing there.
+/// Returns a copy of the tokenizer that adds nothing in front of a text; `None` if `inner` adds nothing.
 pub(super) fn continuing(inner: &Inner) -> Result<Option<Inner>, String> {
     let fail = |e: &dyn std::fmt::Display| format!("cannot prepare the encoding of responses: {e}");
     let value = |part: serde_json::Result<Value>| part.map_err(|e| fail(&e));

@@ -10,8 +10,8 @@ use crate::files::{json_text, write_atomic};
 use crate::{Error, Result};
 
 impl Tokenizer {
-    /// Refuses a tokenizer with a file that a save must not copy: a link that leads out of the folder
-    /// ([`input::check_copied`]).
+    /// Returns an error if the tokenizer has a file that a save must not copy: a link that leads out of the
+    /// folder ([`input::check_copied`]).
     pub(crate) fn check_copied(&self) -> Result<()> {
         self.outside.as_ref().map_or(Ok(()), |(file, why)| Err(Error::model(file, why)))
     }

@@ -1,4 +1,4 @@
-//! Files of a tokenizer: reading them, and parsing what they hold.
+//! Reads and parses the files of a tokenizer.
 
 use std::path::{Path, PathBuf};
 
@@ -85,7 +85,8 @@ pub(super) fn read_inner(file: &Path, object: Map<String, Value>) -> Result<Inne
         return Err(fail("the model has dropout, so equal texts would get different ids; set dropout to null".into()));
     }
     let added = object.get("added_tokens").and_then(Value::as_array).cloned().unwrap_or_default();
-    // Passed as text: the order of keys matters to the crate, and numbers must keep their spelling.
+    // The object is passed as text, because the crate depends on the order of keys and on the spelling of
+    // numbers.
     let json = serde_json::to_vec(&Value::Object(object)).map_err(|e| fail(format!("cannot be read: {e}")))?;
     let inner = guarded(Stage::LoadTokenizer, || Inner::from_bytes(&json).map_err(|e| e.to_string()));
     let inner = inner.and_then(|outcome| outcome).map_err(|why| fail(format!("cannot be read: {why}")))?;

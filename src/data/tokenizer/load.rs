@@ -1,4 +1,4 @@
-//! Loading of a tokenizer: in this process, or in worker processes that get the files' bytes.
+//! Loads a tokenizer in this process, or in worker processes that receive the files' bytes.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -15,7 +15,7 @@ use crate::files::input;
 use crate::terminal::shown;
 use crate::{Error, Result};
 
-/// Reason to refuse a folder without `tokenizer.json`.
+/// Error message for a folder without `tokenizer.json`.
 const NO_TOKENIZER: &str = "is missing; download it, save the tokenizer in the fast format, or train a new one with \
                             `mapl tokenizer`";
 
@@ -31,13 +31,13 @@ impl Tokenizer {
         Self::load_in(worker::enabled(), dir, template)
     }
 
-    /// [`Tokenizer::load_with`] of an adapter's folder, with `config.json` and
-    /// `generation_config.json` in another folder.
+    /// [`Tokenizer::load_with`] for an adapter's folder, with `config.json` and `generation_config.json` read
+    /// from the folder `configs`.
     pub(crate) fn load_apart(dir: &Path, configs: &Path, template: Option<&Path>) -> Result<Self> {
         Self::load_from(worker::enabled(), (dir, configs), template)
     }
 
-    /// [`Tokenizer::load_with`] in child processes of a program, or without one in this process.
+    /// [`Tokenizer::load_with`] in child processes of `program`, or in this process if `program` is `None`.
     ///
     /// # Errors
     /// [`Error::Model`] if a file is damaged or a child exceeds a limit; [`Error::Runtime`] if no
@@ -114,8 +114,8 @@ impl Tokenizer {
         })
     }
 
-    /// Loads the files of a folder into this process. `ends` are the end ids of the folder's other
-    /// configurations; `template` replaces the folder's chat template.
+    /// Loads the files of a folder into this process. `ends` are the EOS ids of `generation_config.json` and
+    /// `config.json`; `template` replaces the folder's chat template.
     pub(crate) fn from_files(
         dir: PathBuf,
         files: Vec<StoredFile>,
@@ -137,7 +137,7 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Facts for the owner of a worker process.
+    /// Returns the facts that the parent of a worker process needs.
     pub(in super::super) fn facts(&self) -> Loaded {
         Loaded {
             tokens: self.tokens.clone(),
@@ -235,7 +235,7 @@ impl Tokenizer {
 
     /// Determines what the post-processor adds, and adds a note if the configuration disagrees.
     fn probe(&mut self, config: &Map<String, Value>) -> Result<()> {
-        // A tokenizer that fails for one letter is damaged: advice about texts would mislead.
+        // A tokenizer that fails for one letter is damaged, so the error gives no advice about the text.
         let encode =
             |special| self.encode_here("a", special).map_err(|why| self.fail(format!("cannot encode \"a\": {why}")));
         let (plain, complete) = (encode(false)?, encode(true)?);

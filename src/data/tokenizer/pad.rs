@@ -1,5 +1,5 @@
 //! Pad token of a reward model. transformers reads a reward at the rightmost token whose id is not
-//! `pad_token_id`, so a pad token that ends texts moves the place where the reward is read.
+//! `pad_token_id`, so a pad token at the end of texts moves the position at which the reward is read.
 //!
 //! ```text
 //! ends = last token of every sequence
@@ -22,7 +22,7 @@ use crate::files::json_text;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PadChoice {
     pub id: u32,
-    /// True if the token ends some sequence, so that rewards are read before it.
+    /// True if some sequence ends with the token, so that rewards are read before it.
     pub ends_texts: bool,
 }
 
@@ -44,7 +44,7 @@ pub fn last_tokens<'a>(groups: impl IntoIterator<Item = &'a TokenizedGroup>) -> 
     groups.into_iter().flat_map(|group| &group.sequences).filter_map(|s| s.response_ids.last().copied()).collect()
 }
 
-/// Says where rewards are read if the pad token `pad` ends texts.
+/// Says where rewards are read if texts end with the pad token `pad`.
 pub fn read_place(pad: u32, tokenizer: &Tokenizer) -> String {
     let token = tokenizer.token(pad).unwrap_or_default();
     format!(
@@ -53,8 +53,9 @@ pub fn read_place(pad: u32, tokenizer: &Tokenizer) -> String {
     )
 }
 
-/// Chooses the pad token of a new reward model. `own` is the pad token of the start model, with
-/// `vocab` ids. `None` if neither the model nor the tokenizer has one and no other token fits.
+/// Chooses the pad token of a new reward model. `own` is the pad token of the model that training starts
+/// from, whose vocabulary has `vocab` ids. Returns `None` if neither the model nor the tokenizer has a pad
+/// token and no other token fits.
 pub fn choose(
     own: Option<u32>,
     vocab: usize,

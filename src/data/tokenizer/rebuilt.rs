@@ -1,7 +1,7 @@
-//! Folders for which transformers 5 builds another tokenizer than `tokenizer.json` holds. Some tokenizer
-//! classes take only vocabulary and merges from the file and bring a normaliser and a pre-tokenizer of
-//! their own. Ids are those of `tokenizer.json` here, so a folder for which the two differ needs a
-//! warning.
+//! Folders for which transformers 5 builds a different tokenizer from the one in `tokenizer.json`. Some
+//! tokenizer classes read only the vocabulary and the merges from the file and define the normaliser and the
+//! pre-tokenizer themselves. mapl uses the ids of `tokenizer.json`, so a folder for which the two differ gets
+//! a warning.
 //!
 //! ```text
 //! class = that of the model type, if transformers registers one and does not trust the folder's
@@ -33,12 +33,12 @@ const REGISTERED: [(&str, &str, bool); 5] = [
     ("phi3", BACKEND, true),
 ];
 
-/// Expression by which Qwen2Tokenizer splits.
+/// Regular expression with which Qwen2Tokenizer splits texts.
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// Classes that bring their own steps: normaliser, then pre-tokenizer, as [`steps`] writes them. `{space}`
-/// stands for the option `add_prefix_space`, `{scheme}` for its form in Metaspace.
+/// Classes that define normaliser and pre-tokenizer themselves: name, normaliser, pre-tokenizer, as [`steps`]
+/// writes them. `{space}` stands for the option `add_prefix_space`, `{scheme}` for its form in Metaspace.
 const REBUILDING: [(&str, &str, &str); 5] = [
     ("Qwen2Tokenizer", "NFC", "Split({qwen2}, Isolated) + ByteLevel{space} without its expression"),
     ("LlamaTokenizer", "none", "Metaspace({scheme}, without splits)"),
@@ -58,8 +58,8 @@ struct Parts {
     decoder: Value,
 }
 
-/// Warning that transformers builds another tokenizer of a folder with these files than tokenizer.json
-/// holds. `config` is the model's configuration, if the folder has one.
+/// Returns a warning if the tokenizer that transformers builds from these files differs from tokenizer.json.
+/// `config` is the model's configuration, if the folder has one.
 pub(super) fn warning(dir: &Path, files: &[StoredFile], config: Option<&Map<String, Value>>) -> Option<String> {
     let bytes = |name: &str| files.iter().find(|file| file.path == dir.join(name)).map(|file| &file.bytes[..]);
     let parts: Parts = serde_json::from_slice(bytes("tokenizer.json")?).ok()?;
@@ -100,8 +100,8 @@ pub(super) fn warning(dir: &Path, files: &[StoredFile], config: Option<&Map<Stri
     })
 }
 
-/// Class by which AutoTokenizer loads a folder, if it may be one that rebuilds. `byte_level`: whether
-/// tokenizer.json works on bytes.
+/// Returns the class with which AutoTokenizer loads a folder, if it is in [`REBUILDING`]. `byte_level` says
+/// whether tokenizer.json works on bytes.
 fn class(model_type: &str, named: Option<&str>, byte_level: bool) -> Option<&'static str> {
     let named = named.map(|name| name.strip_suffix("Fast").unwrap_or(name));
     let registered = REGISTERED.iter().find(|(name, ..)| *name == model_type);
@@ -117,7 +117,7 @@ fn class(model_type: &str, named: Option<&str>, byte_level: bool) -> Option<&'st
     }
 }
 
-/// The steps of a normaliser or pre-tokenizer, with everything that changes ids.
+/// Describes the steps of a normaliser or pre-tokenizer, with every setting that changes ids.
 fn steps(part: &Value) -> String {
     let Some(kind) = part["type"].as_str() else { return "none".to_owned() };
     let flag = |key: &str, default: bool| part[key].as_bool().unwrap_or(default);
@@ -175,7 +175,7 @@ mod tests {
 
     use super::*;
 
-    /// Every combination with the answer of AutoTokenizer, by `tests/golden/rebuilt.py`.
+    /// Checks every combination against the result of AutoTokenizer, which `tests/golden/rebuilt.py` records.
     #[test]
     fn folders_are_warned_of_exactly_if_transformers_splits_in_another_way() {
         let golden: Value = serde_json::from_str(include_str!("../../../tests/golden/rebuilt.json")).unwrap();

@@ -1,4 +1,4 @@
-//! A tokenizer in worker processes: requests instead of calls of the library.
+//! A tokenizer in worker processes, which sends requests instead of calling the library.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ pub(crate) struct Remote {
     /// Files to name in errors.
     tokenizer: PathBuf,
     template: PathBuf,
-    /// Entries that were asked for before.
+    /// Entries of earlier requests.
     entries: RwLock<HashMap<u32, Entry>>,
 }
 
@@ -106,12 +106,12 @@ impl Remote {
         Ok(ask(&self.pool, request, &[row], bytes)?.map_err(Fault::into_error))
     }
 
-    /// Number of workers that died at a request, and whether that ended all of them.
+    /// Number of workers that died during a request, and whether the pool gave up after them.
     pub(in super::super) fn deaths(&self) -> (usize, bool) {
         self.pool.deaths()
     }
 
-    /// Forgets all deaths but the first `deaths`, so that workers are asked again.
+    /// Forgets all worker deaths except the first `deaths`, so that workers receive requests again.
     pub(in super::super) fn forget_deaths(&self, deaths: usize) {
         self.pool.forget_deaths(deaths);
     }
@@ -121,7 +121,8 @@ impl Remote {
         outcome.map_err(Fault::into_error)
     }
 
-    /// Error of a worker's failure, with the file that was at work.
+    /// Converts a worker's failure to an error that names the file in use, the chat template or the
+    /// tokenizer.
     pub(crate) fn blame(&self, failure: &Failure) -> Error {
         at_fault(
             failure,
@@ -137,7 +138,7 @@ fn at_fault(failure: &Failure, file: &Path) -> Error {
     }
 }
 
-/// The text in part 1 of an answer.
+/// Returns the text in part 1 of a response.
 fn text(frame: &Frame) -> Result<String> {
     String::from_utf8(frame.part(1).to_vec())
         .map_err(|_| Error::Runtime("the worker process gave a text that is not UTF-8".into()))

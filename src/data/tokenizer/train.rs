@@ -27,12 +27,12 @@ use crate::{Error, Result};
 /// Special tokens of a new vocabulary, ids 0 to 3.
 const SPECIAL_TOKENS: [&str; 4] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"];
 
-/// End token of a turn and of a plain text.
+/// EOS token of a turn and of a plain text.
 const EOS: &str = "<|im_end|>";
 const PAD: &str = "<|pad|>";
 
-/// Chat template of a new tokenizer. The line break between two turns belongs to the second one, so
-/// a response ends exactly with its end token.
+/// Chat template of a new tokenizer. The line break between two turns belongs to the second one, so a
+/// response ends exactly with its EOS token.
 const CHAT_TEMPLATE: &str = "\
 {%- for turn in messages -%}
     {%- if not loop.first -%}{{ '\\n' }}{%- endif -%}
@@ -41,25 +41,24 @@ const CHAT_TEMPLATE: &str = "\
 {%- if add_generation_prompt -%}{{ '\\n<|im_start|>assistant\\n' }}{%- endif -%}
 ";
 
-/// Pre-tokenizer pattern: contractions, words, single digits, punctuation, line ends. It is Qwen2's
-/// pattern (transformers, `tokenization_qwen2.py`). For every folder of `model_type` qwen2,
-/// transformers 5 builds that pattern and NFC normalisation, and keeps only vocabulary and merges
-/// of tokenizer.json. With another pattern here, a saved Qwen2 model would tokenise text
-/// differently there.
+/// Pre-tokenizer pattern: contractions, words, single digits, punctuation, line ends. It is Qwen2's pattern
+/// (transformers, `tokenization_qwen2.py`). For every folder of `model_type` qwen2, transformers 5 builds
+/// that pattern and NFC normalisation, and keeps only vocabulary and merges of tokenizer.json. With a
+/// different pattern here, transformers would tokenise text differently for a saved Qwen2 model.
 const SPLIT: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|",
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
-/// Maximum characters of a word of a training text. The regex library gives up on some million
-/// blanks, and the trainer's time grows with the square of a word's length.
+/// Maximum characters of a word of a training text. The regex library fails on runs of a few million blanks,
+/// and the trainer's time grows with the square of a word's length.
 const MAX_RUN: usize = 4096;
 
 /// `model_max_length` of `tokenizer_config.json`; lengths are limited elsewhere.
 const MODEL_MAX_LENGTH: u64 = 1 << 20;
 
-/// Trains a byte-level BPE of at most `vocab_size` entries. It has fewer if too few merges occur
-/// twice.
+/// Trains a byte-level BPE of at most `vocab_size` entries. The vocabulary is smaller if too few pairs of
+/// tokens occur at least twice.
 pub fn train_bpe<I>(texts: I, vocab_size: usize) -> Result<Tokenizer>
 where
     I: Iterator<Item = String> + Send,
@@ -104,7 +103,7 @@ where
     Ok(tokenizer)
 }
 
-/// Cuts a text inside runs of more than [`MAX_RUN`] characters that are all white space or all not.
+/// Splits a text inside runs of more than [`MAX_RUN`] characters that are all white space or all non-space.
 fn pieces(text: &str) -> Vec<String> {
     let (mut out, mut start, mut run, mut space) = (Vec::new(), 0, 0, false);
     for (at, c) in text.char_indices() {
@@ -133,9 +132,9 @@ fn new_config() -> Value {
 }
 
 impl Tokenizer {
-    /// Writes a trained tokenizer as a folder that transformers loads, which becomes the
-    /// tokenizer's own folder. A failure leaves no file. A loaded tokenizer is copied byte for byte with
-    /// [`Tokenizer::copy_to`] instead.
+    /// Writes a trained tokenizer to a folder that transformers can load, and makes it the folder of `self`.
+    /// A failure leaves no file. A loaded tokenizer is copied byte for byte with [`Tokenizer::copy_to`]
+    /// instead.
     pub fn save_new(&mut self, dir: &Path) -> Result<()> {
         if let Some(own) = &self.dir {
             return Err(Error::Runtime(format!(
@@ -150,7 +149,7 @@ impl Tokenizer {
         };
         let json = inner.to_string(false).map_err(|e| Error::Runtime(format!("cannot write the tokenizer: {e}")))?;
         let map = json!({ "eos_token": EOS, "pad_token": PAD });
-        // tokenizer.json is last: a folder without it is no tokenizer.
+        // tokenizer.json is last, because a folder without it is not a tokenizer.
         let texts = [
             (TEMPLATE_FILE, CHAT_TEMPLATE.to_owned()),
             ("special_tokens_map.json", json_text(&map)),
@@ -210,7 +209,7 @@ mod tests {
     #[test]
     fn a_failed_save_leaves_neither_a_file_nor_a_temporary() {
         let folder = tempfile::tempdir().unwrap();
-        // A folder in the place of the last file: its rename fails after three files have their names.
+        // A folder has the name of the last file, so its rename fails after three files have been renamed.
         let dir = folder.path().join("tok");
         std::fs::create_dir_all(dir.join("tokenizer.json/held")).unwrap();
         assert_eq!(train_bpe(texts(), 280).unwrap().save_new(&dir).unwrap_err().exit_code(), 1);

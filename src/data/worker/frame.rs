@@ -4,7 +4,7 @@
 //! mark u32 | number u32 | parts u32 | length of each part, u64 | parts
 //! ```
 //!
-//! All numbers are little-endian. A reader refuses a wrong mark, too many parts and a message above
+//! All numbers are little-endian. A reader rejects a wrong mark, too many parts and a message above
 //! [`MAX_BYTES`], so that stray output of a library is not read as a message.
 
 use std::io::{self, Read};
@@ -19,7 +19,7 @@ pub(crate) const MAX_BYTES: u64 = 8 << 30;
 /// A message.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Frame {
-    /// Seconds of processor time in a request; not used in an answer.
+    /// Seconds of processor time in a request; unused in a response.
     pub number: u32,
     pub parts: Vec<Vec<u8>>,
 }
@@ -80,7 +80,7 @@ pub(crate) fn read(from: &mut impl Read) -> io::Result<Option<Frame>> {
     Ok(Some(Frame { number: word(4), parts }))
 }
 
-/// Token ids as bytes. Both ends run on one machine, so its byte order serves.
+/// Converts token ids to bytes in native byte order, because both processes run on one machine.
 pub(crate) fn id_bytes(ids: &[u32]) -> Vec<u8> {
     bytemuck::cast_slice(ids).to_vec()
 }

@@ -1,4 +1,4 @@
-//! Calls into a library that may panic, and the note of what a child is doing.
+//! Calls into a library that may panic, and a note of the step that a child is running.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -24,12 +24,12 @@ impl Stage {
         all.into_iter().find(|stage| *stage as u8 == byte).unwrap_or(Stage::Other)
     }
 
-    /// True if the chat template is at work, not the tokenizer.
+    /// True if the step runs the chat template, not the tokenizer.
     pub(crate) fn is_template(self) -> bool {
         matches!(self, Stage::Compile | Stage::Render)
     }
 
-    /// What to try after a failure.
+    /// Advice after a failure.
     pub(crate) fn advice(self) -> &'static str {
         match self {
             Stage::Compile | Stage::Render => "does it loop or grow without end? try --chat-template-path",
@@ -54,7 +54,7 @@ impl Stage {
 /// File of the note; set in a child only.
 static NOTE: OnceLock<File> = OnceLock::new();
 
-/// Names the file for [`note`].
+/// Sets the file that [`note`] writes to.
 #[cfg(target_os = "linux")]
 pub(super) fn note_to(file: File) {
     let _ = NOTE.set(file);
@@ -69,10 +69,10 @@ pub(crate) fn note(stage: Stage) {
     }
 }
 
-/// Calls a library, with its panic as an error text.
+/// Calls a library and converts its panic to an error text.
 pub(crate) fn guarded<T>(stage: Stage, call: impl FnOnce() -> T) -> Result<T, String> {
     note(stage);
-    // What a panic leaves behind is not used again: a loaded library object is only read.
+    // State that a panic leaves inconsistent is not used again, because a loaded library object is only read.
     catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         format!("the library stopped: {}", text.unwrap_or("no reason was given"))
@@ -87,7 +87,7 @@ thread_local! {
 /// Like [`guarded`], without the message that a panic prints.
 pub(crate) fn guarded_quietly<T>(stage: Stage, call: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
-    // The hook is the process's, so it is set once and asks the thread.
+    // The hook is global to the process, so it is set once and checks the flag of the panicking thread.
     HOOK.call_once(|| {
         let before = take_hook();
         set_hook(Box::new(move |info| {

@@ -1,11 +1,12 @@
-//! The child's side: limits, then one answer for each request.
+//! The child's side: sets the limits, then sends one response for each request.
 //!
 //! - Memory, core files and written files are limited for the whole life of the child, processor
 //!   time for each request.
 //! - Requests are answered on a thread with a large stack.
 //! - The child ends as soon as its parent has ended, even during a request: a thread waits for the
 //!   hang-up of the request pipe.
-//! - Signals that ask a program to stop are ignored: they reach the parent too, which decides.
+//! - Signals that ask a program to stop are ignored. The parent receives them too, and decides whether to
+//!   stop.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -20,10 +21,10 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use super::frame::{self, Frame};
 use super::guard;
 
-/// Stack of the thread that answers, in bytes.
+/// Stack size of the thread that serves requests, in bytes.
 pub(super) const STACK: usize = 64 << 20;
 
-/// Maximum size of a file that the child writes: its last words.
+/// Maximum size in bytes of a file that the child writes, which is only its stderr.
 const MAX_FILE: u64 = 1 << 20;
 
 /// Answers requests from standard input until it ends. `memory` is the limit in bytes.
@@ -33,7 +34,7 @@ pub(crate) fn serve(memory: u64, answer: impl FnMut(Frame) -> Vec<Vec<u8>> + Sen
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
     }
     guard::note_to(io::stderr().as_fd().try_clone_to_owned()?.into());
-    // If the system runs out of memory, the child has to go first. Not every system allows this.
+    // If the system runs out of memory, the child should be killed first. Not every system allows this.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     limit(Resource::Core, 0)?;
     limit(Resource::Fsize, MAX_FILE)?;
@@ -55,12 +56,12 @@ pub(crate) fn serve(memory: u64, answer: impl FnMut(Frame) -> Vec<Vec<u8>> + Sen
 }
 
 fn answer_all(mut answer: impl FnMut(Frame) -> Vec<Vec<u8>>) -> io::Result<()> {
-    // Unbuffered: standard output would flush at every line break in a message.
+    // These files are unbuffered, whereas standard output would flush at every line break in a message.
     let mut from = std::fs::File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut to = std::fs::File::from(io::stdout().as_fd().try_clone_to_owned()?);
     while let Some(request) = frame::read(&mut from)? {
         let used = clock_gettime(ClockId::ProcessCPUTime).tv_sec as u64;
-        // The second that has begun does not count.
+        // `used` is rounded down, so one second is added.
         limit(Resource::Cpu, used + 1 + u64::from(request.number))?;
         let parts = answer(request);
         let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();

@@ -1,8 +1,8 @@
-//! The children of one tokenizer: as many as threads that ask at once, up to [`MAX_CHILDREN`].
+//! The child processes of one tokenizer, at most one for each thread and at most [`MAX_CHILDREN`].
 //!
-//! Every child loads the tokenizer again, which takes seconds for a large vocabulary. So another
-//! child is started only after the present ones have worked for as long as it would take to load:
-//! the total is then at most twice that of the best choice. A child that ended is replaced.
+//! Every child loads the tokenizer again, which needs seconds for a large vocabulary. A further child is
+//! therefore started only after the existing ones have worked for as long as it would need to load. The total
+//! time is then at most twice that of the best choice. A child that ended is replaced.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,11 +14,11 @@ use super::{Failure, Program, SECONDS_PER_BYTE};
 /// Maximum number of children: each holds the tokenizer in memory.
 const MAX_CHILDREN: usize = 16;
 
-/// Number of children that may end by a limit or a crash. A row that ends one is refused; a
-/// tokenizer or template that ends many would take the time limit for every row.
+/// Number of children that may end because of a limit or a crash. A row that ends one is an error. A
+/// tokenizer or template that ends many could use up the time limit for every row.
 const MAX_DEATHS: usize = 3;
 
-/// Bytes of a model folder that load in one second, at least.
+/// Lower bound of the loading speed, in bytes of a model folder per second.
 const LOADED_PER_SECOND: u64 = 500_000;
 
 /// Number of times that a request is sent again after its child was killed from outside.
@@ -37,7 +37,7 @@ pub(crate) struct Pool {
 #[derive(Default)]
 struct State {
     idle: Vec<Process>,
-    /// Children that exist, with those that are being started.
+    /// Number of children, including those that are being started.
     alive: usize,
     /// Maximum of `alive`.
     most: usize,
@@ -46,12 +46,12 @@ struct State {
     /// Time to start and load a child.
     start: Duration,
     deaths: usize,
-    /// The failure after which no child is asked again.
+    /// The failure after which no child receives another request.
     given_up: Option<Failure>,
 }
 
 impl Pool {
-    /// Starts the first child; returns its answer to `load` too.
+    /// Starts the first child; also returns its response to `load`.
     pub(crate) fn new(program: &Program, load: Vec<Vec<u8>>) -> Result<(Self, Frame), Failure> {
         let most = rayon::current_num_threads().clamp(1, MAX_CHILDREN);
         let state = Mutex::new(State { most, ..State::default() });
@@ -69,8 +69,8 @@ impl Pool {
         Ok((pool, answer))
     }
 
-    /// Sends a request about `bytes` of text to a child and returns its answer. A request whose
-    /// child was killed from outside is sent again.
+    /// Sends a request about `bytes` of text to a child and returns its response. A request whose child was
+    /// killed from outside is sent again.
     pub(crate) fn ask(&self, parts: &[&[u8]], bytes: usize) -> Result<Frame, Failure> {
         let seconds = self.program.limits.seconds + (bytes as f64 * SECONDS_PER_BYTE) as u64;
         let mut repeats = 0;
@@ -114,20 +114,20 @@ impl Pool {
         outcome
     }
 
-    /// Number of children that died at a request, and whether that ended the pool.
+    /// Number of children that died during a request, and whether the pool gave up after them.
     pub(crate) fn deaths(&self) -> (usize, bool) {
         let state = self.lock();
         (state.deaths, state.given_up.is_some())
     }
 
-    /// Forgets all deaths but the first `deaths`, so that children are asked again.
+    /// Forgets all deaths except the first `deaths`, so that children receive requests again.
     pub(crate) fn forget_deaths(&self, deaths: usize) {
         let mut state = self.lock();
         state.deaths = state.deaths.min(deaths);
         state.given_up = None;
     }
 
-    /// A free child; waits for one, or starts one.
+    /// Returns a free child; waits for one or starts one if none is free.
     fn take(&self) -> Result<Process, Death> {
         let mut state = self.lock();
         loop {
@@ -153,7 +153,7 @@ impl Pool {
                 state.alive -= 1;
                 let alone = state.alive == 0;
                 if !alone {
-                    // The others go on without it.
+                    // The pool continues with the other children.
                     state.most = state.alive;
                 }
                 drop(state);

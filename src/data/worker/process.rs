@@ -1,8 +1,8 @@
-//! One child process: its start, questions with answers, and the cause of its end.
+//! One child process: its start, requests with responses, and the cause of its end.
 //!
-//! The pipes of the parent do not block, so a child that is stopped or stuck cannot hold it up. The
-//! child's standard error is a file in memory: byte 0 is the note of what it does, and the last
-//! words of Rust's runtime and of other libraries follow from byte [`WORDS`] on.
+//! The parent's pipes are non-blocking, so a stopped or stuck child cannot block the parent. The child's
+//! stderr is a file in memory. Byte 0 is the note of the step that the child is running; error output of
+//! Rust's runtime and of other libraries starts at byte [`WORDS`].
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -21,7 +21,7 @@ use super::{COMMAND, Failure, Limits, Program, Stage, host};
 /// Offset of the child's error output in its file.
 const WORDS: u64 = 8;
 
-/// A child that takes requests.
+/// A child that accepts requests.
 pub(super) struct Process {
     child: Child,
     to: ChildStdin,
@@ -30,10 +30,10 @@ pub(super) struct Process {
     limits: Limits,
 }
 
-/// Why a request had no answer.
+/// Reason why a request got no response.
 pub(super) struct Death {
     pub failure: Failure,
-    /// True if something outside ended the child, not its work.
+    /// True if the child was ended from outside, not by its request.
     pub foreign: bool,
 }
 
@@ -63,8 +63,9 @@ impl Process {
         Ok(process)
     }
 
-    /// Sends a request and waits for its answer. `seconds` limits the child's processor time. The
-    /// wall clock only ends a child that does not work at all: other programs may keep it waiting.
+    /// Sends a request and waits for its response. `seconds` limits the child's processor time. The limit on
+    /// wall-clock time is much longer and only ends a child that makes no progress, because other programs
+    /// may delay it.
     pub(super) fn ask(&mut self, parts: &[&[u8]], seconds: u64) -> Result<Frame, Death> {
         let wall = 60 + 20 * seconds;
         let until = Instant::now() + Duration::from_secs(wall);
@@ -139,7 +140,7 @@ fn retry(error: io::Error, pipe: PollFd<'_>, until: Instant) -> io::Result<()> {
     }
 }
 
-/// The pipe that answers come from, up to a deadline.
+/// Reads responses from the child's pipe until a deadline.
 struct Answer<'a> {
     from: &'a mut ChildStdout,
     until: Instant,

@@ -1,10 +1,10 @@
-//! The pool on systems without worker processes. It is never made, because
-//! [`super::enabled`] returns `None` there.
+//! The pool on systems without worker processes. No value of it exists, because [`super::enabled`] returns
+//! `None` there.
 
 use super::frame::Frame;
 use super::{Failure, Program};
 
-/// Never made.
+/// Type without values.
 #[derive(Debug)]
 pub(crate) enum Pool {}
 

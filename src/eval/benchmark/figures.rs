@@ -23,7 +23,7 @@
 //! in `rewardbench/utils.py`; IF-RewardBench, `metrics/analysis_overall_assessment.py`. That script
 //! turns pairwise verdicts into ratings first; a model that gives scores needs no such step.
 //!
-//! A comparison with a score that is NaN is wrong.
+//! A comparison with a NaN score counts as wrong.
 
 use std::collections::BTreeMap;
 
@@ -53,7 +53,7 @@ pub fn figures(benchmark: Benchmark, rows: &[&Judged<'_>]) -> Vec<Figure> {
     }
 }
 
-/// Sums by name, in the order of the names.
+/// Sum and number of values by name, in the order of the names.
 #[derive(Default)]
 struct Means(BTreeMap<String, (f64, usize)>);
 
@@ -95,8 +95,8 @@ fn figure(name: impl Into<String>, count: usize, value: f64) -> Figure {
     Figure { name: name.into(), count, value }
 }
 
-/// Shares of a row of RM-Bench: easy, normal, hard. `scores` are of three chosen, then three rejected
-/// responses, in the order of the styles.
+/// Returns the easy, normal and hard shares of a row of RM-Bench. `scores` holds the scores of the three
+/// chosen, then of the three rejected responses, each in the order of the styles.
 pub fn style_shares(scores: &[f64]) -> [f64; 3] {
     let mut right = [0.0; 3];
     for (i, chosen) in scores[..3].iter().enumerate() {
@@ -167,8 +167,8 @@ pub fn shared_credit(scores: &[f64]) -> f64 {
     }
 }
 
-/// Margins of a row of ties: the smallest correct minus the largest incorrect score, and the spread of
-/// the correct ones.
+/// Returns the margins of a row of ties: the smallest correct minus the largest incorrect score, and the
+/// spread of the correct scores.
 pub fn tie_margins(scores: &[f64], correct: usize) -> (f64, f64) {
     let largest = |of: &[f64]| of.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let smallest = |of: &[f64]| of.iter().copied().fold(f64::INFINITY, f64::min);
@@ -200,7 +200,7 @@ fn reward_bench_2(rows: &[&Judged<'_>]) -> Vec<Figure> {
     std::iter::once(figure("overall", rows.len(), overall)).chain(parts).collect()
 }
 
-/// Figures of ties; a prompt may occur several times, once in each list.
+/// Figures of ties. A resampled prompt may occur several times, equally often in both lists.
 fn ties(mut tied: Vec<(i64, f64, f64)>, mut reference: Vec<(i64, f64)>) -> Vec<Figure> {
     tied.sort_by_key(|row| row.0);
     reference.sort_by_key(|row| row.0);

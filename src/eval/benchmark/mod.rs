@@ -8,9 +8,9 @@
 //! | RewardBench 2, ties | several correct and several incorrect responses | see [`figures`] |
 //! | IF-RewardBench (thu-coai/IF-RewardBench) | responses and a graph of preferences between them | accuracy and Kendall's tau-b over the edges of a graph |
 //!
-//! - `rows`: rows in, and which benchmark they are of
+//! - `rows`: reads rows and recognises their benchmark
 //! - [`figures`]: the figures as the benchmarks define them
-//! - [`summary`]: the figures with bootstrap intervals; tables, JSON and rows out
+//! - [`summary`]: the figures with bootstrap intervals, as tables and JSON, and the scored rows
 
 pub mod figures;
 pub(crate) mod rows;
@@ -51,11 +51,11 @@ impl Benchmark {
 pub struct Item {
     /// One prompt, and comparisons that use every response that is scored.
     pub row: SourceRow,
-    /// Rows of the benchmark.
+    /// Kind of the row, with the facts that its figures need.
     pub shape: Shape,
 }
 
-/// What the responses of a row are.
+/// Kind of a row, which says what its responses are.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Shape {
     /// Three styles of chosen, then three of rejected responses.
@@ -77,10 +77,10 @@ pub enum Shape {
         /// Subset of the row.
         subset: String,
     },
-    /// `correct` correct responses, then incorrect ones. `tied` prompts have several correct responses,
-    /// their reference prompt of the same number has one.
+    /// `correct` correct responses, then incorrect ones. A tied prompt has several correct responses; the
+    /// reference prompt with the same number has one.
     Ties {
-        /// Whether it is of the subset of ties.
+        /// True for a tied prompt, false for a reference prompt.
         tied: bool,
         /// Number of the prompt.
         prompt: i64,
@@ -102,7 +102,7 @@ pub enum Shape {
     },
 }
 
-/// A row with the scores of its responses. A response that no edge uses has NaN.
+/// A row with the scores of its responses. A response that no edge uses has the score NaN.
 #[derive(Clone, Debug)]
 pub struct Judged<'a> {
     /// The row.

@@ -1,7 +1,7 @@
 //! Rows of benchmarks: JSON lines, JSON or Parquet in the shapes in which the benchmarks are published.
 //!
-//! Refused, with file and line: a row of another benchmark or of none, missing keys, lists of another
-//! length, empty responses and graphs, indices out of range.
+//! The following are errors, with file and line: a row of a different benchmark or of none, missing keys,
+//! lists of a wrong length, empty responses and graphs, and indices out of range.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -31,11 +31,11 @@ fn recognise(row: &Row) -> Option<Benchmark> {
     }
 }
 
-/// The benchmark of the first row of a regular file; `None` if it is of none. Other files are read
-/// once, so they are not looked at.
+/// Returns the benchmark of the first row of a regular file; `None` if the row is of no benchmark. Other
+/// files can be read only once, so they are not opened and give `None`.
 ///
 /// # Errors
-/// [`Error::Data`] if the first row is damaged.
+/// None at present: a damaged first row gives `None`.
 pub fn recognise_file(path: &Path) -> Result<Option<Benchmark>> {
     if !path.is_file() {
         return Ok(None);
@@ -49,7 +49,7 @@ pub fn recognise_file(path: &Path) -> Result<Option<Benchmark>> {
     });
     match (found, read) {
         (Some(Ok(benchmark)), _) => Ok(benchmark),
-        // What is wrong is said by the reader of ordinary rows.
+        // The reader of ordinary rows reports the defect.
         (Some(Err(_)) | None, _) => Ok(None),
     }
 }
@@ -242,7 +242,7 @@ fn reward_bench_2(row: &Row, index: usize) -> Result<(PreferenceGroup, Shape), S
     Ok((group(id, user(text(row, "prompt")?), responses, &edges), shape))
 }
 
-/// Every tied prompt has its reference prompt, and every prompt is there once.
+/// Returns an error unless every prompt occurs exactly once as a tied and once as a reference prompt.
 fn check_ties(items: &[Item]) -> Result<()> {
     let mut known: HashMap<(bool, i64), &Item> = HashMap::new();
     for item in items {

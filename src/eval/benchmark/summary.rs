@@ -1,5 +1,5 @@
-//! Figures of a benchmark with 95 % intervals: a percentile bootstrap over rows, drawn within each
-//! category, so that no category is ever empty. Both rows of a prompt of ties are drawn together.
+//! Figures of a benchmark with 95 % intervals from a percentile bootstrap. Rows are drawn within each
+//! category, so that no category is empty. Both rows of a ties prompt are drawn together.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -51,7 +51,7 @@ fn units(rows: &[Judged<'_>]) -> Vec<Vec<Vec<usize>>> {
     strata.into_values().collect()
 }
 
-/// Figures with intervals. A figure without variation over the resamples has none.
+/// Figures with intervals. A figure without variation over the resamples has no interval.
 pub fn summarise(benchmark: Benchmark, rows: &[Judged<'_>], resampling: Resampling) -> Vec<Line> {
     let all: Vec<&Judged<'_>> = rows.iter().collect();
     let found = figures(benchmark, &all);
@@ -65,7 +65,7 @@ pub fn summarise(benchmark: Benchmark, rows: &[Judged<'_>], resampling: Resampli
                 sample.extend(units[rng.below(units.len())].iter().map(|&i| &rows[i]));
             }
         }
-        // A figure of a finer category than those of the draw may be missing.
+        // A figure may be missing if its category is finer than the categories of the draw.
         for Figure { name, value, .. } in figures(benchmark, &sample) {
             drawn.entry(name).or_default().push(value);
         }
@@ -99,7 +99,7 @@ pub fn json(lines: &[Line]) -> Value {
     Value::Object(lines.iter().map(|line| (line.name.clone(), one(line))).collect())
 }
 
-/// A row with its scores and its own result, for an output file.
+/// Returns a row with its scores and its result, for an output file.
 pub fn row_json(row: &Judged<'_>) -> Value {
     let scores: Vec<Value> = row.scores.iter().map(|score| number(*score)).collect();
     let mut out = Map::new();

@@ -58,7 +58,8 @@ pub(super) static RULES: [(&str, Rule); 16] = [
     ("custom:date_format_list", |_, text| Some(text.trim().split(',').all(|date| is_date(date.trim())))),
 ];
 
-/// Five levels of brackets; a bracket that does not match starts again.
+/// True if the text has five nested levels of brackets. A closing bracket that does not match starts the
+/// count again.
 fn has_nested_brackets(text: &str) -> bool {
     let (mut open, mut deepest) = (Vec::new(), 0);
     for c in text.chars() {
@@ -83,7 +84,7 @@ fn has_nested_brackets(text: &str) -> bool {
     false
 }
 
-/// Three levels of quotation marks, all closed.
+/// True if the text has three nested levels of quotation marks, all closed.
 fn has_nested_quotes(text: &str) -> bool {
     let (mut open, mut deepest): (Vec<char>, usize) = (Vec::new(), 0);
     for c in text.chars().filter(|c| matches!(c, '"' | '\'')) {
@@ -112,12 +113,12 @@ fn follows_option(arguments: &Kwargs, text: &str) -> Option<bool> {
     Some(options_of.any(|option| trimmed(option).to_lowercase() == answer))
 }
 
-/// Every line starts with more spaces than the line before. Of blank lines, the checker skips every
-/// second one of a run.
+/// True if every line starts with more spaces than the line before. As in the checker, only every second line
+/// of a run of blank lines is skipped.
 fn is_staircase(text: &str) -> bool {
     let mut lines: Vec<&str> = text.split('\n').collect();
-    // At least half of the lines stay, and their indents must grow: many lines need a long text. Without
-    // this limit, removing lines one by one would take quadratic time.
+    // At least half of the lines stay, and their indents must grow, so many lines need a long text. Without
+    // this limit, removing lines one by one would need quadratic time.
     let least = lines.len() / 2;
     if least * least.saturating_sub(1) / 2 > text.len() {
         return false;
@@ -173,7 +174,7 @@ fn has_four_questions(text: &str) -> bool {
         && lengths.windows(2).all(|pair| pair[0] < pair[1])
 }
 
-/// A date of Napoleon's life as YYYY-MM-DD.
+/// True for a date YYYY-MM-DD within Napoleon's life, from 1769 to 1821.
 fn is_date(date: &str) -> bool {
     static DATE: LazyLock<Regex> = LazyLock::new(|| pattern(r"^([0-9]{4})-([0-9]{2})-([0-9]{2})$"));
     let Some(parts) = DATE.captures(date) else { return false };
@@ -219,7 +220,7 @@ mod tests {
         );
     }
 
-    /// The time is linear in the text: with a quadratic one, this would take hours.
+    /// The time is linear in the text; with quadratic time, this test would run for hours.
     #[test]
     fn many_blank_lines_are_not_a_staircase() {
         assert!(!is_staircase(&"\n".repeat(1 << 22)));

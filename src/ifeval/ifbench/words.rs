@@ -22,7 +22,7 @@ pub(super) static RULES: [(&str, Rule); 18] = [
     ("count:conjunctions", |arguments, text| {
         let is_one =
             |word: &&str| matches!(&*trimmed(word).to_lowercase(), "and" | "but" | "for" | "nor" | "or" | "so" | "yet");
-        // As written: the checker counts `and` and `and,` as two.
+        // Words are compared as written, because the checker counts `and` and `and,` as two.
         let words: HashSet<&str> = text.split_whitespace().filter(is_one).collect();
         Some(words.len() >= count_argument(arguments, "small_n")?)
     }),

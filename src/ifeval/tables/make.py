@@ -19,7 +19,7 @@ BEGIN_LOWER, LOWER = 1 << 4, 0b1110000
 
 
 def write(name, data):
-    # A small dictionary: the decoder allocates it.
+    # The dictionary is small, because the decoder allocates it.
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 21}]
     packed = lzma.compress(data, check=lzma.CHECK_CRC32, filters=filters)
     (HERE / name).write_bytes(packed)

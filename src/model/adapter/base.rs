@@ -1,7 +1,7 @@
-//! The base of an adapter. Its folder is, in this order: the one that the user names (`--base-model`);
-//! `base_model_name_or_path` of `adapter_config.json` as a folder, from the current folder as PEFT
-//! reads it or else from the adapter's; that name in the local cache of the Hugging Face Hub; the
-//! adapter's folder, if it holds a whole model too.
+//! Finds the base of an adapter. Its folder is the first of: the one that the user names (`--base-model`);
+//! `base_model_name_or_path` of `adapter_config.json` as a folder, relative to the current folder as in PEFT, or
+//! else to the adapter's folder; that name in the local cache of the Hugging Face Hub; the adapter's folder, if
+//! it also holds a whole model.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ pub struct AdapterFolder {
     pub path: PathBuf,
     /// Folder of the base model.
     pub base: PathBuf,
-    /// Its configuration.
+    /// Configuration of the adapter.
     pub config: AdapterConfig,
 }
 
@@ -27,8 +27,8 @@ pub fn is_adapter(folder: &Path) -> bool {
 }
 
 impl AdapterFolder {
-    /// The adapter in a folder, with its base: `given`, or the one that the adapter names. `None` if
-    /// the folder holds no adapter.
+    /// Returns the adapter in a folder with its base, which is `given` or else the one that the adapter names.
+    /// Returns `None` if the folder holds no adapter.
     ///
     /// # Errors
     /// [`Error::Model`] if the adapter is not supported, or its base is not found.
@@ -52,7 +52,7 @@ impl AdapterFolder {
         Ok(Some(Self { path: path.to_path_buf(), base, config }))
     }
 
-    /// One line about what is merged.
+    /// One line that names the adapter and the base that are merged.
     pub fn line(&self) -> String {
         format!("the adapter {} is merged with its base {}", self.path.display(), self.base.display())
     }

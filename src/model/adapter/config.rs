@@ -1,11 +1,11 @@
-//! `adapter_config.json` of PEFT (as PEFT 0.21 writes it): read, checked and written.
+//! Reads, checks and writes `adapter_config.json` of PEFT, in the form that PEFT 0.21 writes.
 //!
-//! Read: LoRA on linear layers and on the embedding table, with ranks and factors by module
+//! Supported are LoRA on linear layers and on the embedding table, with ranks and factors by module
 //! (`rank_pattern`, `alpha_pattern`), rank-stabilised factors, and whole modules (`modules_to_save`).
 //!
-//! Refused by name: other PEFT types, and every setting that changes the result and is not computed
-//! here: DoRA, biases, trained tokens, variants of LoRA, and initialisations that changed the base
-//! weights. An unknown key that is set is refused too, because its effect is not known.
+//! Other PEFT types are an error that names the key, and so is every setting that changes the result and is not
+//! implemented here: DoRA, biases, trainable token rows, variants of LoRA, and initialisations that changed the
+//! base weights. An unknown key that is set is rejected too, because its effect is not known.
 
 use std::path::Path;
 
@@ -20,14 +20,14 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// Largest rank, far above every adapter in use.
 const MAX_RANK: usize = 1 << 16;
 
-/// What to do with an adapter that is refused.
+/// Advice in the error for an adapter that is not supported.
 pub(super) const MERGE_ELSEWHERE: &str =
     "merge it with PEFT (merge_and_unload), save the whole model, and use that folder";
 
 /// Modules that have a low-rank product.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Targets {
-    /// Names, or ends of names from a dot on: `q_proj`, `self_attn.q_proj`.
+    /// Full names, or ends of names that start after a dot: `q_proj`, `self_attn.q_proj`.
     Names(Vec<String>),
     /// A regular expression that matches whole names.
     Pattern(String),
@@ -55,9 +55,9 @@ pub struct AdapterConfig {
     pub task_type: Option<TaskType>,
     /// Rank of modules that `rank_pattern` does not name.
     pub r: usize,
-    /// Numerator of the factor of modules that `alpha_pattern` does not name.
+    /// Alpha, the numerator of the factor, for modules that `alpha_pattern` does not name.
     pub lora_alpha: f64,
-    /// Dropout in training; it does not change the trained model.
+    /// Dropout rate in training; it has no effect when the trained adapter is applied.
     pub lora_dropout: f64,
     /// The factor is alpha / sqrt(rank) instead of alpha / rank.
     pub use_rslora: bool,
@@ -65,22 +65,22 @@ pub struct AdapterConfig {
     pub target_modules: Targets,
     /// Modules that are left out although `target_modules` names them.
     pub exclude_modules: Option<Targets>,
-    /// Layers with adapters; all if `None`. Only with names in `target_modules`.
+    /// Layers with adapters; all if `None`. Needs names in `target_modules`.
     pub layers_to_transform: Option<Vec<usize>>,
-    /// Names of the list of layers, with `layers_to_transform`; any name if empty.
+    /// Names of the list of layers, for `layers_to_transform`; any name matches if empty.
     pub layers_pattern: Vec<String>,
     /// Ranks by regular expression of the end of a module's name; the first match counts.
     pub rank_pattern: Vec<(String, usize)>,
-    /// Alphas in the same way.
+    /// Alphas by the same kind of expression.
     pub alpha_pattern: Vec<(String, f64)>,
     /// Modules that are stored whole, such as a reward head.
     pub modules_to_save: Vec<String>,
-    /// Trained embedding and head stay one table (with a base that ties them).
+    /// Trained embedding and head stay one table, if the base ties them.
     pub ensure_weight_tying: bool,
-    /// Weights of the adapted layers are stored as (inputs, outputs), as in GPT-2. PEFT and this program
-    /// ask the layers themselves.
+    /// Weights of the adapted layers are stored as (inputs, outputs), as in GPT-2. Like PEFT, this program uses
+    /// the storage order of each layer and ignores the value.
     pub fan_in_fan_out: bool,
-    /// PEFT freezes the adapter when it loads it. Written as true.
+    /// PEFT freezes the adapter when it loads it. True in a new adapter.
     pub inference_mode: bool,
     /// Notes for the log.
     pub notes: Vec<String>,
@@ -104,7 +104,7 @@ const REFUSED: [(&str, &str); 14] = [
     ("enable_lora", "it belongs to merged layers of early PEFT versions"),
 ];
 
-/// Keys without effect on the trained model.
+/// Keys that have no effect on the trained model.
 const WITHOUT_EFFECT: [&str; 11] = [
     "auto_mapping",
     "peft_version",
@@ -112,7 +112,7 @@ const WITHOUT_EFFECT: [&str; 11] = [
     "qalora_group_size",
     "runtime_config",
     "merge_weights",
-    // They belong to initialisations.
+    // The next four keys configure initialisations.
     "loftq_config",
     "eva_config",
     "corda_config",
@@ -168,8 +168,8 @@ impl AdapterConfig {
         }
     }
 
-    /// Reads and checks `adapter_config.json` of a folder. Every failure is [`Error::Model`] with
-    /// key, value and what to try, or [`Error::Io`].
+    /// Reads and checks `adapter_config.json` of a folder. Returns [`Error::Model`] with key, value and advice,
+    /// or [`Error::Io`].
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(CONFIG_FILE);
         Self::parse(&read_object(&path)?, &path)
@@ -306,7 +306,7 @@ fn number(x: f64) -> Value {
     if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
 }
 
-/// Refuses settings that change the result and are not computed here.
+/// Returns an error for settings that change the result and are not implemented here.
 fn refuse_settings(keys: Keys) -> Result<()> {
     for (key, meaning) in REFUSED {
         if let Some(value) = keys.get(key).filter(|value| is_set(value)) {

@@ -1,8 +1,9 @@
-//! Weights of an adapter: `adapter_model.safetensors`, checked against `adapter_config.json` and the
-//! base before any value is read, and the sum of a base's weight and an adapter's product.
+//! Reads the weights of an adapter from `adapter_model.safetensors`. They are checked against
+//! `adapter_config.json` and the base before any value is read. An adapter's product is added to a weight of
+//! the base.
 //!
-//! Refused: pickled files, tensors that are missing, unknown or of another shape, values that are
-//! not finite, and changes to one of two tied tensors.
+//! Pickled files are an error, and so are tensors that are missing, unknown, misshapen or not finite. A
+//! change to one of two tied tensors is an error too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -22,9 +23,9 @@ use crate::{Error, Result};
 
 /// Name of an adapter's weight file.
 pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
-/// Name of the pickled form.
+/// Name of a pickled weight file.
 const PICKLED_FILE: &str = "adapter_model.bin";
-/// Part of names in files that were saved with the adapter's name.
+/// Adapter name that some files insert into the names of tensors.
 const ADAPTER_NAME: &str = "default";
 
 /// Checked weights of an adapter, by the names of [`AdapterConfig::tensors`].
@@ -38,8 +39,8 @@ pub struct AdapterFiles {
 }
 
 impl AdapterFiles {
-    /// Opens the weights of an adapter for a model with this configuration. Failures are
-    /// [`Error::Model`] with file, tensor and what to try, or [`Error::Io`].
+    /// Opens the weights of an adapter for a model with this configuration. Returns [`Error::Model`] with file,
+    /// tensor and advice, or [`Error::Io`].
     pub fn open(folder: &Path, config: &AdapterConfig, model: &ModelConfig) -> Result<Self> {
         let path = folder.join(WEIGHTS_FILE);
         if !is_named(&path) {
@@ -92,7 +93,7 @@ impl AdapterFiles {
         self.whole.contains(tensor)
     }
 
-    /// Tensors of the model that the adapter changes.
+    /// Number of tensors of the model that the adapter changes.
     pub(crate) fn changed(&self) -> usize {
         self.modules.len() + self.whole.len()
     }
@@ -117,8 +118,8 @@ impl AdapterFiles {
         let [(a, _), (b, _)] = module.parts();
         let (a, b) = (self.weights.read_all(&a)?, self.weights.read_all(&b)?);
         let (rows, columns, rank) = (module.tensor.shape[0], module.tensor.shape[1], module.rank);
-        // The table of an embedding is the transpose of the matrix that its product adds to, and so is the
-        // weight of a family that stores columns.
+        // An embedding table is stored as the transpose of the matrix to which the product is added. So is
+        // the weight of a family that stores columns.
         let (left, right) = match module.is_transposed() {
             false => (b, a),
             true => (transposed(&a, rank, rows), transposed(&b, columns, rank)),
@@ -146,7 +147,7 @@ pub(crate) struct Product {
 }
 
 impl Product {
-    /// Adds the product to the elements of the matrix from `offset` on, in f64, rounded once.
+    /// Adds the product to the elements of the matrix that start at `offset`, in f64, rounded once.
     ///
     /// # Errors
     /// [`Error::Model`] if a sum is not finite in f32.
@@ -180,7 +181,7 @@ impl Product {
     }
 }
 
-/// Refuses a stored head that differs from the embedding table that it is tied to.
+/// Returns an error if a stored head differs from the embedding table that it is tied to.
 fn check_tied_tables(path: &Path, weights: &WeightFiles, whole: &BTreeSet<String>, model: &ModelConfig) -> Result<()> {
     if !ties(model) || !whole.contains(LM_HEAD) {
         return Ok(());
@@ -202,11 +203,11 @@ fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
 }
 
-/// Name of a tensor in [`AdapterConfig::tensors`], without the parts that wrappers and the adapter's
-/// name insert.
+/// Returns the name in [`AdapterConfig::tensors`] of a stored tensor, without the parts that wrappers and the
+/// adapter's name insert.
 ///
 /// # Errors
-/// The reason if the tensor belongs to something that is not computed here.
+/// The reason if the tensor belongs to a feature that is not supported.
 fn own_name(name: &str) -> Result<String, String> {
     let refuse = |what: &str| Err(format!("holds the tensor {name:?}, {what}; {MERGE_ELSEWHERE}"));
     if name.contains("lora_magnitude_vector") {
@@ -225,13 +226,13 @@ fn own_name(name: &str) -> Result<String, String> {
     Ok(format!("{PREFIX}{}", parts.join(".")))
 }
 
-/// A file; its tensors are compared with the expected ones.
+/// A weight file whose tensors are compared with the expected ones.
 struct Opened<'a> {
     path: &'a Path,
     model: &'a ModelConfig,
     shard: &'a Shard,
     stored: BTreeMap<String, Stored>,
-    /// Tensors of the file, by their own names.
+    /// Tensors that the file may hold, by the names of [`AdapterConfig::tensors`].
     expected: Vec<TensorSpec>,
 }
 
@@ -258,7 +259,7 @@ impl Opened<'_> {
             order: Order::Rows,
             heads: self.model.heads,
         };
-        // A reward model starts from a language model too, which may have trained its head.
+        // A reward model may also start from a language model whose adapter stores the language-model head.
         let own_head = tensors.iter().any(|tensor| tensor.role == Role::LmHead);
         for tensor in tensors.iter().chain(Some(&lm_head).filter(|_| !own_head)) {
             let name = format!("{PREFIX}{}", tensor.name);
@@ -336,7 +337,8 @@ impl Opened<'_> {
         format!("holds the tensor {name:?} of shape {shape:?}, {reason}")
     }
 
-    /// Refuses a change to one of two tied tensors: PEFT changes a copy, so the result has two tables.
+    /// Returns an error for a change to one of two tied tensors: PEFT changes a copy, so the result has two
+    /// tables.
     fn check_ties(&self, config: &AdapterConfig, modules: &[AdaptedModule], whole: &BTreeSet<String>) -> Result<()> {
         if !ties(self.model) {
             return Ok(());
@@ -372,8 +374,8 @@ impl AdapterFolder {
         AdapterFiles::open(&self.path, &self.config, model)
     }
 
-    /// Head of the merged model, if the base has the head `of_base`: a sequence classifier is a reward
-    /// model.
+    /// Head of the merged model, if the base has the head `of_base`. An adapter for sequence classification makes
+    /// a reward model.
     pub(crate) fn head(&self, of_base: Head) -> Head {
         match self.config.task_type {
             Some(super::config::TaskType::SeqCls) => Head::Reward,

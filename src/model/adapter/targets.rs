@@ -34,8 +34,8 @@ impl AdaptedModule {
         self.is_embedding() || self.tensor.order == Order::Columns
     }
 
-    /// Names in the adapter's file, and shapes, of A and B. A is (rank, inputs) and B (outputs,
-    /// rank); for an embedding A is (rank, vocab) and B (hidden, rank).
+    /// Names and shapes of A and B in the adapter's file. A is (rank, inputs) and B (outputs, rank); for an
+    /// embedding A is (rank, vocab) and B (hidden, rank).
     pub fn parts(&self) -> [(String, Vec<usize>); 2] {
         let (rows, columns) = (self.tensor.shape[0], self.tensor.shape[1]);
         let name = |part: &str| format!("{PREFIX}{}.{part}", self.name());
@@ -65,7 +65,7 @@ fn is_adaptable(tensor: &TensorSpec) -> bool {
     tensor.shape.len() == 2 && tensor.name.ends_with(".weight")
 }
 
-/// A compiled rule of names.
+/// A compiled rule that selects modules by name.
 enum Rule {
     Names(Vec<String>),
     Pattern(Regex),
@@ -90,7 +90,7 @@ impl Rule {
     }
 }
 
-/// Whether a name is `end`, or ends with it from a dot on.
+/// Whether a name is `end`, or ends with a dot and `end`.
 fn ends_with(name: &str, end: &str) -> bool {
     name.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
@@ -191,7 +191,7 @@ impl AdapterConfig {
 /// Layers that have adapters.
 struct LayerRules {
     layers: Vec<usize>,
-    /// Each finds the number of a module's layer.
+    /// Each captures the layer number in the name of a module.
     expressions: Vec<Regex>,
 }
 
@@ -212,7 +212,7 @@ impl Targets {
     }
 }
 
-/// Names of a model's modules that LoRA can adapt, without layers, each once.
+/// Last component of the name of every module that LoRA can adapt, without duplicates.
 pub fn adaptable_names(model: &ModelConfig) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for tensor in model.tensors().iter().filter(|t| is_adaptable(t) && t.role != Role::Score) {

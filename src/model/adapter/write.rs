@@ -1,5 +1,5 @@
-//! Writing of adapter folders that PEFT loads: `adapter_config.json`, then `adapter_model.safetensors`,
-//! each under a temporary name first. The caller copies the tokenizer's files.
+//! Writes adapter folders that PEFT can load: `adapter_config.json`, then `adapter_model.safetensors`, each under
+//! a temporary name first. The caller copies the tokenizer's files.
 
 use std::path::Path;
 
@@ -41,9 +41,9 @@ impl AdapterConfig {
     }
 }
 
-/// Writes an adapter into an existing folder, with the weights of `tensors`
-/// ([`AdapterConfig::tensors`]) as `dtype`. `fill` gives the values as for a whole model. The weights
-/// get their name last, so a folder that has them is complete.
+/// Writes an adapter into an existing folder, with the weights of `tensors` ([`AdapterConfig::tensors`]) as
+/// `dtype`. `fill` supplies the values as for a whole model. The weight file gets its final name last, so a
+/// folder that has it is complete.
 pub fn write_adapter(
     folder: &Path,
     config: &AdapterConfig,

@@ -1,4 +1,4 @@
-//! Adapters of a run: drawn as PEFT draws them.
+//! Initialises the adapters of a run as PEFT does.
 
 use super::super::decoder::Model;
 use super::{Lora, LoraSpec};

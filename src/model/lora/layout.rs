@@ -1,9 +1,9 @@
-//! Place of every adapter tensor in an arena of its own. Gradients and optimiser state have the same
-//! layout, so their size is that of the adapter.
+//! Places of the adapter tensors in a separate arena. Gradients and optimiser state have the same layout, so
+//! their size is that of the adapter.
 //!
-//! Layers that share a GEMM of the base share the GEMMs of their adapters: the A of query, key and value
-//! are stacked to one matrix, as are those of gate and up. Their B stay apart, since each writes its own
-//! rows of the fused output; `workspace` has them as one block-diagonal matrix.
+//! Layers that share a GEMM of the base share the GEMMs of their adapters: the A of query, key and value are
+//! stacked to one matrix, as are those of gate and up. Their B stay separate, because each writes different
+//! columns of the fused output; `workspace` holds them as one block-diagonal matrix.
 
 use std::ops::Range;
 
@@ -63,7 +63,7 @@ pub struct Target {
     pub columns: Range<usize>,
 }
 
-/// Adapters of the layers of one GEMM.
+/// Adapters of the linear layers that one GEMM computes.
 #[derive(Clone, Debug)]
 pub struct GroupAdapter {
     /// Elements of an input row.
@@ -74,9 +74,9 @@ pub struct GroupAdapter {
     pub width: usize,
     /// (width, inputs)
     pub a: Range<usize>,
-    /// In the order of their A.
+    /// Targets, in the order of their rows of `a`.
     pub targets: Vec<Target>,
-    /// (outputs, width) block-diagonal matrix of the scaled B, in the buffer of all of them
+    /// (outputs, width) block-diagonal matrix of the scaled B, as a range of the buffer of all such matrices
     pub scaled: Range<usize>,
 }
 

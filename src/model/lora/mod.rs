@@ -9,7 +9,7 @@
 //! the head and the norms are frozen. The score head of a reward model is trained in full, as a copy of
 //! the head of the base.
 //!
-//! - [`layout`]: places of A, B and the score head in an arena of their own
+//! - [`layout`]: places of A, B and the score head in a separate arena
 //! - `workspace`: buffers of the passes
 //! - `pass`: forward and backward as op calls
 //! - `draw`: adapters as PEFT draws them

@@ -1,9 +1,9 @@
 //! Forward and backward of adapters as op calls.
 //!
-//! The factor s multiplies B in the forward and h in the gradient of B. Both products are GEMMs with
-//! s I, which an element of B or h enters alone: they round once and, if s is a power of two, not at
-//! all. The optimiser sees A and B as PEFT has them. Since h itself has no factor, dA needs none: the
-//! gradient of h comes through s B.
+//! The factor s multiplies B in the forward and h in the gradient of B. Both products are GEMMs with s I, so
+//! every sum has one nonzero term: the result is rounded once and, if s is a power of two, not at all. The
+//! optimiser sees A and B as PEFT defines them. h itself has no factor, so dA needs none: the gradient of h
+//! is computed with s B.
 
 use super::super::decoder_grad::slot;
 use super::Lora;
@@ -13,7 +13,7 @@ use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut, Write};
 use crate::{Error, Result};
 
-/// Input of a GEMM of the model.
+/// Identifies a GEMM of the model and its input.
 #[derive(Clone, Copy)]
 pub struct Place {
     pub layer: usize,
@@ -24,7 +24,7 @@ pub struct Place {
 }
 
 impl<B: Backend> Lora<B> {
-    /// Computes the scaled B of all layers from the current weights. First part of every forward.
+    /// Computes the scaled B of all layers from the current weights. Every forward starts with it.
     pub fn scale_b(&self, backend: &B, work: &mut LoraWorkspace<B>) -> Result<()> {
         let rank = self.layout.spec.rank;
         for adapter in self.layout.layers.iter().flatten().flatten() {
@@ -91,9 +91,9 @@ impl<B: Backend> Lora<B> {
         Ok(Some(View::first(wide, tokens * outputs)))
     }
 
-    /// Gradients of a GEMM's adapters. Writes their part of the input's gradient to `dx`, or adds it there,
-    /// and returns how the base adds its own part. The smaller part comes first, so it is not rounded at the size
-    /// of the larger one.
+    /// Computes the gradients of a GEMM's adapters. Writes or adds their part of the input's gradient to
+    /// `dx`, and returns the write mode for the base's part. The smaller part comes first, so that it is not
+    /// rounded at the magnitude of the larger one.
     pub fn backward(
         &self,
         backend: &B,

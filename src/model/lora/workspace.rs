@@ -1,12 +1,12 @@
-//! Buffers of the passes through the adapters. They belong to the activations of a model: activations
-//! without them run the base.
+//! Buffers of the passes through the adapters. They belong to the activations of a model; with activations
+//! that lack them, only the base runs.
 //!
-//! The ops know contiguous matrices only, which decides two forms:
+//! The ops accept only contiguous matrices, which requires two special forms:
 //!
 //! - The B of a GEMM with several targets are one block-diagonal matrix. A GEMM with s I below or
 //!   above blocks of zeros writes a B to its rows and columns, and scales it.
-//! - The gradient of one target's columns of a fused output is gathered to a matrix of its own, by
-//!   [`Backend::embedding_fwd`]: the rows of its table are pieces of the output's rows.
+//! - The gradient of one target's columns of a fused output is gathered into a separate matrix by
+//!   [`Backend::embedding_fwd`]. The rows of its table are pieces of the output's rows.
 
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ pub(super) struct BackwardBuffers<B: Backend> {
 pub(super) struct Pieces<B: Backend> {
     /// Elements of a piece.
     pub len: usize,
-    /// Pieces of the target per token, and of the whole output.
+    /// Pieces per token, of the target and (`row`) of the whole output.
     pub count: usize,
     pub row: usize,
     /// (tokens, count)
@@ -62,7 +62,8 @@ pub(super) struct Factor<B: Backend> {
     rank: usize,
     /// ((2 MAX_TARGETS - 1) rank, rank): s I between zeros
     pub high: B::Act,
-    /// The rest of s that `high` lost by rounding, in the same form; only bf16 loses enough to matter.
+    /// The remainder of s that rounding removed from `high`, in the same form; only bf16 loses enough to
+    /// matter.
     pub low: Option<Remainder<B>>,
 }
 
@@ -70,7 +71,7 @@ pub(super) struct Factor<B: Backend> {
 pub(super) struct Remainder<B: Backend> {
     /// ((2 MAX_TARGETS - 1) rank, rank)
     pub matrix: B::Act,
-    /// (outputs of a target, width) products with it
+    /// (outputs of a target, width) products of B with `matrix`
     pub products: B::Act,
 }
 

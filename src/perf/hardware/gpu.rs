@@ -7,21 +7,20 @@ use super::{Meter, Sample};
 /// Reason why a reading is unavailable.
 pub type Unavailable = String;
 
-/// Activity since the previous reading, as shares from 0 to 1. Each share may be unavailable on its
-/// own.
+/// Activity since the previous reading, as shares from 0 to 1. Each of them may be unavailable separately.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Activity {
     /// Share of time with a warp on a multiprocessor.
     pub sm: Option<f64>,
-    /// Share of the warps.
+    /// Resident warps as a share of the maximum.
     pub occupancy: Option<f64>,
-    /// Share of time with tensor cores at work.
+    /// Share of time in which tensor cores were active.
     pub tensor: Option<f64>,
-    /// Share of time with DRAM at work.
+    /// Share of the memory bandwidth that was used.
     pub dram: Option<f64>,
 }
 
-/// Readings of a GPU, each with its own failure. Units are those of [`Sample`].
+/// Readings of a GPU, each of which may fail separately. Units are those of [`Sample`].
 pub trait GpuSensors {
     /// Share of time in which kernels ran, and in which memory was accessed.
     fn busy(&mut self) -> Result<(f64, f64), Unavailable>;
@@ -45,12 +44,12 @@ pub trait GpuSensors {
     fn pcie_in(&mut self) -> Result<f64, Unavailable>;
     /// Bytes per second from the GPU.
     fn pcie_out(&mut self) -> Result<f64, Unavailable>;
-    /// Shares of time at work.
+    /// Activity since the previous reading.
     fn activity(&mut self) -> Result<Activity, Unavailable>;
 }
 
-/// Reads a GPU. A failed reading is absent from the sample, and its first reason is kept. A reading
-/// that was never available is not requested again after [`MAX_FAILURES`] failures, because some
+/// Reads a GPU. A failed reading is absent from the sample, and the reason of its first failure is kept. A
+/// reading that was never available is not requested again after [`MAX_FAILURES`] failures, because some
 /// failures take long.
 pub struct GpuMeter<C> {
     gpu: C,

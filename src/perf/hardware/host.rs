@@ -73,7 +73,7 @@ impl Meter for HostMeter {
             sample.processors_used = Some(process);
             sample.processors_others = Some((rate(now.machine, before.machine) - process).max(0.0));
         }
-        // Ticks are coarse, so rates are taken over at least a tenth of a second.
+        // Ticks are coarse, so rates are computed over at least a tenth of a second.
         let due = self.before.as_ref().is_none_or(|(then, _)| then.elapsed().as_secs_f64() >= 0.1);
         if due {
             self.before = now.map(|now| (Instant::now(), now));

@@ -42,26 +42,26 @@ pub struct Sample {
     pub gpu_memory_bytes: Option<u64>,
     /// Memory of the GPU.
     pub gpu_memory_total_bytes: Option<u64>,
-    /// PCIe traffic to and from the GPU.
+    /// PCIe bytes per second to the GPU.
     pub pcie_in_bytes_per_s: Option<f64>,
-    /// Bytes per second from the GPU.
+    /// PCIe bytes per second from the GPU.
     pub pcie_out_bytes_per_s: Option<f64>,
-    /// From Hopper on (NVML's GPM), shares since the previous reading: SMs active, warps resident,
-    /// tensor cores active, memory bandwidth used.
+    /// Share of time since the previous reading in which SMs were active. This and the next three need Hopper
+    /// or newer (NVML's GPM).
     pub sm_active: Option<f64>,
-    /// Share of the warps.
+    /// Resident warps as a share of the maximum.
     pub sm_occupancy: Option<f64>,
-    /// Share of time with tensor cores at work.
+    /// Share of time in which tensor cores were active.
     pub tensor_active: Option<f64>,
-    /// Share of time with DRAM at work.
+    /// Share of the memory bandwidth that was used.
     pub dram_active: Option<f64>,
-    /// CPU cores used by this process, and by all others.
+    /// CPU cores used by this process.
     pub processors_used: Option<f64>,
-    /// CPU cores in use by other programs.
+    /// CPU cores used by all other processes.
     pub processors_others: Option<f64>,
-    /// Resident memory of the process, and its peak.
+    /// Resident memory of the process.
     pub resident_bytes: Option<u64>,
-    /// Most memory of the process.
+    /// Peak resident memory of the process.
     pub peak_resident_bytes: Option<u64>,
 }
 

@@ -8,13 +8,13 @@
 //! time = launches + the block that ends last
 //! ```
 //!
-//! On Hopper the two parts are added: a kernel that overlaps them is faster than this. FlashAttention-3
-//! needs about their sum at head_dim 64 (arXiv 2407.08608). The portable kernels issue
-//! [`PORTABLE_SHARE`] of the instructions that a scheduler could, in which their products are hidden.
+//! On Hopper the two parts are added, so a kernel that overlaps them is faster than predicted.
+//! FlashAttention-3 needs about their sum at head_dim 64 (arXiv 2407.08608). The portable kernels use the
+//! share [`PORTABLE_SHARE`] of a scheduler's issue slots, which includes the time of their products.
 
 use super::LAUNCH_SECONDS;
 
-/// Loops of every kernel, and registers of its threads.
+/// Tables of the loops of every kernel, and of the registers of its threads.
 const LOOPS: &str = include_str!("../../../kernels/sass.csv");
 const REGISTERS: &str = include_str!("../../../kernels/resources.csv");
 /// Clock of an H200 under load, in cycles per second.
@@ -24,16 +24,16 @@ pub(super) const CLOCK: f64 = 1.755e9;
 const TENSOR_FLOPS: f64 = 2.0 * 128.0 * 64.0 / 2.45e-9;
 /// Share of the issue slots that the portable kernels use. Fitted to the recorded step.
 const PORTABLE_SHARE: f64 = 0.7;
-/// Instructions of the portable kernels' main loops when the step was recorded, whose heads have 64
-/// columns. Since then an exponential takes one instruction, not four.
+/// Instructions of the portable kernels' main loops at head_dim 64 when the step was recorded. Since then an
+/// exponential needs one instruction instead of four.
 const RECORDED_LOOPS: [(&str, f64); 3] =
     [("attention_fwd_64_bf16", 1525.0), ("attention_bwd_q_64_bf16", 1575.0), ("attention_bwd_kv_64_bf16", 1457.0)];
-/// Begin and end of an item on Hopper: the first loads, and the results. An assumption.
+/// Cycles of an item on Hopper for the first loads and the results. An assumption.
 const ITEM_CYCLES: f64 = 1500.0;
-/// Rows of a tile of the portable kernels in bf16, and queries of a step of their second backward.
+/// Rows of a tile of the portable kernels in bf16, and queries per step of their key and value backward.
 const ROWS: usize = 64;
 const STEP: usize = 32;
-/// Keys and packed rows of a tile on Hopper, packed rows of a step over queries.
+/// Keys and packed rows of a tile on Hopper, and packed rows of a step over queries.
 const WIDE: usize = 128;
 const WIDE_STEP: usize = 64;
 
@@ -75,7 +75,7 @@ impl Segments<'_> {
         self.above(segment).iter().map(|&above| self.rows(above as usize)).sum()
     }
 
-    /// Tiles of `tokens` tokens of every segment: segment, first token, tokens.
+    /// Splits every segment into tiles of `tokens` tokens: (segment, first token, number of tokens).
     fn tiles(&self, tokens: usize) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
         (0..self.count()).flat_map(move |segment| {
             let rows = self.rows(segment);
@@ -83,13 +83,13 @@ impl Segments<'_> {
         })
     }
 
-    /// Key tiles of the path of every tile of `tokens` queries.
+    /// Number of key tiles on the path of every tile of `tokens` queries.
     fn path_tiles(&self, tokens: usize, keys: usize) -> Vec<f64> {
         self.tiles(tokens).map(|(s, first, n)| (self.rows_above(s) + first + n).div_ceil(keys) as f64).collect()
     }
 
-    /// Steps of `step` queries that see each tile of `tokens` keys: of its segment, and of the
-    /// descendants.
+    /// Number of steps of `step` queries that see each tile of `tokens` keys. The queries are those of its
+    /// segment and of the segment's descendants.
     fn query_steps(&self, tokens: usize, step: usize) -> Vec<f64> {
         let descends = |other: usize, s: usize| self.above(other).contains(&(s as i32));
         let end_of_tree = |s: usize| self.trees.iter().copied().find(|&first| first as usize > s);
@@ -108,8 +108,8 @@ impl Segments<'_> {
 pub(crate) enum Family {
     Hopper,
     Portable,
-    /// Portable, as the step was recorded: the loops of that time, and the second backward's items in the
-    /// order of the batch.
+    /// Portable kernels of the recorded step: with the loops of that time, and with the items of the key and
+    /// value backward in the order of the batch.
     Recorded,
 }
 
@@ -120,7 +120,7 @@ impl Family {
     }
 }
 
-/// Third column on of the row of a table that starts with these columns.
+/// Reads column `at`, counted after the columns `start`, from the row of a table that starts with `start`.
 fn column(table: &str, start: &str, at: usize) -> Option<f64> {
     table.lines().find_map(|line| line.strip_prefix(start)?.split(',').nth(at)?.parse().ok())
 }
@@ -136,7 +136,7 @@ fn blocks_held(kernel: &str) -> usize {
     (65_536 / (128 * registers.next_multiple_of(8))).max(1)
 }
 
-/// End of the last of `workers` workers. Each takes the next item when it is free.
+/// Time at which the last of `workers` workers ends. Each starts the next item when it is free.
 fn makespan(items: impl Iterator<Item = f64>, workers: usize) -> f64 {
     let mut free = std::collections::BinaryHeap::from(vec![std::cmp::Reverse(0u64); workers.max(1)]);
     let mut last = 0;
@@ -159,7 +159,8 @@ pub(crate) fn seconds(family: Family, backward: bool, tree: &Segments<'_>, h: He
         }
         (_, false) => portable_paths("attention_fwd", family, tree, h, gpus),
         (_, true) => {
-            // attention_bwd_delta reads two arrays of a query's width; its time is a launch.
+            // attention_bwd_delta reads two arrays of a query's width; its estimated time is that of a
+            // launch.
             let delta = LAUNCH_SECONDS;
             Some(
                 delta
@@ -186,7 +187,7 @@ fn hopper_tile(kernel: &str, products: f64, rows: usize, head: usize) -> Option<
     Some(2.0 * loop_instructions(kernel)? / CLOCK + flops / TENSOR_FLOPS)
 }
 
-/// Work list and kernel, longest items first.
+/// Seconds of work list and kernel, with the longest items first.
 fn hopper(items: Vec<f64>, tile: f64, kv_heads: usize, processors: usize) -> f64 {
     let mut items = items;
     items.sort_by(|a, b| b.total_cmp(a));
@@ -208,12 +209,12 @@ fn hopper_keys(tree: &Segments<'_>, h: Heads, processors: usize) -> Option<f64> 
     Some(hopper(items, step, h.kv_heads, processors))
 }
 
-/// Work list of a portable kernel; each item of `items` once for each of `heads` heads.
+/// Seconds of work list and portable kernel. Each item of `items` runs once for each of `heads` heads.
 fn portable(kernel: &str, family: Family, items: &[f64], heads: usize, processors: usize) -> Option<f64> {
     let held = blocks_held(kernel);
     let recorded = RECORDED_LOOPS.iter().find(|(name, _)| family == Family::Recorded && *name == kernel);
     let instructions = recorded.map(|(_, count)| *count).or_else(|| loop_instructions(kernel))?;
-    // A block has a warp on each scheduler, and shares it with the blocks held beside it.
+    // A block has a warp on each scheduler, which it shares with the other resident blocks.
     let tile = held as f64 * instructions / CLOCK / PORTABLE_SHARE;
     let all = items.iter().flat_map(|&tiles| std::iter::repeat_n(tiles * tile, heads));
     Some(2.0 * LAUNCH_SECONDS + makespan(all, held * processors))

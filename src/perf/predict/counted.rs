@@ -1,4 +1,4 @@
-//! Floor of a kernel by what it is counted to do: its operands through memory, its products, and the
+//! Lower bound on the time of a kernel from its counts: its operands through memory, its products, and the
 //! passes of its accesses through shared memory and the L1 cache.
 //!
 //! ```text
@@ -6,9 +6,9 @@
 //! cycles = (passes through the banks + sectors / 4) / multiprocessors with a block
 //! ```
 //!
-//! Shared memory and L1 are one memory: a multiprocessor moves 128 bytes of it in a cycle, which is a
-//! pass of 32 banks or four sectors (CUDA C++ Programming Guide, compute capability 9.0). Latency, the
-//! issue of instructions and L2 are not in it, so a kernel may take several times its floor.
+//! Shared memory and L1 are one memory: a multiprocessor moves 128 bytes of it in a cycle, which is a pass of
+//! 32 banks or four sectors (CUDA C++ Programming Guide, compute capability 9.0). The floor does not include
+//! latency, instruction issue and L2, so a kernel may need several times its floor.
 
 use super::LAUNCH_SECONDS;
 use super::attention::CLOCK;
@@ -24,14 +24,14 @@ pub(crate) struct CountedCall {
     pub launches: f64,
     /// Blocks of the launch with the products.
     pub blocks: f64,
-    /// Operands once, results once, stored intermediates written and read.
+    /// Bytes of operands and results, each once, and of stored intermediates, written and read.
     pub bytes: f64,
     pub flops: f64,
     /// Whether tensor cores compute the products.
     pub tensor_cores: bool,
     /// Passes through the banks of shared memory.
     pub passes: f64,
-    /// Sectors of global memory that warps ask for.
+    /// Sectors of global memory that warps request.
     pub sectors: f64,
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct GpuFloor {
 }
 
 impl CountedCall {
-    /// Floor in seconds, and the name of what sets it.
+    /// Floor in seconds, and the name of the resource that sets it.
     pub fn floor(&self, gpu: &GpuFloor) -> (f64, &'static str) {
         let used = self.blocks.clamp(1.0, gpu.processors as f64);
         let share = used / gpu.processors as f64;

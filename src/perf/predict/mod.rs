@@ -22,8 +22,8 @@ use crate::backend::kernels::launchers::{BIAS_SLICE, LAYER_NORM_SLICE, NORM_SLIC
 
 /// Time of a launch that follows another one, as for GEMMs (`geometry::LAUNCH_NS`).
 pub(crate) const LAUNCH_SECONDS: f64 = 1.8e-6;
-/// Time of a memory access and of what waits for it, with many accesses in flight. Fitted to the
-/// recorded RMSNorms.
+/// Time of a memory access and of the operations that depend on it, with many accesses in flight. Fitted to
+/// the recorded RMSNorms.
 const LATENCY_SECONDS: f64 = 0.9e-6;
 /// Copy rate that AdamW reaches: seven arrays at a time. Fitted to the recorded AdamW.
 const ADAMW_OF_COPY: f64 = 0.86;
@@ -31,14 +31,13 @@ const ADAMW_OF_COPY: f64 = 0.86;
 const ROW_BLOCKS: usize = 8;
 const ROW_WARPS: usize = 4;
 
-/// Tokens of a slice, and slices of a column that sum_slices has in flight, when the step was
-/// recorded: of norms, of the bias gradient.
+/// Tokens of a slice of norms and of the bias gradient in the recorded step, and slices of a column that
+/// sum_slices had in flight.
 const RECORDED_SLICES: [usize; 2] = [16, 64];
 const RECORDED_IN_FLIGHT: usize = 8;
 
-/// Launches of a call of a row-wise op, and accesses that one thread makes one after the other.
-/// `kernel` is the name of the op's first kernel; the name of the op alone stands for the kernels of
-/// the recorded step.
+/// Launches of a call of a row-wise op, and accesses that one thread makes one after the other. `kernel` is
+/// the name of the op's first kernel; the bare name of the op stands for the kernels of the recorded step.
 fn rounds(kernel: &str, tokens: usize, processors: usize) -> (usize, usize) {
     let blocks = ROW_BLOCKS * processors.max(1);
     let of_rows = tokens.div_ceil(blocks);
@@ -50,7 +49,8 @@ fn rounds(kernel: &str, tokens: usize, processors: usize) -> (usize, usize) {
     let is = |stem: &str| kernel.starts_with(stem) && kernel != stem;
     let of_team = |stem: &str, team: usize| kernel.starts_with(&format!("{stem}_{team}_"));
     let op = ["_bf16", "_f32"].iter().find_map(|element| kernel.strip_suffix(element)).unwrap_or(kernel);
-    // Norms whose teams keep a row in registers. A warp takes a quarter of a slice's tokens, or a block all of them.
+    // Norms whose teams keep a row in registers. A warp processes a quarter of a slice's tokens, or a block
+    // all of them.
     let norms = [("norm_fwd", "norm_bwd", NORM_SLICE), ("layer_norm_fwd", "layer_norm_bwd", LAYER_NORM_SLICE)];
     for (fwd, bwd, slice) in norms {
         let sums = |serial: usize| (2, serial * of_slices(slice) + sum(tokens.div_ceil(slice), 16));
@@ -64,15 +64,17 @@ fn rounds(kernel: &str, tokens: usize, processors: usize) -> (usize, usize) {
     }
     match op {
         _ if is("bias_bwd") => (2, BIAS_SLICE.div_ceil(8) + sum(tokens.div_ceil(BIAS_SLICE), 16)),
-        // A block takes a row: the row, then after its sum the row again from cache, and the result.
+        // A block processes a row: it reads the row, reads it again from cache after its sum, and writes the
+        // result.
         "norm_fwd" | "layer_norm_fwd" => (1, 2 * of_rows),
-        // For each token of a slice: the row, the row again, the gradient that is added to.
+        // For each token of a slice, a block reads the row twice and the gradient to which the result is
+        // added.
         "norm_bwd" | "layer_norm_bwd" => {
             (2, 3 * norm * of_slices(norm) + sum(tokens.div_ceil(norm), RECORDED_IN_FLIGHT))
         }
-        // Four loads of the slice's tokens in flight.
+        // Four loads of the slice's tokens are in flight.
         "bias_bwd" => (2, bias.div_ceil(4) + sum(tokens.div_ceil(bias), RECORDED_IN_FLIGHT)),
-        // The position or token id, then the row.
+        // A warp reads the position or token id, then the row.
         "rope_fwd" | "rope_bwd" | "embedding_fwd" => (1, 2 * of_warps),
         "grad_norm" => (2, 0),
         _ => (1, 0),

@@ -96,7 +96,8 @@ fn strangers_are_ignored() {
     let place = local(port);
     std::thread::scope(|scope| {
         let first = scope.spawn(|| join(&place, 0, 2, LIMIT));
-        // Another protocol; then one that is silent, and one that ends in the middle.
+        // A connection with a different protocol, then a silent one, and one that ends in the middle of its
+        // message.
         assert_eq!(say_hello(port, b"GET / HTTP/1.1\r\n\r\n"), None);
         let silent = TcpStream::connect(("127.0.0.1", port)).unwrap();
         TcpStream::connect(("127.0.0.1", port)).unwrap().write_all(&MAGIC).unwrap();
@@ -133,7 +134,7 @@ fn other_versions_sizes_and_a_rank_that_comes_twice_are_refused_on_both_sides() 
             assert!(error.to_string().contains(part), "{error}");
         });
     }
-    // The refused rank reads why.
+    // The rejected rank receives the reason.
     let (listener, port) = two_ports();
     drop(listener);
     std::thread::scope(|scope| {
@@ -162,7 +163,7 @@ fn a_rank_says_that_rank_0_ended_before_all_had_come() {
 fn a_wait_has_a_limit_and_names_who_is_missing() {
     let (listener, port) = two_ports();
     let short = Duration::from_millis(300);
-    // A silent program holds the port, and rank 0 is nowhere.
+    // A silent program holds the port, and there is no rank 0.
     let error = join(&Place::Tcp { host: "127.0.0.1".into(), port: port + 1 }, 3, 4, short).unwrap_err().to_string();
     assert!(error.contains("rank 3 looked") && error.contains("--nccl-init"), "{error}");
     drop(listener);

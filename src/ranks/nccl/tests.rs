@@ -26,7 +26,7 @@ pub(crate) fn emulator() -> Option<Emulator> {
     }
 }
 
-/// Runs `work` on ranks with calls to one another, each on a thread.
+/// Runs `work` on `size` connected ranks, each on a thread.
 fn on_ranks<T: Send>(size: usize, work: impl Fn(Arc<StandIn>) -> T + Sync) -> Vec<T> {
     let ranks = StandIn::ranks(size);
     std::thread::scope(|scope| {
@@ -40,7 +40,7 @@ fn call(name: &'static str, len: usize, number: Number, root: Option<usize>, off
     Entry::Call(Call { name, len, number, root, stream: STREAM, offset: offset as i64 })
 }
 
-/// A collective of grouped calls, and the wait for it.
+/// A collective of grouped calls, and the wait for its end.
 fn collective(ticket: u64, calls: impl IntoIterator<Item = Entry>) -> Vec<Entry> {
     let before = [Entry::Fork { ops: 0 }, Entry::GroupStart];
     let behind = [Entry::GroupEnd, Entry::Mark(ticket), Entry::Settle { ticket, ops: 0 }];
@@ -56,7 +56,7 @@ fn sums_and_gathers<A: crate::backend::kernels::device::Element>(
     let (r, len) = (rank.rank(), parts[2].end + 3);
     let backend = Kernels::<_, A>::new(device).with_ranks(Some(rank.clone()));
     let settled = |begun: Result<Begun>| assert_eq!(begun.unwrap().settle(&backend).unwrap(), None);
-    // The collective on buffers needs the number of ranks only.
+    // The collective on buffers needs only rank and number of ranks.
     let on = (&Sized3(r) as &dyn Collective, &backend);
     let value = |rank: usize, i: usize| (1 + 3 * i % 7) as f64 * [1.0, 0.5, -2.0][rank];
     let own: Vec<f64> = (0..len).map(|i| value(r, i)).collect();
@@ -98,7 +98,7 @@ fn sums_and_gathers<A: crate::backend::kernels::device::Element>(
     rank.take_log()
 }
 
-/// Number of this rank of 3, without messages.
+/// One of 3 ranks, without messages.
 struct Sized3(usize);
 
 impl Collective for Sized3 {
@@ -124,7 +124,7 @@ impl Collective for Sized3 {
 
 #[test]
 fn shards_are_one_scatter_and_one_gather_with_their_rest_in_a_group() {
-    // 200 elements: shards of 64, the last with a rest of 8.
+    // 200 elements: shards of 64, the last with a remainder of 8.
     let parts: Vec<Range<usize>> = (0..3).map(|rank| shard_of(200, rank, 3)).collect();
     assert_eq!(parts[2], 128..200);
     let Some(_) = emulator() else { return };
@@ -149,7 +149,7 @@ fn shards_are_one_scatter_and_one_gather_with_their_rest_in_a_group() {
     }
 }
 
-/// An all-gather whose input lies behind the start of its output.
+/// An all-gather in place: its input is the rank's slice of its output.
 fn gather(len: usize, number: Number, rank: usize) -> Entry {
     let Entry::Call(call) = call("all_gather", len, number, None, 0) else { unreachable!() };
     Entry::Call(Call { offset: -((number.bytes() * len * rank) as i64), ..call })

@@ -1,6 +1,6 @@
-//! Reads a run folder for a report: `run.json`, the columns of `metrics.jsonl`, and
-//! `eval_scores.jsonl` if present. A missing or damaged file is an error that names the file. A
-//! last line without a line end is being written by the run, and is left out.
+//! Reads a run folder for a report: `run.json`, the columns of `metrics.jsonl`, and `eval_scores.jsonl` if
+//! present. A missing or damaged file is an error that names the file. A last line without a newline is still
+//! being written by the run and is left out.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -15,7 +15,7 @@ use crate::train::manifest::FILE;
 use crate::train::metrics::read_number;
 use crate::{Error, Result};
 
-/// Events of a run.
+/// Name of the file with the events of a run.
 pub const METRICS_FILE: &str = "metrics.jsonl";
 /// Longest line of a log that is read, in bytes.
 const MAX_LINE: u64 = 64 << 20;
@@ -32,7 +32,7 @@ pub struct RunLog {
     pub name: String,
     pub dir: PathBuf,
     pub manifest: Value,
-    /// Whether the run has neither ended nor a process on this machine.
+    /// Whether the status is `running` although the process no longer exists on this machine.
     pub killed: bool,
     pub train: Columns,
     pub eval: Columns,
@@ -96,7 +96,7 @@ impl RunLog {
         self.manifest["status"].as_str().unwrap_or_default()
     }
 
-    /// Method: `sft`, `reward` or `dpo`.
+    /// Method: `sft`, `reward`, `dpo` or `kto`.
     pub fn method(&self) -> &str {
         self.manifest["method"].as_str().unwrap_or_default()
     }

@@ -8,7 +8,7 @@ use super::super::svg::Series;
 use super::super::{NO_VALUE, decimal, significant};
 use super::log::{EvalScores, RunLog, ScoredResponse};
 
-/// Maximum number of points per side; of more, every n-th is drawn.
+/// Maximum number of points per side; if there are more, every n-th point is drawn.
 const MAX_POINTS: usize = 600;
 
 /// Statistics of the scored pairs of a run.
@@ -20,8 +20,8 @@ pub struct PairStatistics {
     /// Share of pairs with a negative chosen reward. With a frozen reference, the chosen response
     /// of such a pair has become less likely.
     pub falling_chosen: f64,
-    /// Shares of pairs with different lengths: the longer response is the chosen one, or has the
-    /// higher reward.
+    /// Share of the pairs with different lengths in which the longer response is the chosen one
+    /// (`longer_is_chosen`), or has the higher reward (`longer_wins`).
     pub longer_is_chosen: f64,
     pub longer_wins: f64,
     /// Number of pairs with different lengths.
@@ -58,7 +58,7 @@ pub(super) fn has_reference(run: &RunLog) -> bool {
     ["dpo", "kto"].contains(&run.method()) && !run.manifest["config"]["ref_model"].is_null()
 }
 
-/// Histograms, scatter charts and statistics; a note if nothing was evaluated.
+/// Histograms, scatter charts and statistics, or a note if no run has scores; `None` if all runs are SFT.
 pub(super) fn section(runs: &[RunLog]) -> Option<Section> {
     if runs.iter().all(|run| run.method() == "sft") {
         return None;

@@ -75,7 +75,7 @@ fn a_healthy_run_has_every_section_and_no_warning() {
     for expected in ["1970-01-01 00:01:00 UTC", "25.0 s", "200.0", "mapl dpo --model m", "abababababababab", "avx2"] {
         assert!(text.contains(expected), "{expected} is missing");
     }
-    // The loss in two sizes first; accuracy, margin, rewards, four optimiser charts, histogram,
+    // The page has the loss in two sizes, accuracy, margin, rewards, four optimiser charts, a histogram and a
     // scatter chart.
     assert_eq!(html.matches("<svg").count(), 11);
     let first = html.split("<section>").nth(1).unwrap();
@@ -95,8 +95,8 @@ fn steps_at_which_everything_ties_are_a_gap() {
     kind(&mut tied.eval, "comparisons", [8.0, 8.0, 8.0]);
     let html = run_report(&[tied]);
     let svg = html.split("<svg").find(|svg| svg.contains("<title>Accuracy, intra</title>")).unwrap();
-    // The curve starts at step 50; an accuracy of 0 with half of the comparisons decided
-    // is drawn.
+    // The curve starts at step 50. The accuracy of 0 is drawn there because half of the comparisons are not
+    // ties.
     assert!(svg.contains(r#"d="M254.0 256.0L446.0 98.5""#), "{svg}");
     assert!(html.contains("<th scope=\"row\" class=\"number\">0</th><td class=\"number\">–</td>"), "{html}");
 }
@@ -232,10 +232,11 @@ fn pair_statistics_match_a_count_by_hand() {
     let figures = PairStatistics::of(&EvalScores { step: 1, pairs });
     assert_eq!((figures.pairs, figures.unequal_lengths, figures.falling_chosen), (4, 3, 0.25));
     assert_eq!((figures.mean_chosen, figures.mean_rejected), (0.25, 0.25));
-    // Longer: chosen, rejected, rejected; the longer one has the higher reward in the first two.
+    // Among the three pairs with different lengths, the longer response is chosen, rejected and rejected. It
+    // has the higher reward in the first two.
     assert_eq!((figures.longer_is_chosen, figures.longer_wins), (1.0 / 3.0, 2.0 / 3.0));
-    // Lengths 4 2 3 1 2 6 3 5, mean 3.25; rewards 1 -1 .5 .5 0 2 0 -1, mean 0.25; sums 4.5, 19.5
-    // and 7.
+    // Lengths 4 2 3 1 2 6 3 5 have mean 3.25, rewards 1 -1 .5 .5 0 2 0 -1 have mean 0.25. The sum of products
+    // of deviations is 4.5; the sums of squares are 19.5 and 7.
     let r = figures.correlation.unwrap();
     assert!((r - 4.5 / (19.5f64 * 7.0).sqrt()).abs() < 1e-12, "{r}");
 }

@@ -1,4 +1,5 @@
-//! Warnings before the curves: an abnormal end of the run, and signs of misleading numbers.
+//! Warnings that a report shows before the curves: an abnormal end of the run, and signs of misleading
+//! numbers.
 
 use serde_json::Value;
 
@@ -7,7 +8,7 @@ use super::super::{decimal, significant};
 use super::log::{Columns, RunLog};
 use super::rewards::{PairStatistics, has_reference};
 
-/// First and last values are means over 1/10 of the steps, at least one.
+/// The start and the end value of a column are means over 1/10 of its points, at least one point.
 const END_SHARE: usize = 10;
 /// A loss below this share of its start is saturated: almost no comparison has a gradient left.
 const SATURATED: f64 = 0.01;

@@ -1,8 +1,8 @@
-//! Predicted floor of a decoding step: one new token for each of several texts, with their keys and
-//! values in the cache.
+//! Predicted minimum time (floor) of a decoding step: one new token for each of several sequences, with their
+//! keys and values in the KV cache.
 //!
-//! A step reads every weight once and every row of the cache that its texts have, so its floor by bytes
-//! is both over the copy bandwidth. The ops' own floors, by their contracts, are next to it.
+//! A step reads every weight once and every cache row of its sequences, so its floor by bytes is the sum of
+//! both divided by the copy bandwidth. The plan also lists the floors of the ops by their contracts.
 
 use std::fmt::Write as _;
 
@@ -26,21 +26,21 @@ use crate::{Error, Result};
 pub struct DecodePlan {
     /// The GPU.
     pub card: GpuRates,
-    /// Texts that run together.
+    /// Number of sequences decoded together.
     pub rows: usize,
-    /// Tokens of a text at this step, the new one included.
+    /// Tokens of a sequence at this step, including the new one.
     pub context: usize,
     /// Parameters of the model.
     pub parameters: usize,
-    /// Bytes of the weights, and of the cache that the step reads.
+    /// Bytes of the weights.
     pub weight_bytes: u64,
-    /// Bytes of keys and values.
+    /// Bytes of the cached keys and values that the step reads.
     pub cache_bytes: u64,
-    /// Both over the copy bandwidth.
+    /// Weight and cache bytes divided by the copy bandwidth.
     pub byte_floor_seconds: f64,
-    /// By op.
+    /// Floors by op.
     pub ops: Vec<OpFloor>,
-    /// By GEMM.
+    /// Estimates by GEMM.
     pub products: Vec<GemmEstimate>,
     /// Launches by kernel.
     pub launches: Vec<LaunchEstimate>,
@@ -51,7 +51,7 @@ pub struct DecodePlan {
 }
 
 impl DecodePlan {
-    /// Rehearses a step of a bf16 model for `rows` texts of `context` tokens.
+    /// Rehearses a step of a bf16 model for `rows` sequences of `context` tokens.
     ///
     /// # Errors
     /// [`Error::Usage`] for numbers that are 0 or beyond the model's positions.

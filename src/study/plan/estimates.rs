@@ -31,8 +31,9 @@ pub(super) fn gemm_estimates(gpu: &GpuRates, chosen: &[Chosen]) -> Vec<GemmEstim
     products
 }
 
-/// Predicted seconds of an op: by its selected tiles; else by bytes and latency, or for GEMMs its
-/// floor over the wave efficiency. Not for attention over trees.
+/// Returns the predicted seconds of an op other than tree attention. Memory-bound ops are predicted by bytes
+/// and latency. GEMM ops are predicted by their selected tiles or, without selected tiles, by their floor
+/// divided by the wave efficiency.
 pub(super) fn predicted(
     op: &OpFloor,
     kernel: &str,
@@ -45,7 +46,8 @@ pub(super) fn predicted(
     }
     let of_op = products.iter().filter(|p| p.op == op.op);
     let chosen: f64 = of_op.map(|p| p.calls as f64 * p.predicted_seconds).sum();
-    // Tiles are predicted where they were measured, and a floor by a lower GEMM rate does not bound them.
+    // The predicted times of tiles come from measurements, so the FLOP floor, which may assume a lower GEMM
+    // rate, is not a bound.
     if chosen > 0.0 {
         return chosen.max(op.bytes as f64 / gpu.copy);
     }

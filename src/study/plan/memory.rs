@@ -1,5 +1,5 @@
-//! Memory of each of several GPUs that train together, by part, for each choice of what a rank keeps
-//! slices of. The buffers are those of a run, on the counting device (`train::memory`).
+//! Memory per GPU of a training step on several GPUs, by part, for each choice of what is sharded. The
+//! buffers are those of a run, allocated on the counting device (`train::memory`).
 
 use std::fmt::Write as _;
 
@@ -18,10 +18,10 @@ use crate::train::memory::{CHOICES, MemoryInputs, MemoryPlan, PlannedReference};
 use crate::train::pack_for;
 use crate::{Error, Result};
 
-/// Bytes of one choice.
+/// Memory of one sharding choice.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ChoiceMemory {
-    /// Flags that select it.
+    /// Flags that select the choice.
     pub flags: String,
     /// Name and bytes of each part.
     pub parts: Vec<(String, u64)>,

@@ -1,4 +1,4 @@
-//! The rows of a planned step.
+//! Synthetic pairs of a planned step.
 
 use std::sync::Arc;
 

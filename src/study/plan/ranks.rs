@@ -1,24 +1,24 @@
-//! Predicted step on several GPUs: bytes and time of every collective, what of it runs under the forward and
-//! the backward, and the weak scaling that follows. Every figure is computed; none was measured.
+//! Predicted step on several GPUs: bytes and time of every collective, the time hidden behind forward and
+//! backward, and the resulting weak scaling. Every figure is computed; none was measured.
 //!
 //! ```text
 //! collective   ring of n GPUs: (n-1)/n of the bytes pass every link, twice for an all-reduce; all of them
-//!              for a reduce to one GPU; 8.4 us a call, 3.4 us a step within a host, 14 us between hosts
-//! compute      the step's predicted ops, split over layers; an update of a shard takes 1/n
+//!              for a reduce to one GPU; 8.4 us per call, 3.4 us per step within a host, 14 us between hosts
+//! compute      the step's predicted ops, split over layers; the update of a shard needs 1/n of the time
 //! two queues   compute, and collectives in their order:
-//!   whole            all-reduce of a unit's gradient behind its backward; update of everything
-//!   shard optimizer  reduce of a unit's gradient behind its backward, to the GPU whose shard it is; norms;
-//!                    update; all-gather of the weights, under nothing
+//!   whole            all-reduce of a unit's gradient after its backward; update of all parameters
+//!   shard optimizer  reduce of a unit's gradient after its backward, to the GPU with its shard; norms;
+//!                    update; all-gather of the weights, not overlapped
 //!   shard weights    all-gather of a unit before its forward and again before its backward, one unit ahead;
 //!                    reduce-scatter of its gradient; the frozen reference is gathered likewise
-//!   adapters         only their gradients are summed, in one collective behind the backward; a sharded base is
+//!   adapters         only their gradients are summed, in one collective after the backward; a sharded base is
 //!                    gathered as above
 //! ```
 //!
-//! The latencies are those by which NCCL's own tuning model predicts a ring with its simple protocol. A unit
-//! is the embedding, a decoder layer, or the final norm with an untied head. Gradients are f32, weights
-//! bf16. Not counted: messages of the host after a step, other users of the network, SMs that collectives
-//! take from compute.
+//! The latencies are those of NCCL's tuning model for a ring with the Simple protocol. A unit is the
+//! embedding, a decoder layer, or the final norm with an untied head. Gradients are f32, weights bf16. The
+//! plan does not count host messages after a step, other users of the network, or SMs that collectives take
+//! from compute.
 
 mod queues;
 
@@ -34,10 +34,10 @@ use crate::terminal::counted;
 use crate::{Error, Result};
 use queues::{CALL_SECONDS, Kind, LINK_STEP_SECONDS, NETWORK_STEP_SECONDS, Timeline};
 
-/// GPUs of one host in the table of scaling.
+/// GPUs per host in the scaling table.
 const HOST_CARDS: usize = 8;
 
-/// Rates between GPUs, in bytes per second in one direction for each GPU. Given, not measured.
+/// Rates between GPUs, in bytes per second in one direction for each GPU. They are given, not measured.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Fabric {
     /// Within a host.
@@ -53,7 +53,7 @@ pub(crate) struct Ranks {
     pub hosts: usize,
 }
 
-/// What every GPU keeps for itself.
+/// State that is sharded over the GPUs: nothing, the optimiser state, or the optimiser state and the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Sharding {
@@ -74,7 +74,7 @@ impl Sharding {
     }
 }
 
-/// A collective, with all calls of a step.
+/// All calls of one collective in a step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct CollectiveTime {
     pub collective: &'static str,
@@ -84,23 +84,23 @@ pub(crate) struct CollectiveTime {
     /// Bytes that each GPU sends.
     pub sent_bytes: u64,
     pub seconds: f64,
-    /// Seconds in which a GPU waits for it and does nothing else; the others pass under work.
+    /// Seconds in which a GPU only waits for the collective; its other seconds overlap with compute.
     pub exposed_seconds: f64,
 }
 
-/// A step of one choice.
+/// Step with one sharding choice.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct SharedStep {
     pub sharding: Sharding,
     pub collectives: Vec<CollectiveTime>,
-    /// Seconds of all collectives, and those in which a GPU does nothing else.
+    /// Seconds of all collectives, and the seconds in which a GPU only waits for them.
     pub collective_seconds: f64,
     pub exposed_seconds: f64,
     pub step_seconds: f64,
 }
 
-/// A row of the scaling: step times of all choices, and their pairs per second over those of one GPU times
-/// the number of GPUs.
+/// Row of the scaling table: step time and efficiency of each sharding choice. The efficiency is the pairs
+/// per second, divided by those of one GPU times the number of GPUs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Scaling {
     pub on: Ranks,
@@ -117,7 +117,7 @@ pub(crate) struct RanksPlan {
     pub scaling: Vec<Scaling>,
 }
 
-/// Parameters of the units.
+/// Number of parameters of each unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Units {
     layers: usize,
@@ -125,7 +125,7 @@ struct Units {
     embedding: u64,
     /// Final norm, and the head if it is not the embedding.
     head: u64,
-    /// Trained parameters, if the weights above are a frozen base below adapters.
+    /// Number of adapter parameters, if the base weights are frozen.
     adapters: Option<u64>,
 }
 
@@ -140,7 +140,7 @@ struct Work {
     ends: f64,
     /// Gradient of the embedding.
     embedding_backward: f64,
-    /// Norm and update of all parameters.
+    /// Gradient norm and update of all parameters.
     update: f64,
 }
 
@@ -167,7 +167,7 @@ impl Units {
         self.layers as u64 * self.layer + self.embedding + self.head
     }
 
-    /// Bytes of the gradient of some weights: none below adapters.
+    /// Returns the gradient bytes of base weights, which are 0 with adapters.
     fn gradient(&self, elements: u64) -> u64 {
         if self.adapters.is_some() { 0 } else { GRADIENT * elements }
     }
@@ -184,7 +184,7 @@ impl Work {
         let is_update = |op: &str| op == "adamw" || op == "grad_norm";
         let is_backward = |op: &str| op.ends_with("_bwd") || op.contains("_bwd_");
         let forward = seconds(&|op| !at_ends(op) && !is_update(op) && !is_backward(op)) / layers.max(1) as f64;
-        // Policy and reference are of one size; adapters add little.
+        // Policy and reference have the same size; adapters add little.
         let frozen_layer = if plan.workload.dpo { forward / 2.0 } else { 0.0 };
         Self {
             frozen_layer,
@@ -196,14 +196,14 @@ impl Work {
         }
     }
 
-    /// A step of one GPU.
+    /// Returns the seconds of a step on one GPU.
     fn total(&self, layers: usize) -> f64 {
         let layer = self.frozen_layer + self.forward_layer + self.backward_layer;
         layers as f64 * layer + self.ends + self.embedding_backward + self.update
     }
 }
 
-/// Bytes of a gradient and of a weight.
+/// Bytes per element of a gradient and of a weight.
 const GRADIENT: u64 = 4;
 const WEIGHT: u64 = 2;
 
@@ -211,7 +211,7 @@ const GATHER: &str = "all-gather of weights";
 const NORMS: &str = "all-gather of norms";
 const SCATTER: &str = "reduce-scatter of gradients";
 
-/// A step with whole weights on every GPU.
+/// Step with unsharded weights on every GPU.
 fn step_of_whole_weights(sharding: Sharding, units: Units, work: Work, mut time: Timeline) -> SharedStep {
     let (name, kind) = match sharding {
         Sharding::Whole => ("all-reduce of gradients", Kind::AllReduce),
@@ -233,7 +233,7 @@ fn step_of_whole_weights(sharding: Sharding, units: Units, work: Work, mut time:
         }
         _ => {
             update_of_shards(units.adapters, work, &mut time);
-            // A base below adapters does not change.
+            // The base of adapters is frozen, so it is not gathered.
             let changed = if units.adapters.is_some() { 0 } else { units.total() };
             time.now(GATHER, Kind::AllGather, WEIGHT * changed);
         }
@@ -241,8 +241,8 @@ fn step_of_whole_weights(sharding: Sharding, units: Units, work: Work, mut time:
     time.end(sharding)
 }
 
-/// Norms and the update of a shard. Adapters are whole on every GPU, so their gradients are scattered before and
-/// their weights gathered behind.
+/// Adds the norms and the update of a shard. Adapters are unsharded on every GPU, so their gradients are
+/// reduce-scattered before the update and their weights are gathered after it.
 fn update_of_shards(adapters: Option<u64>, work: Work, time: &mut Timeline) {
     let adapters = adapters.unwrap_or(0);
     time.now(SCATTER, Kind::ReduceScatter, GRADIENT * adapters);
@@ -251,8 +251,8 @@ fn update_of_shards(adapters: Option<u64>, work: Work, time: &mut Timeline) {
     time.now("all-gather of adapters", Kind::AllGather, WEIGHT * adapters);
 }
 
-/// Gathers a run of layers, one ahead of the layer at work, and runs `seconds` of work on each; `behind` follows a
-/// layer's work.
+/// Gathers all layers, each one layer ahead of its compute of `seconds`. `behind` is called after the compute
+/// of each layer.
 fn gathered_layers(time: &mut Timeline, units: Units, seconds: f64, mut behind: impl FnMut(&mut Timeline)) {
     let gather = |time: &mut Timeline| time.collective(GATHER, Kind::AllGather, WEIGHT * units.layer);
     let mut ready = VecDeque::new();
@@ -265,7 +265,7 @@ fn gathered_layers(time: &mut Timeline, units: Units, seconds: f64, mut behind: 
         }
         time.compute(seconds);
         behind(time);
-        // The layer's window is free.
+        // The window of this layer is free again.
         if layer + 2 < units.layers {
             ready.push_back(gather(time));
         }
@@ -300,7 +300,7 @@ fn step(sharding: Sharding, units: Units, work: Work, on: Ranks, fabric: Fabric)
 }
 
 impl RanksPlan {
-    /// The step of `plan` on every one of several GPUs.
+    /// Predicts the step of `plan` on each of several GPUs.
     pub fn new(plan: &StepPlan, config: &ModelConfig, on: Ranks, fabric: Fabric) -> Result<Self> {
         if on.hosts == 0 || on.ranks == 0 || !on.ranks.is_multiple_of(on.hosts) {
             return Err(Error::Usage(format!(

@@ -1,4 +1,4 @@
-//! Waves of launches: tiles over the blocks that a GPU holds at a time.
+//! Number of waves of a launch: tiles divided by the blocks that a GPU holds at a time.
 
 use serde::Serialize;
 
@@ -15,7 +15,7 @@ pub struct LaunchEstimate {
     pub kernel: &'static str,
     /// Number of launches.
     pub launches: u64,
-    /// Number of tiles or rows of the work: the blocks on a GPU without a limit.
+    /// Number of tiles or rows of the work, which is the number of blocks without a limit on multiprocessors.
     pub tiles: u64,
     /// Threads of a block.
     pub threads: u32,
@@ -23,9 +23,9 @@ pub struct LaunchEstimate {
     pub shared_bytes: usize,
     /// Resident blocks per multiprocessor; `None` in a build without compiled kernels.
     pub blocks_held: Option<u32>,
-    /// Tiles over the blocks that the GPU holds at a time.
+    /// Tiles divided by the blocks that the GPU holds at a time.
     pub waves: Option<f64>,
-    /// Waves over the next whole number of waves; below 1 if the last wave is not full.
+    /// Waves divided by the next whole number; below 1 if the last wave is not full.
     pub efficiency: Option<f64>,
 }
 
@@ -66,8 +66,8 @@ pub(super) fn launch_estimate(gpu: &GpuRates, launched: &Launched) -> LaunchEsti
     }
 }
 
-/// Wave efficiency of an op's launches, weighted by their waves; 1 if unknown. Memory-bound ops
-/// loop over rows with a grid stride, so their floors are not stretched.
+/// Returns the wave efficiency of an op's launches, weighted by their waves; 1 if unknown. Memory-bound ops
+/// loop over rows with a grid stride, so they also have 1.
 pub(super) fn wave_efficiency(op: &str, launches: &[LaunchEstimate]) -> f64 {
     if !uses_gemm_rate(op) {
         return 1.0;

@@ -20,10 +20,10 @@
 //! input = "test.jsonl"
 //! ```
 //!
-//! `prepare` holds commands of this program that run once before the runs that need them,
-//! `[measure]` the flags of `mapl eval` after every run, and `[ifeval]` those of `mapl ifeval`. In all
-//! words `{out}` stands for the output folder, `{flag}` for the value of a varied flag, and `{name}`
-//! for an input: `inputs = ["model"]` asks for `--set model=FOLDER`.
+//! `prepare` holds commands of this program that run once before the runs that need them, `[measure]` the
+//! flags of `mapl eval` after every run, and `[ifeval]` those of `mapl ifeval`. In all arguments, `{out}`
+//! stands for the output folder, `{flag}` for the value of a varied flag, and `{name}` for an input. An entry
+//! such as `inputs = ["model"]` requires `--set model=FOLDER`.
 
 use std::path::Path;
 
@@ -64,7 +64,7 @@ struct Variant {
 /// The runs of a sweep.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Grid {
-    /// `sft`, `reward` or `dpo`.
+    /// `sft`, `reward`, `dpo` or `kto`.
     pub method: String,
     /// Varied flags: [`VARIANT`] if the file has variants, then the flags in alphabetical order.
     pub axes: Vec<String>,
@@ -74,7 +74,7 @@ pub struct Grid {
 /// One run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Point {
-    /// Name by position in the grid, as `p001`.
+    /// Name by position in the grid, such as `p001`.
     pub name: String,
     /// Values of the varied flags.
     pub values: Vec<String>,
@@ -90,7 +90,7 @@ pub struct Point {
 
 /// Name of the axis over variants.
 pub const VARIANT: &str = "variant";
-/// Flag with values that are averaged over.
+/// Name of the flag whose values a summary averages over.
 pub const SEED: &str = "seed";
 
 /// Flags that the sweep sets itself.
@@ -140,8 +140,8 @@ impl Grid {
         Ok(Self { method: file.method.clone(), axes, points })
     }
 
-    /// Indices of the points in the order of their runs: all settings with the first seed, then all
-    /// with the next. A sweep that is stopped early can compare settings.
+    /// Returns the indices of the points in run order: all settings with the first seed, then all with the
+    /// next. Settings can thus be compared even if the sweep is stopped early.
     pub fn order(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.points.len()).collect();
         if let Some(axis) = self.axes.iter().position(|axis| axis == SEED) {
@@ -156,7 +156,7 @@ impl Grid {
 }
 
 impl SweepFile {
-    /// Refuses what no run could do.
+    /// Returns an error for contents that no sweep can run, such as an unknown method or a reserved flag.
     fn check(&self) -> Result<(), String> {
         if !["sft", "reward", "dpo", "kto"].contains(&self.method.as_str()) {
             return Err(format!("method {:?} is not one of sft, reward, dpo, kto", self.method));
@@ -264,13 +264,14 @@ impl SweepFile {
     }
 }
 
-/// True for a name that can stand in braces.
+/// Whether `text` can be a name in braces.
 fn is_name(text: &str) -> bool {
     let rest = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
     text.starts_with(|c: char| c.is_ascii_lowercase()) && text.chars().all(rest)
 }
 
-/// Refuses values that the file does not ask for, values given twice, and inputs without a value.
+/// Returns an error for values that the file does not list as inputs, values given twice, and inputs without
+/// a value.
 fn check_given(inputs: &[String], given: &[(String, String)]) -> Result<()> {
     for (at, (name, _)) in given.iter().enumerate() {
         if !inputs.contains(name) {
@@ -292,7 +293,7 @@ fn check_given(inputs: &[String], given: &[(String, String)]) -> Result<()> {
     }
 }
 
-/// Replaces `{name}` by the value of a place. Braces around other text, as in JSON, stay.
+/// Replaces every `{name}` with its value in `places`. Braces around other text, as in JSON, stay.
 fn filled(words: &[String], places: &[(String, String)]) -> Result<Vec<String>, String> {
     let one = |word: &String| {
         let mut out = String::new();
@@ -341,7 +342,7 @@ fn words(name: &str, value: &Value) -> Result<Vec<String>, String> {
         Value::Array(list) => {
             [flag].into_iter().chain(list.iter().map(value_text).collect::<Result<Vec<_>, _>>()?).collect()
         }
-        // A single argument, so that a value with a leading dash is not taken for a flag.
+        // Flag and value are a single argument, so that a value with a leading dash is not parsed as a flag.
         value => vec![format!("{flag}={}", value_text(value)?)],
     })
 }

@@ -31,12 +31,13 @@ pub struct Outcome {
     pub share_of_product: Option<f64>,
     pub joules_per_group: Option<f64>,
     pub planned_mib: Option<f64>,
-    /// Memory used on a device with its own memory.
+    /// MiB used on a device with separate memory.
     pub taken_mib: Option<f64>,
     pub peak_resident_mib: Option<f64>,
-    /// FLOPs of the run at the mean of its measured steps, in units of 10^12.
+    /// Estimated FLOPs of the whole run in units of 10^12: its steps times the mean FLOPs of the measured
+    /// steps.
     pub tflop: Option<f64>,
-    /// Accuracies of the evaluation after the run, by measure, and figures of its responses.
+    /// Accuracies of the evaluation after the run, by measure, and metrics of the run's responses.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub accuracy: BTreeMap<String, f64>,
 }
@@ -66,8 +67,8 @@ impl Outcome {
         Self { point: point.name.clone(), values: point.values.clone(), error, ..Self::default() }
     }
 
-    /// Outcome of a run, read from its study, its evaluation and the verdicts on its responses (null
-    /// without them).
+    /// Reads the outcome of a run from its study, its evaluation and its IFEval results; the last two are
+    /// null if they did not run.
     pub fn of(point: &Point, [study, evaluation, ifeval]: &[Value; 3]) -> Self {
         let number = |path: &str| study.pointer(path).and_then(Value::as_f64);
         let mib = |path: &str| number(path).map(|bytes| bytes / f64::from(1 << 20));
@@ -99,7 +100,7 @@ impl Outcome {
     }
 }
 
-/// Figures of responses: name, and place in the JSON of `mapl ifeval`.
+/// Metrics of responses, as (name, JSON pointer into the output of `mapl ifeval`).
 const OF_RESPONSES: [(&str, &str); 6] = [
     ("prompts strict", "/prompt/strict/accuracy"),
     ("prompts loose", "/prompt/loose/accuracy"),
@@ -109,14 +110,14 @@ const OF_RESPONSES: [(&str, &str); 6] = [
     ("responses ended", "/responses_ended"),
 ];
 
-/// Figures of the responses of a policy.
+/// Returns the metrics of a policy's responses.
 fn of_responses(ifeval: &Value) -> impl Iterator<Item = (String, f64)> {
     let one = |(name, place): (&str, &str)| Some((name.to_owned(), ifeval.pointer(place)?.as_f64()?));
     OF_RESPONSES.into_iter().filter_map(one)
 }
 
-/// Accuracies of an evaluation: every measure, its parts by functions held out of training, and that
-/// of pairs by the longer response.
+/// Returns the accuracies of an evaluation: every measure, and its parts by held-out instruction functions
+/// and by the longer response.
 fn accuracies(evaluation: &Value) -> BTreeMap<String, f64> {
     let mut found = BTreeMap::new();
     for quantity in Quantity::ALL {
@@ -149,7 +150,7 @@ pub fn accuracy_names(outcomes: &[Outcome]) -> Vec<String> {
     measures.chain(responses).collect()
 }
 
-/// Rows as CSV: point, varied flags, error, values.
+/// Returns the rows as CSV, with columns for the point, the varied flags, the error and the metrics.
 pub fn csv(grid: &Grid, outcomes: &[Outcome]) -> Result<Vec<u8>> {
     let failed = |e: &dyn std::fmt::Display| Error::Runtime(format!("cannot write the rows of a sweep: {e}"));
     let mut writer = csv::Writer::from_writer(Vec::new());
@@ -178,8 +179,8 @@ pub fn commands(point: &Point, words: &[String]) -> Value {
     }
 }
 
-/// Finished study, evaluation and verdicts on responses of an earlier sweep in `folder`, if the
-/// commands of this point made them.
+/// Returns the finished study, the evaluation and the IFEval results of an earlier sweep in `folder`, if the
+/// commands of this point produced them.
 pub fn finished_study(folder: &Path, commands: &Value, point: &Point) -> Option<[Value; 3]> {
     let read = |name: &str| -> Option<Value> {
         serde_json::from_slice(&input::read(&folder.join(name), input::MAX_RECORD).ok()?).ok()

@@ -1,4 +1,4 @@
-//! Report page of a sweep: a table of all points, and each value over each numeric axis.
+//! Report page of a sweep: a table of all points, and plots of each metric over each numeric axis.
 
 use super::grid::{Grid, SEED};
 use super::outcome::{METRICS, Metric, Outcome};
@@ -28,7 +28,7 @@ pub fn html(grid: &Grid, outcomes: &[Outcome]) -> String {
         sections.push(Section { heading: "Accuracy".into(), blocks: tables.map(Block::Table).collect() });
     }
     sections.push(points(grid, outcomes));
-    // A seed is not a size.
+    // The seed is not an axis to plot over.
     for axis in (0..grid.axes.len()).filter(|&axis| grid.axes[axis] != SEED) {
         sections.extend(scaling(grid, outcomes, axis));
     }
@@ -101,7 +101,7 @@ fn scaling(grid: &Grid, outcomes: &[Outcome], axis: usize) -> Option<Section> {
             numeric: vec![1, 2],
         };
         let most = series.iter().flat_map(|s| &s.points).map(|p| p.1).fold(0.0, f64::max);
-        // Starts at 0, so that twice the height is twice the value.
+        // The axis starts at 0, so that twice the height is twice the value.
         let y = Axis::new(*title, *unit).within(0.0, if most > 0.0 { 1.1 * most } else { 1.0 });
         let x = Axis::new(grid.axes[axis].clone(), "");
         let chart = LineChart { title: (*title).into(), x, y, series, reference: None };

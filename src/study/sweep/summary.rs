@@ -10,7 +10,7 @@ use super::outcome::{Outcome, accuracy_names};
 use crate::report::Table;
 use crate::statistics::t_interval;
 
-/// Mean over seeds. The interval is null for one seed, and for more than the t table has.
+/// Mean over seeds. The interval is null for one seed, and for more seeds than the t table covers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Mean {
     pub value: f64,
@@ -19,11 +19,11 @@ pub struct Mean {
     pub seeds: usize,
 }
 
-/// A setting: one value of every varied flag but the seed.
+/// A setting: one value of every varied flag except the seed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Setting {
     pub values: Vec<String>,
-    /// Mean of the FLOPs of a run, in units of 10^12.
+    /// Mean FLOPs of a run, in units of 10^12.
     pub tflop: Option<f64>,
     pub accuracy: BTreeMap<String, Mean>,
     /// Accuracy minus the first setting's with the same seed; empty for the first setting.
@@ -33,7 +33,7 @@ pub struct Setting {
 /// Summary of a sweep with evaluations.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// Varied flags but the seed.
+    /// Varied flags except the seed.
     pub axes: Vec<String>,
     /// Names of the accuracies, in table order.
     pub names: Vec<String>,
@@ -58,7 +58,7 @@ pub fn summary(grid: &Grid, outcomes: &[Outcome]) -> Option<Summary> {
             None => groups.push((values, vec![o])),
         }
     }
-    // The first setting of the file, even if its runs failed: then there is no difference.
+    // The baseline is the first setting of the file. If its runs failed, there are no differences.
     let first = kept(&grid.points[0].values);
     let baseline: Vec<&Outcome> =
         groups.iter().find(|(values, _)| *values == first).map(|(_, members)| members.clone()).unwrap_or_default();
@@ -180,12 +180,14 @@ mod tests {
         let mapl = &found.settings[1];
         assert_eq!(mapl.values, ["MAPL"]);
         assert!((mapl.accuracy["semantic"].value - 0.7).abs() < 1e-12);
-        // +0.3 and -0.1: mean 0.1, standard error 0.2, 1 degree of freedom: 12.706.
+        // The differences +0.3 and -0.1 have mean 0.1, standard error 0.2 and, with 1 degree of freedom, the
+        // quantile 12.706.
         let difference = &mapl.difference["semantic"];
         let [low, high] = difference.interval.unwrap();
         assert!((difference.value - 0.1).abs() < 1e-12 && (high - low - 2.0 * 12.706 * 0.2).abs() < 1e-9);
         assert_eq!(found.tables()[1].rows[0][..3], ["MAPL", "2", "+0.100 ± 2.541"]);
-        // A failed run of the first setting takes its seed out of the differences only.
+        // A failed run of the first setting removes its seed from the differences, but not from the
+        // accuracies.
         outcomes[0].error = "stopped".into();
         let found = summary(&grid, &outcomes).unwrap();
         assert_eq!(found.settings[1].difference["semantic"].seeds, 1);

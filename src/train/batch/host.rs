@@ -12,7 +12,7 @@ use crate::data::pack::{Batch, BatchLimits};
 pub struct BatchSizes {
     /// Tokens of the batch.
     pub tokens: usize,
-    /// Head rows; 0 for rewards.
+    /// Number of head rows; 0 for reward models.
     pub rows: usize,
     /// Number of sequences.
     pub seqs: usize,
@@ -20,7 +20,7 @@ pub struct BatchSizes {
     pub comparisons: usize,
     /// Segments of the trees.
     pub segments: usize,
-    /// Entries of the paths.
+    /// Entries of all ancestor lists.
     pub ancestors: usize,
     /// Number of trees.
     pub trees: usize,
@@ -69,11 +69,11 @@ pub struct HostBatch {
     pub(in crate::train) numbers: Vec<f64>,
     pub(in crate::train) index_ranges: [Range<usize>; Index::COUNT],
     pub(in crate::train) number_ranges: [Range<usize>; Number::COUNT],
-    /// Ends of the groups; padding is one more group.
+    /// Ends of the groups; padding counts as one more group.
     pub(in crate::train) groups: Vec<GroupEnd>,
     /// Visible pairs by distance ([`distances`]).
     pub(in crate::train) distances: Vec<u32>,
-    /// Weight of the tails, if there are any.
+    /// Weight of the tails (response tokens beyond the shared length), if the loss has one.
     pub(in crate::train) tail_alpha: Option<f64>,
     pub sizes: BatchSizes,
 }
@@ -103,7 +103,7 @@ fn concatenate<T: Copy, const N: usize>(staging: &mut Vec<T>, arrays: [&[T]; N])
     })
 }
 
-/// Inserts `padding` behind each array and updates the ranges.
+/// Inserts `padding` after each array and updates the ranges.
 fn insert_padding<T: Copy, const N: usize>(values: &mut Vec<T>, ranges: &mut [Range<usize>; N], padding: &[Vec<T>; N]) {
     let mut all = Vec::with_capacity(values.len() + padding.iter().map(Vec::len).sum::<usize>());
     for (range, padding) in ranges.iter_mut().zip(padding) {
@@ -116,7 +116,7 @@ fn insert_padding<T: Copy, const N: usize>(values: &mut Vec<T>, ranges: &mut [Ra
 }
 
 impl HostBatch {
-    /// Lays out a batch. `kind_scale` is the weight of each comparison kind over its count in the
+    /// Lays out a batch. `kind_scale` is the weight of each comparison kind divided by its count in the
     /// global batch.
     pub fn lay_out(&mut self, batch: &Batch, kind_scale: [f64; KINDS], of_seqs: SequenceNumbers<'_>) {
         let source = Source { batch, kind_scale: &kind_scale, of_seqs };
@@ -145,7 +145,7 @@ impl HostBatch {
         self.sizes = BatchSizes::of_limits(shape, s.pairs);
     }
 
-    /// (seqs) direct gradient of each score; empty without one.
+    /// (seqs) direct gradient of each score; empty if the loss has none.
     pub fn direct(&self) -> &[f64] {
         &self.numbers[self.number_ranges[Number::Direct as usize].clone()]
     }

@@ -11,7 +11,7 @@ use crate::data::pack::{Batch, BatchLimits};
 #[derive(Clone, Copy)]
 pub(in crate::train) struct Source<'a> {
     pub batch: &'a Batch,
-    /// Weight of each comparison kind over its count in the global batch.
+    /// Weight of each comparison kind divided by its count in the global batch.
     pub kind_scale: &'a [f64; KINDS],
     pub of_seqs: SequenceNumbers<'a>,
 }
@@ -23,11 +23,11 @@ pub struct SequenceNumbers<'a> {
     pub direct: &'a [f64],
     /// Cached scores of the frozen reference.
     pub frozen: &'a [f64],
-    /// 1 / head rows, if a curve is per token.
+    /// 1 / head rows, if a loss curve is per token.
     pub inverse_rows: &'a [f64],
-    /// Head rows before the tail, if tails have a weight of their own.
+    /// Head rows before the tail, if the loss weights tails.
     pub tail_starts: &'a [f64],
-    /// Weight of tails, if there are any.
+    /// Weight of the tails (response tokens beyond the shared length), if the loss has one.
     pub tail_alpha: Option<f64>,
 }
 
@@ -37,9 +37,9 @@ pub(in crate::train) enum IndexPadding {
     Value(usize),
     /// -1: no token id, hidden row or sequence.
     None,
-    /// The table's last value: offsets of empty lists.
+    /// The table's last value, so that lists of padding items are empty.
     Last,
-    /// Each entry's own position: padding items are grouped as they come.
+    /// Each entry's index in the table, so that padding items keep their order.
     Position,
     SegmentEnds,
     TreeEnds,
@@ -110,7 +110,7 @@ tables! {
     HeadOffsets[l.rows + 1] = &s.batch.head_runs.offsets, IndexPadding::Value(l.rows);
     HeadKeys[l.rows] = &s.batch.head_runs.keys, IndexPadding::None;
     SeqOffsets[l.seqs + 1] = &s.batch.seq_offsets, IndexPadding::Value(l.rows);
-    /// Rewards only: a batch with head rows has no last rows.
+    /// Used by reward models only: a batch with head rows has no last rows.
     LastRows[if l.rows == 0 { l.seqs } else { 0 }] =
         &s.batch.last_rows, IndexPadding::Value(l.tokens.saturating_sub(1));
     TermSequence[TERMS * l.comparisons] = &s.batch.comparisons.term_sequence, IndexPadding::None;
@@ -129,18 +129,18 @@ tables! {
     Weight[l.comparisons] = &s.batch.comparisons.weight, NumberPadding::Value(0.0);
     DetachedClip[2 * l.comparisons] = &s.batch.comparisons.detached_clip, NumberPadding::Value(0.0);
     KindScale[KINDS] = s.kind_scale, NumberPadding::Value(0.0);
-    /// (seqs) direct gradient of each score; empty without one.
+    /// (seqs) direct gradient of each score; empty if the loss has none.
     Direct[l.seqs] = s.of_seqs.direct, NumberPadding::ZerosIfPresent;
     /// (seqs) cached scores of the frozen reference; empty without a cache.
     Frozen[l.seqs] = s.of_seqs.frozen, NumberPadding::ZerosIfPresent;
-    /// (seqs) 1 / head rows of each sequence; empty unless a curve is per token.
+    /// (seqs) 1 / head rows of each sequence; empty unless a loss curve is per token.
     InverseRows[l.seqs] = s.of_seqs.inverse_rows, NumberPadding::ZerosIfPresent;
-    /// (seqs) head rows of each sequence before its tail; empty unless tails have a weight.
+    /// (seqs) head rows of each sequence before its tail; empty unless the loss weights tails.
     TailStarts[l.seqs] = s.of_seqs.tail_starts, NumberPadding::ZerosIfPresent;
 }
 
 impl IndexPadding {
-    /// The values that bring `table` to `length` entries. The batch has `tokens` tokens and
+    /// Returns the values that extend `table` to `length` entries. The batch has `tokens` tokens and
     /// `segments` segments; `shape` has the padded sizes.
     pub fn values(
         self,
@@ -163,7 +163,7 @@ impl IndexPadding {
 }
 
 impl NumberPadding {
-    /// The values that bring a table of `present` entries to `length`.
+    /// Returns the values that extend a table of `present` entries to `length`.
     pub fn values(self, present: usize, length: usize) -> Vec<f64> {
         match self {
             Self::ZerosIfPresent if present == 0 => Vec::new(),
@@ -174,7 +174,7 @@ impl NumberPadding {
 }
 
 impl BatchLimits {
-    /// Index entries of all tables, for a batch without a repeated token or hidden row.
+    /// Index entries of all tables, for a batch in which every token id and hidden row is distinct.
     pub fn indices(&self) -> usize {
         Index::lengths(self).iter().sum()
     }

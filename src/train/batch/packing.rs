@@ -204,8 +204,8 @@ impl PackedMicroBatch {
         (tally, not_finite)
     }
 
-    /// Adds each of several losses. The device returns only their sum, so the host computes them
-    /// from the scores; `score` and `reference` are (seqs).
+    /// Adds the value of each of several loss curves to `tally`. The device returns only their sum, so the
+    /// host computes them from the scores; `score` and `reference` are (seqs).
     fn tally_losses(&self, tally: &mut Tally, loss: &Loss, scores: (&[f64], &[f64])) {
         let comparisons = self.scored(scores);
         for (c, of) in comparisons.iter().zip(loss.values_of(&comparisons)).filter(|(c, _)| c.weight != 0.0) {
@@ -213,7 +213,7 @@ impl PackedMicroBatch {
         }
     }
 
-    /// Comparisons that are not padding, with the scores of their sequences.
+    /// Returns the comparisons of the unpadded batch, with the scores of their sequences.
     fn scored(&self, (score, reference): (&[f64], &[f64])) -> Vec<ScoredComparison> {
         let table = &self.batch.comparisons;
         let rows: Vec<usize> = rows_of(&self.batch).collect();

@@ -11,17 +11,18 @@
 //! comparisons, and its comparisons have weight 0. All its gradients are 0, and sums over tokens
 //! end in zeros, so results have the same bits as without padding.
 //!
-//! A batch with more head rows than the head takes at once is cut into chunks at group ends
-//! ([`crate::backend::Backend::max_head_rows`]). The enqueued ops then depend on the batch, so
-//! it is not captured. Shapes with more rows than the head takes at once by default do not exist:
-//! batches of that size are not padded either.
+//! A batch with more head rows than the head processes at once is cut into chunks at group ends
+//! ([`crate::backend::Backend::max_head_rows`]). The enqueued ops then depend on the batch, so it is not
+//! captured. No shape has more rows than the head processes at once by default, so larger batches are not
+//! padded either.
 
 use super::upload::BatchSizes;
 use crate::data::pack::BatchLimits;
 
 /// Number of shapes, from the smallest to the largest batch.
 const LEVELS: usize = 16;
-/// Segments that share the padding tokens; more segments keep attention among the tokens cheap.
+/// Number of segments that share the padding tokens; several segments keep attention among these tokens
+/// cheap.
 const PADDING_SEGMENTS: usize = 16;
 
 /// The shapes of a run.
@@ -33,7 +34,7 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    /// Shapes for batches within `limits`; `max_rows` is the number of rows the head takes at once.
+    /// Shapes for batches within `limits`; `max_rows` is the number of rows that the head processes at once.
     pub fn of(limits: BatchLimits, max_rows: usize) -> Self {
         Self { limits, max_rows }
     }
@@ -88,7 +89,7 @@ pub(in crate::train) fn segment_ends(start: usize, tokens: usize, segments: usiz
     (1..=segments).map(move |i| start + tokens.min(i * each))
 }
 
-/// Ends of the padding trees, in segments: one segment each, and the rest for the last.
+/// Ends of the padding trees, in segments: each tree has one segment, and the last tree has the rest.
 pub(in crate::train) fn tree_ends(start: usize, segments: usize, trees: usize) -> impl Iterator<Item = usize> {
     (1..=trees).map(move |i| if i == trees { start + segments } else { start + segments.min(i) })
 }
@@ -135,7 +136,7 @@ mod tests {
         assert_eq!((level(22, 1, 20), level(22, 1, 21)), (Some(8), None));
         assert_eq!((level(22, 50, 1), level(22, 51, 1)), (Some(8), None));
         assert_eq!(level(40, 100, 40), Some(LEVELS));
-        // Rewards have no head rows.
+        // Reward models have no head rows.
         let rewards = Shapes::of(BatchLimits { rows: 0, ..limits() }, 0);
         assert_eq!(rewards.level(&BatchSizes { tokens: 100, ..BatchSizes::default() }), Some(LEVELS));
     }

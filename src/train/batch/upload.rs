@@ -31,9 +31,9 @@ pub struct DeviceBatch<B: Backend> {
     groups: Vec<GroupEnd>,
     /// Visible pairs by distance.
     distances: Vec<u32>,
-    /// Weight of the tails, if there are any.
+    /// Weight of the tails (response tokens beyond the shared length), if the loss has one.
     tail_alpha: Option<f64>,
-    /// Host side of [`DeviceBatch::upload`].
+    /// Host copy of the batch for [`DeviceBatch::upload`].
     staging: HostBatch,
     /// Sizes of the batch.
     pub sizes: BatchSizes,
@@ -145,7 +145,7 @@ impl<B: Backend> DeviceBatch<B> {
         self.upload_with(backend, batch, kind_scale, SequenceNumbers::default())
     }
 
-    /// [`DeviceBatch::upload`] with numbers of the sequences.
+    /// Like [`DeviceBatch::upload`], with per-sequence numbers.
     pub(in crate::train) fn upload_with(
         &mut self,
         backend: &B,
@@ -164,9 +164,9 @@ impl<B: Backend> DeviceBatch<B> {
         written
     }
 
-    /// Batch of the largest sizes within `limits`, with tables of zeros, for the memory rehearsal.
-    /// Its group ends give chunks as large as any batch's, for a head that takes `rows_at_once`
-    /// rows.
+    /// Batch of the largest sizes within `limits`, with tables of zeros, for the memory rehearsal. Its group
+    /// ends give chunks as large as those of any batch, for a head that processes `rows_at_once` rows at a
+    /// time.
     pub(in crate::train) fn of_limits(backend: &B, limits: &BatchLimits, rows_at_once: usize) -> Result<Self> {
         let mut batch = Self::new(backend)?;
         batch.reserve(backend, limits)?;
@@ -190,7 +190,7 @@ impl<B: Backend> DeviceBatch<B> {
         View::new(&self.numbers, range.start, range.len())
     }
 
-    /// Tokens and trees, as the model takes them.
+    /// Tokens and trees, as inputs of the model.
     pub fn inputs(&self) -> Inputs<'_, B> {
         let s = self.sizes;
         Inputs {
@@ -251,13 +251,13 @@ impl<B: Backend> DeviceBatch<B> {
         &self.groups
     }
 
-    /// (seqs) last row of each sequence, for rewards.
+    /// (seqs) last row of each sequence, for reward models.
     pub fn last_rows(&self) -> View<'_, B::Idx> {
         self.index(Index::LastRows)
     }
 
-    /// (seqs) direct gradient of each score, in addition to the comparisons' gradient; `None`
-    /// without one.
+    /// (seqs) direct gradient of each score, in addition to the comparisons' gradient; `None` if the loss has
+    /// none.
     pub fn direct(&self) -> Option<View<'_, B::Acc>> {
         Some(self.number(Number::Direct)).filter(|view| view.len == self.sizes.seqs)
     }
@@ -267,12 +267,12 @@ impl<B: Backend> DeviceBatch<B> {
         self.number(Number::Frozen)
     }
 
-    /// (seqs) 1 / head rows of each sequence, for curves per token.
+    /// (seqs) 1 / head rows of each sequence, for loss curves per token.
     pub(in crate::train) fn inverse_rows(&self) -> View<'_, B::Acc> {
         self.number(Number::InverseRows)
     }
 
-    /// Tails of the sequences, if they have a weight of their own.
+    /// Tails of the sequences, if the loss weights them.
     pub(in crate::train) fn tail(&self) -> Option<Tail<'_, B>> {
         Some(Tail { starts: self.number(Number::TailStarts), alpha: self.tail_alpha? })
     }

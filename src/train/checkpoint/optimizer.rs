@@ -1,6 +1,6 @@
-//! Optimiser state of a checkpoint, as tensors of one safetensors file: moments, control vector
-//! and, unless `Act` is f32, the exact weights. Of a sharded state every rank writes its slice. Damaged files and files of a model of another size
-//! are refused, and so are values that are not finite.
+//! Optimiser state of a checkpoint, as tensors of one safetensors file: moments, control vector and, unless
+//! `Act` is f32, the exact weights. If the state is sharded, every rank writes its slice to a separate file.
+//! Damaged files, files of a model of a different size, and values that are not finite are errors.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::ranks::collective::shard_of;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
 
-/// Name of the file of a rank in `state/`. A state that is not sharded is that of rank 0.
+/// Returns the name of a rank's file in `state/`. A state that is not sharded has only the file of rank 0.
 pub fn optimizer_file(rank: usize) -> String {
     format!("optimizer-rank{rank:05}.safetensors")
 }
@@ -41,7 +41,7 @@ pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Resul
         let bytes = input::read(path, u64::MAX - 1).map_err(|e| super::unreadable(path, &e))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::model(path, format!("is damaged: {e}")))?;
         let file = StateFile { path, file };
-        // The parts of several ranks follow each other; the last one must end with the parameters.
+        // The parts of the ranks are consecutive; the last one must end at the last parameter.
         let len = match paths.len() {
             1 => total,
             _ => file.values("m", None)?.len(),
@@ -51,7 +51,7 @@ pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Resul
             return Err(file.too_long(part.end, total));
         }
         let read = |name: &str| file.values(name, Some(len));
-        // Copies what this rank holds of the part.
+        // Copies the elements of the part that this rank holds.
         let write = |to: &mut B::Acc, values: &[f64]| {
             held.within(&part).try_for_each(|Overlap { at, offsets }| {
                 backend.write_acc(ViewMut::new(to, at, offsets.len()), &values[offsets])
@@ -59,7 +59,7 @@ pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Resul
         };
         write(&mut trainer.optimizer.m, &read("m")?)?;
         write(&mut trainer.optimizer.v, &read("v")?)?;
-        // Weight files in f32 are exact. For other precisions the exact weights are in these files.
+        // Weight files in f32 are exact. For other precisions, the optimiser files hold the exact weights.
         if file.file.tensor("weights").is_ok() {
             has_exact = true;
             let exact = read("weights")?;
@@ -102,7 +102,7 @@ impl StateFile<'_> {
             let why = format!("tensor {name} has {} elements instead of {len}", values.len());
             return Err(Error::model(self.path, why));
         }
-        // The norm of the last gradient may be infinite: then its update was skipped.
+        // The norm of the last gradient may be non-finite, because its update is then skipped.
         let valid = |i: usize, x: f64| x.is_finite() || (name == "control" && i == CONTROL_NORM);
         let count = values.iter().enumerate().filter(|&(i, &x)| !valid(i, x)).count();
         if count > 0 {
@@ -120,7 +120,8 @@ impl StateFile<'_> {
     }
 }
 
-/// First moment with elements that are not finite, and their number.
+/// Returns the name of the first moment buffer with elements that are not finite, and the number of these
+/// elements.
 pub fn not_finite<B: Backend>(trainer: &Trainer<'_, B>) -> Result<Option<(&'static str, usize)>> {
     let (backend, len) = (trainer.backend, trainer.optimizer.part().len());
     let mut chunk = vec![0.0; CHUNK.min(len)];
@@ -138,8 +139,8 @@ pub fn not_finite<B: Backend>(trainer: &Trainer<'_, B>) -> Result<Option<(&'stat
     Ok(None)
 }
 
-/// Writes the state; the caller syncs the file. Of a sharded state every rank calls it, and the files of the
-/// ranks follow each other in the layout, whatever each rank holds.
+/// Writes the state; the caller syncs the file. If the state is sharded, every rank calls it. The files of
+/// the ranks hold consecutive slices of the parameters, whichever parameters each rank keeps in memory.
 pub fn save<B: Backend>(trainer: &Trainer<'_, B>, path: &Path) -> Result<()> {
     let (backend, optimizer) = (trainer.backend, &trainer.optimizer);
     let dtype = if B::PRECISION == Precision::F64 { Dtype::F64 } else { Dtype::F32 };
@@ -148,7 +149,7 @@ pub fn save<B: Backend>(trainer: &Trainer<'_, B>, path: &Path) -> Result<()> {
         own_range(trainer, &|at, to| backend.read_acc(View::new(buffer, at, to.len()), to)).map(|x| encode(&x, dtype))
     };
     let mut tensors: Vec<(&str, Vec<u8>)> = vec![("m", encoded(&optimizer.m)?), ("v", encoded(&optimizer.v)?)];
-    // Stored as a tensor, because JSON has no number for a norm that is not finite.
+    // The control vector is a tensor, because JSON has no number for a norm that is not finite.
     let mut control = vec![0.0; CONTROL];
     backend.read_acc(View::first(&optimizer.control, CONTROL), &mut control)?;
     tensors.push(("control", encode(&control, dtype)));
@@ -171,7 +172,8 @@ pub fn save<B: Backend>(trainer: &Trainer<'_, B>, path: &Path) -> Result<()> {
         .map_err(|e| Error::Runtime(format!("cannot write {}: {e}", path.display())))
 }
 
-/// Values of this rank's file, from a buffer of what it holds: `read` copies from element `at` of the buffer.
+/// Returns the values of this rank's file. `read` copies elements from index `at` of the buffer that this
+/// rank keeps.
 fn own_range<B: Backend>(trainer: &Trainer<'_, B>, read: &dyn Fn(usize, &mut [f64]) -> Result<()>) -> Result<Vec<f64>> {
     let Some((units, rank, Some(ranks))) = trainer.policy.trained_units() else {
         let mut values = vec![0.0; trainer.optimizer.part().len()];

@@ -28,7 +28,7 @@ pub struct Best {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunState {
-    /// Version of the columns.
+    /// Version of the file format.
     pub schema: u32,
     /// Optimiser steps taken, skipped ones included.
     pub step: u64,
@@ -40,8 +40,8 @@ pub struct RunState {
     pub seconds: f64,
     /// Consecutive skipped updates up to this step.
     pub skipped_in_a_row: u64,
-    /// Whether a signal interrupted the evaluation of this step; if so, the resumed run starts with
-    /// it.
+    /// Whether a signal interrupted the evaluation of this step; if so, the resumed run starts with that
+    /// evaluation.
     pub evaluation_due: bool,
     /// Best checkpoint so far, if a metric selects one.
     pub best: Option<Best>,
@@ -52,8 +52,8 @@ pub struct RunState {
     pub files: BTreeMap<String, String>,
 }
 
-/// What changed between two values of a fingerprint entry. Those with several fields, as
-/// `Name { field: value, other: value }`, are compared field by field.
+/// Describes the changes between two values of a fingerprint entry. Values with several fields, such as `Name
+/// { field: value, other: value }`, are compared field by field.
 fn differences(name: &str, before: &str, now: &str) -> Vec<String> {
     let (Some(old), Some(new)) = (fields(before), fields(now)) else {
         return vec![format!("{name} was {}, is {}", readable(before), readable(now))];
@@ -70,11 +70,11 @@ fn differences(name: &str, before: &str, now: &str) -> Vec<String> {
         format!("{} of {name} was {old}, is {new}", field.replace('_', " "))
     };
     let all: Vec<String> = changes.filter(|(_, old, new)| old != new).map(text).collect();
-    // Two texts of different versions may have equal values.
+    // Texts from different program versions may differ although all their fields are equal.
     if all.is_empty() { vec![format!("{name} was {}, is {}", readable(before), readable(now))] } else { all }
 }
 
-/// Fields of `Name { field: value, ... }`, with nested values whole; `None` for another text.
+/// Fields of `Name { field: value, ... }`, with nested values whole; `None` for text in a different form.
 fn fields(text: &str) -> Option<Vec<(&str, &str)>> {
     let (name, inner) = text.strip_suffix(" }")?.split_once(" { ")?;
     if !name.chars().all(char::is_alphanumeric) {
@@ -101,7 +101,7 @@ fn parts(text: &str) -> Vec<&str> {
     parts
 }
 
-/// A value for people: `Some(5.0)` is 5, `None` is none, and a type is followed by its fields.
+/// Formats a value for people: `Some(5.0)` is 5, `None` is none, and a type name is followed by its fields.
 fn readable(value: &str) -> String {
     if let Some(inner) = value.strip_prefix("Some(").and_then(|rest| rest.strip_suffix(')')) {
         return readable(inner);
@@ -125,7 +125,7 @@ fn readable(value: &str) -> String {
 }
 
 impl RunState {
-    /// Refuses to resume with other settings or data, and names the changes.
+    /// Returns an error that names the changes if settings or data differ from those of the checkpoint.
     pub fn check(&self, folder: &Path, fingerprint: &[(String, String)]) -> Result<()> {
         let mut changed = Vec::new();
         for (name, now) in fingerprint {

@@ -1,9 +1,9 @@
 //! Log-probs of a run's sequences under the frozen reference. They are read from the cache file or,
 //! if missing, computed in a forward-only pass. The model is loaded only if a log-prob is missing.
 //!
-//! A cache file that cannot be used is reported, ignored as a whole, and replaced at the next
-//! write. If the file cannot be written, the values still serve this run, and the next run computes
-//! them again. Several ranks compute the missing ones in turns, and rank 0 writes the file.
+//! A cache file that cannot be used is reported, ignored as a whole, and replaced at the next write. If the
+//! file cannot be written, the values still serve this run, and the next run computes them again. Several
+//! ranks compute the missing log-probs round-robin, and rank 0 writes the file.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -53,12 +53,12 @@ pub struct FrozenCache {
     options: CacheOptions,
     file: CacheFile,
     refused: Option<String>,
-    /// Failed creation of the folder.
+    /// Error of a failed attempt to create the folder.
     uncreated: Option<std::io::Error>,
     entries: Entries,
     /// Whether the model is the base of the policy.
     is_base: bool,
-    /// Whether each rank keeps slices of the model's weights only.
+    /// Whether each rank keeps only slices of the model's weights.
     sharded: bool,
 }
 
@@ -69,7 +69,7 @@ pub struct CacheReport {
     pub known: usize,
     /// Distinct sequences with a newly computed log-prob.
     pub computed: usize,
-    /// Seconds that it took.
+    /// Duration in seconds.
     pub seconds: f64,
     /// Reason why the values could not be written for later runs.
     write_error: Option<Error>,
@@ -91,8 +91,8 @@ impl fmt::Display for CacheReport {
 }
 
 impl FrozenCache {
-    /// Opens the cache of the model in folder `model` for the scores of `loss`. It hashes the
-    /// weights, so it refuses what [`store::load`] refuses.
+    /// Opens the cache of the model in folder `model` for the scores of `loss`. It reads and hashes the
+    /// weights, so weights that [`store::load`] rejects are errors here too.
     pub fn open<B: Backend>(
         backend: &B,
         model: &Path,
@@ -121,7 +121,7 @@ impl FrozenCache {
         self.file.path()
     }
 
-    /// Warning that the cache file could not be used, or that there is none.
+    /// Warning that the cache file could not be used, or that its folder could not be created.
     pub fn refusal(&self) -> Option<String> {
         if let Some(why) = &self.uncreated {
             let dir = self.options.dir.display();
@@ -134,14 +134,14 @@ impl FrozenCache {
         })
     }
 
-    /// Uses the base of the policy, which holds the same weights, wherever [`FrozenCache::complete_by`]
-    /// gets one: no second model is loaded.
+    /// Marks the model as the base of the policy. If [`FrozenCache::complete_by`] receives the policy, it
+    /// then uses it and loads no second model.
     pub fn of_base(mut self) -> Self {
         self.is_base = true;
         self
     }
 
-    /// Keeps slices of the model's weights on each rank, if it has to be loaded.
+    /// Sets whether each rank keeps only slices of the model's weights, if the model has to be loaded.
     pub(crate) fn with_shards(mut self, sharded: bool) -> Self {
         self.sharded = sharded;
         self
@@ -153,7 +153,7 @@ impl FrozenCache {
         self.complete_by(backend, None, groups)
     }
 
-    /// Like [`FrozenCache::complete`], with the policy of the run at hand.
+    /// Like [`FrozenCache::complete`], with the policy of the run, if it is in memory.
     pub fn complete_by<B: Backend>(
         &mut self,
         backend: &B,
@@ -227,7 +227,7 @@ impl FrozenCache {
         let mut written = Instant::now();
         let mut rest = groups.iter().copied().flatten();
         while !missing.is_empty() {
-            // A round: one batch for each rank.
+            // Each round scores one batch on each rank.
             let mut round = Vec::new();
             let mut own = Vec::new();
             for rank in 0..ranks.size() {
@@ -281,7 +281,7 @@ impl FrozenCache {
     }
 }
 
-/// A value with as many bytes as a key.
+/// Returns the bits of a value, padded to the size of a key.
 fn pair(value: f64) -> [u8; 16] {
     u128::from(value.to_bits()).to_le_bytes()
 }

@@ -11,9 +11,9 @@
 //! | 32 | BLAKE3 of the entries |
 //! | 16 + value, each | key, value; keys ascend |
 //!
-//! A file is never modified, only replaced by a complete one, so readers need no lock. Writers lock
-//! the folder if its file system has locks. Without locks, a lost race loses entries but never
-//! writes a wrong one. Any other file is refused with the reason, down to a single flipped bit.
+//! A file is never modified, only replaced by a complete one, so readers need no lock. Writers lock the
+//! folder if its file system has locks. Without locks, a lost race loses entries but never writes a wrong
+//! one. A file that deviates from this format, even by a single bit, is not used, and the reason is reported.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -135,7 +135,7 @@ impl CacheFile {
     /// file.
     pub fn merge(&self, entries: &Entries) -> Result<()> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
-        // Held until the file is written, so no writer loses the entries of another.
+        // The lock is held until the file is written, so that no writer loses the entries of another.
         let lock = File::open(dir).and_then(|folder| folder.lock().map(|()| folder));
         let mut all = match self.read() {
             Found::Entries(all) => all,

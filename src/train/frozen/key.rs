@@ -5,7 +5,7 @@
 //! - the weights as numbers, so that sharding and number format do not matter
 //! - sizes and frequencies of the model configuration
 //! - the scored tokens and their reduction
-//! - backend, precision and numerics version
+//! - backend, precision, numerics version and custom kernels
 //! - the bits of a small forward pass on this machine, because two processors may round differently
 //!
 //! A key identifies a sequence by its token ids. Tokenizer and template act only through these ids.
@@ -79,7 +79,7 @@ pub(super) fn weights_hash(folder: &Path, config: &ModelConfig) -> Result<Finger
     c.inv_freq().iter().for_each(|f| {
         hash.update(&f.to_le_bytes());
     });
-    // Only families without these values have hashes from versions that did not know them.
+    // Default values are not hashed, so that hashes from versions without these settings stay valid.
     let (factor, still) = (c.rope.attention_factor(), &c.layers_without_rope);
     if factor != 1.0 || !still.is_empty() {
         hash_text(&mut hash, &format!("{factor} {still:?}"));

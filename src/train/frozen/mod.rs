@@ -31,7 +31,7 @@ use crate::train::batch::upload::DeviceBatch;
 pub(super) enum Frozen<B: Backend> {
     /// Model that runs on every batch.
     Online { model: Box<Model<B>>, scorer: Box<Scorer<B>> },
-    /// The base of the policy: its adapters take no part.
+    /// The base of the policy, without its adapters.
     Base { scorer: Box<Scorer<B>> },
     /// Cached log-probs; the packer adds them to each batch.
     Cached { cache: Arc<RwLock<FrozenCache>> },
@@ -54,7 +54,7 @@ impl<B: Backend> Frozen<B> {
         self.reserve_positions(backend, limits.longest_path)?;
         match self {
             Self::Online { model, scorer } => {
-                // The windows of both are those of the larger one.
+                // Policy and reference share one set of windows, which has the size of the larger one.
                 model.swap_windows(policy);
                 model.reserve_windows(backend)?;
                 model.swap_windows(policy);
@@ -65,7 +65,8 @@ impl<B: Backend> Frozen<B> {
         }
     }
 
-    /// Prepares the model for sequences of up to `longest` tokens. The policy prepares itself.
+    /// Prepares the reference model for sequences of up to `longest` tokens. The policy is prepared
+    /// separately.
     pub fn reserve_positions(&mut self, backend: &B, longest: usize) -> Result<()> {
         match self {
             Self::Online { model, .. } => model.reserve_positions(backend, longest),

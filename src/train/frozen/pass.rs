@@ -1,4 +1,4 @@
-//! Buffers of a forward-only pass of a frozen model, which is a model without its adapters.
+//! Forward-only pass of a frozen model, without adapters, and its buffers.
 
 use crate::Result;
 use crate::backend::Backend;

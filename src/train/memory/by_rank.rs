@@ -1,5 +1,5 @@
-//! Bytes of one of several ranks, for each choice of what the ranks keep slices of, and the first choice
-//! that fits. Fewer slices mean less traffic, so they come first.
+//! Bytes per rank for each sharding choice, and the first choice that fits. Choices with less sharding come
+//! first, because they have less traffic.
 
 use super::{MemoryInputs, Sharded, mib, parts_of, total};
 use crate::Result;
@@ -12,7 +12,7 @@ pub(crate) const CHOICES: [(Sharded, &str); 3] = [
     (Sharded::Weights, "--shard-weights"),
 ];
 
-/// Bytes of the rank with the most, by choice.
+/// Bytes of the rank that needs the most, by choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ByRank {
     ranks: usize,

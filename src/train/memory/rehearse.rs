@@ -1,5 +1,5 @@
-//! A rehearsal of the largest step of a run: the buffers of the run itself, and its op calls, on a device
-//! that only counts bytes. Of several ranks it is the one with the most.
+//! A rehearsal of the largest step of a run: the run's own buffers and op calls, on a device that only counts
+//! bytes. With several ranks, it rehearses the rank that needs the most memory.
 
 use crate::Result;
 use crate::backend::contract::*;
@@ -26,7 +26,7 @@ use crate::train::unit_sums::UnitSums;
 
 use super::{MemoryInputs, Parts, PlannedGeneration, PlannedReference, Sharded, WORKSPACE};
 
-/// Cache, activations and logits of generation, as `model::decoder_cached` uses them.
+/// KV cache, activations and logits of generation, as `model::decoder_cached` uses them.
 fn generation_buffers<B: Backend>(
     backend: &B,
     policy: &Model<B>,
@@ -66,7 +66,7 @@ fn cpu_workspace(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> u64 {
     of(subject.config, false).max(reference)
 }
 
-/// Bytes by part. Allocates the buffers of the run itself on a device that only counts.
+/// Returns the bytes by part. Allocates the run's buffers on a device that only counts bytes.
 pub(super) fn rehearse<A: Element>(subject: &MemoryInputs<'_>, limits: &BatchLimits) -> Result<Parts> {
     let none = Properties { name: String::new(), processors: 1, shared_bytes: 0, compute_capability: (0, 0) };
     let backend = Kernels::<_, A>::new(Rehearsal::of(subject.kernels.unwrap_or(&none)));
@@ -181,7 +181,8 @@ mod tests {
     use crate::train::sharded_steps::pair;
     use crate::train::step::Trainer;
 
-    /// Bytes that a step on 4 ranks takes on the counting device of the rank with the most.
+    /// Returns the bytes that a step on 4 ranks allocates on the counting device, for the rank that needs the
+    /// most.
     fn taken(subject: &MemoryInputs<'_>, sizes: &GroupSizes, groups: &[TokenizedGroup]) -> u64 {
         let ranks: &'static [Ranks] = Ranks::ranks(4).leak();
         let work = |ranks: &'static Ranks| {

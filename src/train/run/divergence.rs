@@ -41,7 +41,7 @@ impl<B: Backend> Run<'_, '_, B> {
         self.check_last_updates()
     }
 
-    /// Fails if the last updates were skipped: nothing shows that the weights are usable.
+    /// Fails if the last update was skipped, because nothing then shows that the weights are usable.
     pub(super) fn check_last_updates(&self) -> Result<()> {
         let what = match self.skipped_in_a_row {
             0 => return Ok(()),
@@ -54,7 +54,7 @@ impl<B: Backend> Run<'_, '_, B> {
         Err(self.diverged(&what, "look at the groups named above"))
     }
 
-    /// The ranks whose own loss or gradient is not finite, if there are several.
+    /// Names the ranks whose local loss or gradient is not finite, if the run has several ranks.
     fn on_ranks(&self) -> String {
         match self.odd_ranks.as_slice() {
             [] => String::new(),
@@ -62,13 +62,14 @@ impl<B: Backend> Run<'_, '_, B> {
         }
     }
 
-    /// Newest checkpoint known to be good: a later update was applied to its weights.
+    /// Returns the newest checkpoint that is known to be good, because a later update was applied to its
+    /// weights.
     pub(super) fn known_good(&self) -> Option<(u64, PathBuf)> {
         let applied = self.step - self.skipped_in_a_row;
         checkpoint::list(&self.settings.output_dir).into_iter().rfind(|(step, _)| *step < applied)
     }
 
-    /// Refuses to save weights that are not finite.
+    /// Returns an error if weights are not finite, so that they are not saved.
     pub(super) fn check_weights(&self) -> Result<()> {
         match store::not_finite(self.trainer.backend, &self.trainer.policy)? {
             None => Ok(()),
@@ -76,7 +77,7 @@ impl<B: Backend> Run<'_, '_, B> {
         }
     }
 
-    /// Refuses to save weights or optimiser state that are not finite.
+    /// Returns an error if weights or optimiser state are not finite, so that they are not saved.
     pub(super) fn check_state(&self) -> Result<()> {
         self.check_weights()?;
         match checkpoint::not_finite(&self.trainer)? {

@@ -1,5 +1,5 @@
-//! What signals and the clock ask of a run after a step. With several ranks, every rank acts on what
-//! was asked of any of them, so that all stop, save and go on together.
+//! Requests that signals and the clock make of a run after a step. With several ranks, every rank acts on the
+//! requests made of any rank, so that all stop, save and continue together.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,12 +9,12 @@ use crate::backend::Backend;
 use crate::ranks::world;
 use crate::train::share;
 
-/// What a run was asked for during a step.
+/// Requests made of a run during a step.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Requests {
-    /// Signal that asks for a stop.
+    /// Signal that requests a stop.
     pub stop: Option<i32>,
-    /// Whether a signal asks for a checkpoint.
+    /// Whether a signal requests a checkpoint.
     pub save: bool,
     /// Whether the last checkpoint is too old.
     pub overdue: bool,
@@ -32,7 +32,7 @@ impl<B: Backend> Run<'_, '_, B> {
         let requests = Requests {
             stop: of_ranks.iter().find_map(|requests| requests.stop),
             save: of_ranks.iter().any(|requests| requests.save),
-            // The clocks of hosts differ; rank 0 writes the checkpoints.
+            // The clocks of hosts differ, so the clock of rank 0 counts, which writes the checkpoints.
             overdue: of_ranks[0].overdue,
         };
         if requests.stop.is_some() && world::is_shared() {
@@ -44,8 +44,8 @@ impl<B: Backend> Run<'_, '_, B> {
     /// Defers stop signals to the end of a step.
     pub(super) fn defer_signals(&self) -> Deferred {
         let printer = self.console.printer();
-        // A launcher that ends the ranks signals them too, so several ranks announce a stop when all have
-        // agreed on it.
+        // A launcher that ends the ranks also signals them, so several ranks announce a stop only when all
+        // have agreed on it.
         self.signals.defer(move |text| {
             if !world::is_shared() {
                 printer(text);

@@ -25,7 +25,8 @@ impl<B: Backend> Run<'_, '_, B> {
         state.check(folder, &self.data.fingerprint)?;
         checkpoint::restore(&mut self.trainer, folder)?;
         self.redraw(state.position.epoch)?;
-        // The data are those of the checkpoint, so a position beyond their end is damage.
+        // The data are unchanged since the checkpoint, so a position beyond their end means that it is
+        // damaged.
         self.loader = loader(self.settings, self.groups.len(), state.position)
             .map_err(|e| Error::model(folder, e.to_string()))?;
         self.progress = Progress::of(&self.loader);
@@ -62,7 +63,8 @@ impl<B: Backend> Run<'_, '_, B> {
         checkpoint::folder(&self.settings.output_dir, best.step)
     }
 
-    /// Marks the checkpoint that is about to be written as the best if its evaluation is.
+    /// Marks the checkpoint that is about to be written as the best if its metric is better than the best so
+    /// far.
     pub(super) fn compare_with_best(&mut self, tally: &Tally) {
         let Some(chooser) = &self.settings.best else { return };
         let Some(value) = chooser.value(tally, &self.trainer.loss) else { return };
@@ -71,8 +73,8 @@ impl<B: Backend> Run<'_, '_, B> {
         }
     }
 
-    /// Makes sure that the output folder is there and belongs to this run. If it was removed, it is made
-    /// again with a warning, its checkpoints are forgotten, and its logs start again.
+    /// Makes sure that the output folder exists and belongs to this run. If the folder was removed, it is
+    /// recreated with a warning, its checkpoints are forgotten, and its logs start again.
     pub(super) fn keep_folder(&mut self) -> Result<()> {
         let Some(warning) = self.data.keep_folder.map_or(Ok(None), |keep| keep())? else { return Ok(()) };
         self.console.warn(&warning);
@@ -85,7 +87,8 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(())
     }
 
-    /// [`Run::keep_folder`] on all ranks: what rank 0 has forgotten with a removed folder, the others forget too.
+    /// Calls [`Run::keep_folder`] on all ranks. If rank 0 forgets the checkpoints of a removed folder, the
+    /// other ranks forget them too.
     fn keep_folder_on_ranks(&mut self) -> Result<()> {
         self.keep_folder()?;
         let ranks = world::collective();
@@ -98,8 +101,8 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(())
     }
 
-    /// Writes a checkpoint of this step, unless one exists, and returns its folder. Refuses a state
-    /// that is not finite.
+    /// Writes a checkpoint of this step, unless one exists, and returns its folder. Returns an error if the
+    /// state is not finite.
     pub(super) fn save(&mut self) -> Result<PathBuf> {
         self.keep_folder_on_ranks()?;
         if let Some((step, folder)) = &self.saved
@@ -136,8 +139,8 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(folder)
     }
 
-    /// Refuses ranks whose weights have become different: a checkpoint holds those of rank 0. Of sharded
-    /// weights each rank has others.
+    /// Returns an error if the weights of the ranks differ, because a checkpoint holds those of rank 0.
+    /// Sharded weights are not checked, because each rank holds different ones.
     fn check_ranks(&self) -> Result<()> {
         let ranks = world::collective();
         if ranks.is_alone() || self.trainer.policy.trains_shards() {
@@ -171,7 +174,7 @@ impl<B: Backend> Run<'_, '_, B> {
         checkpoint::history((self.step, self.total), self.progress.epochs, best, &self.history)
     }
 
-    /// Writes the final model, its weights last, and returns the summary. Refuses a diverged model.
+    /// Writes the final model, its weights last, and returns the summary. A diverged model is an error.
     /// Signals are deferred until the model is written.
     pub(super) fn finish(mut self, deferred: Deferred) -> Result<RunSummary> {
         self.keep_folder_on_ranks()?;
@@ -179,7 +182,7 @@ impl<B: Backend> Run<'_, '_, B> {
         self.check_ranks()?;
         let state = self.trainer_state();
         if follows() {
-            // Rank 0 writes the model; of sharded weights every rank has a part.
+            // Rank 0 writes the model. If the weights are sharded, the other ranks send it their parts.
             let shares = self.trainer.policy.trains_shards();
             if shares {
                 self.load_best()?;
@@ -216,8 +219,8 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(self.summary)
     }
 
-    /// Data type of the final model: float32 if a weight is beyond the range of the one that was asked
-    /// for, so that the run is not lost.
+    /// Returns the data type of the final model. It is float32 if a weight is beyond the range of the
+    /// requested type, so that the run is not lost.
     fn final_dtype(&self) -> Result<StoredDtype> {
         let asked = self.settings.save_dtype;
         let Some((name, weight)) = store::beyond(self.trainer.backend, &self.trainer.policy, asked)? else {
@@ -251,7 +254,7 @@ impl<B: Backend> Run<'_, '_, B> {
     }
 }
 
-/// Adds the path of the last checkpoint to a device error.
+/// Adds the path of the last checkpoint to a device or memory error.
 pub(super) fn with_checkpoint_hint(output_dir: &Path, error: Error) -> Error {
     match error {
         Error::Device(why) => Error::Device(why + &checkpoint::advice(output_dir)),

@@ -1,6 +1,6 @@
-//! Steps of a run. On an asynchronous device one step runs while the next is packed and sent, and
-//! results are read when they are available. An evaluation or a checkpoint waits for its own step
-//! only; no later step has begun by then.
+//! Steps of a run. On an asynchronous device, one step runs while the next is packed and sent, and results
+//! are read when they are available. An evaluation or a checkpoint waits only for its step; no later step has
+//! begun by then.
 
 use std::time::Instant;
 
@@ -31,8 +31,8 @@ impl<B: Backend> Run<'_, '_, B> {
         // Discards earlier op times, which are not part of the first step.
         self.trainer.backend.op_times()?;
         while self.step < self.total {
-            // If ops are timed, a step runs alone on the device.
-            // Ranks agree after every step on what is due.
+            // Only one step is in flight if ops are timed. The same holds for several ranks, which agree
+            // after every step on what is due.
             let alone = self.trainer.backend.probe().is_none() && world::collective().is_alone();
             let limit = if B::ASYNCHRONOUS && alone { STEPS_IN_FLIGHT } else { 1 };
             while self.in_flight.len() < limit && self.begun < self.total && !self.must_finish_last() {
@@ -79,8 +79,7 @@ impl<B: Backend> Run<'_, '_, B> {
     fn pack_next(&mut self) -> Result<Progress> {
         let epoch = self.loader.position().epoch;
         if self.data.redraw.is_some() && epoch != self.drawn_epoch {
-            // A new epoch may have another number of groups, so its order is drawn for the new
-            // list.
+            // A new epoch may have a different number of groups, so its order is drawn for the new list.
             self.redraw(epoch)?;
             self.loader = loader(self.settings, self.groups.len(), Position { epoch, offset: 0 })?;
         }

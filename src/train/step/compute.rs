@@ -1,7 +1,7 @@
 //! Loss and gradient of the micro-batches of a step, without the update.
 //!
-//! With sharded weights every rank takes part in the gathers and sums of every micro-batch, so a rank with
-//! fewer micro-batches than another one goes through the rest without a batch.
+//! With sharded weights, every rank takes part in the gathers and sums of every micro-batch. A rank with
+//! fewer micro-batches than another rank takes part in the remaining ones without a batch.
 
 use super::replay::Phase;
 use super::{Pending, Trainer};
@@ -37,7 +37,7 @@ impl<B: Backend> Trainer<'_, B> {
             let rows = |level: &usize| shapes.map_or(usize::MAX, |shapes| shapes.shape(*level).rows);
             let level = micro_batch.level.filter(|level| rows(level) <= self.captured_rows);
             match phase.last && self.layer_sums.is_some() {
-                // Sums over the ranks cannot be recorded.
+                // Sums over the ranks cannot be captured in a graph.
                 true => self.compute(phase, &mut begun)?,
                 false => self.compute_or_replay(level, phase)?,
             }
@@ -54,8 +54,8 @@ impl<B: Backend> Trainer<'_, B> {
         Ok(Pending { packed, results, capacity, finite })
     }
 
-    /// Micro-batches of a step in which this rank takes part, with `own` of its own: with sharded weights as
-    /// many as the rank with the most has.
+    /// Returns the number of micro-batches of a step in which this rank takes part; `own` of them are local.
+    /// With sharded weights, it is the largest number of local micro-batches of any rank.
     fn rounds(&self, own: usize) -> Result<usize> {
         if !self.policy.is_sharded() {
             return Ok(own);
@@ -64,8 +64,8 @@ impl<B: Backend> Trainer<'_, B> {
         Ok(of_ranks.into_iter().fold(own, |most, count| most.max(count as usize)))
     }
 
-    /// Computes loss and gradient of the uploaded micro-batch. It only calls ops, so it can be
-    /// captured, unless it sums over the ranks: those sums are added to `begun`.
+    /// Computes loss and gradient of the uploaded micro-batch. It only calls ops, so it can be captured,
+    /// unless it starts sums over the ranks, which are added to `begun`.
     pub(super) fn compute(&mut self, Phase { write, last }: Phase, begun: &mut Vec<Begun>) -> Result<()> {
         let keeps_norms = self.keeps_norms();
         let (backend, policy, batch) = (self.backend, &mut self.policy, &self.batch);

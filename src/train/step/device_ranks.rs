@@ -1,5 +1,5 @@
-//! Steps of two ranks whose sums and gathers are calls of NCCL, on emulated devices: the weights are those of
-//! ranks that pass everything through the host, bit for bit, and the calls are these and no others.
+//! Steps of two ranks that sum and gather with NCCL calls, on emulated devices. The weights are bit-identical
+//! to those of ranks that exchange everything through the host, and the log holds exactly the expected calls.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,10 +24,10 @@ use crate::ranks::stand_in::{Call, Entry, STREAM, StandIn};
 use crate::train::memory::Sharded;
 use crate::train::sharded_steps::pair;
 
-/// A rank, and its calls of NCCL if it has a device with them.
+/// A rank, and the stand-in that logs its NCCL calls if it has a device.
 type Rank = (&'static dyn Collective, Option<Arc<StandIn>>);
 
-/// Ranks on devices; all that the test leaks is small.
+/// Ranks on devices, `None` without the emulator. The memory that the test leaks is small.
 fn on_devices() -> Option<Vec<Rank>> {
     StandIn::ranks(2)
         .into_iter()
@@ -43,7 +43,7 @@ fn on_host() -> Vec<Rank> {
     ranks.map(|rank| (&*Box::leak(Box::new(rank)) as &dyn Collective, None)).collect()
 }
 
-/// Weights as bits, losses as bits, and the calls of a rank.
+/// Weights as bits, gradient norms and losses as bits, and the NCCL calls of a rank.
 type Trained = (Vec<u64>, Vec<u64>, Vec<Entry>);
 
 /// A model of one layer.
@@ -53,7 +53,7 @@ pub(super) fn config(method: Method) -> ModelConfig {
     if method == Method::Reward { config.into_reward(0).unwrap() } else { config }
 }
 
-/// Two steps on every rank. In the second one rank 1 has no groups.
+/// Two steps on every rank. In the second step, rank 1 has no groups.
 fn trained<A: Element>(ranks: Vec<Rank>, sharded: Sharded) -> Vec<Trained> {
     let work = |(ranks, calls): Rank| {
         let as_calls = calls.clone().map(|calls| calls as Arc<dyn Calls>);
@@ -87,7 +87,7 @@ fn trained<A: Element>(ranks: Vec<Rank>, sharded: Sharded) -> Vec<Trained> {
     })
 }
 
-/// A collective behind the ops so far, with the ops from then on behind it.
+/// Log entries of a collective that runs after all earlier ops and before all later ones.
 pub(super) fn collective(ticket: u64, calls: Vec<Entry>) -> Vec<Entry> {
     let (before, behind) = (Entry::Fork { ops: 0 }, [Entry::Mark(ticket), Entry::Settle { ticket, ops: 0 }]);
     [before].into_iter().chain(calls).chain(behind).collect()
@@ -97,8 +97,8 @@ pub(super) fn call(name: &'static str, len: usize, number: Number, root: Option<
     Entry::Call(Call { name, len, number, root, stream: STREAM, offset })
 }
 
-/// Ranges of the gradient by unit in the order of the backward: final norm, layer, embedding. The score of a reward
-/// model is between the matrices and the rest of the layer.
+/// Ranges of the gradient by unit in the order of the backward: final norm, layer, embedding. The score
+/// weight of a reward model is between the matrices and the rest of the layer.
 pub(super) fn spans(layout: &Layout) -> Vec<Range<usize>> {
     let (layer, norm) = (&layout.layers[0], layout.final_norm.start..layout.len);
     let embedding = 0..layer.qkv.start;
@@ -107,7 +107,8 @@ pub(super) fn spans(layout: &Layout) -> Vec<Range<usize>> {
     vec![score.start..rest.start, norm, matrices, rest, embedding]
 }
 
-/// Sums that begin under the backward, in its order, with all ops behind them from the end on.
+/// Log entries of sums that begin during the backward, in its order. Ops after the backward wait for all of
+/// them.
 pub(super) fn sums(first: u64, of_spans: Vec<Vec<Entry>>) -> Vec<Entry> {
     let tickets = || (first..).zip(&of_spans).map(|(ticket, _)| ticket);
     let begun = |(ticket, calls): (u64, &Vec<Entry>)| {
@@ -117,7 +118,7 @@ pub(super) fn sums(first: u64, of_spans: Vec<Vec<Entry>>) -> Vec<Entry> {
     (first..).zip(&of_spans).flat_map(begun).chain(settled).collect()
 }
 
-/// The calls of two steps with sharded optimiser state, without messages of the host.
+/// The NCCL calls of two steps with sharded optimiser state, without host messages.
 fn sharded_steps(rank: usize, layout: &Layout, number: Number) -> Vec<Entry> {
     let len = layout.len;
     let each = shard_of(len, 0, 2).len();
@@ -128,7 +129,7 @@ fn sharded_steps(rank: usize, layout: &Layout, number: Number) -> Vec<Entry> {
     };
     let rest_of = |name, number| (rest > 0).then(|| call(name, rest, number, Some(1), 0));
     let at = |len: usize, number: Number| (rank * len * number.bytes()) as i64;
-    // Each range to the ranks with its shards.
+    // Each range is reduced to the ranks that hold its shards.
     let gradient = |range: &Range<usize>| {
         let [low, high] = [range.start.min(each)..range.end.min(each), range.start.max(each)..range.end.max(each)];
         let reduced = |root, len: usize| (len > 0).then(|| call("reduce", len, Number::F32, Some(root), 0));
@@ -150,7 +151,7 @@ fn sharded_steps(rank: usize, layout: &Layout, number: Number) -> Vec<Entry> {
     [step(0), step(1)].into_iter().flatten().flatten().collect()
 }
 
-/// Without messages of the host, which are calls on bytes.
+/// Returns the log without host messages, which are calls on bytes.
 pub(super) fn on_buffers(log: &[Entry]) -> Vec<Entry> {
     let is_message = |entry: &Entry| matches!(entry, Entry::Call(call) if call.number == Number::Byte);
     log.iter().filter(|entry| !is_message(entry)).cloned().collect()
@@ -187,8 +188,8 @@ fn bf16_weights_are_gathered_as_they_are() {
     compare::<bf16>(Number::Bf16);
 }
 
-/// The gathers and sums of sharded weights are calls of the device too, and the same ones on every rank, with
-/// and without a batch.
+/// The gathers and sums of sharded weights are also device calls, and the same ones on every rank, with and
+/// without a batch.
 #[test]
 fn sharded_weights_are_gathered_and_summed_by_the_device() {
     let Some(ranks) = on_devices() else { return };

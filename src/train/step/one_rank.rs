@@ -1,6 +1,6 @@
-//! One rank that has joined NCCL, on an emulated device, against a rank that is alone: losses, norms, and every
-//! file of a checkpoint have the same bytes. Each gradient, and with sharded optimiser state each weight, passes
-//! through a call, and there are no others.
+//! Compares one rank that has joined NCCL, on an emulated device, with a single-process run: losses, norms,
+//! and every file of a checkpoint have the same bytes. Each gradient, and with sharded optimiser state each
+//! weight, passes through an NCCL call; there are no other calls.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,13 +30,13 @@ use crate::train::sharded_steps::pair;
 /// Micro-batches of a step.
 const ACCUMULATION: usize = 2;
 
-/// Steps: the first one of a shape runs its ops, the second records them, the third replays them.
+/// Number of steps: the first one of a shape runs its ops, the second captures them, the third replays them.
 const STEPS: usize = 3;
 
 /// Seeds of the policy and of the reference.
 const SEEDS: [u64; 2] = [3, 4];
 
-/// What is trained.
+/// Configuration of a training run.
 #[derive(Clone, Copy, Debug)]
 struct Steps {
     method: Method,
@@ -48,7 +48,7 @@ struct Steps {
 type Trained = (Vec<u64>, BTreeMap<String, Vec<u8>>);
 
 impl Steps {
-    /// Steps of one rank, with calls of NCCL or alone.
+    /// Trains one rank, with NCCL calls or in a single-process run.
     fn train<A: Element>(self, calls: Option<Arc<StandIn>>) -> Trained {
         let ranks: &'static dyn Collective = match &calls {
             Some(calls) => Box::leak(Box::new(Nccl::new(emulator().unwrap(), calls.clone()).unwrap())),
@@ -89,7 +89,7 @@ impl Steps {
         (numbers, bytes_below(&saved))
     }
 
-    /// The calls of all steps, without messages of the host.
+    /// The NCCL calls of all steps, without host messages.
     fn expected(self, layout: &Layout, number: Number) -> Vec<Entry> {
         let grouped = |entry: Entry| match self.shard {
             true => vec![Entry::GroupStart, entry, Entry::GroupEnd],
@@ -137,7 +137,7 @@ fn compare<A: Element>(number: Number) {
             }
             let log = calls.take_log();
             assert_eq!(on_buffers(&log), steps.expected(&layout, number), "{steps:?}");
-            // The results of a step are one message: lengths, then bytes.
+            // The results of a step are one host message of two calls: lengths, then bytes.
             assert_eq!(log.len() - on_buffers(&log).len(), 2 * STEPS, "{steps:?}");
         }
     }
@@ -153,7 +153,7 @@ fn in_bf16_it_trains_the_bytes_of_a_rank_that_is_alone() {
     compare::<bf16>(Number::Bf16);
 }
 
-/// Gradients of adapters are summed in one call behind the backward, which is recorded as a graph.
+/// Gradients of adapters are summed in one call after the backward, which is captured as a graph.
 #[test]
 fn adapters_train_the_bytes_of_a_rank_that_is_alone() {
     let Some(_) = emulator() else { return };

@@ -1,5 +1,4 @@
-//! Results of a step on their way back: what each micro-batch leaves in the readback buffer, and
-//! how the host reads it.
+//! Readback of a step's results: layout of the readback buffer, and its reading on the host.
 //!
 //! ```text
 //! buffer       control vector, then per micro-batch:
@@ -7,7 +6,8 @@
 //!              statistics of tokens (ROW_STATS, seqs)
 //! ```
 //!
-//! The statistics are there if the loss measures tokens. Likelihood training has scores only; the frozen scores are there if the loss has a reference.
+//! SFT has only scores and statistics. Frozen scores are present if the loss has a reference, statistics if
+//! it measures tokens.
 
 use super::{Pending, Trainer};
 use crate::Result;
@@ -19,8 +19,7 @@ use crate::train::batch::packing::{MicroBatchResults, PackedMicroBatch};
 use crate::train::metrics::Tally;
 
 impl<B: Backend> Trainer<'_, B> {
-    /// Enqueues the readback of a micro-batch's results to `results[at..]`; returns the offset
-    /// behind them.
+    /// Enqueues the readback of a micro-batch's results to `results[at..]`; returns the offset after them.
     pub(super) fn fetch(&mut self, batch: &Batch, results: &mut B::ReadbackBuffer, mut at: usize) -> Result<usize> {
         let (backend, seqs, comparisons) = (self.backend, batch.seqs(), batch.comparison_count());
         let mut fetch = |view: View<'_, B::Acc>| {

@@ -89,7 +89,7 @@ fn a_model_too_large_for_memory_ends_with_code_7() {
     config["head_dim"] = json!(128);
     bench.write("vast.json", config.to_string());
     let before = bench.listing();
-    // 69 billion parameters in a process limited to 8 GiB.
+    // The model has 69 billion parameters, and the process is limited to 8 GiB.
     let script = format!(
         "ulimit -v 8388608; exec {} init --config vast.json --tokenizer tok --output-dir out",
         env!("CARGO_BIN_EXE_mapl")

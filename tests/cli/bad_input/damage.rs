@@ -113,7 +113,8 @@ fn reward_models_stay_reward_models() {
     bench.run("reward --model model --train-file pairs.jsonl --output-dir r --max-steps 1").ok();
     let config = bench.json("r/config.json");
     bench.copy("model", "causal");
-    // A reward model's configuration with a language model's weights, which lack the reward head.
+    // The folder has a reward model's configuration with a language model's weights, which lack the reward
+    // head.
     bench.write("causal/config.json", config.to_string());
     let before = bench.listing();
     for command in ["dpo", "sft"] {

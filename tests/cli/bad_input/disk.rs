@@ -65,7 +65,7 @@ fn a_disk_full_during_a_save_keeps_the_last_checkpoint() {
     let weights = expected(&bench);
     let size: u64 = walk(&bench.at("whole/checkpoint-2"));
     std::fs::create_dir(bench.at("small")).unwrap();
-    // Room for one checkpoint and most of a second.
+    // The disk has room for one checkpoint and most of a second one.
     let mount = format!("mount -t tmpfs -o size={} tmpfs small", size * 17 / 10);
     if bash(&bench, &mount).0 != Some(0) {
         skipped("mounting a small tmpfs is not permitted here; the test of a file-size limit covers the code");
@@ -136,8 +136,8 @@ fn a_folder_that_cannot_be_written_is_refused_before_training() {
         assert_eq!(code, Some(1), "{err}");
         one_error(&err, &["cannot create", dir]);
     }
-    // An existing folder without write permission. A privileged user ignores permissions, so root
-    // gets a read-only mount.
+    // The folder exists, but has no write permission. A privileged user ignores permissions, so root gets a
+    // read-only mount.
     std::fs::create_dir(bench.at("locked")).unwrap();
     let run = RUN.replace("DIR", "locked");
     let guard = "[ $(id -u) = 0 ] && { mount --bind locked locked && mount -o remount,ro,bind locked || exit 77; } \
@@ -157,7 +157,7 @@ fn a_folder_that_cannot_be_written_is_refused_before_training() {
 fn an_incomplete_metrics_line_does_not_stop_a_resumed_run() {
     let bench = Bench::new();
     bench.run(&RUN.replace("DIR", "out").replace("--max-steps 6", "--max-steps 2")).ok();
-    // A crash in the middle of a line.
+    // The file ends as after a crash in the middle of a line.
     let mut text = bench.bytes("out/metrics.jsonl");
     text.extend_from_slice(b"{\"schema\":1,\"kind\":\"train\",\"step\":3,\"lo");
     bench.write("out/metrics.jsonl", text);
@@ -201,7 +201,7 @@ const PRINTING: [&str; 31] = [
     "data language --split train --rows 3 --output -",
 ];
 
-/// Commands whose result is files; stdout has their messages.
+/// Commands whose results are files; stdout has their messages.
 const WRITING: [&str; 14] = [
     "quickstart",
     "export",
@@ -270,14 +270,14 @@ fn a_reader_that_leaves_is_no_error() {
         drop(reader);
         let output = bench.command(words).stdout(writer).output().unwrap();
         let err = String::from_utf8(output.stderr).unwrap();
-        // The verdict of `data check` stays.
+        // `data check` keeps the exit code of its verdict.
         let expected = if words.starts_with("data check") { bench.run(words).code } else { Some(0) };
         assert_eq!(output.status.code(), expected, "{words}: {err}");
         assert!(expected != Some(0) || !err.contains("error:"), "{words}: {err}");
     }
 }
 
-/// A file behind stdout holds exactly the rows; messages about them go elsewhere.
+/// A file to which stdout is redirected holds exactly the rows; messages about them go elsewhere.
 #[test]
 fn rows_on_stdout_are_whole() {
     let bench = Bench::new();

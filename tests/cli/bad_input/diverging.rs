@@ -80,7 +80,7 @@ fn an_extreme_learning_rate_or_extreme_weights_stop_with_code_4() {
     let words = "reward --model model --train-file groups.jsonl --output-dir out --learning-rate 1e38 --max-steps 9 \
                  --max-skipped-steps 2";
     bench.run(words).fails(4, &["2 updates in a row", "no good checkpoint"]);
-    // Finite weights with GEMM results that overflow.
+    // The weights are finite, but GEMM results overflow.
     let mut bytes = bench.bytes("model/model.safetensors");
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     for number in bytes[header..].as_chunks_mut::<4>().0 {

@@ -1,11 +1,11 @@
-//! Text from files on the screen: control characters are written out, long values are cut with a count,
-//! and an error blames the file that holds the fault.
+//! Text from files in terminal output: control characters are escaped, long values are cut with a count, and
+//! an error names the file at fault.
 
 use serde_json::json;
 
 use crate::workbench::Bench;
 
-/// Clears the screen, sets a colour by a C1 character, and reverses the order of a line.
+/// Text that clears the screen, sets a colour by a C1 character, and reverses the order of a line.
 const ACTING: &str = "\u{1b}[2Jx\u{9b}31m\u{202e}y\u{7f}";
 
 fn assert_plain(text: &str, words: &str) {
@@ -45,7 +45,7 @@ fn nothing_from_a_file_acts_on_the_terminal() {
     // Results keep the true values.
     bench.run("score --model model --input rows.jsonl --output s.jsonl").ok();
     assert_eq!(bench.rows("s.jsonl")[0]["id"], format!("0{ACTING}"));
-    // A run's log.
+    // The same holds for a run's log.
     let event = json!({"schema": 1, "kind": "event", "step": 1, "event": ACTING, ACTING: "x"});
     bench.write(
         "out/metrics.jsonl",
@@ -86,7 +86,7 @@ fn an_error_blames_the_file_with_the_fault() {
     for (value, why) in [(json!("<|unheard|>"), "not in the vocabulary"), (json!(7), "must be a string")] {
         bench.write("bad/special_tokens_map.json", json!({"eos_token": value}).to_string());
         score("bad").fails(6, &["bad/special_tokens_map.json: eos_token", why]);
-        // tokenizer_config.json takes precedence, and is blamed for its own.
+        // tokenizer_config.json takes precedence, so an error in it names that file.
         bench.write("bad/tokenizer_config.json", json!({"eos_token": value}).to_string());
         score("bad").fails(6, &["bad/tokenizer_config.json: eos_token", why]);
         bench.write("bad/tokenizer_config.json", config.to_string());

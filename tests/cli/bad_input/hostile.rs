@@ -1,5 +1,5 @@
-//! Tokenizers and chat templates that make a library panic, crash, grow or run without end: one
-//! error that names the file, in bounded time, and never the end of the main process.
+//! Tokenizers and chat templates that make a library panic, crash, exhaust memory or run endlessly. Each
+//! gives one error that names the file, in bounded time, and never ends the main process.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -99,7 +99,7 @@ fn hostile_tokenizers_are_refused() {
         bench.write("bad/tokenizer.json", changed.to_string());
         bench.run("data show --input plain.jsonl --tokenizer bad").fails(code, &["bad/tokenizer.json"]);
     }
-    // A pattern that matches nothing between all letters is strange but works.
+    // A pattern with empty matches between all letters is unusual but works.
     let mut changed = good;
     changed["pre_tokenizer"]["pretokenizers"][0] = split("x*|");
     bench.write("bad/tokenizer.json", changed.to_string());
@@ -135,14 +135,15 @@ fn limits_of_time_and_memory_end_a_worker_and_a_bad_folder_is_given_up() {
         bench.write("bad.jinja", source);
         let load =
             || Tokenizer::load_in(Some(&program(limits)), &bench.at("tok"), Some(&bench.at("bad.jinja"))).unwrap();
-        // With many threads, rows in the middle have their turns before the first one.
+        // With many threads, rows in the middle are processed before the first one.
         let many = rayon::ThreadPoolBuilder::new().num_threads(8).build().unwrap();
         let tokenized = many.install(|| tokenize_rows(rows.clone(), &load(), &TokenizeOptions::default()));
         let error = tokenized.unwrap_err();
         assert_eq!(error.exit_code(), 3, "{error}");
         let text = error.to_string();
         assert!(text.contains("talk.jsonl:1 ") && text.contains("bad.jinja") && text.contains(limit), "{text}");
-        // One row at a time, as checks do: the third death is the folder's fault.
+        // Rows are tokenized one at a time, as checks do: the third death of a worker is blamed on the
+        // folder.
         let tokenizer = load();
         let outcome = |at: usize| tokenize_rows(vec![rows[at].clone()], &tokenizer, &TokenizeOptions::default());
         let codes: Vec<i32> = (0..400).map(|at| outcome(at).unwrap_err().exit_code()).collect();
@@ -151,8 +152,9 @@ fn limits_of_time_and_memory_end_a_worker_and_a_bad_folder_is_given_up() {
     assert!(started.elapsed() < Duration::from_secs(300));
 }
 
-/// The first bad row is the last of the half of one thread, and the next one the first of another's: it dies first, and with
-/// an earlier death it uses up those that a folder may have.
+/// Of two adjacent bad rows, the first is the last row of one thread's half, and the second is the first row
+/// of another's. The second therefore kills its worker first. With an earlier death, it uses up the deaths
+/// that a folder may have.
 #[test]
 fn the_first_bad_row_gets_its_error_whatever_the_others_used_up() {
     let bench = Bench::new();
@@ -235,7 +237,7 @@ fn a_killed_worker_is_replaced() {
         });
         for _ in 0..4 {
             std::thread::sleep(Duration::from_millis(300));
-            // Workers of other tests in this process are killed too: theirs are replaced as well.
+            // Workers of other tests in this process are killed too, and they are replaced as well.
             for pid in workers() {
                 killed += usize::from(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
             }

@@ -12,7 +12,7 @@ fn contents(bench: &Bench) -> BTreeMap<PathBuf, Vec<u8>> {
     files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
 }
 
-/// Runs each command and asserts that it is refused for its input and changes nothing.
+/// Runs each command and asserts that it fails because its output is an input, and that it changes no file.
 fn refused(bench: &Bench, cases: &[(&str, [&str; 2])]) {
     let before = contents(bench);
     for (words, [output, input]) in cases {
@@ -21,7 +21,7 @@ fn refused(bench: &Bench, cases: &[(&str, [&str; 2])]) {
     }
 }
 
-/// A bench with a finished run in `out/`, with checkpoints, also as `link/`.
+/// A bench with a finished run and its checkpoints in `out/`, to which `link/` is a link.
 fn with_run() -> Bench {
     let bench = Bench::new();
     let rest = "--train-file pairs.jsonl --max-steps 2 --save-steps 1 --per-device-train-batch-size 1 --quiet";
@@ -69,14 +69,14 @@ fn a_training_run_spares_its_inputs() {
                  --overwrite-output-dir",
                 ["--output-dir out", "(--ref-model)"],
             ),
-            // No message may propose --overwrite-output-dir for a run that it would rob of its input.
+            // No message may propose --overwrite-output-dir if that would remove the run's input.
             (
                 "dpo --model out/checkpoint-2 --train-file pairs.jsonl --output-dir out",
                 ["--output-dir out", "out/checkpoint-2"],
             ),
         ],
     );
-    // Inputs in the folder that the run does not touch are fine, and so is its own checkpoint.
+    // Inputs in the folder that the run does not touch are allowed, and so is a checkpoint of the same run.
     std::fs::copy(bench.at("pairs.jsonl"), bench.at("out/rows.jsonl")).unwrap();
     let rest = "--save-steps 1 --per-device-train-batch-size 1 --quiet";
     let own = "--resume-from-checkpoint out/checkpoint-2 --max-steps 2";
@@ -177,7 +177,7 @@ fn commands_that_write_files_spare_their_inputs() {
         ],
     );
     bench.run("data build --input pairs.jsonl --output x.jsonl --report ./x.jsonl").fails(2, &["the same file"]);
-    // A file of another name next to the model may be written again and again.
+    // A file with a different name next to the model may be written repeatedly.
     for _ in 0..2 {
         bench.run("score --model model --input pairs.jsonl --output model/scores.jsonl").ok();
     }

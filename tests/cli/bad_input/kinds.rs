@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::workbench::Bench;
 
-/// Kinds of paths that are not regular files, each with the words of its message.
+/// Kinds of paths that are not regular files, each with the text of its message.
 const KINDS: [(&str, &str); 4] = [
     ("mkfifo", "is a pipe, not a regular file"),
     ("ln -s /dev/zero", "is a device, not a regular file"),
@@ -31,7 +31,7 @@ fn a_file_of_a_model_that_is_not_regular_is_named() {
     .enumerate()
     {
         for (make, why) in KINDS {
-            // The commands share their readers: each of them meets every kind.
+            // The commands share their readers, so they alternate over the files; each meets every kind.
             let commands = [
                 "dpo --model bad --train-file pairs.jsonl --output-dir out",
                 "score --model bad --input pairs.jsonl --output s.jsonl",
@@ -94,7 +94,7 @@ fn parts_of_a_checkpoint_that_are_not_regular_are_named() {
                 .fails(6, &[&format!("out/checkpoint-1/{part}"), why, "resume from another checkpoint"]);
         }
     }
-    // The records of the run that is resumed.
+    // The logs and the manifest of the resumed run are checked too.
     for (make, why) in KINDS {
         let prepare = |file: &str| format!("rm -rf out; cp -r kept out; rm out/{file}; {make} out/{file}");
         bench.bash(&format!("{}; {resume}", prepare("metrics.jsonl"))).fails(6, &["out/metrics.jsonl", why]);
@@ -143,12 +143,12 @@ fn a_link_to_a_private_file_is_not_copied_into_a_model() {
         let parts = [&format!("model/{file}: is a link to"), "private", "copied into the output"];
         bench.run(train).fails(6, &parts);
         bench.run("init --preset quickstart --tokenizer model --output-dir new").fails(6, &parts);
-        // A command that copies nothing may read it.
+        // A command that copies nothing may read the linked file.
         bench.run("score --model model --input pairs.jsonl --output s.jsonl").ok();
         std::fs::remove_file(bench.at("model").join(file)).unwrap();
         assert!(!bench.at("out").exists() && !bench.at("new").exists());
     }
-    // Unknown keys of these two are kept in the trained model.
+    // Unknown keys of these two files are kept in the trained model.
     for file in ["config.json", "generation_config.json"] {
         let (inside, outside) = (bench.at("model").join(file), bench.at("outside.json"));
         std::fs::rename(&inside, &outside).unwrap();
@@ -213,7 +213,7 @@ fn data_come_from_a_pipe_once() {
 #[test]
 fn a_file_above_its_limit_is_refused_before_it_is_read() {
     let bench = Bench::new();
-    // A sparse file takes no space and has a length.
+    // A sparse file has a length, but needs no disk space.
     for file in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer.model"] {
         bench
             .bash(&format!(

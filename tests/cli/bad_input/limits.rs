@@ -26,7 +26,7 @@ fn data_beyond_the_memory_limit_end_with_code_7() {
             .fails(7, &["out of memory", "MiB are left", "many.jsonl:", "split the file"]);
         assert_eq!(bench.listing(), before);
     }
-    // An array of rows.
+    // The same holds for a JSON array of rows.
     bench.bash("(echo '['; head -n -1 many.jsonl | sed 's/$/,/'; tail -n 1 many.jsonl; echo ']') > many.json").ok();
     bench.bash(&format!("{limited} $MAPL data build --input many.json --output out.jsonl")).fails(7, &["many.json:"]);
 }
@@ -48,7 +48,8 @@ fn an_allocation_that_fails_ends_with_code_7_and_no_abort() {
 #[test]
 fn threads_that_cannot_start_are_an_error_with_advice() {
     let bench = Bench::new();
-    // Each thread needs address space for its stack. A limit of processes does not hold for root.
+    // Each thread needs address space for its stack. The test limits that space, because a process limit does
+    // not apply to root.
     bench
         .bash("export RAYON_NUM_THREADS=60000; ulimit -v 1000000; $MAPL data build --input pairs.jsonl --output out.jsonl")
         .fails(1, &["cannot start the threads", "ulimit -u", "RAYON_NUM_THREADS"]);

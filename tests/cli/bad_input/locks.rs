@@ -1,4 +1,4 @@
-//! Two runs with one output folder: the second is refused, and a killed run leaves no lock.
+//! Two runs with one output folder: the second is rejected, and a killed run leaves no lock.
 
 use std::process::{Child, Stdio};
 use std::time::Duration;

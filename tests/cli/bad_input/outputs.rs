@@ -1,5 +1,5 @@
-//! Outputs that cannot be written are found before anything is read or computed; odd file systems,
-//! pipes as outputs, names that are not UTF-8, and output folders that vanish.
+//! Outputs that cannot be written are found before anything is read or computed. Further tests cover unusual
+//! file systems, pipes as outputs, names that are not UTF-8, and output folders that vanish.
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -93,7 +93,7 @@ fn a_cache_folder_that_cannot_be_made_is_a_warning() {
     assert!(bench.bytes("a/model.safetensors") == bench.bytes("b/model.safetensors"));
 }
 
-/// Root can open every folder, so it becomes another user; others cannot be made to fail here.
+/// Root can open every folder, so the test needs root to run as a different user; otherwise it is skipped.
 #[test]
 fn a_folder_of_mode_711_above_the_output_is_a_warning() {
     let bench = Bench::new();
@@ -202,7 +202,7 @@ fn a_removed_output_folder_is_made_again_with_a_warning_and_a_replaced_one_is_le
         std::fs::write(bench.at("other/run.lock"), "1\n").unwrap();
         let file = std::fs::File::open(bench.at("other/run.lock")).unwrap();
         file.lock().unwrap();
-        // Held until this process ends.
+        // The lock is held until this process ends.
         std::mem::forget(file);
     });
     assert_eq!(code, Some(1), "{err}");

@@ -77,7 +77,7 @@ fn invalid_numbers_are_refused_by_every_flag() {
             let (Some(long), Some(kind)) = (arg.get_long(), number(arg)) else { continue };
             let flag = format!("--{long}");
             let Some(call) = call(&name) else { continue };
-            // Commands share the code of a common flag.
+            // Commands share the code of a common flag, so each flag is tested once.
             if !tested.insert(flag.clone()) {
                 continue;
             }

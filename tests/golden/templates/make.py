@@ -62,7 +62,7 @@ TEMPLATES = {
     {{- '<|im_start|>assistant\\n' }}
 {% endif %}
 """,
-    # Header tokens, trimmed content, the first system turn taken off, set and namespace.
+    # Header tokens, trimmed content, the first system turn removed, set and namespace.
     "headers": """\
 {{- bos_token }}
 {%- set ns = namespace(seen=0, system='') %}
@@ -88,7 +88,7 @@ TEMPLATES = {
 {%- endif %}
 {{- '<!-- ' ~ ns.seen ~ ' -->' }}
 """,
-    # Bracketed instructions that demand alternating roles; refuses others.
+    # Bracketed instructions that require alternating roles, and raise an error otherwise.
     "brackets": """\
 {%- if messages[0]["role"] == "system" %}
     {%- set system = messages[0]["content"] %}
@@ -112,7 +112,7 @@ TEMPLATES = {
     {%- endif %}
 {%- endfor %}
 """,
-    # Plain newlines between blocks: what trim_blocks and lstrip_blocks keep.
+    # Plain newlines between blocks, for the text that trim_blocks and lstrip_blocks keep.
     "newlines": """\
 {% for m in messages %}
 {% if m['role'] == 'user' %}
@@ -167,7 +167,7 @@ end
     "crlf": "{# a note #}\r\n{% for m in messages %}\r\n{{ m.role }}:\r\n{{ m.content }}\r\n{% endfor %}\r\nend\r\n",
 }
 
-# Each expression is rendered in a template of its own. The expected text is null if jinja2 raises an error.
+# Each expression is rendered in a separate template. The expected text is null if jinja2 raises an error.
 EXPRESSIONS = [
     # Tests.
     *(f"{value} is {test}" for value in ["none", "nothing", "'abc'", "''", "[1]", "{'a': 1}", "3", "1.5", "true", "[1]|map('string')"]

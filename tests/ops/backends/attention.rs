@@ -32,8 +32,7 @@ enum Where {
 fn forward_and_backward(on: Where, label: &str, d: AttentionDims, tree: &HostTree, qkv: &[f64]) {
     let do_ = normal("do", d.tokens * d.heads * d.head_dim, 1.0);
     let tolerance = |p, name: &str| if name == "lse" { d.lse_tolerance(p) } else { d.tolerance(p) };
-    // The backward takes o and lse from the reference, so all backends of a precision get the same
-    // inputs.
+    // The backward receives o and lse from the reference, so all backends of a precision get the same inputs.
     let forward = |p| runs::attention_fwd(&On::new(&Reference, p), d, tree, qkv);
     let saved = [Precision::F32, Precision::Bf16].map(forward);
     let saved = |p: Precision| &saved[usize::from(p == Precision::Bf16)];
@@ -95,7 +94,7 @@ fn capped(on: Where, name: &str, tree: &HostTree, (heads, window): (Heads, usize
     forward_and_backward(on, &format!("{name}, {heads:?}, window {window}, soft cap {softcap}"), d, tree, &qkv);
 }
 
-/// Caps that bend most scores and caps far above them, over several tiles of keys.
+/// Soft caps that change most scores and soft caps far above them, over several tiles of keys.
 #[test]
 fn soft_caps() {
     for (name, tree) in batches() {
@@ -239,7 +238,8 @@ fn results_depend_only_on_the_path<A: Element>(window: usize) {
         common::compare::bits(&format!("{name} with other trees in the batch, {:?}", A::PRECISION), in_batch, alone);
     }
 
-    // The path of the second segment, split into segments at other places: results of the queries.
+    // Splits the path of the second segment at different places, which must not change the results of its
+    // queries.
     let cut = HostTree::new().tree(&[(17, None), (60, Some(0)), (4, Some(1))]);
     let (d, cut) = both::<A>(&cut, heads, &qkv[..81 * width], &do_[..81 * out]).unwrap();
     let cut = rows_of(&d, &cut, 0..81);
@@ -247,7 +247,7 @@ fn results_depend_only_on_the_path<A: Element>(window: usize) {
     let lse: Vec<f64> = alone[1].chunks_exact(tokens).flat_map(|row| row[..81].to_vec()).collect();
     common::compare::bits("lse of a path split elsewhere", &cut[1], &lse);
 
-    // The same path as a sequence that shares nothing.
+    // The same path as a sequence that shares no prefix.
     let (d, apart) =
         both::<A>(&HostTree::new().tree(&[(81, None)]), heads, &qkv[..81 * width], &do_[..81 * out]).unwrap();
     let apart = rows_of(&d, &apart, 0..81);
@@ -263,7 +263,7 @@ fn kernel_results_depend_only_on_the_path() {
     }
 }
 
-/// A window of the longest path changes no bit, nor does an absent one.
+/// A window at least as long as the longest path gives the same bits as no window.
 #[test]
 fn a_window_of_the_longest_path_is_none() {
     let tree = HostTree::new().tree(&[(50, None), (31, Some(0)), (70, Some(0)), (2, Some(1))]);

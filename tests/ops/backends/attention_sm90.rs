@@ -61,7 +61,7 @@ fn inputs(d: &AttentionDims) -> (Vec<f64>, Vec<f64>) {
     (normal("qkv", d.tokens * d.fused_heads() * d.head_dim, 1.0), normal("do", out, 1.0))
 }
 
-/// Compares forward and backward of a batch with the reference, and their schedules bitwise.
+/// Compares forward and backward of a batch with the reference, and the schedules with one another bitwise.
 fn check(name: &str, tree: &HostTree, (heads, kv_heads, head_dim): Heads) {
     let d = tree.dims(heads, kv_heads, head_dim);
     let (qkv, dout) = inputs(&d);
@@ -87,8 +87,8 @@ fn on_emulator(tree: &HostTree, heads: Heads, qkv: &[f64], dout: &[f64]) -> Opti
     Some(outputs)
 }
 
-/// Outputs of [`on_emulator`] of some tokens: o, lse by head, and of the fused gradients the columns
-/// up to `gradients`.
+/// Selects the outputs of [`on_emulator`] for some tokens: o, lse by head, and the first `gradients` columns
+/// of the fused gradients.
 fn of_tokens(outputs: &Outputs, heads: usize, tokens: &[Range<usize>], gradients: usize) -> Outputs {
     let (o, lse, dqkv) = (&outputs[0].1, &outputs[1].1, &outputs[2].1);
     let all = lse.len() / heads;
@@ -148,12 +148,13 @@ fn every_branch_and_ratio() {
     }
 }
 
-/// Longer than the stages and buffers of a block: few multiprocessors take all items of long paths.
+/// Paths have more key tiles than a block has stages and buffers, and few multiprocessors process all work
+/// items.
 #[test]
 fn long_paths() {
     let tree = HostTree::new().tree(&[(500, None), (150, Some(0)), (61, Some(0))]);
     check("long paths", &tree, (1, 1, 64));
-    // Two stages instead of four: an arrival too many or too few soon adds up to a stage.
+    // With two stages instead of four, a missing or an extra mbarrier arrival soon adds up to a whole stage.
     let tree = HostTree::new().tree(&[(400, None), (130, Some(0)), (61, Some(0))]);
     check("long paths, 2 stages", &tree, (1, 1, 96));
     if full() {
@@ -181,7 +182,7 @@ fn the_first_warp_and_its_copies_may_come_last() {
     }
 }
 
-/// Results of the queries. Gradients of the keys of a prefix are sums over the sequences.
+/// Compares only the results of queries, because key gradients of a prefix are sums over its sequences.
 #[test]
 fn a_shared_prefix_changes_no_bit() {
     for (prompt, heads) in [(129, (7, 1, 64)), (200, (2, 1, 128))] {

@@ -48,7 +48,7 @@ impl Case {
 }
 
 impl Case {
-    /// A soft cap that bends most logits, or few.
+    /// A case with a soft cap, which changes most logits or few.
     fn capped(sizes: (usize, usize, usize, usize), softcap: f64) -> Self {
         let case = Self::new(sizes, On::All);
         let label = format!("{}, soft cap {softcap}", case.label);

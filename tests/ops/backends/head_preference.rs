@@ -272,9 +272,8 @@ impl Work for OnHopper<'_> {
     }
 }
 
-/// The number of rows at once changes no bit: neither of losses nor of gradients, whether the gradient
-/// of the head is overwritten or added to, and wherever chunks end within the 16 rows that a tensor
-/// core sums at a time.
+/// The number of rows per chunk changes no bit of losses or gradients, whether the gradient of the head is
+/// overwritten or added to. Chunks may end anywhere within the 16 rows that a tensor core sums at a time.
 #[test]
 fn every_number_of_rows_at_once_gives_the_same_bits() {
     let many = Case::new("many rows", &[&[37, 41], &[5, 3], &[60, 11], &[1, 2], &[70, 80], &[16, 16]], (40, 203));

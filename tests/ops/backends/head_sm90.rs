@@ -138,8 +138,8 @@ fn gradients_have_the_same_bits_at_every_number_of_rows_at_once() {
 fn large_vocabulary_in_one_block_of_rows() {
     let sizes = (4, 16, 151_936, 5);
     Head::new(sizes).check("large", 1.0);
-    // The gradient of the whole vocabulary takes half a minute on the emulator: one schedule, and a quarter of the
-    // vocabulary, which is still many tiles for every block, unless all is asked for.
+    // The gradient of the whole vocabulary needs half a minute on the emulator. So it runs in one schedule,
+    // and without `MAPL_TEST_FULL=1` on a quarter of the vocabulary, which is still many tiles per block.
     let sizes = if common::full() { sizes } else { (4, 16, 151_936 / 4, 5) };
     Head { backward: Some(Write::Overwrite), ..Head::new(sizes) }.check_once("large");
 }
@@ -160,8 +160,8 @@ fn targets_of_nearly_zero_probability() {
     }
 }
 
-/// Blocks of the join take two rounds of rows. The rows that it recomputes are in several warps, and in the
-/// second round others than in the first.
+/// Blocks of the join kernel process two rounds of rows. The rows that it recomputes are in several warps,
+/// and in different warps in the second round from the first.
 #[test]
 fn recomputed_rows_of_any_warp_and_round() {
     let mut case = Head::new((1, 16, 40, 290));
@@ -190,7 +190,7 @@ fn huge_and_infinite_logits_match_the_reference() {
     case.check("infinite", 1e4);
 }
 
-/// A NaN in a hidden row makes the log-prob of its head rows NaN, and no other.
+/// A NaN in a hidden row makes only the log-probs of its head rows NaN.
 #[test]
 fn a_nan_logit_makes_its_row_nan() {
     let mut case = Head::new((3, 16, 600, 40));
@@ -242,7 +242,8 @@ fn row_does_not_depend_on_its_batch() {
     }
 }
 
-/// Heads with a soft cap of the logits use the portable kernels, alone and with the loss.
+/// Heads with a soft cap of the logits use the portable kernels, both as separate ops and fused with the
+/// loss.
 #[test]
 fn soft_caps_use_the_portable_kernels() {
     let plain = Head::new((20, 40, 500, 70));

@@ -1,7 +1,7 @@
 //! Entropy, mean logit and top-1 of the head rows against the reference, on the portable and the Hopper
-//! kernels: targets that are the most likely token, the first or the second of two equal tokens in one
-//! tile or in two, and targets of nearly zero probability; negative logits only, and -inf; a soft cap. The other results
-//! have the same bits as without them.
+//! kernels. Targets are the most likely token, the first or the second of two equal tokens in one tile or in
+//! two, or of nearly zero probability. Further cases: negative logits only, -inf, and a soft cap. The other
+//! results have the same bits with and without these statistics.
 
 use common::sm90::{Work, check_variant, run_on};
 use common::{On, Outputs, check, compare, each_backend, emulator, indices, normal, runs};
@@ -35,7 +35,8 @@ impl Case {
         }
     }
 
-    /// Gives tokens the same weights, which hidden row `token` prefers to all others.
+    /// Gives the tokens `words` equal weights, with a larger logit for hidden row `token` than all other
+    /// tokens have.
     fn prefer(&mut self, token: usize, words: &[usize]) {
         let n = self.d.hidden;
         let weights: Vec<f64> = self.x[token * n..][..n].iter().map(|x| if *x > 0.0 { 2.0 } else { -2.0 }).collect();
@@ -147,7 +148,7 @@ fn hopper_matches_the_reference() {
     cases().iter().for_each(|case| case.check_on_hopper(1.0));
 }
 
-/// Rows that `head_join` recomputes, beside rows that it does not.
+/// Rows that `head_join` recomputes, next to rows that it does not.
 #[test]
 fn hopper_recomputes_the_statistics_of_targets_of_nearly_zero_probability() {
     let mut case = Case::new("nearly zero probability", (6, 16, 600, 6));
@@ -170,7 +171,7 @@ fn logits_of_minus_infinity_have_no_share() {
     case.check_on_hopper(1.0);
 }
 
-/// A NaN in a hidden row makes the statistics of its head rows NaN and its target not the most likely.
+/// A NaN in a hidden row makes the statistics of its head rows NaN, and their targets do not count as top-1.
 #[test]
 fn a_nan_logit_spoils_its_row_only() {
     fn spoiled<B: Backend>(on: &On<'_, B>) {

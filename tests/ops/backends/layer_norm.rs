@@ -34,7 +34,7 @@ fn sizes_with_and_without_full_vectors() {
     }
 }
 
-/// The mean is subtracted before the squares are summed, so a large one costs only its own rounding.
+/// The mean is subtracted before the squares are summed, so a large mean adds only its own rounding error.
 #[test]
 fn rows_far_from_zero_and_equal_rows() {
     let d = LayerNormDims { tokens: 3, hidden: 48, eps: 1e-3 };

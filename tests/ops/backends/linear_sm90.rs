@@ -70,7 +70,7 @@ impl Backward<'_> {
         if !self.weight {
             return runs::linear_bwd_input(on, self.d, self.dy, self.other, self.start, self.write);
         }
-        // The last split takes another path if norms are requested; results must be bitwise equal.
+        // The last split follows a different code path if norms are requested; results must be bitwise equal.
         let outputs = runs::linear_bwd_weight_norms(on, self.d, self.dy, self.other, self.start, self.write);
         let alone = runs::linear_bwd_weight(on, self.d, self.dy, self.other, self.start, self.write);
         compare::bits("without norms", &alone[0].1, &outputs[0].1);
@@ -84,7 +84,7 @@ impl Work for Backward<'_> {
     }
 }
 
-/// So a GPU may choose its tiles by its own times.
+/// All tiles give the same bits, so a GPU may choose tiles by measured time without changing a result.
 #[test]
 fn every_tile_gives_the_same_bits() {
     let (tokens, outputs, inputs) = (200, 72, 136);
@@ -105,7 +105,7 @@ fn every_tile_gives_the_same_bits() {
         let mut all = vec![forward.run(&one), input.run(&one), of_weight.run(&one)];
         let kernels = split(3, kernels);
         all.push(of_weight.run(&On { before: 8, ..On::new(&kernels, Precision::Bf16) }));
-        // Norms have one f32 a tile, so their rounding differs between tiles.
+        // Patch norms hold one f32 per tile, so their rounding differs between tiles.
         all.iter_mut().for_each(|outputs| outputs.retain(|(name, _)| *name != "rms"));
         for (known, got) in first.iter_mut().zip(all) {
             match known {

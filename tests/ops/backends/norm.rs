@@ -48,7 +48,8 @@ fn sizes_with_and_without_full_vectors() {
     }
 }
 
-/// Weights stored as their distance from 1: near 0, where the sum must not be rounded as the weight is.
+/// Weights are stored as their distance from 1 and lie near 0. The sum with 1 must not be rounded to the
+/// precision of the weight.
 #[test]
 fn weights_near_one() {
     for (tokens, hidden) in [(3, 7), (20, 64)] {
@@ -66,7 +67,7 @@ fn weights_near_one() {
         let d = QkNormDims { tokens: 7, heads: 4, kv_heads: 2, head_dim: 10, whole, eps: 1e-5, offset: 1.0 };
         queries_and_keys(d, 1.0);
     }
-    // The sum is taken in f32: a weight of bf16 that would vanish beside 1 shows.
+    // The sum with 1 is computed in f32, so a bf16 weight that would vanish in a bf16 sum changes the result.
     let d = NormDims { tokens: 1, hidden: 8, eps: 1e-12, offset: 1.0 };
     let f32_result = |weight: f64| {
         let backend = mapl::backend::cpu::Cpu::new();
@@ -113,7 +114,8 @@ fn norm_behind_a_block() {
         let weight = normal("weight", hidden, 1.0);
         let run = |residual: Option<&[f64]>| {
             let label = format!("{tokens} x {hidden}, residual: {}", residual.is_some());
-            // The base can cancel the normalised value, whose sum was rounded at its own size.
+            // The base can nearly cancel the normalised value, but the rounding error keeps the size of that
+            // value.
             let tolerance = |p: Precision, _: &str| {
                 let sums = d.tolerance(p).scaled(2.0);
                 Tolerance { atol: sums.atol + 8.0 * p.act_roundoff(), ..sums }

@@ -42,7 +42,7 @@ fn batch(curve: Curve, deviation: f64) -> Preference {
 fn compare(label: &str, p: &Preference) {
     let scores = p.score.iter().fold(1.0f64, |a, b| a.max(b.abs()));
     let of_curve = |part: &WeightedCurve| match part.curve {
-        // They square their argument, and their slopes divide by the scale twice.
+        // These curves square their argument, and their slopes divide by the scale twice.
         Curve::Ipo | Curve::SppoHard => 64.0 * scores,
         // The temperature divides the argument.
         Curve::DiscoPop { temperature } => 8.0 / temperature,
@@ -70,7 +70,8 @@ static SHIFTED: OwnCurve = OwnCurve {
 };
 static WRONG: OwnCurve = OwnCurve { name: "wrong", at: |z| (z * z, 3.0 * z) };
 
-/// Kernels compute it on the host. With the scale 1 it is the logistic loss under a margin of 1/2.
+/// Kernel backends compute a custom curve on the host. With scale 1, this curve is the logistic loss with a
+/// margin of 1/2.
 #[test]
 fn a_curve_of_ones_own_matches_the_reference_on_every_backend() {
     let mut p = batch(Curve::Own(&SHIFTED), 1.0);
@@ -126,7 +127,8 @@ fn every_link_matches_the_reference() {
     }
 }
 
-/// Curves with weights and means over tokens are added, with one direct gradient and one centring.
+/// Weighted curves, some of them on means over tokens, are added. The direct gradient and the centring are
+/// applied once.
 #[test]
 fn several_curves_match_the_reference_and_their_sum() {
     let part = |curve: Curve, weight: f64, per_token: bool| WeightedCurve { curve, weight, per_token };
@@ -169,7 +171,8 @@ fn sorted_pairs_match_the_reference() {
     }
 }
 
-/// More rows than a block has threads; a divergence of at least 0; NaN spoils it for all rows.
+/// More rows than a block has threads; a divergence of at least 0; a NaN, which makes the divergence NaN for
+/// all rows.
 #[test]
 fn unpaired_rows_match_the_reference() {
     for (curve, rows) in [(Curve::Kto, 1), (Curve::Kto, 7), (Curve::Kto, 300), (Curve::ApoZeroUnpaired, 7)] {

@@ -1,7 +1,7 @@
 //! RoPE in the epilogues of wgmma kernels (kernels/rope.cuh): of the QKV GEMM with every tile, and of the
-//! gradients of attention, against the reference. Results are bitwise equal on the emulator in every
-//! schedule and for any number of multiprocessors, and on a GPU in repeated runs. Calls without such a
-//! kernel get the bits of the ops one by one.
+//! gradients of attention, against the reference. Results are bitwise equal on the emulator in every schedule
+//! and for any number of multiprocessors, and on a GPU in repeated runs. Calls without such a kernel give the
+//! bits of the separate ops.
 
 use common::runs::{RotationInputs, linear_fwd, linear_rope_fwd, rope};
 use common::sm90::{Work, check_variant, run_on};
@@ -20,7 +20,7 @@ use mapl::backend::reference::Reference;
 const P: Precision = Precision::Bf16;
 const POSITIONS: usize = 40;
 
-/// Sizes and values of a rotation, positions in no order.
+/// Sizes and tables of a RoPE call; positions are unordered.
 struct Tables {
     d: RopeDims,
     positions: Vec<i32>,
@@ -48,7 +48,7 @@ impl Tables {
     }
 }
 
-/// The QKV GEMM with its rotation.
+/// The QKV GEMM and its RoPE.
 struct Projection {
     d: LinearDims,
     tables: Tables,
@@ -73,7 +73,7 @@ impl Projection {
         linear_rope_fwd(on, self.d, [&self.x, &self.weight], self.bias.as_deref(), self.tables.inputs())
     }
 
-    /// The same as two ops, y rounded in between.
+    /// Runs the GEMM and RoPE as two ops, with y rounded in between.
     fn apart<B: Backend>(&self, on: &On<'_, B>) -> Outputs {
         let y = linear_fwd(on, self.d, &self.x, &self.weight, self.bias.as_deref());
         let tables = &self.tables;
@@ -87,7 +87,7 @@ impl Work for Projection {
     }
 }
 
-/// Two ops in one run.
+/// A [`Projection`] that runs as two ops.
 struct Apart<'a>(&'a Projection);
 
 impl Work for Apart<'_> {
@@ -105,8 +105,8 @@ fn tiles(head_dim: usize) -> Vec<Tile> {
     }
 }
 
-/// Every tile ends among rotated, unrotated and absent heads; rows end inside a tile and a cluster; the sums
-/// take more stages than the ring has.
+/// Every tile ends among rotated, unrotated and absent heads. Rows end inside a tile and a cluster, and K
+/// needs more stages than the ring has.
 #[test]
 fn projections() {
     let shapes = [(300, 72, 64), (130, 328, 64), (200, 40, 96), (140, 328, 128), (1, 8, 128), (70, 64, 64)];
@@ -122,7 +122,8 @@ fn projections() {
     }
 }
 
-/// So a GPU may choose its tiles by its own times, and a token does not depend on the others of a batch.
+/// Bits depend neither on the tile nor on the number of tokens. So a GPU may choose tiles by measured time,
+/// and a token does not depend on the other tokens of a batch.
 #[test]
 fn every_tile_and_number_of_tokens_gives_the_same_bits() {
     for head_dim in [64, 96, 128] {
@@ -142,11 +143,11 @@ fn every_tile_and_number_of_tokens_gives_the_same_bits() {
     }
 }
 
-/// y is rounded once where the GEMM rotates, twice where another op does.
+/// y is rounded once if the GEMM applies RoPE, and twice if a separate op does.
 #[test]
 fn calls_without_a_kernel_run_op_by_op() {
     let fused = Projection::new(40, 64, (2, 1, 64), 64, true);
-    // Heads of other sizes, a part of each head, rows that TMA cannot load.
+    // Head sizes without a kernel, partially rotated heads, rows that TMA cannot load, and no tokens.
     let others = [
         Projection::new(40, 64, (2, 1, 80), 80, true),
         Projection::new(40, 64, (2, 1, 64), 32, true),
@@ -161,7 +162,7 @@ fn calls_without_a_kernel_run_op_by_op() {
     }
 }
 
-/// The gradient of attention, after the reference's forward, rotated back by the kernels or not at all.
+/// The gradient of attention after the reference's forward, with queries and keys rotated back.
 struct Gradient<'a> {
     d: AttentionDims,
     tree: &'a HostTree,
@@ -188,7 +189,7 @@ impl Work for Gradient<'_> {
 #[test]
 fn gradients_of_attention() {
     let tree = HostTree::new().tree(&[(41, None), (130, Some(0)), (9, Some(0))]).tree(&[(1, None)]);
-    // All but the last two rotate in the kernels.
+    // The kernels rotate in all cases except the last two.
     for (heads, head_dim, rotated) in [
         ((2, 1), 64, 64),
         ((7, 1), 64, 64),
@@ -212,7 +213,7 @@ fn gradients_of_attention() {
     }
 }
 
-/// Which calls are one op in a profile.
+/// Checks which calls are one op in a profile.
 #[test]
 fn kernels_rotate_whole_heads_of_their_sizes() {
     let Some(device) = emulator(Schedule::Rising, 2) else { return };

@@ -1,4 +1,4 @@
-//! A factor on rows against the reference.
+//! The scale op against the reference.
 
 use common::{check, normal, runs};
 use mapl::backend::contract::*;

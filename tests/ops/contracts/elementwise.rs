@@ -1,4 +1,4 @@
-//! Contracts of LayerNorm, GELU and the factor on rows.
+//! Contracts of LayerNorm, GELU and the scale op.
 
 use std::collections::BTreeSet;
 

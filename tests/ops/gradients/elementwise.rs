@@ -1,4 +1,4 @@
-//! Gradients of LayerNorm, GELU and the factor on rows.
+//! Gradients of LayerNorm, GELU and the scale op.
 
 use mapl::backend::Write::{Add, Overwrite};
 use mapl::backend::contract::*;

@@ -1,4 +1,4 @@
-//! Gradients of SwiGLU and GeGLU, alone and fused with the GEMMs around it.
+//! Gradients of SwiGLU and GeGLU, as separate ops and fused with the GEMMs around them.
 
 use mapl::backend::Write::Overwrite;
 use mapl::backend::contract::*;

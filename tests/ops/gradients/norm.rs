@@ -72,7 +72,7 @@ pub fn heads() {
     }
 }
 
-/// A norm behind a block: the gradient of the base is that of the result.
+/// A norm after a block (post-norm): the gradient of the base equals the gradient of the result.
 pub fn on_base() {
     let d = NormDims { tokens: 3, hidden: 5, eps: 1e-6, offset: 1.0 };
     let forward = |i: &[Vec<f64>]| runs::norm_on_base(&ORACLE, d, [&i[0], &i[1]], None, Some(&i[2]));

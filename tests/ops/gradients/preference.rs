@@ -56,7 +56,7 @@ fn batches() -> Vec<(String, Preference)> {
             all.push((format!("{curve:?}, {with_reference}, {center}, {with_direct}"), p));
         }
     }
-    // Links, and curves that are added.
+    // Batches with each link, and with several curves that are added.
     for link in LINKS {
         let mut p = batch(CURVES[0]);
         p.curves = vec![
@@ -117,7 +117,7 @@ fn assert_off_the_kink(p: &Preference) {
 
 pub fn curves() {
     for (label, mut p) in batches() {
-        // Comparisons without detached terms.
+        // Keeps only the comparisons without detached terms.
         p.terms.drain(3..6);
         for column in [&mut p.scale, &mut p.margin, &mut p.weight] {
             column.drain(3..6);
@@ -137,7 +137,7 @@ pub fn curves() {
 }
 
 pub fn detached_terms_are_constants() {
-    // A curve of two terms knows no detached ones, and the check below moves them into the margin.
+    // A curve of separate terms supports no detached terms, and the check below moves them into the margin.
     let plain = |p: &Preference| p.link == Link::Identity && p.curves.len() == 1 && !p.is_of_terms();
     for (label, p) in batches().into_iter().filter(|(_, p)| plain(p)) {
         if p.curves == [Curve::Hinge.into()] {
@@ -193,7 +193,7 @@ pub fn unpaired_rows() {
         }
         let trained = |values: &[f64]| values.iter().step_by(2).copied().collect::<Vec<_>>();
         agree(&format!("{curve:?}"), &trained(&dscore), &trained(&full));
-        // Below its reference on average: no divergence.
+        // Mismatched sequences below their reference on average, so that the divergence is 0.
         p.score.iter_mut().skip(1).step_by(2).for_each(|score| *score -= 40.0);
         let apo = Preference { curves: vec![Curve::ApoZeroUnpaired.into()], ..p.clone() };
         assert_eq!(outputs(&p)[0], outputs(&apo)[0]);

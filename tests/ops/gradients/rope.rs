@@ -1,4 +1,4 @@
-//! Gradient of RoPE, alone and as a part of other ops.
+//! Gradient of RoPE, as a separate op and as a part of other ops.
 
 use mapl::backend::Write::Overwrite;
 use mapl::backend::contract::*;

@@ -190,7 +190,7 @@ fn plain_stores_write_whole_units_of_16_bytes() {
     });
 }
 
-/// Without the fence; with it before the write; with the fence of one of the writing threads only.
+/// The fence is missing, comes before the write, or is executed by only one of the writing threads.
 #[test]
 fn missing_proxy_fences_are_reported() {
     for schedule in SCHEDULES {

@@ -8,8 +8,8 @@ use mapl::backend::kernels::launchers::{
 
 use super::harness::{download, unwritten, upload};
 
-/// Tiles are ordered by the depth of their segment, and by row within a depth. Blocks that take them
-/// in order begin with the keys that most queries see; in reverse, with the longest paths.
+/// Tiles are ordered by the depth of their segment, and by row within a depth. Blocks that process them in
+/// order begin with the keys that most queries see; blocks that go in reverse begin with the longest paths.
 pub fn tiles_of_roots_come_first_and_deep_ones_last<D: Device>(device: &D) {
     const ROWS: usize = 64;
     // Two trees, and single rows for more segments than the block has threads.
@@ -49,8 +49,8 @@ pub fn tiles_of_roots_come_first_and_deep_ones_last<D: Device>(device: &D) {
     assert_eq!(tiles, expected);
 }
 
-/// Tiles of queries by the length of their path, tiles of keys by the number of queries that see them.
-/// Within a class of length tiles are in the order of the batch; those of keys from the end of a
+/// Query tiles are ordered by the length of their path, key tiles by the number of queries that see them.
+/// Within a class of lengths, tiles are in the order of the batch, and key tiles start at the end of a
 /// segment.
 pub fn tiles_of_hopper_are_ordered_by_class_of_length<D: Device>(device: &D) {
     let nodes = [(150, None), (70, Some(0)), (33, Some(0)), (90, Some(1)), (20, Some(1)), (0, Some(2)), (1, Some(2))];

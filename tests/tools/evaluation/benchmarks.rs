@@ -1,4 +1,4 @@
-//! Figures of reward benchmarks against values by hand, and their intervals.
+//! Figures of reward benchmarks against hand-computed values, and their intervals.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -126,7 +126,7 @@ fn if_reward_bench_has_accuracy_and_tau_b_of_every_graph() {
         row("Other", [0.0, 1.0]),
     ];
     let found = values(Benchmark::IfRewardBench, &rows);
-    // Means of the two known types that occur; another type has its own line only.
+    // The total is the mean over the two known types that occur; an unknown type has only a separate line.
     assert_eq!(value(&found, "accuracy"), (3, 0.75));
     assert_eq!(value(&found, "tau"), (3, 0.5));
     assert_eq!(value(&found, "accuracy/Other"), (1, 0.0));
@@ -152,7 +152,7 @@ fn intervals_cover_the_figures_and_keep_every_category() {
     assert_eq!(found, summarise(Benchmark::RewardBench2, &judged, resampling));
     for line in &found {
         match (line.name.as_str(), line.value.interval) {
-            // One row: no other row of this kind is known.
+            // A value of a single row has no interval.
             ("Focus", interval) => assert_eq!(interval, None),
             (name, Some([low, high])) => {
                 assert!(low <= line.value.value && line.value.value <= high && low < high, "{name}");

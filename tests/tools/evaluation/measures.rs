@@ -159,7 +159,7 @@ fn comparison(kind: Kind, direction: Option<Direction>, terms: &[(usize, usize, 
     Comparison { kind, terms, margin: 0.0, weight: 1.0, rule: None, direction }
 }
 
-/// Conflict needs both responses under x_down, from any comparisons, and no comparison of its own.
+/// Conflict needs both responses under x_down, from any comparisons, and no separate comparison.
 #[test]
 fn conflict_is_found_through_the_instructions() {
     let mut group = bakery();

@@ -1,4 +1,4 @@
-//! Machine code (SASS) as `cuobjdump -sass` prints it, and what its main loop is made of.
+//! Machine code (SASS) as `cuobjdump -sass` prints it, and counts of the instructions in its main loop.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -40,13 +40,13 @@ pub fn parse(text: &str, into: &mut Listing) {
     }
 }
 
-/// Products of tensor cores.
+/// Matrix multiplications of tensor cores.
 const PRODUCTS: [&str; 2] = ["HGMMA", "HMMA"];
 const GLOBAL_LOADS: [&str; 2] = ["LDG", "LD"];
 const GLOBAL_STORES: [&str; 3] = ["STG", "ST", "RED"];
 const SHARED_LOADS: [&str; 2] = ["LDS", "LDSM"];
 const SHARED_STORES: [&str; 2] = ["STS", "STSM"];
-/// Copies to and from shared memory that pass no register.
+/// Copies to and from shared memory that bypass the registers.
 const COPIES: [&str; 5] = ["LDGSTS", "UBLKCP", "UTMALDG", "UTMASTG", "UBLKRED"];
 /// Waits for other threads or for copies.
 const BARRIERS: [&str; 5] = ["BAR", "SYNCS", "UCGABAR_WAIT", "DEPBAR", "WARPSYNC"];

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels/sass.csv");
 
-/// The folder with cuobjdump and nvdisasm: of nvcc, on PATH, or of the active Python's packages.
+/// The folder with cuobjdump and nvdisasm: next to nvcc, on PATH, or in the active Python's packages.
 pub fn tools() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let of_nvcc = variable("NVCC").and_then(|nvcc| nvcc.parent().map(Path::to_path_buf));
@@ -104,8 +104,7 @@ fn main_loops_match_the_table() {
     assert!(wrong.is_empty(), "counts {COUNTS:?} differ from kernels/sass.csv:\n{}", wrong.join("\n"));
 }
 
-/// Hopper's products of matrices run on its asynchronous units, fed by bulk copies, and without a
-/// load in the loop.
+/// Loops of Hopper's GEMMs use wgmma, which bulk copies feed, and contain no load or store.
 #[test]
 fn loops_of_hopper_have_products_and_no_loads() {
     let Some(listing) = listing() else { return };
@@ -164,7 +163,7 @@ fn a_loop_and_its_epilogue_are_counted() {
     let code = |name: &str| &listing[&(name.to_owned(), "sm_90a".to_owned())];
     let [body, epilogue] = main_loop(code("scale")).unwrap();
     assert_eq!(body, [4, 1, 1, 2, 0, 0, 0, 0, 0, 2]);
-    // Up to the end of the loop around it: a load after each store.
+    // The epilogue reaches to the end of the loop around the main loop, and has a load after each store.
     assert_eq!(epilogue, [5, 1, 0, 0, 2, 0, 2, 0, 0, 1]);
     assert_eq!(counts(code("scale"))[0], 12);
     assert!(main_loop(code("copy")).is_none());

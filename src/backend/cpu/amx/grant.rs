@@ -1,27 +1,27 @@
-//! Whether this process may use AMX tiles for bf16, and the proof of it.
+//! Checks whether this process may use AMX tiles for bf16, and returns a proof of it.
 //!
 //! ```text
 //! processor: leaf 7 has AMX-TILE and AMX-BF16
-//! system:    the processor lets programs ask for the saved states, and 17 and 18 are among them
+//! system:    OSXSAVE is set, and XCR0 has the state components 17 and 18
 //! palette:   leaves 1D and 1E allow the tiles that the GEMM configures
 //! Linux:     arch_prctl grants the tile data to the process, once, for all its threads
 //! ```
 //!
-//! Every step comes after the one before, and none of them is a tile instruction. A refusal is a reason
-//! that `mapl env` shows, not an error.
+//! Each step runs only if the previous one succeeded, and none of them executes a tile instruction. A missing
+//! grant is a reason that `mapl env` shows, not an error.
 
 use std::fmt;
 
-/// Proof that all steps succeeded. Only this file makes one.
+/// Proof that all steps succeeded. Only this file constructs it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Granted(());
 
-/// Why there are no tiles.
+/// Reason why this process cannot use tiles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Lack {
-    /// The processor has none.
+    /// The processor has no tiles.
     Absent,
-    /// It has some that this process cannot use.
+    /// The processor has tiles, but this process cannot use them.
     Refused(String),
 }
 
@@ -34,16 +34,16 @@ impl fmt::Display for Lack {
     }
 }
 
-/// Component of the saved state that holds the data of tiles; 17 holds their configuration.
+/// Component of the saved processor state that holds tile data; component 17 holds the tile configuration.
 const TILE_DATA: u32 = 18;
 
-/// The questions to the processor and to the system.
+/// Queries to the processor and to the operating system.
 trait Machine {
-    /// EAX, EBX, ECX and EDX of a leaf that exists; zeros without it.
+    /// EAX, EBX, ECX and EDX of a CPUID leaf; zeros if the leaf does not exist.
     fn leaf(&self, leaf: u32, sub: u32) -> [u32; 4];
-    /// The states that the system saves. Asked only if leaf 1 says that programs may ask.
+    /// State components that the operating system saves (XCR0). Called only if leaf 1 allows XGETBV.
     fn saved_states(&self) -> u64;
-    /// Asks the system for tile data in this process, and whether it gave it.
+    /// Requests permission for tile data in this process, and checks that it was granted.
     fn permit(&self) -> Result<(), String>;
 }
 
@@ -83,7 +83,7 @@ fn present(machine: &impl Machine) -> bool {
     machine.leaf(7, 0)[3] & TILES == TILES
 }
 
-/// The answer of this machine. Asks the system.
+/// Runs all steps on this machine, which includes a system call.
 pub(super) fn granted() -> Result<Granted, Lack> {
     #[cfg(target_arch = "x86_64")]
     return grant(&This);
@@ -91,7 +91,7 @@ pub(super) fn granted() -> Result<Granted, Lack> {
     Err(Lack::Absent)
 }
 
-/// Whether the processor has the unit, whoever may use it. Asks nothing of the system.
+/// Whether the processor has tiles, even if this process may not use them. Makes no system call.
 pub(super) fn is_present() -> bool {
     #[cfg(target_arch = "x86_64")]
     return present(&This);
@@ -116,16 +116,16 @@ impl Machine for This {
     fn saved_states(&self) -> u64 {
         #[target_feature(enable = "xsave")]
         fn states() -> u64 {
-            // SAFETY: register 0 exists where XGETBV does.
+            // SAFETY: register 0 exists wherever XGETBV exists.
             unsafe { std::arch::x86_64::_xgetbv(0) }
         }
-        // SAFETY: leaf 1 said that programs may execute XGETBV.
+        // SAFETY: the caller has checked in leaf 1 that programs may execute XGETBV.
         unsafe { states() }
     }
 
     #[cfg(target_os = "linux")]
     fn permit(&self) -> Result<(), String> {
-        // Of Linux's asm/prctl.h.
+        // Constants from Linux's asm/prctl.h.
         const GET_PERMITTED: libc::c_long = 0x1022;
         const REQUEST: libc::c_long = 0x1023;
         let refused = |why: String| {
@@ -134,12 +134,13 @@ impl Machine for This {
                  system calls refuses it"
             ))
         };
-        // SAFETY: the call changes what the kernel saves for this process, and no memory of it.
+        // SAFETY: the call changes only the state that the kernel saves for this process, and no memory of
+        // the process.
         if unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, libc::c_long::from(TILE_DATA)) } != 0 {
             return refused(std::io::Error::last_os_error().to_string());
         }
         let mut states = 0u64;
-        // SAFETY: the call writes one number of 64 bits to the address.
+        // SAFETY: the call writes one 64-bit number to `states`.
         if unsafe { libc::syscall(libc::SYS_arch_prctl, GET_PERMITTED, &raw mut states) } != 0 {
             return refused(std::io::Error::last_os_error().to_string());
         }
@@ -158,7 +159,7 @@ mod tests {
 
     use super::*;
 
-    /// A machine that notes what it was asked.
+    /// A fake machine that records the queries.
     struct Fake {
         leaves: Vec<(u32, u32, [u32; 4])>,
         states: u64,
@@ -181,7 +182,7 @@ mod tests {
         }
     }
 
-    /// Sapphire Rapids under Linux.
+    /// A machine that passes all steps, like Sapphire Rapids under Linux.
     fn whole() -> Fake {
         let leaves = vec![
             (1, 0, [0, 0, 1 << 27, 0]),

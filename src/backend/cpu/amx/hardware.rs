@@ -1,7 +1,7 @@
-//! The tile operations of the processor. No other file has tile instructions.
+//! The tile operations of the processor. No other file contains tile instructions.
 //!
-//! The assembler of the stable compiler knows them, while the compiler's own functions for them are
-//! unstable. Compiled code outside this file never touches tile registers, so no operand names them.
+//! The operations use inline assembly, because the compiler's intrinsics for tiles are unstable. Compiled
+//! code outside this file never uses tile registers, so the assembly does not declare them as clobbered.
 
 use std::arch::asm;
 
@@ -9,8 +9,8 @@ use super::super::tile::Tile;
 use super::grant::Granted;
 use super::unit::{Config, Unit};
 
-/// The tiles of this processor, on the calling thread. A [`Granted`] makes one, and there is none before
-/// the processor has been asked and Linux has granted the tile state.
+/// The tiles of this processor, on the calling thread. Constructing it needs a [`Granted`], so it exists only
+/// after the processor has been checked and Linux has granted the tile state.
 pub(super) struct Hardware {
     _granted: Granted,
 }
@@ -21,9 +21,9 @@ impl Hardware {
     }
 }
 
-// SAFETY, in all operations: `Granted` proves that the processor has the instruction and Linux the state for
-// it; the callers' contract is that of the trait. An operation without `pure` keeps its place among the
-// others. A load reads, and a store writes, only the configured rows.
+// SAFETY, for all operations: `Granted` proves that the processor has the instruction and that Linux saves
+// its state. Callers guarantee the contract of the trait. Without `pure`, the compiler keeps the order of the
+// operations. A load reads, and a store writes, only the configured rows.
 impl Unit for Hardware {
     #[inline(always)]
     unsafe fn configure(&mut self, config: &Config) {

@@ -7,9 +7,9 @@
 //!     C[m][n] = C[m][n] + (even + odd)
 //! ```
 //!
-//! Every operation rounds to nearest, ties to even, takes subnormal numbers as zero and gives zero in
-//! their place. What a processor would answer with an exception is a [`Fault`] here, and so are loads
-//! and stores outside the memory that the operation names, which a processor does not see.
+//! Every operation rounds to nearest, ties to even, and flushes subnormal inputs and results to zero. An
+//! exception of a processor is a [`Fault`] here. Loads and stores outside the given memory, which a processor
+//! does not detect, are faults too.
 
 use std::fmt;
 
@@ -27,7 +27,7 @@ struct Shape {
     bytes: usize,
 }
 
-/// An exception of the processor, or memory that the operation does not own.
+/// An exception of the processor, or an access outside the given memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fault(pub String);
 
@@ -37,7 +37,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The tiles of a thread. Without shapes, nothing is configured.
+/// The tiles of a thread. If `shapes` is `None`, no configuration is loaded.
 pub(super) struct Model {
     shapes: Option<[Shape; TILES]>,
     tiles: Box<[[Row; ROWS]; TILES]>,
@@ -48,7 +48,7 @@ fn fault<T>(why: impl Into<String>) -> Result<T, Fault> {
 }
 
 impl Model {
-    /// Tiles as a thread has them at first.
+    /// Returns tiles in the initial state of a thread.
     pub fn new() -> Self {
         Self { shapes: None, tiles: Box::new([[[0; LANES]; ROWS]; TILES]) }
     }
@@ -59,7 +59,7 @@ impl Model {
         self.shapes.is_some()
     }
 
-    /// LDTILECFG. The kernel never resumes an interrupted load, so a first row other than 0 is a fault.
+    /// LDTILECFG. The GEMM never resumes an interrupted load, so a first row other than 0 is a fault.
     pub fn try_configure(&mut self, config: &[u8; CONFIG_BYTES]) -> Result<(), Fault> {
         self.try_release();
         match config[0] {
@@ -94,7 +94,7 @@ impl Model {
         self.tiles.iter_mut().for_each(|tile| *tile = [[0; LANES]; ROWS]);
     }
 
-    /// The shape of a configured tile with whole f32.
+    /// Returns the shape of a configured tile whose rows are whole f32 elements.
     fn shape(&self, tile: u8) -> Result<Shape, Fault> {
         let Some(shapes) = &self.shapes else { return fault("undefined: no configuration is loaded") };
         match shapes.get(usize::from(tile)) {
@@ -114,7 +114,7 @@ impl Model {
         Ok(())
     }
 
-    /// TILELOADD. What is outside the shape becomes 0.
+    /// TILELOADD. Elements outside the shape become 0.
     pub fn try_load(&mut self, tile: u8, from: &[u8], at: usize, stride: usize) -> Result<(), Fault> {
         let shape = self.shape(tile)?;
         let rows = &mut self.tiles[usize::from(tile)];
@@ -188,15 +188,16 @@ vectorised! {
     }
 }
 
-/// A subnormal number as zero of its sign. Intel's units decide this after they have rounded with an
-/// unlimited exponent, so a sum within half a step below the smallest normal number may differ.
+/// Returns x, with a subnormal number replaced by a zero of the same sign. Intel's units decide this after
+/// rounding with an unlimited exponent, so a sum within half a step below the smallest normal number may
+/// differ.
 #[inline(always)]
 fn flushed(x: f32) -> f32 {
     let tiny = x.to_bits() & 0x7f80_0000 == 0;
     f32::from_bits(if tiny { x.to_bits() & 0x8000_0000 } else { x.to_bits() })
 }
 
-/// The result of an operation, whose faults are faults of this program.
+/// Unwraps the result of an operation. A fault here is a bug of this program, so it panics.
 fn done(result: Result<(), Fault>) {
     if let Err(fault) = result {
         panic!("{fault}");

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! right: (pairs of k, 32 columns), each element a pair of two consecutive k: the panel of `avx512_bf16`,
-//!        with pairs of 0 up to a multiple of 16. Two tiles beside each other for every 16 pairs
+//!        with pairs of 0 up to a multiple of 16. Every 16 pairs hold two tiles next to each other
 //! left:  for each 16 rows, for each 32 k: a tile of (16 rows, 32 k), with zeros after the last row and k
 //! ```
 //!
-//! With AVX-512 BF16, vector code packs the layouts that the model has; the bits do not depend on it.
+//! With AVX-512 BF16, vector code packs the same layouts; the bits do not depend on it.
 
 use half::bf16;
 
@@ -17,10 +17,10 @@ use super::{PANEL, STEP};
 
 /// Words of a packed tile of the left operand.
 pub(super) const TILE_WORDS: usize = ROWS * LANES;
-/// Words of the rows of a panel for one step.
+/// Words of a panel for one step of the depth.
 pub(super) const STEP_WORDS: usize = STEP / 2 * PANEL;
 
-/// Whether vector code packs.
+/// Whether vector code does the packing.
 pub(super) fn has_vectors() -> bool {
     cfg!(target_arch = "x86_64") && Units::Dot16.is_usable()
 }
@@ -30,20 +30,21 @@ fn pair(first: bf16, second: bf16) -> u32 {
     u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16
 }
 
-/// Element (i, j), 0 after the last row and column.
+/// Returns element (i, j), or 0 after the last row or column.
 fn element(m: &Mat<'_, bf16>, i: usize, j: usize) -> bf16 {
     if i < m.rows && j < m.cols { m.data[i * m.row_stride + j * m.col_stride] } else { bf16::ZERO }
 }
 
-/// Packs at most [`PANEL`] columns. `to` has [`STEP_WORDS`] for each step of the depth.
+/// Packs at most [`PANEL`] columns. `to` has [`STEP_WORDS`] words for each step of the depth.
 pub(super) fn pack_right(to: &mut [u32], b: Mat<'_, bf16>, vectors: bool) {
     debug_assert!(b.cols <= PANEL && to.len() == b.rows.div_ceil(STEP) * STEP_WORDS);
     #[cfg(target_arch = "x86_64")]
     if vectors {
         use super::super::avx512_bf16::{Operand, pack_right};
         let operand = Operand { data: b.data.as_ptr().cast(), row: b.row_stride, col: b.col_stride };
-        // SAFETY: the features have been detected. `Mat` checks at construction that its elements are inside
-        // its slice, and `to` has space for a pair of each two rows.
+        // SAFETY: `vectors` is true only if `has_vectors` detected the CPU features. `Mat` checks at
+        // construction that its elements are inside its slice. `to` has space for one pair per two rows in
+        // every column of the panel.
         unsafe { pack_right(to.as_mut_ptr(), operand, b.rows, b.cols) };
         to[b.rows.div_ceil(2) * PANEL..].fill(0);
         return;
@@ -56,14 +57,14 @@ pub(super) fn pack_right(to: &mut [u32], b: Mat<'_, bf16>, vectors: bool) {
     }
 }
 
-/// Packs a left operand. `to` has [`TILE_WORDS`] for each 16 rows and each step of the depth.
+/// Packs a left operand. `to` has [`TILE_WORDS`] words for each 16 rows and each step of the depth.
 pub(super) fn pack_left(to: &mut [u32], a: Mat<'_, bf16>, vectors: bool) {
     let steps = a.cols.div_ceil(STEP);
     debug_assert!(to.len() == a.rows.div_ceil(ROWS) * steps * TILE_WORDS);
     #[cfg(target_arch = "x86_64")]
     if vectors && a.row_stride == 1 && a.col_stride != 1 {
-        // SAFETY: the features have been detected. `Mat` checks at construction that its elements are inside
-        // its slice, and `to` has the tiles of its rows.
+        // SAFETY: `vectors` is true only if `has_vectors` detected the CPU features. `Mat` checks at
+        // construction that its elements are inside its slice, and `to` has space for all tiles of its rows.
         return unsafe { vector::pack_left(to, a) };
     }
     let _ = vectors;
@@ -88,11 +89,12 @@ mod vector {
     use super::super::super::tile::Mat;
     use super::{LANES, ROWS, STEP, TILE_WORDS};
 
-    /// Packs a left operand whose columns are contiguous: pairs of 32 rows at a time, 16 pairs of which are
-    /// transposed to two tiles.
+    /// Packs a left operand with contiguous columns. Each iteration loads 16 pairs of k for 32 rows and
+    /// transposes them to two tiles.
     ///
     /// # Safety
-    /// The processor has AVX-512 F, BW, VL and BF16; `to` has the tiles of the rows and the depth of `a`.
+    /// The processor must have AVX-512 F, BW, VL and BF16. `to` must have space for the tiles of the rows and
+    /// the depth of `a`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     pub unsafe fn pack_left(to: &mut [u32], a: Mat<'_, bf16>) {
         let (m, depth, steps) = (a.rows, a.cols, a.cols.div_ceil(STEP));
@@ -100,10 +102,10 @@ mod vector {
             |start: u16| -> [u16; 2 * LANES] { std::array::from_fn(|i| start + (i / 2 + i % 2 * 2 * LANES) as u16) };
         let (low, high) = (from(0), from(LANES as u16));
         let column = |i: usize, k: usize| a.data.as_ptr().wrapping_add(i + k * a.col_stride).cast();
-        // SAFETY: the masks keep the loads inside `a`, and a tile is stored only for rows that exist.
+        // SAFETY: the masks keep the loads inside `a`, and a tile is stored only if it has rows of `a`.
         unsafe {
             let (low, high) = (_mm512_loadu_si512(low.as_ptr().cast()), _mm512_loadu_si512(high.as_ptr().cast()));
-            // Columns are pages apart, so each is read to its end before the next step.
+            // Columns can be pages apart, so each column is read to its end before the next step.
             for step in 0..steps {
                 for i in (0..m).step_by(2 * ROWS) {
                     let rows = mask32(m - i);
@@ -137,7 +139,7 @@ mod tests {
         (0..len).map(|i| bf16::from_bits(i as u16 + 1)).collect()
     }
 
-    /// A matrix with contiguous rows, contiguous columns, or neither.
+    /// Returns a matrix with contiguous rows, contiguous columns, or neither.
     fn mat(data: &[bf16], [rows, cols]: [usize; 2], layout: usize) -> Mat<'_, bf16> {
         match layout {
             0 => Mat::new(data, rows, cols, cols + 3),

@@ -1,6 +1,6 @@
 use super::*;
 
-/// A matrix with contiguous rows, contiguous columns, or neither, with gaps.
+/// Returns a matrix with contiguous rows, contiguous columns, or neither, with gaps.
 fn mat(data: &[bf16], rows: usize, cols: usize, layout: usize) -> Mat<'_, bf16> {
     match layout {
         0 => Mat::new(data, rows, cols, cols + 3),
@@ -35,7 +35,7 @@ fn element(a: &Mat<'_, bf16>, b: &Mat<'_, bf16>, [i, j]: [usize; 2], old: f32, w
     result
 }
 
-/// Rows, columns and depth around the sizes of tiles, blocks and steps.
+/// Rows, columns and depths near the sizes of tiles, blocks and steps.
 fn sizes() -> Vec<[usize; 3]> {
     let edges = [1, 2, 15, 16, 17, 31, 32, 33, 47, 49, 64];
     let mut sizes: Vec<_> = edges.into_iter().flat_map(|m| edges.map(|n| [m, n, 33])).collect();
@@ -48,7 +48,7 @@ fn sizes() -> Vec<[usize; 3]> {
 fn every_element_has_the_bits_of_the_documented_order_in_any_layout() {
     for (case, [m, n, depth]) in sizes().into_iter().enumerate() {
         let (x, y) = (random(2 * (m + 3) * (depth + 3), 7919), random(2 * (n + 3) * (depth + 3), 104_729));
-        // All layouts and ways to write, four of them for each size.
+        // Each size uses 4 of the 18 combinations of layouts and write modes.
         for i in 0..4 {
             let layout = (case + i * 5) % 18;
             let (a, b) = (mat(&x, m, depth, layout % 3), mat(&y, depth, n, layout / 3 % 3));
@@ -79,7 +79,7 @@ fn without_terms_the_result_is_zero_or_unchanged() {
     assert_eq!(c, [0.0; 6]);
 }
 
-/// A unit whose products are wrong, or which stops the program at one.
+/// A unit whose products are wrong, or that panics at a product.
 struct Broken {
     model: Model,
     stops: bool,
@@ -100,7 +100,7 @@ impl Unit for Broken {
     }
     unsafe fn dot<const C: u8, const A: u8, const B: u8>(&mut self) {
         assert!(!self.stops, "stopped");
-        // Only the last tile of a block is wrong.
+        // Only the bottom-right tile of a block is wrong.
         (0..if C == SUMS[3] { 2 } else { 1 }).for_each(|_| unsafe { self.model.dot::<C, A, B>() });
     }
     fn release(&mut self) {

@@ -1,8 +1,8 @@
 //! GEMMs by NVIDIA's cuBLASLt. Only benchmarks use them, to compare this project's GEMMs with
 //! cuBLASLt. The library is loaded on demand; without it no comparison is made.
 //!
-//! Matrices here are row-major, but cuBLASLt takes column-major ones. So each of our matrices is a
-//! transposed one there, and `C = A B` becomes `Cᵀ = Bᵀ Aᵀ`.
+//! Matrices here are row-major, but cuBLASLt uses column-major matrices. So each matrix here is a transposed
+//! one for cuBLASLt, and `C = A B` becomes `Cᵀ = Bᵀ Aᵀ`.
 
 use std::ffi::c_void;
 use std::ptr::null;
@@ -59,12 +59,12 @@ pub struct Addresses {
     pub residual: u64,
 }
 
-/// Converts the library's error of a call.
+/// Returns a function that converts a library error of `call`.
 fn failed(call: &'static str) -> impl Fn(CublasError) -> Error {
     move |e| Error::Device(format!("{call}: {:?}", e.0))
 }
 
-/// The library on a device.
+/// cuBLASLt on one device.
 pub struct CublasLt<'d> {
     driver: &'d Driver,
     handle: sys::cublasLtHandle_t,
@@ -111,7 +111,7 @@ pub struct Product<'l, 'd> {
 }
 
 impl<'d> CublasLt<'d> {
-    /// Loads the library. [`Error::Device`] if it is missing.
+    /// Loads the library. Returns [`Error::Device`] if it is missing.
     pub fn new(driver: &'d Driver) -> Result<Self> {
         // SAFETY: loading a library runs its initialisers; the initialisers of cuBLASLt are safe to
         // run.
@@ -132,13 +132,13 @@ impl<'d> CublasLt<'d> {
         format!("cuBLASLt {}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
     }
 
-    /// A GEMM with the algorithms that the library proposes for it. The first one is selected.
+    /// Returns a GEMM with the algorithms that the library proposes for it. The first one is selected.
     pub fn product<'l>(&'l self, spec: Spec) -> Result<Product<'l, 'd>> {
         self.driver.make_current()?;
         let described = describe(&spec)?;
         let preference = result::create_matmul_pref().map_err(failed("cublasLtMatmulPreferenceCreate"))?;
         let room = WORKSPACE as u64;
-        // SAFETY: a struct of numbers, and a status for which 0 is valid.
+        // SAFETY: all fields are numbers, or a status for which 0 is valid.
         let none: sys::cublasLtMatmulHeuristicResult_t = unsafe { std::mem::zeroed() };
         let mut proposals = vec![none; CANDIDATES];
         let mut found = 0;
@@ -189,7 +189,7 @@ fn describe(spec: &Spec) -> Result<Described> {
     let product = product.map_err(failed("cublasLtMatmulDescCreate"))?;
     let mut described = Described { product, a: null, b: null, c: null };
     let Spec { layout, m, n, k, .. } = *spec;
-    // The library's first operand is our B.
+    // The library's first operand is B.
     let (first, second) = match layout {
         Layout::Nt => ((k, n), (k, m)),
         Layout::Nn => ((n, k), (k, m)),
@@ -232,8 +232,7 @@ impl Product<'_, '_> {
     /// Enqueues the GEMM.
     ///
     /// # Safety
-    /// The addresses point to memory of the library's device with the elements of the GEMM's
-    /// operands.
+    /// The addresses must point to memory of the library's device that covers all operands of the GEMM.
     pub unsafe fn call(&self, at: Addresses) -> Result<()> {
         let (library, described) = (self.library, &self.described);
         library.driver.make_current()?;
@@ -254,8 +253,8 @@ impl Product<'_, '_> {
         let pointer = |address: u64| address as usize as *mut c_void;
         let (beta, added) = if self.spec.residual { (&one, at.residual) } else { (&zero, at.c) };
         let algorithm = self.algorithms.get(self.selected).map_or(null(), |algorithm| &raw const *algorithm);
-        // SAFETY: the descriptors are alive and describe the memory at the addresses (contract of
-        // this function).
+        // SAFETY: the descriptors are alive, and the caller guarantees that they describe the memory at the
+        // addresses.
         unsafe {
             result::matmul(
                 library.handle,

@@ -1,4 +1,4 @@
-//! Launches: loads modules and functions, and maps the marks of kernels to launch attributes.
+//! Launches: loads modules and functions, and maps the flags of kernels to launch attributes.
 
 use std::ffi::c_void;
 
@@ -89,9 +89,9 @@ impl Driver {
         }
     }
 
-    /// Number of clusters of a launch that the GPU holds at once; the driver is asked once for a
-    /// kernel and its shared memory. A partition of a GPU (MIG) may hold fewer than its
-    /// multiprocessors suggest, because a cluster lies within one of the GPU's processing clusters.
+    /// Returns the number of clusters of a launch that the GPU holds at once. The driver's result is cached
+    /// by kernel and shared memory size. A partition of a GPU (MIG) may hold fewer clusters than its
+    /// multiprocessors suggest, because a cluster lies within one GPC.
     fn resident_clusters(
         &self,
         kernel: &'static Kernel,
@@ -120,8 +120,8 @@ impl Driver {
     }
 }
 
-/// Blocks of a launch whose blocks wait for one another: no more than are resident at once. Such a
-/// kernel distributes its work over any grid, with the same bits.
+/// Returns the number of blocks of a launch whose blocks wait for one another: at most those that are
+/// resident at once. Such a kernel distributes its work over any grid, with the same bits.
 fn resident_grid(kernel: &Kernel, blocks: u32, clusters: u32) -> Result<u32> {
     if clusters == 0 {
         let (name, cluster) = (kernel.name, kernel.cluster);
@@ -139,7 +139,7 @@ fn resident_grid(kernel: &Kernel, blocks: u32, clusters: u32) -> Result<u32> {
 /// once, and earlier launches never wait for it, so all of its blocks become resident.
 fn attribute_of(kernel: &Kernel) -> Option<sys::CUlaunchAttribute> {
     use sys::CUlaunchAttributeID_enum::*;
-    // SAFETY: a plain C union with numbers as members.
+    // SAFETY: the type is a C union of numbers, for which zeros are valid.
     let mut value: sys::CUlaunchAttributeValue = unsafe { std::mem::zeroed() };
     let id = if kernel.early {
         value.programmaticStreamSerializationAllowed = 1;
@@ -171,7 +171,7 @@ mod tests {
             emulated: None,
         };
         assert_eq!(resident_grid(&kernel, 132, 66).unwrap(), 132);
-        // Of 18 multiprocessors, one has no partner.
+        // 18 multiprocessors hold 8 clusters of 2 if two of them have no partner.
         assert_eq!(resident_grid(&kernel, 18, 8).unwrap(), 16);
         assert_eq!(resident_grid(&kernel, 4, 8).unwrap(), 4);
         let refused = resident_grid(&kernel, 4, 0).unwrap_err().to_string();

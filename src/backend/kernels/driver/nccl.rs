@@ -1,10 +1,11 @@
-//! NCCL, loaded at run time: a communicator of one GPU a rank, with a stream of its own.
+//! NCCL, loaded at run time. A communicator has one GPU per rank and a separate stream.
 //!
-//! Every call of the library is here. It is enqueued on the communicator's stream and does not wait for
-//! the device. Order with the ops of a step is by events: [`Calls::fork`] before, [`Calls::settle`] behind.
+//! This file contains all NCCL calls of the project. They are enqueued on the communicator's stream and do
+//! not wait for the device. Events order them with the ops of a step: [`Calls::fork`] before a call,
+//! [`Calls::settle`] after it.
 //!
-//! Refused: no library, and a library without bf16 (before 2.10). An error of a call names it, with
-//! NCCL's own text; `NCCL_DEBUG=INFO` prints more.
+//! A missing library and a library without bf16 (before 2.10) are errors. The error of a call names the call
+//! and contains NCCL's error text; `NCCL_DEBUG=INFO` prints more.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt::Display;
@@ -26,8 +27,8 @@ const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 /// Oldest version with bf16.
 const OLDEST: c_int = 21_000;
 
-/// Events of marks. A mark whose event has been used again is behind the older one, so waiting for it is
-/// enough.
+/// Number of events for marks. Marks reuse events cyclically. If an older mark's event has been reused, the
+/// newer mark comes after it, so waiting for the newer one is enough.
 const MARKS: usize = 64;
 
 /// Bytes of a communicator's id.
@@ -67,27 +68,27 @@ struct Functions {
     broadcast: unsafe extern "C" fn(In, Out, usize, c_int, c_int, Comm, Stream) -> c_int,
 }
 
-/// The library.
+/// The loaded NCCL library.
 pub(crate) struct Library {
     functions: Functions,
-    /// Such as `libnccl.so.2 2.28.3`.
+    /// File and version, such as `libnccl.so.2 2.28.3`.
     name: String,
     /// The functions are valid while the library is loaded.
     _loaded: Loaded,
 }
 
-/// Version as text: 2.28.3 of 22803.
+/// Returns a version as text: 22803 is 2.28.3.
 fn version_text(version: c_int) -> String {
     format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
 }
 
-/// What the system says about a library that cannot be loaded.
+/// Returns the dynamic loader's reason why a library cannot be loaded.
 fn cause(error: &libloading::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 impl Library {
-    /// Loads the library; or says why it cannot be used.
+    /// Loads the library, or returns the reason why it cannot be used.
     pub fn load() -> Result<Self, String> {
         let mut why = String::new();
         for file in NAMES {
@@ -140,7 +141,7 @@ impl Library {
     }
 
     fn text_of(&self, code: c_int) -> String {
-        // SAFETY: the library returns a string of its own for any number.
+        // SAFETY: the library returns a static string for any number.
         let text = unsafe { CStr::from_ptr((self.functions.error_text)(code)) };
         text.to_string_lossy().into_owned()
     }
@@ -155,7 +156,7 @@ impl Library {
         }
     }
 
-    /// The id of a new communicator, for rank 0 to send to the others.
+    /// Returns the id of a new communicator, which rank 0 sends to the other ranks.
     pub fn new_id(&self) -> Result<[u8; ID_BYTES]> {
         let mut id = UniqueId([0; ID_BYTES]);
         // SAFETY: the call writes one id.
@@ -178,19 +179,19 @@ pub(crate) struct Communicator {
     aborted: AtomicBool,
 }
 
-// SAFETY: the handles may be used from any thread that has made the context current, and every method
-// does so. Only one thread at a time enqueues; the watch polls and aborts, which NCCL allows at any time.
+// SAFETY: the handles may be used from any thread that has made the context current, and every method does
+// so. Only one thread at a time enqueues. The watch thread polls and aborts, which NCCL allows at any time.
 unsafe impl Send for Communicator {}
 // SAFETY: as above.
 unsafe impl Sync for Communicator {}
 
 impl Communicator {
-    /// Joins the ranks with `id` on the device of `driver`, whose stream becomes the stream of the ranks.
+    /// Joins the communicator `id` on the device of `driver`, whose stream becomes the stream of the ranks.
     /// Waits for all ranks.
     pub fn join(driver: &Driver, library: Library, id: [u8; ID_BYTES], (rank, size): (usize, usize)) -> Result<Self> {
         driver.make_current()?;
         let mut comm = ptr::null_mut();
-        // SAFETY: the call writes one handle; the numbers are below the size.
+        // SAFETY: the call writes one handle to `comm`, and `rank` is below `size`.
         let code = unsafe { (library.functions.join)(&raw mut comm, size as c_int, UniqueId(id), rank as c_int) };
         library.checked(format!("ncclCommInitRank of rank {rank} of {size}"), code).map_err(|e| match code {
             5 => Error::Device(format!("{e}; are two ranks on one GPU? Start one rank a GPU")),
@@ -210,7 +211,7 @@ impl Communicator {
         })
     }
 
-    /// The communicator, on a thread with its context.
+    /// Returns the communicator, after making its context current on this thread.
     fn comm(&self) -> Result<Comm> {
         // SAFETY: the context lives as long as its driver, which outlives this value.
         unsafe { cudarc::driver::result::ctx::set_current(self.context) }.map_err(super::failed("cuCtxSetCurrent"))?;
@@ -279,28 +280,28 @@ impl Calls for Communicator {
 
     unsafe fn reduce_scatter(&self, Operands { from, to, len, number: of }: Operands, stream: u64) -> Result<()> {
         let (call, comm) = (self.library.functions.reduce_scatter, self.comm()?);
-        // SAFETY: contract of this function.
+        // SAFETY: the caller guarantees the contract of `Calls::reduce_scatter`.
         let code = unsafe { call(from as In, to as Out, len, number(of), SUM, comm, stream as Stream) };
         self.checked("ncclReduceScatter", code)
     }
 
     unsafe fn reduce(&self, Operands { from, to, len, number: of }: Operands, root: usize, stream: u64) -> Result<()> {
         let (call, comm) = (self.library.functions.reduce, self.comm()?);
-        // SAFETY: contract of this function.
+        // SAFETY: the caller guarantees the contract of `Calls::reduce`.
         let code = unsafe { call(from as In, to as Out, len, number(of), SUM, root as c_int, comm, stream as Stream) };
         self.checked("ncclReduce", code)
     }
 
     unsafe fn all_reduce(&self, Operands { from, to, len, number: of }: Operands, stream: u64) -> Result<()> {
         let (call, comm) = (self.library.functions.all_reduce, self.comm()?);
-        // SAFETY: contract of this function.
+        // SAFETY: the caller guarantees the contract of `Calls::all_reduce`.
         let code = unsafe { call(from as In, to as Out, len, number(of), SUM, comm, stream as Stream) };
         self.checked("ncclAllReduce", code)
     }
 
     unsafe fn all_gather(&self, Operands { from, to, len, number: of }: Operands, stream: u64) -> Result<()> {
         let (call, comm) = (self.library.functions.all_gather, self.comm()?);
-        // SAFETY: contract of this function.
+        // SAFETY: the caller guarantees the contract of `Calls::all_gather`.
         let code = unsafe { call(from as In, to as Out, len, number(of), comm, stream as Stream) };
         self.checked("ncclAllGather", code)
     }
@@ -312,7 +313,7 @@ impl Calls for Communicator {
         stream: u64,
     ) -> Result<()> {
         let (call, comm) = (self.library.functions.broadcast, self.comm()?);
-        // SAFETY: contract of this function.
+        // SAFETY: the caller guarantees the contract of `Calls::broadcast`.
         let code = unsafe { call(from as In, to as Out, len, number(of), root as c_int, comm, stream as Stream) };
         self.checked("ncclBroadcast", code)
     }

@@ -1,11 +1,11 @@
 //! Asynchronous transfers and CUDA graphs: pinned host memory, events between the two streams, and
 //! stream capture.
 //!
-//! Order: a transfer to the device runs on the copy stream. It waits for the event `consumed`,
-//! after which the work stream no longer reads the device side of the upload buffer. The work
-//! stream waits for the event `arrived` before it reads the upload buffer, and the host waits for
-//! it before it overwrites the pinned memory. A transfer to the host runs on the work stream and
-//! records the event `done`; the host waits for it before it reads.
+//! Events order the transfers. A transfer to the device runs on the copy stream. It waits for the event
+//! `consumed`, after which the work stream no longer reads the device side of the upload buffer. The work
+//! stream waits for the event `arrived` before it reads the upload buffer. The host waits for `arrived`
+//! before it overwrites the pinned memory. A transfer to the host runs on the work stream and records the
+//! event `done`; the host waits for `done` before it reads.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -24,7 +24,7 @@ struct Pinned {
     context: sys::CUcontext,
 }
 
-// SAFETY: host memory and a context handle, which may be used from any thread.
+// SAFETY: the fields are host memory and a context handle, which may be used from any thread.
 unsafe impl Send for Pinned {}
 
 impl Pinned {
@@ -41,7 +41,7 @@ impl Pinned {
         Ok(Self { start, bytes, context: driver.context })
     }
 
-    /// The memory. The caller has waited for the copies that use it.
+    /// Returns the memory. The caller must have waited for the copies that use it.
     fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: the memory has `self.bytes` initialised bytes and is borrowed exclusively; no
         // copy is in progress (as above).
@@ -130,7 +130,7 @@ impl Staging {
         Ok(Self { event: Event::new(driver)?, host: Pinned::new(driver, bytes)? })
     }
 
-    /// The memory, after its last copy.
+    /// Waits for the last copy, then returns the memory.
     fn wait(&mut self) -> Result<&mut [u8]> {
         self.event.host_wait()?;
         Ok(self.host.bytes())

@@ -1,6 +1,6 @@
-//! Counts of the accesses that launches on the emulator make to memory, on request: bank conflicts
-//! of shared memory and sectors of global memory. `kernels/emulator/accesses.cpp` has the
-//! hardware's rules, kernels/README.md which accesses are counted.
+//! Counts the memory accesses of launches on the emulator, on request: bank conflicts of shared memory and
+//! sectors of global memory. `kernels/emulator/accesses.cpp` contains the rules of the hardware, and
+//! kernels/README.md lists the accesses that are counted.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -19,9 +19,9 @@ pub struct Counts {
     pub accesses: u64,
     /// Shared memory: passes through the banks. Global memory: sectors of 32 bytes.
     pub units: u64,
-    /// The fewest possible for the same bytes.
+    /// Fewest possible `units` for the same bytes.
     pub fewest: u64,
-    /// Accesses with more than the fewest.
+    /// Accesses with more than the fewest possible units.
     pub wide: u64,
 }
 
@@ -37,12 +37,12 @@ impl AddAssign for Counts {
 /// A place in a kernel that accesses memory, and its accesses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// File and line; `TMA` and 0 for boxes.
+    /// File and line; `TMA` and 0 for TMA boxes.
     pub file: String,
     pub line: c_int,
     pub shared: bool,
     pub store: bool,
-    /// Bytes of a lane; 0 for boxes.
+    /// Bytes per lane; 0 for TMA boxes.
     pub bytes: c_int,
     pub counts: Counts,
 }
@@ -68,8 +68,8 @@ thread_local! {
     static COUNTED: RefCell<Option<Vec<LaunchAccesses>>> = const { RefCell::new(None) };
 }
 
-/// Counts the accesses of the launches that `work` makes on this thread. The launches take several
-/// times as long. Calls within `work` are not nested: the inner one takes its launches.
+/// Counts the accesses of the launches that `work` makes on this thread. Counted launches run several times
+/// slower. If `work` calls this function again, the launches of the inner call count only there.
 pub fn count_accesses<R>(work: impl FnOnce() -> R) -> (R, Vec<LaunchAccesses>) {
     struct Restore(Option<Vec<LaunchAccesses>>);
     impl Drop for Restore {
@@ -89,7 +89,7 @@ pub(super) fn wanted() -> bool {
 
 pub(super) type Note = unsafe extern "C" fn(*mut c_void, *const c_char, c_int, c_int, c_int, c_int, *const Counts);
 
-/// Takes the counts of the launch that has just ended.
+/// Collects the counts of the launch that has just ended.
 pub(super) fn collect(kernel: &'static Kernel) {
     unsafe extern "C" fn note(
         context: *mut c_void,
@@ -106,7 +106,8 @@ pub(super) fn collect(kernel: &'static Kernel) {
         let file = file.to_string_lossy();
         let file = file.rsplit('/').next().unwrap_or(&file).to_owned();
         let new = Place { file, line, shared: shared != 0, store: store != 0, bytes, counts };
-        // A header that two libraries contain has one name and two addresses of it.
+        // A header that is compiled into two libraries has one name at two addresses, so places are compared
+        // by value.
         let same = |old: &&mut Place| {
             (&old.file, old.line, old.shared, old.store, old.bytes)
                 == (&new.file, new.line, new.shared, new.store, new.bytes)

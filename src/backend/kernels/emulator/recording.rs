@@ -1,6 +1,5 @@
-//! Capture and replay on the emulator: launches with their parameters, and clears, in order. It
-//! refuses the calls that a CUDA graph capture refuses, so that host code with such calls fails
-//! here too.
+//! Capture and replay on the emulator: launches with their parameters, and clears, in order. Calls that a
+//! CUDA graph capture rejects are errors here too, so that tests on the emulator find them.
 
 use std::ffi::c_void;
 
@@ -9,7 +8,7 @@ use crate::backend::kernels::device::{Grid, Kernel, TensorMap};
 use crate::backend::kernels::own::Entry;
 use crate::{Error, Result};
 
-/// Copy of one parameter, with the size and alignment of the largest kind.
+/// Copy of one parameter, with the size and alignment of the largest parameter type.
 #[repr(C, align(64))]
 #[derive(Clone, Debug)]
 pub struct Parameter([u8; size_of::<TensorMap>()]);
@@ -39,8 +38,8 @@ impl Step {
     ) -> Self {
         let copy = |(&parameter, &bytes): (&*mut c_void, &usize)| {
             let mut copy = Parameter([0; size_of::<TensorMap>()]);
-            // SAFETY: the parameter has `bytes` bytes (contract of this function), and a tensor map
-            // is the largest kind.
+            // SAFETY: the parameter has `bytes` bytes (contract of this function), and a tensor map is the
+            // largest parameter type.
             unsafe { std::ptr::copy_nonoverlapping(parameter.cast::<u8>(), copy.0.as_mut_ptr(), bytes) };
             copy
         };
@@ -60,7 +59,7 @@ impl Emulator {
         capture.as_mut().map(|steps| steps.push(step())).is_some()
     }
 
-    /// [`Error::Runtime`] if a capture is in progress.
+    /// Returns [`Error::Runtime`] if a capture is in progress.
     pub(super) fn not_recording(&self, what: &str) -> Result<()> {
         match *self.capture() {
             None => Ok(()),
@@ -87,8 +86,8 @@ impl Emulator {
                 Step::Launch { kernel, entry, grid, shared_bytes, parameters } => {
                     let mut copies = parameters.clone();
                     let mut addresses: Vec<_> = copies.iter_mut().map(|p| p.0.as_mut_ptr().cast()).collect();
-                    // SAFETY: the parameters of the captured launch; the memory they point to is
-                    // still allocated (contract of this function).
+                    // SAFETY: the parameters are copies of those of the captured launch, and the memory they
+                    // point to is still allocated (contract of this function).
                     unsafe { self.run(kernel, *entry, *grid, *shared_bytes, &mut addresses)? };
                 }
                 // SAFETY: the range is in memory that is still allocated (contract of this

@@ -16,7 +16,7 @@ use crate::backend::kernels::{Array, Kernels, int, read, read_option, write};
 
 /// Heads up to this size use the portable kernels, which have a tile of this width.
 const NARROW_HEAD: usize = 32;
-/// Bytes of a box of 128 rows of 64 columns.
+/// Bytes of a TMA box of 128 rows by 64 bf16 columns.
 const BOX_BYTES: usize = 128 * 128;
 
 /// Query heads of a key-value head.
@@ -24,14 +24,14 @@ fn group(d: &AttentionDims) -> usize {
     d.heads / d.kv_heads
 }
 
-/// Upper bound on the tiles of `rows` tokens of all segments. Each segment has at most one partial
-/// tile.
+/// Upper bound on the number of tiles of `rows` tokens over all segments. Each segment has at most one
+/// partial tile.
 fn tiles(d: &AttentionDims, rows: usize) -> usize {
     d.segments + d.tokens / rows
 }
 
-/// Padded head size of the kernels for a call with groups of at most `most` heads; `None` if they do
-/// not support it.
+/// Returns the padded head size of the kernels for a call; `None` if they do not support it. `most` is the
+/// maximum number of query heads per key-value head.
 fn padded_head<D: Device, A: Element>(k: &Kernels<D, A>, d: &AttentionDims, most: usize) -> Option<usize> {
     let fits = is_supported(k)
         && d.head_dim > NARROW_HEAD
@@ -39,28 +39,28 @@ fn padded_head<D: Device, A: Element>(k: &Kernels<D, A>, d: &AttentionDims, most
         && group(d) <= most
         && d.window.is_none()
         && d.softcap.is_none()
-        // The running maximum is of scores before scaling.
+        // The kernels keep the running maximum of unscaled scores, which needs a positive scale.
         && d.scale as f32 > 0.0;
     launch::AttentionFwdSm90::HEAD.into_iter().find(|&head| fits && d.head_dim <= head)
 }
 
-/// `PathBuffers::SHARED_BYTES`: `buffers` of `sides` tiles of queries, stages of keys and values, rows
-/// of a copied tile, mbarriers.
+/// Mirrors `PathBuffers::SHARED_BYTES`: `buffers` buffers of `sides` query tiles, stages of keys and values,
+/// row indices of a copied tile, mbarriers.
 fn path_bytes(head: usize, sides: usize, buffers: usize) -> usize {
     let boxes = head.div_ceil(64);
     let stages = if boxes == 1 { 4 } else { 2 };
     (buffers * sides + 2 * stages) * boxes * BOX_BYTES + 4 * KEYS + 8 * (4 * stages + 2 * buffers)
 }
 
-/// `KeyBuffers::SHARED_BYTES`: keys and values, stages of a step's queries, gradients, stats and words,
-/// mbarriers.
+/// Mirrors `KeyBuffers::SHARED_BYTES`: keys and values; stages with the queries, output gradients, statistics
+/// and two integers of a step; mbarriers.
 fn key_bytes(head: usize) -> usize {
     const STAGES: usize = 4;
     let boxes = head.div_ceil(64);
     2 * boxes * BOX_BYTES + STAGES * (2 * boxes * STEP_ROWS * 128 + 2 * 4 * STEP_ROWS + 8) + 8 * (2 * STAGES + 2)
 }
 
-/// Tensor map of (tokens, `all` heads, head_dim) in boxes of `heads` heads of `tokens` tokens, 64
+/// Tensor map of an array (tokens, `all` heads, head_dim). A box has `tokens` tokens, `heads` heads and 64
 /// columns.
 fn boxes<D: Device>(
     device: &D,
@@ -94,7 +94,8 @@ fn plan<D: Device, A: Element>(
     rows: usize,
     work: MutPtr<i32>,
 ) -> Result<()> {
-    // The longest path, or twice the mean of the trees; longer tiles share the last class.
+    // The classes cover costs up to the longest path, or up to twice the mean tree length. Costlier tiles
+    // share the last class.
     let longest = match kind {
         AttentionTiles::Queries => d.longest_path,
         AttentionTiles::Keys => 2 * d.tokens / d.trees.max(1),
@@ -114,7 +115,7 @@ fn plan<D: Device, A: Element>(
     .launch(&k.device, 1, 0)
 }
 
-/// Enqueues the forward. Returns false, without effect, if these kernels do not support the call.
+/// Enqueues the forward. Returns false and does nothing if these kernels do not support the call.
 pub(in super::super) fn attention_fwd<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: &mut AttentionFwd<'_, Kernels<D, A>>,
@@ -159,8 +160,9 @@ pub(super) fn backward_head<D: Device, A: Element>(
     padded_head(k, &a.dims, STEP_ROWS).filter(|_| are_aligned(&addresses))
 }
 
-/// Enqueues the backward, with a rotation also its gradient ([`super::rope::fuses_attention`]). Returns
-/// false, without effect, if these kernels do not support the call.
+/// Enqueues the backward; with `rotation`, also the gradient of the rotation
+/// ([`super::rope::fuses_attention`]). Returns false and does nothing if these kernels do not support the
+/// call.
 pub(in super::super) fn attention_bwd<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: &mut AttentionBwd<'_, Kernels<D, A>>,

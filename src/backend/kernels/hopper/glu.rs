@@ -12,7 +12,7 @@ use crate::backend::kernels::{Array, Kernels, int, read, write, write_option};
 /// Tile of both GEMMs.
 const TILE: Tile = Tile::N192PingPong;
 
-/// Whether these kernels support a call: rows of every operand are multiples of 16 bytes.
+/// Whether these kernels support a call. Rows of every operand must be a multiple of 16 bytes.
 fn is_fit<D: Device, A: Element>(k: &Kernels<D, A>, d: LinearGluDims, addresses: &[u64]) -> bool {
     is_supported(k)
         && d.tokens * d.hidden * d.intermediate > 0
@@ -26,7 +26,7 @@ fn note<D: Device, A: Element>(k: &Kernels<D, A>, op: &'static str, m: usize, n:
     k.note_choice(op, sizes, cut(sizes, TILE, 1, k.device.properties().processors));
 }
 
-/// Enqueues the forward. Returns false, without effect, if these kernels do not support the call.
+/// Enqueues the forward. Returns false and does nothing if these kernels do not support the call.
 pub(in super::super) fn linear_glu_fwd<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: &mut LinearGluFwd<'_, Kernels<D, A>>,
@@ -39,7 +39,7 @@ pub(in super::super) fn linear_glu_fwd<D: Device, A: Element>(
     }
     note(k, "linear_glu_fwd", d.tokens, 2 * d.intermediate, d.hidden);
     let half = |address: u64| matrix(&k.device, address, (d.tokens, d.intermediate), 2 * d.intermediate, 64);
-    // The maps of absent gate and up are not used, but must be valid.
+    // The tensor maps of an absent gate_up are not used, but must be valid.
     let first = if gate_up == 0 { x } else { gate_up };
     let stored = gate_up != 0;
     launch::LinearGluFwdSm90 {
@@ -61,7 +61,7 @@ pub(in super::super) fn linear_glu_fwd<D: Device, A: Element>(
     Ok(true)
 }
 
-/// Enqueues the backward. Returns false, without effect, if these kernels do not support the call.
+/// Enqueues the backward. Returns false and does nothing if these kernels do not support the call.
 pub(in super::super) fn linear_glu_bwd<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: &mut LinearGluBwd<'_, Kernels<D, A>>,

@@ -44,7 +44,7 @@ use crate::backend::kernels::preference::{preference_fwd, preference_scratch};
 use crate::backend::kernels::segment::{segment_sum_bwd, segment_sum_fwd};
 use crate::backend::kernels::{Kernels, read, write};
 
-/// Enqueues the forward. Returns false, without effect, if these kernels do not support the call.
+/// Enqueues the forward. Returns false and does nothing if these kernels do not support the call.
 pub(in super::super) fn forward<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: &mut HeadLogprobFwd<'_, Kernels<D, A>>,
@@ -75,8 +75,8 @@ pub(in super::super) fn forward<D: Device, A: Element>(
     Ok(true)
 }
 
-/// Enqueues the backward, which recomputes the exponentials. Returns false, without effect, if
-/// these kernels do not support the call.
+/// Enqueues the backward, which recomputes the exponentials. Returns false and does nothing if these kernels
+/// do not support the call.
 pub(in super::super) fn backward<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: &mut HeadLogprobBwd<'_, Kernels<D, A>>,
@@ -92,7 +92,7 @@ pub(in super::super) fn backward<D: Device, A: Element>(
     let pieces = request(&mut scratch, d, most.min(d.rows), (true, false), 0);
     // The results of the forward belong to the caller, so the recomputed ones go to scratch memory.
     let (logp, lse) = (scratch.request::<f32>(d.rows), scratch.request::<f32>(d.rows));
-    // Rows with the same source may be in different chunks.
+    // Rows with the same source may be in different chunks, so the drows of all chunks are kept.
     let drows = scratch.request::<f32>(d.rows * d.hidden);
     scratch.take()?;
     let at = Arrays::of(&scratch, pieces);
@@ -129,7 +129,7 @@ pub(in super::super) fn fuses_preference<D: Device, A: Element>(
     a: &HeadPreference<'_, Kernels<D, A>>,
 ) -> bool {
     let dhead = a.dhead.as_ref().map_or(0, |dhead| read(dhead.as_view()).address());
-    // A curve of the batch needs the scores of all chunks at once.
+    // A curve over the whole batch needs the scores of all chunks at once.
     let curves = a.comparison.as_ref().map_or(&[][..], |c| c.curves);
     let of_batch = curves.iter().any(|part| part.curve.is_of_batch());
     !of_batch && is_fit(k, a.dims, &[read(a.hidden).address(), read(a.head).address(), dhead])
@@ -147,8 +147,8 @@ pub(in super::super) fn rows_at_once<D: Device, A: Element>(k: &Kernels<D, A>, d
     }
 }
 
-/// Numbers of rows of a chunk among which a memory plan chooses, most first; empty if these kernels
-/// do not support the head.
+/// Chunk sizes in rows among which a memory plan chooses, largest first; empty if these kernels do not
+/// support the head.
 pub(in super::super) fn row_choices_of<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims) -> Vec<usize> {
     if handles(k, d) { row_choices(d) } else { Vec::new() }
 }
@@ -162,9 +162,9 @@ pub(in super::super) fn preference<D: Device, A: Element>(
     let chunks = chunks_of(a.groups, rows_at_once(k, d));
     let most = chunks.iter().map(|chunk| chunk.rows.len()).max().unwrap_or(0);
     let comparisons = a.comparison.as_ref().map_or(0, |c| c.comparisons);
-    // The preference loss uses the scratch memory before this.
+    // The start of the scratch memory belongs to the preference loss.
     let mut scratch = k.scratch_after(preference_scratch(k, comparisons)?)?;
-    // Once the sums of a chunk are added up, its drows take their place.
+    // The drows of a chunk overwrite the chunk's sums, which are no longer needed.
     let pieces = request(&mut scratch, d, most, (true, a.stats.is_some()), most * d.hidden);
     scratch.take()?;
     let at = Arrays::of(&scratch, pieces);

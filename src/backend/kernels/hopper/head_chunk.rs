@@ -12,16 +12,16 @@ use crate::backend::kernels::geometry::{Choice, PLANNED_PROCESSORS, Sizes, Tile,
 use crate::backend::kernels::launchers::{self as launch, HEAD_COLUMNS, HEAD_JOIN_ROWS};
 use crate::backend::kernels::{Kernels, Piece, Scratch, int};
 
-/// Scratch memory of a forward at any vocabulary size (performance goal G-HEAD-1), and of the
-/// exponentials of a backward.
+/// Budgets of scratch memory in bytes: for a forward at any vocabulary size (performance goal G-HEAD-1), and
+/// for the exponentials of a backward.
 const FORWARD_BYTES: usize = 64 << 20;
 const EXPS_BYTES: usize = 2400 << 20;
-/// Fewest rows of a chunk that a memory plan chooses. At hidden size 896, half as many take twice the
-/// predicted time: few tiles of drows, and dhead is read and written often.
+/// Minimum number of rows of a chunk that a memory plan chooses. At hidden size 896, half as many rows need
+/// twice the predicted time: drows has few tiles, and dhead is read and written often.
 const FEWEST_ROWS: usize = 1024;
-/// Rows for which the splits of the GEMM of the row gradient are chosen, unless a call has fewer.
+/// The splits of the drows GEMM are chosen for this many rows, or for the rows of a call with fewer rows.
 const SPLIT_ROWS: usize = 2048;
-/// Rows that a wgmma sums.
+/// Depth of a wgmma: the number of rows that it sums.
 const WGMMA_DEPTH: usize = 16;
 /// Chunks are multiples of this many rows, so that GEMMs fill the clusters of a GPU.
 const CHUNK_UNIT: usize = 256;
@@ -34,7 +34,7 @@ const TILE: Tile = Tile::N192PingPong;
 /// Device addresses of the arrays of a call.
 #[derive(Clone, Copy)]
 pub(super) struct Arrays {
-    /// x, and once the gradients start, `scaled`. It and `exps` have room for carried rows.
+    /// x in the forward, `scaled` in the backward. This array and `exps` have room for carried rows.
     pub packed: u64,
     pub base: u64,
     pub sums: u64,
@@ -42,7 +42,7 @@ pub(super) struct Arrays {
     pub total: u64,
     /// Statistics of the tiles, if they are wanted.
     pub stats: [u64; ROW_STATS],
-    /// The rest is for gradients only.
+    /// This array and `factor` are used for gradients only.
     pub exps: u64,
     pub factor: u64,
 }
@@ -52,11 +52,11 @@ pub(super) struct Arrays {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Carry {
     pub rows: usize,
-    /// Whether dhead has a sum to continue.
+    /// Whether dhead already holds a sum that later rows are added to.
     pub continues: bool,
 }
 
-/// dhead of a call, for its gradient.
+/// Address of dhead, and the rows that are not yet added to it.
 #[derive(Clone, Copy)]
 pub(super) struct Dhead {
     pub address: u64,
@@ -74,7 +74,7 @@ fn stride(d: HeadDims) -> usize {
     d.vocab.next_multiple_of(8)
 }
 
-/// Tiles across the vocabulary.
+/// Number of tiles across the vocabulary.
 fn slices(d: HeadDims) -> usize {
     d.vocab.div_ceil(HEAD_COLUMNS)
 }
@@ -97,18 +97,18 @@ pub(super) fn backward_rows(d: HeadDims) -> usize {
     rows_within(EXPS_BYTES, 2 * stride(d))
 }
 
-/// Rows of a chunk that a memory plan may choose, most first: halves of [`backward_rows`].
+/// Chunk sizes in rows among which a memory plan may choose, largest first: halves of [`backward_rows`].
 pub(super) fn row_choices(d: HeadDims) -> Vec<usize> {
     let halves = std::iter::successors(Some(backward_rows(d)), |rows| Some(rows / 2));
     halves.take_while(|&rows| rows >= FEWEST_ROWS).filter(|&rows| rows.is_multiple_of(CHUNK_UNIT)).collect()
 }
 
-/// Whether these kernels support heads of this kind. Their exponentials are of logits without a soft cap.
+/// Whether these kernels support heads with these dimensions. They support no soft cap of the logits.
 pub(super) fn handles<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims) -> bool {
     is_supported(k) && d.hidden > 0 && all_multiples(8, &[d.hidden]) && d.softcap.is_none()
 }
 
-/// Whether these kernels support the head.
+/// Whether these kernels support a call with operands at these addresses.
 pub(in super::super) fn is_fit<D: Device, A: Element>(k: &Kernels<D, A>, d: HeadDims, addresses: &[u64]) -> bool {
     handles(k, d) && d.rows * d.vocab > 0 && are_aligned(addresses)
 }
@@ -119,7 +119,8 @@ pub(super) struct Pieces {
     stats: [Piece; ROW_STATS],
 }
 
-/// Requests scratch memory for chunks of `rows` rows. The sums have room for `sums` elements at least.
+/// Requests scratch memory for chunks of `rows` rows. The array of sums has room for at least `sums`
+/// elements.
 pub(super) fn request<D: Device>(
     scratch: &mut Scratch<'_, D>,
     d: HeadDims,
@@ -149,7 +150,7 @@ impl Arrays {
         Self { packed, base, sums, hit, total, stats, exps, factor }
     }
 
-    /// Arrays whose rows start behind the carried rows.
+    /// Arrays whose rows start after the carried rows.
     pub fn behind(self, carry: usize, d: HeadDims) -> Self {
         let (packed, exps) = (2 * carry * d.hidden, 2 * carry * stride(d));
         Self { packed: self.packed + packed as u64, exps: self.exps + exps as u64, ..self }
@@ -176,7 +177,7 @@ fn offset<T>(pointer: ConstPtr<T>, rows: usize) -> ConstPtr<T> {
     ConstPtr::new(pointer.address(), rows)
 }
 
-/// Log-probabilities of a chunk of rows; `stored` keeps the exponentials.
+/// Computes the log-probabilities of a chunk of rows. `stored` keeps the exponentials.
 pub(super) fn chunk_forward<D: Device, A: Element>(
     k: &Kernels<D, A>,
     o: &Operands,
@@ -336,7 +337,8 @@ impl Join<'_> {
     }
 }
 
-/// Tiles with numbers of splits over the vocabulary for the drows of `rows` rows, fastest first.
+/// Pairs of a tile and a number of splits over the vocabulary for the drows GEMM of `rows` rows, fastest
+/// first.
 fn drows_choices(d: HeadDims, rows: usize, splits: Range<usize>) -> (Sizes, Vec<Choice>) {
     let sizes = Sizes { m: rows, n: d.hidden, k: d.vocab, out_bytes: 4, may_split: true };
     let ways = launch::HeadDrowsSm90::TILE
@@ -354,7 +356,7 @@ fn drows_splits(d: HeadDims) -> usize {
     drows_choices(d, d.rows.min(SPLIT_ROWS), 1..MAX_DROWS_SPLITS + 1).1[0].splits
 }
 
-/// Row gradients of a chunk, in pieces small enough for the semaphores of split GEMMs.
+/// Computes the drows of a chunk, in pieces small enough for the split-K semaphores.
 fn drows<D: Device, A: Element>(k: &Kernels<D, A>, o: &Operands, at: &Arrays, count: usize, drows: u64) -> Result<()> {
     let (d, device) = (o.d, &k.device);
     let (splits, head) = (drows_splits(d), operand(device, o.head, true, (d.hidden, d.vocab), d.hidden, 64)?);
@@ -381,9 +383,9 @@ fn drows<D: Device, A: Element>(k: &Kernels<D, A>, o: &Operands, at: &Arrays, co
     Ok(())
 }
 
-/// Adds rows to dhead: the carried ones and `count` behind them. `at` has the arrays from the
-/// carried rows on. All rows of the last chunk are added; of the others, a multiple of
-/// [`WGMMA_DEPTH`], and the rest is carried.
+/// Adds the carried rows and the `count` rows after them to dhead. The arrays of `at` start at the carried
+/// rows. The last chunk adds all its rows. Other chunks add a multiple of [`WGMMA_DEPTH`] rows and carry the
+/// rest.
 pub(super) fn add_to_dhead<D: Device, A: Element>(
     k: &Kernels<D, A>,
     o: &Operands,
@@ -446,8 +448,8 @@ pub(super) fn add_to_dhead<D: Device, A: Element>(
     Ok(())
 }
 
-/// Gradients of a chunk from its exponentials: its drows to `drows_at`, and its part of `dhead`.
-/// `at` has the arrays from the chunk's rows on.
+/// Computes the factors, `scaled` and the drows of a chunk from its exponentials. The drows go to `drows_at`.
+/// The arrays of `at` start at the chunk's rows.
 pub(super) fn chunk_backward<D: Device, A: Element>(
     k: &Kernels<D, A>,
     o: &Operands,

@@ -106,8 +106,8 @@ pub(in super::super) fn choice<D: Device, A: Element>(k: &Kernels<D, A>, gemm: &
     }
 }
 
-/// Tile and splits with the least predicted time. Constants that were fitted on this GPU choose the
-/// tile, never the splits.
+/// Tile and splits with the least predicted time. Constants that were fitted on this GPU may change the tile,
+/// but never the splits.
 pub(super) fn best<D: Device, A: Element>(k: &Kernels<D, A>, gemm: &Gemm<A>) -> Choice {
     best_of(k, gemm.sizes())
 }
@@ -117,7 +117,7 @@ pub(super) fn unsplit<D: Device, A: Element>(k: &Kernels<D, A>, gemm: &Gemm<A>) 
     best_of(k, Sizes { may_split: false, ..gemm.sizes() })
 }
 
-/// The tile with the least predicted time of some, without splits.
+/// The tile among `tiles` with the least predicted time, without splits.
 pub(super) fn best_among<D: Device, A: Element>(k: &Kernels<D, A>, gemm: &Gemm<A>, tiles: &[Tile]) -> Option<Choice> {
     let (sizes, processors) = (Sizes { may_split: false, ..gemm.sizes() }, k.device.properties().processors);
     let allowed = |tile: Tile| tiles.contains(&tile) && tile.blocks() <= processors;

@@ -1,5 +1,5 @@
 //! RoPE as a part of other ops on Hopper: in the epilogue of the QKV GEMM (`kernels/linear_rope_sm90.cu`) and
-//! of attention's gradient. For whole heads whose size is that of a kernel; other calls run op by op.
+//! of attention's gradient. The kernels rotate whole heads of certain sizes; other calls run op by op.
 
 use super::linear::{best_among, supports};
 use super::{Gemm, Hopper, Op, ROWS, are_aligned, attention, matrix, operand};
@@ -11,7 +11,7 @@ use crate::backend::kernels::launchers as launch;
 use crate::backend::kernels::{Kernels, address, int, read, read_option};
 use crate::backend::{Write as Mode, composite};
 
-/// Tiles of the kernels for heads of this size; none if it has no kernel.
+/// Tiles of the kernels for heads of this size; empty if no kernel supports the size.
 fn tiles(head_dim: usize) -> &'static [Tile] {
     match head_dim {
         64 => &launch::LinearRope64Sm90::TILE,
@@ -21,7 +21,7 @@ fn tiles(head_dim: usize) -> &'static [Tile] {
     }
 }
 
-/// Whether whole heads rotate, by tables that the kernels can read.
+/// Whether the rotation may be fused, covers whole heads, and has aligned tables.
 fn rotates_whole<D: Device, A: Element>(k: &Kernels<D, A>, rotation: &Rotation<'_, Kernels<D, A>>) -> bool {
     let d = rotation.dims;
     !k.apart_rotations
@@ -48,8 +48,8 @@ fn gemm<D: Device, A: Element>(a: &LinearRopeFwd<'_, Kernels<D, A>>) -> Gemm<A> 
     }
 }
 
-/// Tile of the fused GEMM; `None` if no kernel supports the call. Whether one does depends on the model and
-/// never on the number of tokens above 0, so that a token has the same bits in every batch.
+/// Tile of the fused GEMM; `None` if no kernel supports the call. Support depends on the model, never on a
+/// positive number of tokens, so that a token has the same bits in every batch.
 pub(in super::super) fn tile<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: &LinearRopeFwd<'_, Kernels<D, A>>,
@@ -107,7 +107,7 @@ pub(in super::super) fn linear_rope_fwd<D: Device, A: Element>(
     }
 }
 
-/// Whether the gradient of attention also rotates back, by one of the kernels.
+/// Whether the attention backward kernels also compute the gradient of the rotation.
 pub(in super::super) fn fuses_attention<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: &AttentionRopeBwd<'_, Kernels<D, A>>,

@@ -1,6 +1,6 @@
-//! Compiled code of the user's own kernels: libraries for the emulator, and images for GPUs. Both
-//! stay loaded until the process ends, because launches, captured graphs and the emulator's records
-//! of barriers point into them.
+//! Compiled code of custom kernels: libraries for the emulator, and images for GPUs. Both stay loaded until
+//! the process ends, because launches, captured graphs and the emulator's records of barriers point into
+//! them.
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
@@ -21,8 +21,8 @@ pub fn load<'a>(
     path: &Path,
     kernels: impl Iterator<Item = &'a str>,
 ) -> Result<HashMap<String, Entry>, libloading::Error> {
-    // SAFETY: the file was compiled from a kernel file, which has no initialisers with effects
-    // outside of its own data; it is not unloaded.
+    // SAFETY: the library was compiled from a kernel file, which has no initialisers with effects outside of
+    // its own data. The library is never unloaded.
     let library = unsafe { Library::new(path) }?;
     let (table, bytes) = interface();
     // SAFETY: `own.h` defines the function with this type.
@@ -41,19 +41,19 @@ pub fn load<'a>(
     Ok(entries)
 }
 
-/// Number of the first image of the user's own among the files of kernels.
+/// File number of the first custom image; smaller numbers are files of shipped kernels.
 pub const FIRST_IMAGE: usize = FATBINS.len();
 
 static IMAGES: Mutex<Vec<&'static [u8]>> = Mutex::new(Vec::new());
 
-/// Keeps an image. Returns its number.
+/// Keeps an image until the process ends. Returns its index among the custom images.
 pub fn add_image(image: Vec<u8>) -> usize {
     let mut images = IMAGES.lock().unwrap_or_else(|e| e.into_inner());
     images.push(image.leak());
     images.len() - 1
 }
 
-/// The image of a file of kernels, shipped or the user's own.
+/// Returns the image of a kernel file, shipped or custom.
 pub fn image(file: usize) -> &'static [u8] {
     match file.checked_sub(FIRST_IMAGE) {
         None => FATBINS[file],

@@ -1,5 +1,5 @@
-//! Compiles kernel files at run time with the flags of the build. The program carries the headers
-//! of its kernels; they and the results are kept in the cache folder, by the hash of everything
+//! Compiles kernel files at run time with the flags of the build. The program contains the headers of its
+//! kernels. The headers and the compiled results are kept in the cache folder, under a hash of everything
 //! that a compilation reads.
 
 use std::collections::HashMap;
@@ -17,7 +17,7 @@ use super::{OwnFile, shipped};
 use crate::files::{cache, write_atomic};
 use crate::{Error, Result};
 
-/// Lines of a compiler's output that an error shows.
+/// Maximum number of lines of a compiler's output in an error.
 const OUTPUT: usize = 20;
 
 /// Runs `work` on every file, several at a time. Returns the results in order, or the first error.
@@ -52,12 +52,12 @@ fn folder() -> Result<PathBuf> {
     Ok(TEMPORARY.get_or_init(|| new).path().to_owned())
 }
 
-/// The shipped files in a folder of their own, and their hash.
+/// Unpacks the shipped files into a folder. Returns the folder and the hash of the files.
 fn sources() -> Result<(PathBuf, String)> {
     unpacked("shipped", shipped::FILES)
 }
 
-/// Start of the hash of files by name and text.
+/// First 16 digits of the hash of files, given by name and text.
 pub fn hash_of(files: &[(&str, &str)]) -> String {
     let mut hasher = blake3::Hasher::new();
     for (name, text) in files {
@@ -69,8 +69,8 @@ pub fn hash_of(files: &[(&str, &str)]) -> String {
     hasher.finalize().to_hex()[..16].to_owned()
 }
 
-/// Files that the program carries, by name and text, in a folder of the cache whose name has their
-/// hash. Returns the folder and the hash.
+/// Writes files of the program, given by name and text, into a cache folder whose name contains their hash.
+/// Returns the folder and the hash.
 pub fn unpacked(name: &str, files: &[(&str, &str)]) -> Result<(PathBuf, String)> {
     let folder = &folder()?;
     let hash = hash_of(files);
@@ -86,7 +86,7 @@ pub fn unpacked(name: &str, files: &[(&str, &str)]) -> Result<(PathBuf, String)>
             fs::create_dir_all(path.parent().unwrap_or(folder)).map_err(failed(&path))?;
             fs::write(&path, text).map_err(failed(&path))?;
         }
-        // Another process may have been faster.
+        // Another process may have created the folder first.
         if let Err(source) = fs::rename(temporary.path(), &done)
             && !done.is_dir()
         {
@@ -96,7 +96,7 @@ pub fn unpacked(name: &str, files: &[(&str, &str)]) -> Result<(PathBuf, String)>
     Ok((done, hash))
 }
 
-/// A compilation in a folder of its own that is renamed when it is complete.
+/// A compilation in a temporary working folder. Complete results move to the cache folder.
 struct Job<'a> {
     file: &'a OwnFile,
     work: TempDir,
@@ -125,7 +125,7 @@ impl<'a> Job<'a> {
         Ok(path)
     }
 
-    /// Place of the result of this command by this compiler.
+    /// Path of the cached result of this command with this compiler.
     fn place(&self, command: &[&str], compiler: &Path, extension: &str) -> PathBuf {
         let version = Command::new(compiler).arg("--version").output();
         let version = version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
@@ -135,7 +135,7 @@ impl<'a> Job<'a> {
         self.folder.join(format!("{}-{}.{extension}", self.file.source.stem, &hash[..16]))
     }
 
-    /// Runs a compiler. Returns its stderr; [`Error::Data`] with it if the file does not compile.
+    /// Runs a compiler. Returns its stderr, or [`Error::Data`] with its stderr if the file does not compile.
     fn run(&self, command: &mut Command) -> Result<String> {
         let program = command.get_program().to_string_lossy().into_owned();
         let output = command.output().map_err(|e| Error::Device(format!("cannot run {program}: {e}")))?;

@@ -1,4 +1,4 @@
-//! KERNEL and KERNELS lines as text, to compare a file of the user's own with the launchers.
+//! KERNEL and KERNELS lines as text, to compare a custom kernel file with the launchers.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use super::exports::numbered;
 use super::grammar::{self, Declaration};
 use crate::{Error, Result};
 
-/// A declaration and where it is.
+/// A declaration and its location.
 pub struct Line {
     /// `file:line`.
     pub place: String,
@@ -37,8 +37,8 @@ pub fn read(file: &str, source: &str, exports: &[Export]) -> Result<Vec<Line>, S
     Ok(texts.into_iter().zip(declarations).map(line).collect())
 }
 
-/// Text before the body, without comments and with single blanks, none of them inside brackets'
-/// edges or before a comma.
+/// Text before the body, without comments and with single blanks. Blanks after `(`, and before `(`, `)` and
+/// `,`, are removed.
 fn head(text: &str) -> String {
     let head = text.split('{').next().unwrap_or("");
     let code: Vec<&str> = head.lines().map(|line| line.split("//").next().unwrap_or("")).collect();
@@ -46,7 +46,7 @@ fn head(text: &str) -> String {
     text.replace("( ", "(").replace(" )", ")").replace(" ,", ",").replace(" (", "(")
 }
 
-/// [`Error::Data`] with both lines if a declaration is not that of the launcher.
+/// Returns [`Error::Data`] with both lines if a declaration differs from the launcher's.
 pub fn compare(path: &Path, own: &Line, shipped: &Line) -> Result<()> {
     if own.declaration == shipped.declaration {
         return Ok(());

@@ -1,13 +1,13 @@
-//! Kernels of the user's own, without a rebuild of the program: a kernel file is compiled as the
-//! build compiles it, and its entry points take the place of the shipped ones of the same name.
+//! Custom kernels, without a rebuild of the program. A kernel file is compiled as in the build, and its entry
+//! points replace the shipped ones of the same name.
 //!
-//!   read      parse KERNEL and EXPORT lines; each must be that of the launcher (`lines`)
+//!   read      parse KERNEL and EXPORT lines; each must equal the launcher's line (`lines`)
 //!   prepare   compile for the emulator or for a GPU, with a cache on disk (`compiler`)
-//!   launch    the device asks for the entry point of a kernel's name (`code`)
+//!   launch    the device looks up the entry point by the kernel's name (`code`)
 //!
-//! `MAPL_KERNELS=DIR` selects the kernel files of a folder for the process; [`with`] selects
-//! kernels for calls of one thread. Refused: other lines than the launchers', a name without a
-//! launcher outside of `mapl bench --kernel`, a file that does not compile.
+//! `MAPL_KERNELS=DIR` selects the kernel files of a folder for the process; [`with`] selects kernels for
+//! calls of one thread. Errors are: lines that differ from the launchers', a name without a launcher outside
+//! of `mapl bench --kernel`, and a file that does not compile.
 
 mod code;
 mod compiler;
@@ -35,7 +35,7 @@ pub(crate) use super::grammar::{AxisKind, Declaration, Element as ParameterEleme
 pub(crate) use code::{Entry, image};
 pub(crate) use compiler::unpacked;
 
-/// Variable with a folder of kernel files.
+/// Environment variable with a folder of kernel files.
 pub const VARIABLE: &str = "MAPL_KERNELS";
 
 /// Digits of a hash that are shown.
@@ -45,7 +45,7 @@ mod shipped {
     include!(concat!(env!("OUT_DIR"), "/shipped.rs"));
 }
 
-/// What kernels are compiled for.
+/// Compilation target of kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     Emulator,
@@ -63,7 +63,7 @@ pub struct OwnFile {
     text: String,
 }
 
-/// Kernel files that take the place of shipped kernels.
+/// Kernel files that replace shipped kernels.
 pub struct OwnKernels {
     files: Vec<OwnFile>,
     /// Declarations that no launcher has, by index of the file.
@@ -80,12 +80,12 @@ impl std::fmt::Debug for OwnKernels {
 
 /// Code for GPUs.
 struct Compiled {
-    /// Number of the module by kernel.
+    /// Index of the image by kernel name.
     modules: HashMap<String, usize>,
     resources: Vec<Resources>,
 }
 
-/// The launcher-side view of the shipped sources, parsed once.
+/// Exports and KERNEL lines of the shipped sources, parsed once.
 struct Launchers {
     exports: Vec<Export>,
     lines: Vec<lines::Line>,
@@ -111,7 +111,7 @@ fn launchers() -> Result<&'static Launchers> {
 impl OwnFile {
     fn read(path: &Path) -> Result<(Self, Vec<Declaration>)> {
         let wrong = |why: String| {
-            // The parsers' errors start with the line.
+            // The parsers' errors start with the line number.
             let line = why.strip_prefix("line ").and_then(|rest| rest.split_once(": "));
             match line.and_then(|(number, why)| Some((number.parse().ok()?, why))) {
                 Some((number, why)) => Error::data(path, number, None, why),
@@ -180,7 +180,7 @@ impl OwnFile {
         self.source.declarations.iter().flat_map(|d| d.kernels.iter().map(|kernel| kernel.name.as_str()))
     }
 
-    /// File name and hash, for people and records.
+    /// Path and hash of the file, for messages and records.
     pub fn label(&self) -> String {
         format!("{} ({})", self.path.display(), self.hash)
     }
@@ -203,7 +203,7 @@ fn headers(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
 }
 
 impl OwnKernels {
-    /// Reads one file. Names without a launcher are kept apart (`new_declarations`).
+    /// Reads one file. `new_declarations` returns the declarations whose names have no launcher.
     pub fn read_file(path: &Path) -> Result<Self> {
         let (file, new) = OwnFile::read(path)?;
         let new = new.into_iter().map(|declaration| (0, declaration)).collect();
@@ -260,7 +260,7 @@ impl OwnKernels {
         self.files.iter().map(|file| (file.path.display().to_string(), file.hash.clone())).collect()
     }
 
-    /// What identifies the kernels: names without folders, and hashes.
+    /// Identity of the kernels: file names without folders, and hashes.
     pub fn identity(&self) -> String {
         let one = |file: &OwnFile| format!("{}.cu {}", file.source.stem, file.hash);
         self.files.iter().map(one).collect::<Vec<_>>().join(", ")
@@ -311,7 +311,7 @@ impl OwnKernels {
         self.compiled.get().map(|compiled| &compiled.resources[..])
     }
 
-    /// A kernel that no launcher has, for a launch by a TOML file. It stays in memory.
+    /// Returns a kernel without a launcher, for a launch that a TOML file describes. The kernel is leaked.
     pub(crate) fn kernel(&self, declaration: &Declaration, index: usize) -> Result<&'static Kernel> {
         let kernel = &declaration.kernels[index];
         let name: &'static str = kernel.name.clone().leak();
@@ -386,12 +386,13 @@ fn selected() -> Option<&'static OwnKernels> {
     SELECTED.get().or_else(|| ENVIRONMENT.get().copied())
 }
 
-/// The user's entry point of a kernel on the emulator, if there is one.
+/// The custom entry point of a kernel on the emulator, if there is one.
 pub(super) fn emulated(kernel: &Kernel) -> Option<Entry> {
     selected()?.emulated.get()?.get(kernel.name).copied()
 }
 
-/// Number of the file of a kernel on a GPU: its own, or that of the user's kernel.
+/// File number of a kernel on a GPU: that of the custom kernel if there is one, else that of the shipped
+/// kernel.
 pub(super) fn file_of(kernel: &Kernel) -> usize {
     let module = || selected()?.compiled.get()?.modules.get(kernel.name).copied();
     module().map_or(kernel.file, |module| code::FIRST_IMAGE + module)

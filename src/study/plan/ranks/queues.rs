@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 
 use super::{CollectiveTime, Fabric, Ranks, Sharding, SharedStep};
 
-/// Seconds of a collective before its first byte, of a step within a host, and of a step between hosts.
+/// Latency in seconds of a collective's call, of a ring step within a host, and of a ring step between hosts.
 pub(super) const CALL_SECONDS: f64 = 8.4e-6;
 pub(super) const LINK_STEP_SECONDS: f64 = 3.4e-6;
 pub(super) const NETWORK_STEP_SECONDS: f64 = 14e-6;
 
-/// Kinds of collectives, by how often the bytes pass a link.
+/// Kinds of collectives. An all-reduce passes its bytes over every link twice, the others once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     AllReduce,
@@ -24,7 +24,7 @@ impl Kind {
     }
 }
 
-/// Bytes that a GPU sends in a ring, and its seconds.
+/// Returns the bytes that a GPU sends in a ring collective, and the seconds of the collective.
 pub(super) fn ring(kind: Kind, bytes: u64, on: Ranks, fabric: Fabric) -> (u64, f64) {
     if on.ranks < 2 {
         return (0, 0.0);
@@ -48,7 +48,7 @@ pub(super) struct Timeline {
     busy: f64,
     collectives_end: f64,
     found: Vec<CollectiveTime>,
-    /// Collectives that work has not passed yet: place in `found`, start and end.
+    /// Collectives that compute has not waited for yet, as (index in `found`, start, end).
     queue: VecDeque<(usize, f64, f64)>,
 }
 
@@ -62,7 +62,7 @@ impl Timeline {
         self.busy += seconds;
     }
 
-    /// Enqueues a collective behind the work so far; returns its end.
+    /// Enqueues a collective after the compute so far and returns its end time.
     pub fn collective(&mut self, name: &'static str, kind: Kind, bytes: u64) -> f64 {
         if bytes == 0 {
             return self.compute;
@@ -92,8 +92,8 @@ impl Timeline {
         self.collectives_end
     }
 
-    /// Work waits for the end of a collective. What it waits is counted at the collectives that run meanwhile,
-    /// so those in the queue before the awaited one have their share.
+    /// Makes compute wait for the end of a collective. The waiting time is charged to the collectives that
+    /// run meanwhile, including those queued before the awaited one.
     pub fn wait(&mut self, end: f64) {
         while let Some(&(place, start, last)) = self.queue.front() {
             let waited = last.min(end) - start.max(self.compute);
@@ -106,7 +106,7 @@ impl Timeline {
         self.compute = self.compute.max(end);
     }
 
-    /// Work waits for a collective behind it.
+    /// Enqueues a collective after the compute so far and waits for its end.
     pub fn now(&mut self, name: &'static str, kind: Kind, bytes: u64) {
         let end = self.collective(name, kind, bytes);
         self.wait(end);

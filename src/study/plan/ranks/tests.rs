@@ -13,14 +13,14 @@ fn near(a: f64, b: f64) {
 #[test]
 fn a_ring_sends_all_but_one_part_over_its_slowest_link() {
     let in_host = Ranks { ranks: 4, hosts: 1 };
-    // 400 MB: 300 MB sent, 3 ms; 3 steps.
+    // Of 400 MB, each GPU sends 300 MB in 3 steps, which needs 3 ms plus latency.
     let (sent, seconds) = ring(Kind::ReduceScatter, 400_000_000, in_host, FABRIC);
     assert_eq!(sent, 300_000_000);
     near(seconds, 3e-3 + 8.4e-6 + 3.0 * 3.4e-6);
     let (sent, seconds) = ring(Kind::AllReduce, 400_000_000, in_host, FABRIC);
     assert_eq!(sent, 600_000_000);
     near(seconds, 6e-3 + 8.4e-6 + 6.0 * 3.4e-6);
-    // 2 hosts of 2: the network is the slowest link, and one of 3 steps is between hosts.
+    // With 2 hosts of 2 GPUs, the network is the slowest link, and one of 3 steps is between hosts.
     let (sent, seconds) = ring(Kind::AllGather, 400_000_000, Ranks { ranks: 4, hosts: 2 }, FABRIC);
     assert_eq!(sent, 300_000_000);
     near(seconds, 30e-3 + 8.4e-6 + 2.0 * 3.4e-6 + 14e-6);
@@ -43,19 +43,22 @@ const LAP: f64 = 8.4e-6 + 3.4e-6;
 #[test]
 fn gradients_pass_under_the_backward_and_weights_under_nothing() {
     let plan = step(Sharding::ShardOptimizer, UNITS, WORK, TWO, FABRIC);
-    // A layer's gradient: 200 MB, 2 ms to the GPU whose shard it is, below the 4 ms of the next layer's backward.
-    // The last layer's passes under 0.5 ms of the embedding's; then the embedding's, 1 ms.
+    // A layer's gradient of 200 MB needs 2 ms to the GPU with its shard, less than the 4 ms of the next
+    // layer's backward. The last layer's gradient overlaps with 0.5 ms of the embedding's backward. The
+    // embedding's gradient follows and needs 1 ms.
     let backward = 2.0 * 2e-3 + 1e-3 + 2.0 * 4e-3;
     let reduced = backward + (2e-3 + LAP) + (1e-3 + LAP);
-    // 4 bytes of the other norm; half of the update; 250 MB of weights, 125 MB sent.
+    // The norms are 4 bytes from the other GPU. Half of the update follows, then the gather of 250 MB of
+    // weights, of which 125 MB are sent.
     let norms = LAP + 4.0 / 100e9;
     near(plan.step_seconds, reduced + norms + 1e-3 + (1.25e-3 + LAP));
     near(plan.exposed_seconds, plan.step_seconds - (backward + 0.5e-3 + 1e-3));
     let of = |name: &str| plan.collectives.iter().find(|found| found.collective.contains(name)).unwrap();
     let gradients = of("reduce of");
-    // The head is the embedding.
+    // The head is tied, so there are 3 gradients.
     assert_eq!((gradients.calls, gradients.bytes, gradients.sent_bytes), (3, 500_000_000, 500_000_000));
-    // The last layer's gradient, except for the 0.5 ms of the embedding's backward, and the embedding's.
+    // Exposed are the last layer's gradient, except for the 0.5 ms of the embedding's backward, and the
+    // embedding's gradient.
     near(gradients.exposed_seconds, reduced - (backward + 0.5e-3));
     near(plan.exposed_seconds, plan.collectives.iter().map(|found| found.exposed_seconds).sum());
     assert_eq!((of("of weights").calls, of("of weights").sent_bytes), (1, 125_000_000));
@@ -65,9 +68,11 @@ fn gradients_pass_under_the_backward_and_weights_under_nothing() {
 fn sharded_weights_are_gathered_one_layer_ahead() {
     let plan = step(Sharding::ShardWeights, UNITS, WORK, TWO, FABRIC);
     let weights = |millions: f64| millions * 1e6 * 2.0 / 2.0 / 100e9 + LAP;
-    // Embedding and first layer are waited for; the second arrives under the first one's 2 ms.
+    // Compute waits for the embedding and the first layer; the second layer arrives during the first layer's
+    // 2 ms.
     let forward = weights(25.0) + weights(50.0) + 2.0 * 2e-3 + 1e-3;
-    // The first layer of the backward is waited for; the second arrives under its work.
+    // Compute waits for the first layer of the backward; the second arrives during the first layer's
+    // backward.
     let backward = weights(50.0) + 2.0 * 4e-3;
     let last = (1e-3 + LAP) + (0.5e-3 + LAP);
     near(plan.step_seconds, forward + backward + last + (LAP + 4.0 / 100e9) + 1e-3);
@@ -94,7 +99,7 @@ fn one_gpu_pays_nothing_and_scaling_is_relative_to_it() {
 fn units_of_the_published_models_have_their_parameters() {
     let units = |preset: &str| Units::of(&presets::config(preset).unwrap());
     let small = units("qwen2.5-0.5b");
-    // 24 layers; a tied head.
+    // The model has 24 layers and a tied head.
     assert_eq!((small.layers, small.embedding, small.head), (24, 151_936 * 896, 896));
     assert_eq!(small.total(), 494_032_768);
     let seven = units("qwen2.5-7b");
@@ -104,7 +109,7 @@ fn units_of_the_published_models_have_their_parameters() {
     assert_eq!(eight.total(), 8_030_261_248);
 }
 
-/// 1 million parameters are trained: 4 MB of gradients pass, 2 MB of weights come back.
+/// With 1 million trained parameters, 4 MB of gradients are summed and 2 MB of weights are gathered.
 #[test]
 fn of_adapters_only_their_own_gradients_are_summed() {
     let units = Units { adapters: Some(1_000_000), ..UNITS };
@@ -115,7 +120,7 @@ fn of_adapters_only_their_own_gradients_are_summed() {
     let whole = plan(Sharding::Whole);
     assert_eq!(found(&whole), [("all-reduce of gradients", 1, 4_000_000)]);
     let compute = 2.0 * 6e-3 + 1e-3 + 0.5e-3;
-    // Two laps of 2 MB.
+    // The all-reduce sends 2 MB in each of its two passes.
     let summed = 40e-6 + 8.4e-6 + 2.0 * 3.4e-6;
     near(whole.step_seconds, compute + summed + 2e-3);
     let shards =
@@ -129,7 +134,7 @@ fn of_adapters_only_their_own_gradients_are_summed() {
     assert_eq!(found(&weights)[1..], shards);
 }
 
-/// On a slow network work waits for sums that stand in the queue before a gather.
+/// On a slow network, compute also waits for gradient sums that are queued before a gather.
 #[test]
 fn no_collective_is_waited_for_longer_than_it_takes() {
     let slow = Fabric { link: 1e9, network: None };

@@ -2,7 +2,8 @@ use half::bf16;
 
 use super::*;
 
-/// A model with tiles of these rows and bytes: C, A and B of a product are 0, 4 and 6.
+/// Returns a model with these tiles, each given as (tile, rows, bytes per row). Tiles 0, 4 and 6 are C, A and
+/// B of a product.
 fn model(shapes: &[(u8, u8, u8)]) -> Model {
     let mut model = Model::new();
     model.try_configure(&config(shapes)).unwrap();
@@ -20,12 +21,12 @@ fn config(shapes: &[(u8, u8, u8)]) -> [u8; CONFIG_BYTES] {
 
 const WHOLE: [(u8, u8, u8); 3] = [(0, 16, 64), (4, 16, 64), (6, 16, 64)];
 
-/// Bytes of bf16 values, which are exact.
+/// Bytes of bf16 values. The f32 values must be exact in bf16.
 fn bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|&x| bf16::from_f32(x).to_bits().to_le_bytes()).collect()
 }
 
-/// A product of one row and one column with `pairs` pairs of terms, added to `sum`.
+/// Returns `sum` plus the product of one row and one column of bf16 pairs.
 fn dot(sum: f32, left: &[f32], right: &[f32]) -> f32 {
     assert!(left.len() == right.len() && left.len().is_multiple_of(2));
     let pairs = (left.len() / 2) as u8;
@@ -41,19 +42,19 @@ fn dot(sum: f32, left: &[f32], right: &[f32]) -> f32 {
 
 #[test]
 fn sums_are_rounded_in_the_documented_order() {
-    // Integers from 2^24 on are even in f32; a tie goes to the even half.
+    // From 2^24 on, every integer that is exact in f32 is even. A tie rounds to the even mantissa.
     const BIG: f32 = 16_777_216.0;
     let one = [1.0; 4];
-    // The even terms first, from 0, then the odd ones, then both, then the old sum.
+    // The even terms are summed first, from 0, then the odd ones, then both sums, then the old sum.
     assert_eq!(dot(0.0, &[BIG, 1.0, 1.0, 1.0], &one), BIG + 2.0);
     assert_eq!(dot(0.0, &[BIG, 1.0, 1.0, 0.0], &one), BIG);
     assert_eq!(dot(BIG, &[1.0, 1.0, 0.0, 0.0], &one), BIG + 2.0);
     assert_eq!(dot(BIG, &[1.0, 0.0, 1.0, 0.0], &one), BIG + 2.0);
     assert_eq!(dot(BIG, &[1.0, 0.0, 0.0, 0.0], &one), BIG);
     assert_eq!(dot(-BIG, &[BIG, 0.0, 3.0, 0.0], &one), 4.0);
-    // A product keeps all its bits until the sum is rounded.
+    // A product keeps all its bits until its sum is rounded.
     assert_eq!(dot(0.0, &[-BIG, 0.0, 255.0, 0.0], &[1.0, 1.0, 255.0, 1.0]), 65_025.0 - BIG);
-    // The second element of a pair meets the second one.
+    // The second element of a pair is multiplied by the second element of the other pair.
     assert_eq!(dot(0.0, &[2.0, 3.0], &[5.0, 7.0]), 31.0);
 }
 
@@ -70,7 +71,7 @@ fn subnormal_numbers_are_zero_and_nothing_is_an_exception() {
     assert_eq!(dot(0.0, &[f32::INFINITY, 0.0], &[2.0, 0.0]), f32::INFINITY);
     assert_eq!(dot(0.0, &[2e38, 2e38], &[2.0, -2.0]).to_bits() & 0x7fc0_0000, 0x7fc0_0000, "infinity less infinity");
     assert!(dot(0.0, &[f32::NAN, 0.0], &[0.0, 0.0]).is_nan() && dot(0.0, &[f32::INFINITY, 0.0], &[0.0, 0.0]).is_nan());
-    // A product may exceed the range if the sum does not.
+    // A product may exceed the range of f32 if the sum does not.
     assert_eq!(dot(0.0, &[-2e38, 0.0, 2e38, 0.0], &[1.0, 0.0, 2.0, 0.0]), bf16::from_f32(2e38).to_f32());
 }
 
