@@ -76,7 +76,7 @@ def arguments():
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1")
     if args.response < 2:
-        parser.error("--response must be at least 2: a word and the end token")
+        parser.error("--response must be at least 2: a word and the EOS token")
     return args
 
 

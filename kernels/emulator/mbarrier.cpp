@@ -114,7 +114,8 @@ void arrive_mbarrier(void* barrier, int rank, int bytes) {
         fail("%s of %d bytes; at most %d can be pending", what, bytes, LIMIT);
     }
     if (m.pending == 0) {
-        fail("%s: too many arrivals on the mbarrier at %zu: all %d of the phase have come, %lld bytes are missing",
+        fail("%s: too many arrivals on the mbarrier at %zu: all %d arrivals of the phase are complete, "
+             "%lld bytes are missing",
              what, offset, m.arrivals, static_cast<long long>(m.bytes));
     }
     m.bytes += bytes;

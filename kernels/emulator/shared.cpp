@@ -40,7 +40,7 @@ unsigned char* dynamic_shared() {
 unsigned char* dynamic_shared_of(size_t bytes) {
     size_t given = launch().shared_bytes;
     if (given != bytes) {
-        fail("the launch gives %zu bytes of shared memory, the kernel takes %zu", given, bytes);
+        fail("the launch has %zu bytes of dynamic shared memory, but the kernel needs %zu", given, bytes);
     }
     return dynamic_shared();
 }

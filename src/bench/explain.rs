@@ -209,13 +209,17 @@ pub(crate) fn explain(case: &Case, gpu: &Gpu, precision: Precision, measured: Op
     }
     let against = |us: f64| format!("{us:.2} us, {:.2}x the floor", us / (1e6 * floor));
     let _ = writeln!(text, "  predicted    {}", predicted.map_or_else(|| "not modelled".to_owned(), against));
-    let _ = writeln!(text, "  measured     {}", measured.map_or_else(|| "not here".to_owned(), against));
+    let _ = writeln!(
+        text,
+        "  measured     {}",
+        measured.map_or_else(|| "not measured on this machine".to_owned(), against)
+    );
     limits.sort_by(|a, b| b.share.total_cmp(&a.share));
     let floor_text = || match bound {
         "product" => "the rate of GEMMs: no other limit is in sight".to_owned(),
         _ => "the bandwidth of memory: no other limit is in sight".to_owned(),
     };
-    let _ = write!(text, "  binds        {}", limits.into_iter().next().map_or_else(floor_text, |limit| limit.text));
+    let _ = write!(text, "  limit        {}", limits.into_iter().next().map_or_else(floor_text, |limit| limit.text));
     Ok(text)
 }
 

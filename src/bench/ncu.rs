@@ -132,8 +132,11 @@ pub(crate) fn joined(case: &Case, gpu: &Properties, precision: Precision, profil
         };
         if of_grid.is_empty() {
             let blocks = first.blocks.unwrap_or(0);
-            let _ =
-                writeln!(text, "profiled with {blocks} blocks, but this call launches {}: another call", launch.blocks);
+            let _ = writeln!(
+                text,
+                "profiled with {blocks} blocks, but this call launches {}; the profile is of a different call",
+                launch.blocks
+            );
             bytes = None;
             continue;
         }

@@ -99,7 +99,7 @@ impl Job for ChatJob<'_> {
         let mut session = Session::new(backend, &mut model)?;
         talk.run(&mut session, &sampler, &limits)?;
         let (run, kept) = session.prompt_tokens();
-        complain(&format!("{run} prompt tokens were run, {kept} were in the cache"));
+        complain(&format!("{run} prompt tokens were computed, {kept} were in the KV cache"));
         Ok(())
     }
 }

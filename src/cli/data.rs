@@ -225,7 +225,7 @@ pub fn shown(args: &ShowCommand) -> Result<String> {
     }
     parts.push(plain(&report.to_string()).into_owned());
     if let Some(why) = report.too_many_dropped(&training) {
-        parts.push(plain(&format!("training on these rows alone would stop: {why}")).into_owned());
+        parts.push(plain(&format!("training on only these rows would stop: {why}")).into_owned());
     }
     Ok(parts.join("\n"))
 }

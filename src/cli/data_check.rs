@@ -111,8 +111,8 @@ pub fn check(args: &CheckCommand) -> Result<()> {
     let bare = train.rows.iter().filter(plain).count();
     if bare > 0 && tokenizer.as_ref().is_some_and(|tokenizer| tokenizer.template().is_some()) {
         complain(&format!(
-            "note: {bare} of {} rows are plain text, which the model gets bare although its folder has a chat template; \
-             for turns of a conversation, pass --apply-chat-template",
+            "note: {bare} of {} rows are plain text, which is tokenised without the chat template of the model folder; \
+             to format it as conversations, pass --apply-chat-template",
             train.rows.len()
         ));
     }

@@ -142,7 +142,7 @@ fn read(input: &[PathBuf], output: &Path, options: &ReadOptions) -> Result<Vec<S
     check_output("--output", output, &Inputs::default().with("--input", input))?;
     if output.extension().is_some_and(|end| end == "csv" || end == "tsv") {
         return Err(Error::Usage(format!(
-            "cannot write {}: rows are JSON lines, plain or in gzip (.gz); name it so",
+            "cannot write {}: rows are plain or gzipped (.gz) JSON lines; use a matching file name",
             output.display()
         )));
     }

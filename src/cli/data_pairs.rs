@@ -163,7 +163,7 @@ impl fmt::Display for Counts {
         }
         match self.renamed {
             0 => Ok(()),
-            n => write!(f, "; ids with a number after them, since another pair has them: {n}"),
+            n => write!(f, "; ids with a number appended, because another pair has the same id: {n}"),
         }
     }
 }
@@ -261,8 +261,8 @@ fn rewards(args: &PairsCommand, model: &PathBuf, prompts: &[Samples]) -> Result<
             return Err(Error::model(
                 model,
                 format!(
-                    "the reward of response {place} to the prompt of row {} is {}, which ranks nothing; the weights are \
-                     damaged or the model diverged",
+                    "the reward of response {place} to the prompt of row {} is {}, which cannot be ranked; the weights \
+                     are damaged or the model diverged",
                     crate::terminal::shown(&samples.row.group.id),
                     scores.policy[place]
                 ),

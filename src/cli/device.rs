@@ -114,7 +114,9 @@ pub fn on_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 pub(super) fn bf16_cpu() -> Result<Cpu<bf16>> {
     let units = Units::chosen()?;
     if let Some(why) = units.slow() {
-        complain(&format!("note: --dtype bf16 is not faster than f32 here, because {why}; it halves activations"));
+        complain(&format!(
+            "note: --dtype bf16 is not faster than f32 here, because {why}; it halves the memory of activations"
+        ));
     }
     Ok(Cpu::on(units))
 }
@@ -226,7 +228,8 @@ impl DeviceArgs {
         let calls = world::calls();
         if world::is_shared() && calls.is_none() {
             return Err(Error::Device(
-                "several ranks on GPUs must meet over NCCL, and these have met over MPI; pass --device cuda or --device cpu"
+                "several ranks on GPUs must connect over NCCL, but these are connected over MPI; pass --device cuda or \
+                 --device cpu"
                     .into(),
             ));
         }

@@ -26,5 +26,5 @@ pub(super) fn first_stop(text: &str, stops: &[String]) -> Option<usize> {
 pub(super) fn ends_text(tokenizer: &Tokenizer, ends: &[u32], stops: &[String]) -> String {
     let token = |&id: &u32| tokenizer.token(id).unwrap_or_else(|| format!("id {id}"));
     let names: Vec<String> = ends.iter().map(token).chain(stops.iter().map(|stop| format!("{stop:?}"))).collect();
-    if names.is_empty() { "none, so every response has the most tokens".into() } else { names.join(", ") }
+    if names.is_empty() { "none, so every response has the maximum number of tokens".into() } else { names.join(", ") }
 }

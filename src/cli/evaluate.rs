@@ -173,7 +173,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
             }
         }
         Some(_) if args.benchmark.is_some_and(|choice| choice.0.is_some()) => Err(Error::Usage(
-            "--benchmark has no effect with --compare, which takes ordinary rows; evaluate each model on its own"
+            "--benchmark has no effect with --compare, which reads ordinary rows; evaluate each model on its own"
                 .into(),
         )),
         Some(_) if args.model.is_some() => {
@@ -219,7 +219,7 @@ fn warn_of_scores(model: &Path, evaluation: &Evaluation) {
 
 /// Evaluates two models or reads their results, and compares them.
 fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
-    let [a, b] = sides else { return Err(Error::Usage("--compare takes two models".into())) };
+    let [a, b] = sides else { return Err(Error::Usage("--compare needs two models".into())) };
     let folders: Vec<&PathBuf> = sides.iter().filter(|side| side.is_dir()).collect();
     if let Some(missing) = sides.iter().find(|side| !side.exists()) {
         return Err(Error::Usage(format!("{} is neither a model folder nor a result file", missing.display())));
@@ -246,7 +246,7 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
             let evaluation = record::read(side)?;
             if !rows.is_empty() && evaluation.data != data_hash(rows.iter().map(|row| &row.group)) {
                 return Err(Error::Usage(format!(
-                    "{} was evaluated on other data than --input; evaluate its model on the same files",
+                    "{} was evaluated on different data from --input; evaluate its model on the same files",
                     side.display()
                 )));
             }
@@ -355,7 +355,7 @@ impl MeasureArgs {
             ("--apply-chat-template", read.apply_chat_template),
         ];
         let why = format!(
-            "on rows of {}, which have a form of their own; --benchmark none reads them as ordinary rows",
+            "on rows of {}, which have their own format; --benchmark none reads them as ordinary rows",
             benchmark.name()
         );
         refuse_given(&given, &why)?;

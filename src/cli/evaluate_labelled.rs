@@ -34,7 +34,7 @@ impl MeasureArgs {
         let labels: Vec<bool> = rows.iter().filter_map(|row| row.group.label()).collect();
         if let Some(row) = rows.iter().find(|row| row.group.label().is_none()) {
             let labelled = counted(labels.len(), "row");
-            let why = format!("the row has no label, and {labelled} of the input with one; evaluate the two apart");
+            let why = format!("the row has no label, but the input has {labelled} with one; evaluate them separately");
             return Err(row.error(why));
         }
         let job = ScoreJob { args: &self.scoring, model, rows, blindness: None };

@@ -116,8 +116,8 @@ fn with_pad(config: ModelConfig, tokenizer: &mut Tokenizer, folder: &Path) -> Re
             let ends = tokenizer.end_ids().iter().copied().collect();
             let choice = choose(None, config.vocab, tokenizer, &ends, &[]).filter(|choice| !choice.ends_texts);
             choice.map(|choice| choice.id).ok_or_else(|| {
-                let why = "holds a reward model without a pad token, which transformers needs; add one that ends no text \
-                           to the tokenizer, as pad_token";
+                let why = "holds a reward model without a pad token, which transformers needs; add a pad_token that is \
+                           not an EOS token to the tokenizer";
                 Error::model(folder, why)
             })?
         }

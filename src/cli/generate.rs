@@ -211,7 +211,7 @@ impl GenerationArgs {
         let draws = match (self.temperature, filter) {
             (Some(0.0), Some(flag)) => {
                 return Err(Error::Usage(format!(
-                    "{flag} has no effect with --temperature 0, which takes the most probable token; leave out one"
+                    "{flag} has no effect with --temperature 0, which selects the most probable token; leave out one"
                 )));
             }
             (temperature, filter) => temperature.map_or(filter.is_some(), |t| t > 0.0),
@@ -253,11 +253,10 @@ impl GenerationArgs {
                 let acts = if *key == "repetition_penalty" { value.as_f64() != *none } else { samples };
                 acts.then(|| format!("{flag} {value}"))
             });
-        let found: Vec<String> = found.collect();
+        let found = found.collect::<Vec<_>>().join(" ");
         (!found.is_empty()).then(|| {
             format!(
-                "generation_config.json asks for {}, which this command does not take from there; pass what you want",
-                found.join(" ")
+                "generation_config.json sets {found}, which this command does not read; pass the flags that you want"
             )
         })
     }
@@ -423,7 +422,9 @@ impl Job for GenerateJob<'_> {
             return Err(Error::Runtime("the generation was interrupted".into()));
         };
         if shared > 0 {
-            complain(&format!("{run} prompt tokens were run, {shared} were shared with another prompt"));
+            complain(&format!(
+                "{run} prompt tokens were computed, {shared} were shared with another prompt (prefix sharing)"
+            ));
         }
         let answer = |prompt: usize, generated: Generated| -> Result<Answer> {
             let mut response = text(prompt, without_end(&generated.tokens, &ends))?;
@@ -489,8 +490,8 @@ pub(super) fn check_lengths(
     }
     if short > 0 {
         warn([format!(
-            "{short} of {} responses have room for less than {new_tokens} tokens: a prompt and its response take at most \
-             the model's {}",
+            "{short} of {} responses have room for less than {new_tokens} tokens: a prompt and its response can have \
+             at most the model's {}",
             rows.len(),
             config.longest_text()
         )]);

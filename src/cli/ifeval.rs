@@ -128,7 +128,7 @@ impl IfevalArgs {
                 counted(models.len(), "model folder")
             ))),
             [a, b] if a == b || same_file(a, b) => Err(Error::Usage(format!(
-                "--save-responses: {} is given twice; give each model a file of its own",
+                "--save-responses: {} is given twice; give each model a separate file",
                 a.display()
             ))),
             files => match self
@@ -137,7 +137,7 @@ impl IfevalArgs {
                 .find(|output| files.iter().any(|file| file == *output || same_file(file, output)))
             {
                 Some(output) => Err(Error::Usage(format!(
-                    "--save-responses and --output are both {}; give each a file of its own",
+                    "--save-responses and --output are both {}; give each a separate file",
                     output.display()
                 ))),
                 None => Ok(()),

@@ -196,7 +196,7 @@ fn init_pad(config: &ModelConfig, tokenizer: &mut Tokenizer) -> Result<Option<u3
             Ok(Some(choice.id))
         }
         None => Err(Error::Usage(
-            "a reward model needs a pad token that ends no text; add one to the tokenizer, as pad_token".into(),
+            "a reward model needs a pad token that is not an EOS token; add one to the tokenizer as pad_token".into(),
         )),
     }
 }

@@ -87,8 +87,8 @@ fn meet(meeting: Option<(DeviceArgs, &MeetingArgs)>, ranks: usize) -> Result<Mee
         }
         Device::Cuda(ordinal) => {
             return Err(Error::Usage(format!(
-                "--device cuda:{ordinal}: each of several ranks takes the GPU of its LOCAL_RANK; pass --device cuda, and choose \
-                 GPUs with CUDA_VISIBLE_DEVICES"
+                "--device cuda:{ordinal}: with several ranks, each rank uses the GPU with the index of its local \
+                 rank (LOCAL_RANK); pass --device cuda, and choose GPUs with CUDA_VISIBLE_DEVICES"
             )));
         }
         // Opening a device here would allocate memory on the first GPU for every rank.

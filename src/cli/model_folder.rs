@@ -88,7 +88,7 @@ fn other_base(folder: &Path, base: Option<&Path>) -> Option<String> {
         return None;
     }
     Some(format!(
-        "the adapter {} was trained on {}, and the weights of its base {} are not those; the result is neither model \
+        "the adapter {} was trained on {}, but its base {} has different weights; the result matches neither model \
          (--base-model names another folder)",
         folder.display(),
         shown(trained_on),

@@ -25,7 +25,7 @@ pub fn check_output(flag: &str, output: &Path, inputs: &Inputs) -> Result<()> {
     }
     let name = output.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     if [".zst", ".bz2", ".xz", ".parquet", ".arrow"].iter().any(|end| name.ends_with(end)) {
-        return refuse("outputs are JSON, plain or in gzip (.gz); name it so");
+        return refuse("outputs are plain or gzipped (.gz) JSON; use a matching file name");
     }
     inputs.spare((flag, output), &[output.to_path_buf()])?;
     match output.parent() {

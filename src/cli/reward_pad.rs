@@ -32,8 +32,8 @@ impl TrainSetup<'_> {
                 let id = self.named_pad(token, config, tokenizer)?;
                 if own.map_or(ends.contains(&id), |own| own != id) {
                     return Err(Error::Usage(format!(
-                        "--pad-token {token}: the start model is a reward model, and keeps the place where its head was \
-                         trained; leave it out"
+                        "--pad-token {token}: the start model is a reward model, so its rewards stay at the token \
+                         position at which its head was trained; leave the flag out"
                     )));
                 }
                 Some(of(id))
@@ -48,8 +48,8 @@ impl TrainSetup<'_> {
         let choice = match (choice, tokenizer.eos_id().filter(|&id| (id as usize) < config.vocab)) {
             (None, Some(end)) if config.head == Head::LanguageModel => {
                 tokenizer.add_note(format!(
-                    "neither the model nor the tokenizer has a pad token, so the end token ({end}) is the reward model's; \
-                     --pad-token names another one"
+                    "neither the model nor the tokenizer has a pad token, so the reward model uses the EOS token \
+                     ({end}); --pad-token sets a different one"
                 ));
                 Some(of(end))
             }
@@ -64,7 +64,8 @@ impl TrainSetup<'_> {
                     "the pad token of the reward model and its tokenizer is \"{token}\" ({}){}",
                     choice.id,
                     if config.pad.is_some_and(|id| id != choice.id && ends.contains(&id)) {
-                        ": the start model's pad token ends texts, and transformers would read rewards before it"
+                        ": the start model's pad token is the last token of some sequences, and transformers would \
+                         read rewards before it"
                     } else {
                         ""
                     }
@@ -79,8 +80,8 @@ impl TrainSetup<'_> {
         }
         if choice.ends_texts {
             let advice = match config.head {
-                Head::LanguageModel => "name a token that ends no text with --pad-token",
-                Head::Reward => "start from a model with another pad token",
+                Head::LanguageModel => "pass --pad-token with a token that is not the last token of any sequence",
+                Head::Reward => "start from a model with a different pad token",
             };
             complain(&format!(
                 "warning: {}; other programs may read the last token. To train at the last token, {advice}",
@@ -114,7 +115,7 @@ fn refuse_padding<'a>(groups: impl IntoIterator<Item = &'a TokenizedGroup>, pad:
             if reward_position(prompt, &sequence.response_ids, Some(pad)) < prompt.len() {
                 return Err(Error::Usage(format!(
                     "row {}: response {} has only the pad token ({pad}), so its reward would be read in the prompt; \
-                     remove the row, or start from a model with another pad token",
+                     remove the row, or start from a model with a different pad token",
                     group.group.id, sequence.response
                 )));
             }

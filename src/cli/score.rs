@@ -377,7 +377,7 @@ fn pad_note(config: &ModelConfig, folder: &Path, groups: &[TokenizedGroup], toke
     let earlier = run["method"] == "reward" && run.get("reward").is_none();
     let advice = if earlier {
         "; an earlier version trained this model at the last token itself: to read there, set \"pad_token_id\" in \
-         config.json, and pad_token of the tokenizer, to a token that ends no text"
+         config.json, and pad_token of the tokenizer, to a token that is not the last token of any sequence"
     } else {
         ""
     };

@@ -217,8 +217,8 @@ fn recorded(model: &Path) -> Option<LossOptions> {
         Ok(options) => Some(options),
         Err(e) => {
             complain(&format!(
-                "warning: the loss in {} is not known here ({e}); the score is that of plain DPO, and --loss-type and \
-                 --beta set another",
+                "warning: the loss in {} is not known here ({e}); the score of plain DPO is used; --loss-type and \
+                 --beta select a different one",
                 path.display()
             ));
             None

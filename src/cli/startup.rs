@@ -74,7 +74,10 @@ impl Startup<'_> {
         match self.setup.args.examples {
             None => {
                 let examples = render_examples(self.groups, self.tokenizer, options)?;
-                let _ = writeln!(out, "\nexamples, trained tokens marked; --examples N prints N groups in full");
+                let _ = writeln!(
+                    out,
+                    "\nexamples, with the tokens of the loss marked; --examples N prints N groups in full"
+                );
                 out += &examples;
             }
             Some(count) => {

@@ -79,7 +79,7 @@ pub fn run_observed(
     let build = args.build.resolve(Objective::Rows, weights)?;
     if method == Method::Sft && build.objective != Objective::Rows {
         return Err(Error::Usage(
-            "--objective has no effect in this sft run, which trains responses as they are; leave it out".into(),
+            "--objective has no effect in this sft run, which trains on responses as they are; leave it out".into(),
         ));
     }
     let pop_detached = method != Method::Sft && build.inter_loss == InterLoss::PopDetached;
@@ -121,8 +121,8 @@ pub fn run_observed(
     }
     if let (Some(alpha), true) = (loss.ld_alpha, precompute.is_some()) {
         return Err(Error::Usage(format!(
-            "--ld-alpha {alpha}: precomputed reference log-probs are of whole responses, and here their tokens weigh by the \
-             other response of the pair; leave out --precompute-ref-log-probs"
+            "--ld-alpha {alpha}: precomputed reference log-probs cover whole responses, but --ld-alpha weights tokens \
+             by the length of the other response of the pair; leave out --precompute-ref-log-probs"
         )));
     }
     let adamw = args.adamw()?;
@@ -183,7 +183,7 @@ impl Job for TrainJob<'_> {
         let (rows, eval_rows) = setup.read()?;
         if setup.loss.estimates_divergence() {
             setup.print(
-                "rows are trained in the order of the file: --loss-type kto matches each with the row before it",
+                "training uses the rows in the order of the file: --loss-type kto matches each with the row before it",
             );
         }
         let redraws = setup.build.objective.builds() && setup.build.redraw == Redraw::Epoch;

@@ -82,7 +82,8 @@ impl TrainSetup<'_> {
         if pairs > 0 {
             let [pairs, twice] = [counted(pairs, "pair"), counted(2 * pairs, "row")];
             self.print(&format!(
-                "{of}: {pairs} became {twice} with a label, the chosen ones of 1000 rows before the rejected"
+                "{of}: {pairs} became {twice} with a label; in each block of 1000 input rows, chosen responses come \
+                 before rejected ones"
             ));
         }
         Ok(rows)

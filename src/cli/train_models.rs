@@ -81,8 +81,8 @@ impl TrainSetup<'_> {
     fn check_loss(&self, config: &ModelConfig) -> Result<()> {
         match self.loss.use_weighting && config.softcaps.logits.is_some() {
             true => Err(Error::Usage(
-                "--use-weighting: the model's final_logit_softcapping leaves no sum of squared probabilities to compute \
-                 from; leave the flag out"
+                "--use-weighting: the sum of squared probabilities cannot be computed for a model with \
+                 final_logit_softcapping; leave the flag out"
                     .into(),
             )),
             false => Ok(()),

@@ -42,7 +42,7 @@ pub(super) fn check(args: &TrainArgs, loss: &Loss) -> Result<()> {
         if args.shard_optimizer == Some(Switch::Off) && !args.lora.use_peft {
             return refuse(
                 "--shard-optimizer off",
-                "the optimiser state is where the weights are; leave one of them out",
+                "the optimiser state is sharded together with the weights; leave one of them out",
             );
         }
         if !args.ifeval.ifeval_file.is_empty() {
@@ -105,7 +105,10 @@ impl TrainSetup<'_> {
             return;
         }
         if let (1, Some(library)) = (ranks.size(), world::nccl()) {
-            return self.print(&format!("{:<13} 1, over {library}: with the bits of a run without it", "ranks"));
+            return self.print(&format!(
+                "{:<13} 1, over {library}; results are bitwise identical to a run without it",
+                "ranks"
+            ));
         }
         let batch = self.settings.micro_batch * self.settings.accumulation;
         if self.args.shard_weights {

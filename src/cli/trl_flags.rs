@@ -59,7 +59,7 @@ const TABLE: &[Rows] = &[
         "half precision without a wide exponent is not supported; use --dtype bf16",
         &[("fp16", Switch, OFF), ("fp16-full-eval", Switch, OFF)],
     ),
-    ("precision is that of the whole run; see --dtype", &[("bf16-full-eval", Switch, OFF)]),
+    ("evaluation uses the precision of the whole run; see --dtype", &[("bf16-full-eval", Switch, OFF)]),
     ("GEMMs in f32 keep its precision; see --dtype", &[("tf32", Switch, Idle)]),
     (
         "steps run on compiled kernels; see --cuda-graph",
@@ -88,7 +88,8 @@ const TABLE: &[Rows] = &[
     ),
     ("buffers are allocated once", &[("torch-empty-cache-steps", One, Idle)]),
     (
-        "a batch that does not fit is refused with the largest that does; lower --per-device-train-batch-size",
+        "a batch that does not fit is an error that names the largest batch that fits; lower \
+         --per-device-train-batch-size",
         &[("auto-find-batch-size", Switch, OFF)],
     ),
     ("generation is not part of training", &[("use-cache", Switch, Idle)]),
@@ -183,7 +184,7 @@ const TABLE: &[Rows] = &[
         &[("model-revision", One, Only(&["main"]))],
     ),
     (
-        "the end token is the tokenizer's; set eos_token in the model folder's tokenizer_config.json",
+        "the EOS token is the tokenizer's; set eos_token in the model folder's tokenizer_config.json",
         &[("eos-token", One, UNSET)],
     ),
     // Data.
@@ -212,7 +213,7 @@ const TABLE: &[Rows] = &[
             ("dataloader-in-order", Switch, Idle),
         ],
     ),
-    ("the last batch of an epoch is trained too", &[("dataloader-drop-last", Switch, OFF)]),
+    ("the last, incomplete batch of an epoch is used for training too", &[("dataloader-drop-last", Switch, OFF)]),
     ("keys that no reader uses are listed; see --drop-columns", &[("remove-unused-columns", Switch, Idle)]),
     (
         "names of columns are set by --column-map",
@@ -242,10 +243,10 @@ const TABLE: &[Rows] = &[
         &[("max-prompt-length", One, UNSET), ("max-completion-length", One, UNSET), ("max-target-length", One, UNSET)],
     ),
     (
-        "the loss is on responses; prompts are never trained",
+        "the loss covers responses only; prompts never contribute to it",
         &[("completion-only-loss", Switch, Only(&["true", "none"]))],
     ),
-    ("the loss is on answers of the assistant; no other turn is trained", &[("assistant-only-loss", Switch, Idle)]),
+    ("the loss covers the assistant's turns only", &[("assistant-only-loss", Switch, Idle)]),
     // Logging.
     ("every update is in metrics.jsonl, and the first is always printed", &[("logging-first-step", Switch, Idle)]),
     ("a loss that is not finite is shown as it is", &[("logging-nan-inf-filter", Switch, Idle)]),
@@ -270,7 +271,7 @@ const TABLE: &[Rows] = &[
     ("no operation is instrumented; use --profile", &[("debug", List, UNSET), ("skip-memory-metrics", Switch, ON)]),
     // Evaluation.
     (
-        "evaluation is packed to a token budget of its own",
+        "evaluation batches are packed to a separate token budget",
         &[
             ("per-device-eval-batch-size", One, Idle),
             ("eval-accumulation-steps", One, Idle),
@@ -295,7 +296,7 @@ const TABLE: &[Rows] = &[
     ("weights are saved as safetensors", &[("save-safetensors", Switch, ON)]),
     ("SIGTERM saves a checkpoint", &[("enable-jit-checkpoint", Switch, Idle)]),
     (
-        "a resumed run goes on exactly where it was",
+        "a resumed run continues exactly where it stopped",
         &[("ignore-data-skip", Switch, OFF), ("restore-callback-states-from-checkpoint", Switch, Idle)],
     ),
     (

@@ -152,6 +152,6 @@ pub(super) fn ask<T: DeserializeOwned>(
 pub(super) fn answer<T: DeserializeOwned>(frame: Frame) -> Result<(T, Frame), Fault> {
     match serde_json::from_slice::<Result<T, Fault>>(frame.part(0)) {
         Ok(outcome) => outcome.map(|value| (value, frame)),
-        Err(e) => Err(Fault::Other(format!("the worker process gave an answer that cannot be read: {e}"))),
+        Err(e) => Err(Fault::Other(format!("the worker process sent a response that cannot be read: {e}"))),
     }
 }

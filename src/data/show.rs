@@ -239,7 +239,7 @@ fn difference(i: usize, group: &TokenizedGroup, tokenizer: &Tokenizer) -> Result
     let same = decoded.chars().zip(expected.chars()).take_while(|(a, b)| a == b).count();
     let near = |text: &str| -> String { text.chars().skip(same.saturating_sub(SHOWN)).take(2 * SHOWN).collect() };
     Ok(Some(format!(
-        "the ids decode to another text than the row's, from character {} on: {:?} instead of {:?}",
+        "the ids decode to a different text from the row's, starting at character {}: {:?} instead of {:?}",
         same + 1,
         near(&decoded),
         near(&expected)

@@ -227,7 +227,7 @@ impl Tokenizer {
             let place = self.dir.clone().unwrap_or_default();
             Error::model(
                 &place,
-                "no end token is defined, but plain text needs one; set eos_token in tokenizer_config.json",
+                "no EOS token is defined, but plain text needs one; set eos_token in tokenizer_config.json",
             )
         })
     }

@@ -233,7 +233,7 @@ fn token_section(f: &mut fmt::Formatter<'_>, side: &str, tokens: &TokenReport) -
         "  longer than {} tokens: {} sequences, {} of {} comparisons",
         tokens.max_length, tokens.too_long, tokens.comparisons_too_long, tokens.comparisons
     )?;
-    writeln!(f, "  end in an end token: {} of {}", tokens.ended, tokens.sequences)?;
+    writeln!(f, "  end with an EOS token: {} of {}", tokens.ended, tokens.sequences)?;
     writeln!(
         f,
         "  tokens merge across the end of the prompt: {} of {} plain-text sequences",

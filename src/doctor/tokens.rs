@@ -227,13 +227,13 @@ fn add_findings(
     let (open_count, of) = (report.sequences - report.ended, report.sequences);
     if of > 0 && share(report.ended, of) < MIN_ENDED {
         let what =
-            format!("{open_count} of {of} {side} responses ({}) do not end in an end token", percent(open_count, of));
+            format!("{open_count} of {of} {side} responses ({}) do not end with an EOS token", percent(open_count, of));
         let finding = Finding::new(Level::Warning, "no-end-of-turn", (open_count, of), what)
             .why(
                 "a policy does not learn to stop from them, and a reward model is trained on another position than it scores later",
             )
             .advice(
-                "make the chat template close the assistant's turn with the end token, and declare the token as \
+                "make the chat template close the assistant's turn with the EOS token, and declare the token as \
                  eos_token or in generation_config.json",
             )
             .places(open);

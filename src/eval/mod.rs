@@ -218,7 +218,7 @@ impl Rewards {
 pub fn non_finite_warning(model: &str, count: usize, total: Option<usize>) -> String {
     let of = total.map_or(String::new(), |total| format!(" of {total}"));
     format!(
-        "{model}: {count}{of} scores are NaN or infinite, so no measure of them means anything; the model diverged or \
+        "{model}: {count}{of} scores are NaN or infinite, so the measures are meaningless; the model diverged or \
          overflows, use an earlier checkpoint"
     )
 }

@@ -28,9 +28,9 @@ impl Detail {
 }
 
 /// Explanation of the intervals, printed below a table that has intervals.
-const ABOUT_INTERVALS: &str = "95 % interval: what other rows of this kind would change, for this one model.\n\
-                               It leaves out the seed of the training. An untrained model has a lean of its\n\
-                               own, so its interval can exclude 0.5.";
+const ABOUT_INTERVALS: &str = "The 95 % interval reflects the choice of rows for this one model, not the\n\
+                               training seed. An untrained model can be biased, so its interval can exclude\n\
+                               0.5.";
 
 /// Formats summaries as a table, without the column of intervals if no line has one. Remarks on
 /// intervals, sensitivity and conflict and the distribution of the scores follow.

@@ -196,7 +196,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         let held = free.map_or(usize::MAX, |free| (free as f64 * MEMORY_SHARE / row as f64) as usize);
         if held < least {
             return Err(Error::Memory(format!(
-                "the cache of the longest prompt takes {:.1} GiB for {least} tokens, and {:.1} GiB are free; lower \
+                "the cache of the longest prompt needs {:.1} GiB for {least} tokens, and {:.1} GiB are free; lower \
                  --max-new-tokens, or shorten the prompt",
                 (least as u64 * row) as f64 / (1u64 << 30) as f64,
                 free.unwrap_or(0) as f64 / (1u64 << 30) as f64

@@ -95,7 +95,8 @@ pub fn instructions_of(ids: &[Value], arguments: &[Value]) -> Result<Vec<Instruc
     }
     if ids.len() != arguments.len() {
         return Err(format!(
-            "\"instruction_id_list\" has {} entries and \"kwargs\" {}; every instruction has its arguments, at least {{}}",
+            "\"instruction_id_list\" has {} entries and \"kwargs\" {}; give one object of arguments for each \
+             instruction, at least {{}}",
             ids.len(),
             arguments.len()
         ));
@@ -148,7 +149,7 @@ pub fn read_responses(prompts: &[Prompt], files: &[PathBuf]) -> Result<Responses
                 return Ok(());
             };
             if let Some((_, first)) = &found[at] {
-                return fail(format!("the prompt has a response at {first}; give one response to a prompt"));
+                return fail(format!("the prompt has a response at {first}; give one response per prompt"));
             }
             found[at] = Some((response.clone(), place));
             Ok(())

@@ -234,8 +234,8 @@ impl LossOptions {
             }
             if of.is_reference_free() && types.len() > 1 {
                 return usage(format!(
-                    "--loss-type {name} scores without a reference and brings its own likelihood term, so it cannot \
-                     be one of several losses; give it alone"
+                    "--loss-type {name} scores without a reference and includes a likelihood term, so it cannot \
+                     be combined with other losses; give only this one"
                 ));
             }
             if method == Method::Reward && (types.len() > 1 || !of.is_of_rewards()) {
@@ -373,7 +373,7 @@ impl LossOptions {
         if margin != 0.0
             && let Some((of, _)) = types.iter().find(|(of, _)| curve_of(*of).is_some_and(Curve::is_of_terms))
         {
-            return usage(format!("--margin has no effect with --loss-type {}, which knows no margin", of.name()));
+            return usage(format!("--margin has no effect with --loss-type {}, which has no margin", of.name()));
         }
         if types[0].0 != LossType::Simpo {
             return Ok(margin);

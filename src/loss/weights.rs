@@ -38,7 +38,7 @@ impl LossOptions {
         let sorting = [LossType::Aot, LossType::AotUnpaired];
         let why = match types.iter().find(|(of, _)| sorting.contains(of) || of.is_reference_free()) {
             Some((of, _)) if sorting.contains(of) => {
-                format!("--loss-type {} sorts the pairs, so no pair has a weight of its own", of.name())
+                format!("--loss-type {} sorts the pairs, so no pair has a separate weight", of.name())
             }
             Some((of, _)) => format!("--loss-type {} is one of TRL's CPO or ORPO, which do not have it", of.name()),
             None if nll_weight != 0.0 => {
@@ -104,8 +104,8 @@ impl Loss {
                 let with: BTreeSet<BTreeSet<usize>> = compared_with(group, response).collect();
                 if with.len() > 1 {
                     return Err(Error::Usage(format!(
-                        "--ld-alpha weighs a response by its common length with one other, and response {response} of \
-                         group {} is compared with several; set --pairs best-worst or --mix union, or leave --ld-alpha out",
+                        "--ld-alpha needs one common length per response, but response {response} of group {} is \
+                         compared with several others; set --pairs best-worst or --mix union, or leave --ld-alpha out",
                         group.group.id
                     )));
                 }

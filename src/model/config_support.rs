@@ -34,9 +34,10 @@ pub(super) fn no_config(folder: &Path) -> String {
         "contains a tokenizer and no config.json; download the model's other files, or make a model with this tokenizer \
          (`mapl init --tokenizer`)"
     } else if folder.is_dir() {
-        "contains no config.json; --model takes a Hugging Face model folder (make one with `mapl init`)"
+        "contains no config.json; --model needs a Hugging Face model folder (make one with `mapl init`)"
     } else {
-        "is not a folder here; --model takes a Hugging Face model folder: download it first, or make one with `mapl init`"
+        "is not a folder here; --model needs a Hugging Face model folder: download it first, or make one with `mapl \
+         init`"
     };
     why.to_owned()
 }
@@ -99,12 +100,12 @@ pub(super) fn read_bias(keys: Keys, bias: Bias) -> Result<bool> {
 /// Names of two traits of a family that are not supported together, if it has such a pair.
 fn clash(family: &Family) -> Option<(&'static str, &'static str)> {
     let parallel = matches!(family.parallel, Parallel::Key { .. });
-    let (behind, by_type) = ("norms behind attention and MLP", "RoPE settings by layer type");
+    let (behind, by_type) = ("post-norms of attention and MLP", "RoPE settings by layer type");
     [
         (family.norms_behind && family.layer_norm, behind, "LayerNorm"),
         (family.norms_behind && family.multipliers, behind, "factors on the residuals"),
         (family.norms_behind && parallel, behind, "attention and MLP in parallel"),
-        (!family.norms_in_front && !family.norms_behind, "attention and MLP without a norm in front", "none behind"),
+        (!family.norms_in_front && !family.norms_behind, "attention and MLP without pre-norms", "no post-norms"),
         (family.unit_offset && family.layer_norm, "norm weights stored as their distance from 1", "LayerNorm"),
         (family.scaled_embeddings && family.multipliers, "scaled embeddings", "factors on the residuals"),
         (family.whole_norm && !family.qk_norm, "one norm of all heads", "no norm of queries and keys"),
@@ -169,10 +170,10 @@ mod tests {
         let by_type = |partial| RopeRule { by_layer_type: true, partial, ..LLAMA.rope };
         let parallel = Parallel::Key { default: false, shared_norm: false };
         for (family, parts) in [
-            (Family { norms_behind: true, layer_norm: true, ..LLAMA }, ["norms behind", "LayerNorm"]),
-            (Family { norms_behind: true, multipliers: true, ..LLAMA }, ["norms behind", "factors"]),
-            (Family { norms_behind: true, parallel, ..LLAMA }, ["norms behind", "in parallel"]),
-            (Family { norms_in_front: false, ..LLAMA }, ["without a norm in front", "none behind"]),
+            (Family { norms_behind: true, layer_norm: true, ..LLAMA }, ["post-norms", "LayerNorm"]),
+            (Family { norms_behind: true, multipliers: true, ..LLAMA }, ["post-norms", "factors"]),
+            (Family { norms_behind: true, parallel, ..LLAMA }, ["post-norms", "in parallel"]),
+            (Family { norms_in_front: false, ..LLAMA }, ["without pre-norms", "no post-norms"]),
             (Family { unit_offset: true, layer_norm: true, ..LLAMA }, ["distance from 1", "LayerNorm"]),
             (Family { scaled_embeddings: true, multipliers: true, ..LLAMA }, ["scaled embeddings", "factors"]),
             (Family { whole_norm: true, ..LLAMA }, ["all heads", "no norm"]),

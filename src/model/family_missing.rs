@@ -4,8 +4,8 @@
 const MISSING: &[(&[&str], &str)] = &[
     (
         &["gemma3"],
-        "images next to text; its language model alone has the type gemma3_text, and docs/checkpoints.md has the lines of \
-         Python that save it",
+        "images next to text; its language model without images has the type gemma3_text, and docs/checkpoints.md has \
+         the lines of Python that save it",
     ),
     (&["gemma3n", "gemma3n_text"], "embeddings of each layer, several residual streams and shared keys and values"),
     (
@@ -59,15 +59,15 @@ const MISSING: &[(&[&str], &str)] = &[
     (&["glm", "glm4"], "interleaved RoPE on a part of each head"),
     (&["ernie4_5", "helium"], "interleaved RoPE"),
     (&["persimmon", "nemotron"], "an MLP without a gate with a squared ReLU"),
-    (&["starcoder2"], "names of tensors and keys of its own"),
+    (&["starcoder2"], "different names of tensors and keys"),
     (
         &["gpt_neo", "gptj", "gpt_bigcode", "opt", "bloom", "falcon", "mpt", "codegen", "biogpt", "xglm"],
-        "another kind of positions, windows, activations or biases",
+        "different positions, windows, activations or biases",
     ),
     (&["smollm2"], "the model type llama, which SmolLM2 has"),
     (&["exaone4"], "RoPE in the layers with a sliding window only"),
     (&["hunyuan_v1_dense"], "query and key norms after RoPE"),
-    (&["arcee", "apertus"], "another activation in an MLP without a gate"),
+    (&["arcee", "apertus"], "a different activation in an MLP without a gate"),
     (&["minicpm", "minicpm3"], "scaled embeddings, residuals and logits"),
     (
         &[

@@ -169,7 +169,7 @@ impl RopeConfig {
         match &self.scaling {
             RopeScaling::LongRope(l) if l.short != l.long && l.original_max_position < max_positions => {
                 let note = format!(
-                    "sequences of more than {} tokens (original_max_position_embeddings) are refused: transformers \
+                    "sequences of more than {} tokens (original_max_position_embeddings) are an error: transformers \
                      chooses the frequencies of longrope by the longest sequence of a batch",
                     l.original_max_position
                 );
@@ -263,7 +263,7 @@ pub(super) fn read_partial(keys: Keys, rule: RopeRule, head_dim: usize) -> Resul
                 return Err(keys.refuse(PARTIAL, value, "only 1.0, rotation of the whole head, is supported"));
             }
             (_, Some(other)) if other != factor => {
-                let why = format!("another place of this file says {other}; they must agree");
+                let why = format!("a different place in this file says {other}; they must agree");
                 return Err(keys.refuse(PARTIAL, value, &why));
             }
             _ => found = Some(factor),

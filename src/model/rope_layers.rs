@@ -63,8 +63,8 @@ impl RopeConfig {
             && let Some(kind) = scaling.get("type").filter(|kind| !kind.is_null() && *kind != "default")
         {
             let why = format!(
-                "it names the scaling {kind} under \"type\", which transformers does not read for this family and then \
-                 scales nothing; name it under \"rope_type\", or remove \"rope_scaling\""
+                "it names the scaling {kind} under \"type\", which transformers ignores for this family, so nothing is \
+                 scaled; name it under \"rope_type\", or remove \"rope_scaling\""
             );
             return Err(keys.refuse("rope_scaling", &Value::Object(scaling.clone()), &why));
         }

@@ -48,7 +48,7 @@ struct Sizes {
 /// The sizes of this process.
 static SIZES: LazyLock<Sizes> = LazyLock::new(|| match std::env::var_os(VARIABLE) {
     Some(value) if value == "rough" => {
-        complain(&format!("note: ceilings are rough ({VARIABLE}): shares of them mean little"));
+        complain(&format!("note: ceilings are rough ({VARIABLE}); fractions of them are not meaningful"));
         ROUGH
     }
     Some(value) if !value.is_empty() => {

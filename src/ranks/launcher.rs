@@ -166,8 +166,8 @@ impl Ranks {
                     ),
                     WRONG_PORT => format!("{why}; {list}; set it to a free port of rank 0's host, or unset it"),
                     _ => format!(
-                        "the launcher's variables name no rank: {why}; {list}; start mapl with torchrun, srun or mpirun, \
-                         which set them, or unset them"
+                        "the launcher's variables do not give a rank: {why}; {list}; start mapl with torchrun, srun or \
+                         mpirun, which set them, or unset them"
                     ),
                 }))
             }
@@ -310,7 +310,7 @@ mod tests {
         refused(&sizes, &["different ranks", "OMPI_COMM_WORLD_SIZE=4"]);
         refused(&[("RANK", "2"), ("WORLD_SIZE", "2")], &["RANK is not below WORLD_SIZE", "RANK=2"]);
         refused(&[("RANK", "x"), ("WORLD_SIZE", "2")], &["RANK is not a whole number", "RANK=x"]);
-        refused(&[("RANK", "1")], &["name no rank: WORLD_SIZE is missing", "RANK=1", "or unset them"]);
+        refused(&[("RANK", "1")], &["do not give a rank: WORLD_SIZE is missing", "RANK=1", "or unset them"]);
         refused(&[("WORLD_SIZE", "2")], &["RANK is missing"]);
         for port in ["x", "0", "70000"] {
             let named = format!("MASTER_PORT={port}");

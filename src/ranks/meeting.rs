@@ -95,8 +95,8 @@ impl Verdict {
     fn why(self) -> &'static str {
         match self {
             Self::Welcome => "it is expected",
-            Self::OtherVersion => "it is another version of mapl; start one version on all ranks",
-            Self::OtherSize => "it was started with another number of ranks; check WORLD_SIZE on every host",
+            Self::OtherVersion => "it is a different version of mapl; start the same version on all ranks",
+            Self::OtherSize => "it was started with a different number of ranks; check WORLD_SIZE on every host",
             Self::Twice => "another process has that rank; check RANK on every host",
         }
     }
@@ -281,7 +281,7 @@ fn try_host(address: SocketAddr, seat: Seat, until: Instant) -> Result<Option<Me
     let mut id = [0; ID];
     stream.set_read_timeout(Some(left)).and_then(|()| stream.read_exact(&mut id)).map_err(|e| {
         Error::Runtime(format!(
-            "rank {} reached rank 0 at {address}, which ended or waits for other ranks in vain: {e}",
+            "rank {} reached rank 0 at {address}, which ended or is still waiting for other ranks: {e}",
             seat.rank
         ))
     })?;
@@ -356,7 +356,7 @@ fn id_of(path: &Path, bytes: &[u8], seat: Seat) -> Result<[u8; ID]> {
     let said = numbers(&bytes[MAGIC.len()..head]);
     match (said[0] == VERSION, said[1] as usize == seat.size) {
         (true, true) => Ok(std::array::from_fn(|i| bytes[head + i])),
-        (false, _) => refuse("was written by another version of mapl; start one version on all ranks"),
+        (false, _) => refuse("was written by a different version of mapl; start the same version on all ranks"),
         (true, false) => refuse(&format!("was written for {} ranks, and this is one of {}", said[1], seat.size)),
     }
 }

@@ -102,7 +102,8 @@ impl<D: Device + Send> Collective for Nccl<D> {
             }
             None
         };
-        let cut = |message| cut(message).ok_or_else(|| Error::Runtime("ranks exchange other numbers of parts".into()));
+        let cut =
+            |message| cut(message).ok_or_else(|| Error::Runtime("ranks exchange different numbers of parts".into()));
         self.all_gather(&message)?.into_iter().map(cut).collect()
     }
 

@@ -138,7 +138,7 @@ impl Record {
                 return Found::Signalled;
             }
             return Found::Failed(
-                "has died without a message: it was killed (by a signal, or by the system for want of memory)",
+                "has died without a message: it was killed (by a signal, or by the system because memory was low)",
             );
         };
         match look.name.as_str() {

@@ -270,8 +270,8 @@ fn connect_by_nccl(ranks: &Ranks, file: Option<&Path>, gpu: usize) -> Result<()>
     })?;
     if let (2.., None) = (size, ranks.local) {
         return Err(Error::Usage(format!(
-            "{} does not tell which GPU is this rank's; set LOCAL_RANK with RANK and WORLD_SIZE, or start with torchrun, \
-             srun or mpirun",
+            "{} does not say which GPU belongs to this rank; set LOCAL_RANK with RANK and WORLD_SIZE, or start with \
+             torchrun, srun or mpirun",
             ranks.launcher.name()
         )));
     }
@@ -280,7 +280,7 @@ fn connect_by_nccl(ranks: &Ranks, file: Option<&Path>, gpu: usize) -> Result<()>
         (None, Some((host, port))) => Place::Tcp { host: host.clone(), port: *port },
         (None, None) => {
             return Err(Error::Usage(format!(
-                "{} does not tell where rank 0 is; set MASTER_ADDR and MASTER_PORT, or pass --nccl-init fs:/PATH with a \
+                "{} does not say where rank 0 is; set MASTER_ADDR and MASTER_PORT, or pass --nccl-init fs:/PATH with a \
                  shared folder",
                 ranks.launcher.name()
             )));
@@ -312,7 +312,10 @@ fn connect_by_nccl(ranks: &Ranks, file: Option<&Path>, gpu: usize) -> Result<()>
                 return Some((rank, why));
             }
             let gone = meeting::ended(&mut links).first().copied()?;
-            Some((gone, "has ended, because its connection has; if it had an error, its own message says which".into()))
+            Some((
+                gone,
+                "has ended, because its connection closed; if it had an error, its own message names it".into(),
+            ))
         }
     })
 }

@@ -218,8 +218,8 @@ pub(super) fn roofline_section(title: &str, memory: f64, product: f64, points: V
     let numbers = table("Points", &["point", "op", "FLOP/byte", "GFLOP/s"], &[0, 2, 3], rows.collect());
     let caption = format!(
         "Ceilings measured with this run: memory {} GB/s, GEMM {} GFLOP/s. Bytes are counted by the op contracts, so \
-         points of operands in a cache can be above the slope. The five points that take the most time have their name, \
-         the others their number.",
+         points of operands in a cache can be above the slope. The five points with the most time are labelled with \
+         their names, the others with their numbers.",
         decimal(1e-9 * memory, 1),
         decimal(1e-9 * product, 0)
     );

@@ -169,8 +169,8 @@ impl GpuRates {
         let Some(gpu) = data_sheet(name) else {
             let known: Vec<&str> = DATA_SHEETS.iter().map(|gpu| gpu.name).collect();
             return Err(Error::Usage(format!(
-                "--card {name}: not a known GPU; known are {}; for another one give --processors, --copy, --product and \
-                 --peak",
+                "--card {name}: not a known GPU; known GPUs are {}; for any other GPU, give --processors, --copy, \
+                 --product and --peak",
                 known.join(", ")
             )));
         };

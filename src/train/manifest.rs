@@ -66,8 +66,7 @@ impl Manifest {
             let of_run = checkpoint.parent().unwrap_or(output_dir).join(FILE);
             let before = previous(&of_run).unwrap_or_else(|why| {
                 complain(&format!(
-                    "warning: {} of the run that is resumed {why}; the new one starts without its start time and \
-                     earlier resumes",
+                    "warning: {} of the resumed run {why}; the new manifest lacks its start time and earlier resumes",
                     of_run.display()
                 ));
                 Value::Null
@@ -292,8 +291,8 @@ fn note_other_numbers(before: &Value, now: &Map<String, Value>) {
     let [before_units, now_units] = [before.get("environment"), now.get("environment")].map(units_of);
     if before_units != now_units && now["config"]["dtype"] == "bf16" {
         complain(&format!(
-            "note: this run had {0} {before_units} so far and goes on with it {now_units}; bf16 updates by other units differ \
-             in rounding from those of one run with either",
+            "note: {0} was {before_units} so far in this run and is {now_units} now; its bf16 updates differ in \
+             rounding from those of a run with only one of them",
             units::VARIABLE
         ));
     }
@@ -302,8 +301,8 @@ fn note_other_numbers(before: &Value, now: &Map<String, Value>) {
             && before != now
         {
             complain(&format!(
-                "note: this run used {flag} {before} so far and goes on with {flag} {now}; its updates differ in rounding from \
-                 those of one run with either"
+                "note: this run used {flag} {before} so far and continues with {flag} {now}; its updates differ in \
+                 rounding from those of a run with only one of them"
             ));
         }
     }

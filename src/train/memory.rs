@@ -180,9 +180,12 @@ impl MemoryPlan {
         let largest: Vec<String> =
             parts.iter().take(3).map(|(name, bytes)| format!("{name} {}", mib(*bytes))).collect();
         let free = self.available.map_or(String::new(), |free| format!(" of {} free", free >> 20));
-        let fit = self.max_groups.map_or(String::new(), |most| format!("; at most {most} groups a micro-batch fit"));
-        let rows =
-            if self.head_rows > 0 { format!("; head of {} rows at once", self.head_rows) } else { String::new() };
+        let fit = self.max_groups.map_or(String::new(), |most| format!("; at most {most} groups per micro-batch fit"));
+        let rows = if self.head_rows > 0 {
+            format!("; head processes at most {} rows at once", self.head_rows)
+        } else {
+            String::new()
+        };
         let ranks = self.by_rank.as_ref().map_or(String::new(), |by_rank| format!("; {}", by_rank.line()));
         format!("{} MiB planned{free} ({}){fit}{rows}{ranks}", mib(self.total()), largest.join(", "))
     }

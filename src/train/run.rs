@@ -377,7 +377,7 @@ impl<B: Backend> Run<'_, '_, B> {
         let Some(free) = self.trainer.backend.memory_free() else { return Ok(()) };
         let taken = free_bytes.saturating_sub(free);
         self.settings.observed.iter().for_each(|observed| observed.taken(taken));
-        self.console.line(&format!("memory taken: {} MiB, planned: {} MiB", taken >> 20, planned_bytes >> 20));
+        self.console.line(&format!("memory used: {} MiB, planned: {} MiB", taken >> 20, planned_bytes >> 20));
         let event = json!({ "event": "memory", "planned_bytes": planned_bytes, "taken_bytes": taken, "time": now() });
         self.metrics.write("event", self.step, object(event))
     }

@@ -99,8 +99,8 @@ pub(super) fn merge(
     if let Some(&other) = others.first() {
         let norm = |rank: usize| f64::from_bits(parts[rank].norm);
         return Err(Error::Runtime(format!(
-            "{} computed another gradient norm ({}) than rank 0 on {} ({}) from the same sums: the memory or the processor \
-             of one of them is at fault; resume from a checkpoint without that host",
+            "{} computed a different gradient norm ({}) from rank 0 on {} ({}), although the sums are the same: the \
+             memory or the processor of one of them is at fault; resume from a checkpoint without that host",
             named_with_hosts(&others),
             norm(other),
             host_of(0),

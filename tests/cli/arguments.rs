@@ -35,7 +35,7 @@ fn unsupported_trl_flags_are_explained() {
         ("--lora_modules_to_save embed_tokens", "a reward head is always saved"),
         ("--load_in_4bit", "quantised"),
         ("--fp16 True", "use --dtype bf16"),
-        ("--auto_find_batch_size yes", "the largest that does"),
+        ("--auto_find_batch_size yes", "the largest batch that fits"),
         ("--max_prompt_length 128", "use --max-length"),
         ("--reference_free", "--ref-model none"),
         ("--logging_dir a", "metrics and event files"),

@@ -33,7 +33,7 @@ fn answers_are_those_of_generate_and_turns_reuse_the_cache() {
         let shown = |text: &str| mapl::terminal::plain(text).into_owned();
         assert_eq!(out, format!("{0}\n{1}\n{0}\n", shown(&first), shown(&second)), "{flags}");
         assert!(err.contains("a new conversation"), "{err}");
-        let counts = err.lines().find(|line| line.contains("prompt tokens were run")).unwrap();
+        let counts = err.lines().find(|line| line.contains("prompt tokens were computed")).unwrap();
         let numbers: Vec<usize> = counts.split(' ').filter_map(|word| word.parse().ok()).collect();
         assert!(numbers[0] > 0 && numbers[1] > 0, "{counts}");
     }

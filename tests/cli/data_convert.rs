@@ -88,7 +88,9 @@ fn groups_survive_and_containers_follow_the_name() {
     let piped = bench.bash("$MAPL data convert --input - --output - < pairs.jsonl 2> log | $MAPL data convert --input - --output end.jsonl").ok();
     assert!(piped.out.contains("24 groups"), "{}", piped.out);
     for name in ["x.csv", "x.parquet", "x.jsonl.zst", "x.arrow"] {
-        bench.run(&format!("data convert --input pairs.jsonl --output {name}")).fails(2, &["plain or in gzip"]);
+        bench
+            .run(&format!("data convert --input pairs.jsonl --output {name}"))
+            .fails(2, &["plain or gzipped (.gz) JSON"]);
     }
     // `data convert --to trl` writes the rows of `data export`.
     bench.run("data convert --to trl --input pairs.jsonl --output a.jsonl").ok();
@@ -166,7 +168,7 @@ fn what_rows_of_trl_have_no_place_for_is_counted_by_reason() {
 #[test]
 fn a_chat_model_says_once_that_plain_text_is_bare() {
     let bench = Bench::new();
-    let note = "plain text, which the model gets bare";
+    let note = "plain text, which is tokenised without the chat template";
     let reward = "reward --model model --train-file pairs.jsonl --max-steps 1 --overwrite-output-dir --output-dir run";
     let scored = "score --model model --input pairs.jsonl --output scores.jsonl";
     let text = bench.run(&format!("{scored} --apply-chat-template")).ok();

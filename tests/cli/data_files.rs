@@ -60,7 +60,7 @@ fn folders_patterns_and_compressed_outputs_are_read_and_written() {
     // Outputs that would replace a shard, formats that are not written, and patterns without a file are
     // errors.
     bench.run("data build --input shards --output shards/train-aa.jsonl").fails(2, &["shards/train-aa.jsonl", "input"]);
-    bench.run("data build --input pairs.jsonl --output d.jsonl.zst").fails(2, &["plain or in gzip"]);
+    bench.run("data build --input pairs.jsonl --output d.jsonl.zst").fails(2, &["plain or gzipped (.gz) JSON"]);
     bench.run("data build --input shards/none-* --output d.jsonl").fails(3, &["shards/none-*", "matches no file"]);
     assert!(before.iter().all(|path| path.exists()));
 }

@@ -146,7 +146,7 @@ fn invalid_comparisons_are_refused() {
     let before = bench.listing();
     for (words, code, parts) in [
         ("--compare all.json some.json", 2, &["different data", "all.json", "some.json", "24 groups", "23 groups"][..]),
-        ("--compare model all.json --input some.jsonl", 2, &["all.json", "other data than --input"]),
+        ("--compare model all.json --input some.jsonl", 2, &["all.json", "different data from --input"]),
         ("--compare all.json broken.json", 3, &["broken.json", "is not a result of `mapl eval --output`"]),
         ("--compare all.json absent.json", 2, &["absent.json", "neither a model folder nor a result file"]),
         ("--compare all.json tok", 2, &["--input"]),

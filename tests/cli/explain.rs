@@ -21,7 +21,8 @@ fn floors_are_those_computed_by_hand() {
         "8.28 us by bytes at 4.30 TB/s, 21.41 us by FLOPs at 790 TFLOP/s: 21.41 us, set by FLOPs",
         "GEMM         8192 x 1152 x 896: ",
         "tensor-core products",
-        "x the floor\n  measured     not here\n  binds        the tile: start and epilogue around a main loop over k = 896",
+        "x the floor\n  measured     not measured on this machine\n",
+        "\n  limit        the tile: start and epilogue around a main loop over k = 896",
     ] {
         assert!(linear.contains(part), "{part:?} is not in {linear}");
     }
@@ -52,7 +53,7 @@ fn the_binding_limit_and_the_profilers_command_are_named() {
     let bench = Bench::new();
     // 16 rows of 896 in bf16 need 27 ns; a launch needs 1.8 us.
     let norm = explained(&bench, "norm_fwd --tokens 16 --ncu");
-    assert!(norm.contains("binds        launches: 1 of at least 1.8 us each take longer than the floor"), "{norm}");
+    assert!(norm.contains("limit        launches: 1 of at least 1.8 us each take longer than the floor"), "{norm}");
     assert!(norm.contains(" us by bytes") && !norm.contains(" 0.00 us"), "{norm}");
     assert!(
         norm.contains("profiler     ncu --set full --metrics gpu__time_duration.sum,")
@@ -62,7 +63,7 @@ fn the_binding_limit_and_the_profilers_command_are_named() {
     );
     // The prediction is 33.3 us, 3.5 times the floor.
     let attention = explained(&bench, "attention_fwd --tokens 8192");
-    assert!(attention.contains("binds        the work list: instructions around the products"), "{attention}");
+    assert!(attention.contains("limit        the work list: instructions around the products"), "{attention}");
     let words = "bench --explain nothing";
     bench.run(words).fails(2, &["--explain \"nothing\" is unknown"]);
     bench.run("bench --explain norm_fwd --gpu abacus").fails(2, &["--gpu abacus: not a known GPU"]);
@@ -96,7 +97,7 @@ fn metrics_of_the_profiler_are_joined_to_the_call_by_kernel_and_grid() {
     }
     let refused = |parts: &[&str]| drop(bench.run(&format!("bench --gpu h200 --explain {words}")).fails(2, parts));
     bench.write("profile.csv", PROFILE.replace("BLOCKS", "7"));
-    refused(&["profiled with 7 blocks, but this call launches", "another call"]);
+    refused(&["profiled with 7 blocks, but this call launches", "a different call"]);
     bench.write("profile.csv", PROFILE.replace("norm_fwd_128_f32", "memset"));
     refused(&["has no launch of this call of norm_fwd; its kernels are memset"]);
     for time in ["nan", "-8.0"] {

@@ -211,7 +211,11 @@ fn without_any_other_token_the_end_token_pads_with_a_notice() {
     let words = "reward --model model --train-file talk.jsonl --max-steps 2 --learning-rate 1e-2 --output-dir";
     let done = bench.run(&format!("{words} out"));
     assert_eq!(done.code, Some(0), "{}", done.err);
-    assert!(done.out.contains("so the end token (2) is the reward model's; --pad-token names another"), "{}", done.out);
+    assert!(
+        done.out.contains("so the reward model uses the EOS token (2); --pad-token sets a different one"),
+        "{}",
+        done.out
+    );
     assert!(done.err.contains("warning: rewards are read at the last token that is not the pad token"), "{}", done.err);
     assert_eq!(bench.json("out/config.json")["pad_token_id"], 2);
     assert_eq!(bench.json("out/tokenizer_config.json")["pad_token"], "<|im_end|>");
@@ -237,7 +241,7 @@ fn a_named_pad_token_must_be_one_and_fit_the_start_model() {
         .fails(2, &["only reward takes it"]);
     bench.run(&format!("{run} out --pad-token <|pad|>")).ok();
     let next = "reward --model out --train-file talk.jsonl --max-steps 1 --output-dir next --pad-token";
-    bench.run(&format!("{next} <|im_end|>")).fails(2, &["keeps the place where its head was trained"]);
+    bench.run(&format!("{next} <|im_end|>")).fails(2, &["stay at the token position at which its head was trained"]);
     bench.run(&format!("{next} <|pad|>")).ok();
 }
 
@@ -252,7 +256,9 @@ fn scoring_needs_no_pad_token() {
     assert!(bare == padded && note.contains("names no pad_token_id, so rewards are read at the last token"), "{note}");
     // Training continues to read at the last token, so the pad token must not be an EOS token.
     let next = "reward --model out --train-file talk.jsonl --max-steps 1 --learning-rate 1e-30 --output-dir next";
-    bench.run(&format!("{next} --pad-token <|im_end|>")).fails(2, &["keeps the place where its head was trained"]);
+    bench
+        .run(&format!("{next} --pad-token <|im_end|>"))
+        .fails(2, &["stay at the token position at which its head was trained"]);
     bench.run(&format!("{next} --pad-token <|pad|>")).ok();
     assert_eq!(bench.json("next/config.json")["pad_token_id"], 3);
     assert_eq!(rewards(&bench, "next").0, padded);

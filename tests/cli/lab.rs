@@ -212,5 +212,5 @@ fn a_missing_wait_shows_in_another_order_of_copies() {
     bench.write("product_7_pipeline.cu", rung.replace(wait, "cp_async_wait<STAGES - 1>()"));
     bench.write("product_7_pipeline.toml", std::fs::read(path.join("product_7_pipeline.toml")).unwrap());
     let words = "bench --device emulator --kernel product_7_pipeline.cu --repeats 1";
-    run(&bench, words).fails(1, &["in another order of threads and copies: y is wrong"]);
+    run(&bench, words).fails(1, &["in a different order of threads and copies: y is wrong"]);
 }

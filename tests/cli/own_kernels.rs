@@ -147,7 +147,7 @@ fn a_kernel_without_a_launcher_runs_by_its_sheet() {
         "[relu_squared_fwd]: y.expect: `pow(max(z, 0), 2)`: z is unknown",
     );
     refused(", expect = \"pow(max(x, 0), 2)\"", "", 3, "y.expect is missing");
-    refused("[relu_squared_bwd]", "[relu_squared_back]", 3, "[relu_squared_back] is not a kernel of the file");
+    refused("[relu_squared_bwd]", "[relu_squared_back]", 3, "[relu_squared_back] does not name a kernel");
     refused("grid =", "gird =", 3, "gird is unknown; keys: grid, shared, flops, op");
     refused("tokens = 33", "tokens = 0", 3, "size tokens = 0");
     refused("tokens = 33", "rows = 33", 3, "tokens is unknown");

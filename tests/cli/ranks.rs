@@ -283,8 +283,10 @@ fn ranks_that_cannot_work_together_are_refused_with_one_message() {
         .run(&train("dpo", "out", "--shard-optimizer on"))
         .fails(2, &["--shard-optimizer has no effect with one rank"]);
     bench.run(&train("dpo", "out", "--shard-weights")).fails(2, &["--shard-weights has no effect with one rank"]);
-    on_ranks(&bench, 2, &train("dpo", "out", "--shard-weights --shard-optimizer off"))
-        .fails(2, &["--shard-weights with --shard-optimizer off: the optimiser state is where the weights are"]);
+    on_ranks(&bench, 2, &train("dpo", "out", "--shard-weights --shard-optimizer off")).fails(
+        2,
+        &["--shard-weights with --shard-optimizer off: the optimiser state is sharded together with the weights"],
+    );
     let no_effect = ["--nccl-init has no effect without a GPU"];
     for place in ["fs:/tmp/id", "env"] {
         let words = train("dpo", "out", &format!("--nccl-init {place}"));

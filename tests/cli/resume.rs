@@ -202,11 +202,11 @@ fn a_finished_run_continues_if_the_schedule_allows_it() {
     assert_eq!((events.len(), &events[0]["step"]), (1, &3.into()));
     let in_bf16 = format!("{warm} --resume-from-checkpoint true --dtype bf16");
     let done = bench.run(&run("straight", 8, &in_bf16)).ok();
-    assert!(done.err.contains("used --dtype f32 so far and goes on with --dtype bf16"), "{}", done.err);
+    assert!(done.err.contains("used --dtype f32 so far and continues with --dtype bf16"), "{}", done.err);
     // A resume into a different folder compares with the run.json next to the checkpoint.
     let elsewhere = format!("{warm} --resume-from-checkpoint straight/checkpoint-8");
     let done = bench.run(&run("elsewhere", 9, &elsewhere)).ok();
-    assert!(done.err.contains("used --dtype bf16 so far and goes on with --dtype f32"), "{}", done.err);
+    assert!(done.err.contains("used --dtype bf16 so far and continues with --dtype f32"), "{}", done.err);
     assert!(!done.err.contains("run.json"), "{}", done.err);
     // In bf16, different units of the CPU give different bits.
     let masked = |run: &str, dtype: &str| {
@@ -215,7 +215,7 @@ fn a_finished_run_continues_if_the_schedule_allows_it() {
         assert!(output.status.success());
         String::from_utf8(output.stderr).unwrap()
     };
-    let note = "had MAPL_CPU_UNITS unset so far and goes on with it f32";
+    let note = "MAPL_CPU_UNITS was unset so far in this run and is f32 now";
     let on = |steps| run("straight", steps, &format!("{warm} --resume-from-checkpoint true"));
     assert!(masked(&on(9), "bf16").contains(note));
     assert_eq!(

@@ -85,7 +85,7 @@ device = "cpu"
     // The sweep prepares one language per seed, and one test set by two commands.
     assert_eq!(out.matches("$ mapl data").count(), 4, "{out}");
     assert!(
-        out.contains("Held-out accuracy: mean over seeds") && out.contains("Difference to base, seed by seed"),
+        out.contains("Held-out accuracy: mean over seeds") && out.contains("Difference from base, seed by seed"),
         "{out}"
     );
     let rows = bench.json("grid/sweep.json");
@@ -116,7 +116,7 @@ device = "cpu"
     );
     let page = text_of(&String::from_utf8(bench.bytes("grid/report.html")).unwrap());
     // A chart over seeds would say nothing.
-    assert!(page.contains("Difference to base") && !page.contains("Over seed"), "{page}");
+    assert!(page.contains("Difference from base") && !page.contains("Over seed"), "{page}");
     // Finished points and commands are not repeated; a changed evaluation repeats its points.
     let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
     assert_eq!((again.matches("finished earlier").count(), again.matches("$ mapl").count()), (4, 0), "{again}");

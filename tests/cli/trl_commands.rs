@@ -308,7 +308,13 @@ fn a_dry_run_reads_everything_and_writes_nothing() {
         let run =
             format!("{method} --model model --train-file groups.jsonl --eval-file pairs.jsonl --max-steps 3 --dry-run");
         let out = bench.run(&run).ok().out;
-        for part in ["3 updates in total", "memory", "sharing", "examples, trained tokens marked", "dry run: no step"] {
+        for part in [
+            "3 updates in total",
+            "memory",
+            "sharing",
+            "examples, with the tokens of the loss marked",
+            "dry run: no step",
+        ] {
             assert!(out.contains(part), "{method} {part}: {out}");
         }
         assert!(!out.contains("step 1/"), "{out}");

@@ -38,7 +38,7 @@ fn ids_that_a_file_lacks_are_those_of_the_class() {
 #[test]
 fn an_old_name_of_the_scaling_is_refused_where_transformers_ignores_it() {
     let scaling = |key: &str| json!({"rope_parameters": "<absent>", "rope_scaling": {key: "linear", "factor": 2.0}});
-    refused("olmo3", scaling("type"), &["rope_scaling", "\"rope_type\"", "scales nothing"]);
+    refused("olmo3", scaling("type"), &["rope_scaling", "\"rope_type\"", "nothing is scaled"]);
     let read = accepted("olmo3", scaling("rope_type"));
     assert_eq!(read.rope.scaling, RopeScaling::Linear { factor: 2.0 });
     assert_eq!(accepted("olmo2", scaling("type")).rope.scaling, RopeScaling::Linear { factor: 2.0 });

@@ -439,7 +439,7 @@ fn a_part_of_each_head_rotates_in_families_that_say_so() {
         let five = json!({"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0});
         let config = accepted(family, json!({key: "<absent>", "rope_parameters": five}));
         assert_eq!((config.rotated, config.rope.theta), (8, 500.0));
-        refused(family, json!({"rope_parameters": five}), &[key, "is 0.5", "another place", "1; they must agree"]);
+        refused(family, json!({"rope_parameters": five}), &[key, "is 0.5", "a different place", "1; they must agree"]);
         refused(family, json!({key: 0.4}), &[key, "0.4", "3 of the 8 elements", "even"]);
         refused(family, json!({key: 1.5}), &[key, "12 of the 8"]);
         let saved = accepted(family, json!({})).to_json(StoredDtype::F32);

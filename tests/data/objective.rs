@@ -383,8 +383,8 @@ fn losses_without_a_meaning_are_refused_by_name() {
     };
     refused(of(&[ExoPair]), &["exo_pair", "--label-smoothing above 0"]);
     refused(of(&[Sigmoid, Hinge, Sigmoid]), &["sigmoid is given twice"]);
-    refused(of(&[Simpo, Sigmoid]), &["simpo", "give it alone"]);
-    refused(of(&[Sigmoid, Orpo]), &["orpo", "give it alone"]);
+    refused(of(&[Simpo, Sigmoid]), &["simpo", "give only this one"]);
+    refused(of(&[Sigmoid, Orpo]), &["orpo", "give only this one"]);
     for one in [Kto, ApoZeroUnpaired] {
         refused(of(&[one]), &["rows with one response and a label", &format!("`mapl kto --loss-type {}`", one.name())]);
     }

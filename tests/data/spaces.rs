@@ -130,15 +130,15 @@ fn data_show_prints_spaces_as_they_are_and_says_where_the_text_differs() {
         let text = shown(&tokenizer, ["Name a bird.", " A wren.", "in."]);
         // The decoder drops the space at the start of a text, not the one at the start of a response.
         assert!(text.contains("Name a bird.[[ A wren.</s>]]") && text.contains("Name a bird.[[in.</s>]]"), "{text}");
-        assert!(!text.contains("decode to another text"), "{text}");
+        assert!(!text.contains("decode to a different text"), "{text}");
         let text = shown(&tokenizer, ["Name a bird.", " A wren!", " A bus."]);
-        let line = "  the ids decode to another text than the row's, from character 20 on: \"Name a bird. A wren<unk>\" \
-                    instead of \"Name a bird. A wren!\"\n";
-        assert_eq!(text.matches("decode to another text").count(), 1, "{text}");
+        let line = "  the ids decode to a different text from the row's, starting at character 20: \"Name a bird. A \
+                    wren<unk>\" instead of \"Name a bird. A wren!\"\n";
+        assert_eq!(text.matches("decode to a different text").count(), 1, "{text}");
         assert!(text.contains(line), "{text}");
     }
-    assert!(!shown(&TOKENIZER, ["Name the bir", "ds sing", " wren<|im_end|>"]).contains("another text"));
+    assert!(!shown(&TOKENIZER, ["Name the bir", "ds sing", " wren<|im_end|>"]).contains("a different text"));
     let (_folder, lower) = changed(&[("tokenizer.json", "normalizer", json!({"type": "Lowercase"}))]);
     let text = shown(&lower.unwrap(), ["the birds", " Wren", " owls"]);
-    assert!(text.contains("from character 11 on: \"the birds wren\" instead of \"the birds Wren\""), "{text}");
+    assert!(text.contains("starting at character 11: \"the birds wren\" instead of \"the birds Wren\""), "{text}");
 }

@@ -116,8 +116,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="names of the faults to test, all by default")
     parser.add_argument("--target", type=Path, default=ROOT / "target/mutations", help="build folder")
-    parser.add_argument("--program", type=Path, help="test program `ops` of this checkout, if it is built already")
-    parser.add_argument("--jobs", type=int, default=1, help="faults of kernels at once")
+    program_help = "path of this checkout's test program `ops`, if it is already built"
+    parser.add_argument("--program", type=Path, help=program_help)
+    parser.add_argument("--jobs", type=int, default=1, help="number of kernel faults that run in parallel")
     settings = parser.parse_args()
     # The tests run in another folder.
     settings.target = settings.target.resolve()

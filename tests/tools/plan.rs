@@ -215,7 +215,7 @@ fn an_8b_model_fits_4_gpus_with_sharded_weights() {
     near("windows", part("--shard-weights", "gathered weights"), 2.0 * (2.0 * layer + head));
     near("gradients in windows", part("--shard-weights", "gradients of units"), 4.0 * (2.0 * layer + head));
     let text = plan.text();
-    assert!(text.contains(&format!("80.0 GB a GPU: the first choice that fits is {fits}")), "{text}");
+    assert!(text.contains(&format!("80.0 GB per GPU: the first choice that fits is {fits}")), "{text}");
     assert!(choice("--shard-optimizer --gradient-checkpointing").total > 80_000_000_000);
     // Adapters of rank 16 have 16 x 81,920 parameters per layer. The base is the reference, and only its
     // weights are large.

@@ -184,8 +184,8 @@ pub(super) fn check(op: &'static str, curves: &[WeightedCurve], link: Link, has_
             op,
             "link",
             whole || !part.curve.is_of_batch(),
-            "log-ratios, because of a curve of the batch",
-            "another",
+            "log-ratios without per-token scaling, because a curve depends on the whole batch",
+            "a different link",
         )?;
         expect(op, "inverse_rows", has_rows || !part.per_token, "given, because a curve is per token", "none")?;
     }

@@ -333,7 +333,10 @@ fn tried(gemm: impl FnOnce(&mut Tile<'_>, Mat<'_, bf16>, Mat<'_, bf16>)) -> Resu
     if got.iter().zip(&expected).all(|(x, y)| near(x, y)) {
         return Ok(());
     }
-    Err(Lack::Refused("a GEMM on it differs from the one of its software model; please report the processor".into()))
+    Err(Lack::Refused(
+        "a GEMM on its tiles differs from the same GEMM on the software model; please report the processor model"
+            .into(),
+    ))
 }
 
 /// Results whose bits depend on the unit's order of summation: on this processor's tiles, or on the model.

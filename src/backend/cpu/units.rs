@@ -102,9 +102,7 @@ impl Units {
             Units::Amx | Units::Dot16 => None,
             Units::AmxModel => Some(format!("{VARIABLE} selects {self}")),
             Units::F32 if has_dot16() => Some(format!("{VARIABLE} masks avx512_bf16")),
-            Units::F32 => {
-                Some("the processor lacks avx512_bf16 and amx_bf16, the units of this program for bf16".into())
-            }
+            Units::F32 => Some("the processor lacks avx512_bf16 and amx_bf16, which mapl uses for bf16".into()),
         }
     }
 
@@ -130,7 +128,7 @@ impl Units {
         let dot16 = match self {
             Units::Dot16 => "bf16 products".into(),
             _ if !has_dot16() => absent(),
-            Units::Amx => format!("not used: {self} takes the bf16 products"),
+            Units::Amx => format!("not used: bf16 products run on {self}"),
             Units::F32 | Units::AmxModel => masked(),
         };
         let tiles = match (self, amx::known_lack()) {

@@ -19,6 +19,6 @@ include!(concat!(env!("OUT_DIR"), "/launchers.rs"));
 /// axis.
 fn no_instance(family: &str, axes: &[(&str, String, String)]) -> Error {
     let axes: Vec<String> =
-        axes.iter().map(|(axis, value, known)| format!("{axis} {value} (there are {known})")).collect();
+        axes.iter().map(|(axis, value, known)| format!("{axis} {value} (available: {known})")).collect();
     Error::Runtime(format!("no kernel {family} for {}", axes.join(", ")))
 }

@@ -153,7 +153,7 @@ impl Place {
     fn of<D: Device, T>(array: &Array<D, T>, number: Number, parts: &[Range<usize>]) -> Result<Self> {
         match parts.iter().find(|part| part.start > part.end || part.end > array.len()) {
             Some(part) => Err(Error::Runtime(format!(
-                "a collective over elements {}..{} of a buffer of {}",
+                "a collective over elements {}..{} does not fit a buffer of {} elements",
                 part.start,
                 part.end,
                 array.len()

@@ -75,7 +75,7 @@ impl TileFile {
             return Err(format!("was fitted on {}, not on {card}", file.card));
         }
         if (file.version.as_str(), &file.kernels) != (env!("CARGO_PKG_VERSION"), &shipped_hash()) {
-            return Err(format!("was fitted with other kernels ({} {})", file.version, file.kernels));
+            return Err(format!("was fitted with different kernels ({} {})", file.version, file.kernels));
         }
         if !all.iter().all(|x| x.is_finite() && (0.0..1e9).contains(x)) || stage.contains(&0.0) {
             return Err("has a constant that is not a number of nanoseconds".into());
@@ -128,12 +128,13 @@ pub(super) fn of_device<D: Device>(card: &str) -> Option<&'static TileTimes> {
     *known.get_or_insert_default().entry(card.to_owned()).or_insert_with(|| match source(card) {
         Source::BuiltIn => None,
         Source::File(path, file) => {
-            complain(&format!("note: tiles by {} ({VARIABLE}=0 selects the built-in choice)", path.display()));
+            complain(&format!("note: tile constants from {} ({VARIABLE}=0 selects the built-in ones)", path.display()));
             Some(&Box::leak(file).nanoseconds)
         }
         Source::Ignored(path, why) => {
             complain(&format!(
-                "note: {} {why}; it is ignored, and tiles are the built-in choice; `mapl bench --tune` writes a new one",
+                "note: {} {why}; it is ignored, and the built-in tile constants are used; `mapl bench --tune` writes a \
+                 new file",
                 path.display()
             ));
             None
@@ -160,8 +161,11 @@ mod tests {
         };
         let text = fs::read_to_string(&path).unwrap();
         ignored(text.replace("NVIDIA H200", "NVIDIA H100"), "was fitted on NVIDIA H100, not on NVIDIA H200");
-        ignored(text.replace(&shipped_hash(), "0123456789ab"), "with other kernels");
-        ignored(text.replace(&format!("\"{}\"", env!("CARGO_PKG_VERSION")), "\"0.0.1\""), "with other kernels (0.0.1");
+        ignored(text.replace(&shipped_hash(), "0123456789ab"), "with different kernels");
+        ignored(
+            text.replace(&format!("\"{}\"", env!("CARGO_PKG_VERSION")), "\"0.0.1\""),
+            "with different kernels (0.0.1",
+        );
         ignored(text.replace("\"launch\"", "\"start\""), "is not a file of --tune: unknown field `start`");
         ignored(text.replace("1500.0", "-1.0"), "not a number of nanoseconds");
         ignored(text.replace("\"schema\": 1", "\"schema\": 2"), "has schema 2");

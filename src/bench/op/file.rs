@@ -89,7 +89,8 @@ impl KernelFile {
                     None => first = Some((share, results)),
                     Some((_, bits)) if *bits == results => {}
                     Some(_) => {
-                        let why = format!("other bits with threads in the order {schedule:?} than {:?}", SCHEDULES[0]);
+                        let usual = SCHEDULES[0];
+                        let why = format!("different bits with threads in the order {schedule:?} and {usual:?}");
                         return Err(at_kernel(&call, Error::Runtime(why)));
                     }
                 }

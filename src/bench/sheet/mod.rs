@@ -137,7 +137,7 @@ impl Sheet {
         match self.tables.iter().find(|(name, _)| !known.contains(&name.as_str())) {
             None => Ok(()),
             Some((name, _)) => Err(self.wrong(format!(
-                "[{name}] is not a kernel of the file without a launcher; these are {}",
+                "[{name}] does not name a kernel without a launcher in this file; these are {}",
                 known.join(", ")
             ))),
         }
@@ -149,8 +149,8 @@ impl Sheet {
         let name = &declaration.name;
         let table = self.table(name).ok_or_else(|| {
             self.wrong(format!(
-                "has no table [{name}], and no launcher has the kernel {name}; add the table, or take the name of a shipped \
-                 kernel"
+                "has no table [{name}], and no launcher has the kernel {name}; add the table, or use the name of a \
+                 shipped kernel"
             ))
         })?;
         if self.tables.iter().any(|(_, table)| table.get("next").map(text_of).as_deref() == Some(name)) {
@@ -175,9 +175,7 @@ impl Sheet {
             (Some(declaration), Some(table)) if declaration.axes.is_empty() && !table.contains_key("next") => {
                 Ok(Some((declaration, table)))
             }
-            _ => Err(format!(
-                "next = {name:?}: a KERNEL of the file with a table of its own is needed, which names no `next` itself"
-            )),
+            _ => Err(format!("next = {name:?}: must name a KERNEL of the file that has a table without `next`")),
         }
     }
 
@@ -238,7 +236,7 @@ impl Sheet {
             };
             match pointers.iter_mut().find(|(name, ..)| *name == parameter.name) {
                 Some(known) if known.1 != of => {
-                    return Err(in_table(format!("{} has another type in the next kernel", parameter.name)));
+                    return Err(in_table(format!("{} has a different type in the next kernel", parameter.name)));
                 }
                 Some(known) => known.2 |= written,
                 None => pointers.push((parameter.name.clone(), of, written)),

@@ -246,7 +246,7 @@ impl SheetCall {
             let shares = others.iter().map(|other| self.verified(other).map(|(share, _)| share));
             let shares = shares.collect::<Result<Vec<_>>>();
             let shares =
-                shares.map_err(|why| Error::Runtime(format!("in another order of threads and copies: {why}")))?;
+                shares.map_err(|why| Error::Runtime(format!("in a different order of threads and copies: {why}")))?;
             Ok(shares.into_iter().fold(share, f64::max))
         });
         let mut row = self.empty_row::<D>(device, run, variant);

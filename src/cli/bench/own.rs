@@ -163,7 +163,7 @@ pub(super) fn check_launched(record: &RunRecord) -> Result<()> {
     match &record.own {
         Some(contender) if record.rows.is_empty() => Err(Error::Usage(format!(
             "no selected call launches a kernel of {} ({}); choose other --op, --model, --tokens and --dtype; the emulator \
-             launches kernels for Hopper with MAPL_SM90=1 only",
+             launches the Hopper kernels only with MAPL_SM90=1",
             contender.name,
             contender.kernels.files().iter().flat_map(|file| file.kernels()).collect::<Vec<_>>().join(", ")
         ))),

@@ -11,9 +11,10 @@ const COLUMNS: [&str; 8] = ["", "total", "base", "intra", "changed", "up", "down
 /// Meaning of the columns.
 const LEGEND: &str = "\
 base: the chosen response against the rejected one, as in the rows
-intra: one response under two prompts that it follows unlike; changed: its instructions that differ
+intra: one response under two prompts that it follows to different degrees
+changed: instructions of these prompts whose arguments differ
 up, down: the pair under an added instruction, which must widen (up) or narrow (down) its gap
-infeasible: draws without arguments that the responses meet as needed
+infeasible: draws that found no arguments with the required outcome for the responses
 ";
 
 /// A line: label and up to seven cells.

@@ -221,10 +221,10 @@ fn earlier_turns(row: &mut Row<'_>) -> Result<Vec<Message>, String> {
 pub(in super::super) fn user_turns(text: &str) -> Result<Vec<Message>, String> {
     match dialogue(text) {
         Some(turns) => Ok(turns),
-        None if is_dialogue(text) => {
-            Err("the dialogue does not end with a Human turn, or an empty Assistant turn, so it asks for nothing"
-                .into())
-        }
+        None if is_dialogue(text) => Err(
+            "the dialogue does not end with a Human turn, or an empty Assistant turn, so there is nothing to answer"
+                .into(),
+        ),
         None => Ok(vec![Message::new("user", text)]),
     }
 }

@@ -173,9 +173,9 @@ pub(super) fn check_columns(
     let Some(first) = lost.first() else { return Ok(()) };
     let listed = lost.iter().map(|name| format!("\"{}\"", shorten(name))).collect::<Vec<_>>().join(", ");
     Err(format!(
-        "text that may belong to the conversation is not used (in {listed}), so the model would be asked for what it \
-         cannot know; name the column with --column-map (such as prompt={first}), add its text to \"prompt\", or leave \
-         it out with --drop-columns {}",
+        "text that may belong to the conversation is not used (in {listed}), so the prompt may lack information that \
+         the response needs; name the column with --column-map (such as prompt={first}), add its text to \"prompt\", \
+         or leave it out with --drop-columns {}",
         lost.join(",")
     ))
 }

@@ -148,8 +148,9 @@ fn prompt_row(row: &mut Row<'_>, several: &mut Option<usize>, line: usize) -> Re
     match prompt {
         Prompt::Text(text) if text.is_empty() => Err("the prompt is empty; give it some text".into()),
         Prompt::Messages(turns) if turns.last().is_some_and(|turn| turn.role == "assistant") => {
-            Err("the conversation ends with an assistant turn, so it asks for nothing; end it with the turn to answer"
-                .into())
+            let why = "the conversation ends with an assistant turn, so there is nothing to answer; end it with the \
+                       turn to answer";
+            Err(why.into())
         }
         _ => Ok(group),
     }

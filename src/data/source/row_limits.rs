@@ -38,8 +38,8 @@ pub(super) fn check_turns(turns: &[Message], what: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "{what} has {answers} assistant turns in {bytes} bytes, and each turn is trained with everything before it; at \
-         most {MAX_TURNS_TIMES_BYTES} as turns times bytes are possible. Split the conversation"
+        "{what} has {answers} assistant turns in {bytes} bytes, and each turn becomes an example with everything \
+         before it; turns times bytes must be at most {MAX_TURNS_TIMES_BYTES}. Split the conversation"
     ))
 }
 

@@ -138,7 +138,7 @@ fn strftime(seconds: u64, format: &str) -> Result<String, String> {
             Some('T') => format!("{hour:02}:{minute:02}:{second:02}"),
             Some('%') => "%".to_owned(),
             Some(other) => return Err(format!("strftime_now: the code %{other} is not supported")),
-            None => return Err("strftime_now: the format ends in a lone %".into()),
+            None => return Err("strftime_now: the format ends with a single %".into()),
         };
         out.push_str(&text);
     }

@@ -72,7 +72,8 @@ fn affix(text: &str, starts: bool, args: &[Value]) -> Result<Value, Error> {
     let (what, start, end) = from_args::<(&Value, Option<i64>, Option<i64>)>(args)?;
     let Some((part, _)) = slice(text, start, end) else { return Ok(false.into()) };
     let one = |value: &Value| {
-        let affix = value.as_str().ok_or_else(|| refuse("startswith and endswith take a string or several"))?;
+        let affix =
+            value.as_str().ok_or_else(|| refuse("startswith and endswith need a string or a list of strings"))?;
         Ok::<_, Error>(if starts { part.starts_with(affix) } else { part.ends_with(affix) })
     };
     if what.kind() != ValueKind::Seq {

@@ -71,7 +71,7 @@ fn int(value: &Value, default: Option<i64>, base: Option<u32>) -> Result<i64, Er
 fn round(value: &Value, precision: Option<i32>, method: Option<String>) -> Result<Value, Error> {
     let refuse = |why: &str| Error::new(ErrorKind::InvalidOperation, why.to_owned());
     let places = precision.unwrap_or(0).clamp(-400, 400);
-    let number = f64::try_from(value.clone()).map_err(|_| refuse("round takes a number"))?;
+    let number = f64::try_from(value.clone()).map_err(|_| refuse("round needs a number"))?;
     let whole = value.is_integer();
     let scale = 10f64.powi(places);
     Ok(match method.as_deref().unwrap_or("common") {

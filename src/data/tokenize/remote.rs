@@ -38,7 +38,7 @@ pub(super) fn encode_row(
     let (facts, frame) = outcome?;
     let part = |at: usize| ids(frame.part(1 + at));
     if frame.parts.len() != 1 + facts.prompts + facts.sequences.len() || facts.prompts != row.group.prompts.len() {
-        return Err(Error::Runtime("the worker process gave an incomplete answer about a row".into()));
+        return Err(Error::Runtime("the worker process sent an incomplete response for a row".into()));
     }
     let sequence = |(i, &(prompt, response)): (usize, &(usize, usize))| Sequence {
         prompt,

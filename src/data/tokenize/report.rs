@@ -222,8 +222,8 @@ impl TokenizeReport {
     pub fn bare_text(&self) -> Option<String> {
         (self.has_template && self.plain_sequences > 0).then(|| {
             format!(
-                "{} of {} sequences are plain text, which the model gets bare although its folder has a chat template; \
-                 for turns of a conversation, pass --apply-chat-template",
+                "{} of {} sequences are plain text, which is tokenised without the chat template of the model folder; \
+                 to format it as conversations, pass --apply-chat-template",
                 self.plain_sequences, self.sequences
             )
         })
@@ -287,7 +287,7 @@ impl fmt::Display for TokenizeReport {
             let (prompts, responses) = (self.truncated_prompts, self.truncated_responses);
             writeln!(
                 f,
-                "cut           {} on the left, {} on the right (no end token)",
+                "cut           {} on the left, {} on the right (no EOS token)",
                 counted(prompts, "prompt"),
                 counted(responses, "response")
             )?;
@@ -296,7 +296,7 @@ impl fmt::Display for TokenizeReport {
         writeln!(f, "tokens        per sequence, before the limit: p50 {p50}, p90 {p90}, p99 {p99}, longest {max}")?;
         writeln!(
             f,
-            "trained       {} in {}; {:.1} % end with an end token",
+            "in the loss   {} in {}; {:.1} % end with an EOS token",
             counted(self.response_tokens, "response token"),
             counted(self.kept_sequences, "sequence"),
             percent(self.ended, self.kept_sequences)

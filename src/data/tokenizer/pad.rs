@@ -48,8 +48,8 @@ pub fn last_tokens<'a>(groups: impl IntoIterator<Item = &'a TokenizedGroup>) -> 
 pub fn read_place(pad: u32, tokenizer: &Tokenizer) -> String {
     let token = tokenizer.token(pad).unwrap_or_default();
     format!(
-        "rewards are read at the last token that is not the pad token \"{token}\" ({pad}), as in transformers; the pad \
-         token ends texts of these rows"
+        "rewards are read at the last token that is not the pad token \"{token}\" ({pad}), as in transformers; some \
+         texts of these rows end with the pad token"
     )
 }
 

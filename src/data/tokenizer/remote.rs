@@ -141,5 +141,5 @@ fn at_fault(failure: &Failure, file: &Path) -> Error {
 /// Returns the text in part 1 of a response.
 fn text(frame: &Frame) -> Result<String> {
     String::from_utf8(frame.part(1).to_vec())
-        .map_err(|_| Error::Runtime("the worker process gave a text that is not UTF-8".into()))
+        .map_err(|_| Error::Runtime("the worker process sent text that is not UTF-8".into()))
 }

@@ -80,7 +80,7 @@ impl Process {
                 Err(self.end(seconds, Some(format!("did not end within {wall} seconds"))))
             }
             Err(e) if e.kind() == io::ErrorKind::InvalidData => {
-                Err(self.end(seconds, Some("gave an answer that is damaged".into())))
+                Err(self.end(seconds, Some("sent a damaged response".into())))
             }
             Ok(None) | Err(_) => Err(self.end(seconds, None)),
         }

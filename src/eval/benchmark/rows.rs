@@ -150,7 +150,9 @@ fn conversation(row: &Row, key: &str) -> Result<Prompt, String> {
     let message = |value: &Value| Some(Message::new(value.get("role")?.as_str()?, value.get("content")?.as_str()?));
     let turns: Vec<Message> = list.iter().map(message).collect::<Option<_>>().ok_or_else(wrong)?;
     match turns.last() {
-        Some(turn) if turn.role == "assistant" => Err(format!("\"{key}\" ends with an answer, and asks for nothing")),
+        Some(turn) if turn.role == "assistant" => {
+            Err(format!("\"{key}\" ends with an assistant message, so there is nothing to answer"))
+        }
         _ => Ok(Prompt::Messages(turns)),
     }
 }

@@ -326,8 +326,8 @@ fn refuse_settings(keys: Keys) -> Result<()> {
         Some(Value::String(name)) if ["gaussian", "eva", "orthogonal"].contains(&name.as_str()) => {}
         Some(other) => {
             let allowed = format!(
-                "adapters with this start need base weights that the start changed; save it as plain LoRA \
-                 (save_pretrained with path_initial_model_for_weight_conversion), or {MERGE_ELSEWHERE}"
+                "this initialisation changes the base weights, so the adapter does not fit the original base; save it \
+                 as plain LoRA (save_pretrained with path_initial_model_for_weight_conversion), or {MERGE_ELSEWHERE}"
             );
             return Err(keys.refuse("init_lora_weights", other, &allowed));
         }
@@ -335,7 +335,7 @@ fn refuse_settings(keys: Keys) -> Result<()> {
     let refused = REFUSED.map(|(key, _)| key);
     let known = |key: &str| READ.contains(&key) || WITHOUT_EFFECT.contains(&key) || refused.contains(&key);
     if let Some((key, value)) = keys.map.iter().find(|(key, value)| !known(key) && is_set(value)) {
-        let allowed = format!("this key is not known here, so its effect is not either; {MERGE_ELSEWHERE}");
+        let allowed = format!("this key is unknown, and so is its effect; {MERGE_ELSEWHERE}");
         return Err(keys.refuse(key, value, &allowed));
     }
     Ok(())

@@ -192,7 +192,7 @@ fn check_tied_tables(path: &Path, weights: &WeightFiles, whole: &BTreeSet<String
         return Ok(());
     }
     let why = format!(
-        "holds another head than the embedding table, which the base ties it to; {MERGE_ELSEWHERE}, with \
+        "holds a head that differs from the embedding table, to which the base ties it; {MERGE_ELSEWHERE}, with \
          \"tie_word_embeddings\" false"
     );
     Err(Error::model(path, why))
@@ -211,7 +211,7 @@ fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 fn own_name(name: &str) -> Result<String, String> {
     let refuse = |what: &str| Err(format!("holds the tensor {name:?}, {what}; {MERGE_ELSEWHERE}"));
     if name.contains("lora_magnitude_vector") {
-        return refuse("which DoRA scales the merged weights with; it is not supported");
+        return refuse("by which DoRA scales the merged weights; it is not supported");
     }
     if name.ends_with("lora_B.bias") || name.ends_with("lora_B.default.bias") {
         return refuse("a bias of the low-rank product; \"lora_bias\" is not supported");

@@ -115,7 +115,7 @@ fn other_versions_sizes_and_a_rank_that_comes_twice_are_refused_on_both_sides() 
         bytes
     };
     for (bytes, verdict, part) in [
-        (changed(8, VERSION + 1), Verdict::OtherVersion, "another version"),
+        (changed(8, VERSION + 1), Verdict::OtherVersion, "a different version"),
         (changed(12, 4), Verdict::OtherSize, "number of ranks"),
         (changed(16, 3), Verdict::OtherSize, "number of ranks"),
         (changed(16, 0), Verdict::Twice, "another process has that rank"),
@@ -199,7 +199,7 @@ fn a_file_carries_the_id_once() {
     let mut bytes = fs::read(&path).unwrap();
     bytes[8] += 1;
     fs::write(&path, &bytes).unwrap();
-    refused(1, 2, "another version");
+    refused(1, 2, "a different version");
     fs::write(&path, "text").unwrap();
     refused(1, 2, "not a file that rank 0 wrote");
 }

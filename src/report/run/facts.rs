@@ -125,7 +125,7 @@ pub(super) fn data(runs: &[RunLog]) -> Section {
             all.map(|all| all.join(", "))
         });
         rows.add("response tokens", |r| some(r, "response_tokens"));
-        rows.add("responses with an end token", |r| some(r, "ended"));
+        rows.add("responses with an EOS token", |r| some(r, "ended"));
         rows.add("tokens per pass over the data, with prefix sharing", |r| {
             let (unshared, shared) = (number(r, "tokens_alone")?, number(r, "tokens_shared")?);
             let saved = 100.0 * (unshared.saturating_sub(shared)) as f64 / unshared.max(1) as f64;

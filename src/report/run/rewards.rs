@@ -148,7 +148,7 @@ fn scatter(title: String, scores: &EvalScores) -> Figure {
     Figure {
         svg: chart.to_svg(),
         caption: format!(
-            "Correlation of length and reward: {}. Far from 0, length explains part of the reward.{shown}",
+            "Correlation of length and reward: {}. If it is far from 0, length explains part of the reward.{shown}",
             signed(r)
         ),
         table: Table {

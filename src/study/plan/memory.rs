@@ -105,7 +105,7 @@ impl RankMemory {
     /// The plan as a table.
     pub fn text(&self) -> String {
         let gb = |bytes: u64| bytes as f64 / 1e9;
-        let mut out = format!("memory of each of {} GPUs in GB, by what a rank keeps slices of\n", self.ranks);
+        let mut out = format!("memory per GPU on {} GPUs in GB, by what is sharded\n", self.ranks);
         let _ = writeln!(
             out,
             "{:<26} {:>10} {:>10} {:>10}   {:>10} {:>10} {:>10}\n{:<26} {:>10} {:>10} {:>10}   with --gradient-checkpointing",
@@ -128,7 +128,7 @@ impl RankMemory {
                 Some(flags) => format!("the first choice that fits is {flags}"),
                 None => "no choice fits; plan fewer --pairs, or more --ranks".to_owned(),
             };
-            let _ = write!(out, "\n{:.1} GB a GPU: {said}", gb(memory));
+            let _ = write!(out, "\n{:.1} GB per GPU: {said}", gb(memory));
         }
         out
     }

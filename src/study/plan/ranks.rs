@@ -401,10 +401,9 @@ impl RanksPlan {
         }
         let _ = write!(
             out,
-            "\nWeak scaling, predicted: pairs per second over those of one GPU times the number of GPUs; above 100 % because a shard's \
-             update is shorter. A ring takes {:.1} us a \
-             call, {:.1} us a step within a host and {:.0} us between hosts, figures of NCCL's tuning model. Nothing of this \
-             table was measured.",
+            "\nWeak scaling, predicted: pairs per second over those of one GPU times the number of GPUs; above 100 % \
+             because a shard's update is shorter. A ring needs {:.1} us per call, {:.1} us per step within a host and \
+             {:.0} us per step between hosts (NCCL's tuning model). Nothing in this table was measured.",
             1e6 * CALL_SECONDS,
             1e6 * LINK_STEP_SECONDS,
             1e6 * NETWORK_STEP_SECONDS

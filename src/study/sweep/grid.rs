@@ -201,7 +201,7 @@ impl SweepFile {
         for (at, variant) in self.variants.iter().enumerate() {
             let name = &variant.name;
             if name.is_empty() || self.variants[..at].iter().any(|other| other.name == *name) {
-                return Err(format!("variant {name:?}: every variant needs a name of its own"));
+                return Err(format!("variant {name:?}: every variant needs a unique name"));
             }
             if let Some(flag) = variant.flags.keys().find(|flag| self.vary.contains_key(*flag)) {
                 return Err(format!("{flag} is both in [vary] and in variant {name:?}; remove it from one of them"));
@@ -433,7 +433,7 @@ mod tests {
             ("method = \"dpo\"\n[flags\n[vary]\na = [1]", "sweep.toml:2"),
             ("method = \"dpo\"\n[flags]\n[varies]\na = [1]", "a sweep needs method, [flags], and [vary]"),
             ("method = \"dpo\"\n[flags]\n[vary]\nvariant = [1]", "use [[variants]]"),
-            ("method = \"dpo\"\n[flags]\n[[variants]]\nname = \"a\"\n[[variants]]\nname = \"a\"", "a name of its own"),
+            ("method = \"dpo\"\n[flags]\n[[variants]]\nname = \"a\"\n[[variants]]\nname = \"a\"", "a unique name"),
             (
                 "method = \"dpo\"\n[flags]\n[vary]\na = [1]\n[[variants]]\nname = \"x\"\nflags = { a = 1 }",
                 "in [vary] and in",

@@ -138,7 +138,7 @@ impl Summary {
                 numeric: numbers(1),
             },
             Table {
-                caption: format!("Difference to {first}, seed by seed"),
+                caption: format!("Difference from {first}, seed by seed"),
                 header: header(&[]),
                 rows: differing.map(|setting| row(setting, &setting.difference, true)).collect(),
                 numeric: numbers(0),

@@ -88,7 +88,8 @@ impl CacheFile {
             return Err(format!("has format {}; this version of mapl reads format {FORMAT}", u32_at(8)));
         }
         if header[16..48] != self.fingerprint || u32_at(12) as usize != self.value_bytes {
-            return Err("is stale: it belongs to other weights, or to another score, device or version of mapl".into());
+            let why = "is stale: it belongs to different weights, or to a different score, device or version of mapl";
+            return Err(why.into());
         }
         let count = u64::from_le_bytes(std::array::from_fn(|i| header[48 + i]));
         let entry = KEY_BYTES + self.value_bytes;

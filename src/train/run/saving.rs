@@ -81,7 +81,7 @@ impl<B: Backend> Run<'_, '_, B> {
         (self.saved, self.best) = (None, None);
         if self.metrics.are_lost() {
             self.metrics = Logs::open(&self.settings.output_dir, self.settings.report_to, None)?;
-            let event = json!({ "event": "output folder made again", "time": now() });
+            let event = json!({ "event": "output folder recreated", "time": now() });
             self.metrics.write("event", self.step, object(event))?;
         }
         Ok(())
@@ -161,7 +161,7 @@ impl<B: Backend> Run<'_, '_, B> {
             good: good.map(|(step, _)| step),
         };
         for e in checkpoint::prune(&self.settings.output_dir, self.step, retention) {
-            self.console.warn(&format!("an old checkpoint is left over, and the next save tries again: {e}"));
+            self.console.warn(&format!("an old checkpoint could not be removed; the next save tries again: {e}"));
         }
     }
 

@@ -182,7 +182,7 @@ fn a_removed_output_folder_is_made_again_with_a_warning_and_a_replaced_one_is_le
     assert!(err.contains("warning: the output folder out was removed; it is made again"), "{err}");
     let (step, _) = mapl::train::checkpoint::list(&out).pop().unwrap();
     let events = bench.metrics("out", "event");
-    assert!(events.iter().any(|event| event["event"] == "output folder made again"), "{events:?}");
+    assert!(events.iter().any(|event| event["event"] == "output folder recreated"), "{events:?}");
     assert!(
         std::fs::read_dir(&out)
             .unwrap()

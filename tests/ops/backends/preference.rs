@@ -75,7 +75,7 @@ static WRONG: OwnCurve = OwnCurve { name: "wrong", at: |z| (z * z, 3.0 * z) };
 #[test]
 fn a_curve_of_ones_own_matches_the_reference_on_every_backend() {
     let mut p = batch(Curve::Own(&SHIFTED), 1.0);
-    compare("a curve of one's own", &p);
+    compare("a custom curve", &p);
     p.reference = Some(normal("reference", 8, 1.0));
     p.direct = Some(normal("direct", 8, 1.0));
     compare("with a reference and a direct gradient", &p);

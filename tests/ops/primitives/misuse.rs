@@ -23,7 +23,7 @@ fn misuse_of_barriers_is_reported() {
     for (which, what) in [
         (0, "mbarrier at 128 of the shared window: it was never initialised"),
         (1, "which is in use; invalidate it first"),
-        (2, "too many arrivals on the mbarrier at 128: all 2 of the phase have come, 16 bytes are missing"),
+        (2, "too many arrivals on the mbarrier at 128: all 2 arrivals of the phase are complete, 16 bytes are missing"),
         (4, "its bytes were overwritten"),
         (5, "it was invalidated"),
         (8, "named barrier 1 is used with"),

@@ -56,7 +56,7 @@ fn grant(machine: &impl Machine) -> Result<Granted, Lack> {
     const STATES: u64 = 0b11 << 17;
     let [_, _, ecx, _] = machine.leaf(1, 0);
     if ecx & ASKED == 0 || machine.saved_states() & STATES != STATES {
-        return refused("the system does not save the state of tiles".into());
+        return refused("the operating system does not save the state of AMX tiles".into());
     }
     let [palettes, ..] = machine.leaf(0x1d, 0);
     let [bytes, row_and_names, rows, _] = machine.leaf(0x1d, 1);
@@ -130,8 +130,8 @@ impl Machine for This {
         const REQUEST: libc::c_long = 0x1023;
         let refused = |why: String| {
             Err(format!(
-                "Linux does not grant the state of tiles ({why}); it does from version 5.16 on, unless a filter of \
-                 system calls refuses it"
+                "Linux does not grant the state of AMX tiles ({why}); it needs Linux 5.16 or newer and no system call \
+                 filter that blocks the request"
             ))
         };
         // SAFETY: the call changes only the state that the kernel saves for this process, and no memory of
@@ -144,12 +144,16 @@ impl Machine for This {
         if unsafe { libc::syscall(libc::SYS_arch_prctl, GET_PERMITTED, &raw mut states) } != 0 {
             return refused(std::io::Error::last_os_error().to_string());
         }
-        if states >> TILE_DATA & 1 == 0 { refused(format!("granted are {states:#x}")) } else { Ok(()) }
+        if states >> TILE_DATA & 1 == 0 {
+            refused(format!("the granted state components are {states:#x}"))
+        } else {
+            Ok(())
+        }
     }
 
     #[cfg(not(target_os = "linux"))]
     fn permit(&self) -> Result<(), String> {
-        Err("this program asks only Linux for the state of tiles".into())
+        Err("mapl supports AMX tiles only on Linux".into())
     }
 }
 

@@ -194,7 +194,7 @@ impl Communicator {
         // SAFETY: the call writes one handle to `comm`, and `rank` is below `size`.
         let code = unsafe { (library.functions.join)(&raw mut comm, size as c_int, UniqueId(id), rank as c_int) };
         library.checked(format!("ncclCommInitRank of rank {rank} of {size}"), code).map_err(|e| match code {
-            5 => Error::Device(format!("{e}; are two ranks on one GPU? Start one rank a GPU")),
+            5 => Error::Device(format!("{e}; are two ranks on one GPU? Start one rank per GPU")),
             _ => e,
         })?;
         Ok(Self {

@@ -181,7 +181,7 @@ pub fn emulated(file: &OwnFile, compiler: &[&str]) -> Result<HashMap<String, Ent
             &file.path,
             0,
             None,
-            "was compiled with the headers of another emulator; remove emulator/ from its folder",
+            "was compiled with the headers of a different emulator; remove emulator/ from its folder",
         ));
     }
     Ok(entries)

@@ -56,8 +56,8 @@ pub fn compare(path: &Path, own: &Line, shipped: &Line) -> Result<()> {
         own.number,
         None,
         format!(
-            "`{}` is not the line of the launcher, {}: `{}`; the host code passes the launcher's parameters, so take its \
-             line, or give the kernel another name and a TOML file beside it",
+            "`{}` differs from the launcher's line, {}: `{}`; the host code passes the launcher's parameters, so use \
+             that line, or give the kernel a different name and a TOML file next to it",
             own.text, shipped.place, shipped.text
         ),
     ))

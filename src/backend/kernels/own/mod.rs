@@ -230,7 +230,7 @@ impl OwnKernels {
                     None,
                     format!(
                         "no launcher has the kernel {}, so no command would run it; `mapl bench --kernel` runs it with a \
-                         TOML file beside it",
+                         TOML file next to it",
                         declaration.name
                     ),
                 ));

@@ -92,7 +92,7 @@ fn one_gpu_pays_nothing_and_scaling_is_relative_to_it() {
         near(plan.scaling[1].efficiency[i], alone / step(sharding, UNITS, WORK, TWO, FABRIC).step_seconds);
     }
     let text = plan.text();
-    assert!(text.contains("Nothing of this table was measured") && text.contains("--shard-weights"), "{text}");
+    assert!(text.contains("Nothing in this table was measured") && text.contains("--shard-weights"), "{text}");
 }
 
 #[test]
