@@ -33,7 +33,6 @@ use crate::{Error, Result};
 
 /// Maximum number of new tokens if neither the flag nor the folder gives a number.
 pub(super) const NEW_TOKENS: usize = 256;
-
 /// Number of responses generated at a time by default.
 pub(super) const BATCH_SIZE: usize = 32;
 

@@ -169,7 +169,7 @@ impl RopeConfig {
         match &self.scaling {
             RopeScaling::LongRope(l) if l.short != l.long && l.original_max_position < max_positions => {
                 let note = format!(
-                    "sequences of more than {} tokens (original_max_position_embeddings) are an error: transformers \
+                    "sequences of more than {} tokens (original_max_position_embeddings) are rejected: transformers \
                      chooses the frequencies of longrope by the longest sequence of a batch",
                     l.original_max_position
                 );

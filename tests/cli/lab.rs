@@ -93,7 +93,7 @@ fn counted_accesses_equal_those_counted_by_hand() {
     global("elements_1_8", 32, 4);
     // 16 bytes per lane are 512 bytes in 16 sectors.
     global("rows_8", 16, 16);
-    assert!(done.out.contains("accesses.cu:14 store of 4 bytes, shared: 1 accesses, 32 passes"), "{}", done.out);
+    assert!(done.out.contains("accesses.cu:15 store of 4 bytes, shared: 1 accesses, 32 passes"), "{}", done.out);
 
     // Nothing is counted without the flag, and only the emulator counts.
     let done = run(&bench, "bench --device emulator --kernel accesses.cu --repeats 1").ok();

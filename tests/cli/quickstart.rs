@@ -1,7 +1,9 @@
 //! `mapl quickstart` with very few steps: its page, summary and tables agree, its links lead to files,
 //! and the commands at its end run as pasted.
 
-use std::process::Command;
+use std::io::Read as _;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use mapl::backend::cpu::Units;
 use serde_json::{Value, json};
@@ -96,6 +98,90 @@ fn page_links_to_its_runs_and_has_the_numbers_of_the_table(bench: &Bench, out: &
         assert!(facts.contains(&json!({ "name": name, "value": value })), "{facts:?}");
     }
     assert_eq!(bench.json(&format!("{FOLDER}/sft/run.json"))["commit"], mapl::COMMIT);
+}
+
+/// The summary without times, of runs that have `threads`.
+fn summary_with(bench: &Bench, threads: &str) -> (Value, String) {
+    let mut quick = bench.command("quickstart --scale 0.0005 --device cpu --output-dir q");
+    let done = quick.env("RAYON_NUM_THREADS", threads).output().unwrap();
+    let out = String::from_utf8(done.stdout).unwrap();
+    assert!(done.status.success(), "{out}\n{}", String::from_utf8_lossy(&done.stderr));
+    let mut summary = bench.json("q/summary.json");
+    summary["seconds"].take();
+    summary["environment"].take();
+    for part in ["runs", "scores"] {
+        summary[part].as_array_mut().unwrap().iter_mut().for_each(|run| drop(run["seconds"].take()));
+    }
+    (summary, out)
+}
+
+#[test]
+fn runs_side_by_side_have_the_results_of_runs_one_after_the_other() {
+    let bench = Bench::new();
+    let (alone, out) = summary_with(&bench, "1");
+    assert!(out.lines().any(|line| line.starts_with("step 2/2 |")), "a run without another prints by itself: {out}");
+    let (both, out) = summary_with(&bench, "2");
+    for name in ["reward-mapl", "dpo-base-equal"] {
+        let named = format!("{name:<14} | step ");
+        assert!(out.lines().any(|line| line.starts_with(&named)), "{named:?} is not in\n{out}");
+    }
+    assert_eq!(both["runs"].as_array().unwrap().len(), 5);
+    assert_eq!(both, alone);
+}
+
+/// Starts a quick start with two runs side by side, and returns once both have taken a step.
+fn start_of_two_runs(bench: &Bench) -> Child {
+    let mut quick = bench.command("quickstart --scale 0.2 --device cpu --output-dir q");
+    quick.env("RAYON_NUM_THREADS", "2").stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = quick.spawn().unwrap();
+    let has_begun = |run: &str| std::fs::metadata(bench.at(run).join("metrics.jsonl")).is_ok_and(|file| file.len() > 0);
+    let began = Instant::now();
+    while !["q/reward-mapl", "q/dpo-mapl"].into_iter().all(has_begun) {
+        assert!(child.try_wait().unwrap().is_none() && began.elapsed() < Duration::from_secs(120), "no two runs");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child
+}
+
+/// Waits until both runs have recorded that they were stopped.
+fn both_stop(bench: &Bench) {
+    let began = Instant::now();
+    let status = |run: &str| bench.json(&format!("{run}/run.json"))["status"].clone();
+    while ["q/reward-mapl", "q/dpo-mapl"].map(status) != ["stopped", "stopped"] {
+        assert!(began.elapsed() < Duration::from_secs(60), "a run did not stop");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_signal_to_the_quick_start_stops_both_runs_which_save() {
+    let bench = Bench::new();
+    let mut child = start_of_two_runs(&bench);
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let mut err = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(143), "{err}");
+    both_stop(&bench);
+    assert!(err.contains("stopped by signal 15") && !err.contains("panicked"), "{err}");
+    assert!(!bench.at("q/summary.json").exists() && !bench.at("q/reward-base").exists());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_runs_of_a_killed_quick_start_stop_and_save() {
+    let bench = Bench::new();
+    let mut child = start_of_two_runs(&bench);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    both_stop(&bench);
+}
+
+#[test]
+fn the_error_of_a_run_is_the_error_of_the_quick_start() {
+    let bench = Bench::new();
+    let words = "quickstart --scale 0.0005 --device cpu --dtype bf16 --output-dir q";
+    bench.run_with(words, ("MAPL_CPU_UNITS", "none")).fails(2, &["MAPL_CPU_UNITS"]);
+    assert!(bench.at("q/init").exists() && !bench.at("q/reward-mapl").exists());
 }
 
 #[test]

@@ -192,8 +192,7 @@ fn nested_columns_and_formats_give_the_same_groups_too() {
     assert_eq!(built(&folder.write("h.jsonl", each(&scored))).lines().count(), 3);
 }
 
-/// Byte columns without a logical type are text, and numbers keep their value. NaN is an error only in a key
-/// that is used.
+/// Byte columns without a logical type are text, and numbers keep their value. Only a used key rejects NaN.
 #[test]
 fn columns_of_parquet_keep_their_values() {
     let folder = Folder::new();
