@@ -78,8 +78,6 @@ impl EqualCompute {
     }
 }
 
-/// Maximum length of a sequence, the default for rows this short.
-const MAX_LENGTH: usize = 1024;
 /// Vocabulary size; nearly every word of the language and of the instructions is one token.
 const VOCAB_SIZE: usize = 1024;
 /// Number of training and held-out pairs, at scale 1 and at least.
@@ -277,13 +275,13 @@ impl Quickstart<'_> {
         is_stopped: impl Fn() -> bool,
     ) -> Result<Trained> {
         // An evaluation of a short run takes longer than its steps.
-        let cadence = (steps / 5).max(5).min(steps);
+        let cadence = (steps / 4).max(5).min(steps);
         let mut words = words![
             stage.method.name(),
             "--model",
             self.shown(stage.start),
             "--train-file",
-            self.shown("train-mapl.jsonl"),
+            self.shown(if stage.is_mapl() { "train-mapl.jsonl" } else { "train.jsonl" }),
             "--output-dir",
             self.shown(stage.name),
             "--max-steps",

@@ -1,6 +1,6 @@
 //! Data of the quick start: the language, MAPL groups, a tokenizer and a start model.
 
-use super::{FUNCTIONS, MAX_LENGTH, Quickstart, TEST_ROWS, TRAIN_ROWS, VOCAB_SIZE, words};
+use super::{FUNCTIONS, Quickstart, TEST_ROWS, TRAIN_ROWS, VOCAB_SIZE, words};
 use crate::Result;
 use crate::cli::data::DataCommand;
 use crate::cli::{Command, data, make};
@@ -75,14 +75,11 @@ impl Quickstart<'_> {
             "data",
             "show",
             "--input",
-            self.shown("train-mapl.jsonl"),
+            self.shown("test-mapl.jsonl"),
             "--tokenizer",
             self.shown("tokenizer"),
             "--rows",
             1,
-            // Without it, the command would tokenise all rows to find the length that they need.
-            "--max-length",
-            MAX_LENGTH,
         ];
         if let Command::Data(DataCommand::Show(args)) = self.command("Show a group", &words)? {
             say_styled(&data::shown(&args)?);

@@ -45,7 +45,8 @@ pub(super) const SFT: Stage = Stage {
 };
 
 /// The compared runs in the order in which they start, the longest first: then runs side by side end at about
-/// the same time. Base and MAPL runs differ only in `--objective`.
+/// the same time. A base run trains on the pairs, a MAPL run on the groups built from these pairs; their flags
+/// differ only in `--objective`.
 pub(super) const STARTED: [Stage; 4] = [
     run("reward-mapl", Method::Reward, 4000),
     run("dpo-mapl", Method::Dpo, 600),
