@@ -54,9 +54,10 @@ pub(super) fn exp(x: __m512) -> __m512 {
     let p = _mm512_add_ps(_mm512_set1_ps(1.0), _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r));
     let n = _mm512_sub_epi32(_mm512_castps_si512(shifted), _mm512_castps_si512(rounder));
     let half = _mm512_srai_epi32::<1>(n);
-    let [low, high] = [half, _mm512_sub_epi32(n, half)].map(|n| _mm512_add_epi32(n, _mm512_set1_epi32(127)));
-    let low = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(low));
-    let high = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(high));
+    // No closures: without optimisation across parts of the crate they become calls.
+    let bias = _mm512_set1_epi32(127);
+    let low = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(half, bias)));
+    let high = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(_mm512_sub_epi32(n, half), bias)));
     _mm512_maskz_mul_ps(counts, _mm512_mul_ps(p, low), high)
 }
 
@@ -86,8 +87,9 @@ pub(super) fn largest_lane(x: __m512) -> f32 {
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     let mut sums = _mm512_setzero_ps();
-    for (a, b) in a.iter().zip(b) {
-        sums = _mm512_fmadd_ps(load(a), load(b), sums);
+    let b = &b[..a.len()];
+    for i in 0..a.len() {
+        sums = _mm512_fmadd_ps(load(&a[i]), load(&b[i]), sums);
     }
     let ((a, mask), (b, _)) = (load_part(a_rest), load_part(b_rest));
     sum_lanes(_mm512_mask3_fmadd_ps(a, b, sums, mask))

@@ -13,9 +13,10 @@ pub(super) fn round(to: &mut [bf16], from: &[f32]) {
     let length = to.len().min(from.len());
     let (vectors, rest) = to[..length].as_chunks_mut::<LANES>();
     let (values, rest_of_values) = from[..length].as_chunks::<LANES>();
-    for (to, from) in vectors.iter_mut().zip(values) {
+    let values = &values[..vectors.len()];
+    for i in 0..vectors.len() {
         // SAFETY: the array has the size of half a register.
-        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), rounded_fast(load(from))) }
+        unsafe { _mm256_storeu_si256(vectors[i].as_mut_ptr().cast(), rounded_fast(load(&values[i]))) }
     }
     if !rest.is_empty() {
         let (values, mask) = load_part(rest_of_values);

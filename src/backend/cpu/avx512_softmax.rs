@@ -137,14 +137,15 @@ pub(super) fn softmax_rows_bwd(
         hidden.as_flattened_mut().fill(0.0);
         let (ds, hidden) = parts(dscores, r, &rows);
         hidden.as_flattened_mut().fill(0.0);
-        let values = p.iter_mut().zip(ds.iter_mut()).enumerate().map(|(i, (p, ds))| (seen_in(&seen, i), p, ds));
+        let ds = &mut ds[..p.len()];
         match &mut rounded {
             None => {
-                for (seen, p, ds) in values {
-                    let probability = exp(_mm512_sub_ps(masked(p, seen, scale), lse));
-                    let gradient = _mm512_sub_ps(_mm512_maskz_mov_ps(seen, load(ds)), delta);
-                    store(ds, _mm512_mul_ps(probability, gradient));
-                    store(p, probability);
+                for i in 0..p.len() {
+                    let seen = seen_in(&seen, i);
+                    let probability = exp(_mm512_sub_ps(masked(&p[i], seen, scale), lse));
+                    let gradient = _mm512_sub_ps(_mm512_maskz_mov_ps(seen, load(&ds[i])), delta);
+                    store(&mut ds[i], _mm512_mul_ps(probability, gradient));
+                    store(&mut p[i], probability);
                 }
             }
             Some(rounded) => {
@@ -153,12 +154,14 @@ pub(super) fn softmax_rows_bwd(
                 hidden.as_flattened_mut().fill(bf16::ZERO);
                 let (to_ds, hidden) = parts(rounded.dscores, r, &rows);
                 hidden.as_flattened_mut().fill(bf16::ZERO);
-                for ((seen, p, ds), (to_p, to_ds)) in values.zip(to_p.iter_mut().zip(to_ds)) {
-                    let probability = exp(_mm512_sub_ps(masked(p, seen, scale), lse));
-                    let gradient = _mm512_sub_ps(_mm512_maskz_mov_ps(seen, load(ds)), delta);
+                let (to_p, to_ds) = (&mut to_p[..p.len()], &mut to_ds[..p.len()]);
+                for i in 0..p.len() {
+                    let seen = seen_in(&seen, i);
+                    let probability = exp(_mm512_sub_ps(masked(&p[i], seen, scale), lse));
+                    let gradient = _mm512_sub_ps(_mm512_maskz_mov_ps(seen, load(&ds[i])), delta);
                     let gradient = _mm512_mul_ps(_mm512_mul_ps(probability, gradient), factor);
-                    store_rounded(to_p, probability);
-                    store_rounded(to_ds, gradient);
+                    store_rounded(&mut to_p[i], probability);
+                    store_rounded(&mut to_ds[i], gradient);
                 }
             }
         }

@@ -82,8 +82,9 @@ vectorised! {
     fn norm_row(y: &mut [f32], sum: &[f32], weight: &[f32], eps: f64) -> f32 {
         let mean = f64::from(dot::<FMA>(sum, sum)) / sum.len() as f64;
         let rstd = (1.0 / (mean + eps).sqrt()) as f32;
-        for ((y, x), w) in y.iter_mut().zip(sum).zip(weight) {
-            *y = x * rstd * w;
+        let (y, weight) = (&mut y[..sum.len()], &weight[..sum.len()]);
+        for i in 0..sum.len() {
+            y[i] = sum[i] * rstd * weight[i];
         }
         rstd
     }

@@ -33,10 +33,12 @@ vectorised! {
     fn rotate(heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], direction: f32) {
         for head in heads.chunks_exact_mut(head_dim) {
             let (a, b) = head[..2 * cos.len()].split_at_mut(cos.len());
-            for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
-                let (x, y, sin) = (*a, *b, direction * sin);
-                *a = x * cos - y * sin;
-                *b = y * cos + x * sin;
+            // Heads are short: the start of a loop over zipped slices would take longer than their elements.
+            let (b, sin) = (&mut b[..cos.len()], &sin[..cos.len()]);
+            for i in 0..cos.len() {
+                let (x, y, sin) = (a[i], b[i], direction * sin[i]);
+                a[i] = x * cos[i] - y * sin;
+                b[i] = y * cos[i] + x * sin;
             }
         }
     }

@@ -50,11 +50,13 @@ vectorised! {
     pub(super) fn scale_heads(to: &mut Tile<'_>, first: usize, from: &[f32], factors: &[f32], tokens: usize) {
         let (group, cols) = (factors.len() / tokens, to.cols());
         let head_dim = cols / group;
-        for (t, (from, factors)) in from.chunks_exact(cols).zip(factors.chunks_exact(group)).enumerate() {
+        for t in 0..tokens {
             let row = to.row(first + t);
-            for ((to, from), factor) in row.chunks_exact_mut(head_dim).zip(from.chunks_exact(head_dim)).zip(factors) {
-                for (to, x) in to.iter_mut().zip(from) {
-                    *to = factor * x;
+            for head in 0..group {
+                let (start, factor) = (head * head_dim, factors[t * group + head]);
+                let (to, from) = (&mut row[start..start + head_dim], &from[t * cols + start..][..head_dim]);
+                for i in 0..head_dim {
+                    to[i] = factor * from[i];
                 }
             }
         }

@@ -112,11 +112,11 @@ pub(super) fn sum_lanes(lanes: [f32; LANES]) -> f32 {
 #[inline(always)]
 pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
-    let (a_blocks, b_blocks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let (a_tail, b_tail) = (a_blocks.remainder(), b_blocks.remainder());
-    for (x, y) in a_blocks.zip(b_blocks) {
+    let ((a_blocks, a_tail), (b_blocks, b_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let b_blocks = &b_blocks[..a_blocks.len()];
+    for block in 0..a_blocks.len() {
         for i in 0..LANES {
-            lanes[i] = fma::<FMA>(x[i], y[i], lanes[i]);
+            lanes[i] = fma::<FMA>(a_blocks[block][i], b_blocks[block][i], lanes[i]);
         }
     }
     if let (Some(x), Some(y), HALF) = (a_tail.first_chunk::<HALF>(), b_tail.first_chunk::<HALF>(), a_tail.len()) {
@@ -125,8 +125,9 @@ pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
             lanes[i] = fma::<FMA>(x[i], y[i], lanes[i]);
         }
     } else {
-        for (i, (x, y)) in a_tail.iter().zip(b_tail).enumerate() {
-            lanes[i] = fma::<FMA>(*x, *y, lanes[i]);
+        let b_tail = &b_tail[..a_tail.len()];
+        for i in 0..a_tail.len() {
+            lanes[i] = fma::<FMA>(a_tail[i], b_tail[i], lanes[i]);
         }
     }
     sum_lanes(lanes)
