@@ -26,7 +26,7 @@ pub const ON_FRONT_PAGE: [&str; 6] =
 
 /// Every figure: its name and its `<svg>` element. `records` is `benches/record`.
 pub fn all(records: &Path) -> Result<Vec<(&'static str, String)>, Box<dyn Error>> {
-    let quickstart: Quickstart = read_json(&records.join("quickstart/2026-11-30-f6e8c3e.json"))?;
+    let quickstart: Quickstart = read_json(&records.join("quickstart/2026-12-01-d4d17f9.json"))?;
     let h200 = records.join("nvidia-h200");
     let heads = Record::read(&h200.join("2026-11-27-707e5bc.csv"))?;
     let gemms = Record::read(&h200.join("2026-11-27-8ddee10.csv"))?;

@@ -154,7 +154,7 @@ fn every_test_target_in_the_documents_exists() {
 #[test]
 fn the_results_are_those_of_the_record() {
     let page = read("docs/evaluation.md");
-    let record: Value = serde_json::from_str(&read("benches/record/quickstart/2026-11-30-f6e8c3e.json")).unwrap();
+    let record: Value = serde_json::from_str(&read("benches/record/quickstart/2026-12-01-d4d17f9.json")).unwrap();
     let start = page.find("<!-- results: begin").unwrap();
     let table = &page[start..page.find("<!-- results: end").unwrap()];
     let cells = |line: &str| -> Vec<String> { line.split('|').map(|cell| cell.trim().to_owned()).collect() };
