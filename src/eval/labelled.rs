@@ -191,7 +191,8 @@ mod tests {
         assert!((summary.difference.unwrap().value - (2.2 - 1.75)).abs() < 1e-12);
         assert_eq!(summary, LabelledSummary::of(&mixed, RESAMPLING), "the seed decides the interval");
         assert_ne!(summary, LabelledSummary::of(&mixed, Resampling { seed: 8, ..RESAMPLING }));
-        // All pairs are ranked rightly, so the interval is the bound for two trials.
+        // All pairs are ranked correctly, so the interval is the exact bound. The rarer label has two
+        // rows, so the bound is for two trials.
         let apart = LabelledSummary::of(&rows(&[5.0, 6.0, 7.0], &[1.0, 2.0]), RESAMPLING).auc.unwrap();
         assert_eq!((apart.value, apart.interval), (1.0, Some(unanimous_interval(2, true))));
         let none = LabelledSummary::of(&mixed, Resampling { resamples: 0, ..RESAMPLING });

@@ -33,7 +33,7 @@ pub struct Session<'a, B: Backend> {
     device: B::Idx,
     tables: Tables,
     logits: Vec<f64>,
-    /// Number of prompt tokens that were run, and of those that were in the cache.
+    /// Number of prompt tokens computed, and number of prompt tokens found in the cache.
     prompt_tokens: (usize, usize),
 }
 

@@ -27,7 +27,7 @@ enum Lower {
     Seen,
     /// In upper case only at the start of sentences.
     StartsInUpper,
-    /// Never in upper case, and at the start of sentences.
+    /// In lower case at the start of sentences, and never in upper case.
     NeverUpper,
 }
 

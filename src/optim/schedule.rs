@@ -87,7 +87,7 @@ pub enum Shape {
     },
     /// Constant rate between warm-up and decay.
     WarmupStableDecay {
-        /// Steps at the full rate; `None` for all that do not belong to warm-up or decay.
+        /// Steps at the full rate; `None` means all steps outside warm-up and decay.
         stable_steps: Option<u64>,
         /// Steps of the decay.
         decay_steps: u64,

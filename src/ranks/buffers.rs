@@ -59,7 +59,7 @@ impl From<Ticket> for Begun {
     }
 }
 
-/// Type in which ranks exchange a backend's numbers.
+/// Element type of the values that ranks of a backend send to each other.
 pub(crate) fn wire<B: Backend>() -> Wire {
     match B::PRECISION {
         Precision::F64 => Wire::F64,

@@ -265,7 +265,7 @@ fn head_gradients<B: Backend>(on: &On<B>, d: HeadDims, i: &HeadBwdInputs<'_>, wi
     vec![("dhidden", on.read_act(&dhidden)), ("dhead", on.read_acc(&dhead))]
 }
 
-/// Stored-logits log-prob and its gradient in one call.
+/// Runs the log-prob of stored logits and its backward.
 pub fn logprob<B: Backend>(on: &On<B>, vocab: usize, logits: &[f64], target: &[i32], dlogp: &[f64]) -> Outputs {
     let rows = target.len();
     let (mut logits, target, dlogp) = (on.act(logits), on.idx(target), on.acc(dlogp));

@@ -79,7 +79,7 @@ fn not_a_number_hurts_only_in_a_key_that_is_used() {
             assert!(why.starts_with(":2") && why.contains(part), "{part} in {why}");
         }
     }
-    // The error names the key, not the column that is mapped to it.
+    // The error names the mapped key `margin`, not the column `gap` of the file.
     let options = ReadOptions { column_map: "margin=gap".parse().unwrap(), ..ReadOptions::default() };
     let why = read_files(&[folder.write("b.jsonl", with("gap", "NaN"))], &options).unwrap_err().to_string();
     assert!(why.contains("\"margin\" holds NaN"), "{why}");

@@ -21,7 +21,7 @@ fn with_template(source: &str) -> (tempfile::TempDir, Tokenizer) {
     (folder, tokenizer)
 }
 
-/// Opens the reasoning in the generation prompt, as templates of reasoning models do.
+/// Template whose generation prompt opens the reasoning, as in reasoning models; `owls` stands for `<think>`.
 const OPEN_REASONING: &str = "{%- for m in messages -%}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' }}\
     {%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\nowls' }}{%- endif -%}";
 /// Begins with the number of turns, so that prompt and conversation differ from the first token on.

@@ -1,4 +1,4 @@
-//! Messages between a process and its worker: a number, and byte strings.
+//! Messages between a process and its worker. A message is one integer and a list of byte strings.
 //!
 //! ```text
 //! mark u32 | number u32 | parts u32 | length of each part, u64 | parts

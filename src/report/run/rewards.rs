@@ -26,7 +26,7 @@ pub struct PairStatistics {
     pub longer_wins: f64,
     /// Number of pairs with different lengths.
     pub unequal_lengths: usize,
-    /// Pearson correlation of length and reward over both sides.
+    /// Pearson correlation of length and reward over all responses, chosen and rejected.
     pub correlation: Option<f64>,
 }
 

@@ -165,7 +165,7 @@ fn added_cases<D: Device>(device: &D) -> Vec<(Tensor<D>, [i32; 3])> {
     cases
 }
 
-/// cp.async.bulk.tensor loads: elements in row order, with and without swizzle. Elements outside
+/// A cp.async.bulk.tensor load writes a box in row-major order, with or without swizzle. Elements outside
 /// the tensor are zero, and their bytes count towards the mbarrier's transaction count.
 pub fn tma_loads_boxes<D: Device>(device: &D) {
     for (tensor, places) in cases(device) {
