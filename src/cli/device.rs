@@ -138,9 +138,9 @@ impl DeviceArgs {
         }
     }
 
-    /// The same arguments, with bf16 if they select a CPU without a precision and bf16 is faster on it.
-    pub(super) fn fastest(self) -> Self {
-        let fast = self.is_cpu() && self.dtype.is_none() && Units::chosen_or_f32().slow().is_none();
+    /// The same arguments on a CPU, with bf16 if they name no precision and bf16 is faster on it.
+    pub(super) fn fastest_on_cpu(self) -> Self {
+        let fast = self.dtype.is_none() && Units::chosen_or_f32().slow().is_none();
         Self { dtype: if fast { Some(Dtype::Bf16) } else { self.dtype }, ..self }
     }
 

@@ -108,10 +108,11 @@ pub fn run(arguments: &QuickstartArgs) -> Result<()> {
     if arguments.seed.checked_add(arguments.seeds).is_none() {
         return Err(Error::Usage(format!("--seed {}: too large for --seeds {}", arguments.seed, arguments.seeds)));
     }
+    let on_cpu = arguments.device.is_cpu();
     let mut quick = Quickstart {
         arguments,
-        device: arguments.device.fastest(),
-        lanes: if arguments.device.is_cpu() { rayon::current_num_threads().min(MOST_LANES) } else { 1 },
+        device: if on_cpu { arguments.device.fastest_on_cpu() } else { arguments.device },
+        lanes: if on_cpu { rayon::current_num_threads().min(MOST_LANES) } else { 1 },
         seed: arguments.seed,
         folder: arguments.output_dir.clone(),
         program: program(),

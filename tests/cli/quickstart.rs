@@ -119,7 +119,7 @@ fn summary_with(bench: &Bench, threads: &str) -> (Value, String) {
 fn runs_side_by_side_have_the_results_of_runs_one_after_the_other() {
     let bench = Bench::new();
     let (alone, out) = summary_with(&bench, "1");
-    assert!(out.lines().any(|line| line.starts_with("step 2/2 |")), "a run without another prints by itself: {out}");
+    assert!(out.lines().any(|line| line.starts_with("step 2/2 |")), "a single run writes to stdout directly: {out}");
     let (both, out) = summary_with(&bench, "2");
     for name in ["reward-mapl", "dpo-base-equal"] {
         let named = format!("{name:<14} | step ");

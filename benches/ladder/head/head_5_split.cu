@@ -4,7 +4,7 @@
 //   head_merge: combine the states of a row, slice by slice in ascending order
 //
 // The number of slices depends only on the sizes, not on the GPU, and the order is fixed, so a result has the
-// same bits on every GPU. No block waits for another, and there are no atomic additions.
+// same bits on every GPU. Blocks do not wait for each other, and sums are not atomic.
 #include "common.cuh"
 #include "head_tiles.cuh"
 

@@ -255,7 +255,7 @@ pub(crate) fn value_and_slopes(curve: Curve, at: Arguments) -> Point {
             of_z(value, q * rest * (z - log_odds))
         }
         Curve::DiscoPop { temperature: t } => {
-            // m exp(-z) is computed as one exponential, because exp(-z) by itself overflows where m is 0.
+            // m exp(-z) is computed as one exponential, because exp(-z) overflows where m is 0.
             let (m, rest) = (sigmoid(z / t), sigmoid(-z / t));
             let exponential = (-z - softplus(-z / t)).exp();
             let value = rest * softplus(-z) + exponential;

@@ -50,7 +50,7 @@ fn value_and_slopes(curve: Curve, z: f32, [a, b]: [f32; 2], beta: f32) -> (f32, 
         Curve::DiscoPop { temperature } => {
             let t = temperature as f32;
             let [mixed_lower, _, rest, m] = logistic(z / t);
-            // m exp(-z) is computed as one exponential, because exp(-z) by itself overflows where m is 0.
+            // m exp(-z) is computed as one exponential, because exp(-z) overflows where m is 0.
             let exponential = (-z - mixed_lower).exp();
             let logistic_slope = -rest * sigmoid_lower - lower * m * rest / t;
             of_z(rest * lower + exponential, logistic_slope + exponential * (rest / t - 1.0))

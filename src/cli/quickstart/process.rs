@@ -1,8 +1,9 @@
-//! A training command in a process of its own.
+//! A training command as a process of this program.
 
 use std::io::{BufRead as _, BufReader, Read};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::terminal::{complain, say};
@@ -19,8 +20,8 @@ pub(super) struct Process<'a> {
     pub(super) name: &'a str,
     /// Arguments of the program.
     pub(super) words: &'a [String],
-    /// Threads, if other processes run at the same time. The lines of such a process are printed
-    /// after its name. A process without others uses all threads and prints by itself.
+    /// Number of threads, if other processes run at the same time; the lines of the process are then printed
+    /// after its name. `None`: the process uses all threads and writes to stdout and stderr directly.
     pub(super) threads: Option<usize>,
 }
 
@@ -34,10 +35,13 @@ impl Process<'_> {
     pub(super) fn run(&self, is_stopped: impl Fn() -> bool) -> Result<()> {
         let mut child = self.start()?;
         let (out, err) = (child.stdout.take(), child.stderr.take());
+        let is_asked = &AtomicBool::new(false);
         let status = std::thread::scope(|scope| {
             scope.spawn(move || each_line(out, |line| say(&format!("{:<NAME_WIDTH$} | {line}", self.name))));
-            scope.spawn(move || each_line(err, |line| complain(&self.told(line))));
-            ended(&mut child, is_stopped)
+            scope.spawn(move || {
+                each_line(err, |line| complain(&self.named(line, is_asked.load(Ordering::SeqCst))));
+            });
+            ended(&mut child, is_stopped, is_asked)
         })
         .map_err(|e| Error::Runtime(format!("cannot wait for the process of {}: {e}", self.name)))?;
         match (status.code(), status.signal()) {
@@ -53,9 +57,11 @@ impl Process<'_> {
         }
     }
 
-    /// A line of the process on stderr; an error names its cause by itself.
-    fn told(&self, line: &str) -> String {
-        if line.starts_with("error:") { line.to_owned() } else { format!("{}: {line}", self.name) }
+    /// Puts the name of the process before a line of its stderr. The error of a process that was not asked to
+    /// stop is the error of the quick start, and stays as it is.
+    fn named(&self, line: &str, is_asked: bool) -> String {
+        let is_own_error = line.starts_with("error:") && !is_asked;
+        if is_own_error { line.to_owned() } else { format!("{}: {line}", self.name) }
     }
 
     fn start(&self) -> Result<Child> {
@@ -84,15 +90,14 @@ fn end_with_parent(command: &mut Command) {
     let _ = command;
 }
 
-/// Waits for the end of a child, and asks it to stop once `is_stopped` is true.
-fn ended(child: &mut Child, is_stopped: impl Fn() -> bool) -> std::io::Result<ExitStatus> {
-    let mut is_asked = false;
+/// Waits for the end of a child. Once `is_stopped` is true, sets `is_asked` and asks the child to stop.
+fn ended(child: &mut Child, is_stopped: impl Fn() -> bool, is_asked: &AtomicBool) -> std::io::Result<ExitStatus> {
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
-        if !is_asked && is_stopped() {
-            is_asked = true;
+        if !is_asked.load(Ordering::SeqCst) && is_stopped() {
+            is_asked.store(true, Ordering::SeqCst);
             // SAFETY: the child has not been waited for, so its id belongs to it.
             unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
         }

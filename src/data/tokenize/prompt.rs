@@ -78,7 +78,7 @@ pub fn encode_prompts(rows: &[PromptRow], tokenizer: &Tokenizer, as_turn: bool) 
 }
 
 /// Decodes the generated tokens `tokens`, which follow `prompt`. After a plain-text prompt they are decoded
-/// with some context, because some tokenizers drop the leading space of a text that is decoded by itself.
+/// with some context, because some tokenizers drop the leading space of a text that is decoded without context.
 pub fn response_text(tokenizer: &Tokenizer, plain: bool, prompt: &[u32], tokens: &[u32]) -> Result<String> {
     /// Number of context tokens, enough for a four-byte character with one token per byte, and a space.
     const CONTEXT: usize = 8;

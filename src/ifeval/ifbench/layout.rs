@@ -117,8 +117,8 @@ fn follows_option(arguments: &Kwargs, text: &str) -> Option<bool> {
 /// of a run of blank lines is skipped.
 fn is_staircase(text: &str) -> bool {
     let mut lines: Vec<&str> = text.split('\n').collect();
-    // At least half of the lines stay, and their indents must grow, so many lines need a long text. Without
-    // this limit, removing lines one by one would need quadratic time.
+    // At least half of the lines stay, and their indents must grow, so the text must be longer than the sum of
+    // these indents. Without this limit, removing lines one by one would need quadratic time.
     let least = lines.len() / 2;
     if least * least.saturating_sub(1) / 2 > text.len() {
         return false;

@@ -163,7 +163,7 @@ fn a_rank_says_that_rank_0_ended_before_all_had_come() {
 fn a_wait_has_a_limit_and_names_who_is_missing() {
     let (listener, port) = two_ports();
     let short = Duration::from_millis(300);
-    // A silent program holds the port, and there is no rank 0.
+    // A silent program holds the port, and rank 0 has not been started.
     let error = join(&Place::Tcp { host: "127.0.0.1".into(), port: port + 1 }, 3, 4, short).unwrap_err().to_string();
     assert!(error.contains("rank 3 looked") && error.contains("--nccl-init"), "{error}");
     drop(listener);

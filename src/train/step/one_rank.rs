@@ -1,6 +1,6 @@
 //! Compares one rank that has joined NCCL, on an emulated device, with a single-process run: losses, norms,
 //! and every file of a checkpoint have the same bytes. Each gradient, and with sharded optimiser state each
-//! weight, passes through an NCCL call; there are no other calls.
+//! weight, passes through an NCCL call, and the run makes only these calls.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -164,7 +164,7 @@ pub(in super::super) fn preference<D: Device, A: Element>(
     let comparisons = a.comparison.as_ref().map_or(0, |c| c.comparisons);
     // The start of the scratch memory belongs to the preference loss.
     let mut scratch = k.scratch_after(preference_scratch(k, comparisons)?)?;
-    // The drows of a chunk overwrite the chunk's sums, which are no longer needed.
+    // The drows of a chunk overwrite the chunk's sums after their last use.
     let pieces = request(&mut scratch, d, most, (true, a.stats.is_some()), most * d.hidden);
     scratch.take()?;
     let at = Arrays::of(&scratch, pieces);
