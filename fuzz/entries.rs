@@ -57,7 +57,7 @@ fn check_rows(folder: &Path, rows: &[SourceRow]) {
     for (i, row) in rows.iter().enumerate() {
         row.group.validate().expect("an accepted group is valid");
         assert!(row.group.responses.iter().all(|response| !response.is_empty()));
-        // Pairs may share an id; group rows may not.
+        // Group rows need distinct ids, but pairs may share one, so each group gets an id of its own.
         let group = mapl::data::group::PreferenceGroup { id: format!("row-{i}"), ..row.group.clone() };
         text += &serde_json::to_string(&group).expect("a group is JSON");
         text.push('\n');

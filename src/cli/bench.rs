@@ -53,8 +53,8 @@ pub struct BenchArgs {
     /// Ops to benchmark, by name prefix (`mapl env` lists the ops) [default: all]
     #[arg(long, conflicts_with = "StepPlanArgs", value_delimiter = ',')]
     op: Vec<String>,
-    /// Models to take the sizes from, or square for square GEMMs [default: all published models, on
-    /// cuda also square; tiny on the emulator]
+    /// Models whose layer sizes are benchmarked; `square` stands for square GEMMs [default: all
+    /// published models, on cuda also square; tiny on the emulator]
     #[arg(long, conflicts_with = "StepPlanArgs", value_delimiter = ',', value_parser = model)]
     model: Vec<String>,
     /// Tokens per batch [default: 2048, 8192 and 32768 on cuda; 512 on the cpu; 128 on the

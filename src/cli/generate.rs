@@ -384,7 +384,7 @@ impl Job for GenerateJob<'_> {
         check_lengths(rows, &encoded.ids, folder, &config, new_tokens)?;
         let ends = end_ids(&config, &tokenizer);
         complain(&format!(
-            "at most {new_tokens} new tokens ({from}), ends: {}",
+            "at most {new_tokens} new tokens ({from}); a text ends at {}",
             ends_text(&tokenizer, &ends, &args.stop)
         ));
         if world::is_shared() {

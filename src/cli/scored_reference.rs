@@ -50,8 +50,8 @@ impl ScoredReference {
             Some("dpo" | "kto") => {}
             Some(_) => return Ok(Self::Unrecorded),
             None => {
-                let why = "is damaged, so the reference is not known: it names no \"method\"; give --ref-model FOLDER or \
-                           none";
+                let why = "is damaged: \"method\" is missing, so the reference model is unknown; give --ref-model FOLDER or \
+                           --ref-model none";
                 return Err(Error::model(&run_path, why));
             }
         }

@@ -13,7 +13,7 @@ use super::args::quoted;
 use super::inputs::Inputs;
 use crate::files::{check_folder_writable, input, json_text, write_atomic};
 use crate::study::sweep::grid::{Grid, Point};
-use crate::study::sweep::outcome::{Outcome, commands, csv, finished_study};
+use crate::study::sweep::outcome::{Outcome, commands, csv, finished_study, is_trained};
 use crate::study::sweep::page;
 use crate::study::sweep::summary::summary;
 use crate::terminal::{complain, say};
@@ -29,7 +29,8 @@ pub struct SweepArgs {
     /// not repeated
     #[arg(long)]
     output_dir: PathBuf,
-    /// Keep the folders of the runs with their models, not only the studies
+    /// Keep the folders of the runs with their models, not only the studies; a kept run is not
+    /// trained again when only [measure] or [ifeval] change
     #[arg(long)]
     keep_runs: bool,
     /// Value of an input that the file names, such as model=FOLDER; once per input
@@ -75,6 +76,9 @@ pub fn run(args: &SweepArgs) -> Result<()> {
             }
             None => {
                 args.prepare(&point.prepare)?;
+                if is_trained(&folder, &commands(point, &words)) {
+                    say(&format!("{label}: trained earlier"));
+                }
                 let outcome = args.point(point, &folder, &words)?;
                 say(&match (&outcome.error[..], outcome.step_ms, outcome.tokens_per_s) {
                     ("", Some(step), Some(tokens)) => format!("{label}: {step:.1} ms per step, {tokens:.0} tokens/s"),
@@ -159,15 +163,17 @@ impl SweepArgs {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         let [study, evaluation, ifeval, responses] =
             ["study.json", "eval.json", "ifeval.json", "responses.jsonl"].map(|name| folder.join(name));
+        let trained = is_trained(folder, &commands(point, words));
         // An earlier result of different commands must not be mistaken for the result of this point.
-        for earlier in [&study, &evaluation, &ifeval, &responses].into_iter().filter(|path| path.exists()) {
+        let stale = [&evaluation, &ifeval, &responses].into_iter().chain((!trained).then_some(&study));
+        for earlier in stale.filter(|path| path.exists()) {
             std::fs::remove_file(earlier).map_err(Error::io("remove", earlier))?;
         }
         write_atomic(&folder.join("command.json"), json_text(&commands(point, words)).as_bytes())?;
         let run = folder.join("run");
-        let failure = call(words)?
-            .err()
-            .map_or_else(|| measure(point, &run, [&evaluation, &ifeval, &responses]), |why| Ok(Some(why)))?;
+        let failure = if trained { None } else { call(words)?.err() };
+        let failure =
+            failure.map_or_else(|| measure(point, &run, [&evaluation, &ifeval, &responses]), |why| Ok(Some(why)))?;
         if !self.keep_runs && run.exists() {
             std::fs::remove_dir_all(&run).map_err(Error::io("remove", &run))?;
         }

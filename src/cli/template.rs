@@ -60,7 +60,7 @@ pub(super) fn load_tokenizer(
     }
     if given.is_none() && !kwargs.is_empty() {
         tokenizer.add_note(format!(
-            "the chat template gets {}, as in the run of {}; --chat-template-kwargs replaces it",
+            "the chat template gets the variables {}, which the run of {} recorded; --chat-template-kwargs overrides them",
             Value::Object(kwargs.clone()),
             folder.display()
         ));

@@ -198,8 +198,8 @@ impl Job for TrainJob<'_> {
         }
         if train_groups.is_empty() {
             return Err(Error::Usage(
-                "no comparison of a kind with a weight above 0 is left, so nothing can be trained; look at the rows \
-                 with `mapl data show`, or change --objective or the weights"
+                "no comparisons are left to train on (kinds with weight 0 do not count); look at the rows with `mapl data \
+                 show`, or change --objective or the weights"
                     .into(),
             ));
         }

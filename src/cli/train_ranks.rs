@@ -50,7 +50,10 @@ pub(super) fn check(args: &TrainArgs, loss: &Loss) -> Result<()> {
             return refuse("--ifeval-file", why);
         }
         if args.cuda_graph == Some(Switch::On) {
-            return refuse("--cuda-graph on", "weights are gathered between the ops of a step; leave one of them out");
+            return refuse(
+                "--cuda-graph on",
+                "a graph cannot gather weights between the ops of a step; leave one of the two flags out",
+            );
         }
     }
     if loss.sorts() {

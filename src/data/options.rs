@@ -213,7 +213,7 @@ pub struct BuildArgs {
     /// Minimum number of instructions added to a prompt [default: 2; rc: 1]
     #[arg(long, alias = "k_min")]
     pub k_min: Option<usize>,
-    /// Maximum number of instructions added to a prompt [default: 5; rc: 1]
+    /// Maximum number of instructions added to a prompt [default: 5; 1 with --objective rc]
     #[arg(long, alias = "k_max")]
     pub k_max: Option<usize>,
     /// Responses that get an intra comparison [default: both]

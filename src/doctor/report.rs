@@ -159,7 +159,7 @@ impl CheckReport {
         if self.giveaways.offenders.is_empty() {
             return writeln!(f, "  none of {} starts and ends tested indicates a side", self.giveaways.tested);
         }
-        writeln!(f, "  starts and ends that indicate a side ({} tested):", self.giveaways.tested)?;
+        writeln!(f, "  starts and ends of responses that indicate a side ({} tested):", self.giveaways.tested)?;
         for o in &self.giveaways.offenders {
             writeln!(
                 f,

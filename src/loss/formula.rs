@@ -53,7 +53,7 @@ impl Loss {
         if self.needs_rows() {
             let means = self.curve_types().zip(&self.curves).filter(|(_, part)| part.per_token);
             let names: Vec<String> = means.map(|(of, _)| of.name()).collect();
-            text += &format!(", {} with every score divided by its tokens", names.join(" and "));
+            text += &format!(", {} with every score divided by its number of tokens", names.join(" and "));
         }
         if let Some(clip) = self.pop_clip {
             text += &format!(", in inter the gap under the bare prompt is detached and clipped to [0, {clip}]");

@@ -333,7 +333,7 @@ fn name_head(files: &mut WeightFiles, found: &mut BTreeMap<String, Stored>, conf
 fn other_head(shards: &[Shard], found: &BTreeMap<String, Stored>, config: &ModelConfig) -> Option<String> {
     let stored = found.iter().find(|(name, stored)| is_other_head(name, &shape(shards, stored), config.hidden))?.1;
     Some(format!(
-        "the weights hold the head {:?} of shape {:?}, but {} reads \"{SCORE}\" (transformers too); rename the tensor \
+        "the weights hold the head {:?} of shape {:?}, but {} reads \"{SCORE}\", here and in transformers; rename the tensor \
          to \"{SCORE}\" if it is the trained reward head",
         stored.name,
         [1, config.hidden],

@@ -89,7 +89,7 @@ impl Rehearsal {
             *table = Table { parts: vec![None; self.size], taken: 0 };
             self.shared.changed.notify_all();
         } else {
-            // No rank leaves before the round is over, because the table would then look incomplete.
+            // Every rank waits until the last one has cleared the table.
             while table.taken != 0 {
                 table = self.wait(table);
             }

@@ -424,8 +424,8 @@ impl StepPlan {
         }
         let _ = write!(
             out,
-            "\n{:.1} TFLOP per step, {:.1} of them recomputed logits; workspace of ops {:.2} GiB; floor {:.1} ms, predicted \
-             {:.1} ms: {:.0} % of the data sheet's peak",
+            "\n{:.1} TFLOP per step ({:.1} of recomputed logits); workspace of ops {:.2} GiB; floor {:.1} ms, predicted \
+             {:.1} ms ({:.0} % of the data sheet's peak)",
             self.flops as f64 / 1e12,
             self.recomputed_flops as f64 / 1e12,
             self.workspace_bytes as f64 / f64::from(1 << 30),

@@ -66,7 +66,7 @@ pub(crate) fn advice(output_dir: &Path) -> String {
         Some((_, path)) => {
             format!("; last checkpoint: {0} (continue with --resume-from-checkpoint {0})", path.display())
         }
-        None => "; no checkpoint has been written (--save-steps writes them)".to_owned(),
+        None => "; no checkpoint has been written (--save-steps N writes one every N steps)".to_owned(),
     }
 }
 

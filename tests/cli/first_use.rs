@@ -43,7 +43,7 @@ fn long_texts_train_and_are_evaluated_without_options() {
     bench.run("eval --model out --input one.jsonl --bootstrap 0").ok();
 }
 
-/// A row above the limit is shown whole and marked, even if nothing would be kept.
+/// A row above the limit of tokens is shown whole and marked, even if training would drop every row.
 #[test]
 fn rows_that_would_be_dropped_are_shown() {
     let bench = Bench::new();

@@ -117,12 +117,20 @@ device = "cpu"
     let page = text_of(&String::from_utf8(bench.bytes("grid/report.html")).unwrap());
     // A chart over seeds would say nothing.
     assert!(page.contains("Difference from base") && !page.contains("Over seed"), "{page}");
-    // Finished points and commands are not repeated; a changed evaluation repeats its points.
+    // Finished points and commands are not repeated. A changed evaluation repeats its points, but kept runs are
+    // not trained again.
     let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
     assert_eq!((again.matches("finished earlier").count(), again.matches("$ mapl").count()), (4, 0), "{again}");
     bench.write("sweep.toml", text.replace("bootstrap = 0", "bootstrap = 100"));
+    let study = bench.bytes("grid/p002/study.json");
+    std::fs::remove_file(bench.at("grid/p003/run/run.json")).unwrap();
     let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
     assert_eq!((again.matches("finished earlier").count(), again.matches("$ mapl").count()), (0, 0), "{again}");
+    assert_eq!(again.matches("trained earlier").count(), 3, "{again}");
+    assert_eq!(bench.bytes("grid/p002/study.json"), study);
+    let rows = bench.json("grid/sweep.json");
+    let found = rows["points"].as_array().unwrap().iter().map(|point| point["accuracy"]["semantic"].as_f64().unwrap());
+    assert_eq!(found.collect::<Vec<_>>(), semantic);
     assert!(!bench.at("grid/p001/run").exists());
     // A command that the argument parser rejects is reported before any command runs. A command that fails
     // ends the sweep.

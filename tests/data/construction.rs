@@ -256,8 +256,8 @@ fn presets_give_their_terms() {
     for (four, two) in iopo.iter().zip(&rpo) {
         assert_eq!((count(four, Kind::Intra), count(four, Kind::Inter)), (0, 1));
         let (four, pair) = (&four.comparisons[1], &two.comparisons[1]);
-        // D(x1,y1) + D(x2,y2) - D(x1,y2) - D(x2,y1), with (x1,y1,x2,y2) = (x_up, chosen, x,
-        // rejected).
+        // The four terms of IOPO, with D the score of a prompt and a response:
+        // D(x1,y1) + D(x2,y2) - D(x1,y2) - D(x2,y1), where (x1,y1,x2,y2) = (x_up, chosen, x, rejected).
         assert_eq!((signed(four, 1), signed(four, -1)), (vec![(1, 0), (0, 1)], vec![(1, 1), (0, 0)]));
         assert_eq!((signed(pair, 1), signed(pair, -1)), (vec![(1, 0)], vec![(1, 1)]));
         let differing = two.instructions.iter().filter(|i| i.prompt == 1).count();

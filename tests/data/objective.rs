@@ -366,7 +366,7 @@ fn every_loss_logs_its_formula() {
         dpo(listed, [1.0, 0.0, 0.0], false).formula(true),
         "[1 mean_base] of 0.8 (((z - 1/2) / beta)^2) + 0.25 (sigmoid(-a) + sigmoid(b)), z = sum sign * \
          1 (log pi - log ref) - margin, a and b = 1 (log pi - log ref) of the positive and of the negative term, beta = 1, \
-         ipo with every score divided by its tokens, + 1.5 mean nll of preferred tokens"
+         ipo with every score divided by its number of tokens, + 1.5 mean nll of preferred tokens"
     );
     let js = LossOptions { f_divergence_type: Some(Divergence::JsDivergence), ..LossOptions::default() };
     assert!(dpo(js, [1.0; 3], false).formula(true).contains("z = sum sign * 1 s - margin, s = log 2 - softplus(-u)"));

@@ -112,9 +112,10 @@ impl Heads {
 vectorised! {
     /// Copies the first `length` elements of every `width`, times `scale`.
     fn scale_queries(to: &mut [f32], from: &[f32], length: usize, width: usize, scale: f32) {
-        for (to, from) in to.chunks_exact_mut(length).zip(from.chunks(width)) {
-            for (to, x) in to.iter_mut().zip(from) {
-                *to = scale * x;
+        for row in 0..to.len() / length {
+            let (to, from) = (&mut to[row * length..][..length], &from[row * width..][..length]);
+            for i in 0..length {
+                to[i] = scale * from[i];
             }
         }
     }

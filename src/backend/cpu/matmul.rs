@@ -149,18 +149,17 @@ fn transpose_into(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: u
     // the L1 cache.
     for i in (0..rows).step_by(SQUARE) {
         for j in (0..cols).step_by(SQUARE) {
-            let width = SQUARE.min(cols - j);
-            let mut square = [[0.0f32; SQUARE]; SQUARE];
-            for (k, line) in square.iter_mut().enumerate().take(rows - i) {
-                let row = &from[(i + k) * from_stride + j..];
-                match row.first_chunk() {
-                    Some(whole) if width == SQUARE => *line = *whole,
-                    _ => line[..width].copy_from_slice(&row[..width]),
-                }
+            let (height, width) = (SQUARE.min(rows - i), SQUARE.min(cols - j));
+            let (to, from) = (&mut to[j * to_stride + i..], &from[i * from_stride + j..]);
+            if (height, width) == (SQUARE, SQUARE) {
+                transpose(to, to_stride, from, from_stride);
+                continue;
             }
-            for (l, line) in transpose(square).iter().enumerate() {
-                to[(j + l) * to_stride + i..][..SQUARE].copy_from_slice(line);
+            let mut square = [0.0f32; SQUARE * SQUARE];
+            for (k, row) in square.chunks_exact_mut(SQUARE).enumerate().take(height) {
+                row[..width].copy_from_slice(&from[k * from_stride..][..width]);
             }
+            transpose(to, to_stride, &square, SQUARE);
         }
     }
 }

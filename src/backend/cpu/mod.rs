@@ -21,6 +21,8 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_bf16;
 #[cfg(target_arch = "x86_64")]
+mod avx512_cached;
+#[cfg(target_arch = "x86_64")]
 mod avx512_glu;
 #[cfg(target_arch = "x86_64")]
 mod avx512_math;

@@ -40,13 +40,7 @@ impl<'a> Panels<'a> {
             // Transposes whole squares, then copies the remaining elements one by one.
             let whole = if count == SQUARE { self.head_dim / SQUARE * SQUARE } else { 0 };
             for c in (0..whole).step_by(SQUARE) {
-                let mut square = [[0.0f32; SQUARE]; SQUARE];
-                for (t, line) in square.iter_mut().enumerate() {
-                    line.copy_from_slice(&head(row + t)[c..c + SQUARE]);
-                }
-                for (i, line) in transpose(square).iter().enumerate() {
-                    panel[(c + i) * WIDTH + column..][..SQUARE].copy_from_slice(line);
-                }
+                transpose(&mut panel[c * WIDTH + column..], WIDTH, &qkv[row * h.width + first + c..], h.width);
             }
             for t in 0..count {
                 for (c, x) in head(row + t).iter().enumerate().skip(whole) {

@@ -172,24 +172,38 @@ pub(super) fn max(values: &[f32]) -> f32 {
 /// Side of the squares of [`transpose`].
 pub(super) const SQUARE: usize = 8;
 
-/// Transposes a square.
+/// Transposes a square: `to[j * to_stride + i] = from[i * from_stride + j]`.
 #[inline]
-pub(super) fn transpose(square: [[f32; SQUARE]; SQUARE]) -> [[f32; SQUARE]; SQUARE] {
+pub(super) fn transpose(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize) {
+    let reach = |stride: usize| (SQUARE - 1) * stride + SQUARE;
+    assert!(to.len() >= reach(to_stride) && from.len() >= reach(from_stride), "a square outside its slice");
     #[cfg(target_arch = "x86_64")]
     if level() != Level::Baseline {
-        // SAFETY: `level` has detected AVX2.
-        return unsafe { transpose_avx2(square) };
+        // SAFETY: `level` has detected AVX2, and the slices hold the rows of both squares.
+        return unsafe { transpose_avx2(to.as_mut_ptr(), to_stride, from.as_ptr(), from_stride) };
     }
-    std::array::from_fn(|i| std::array::from_fn(|j| square[j][i]))
+    for i in 0..SQUARE {
+        for j in 0..SQUARE {
+            to[j * to_stride + i] = from[i * from_stride + j];
+        }
+    }
 }
 
 /// Transposes by swapping elements, pairs and halves: 24 shuffles for 64 elements instead of 64
-/// scalar stores.
+/// scalar stores. Loops have constant bounds, so that the squares stay in registers.
+///
+/// # Safety
+/// The processor has AVX2, and all rows of both squares are inside their allocations.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn transpose_avx2(square: [[f32; SQUARE]; SQUARE]) -> [[f32; SQUARE]; SQUARE] {
+#[allow(clippy::needless_range_loop)]
+unsafe fn transpose_avx2(to: *mut f32, to_stride: usize, from: *const f32, from_stride: usize) {
     use std::arch::x86_64::*;
-    let rows: [__m256; SQUARE] = square.map(bytemuck::cast);
+    let mut rows = [_mm256_setzero_ps(); SQUARE];
+    for i in 0..SQUARE {
+        // SAFETY: the caller guarantees the rows of `from`.
+        rows[i] = unsafe { _mm256_loadu_ps(from.add(i * from_stride)) };
+    }
     let mut pairs = rows;
     for i in 0..4 {
         pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
@@ -202,12 +216,17 @@ fn transpose_avx2(square: [[f32; SQUARE]; SQUARE]) -> [[f32; SQUARE]; SQUARE] {
             fours[half + 2 * i + 1] = _mm256_shuffle_ps::<0xEE>(pairs[half + i], pairs[half + 2 + i]);
         }
     }
-    let mut columns = fours;
     for i in 0..4 {
-        columns[i] = _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]);
-        columns[i + 4] = _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]);
+        let columns = [
+            _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]),
+            _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]),
+        ];
+        // SAFETY: the caller guarantees the rows of `to`.
+        unsafe {
+            _mm256_storeu_ps(to.add(i * to_stride), columns[0]);
+            _mm256_storeu_ps(to.add((i + 4) * to_stride), columns[1]);
+        }
     }
-    columns.map(bytemuck::cast)
 }
 
 #[cfg(test)]
@@ -216,12 +235,14 @@ mod tests {
 
     #[test]
     fn squares_are_transposed() {
-        let square: [[f32; SQUARE]; SQUARE] = std::array::from_fn(|i| std::array::from_fn(|j| (10 * i + j) as f32));
-        let transposed = transpose(square);
-        for (i, row) in transposed.iter().enumerate() {
-            for (j, x) in row.iter().enumerate() {
-                assert_eq!(*x, (10 * j + i) as f32);
-            }
+        let (from_stride, to_stride) = (SQUARE + 3, SQUARE + 5);
+        let from: Vec<f32> = (0..7 * from_stride + SQUARE).map(|i| i as f32).collect();
+        let mut to = vec![-1.0; 7 * to_stride + SQUARE];
+        transpose(&mut to, to_stride, &from, from_stride);
+        for (at, x) in to.iter().enumerate() {
+            let (row, column) = (at / to_stride, at % to_stride);
+            let expected = if column < SQUARE { from[column * from_stride + row] } else { -1.0 };
+            assert_eq!(*x, expected, "row {row}, column {column}");
         }
     }
 }

@@ -206,7 +206,7 @@ fn head(text: &str, keyword: &str) -> Result<Head, String> {
     let (marks, rest) = closed(head.strip_prefix(keyword).unwrap_or(&head))?;
     let (parameters, rest) = closed(rest.trim_start())?;
     if !rest.trim().is_empty() {
-        return Err(format!("`{}` between the parameters and the body", rest.trim()));
+        return Err(format!("unexpected `{}` between the parameters and the body", rest.trim()));
     }
     let mut marks = split(marks, ',').map(str::to_owned);
     let threads = thread_count(&marks.next().unwrap_or_default())?;

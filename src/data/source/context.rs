@@ -185,7 +185,7 @@ fn with_question(question: &str, column: &str, side: Vec<Message>, key: &str) ->
     }
     let column = if column == "prompt" { "the prompt".to_owned() } else { format!("\"{column}\"") };
     Err(format!(
-        "\"{key}\" has user turns, but none equals {column} \"{}\"; drop {} with --drop-columns or make them agree",
+        "\"{key}\" has user turns, but none equals {column} \"{}\"; drop {} with --drop-columns, or make it equal to a user turn",
         shorten(question),
         if column == "the prompt" { "\"prompt\"" } else { &column }
     ))

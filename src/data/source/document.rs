@@ -53,7 +53,7 @@ pub(super) fn may_start(line: &[u8], row: Option<&RowObject>) -> bool {
     }
 }
 
-/// Reads a document; `None` if the text is not a document.
+/// Reads a document, as described above; `None` for JSON lines and other text.
 pub(super) fn parse(text: &[u8]) -> Option<Document> {
     let marked = mark(text);
     let clean = marked.as_deref().unwrap_or(text);

@@ -90,9 +90,8 @@ pub(super) fn warning(dir: &Path, files: &[StoredFile], config: Option<&Map<Stri
     let held = format!("{}, then {}", steps(&parts.normalizer), steps(&parts.pre_tokenizer));
     (built != held).then(|| {
         format!(
-            "transformers 5 loads the tokenizer of {} as {class}, which prepares texts by {}; tokenizer.json holds {}, which \
-             is used here, so ids can differ. To get the ids of tokenizer.json there, load it with \
-             PreTrainedTokenizerFast.from_pretrained",
+            "transformers 5 loads the tokenizer of {} as {class}, which prepares texts by {}; mapl follows \
+             tokenizer.json, which holds {}, so ids can differ. In transformers, PreTrainedTokenizerFast.from_pretrained follows tokenizer.json",
             dir.display(),
             shown(&built),
             shown(&held)
@@ -195,7 +194,7 @@ mod tests {
             assert_eq!(found.is_some(), case["differs"] == true, "{case}: {found:?}");
             if let Some(text) = found {
                 let class = case["class"].as_str().unwrap();
-                assert!(text.contains(class) && text.contains("tokenizer.json holds"), "{text}");
+                assert!(text.contains(class) && text.contains("tokenizer.json, which holds"), "{text}");
             }
         }
     }

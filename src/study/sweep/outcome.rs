@@ -179,12 +179,29 @@ pub fn commands(point: &Point, words: &[String]) -> Value {
     }
 }
 
+/// Whether an earlier sweep with the same commands up to the training has left a finished run in `folder`,
+/// with its study.
+pub fn is_trained(folder: &Path, commands: &Value) -> bool {
+    // A list is the training command alone.
+    fn parts(commands: &Value) -> (&Value, &[Value]) {
+        let prepare = commands["prepare"].as_array().map_or(&[][..], Vec::as_slice);
+        (if commands.is_array() { commands } else { &commands["train"] }, prepare)
+    }
+    let finished = |name: &str, key: &str| read(&folder.join(name)).is_some_and(|found| found[key] == "finished");
+    finished("study.json", "outcome")
+        && finished("run/run.json", "status")
+        && read(&folder.join("command.json")).is_some_and(|earlier| parts(&earlier) == parts(commands))
+}
+
+/// Returns a record, or `None` if it is missing or damaged.
+fn read(path: &Path) -> Option<Value> {
+    serde_json::from_slice(&input::read(path, input::MAX_RECORD).ok()?).ok()
+}
+
 /// Returns the finished study, the evaluation and the IFEval results of an earlier sweep in `folder`, if the
 /// commands of this point produced them.
 pub fn finished_study(folder: &Path, commands: &Value, point: &Point) -> Option<[Value; 3]> {
-    let read = |name: &str| -> Option<Value> {
-        serde_json::from_slice(&input::read(&folder.join(name), input::MAX_RECORD).ok()?).ok()
-    };
+    let read = |name: &str| read(&folder.join(name));
     let study = read("study.json").filter(|study| study["outcome"] == "finished")?;
     let evaluation = if point.measure.is_some() { read("eval.json")? } else { Value::Null };
     let ifeval = if point.ifeval.is_some() { read("ifeval.json")? } else { Value::Null };

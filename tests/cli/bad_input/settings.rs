@@ -12,7 +12,7 @@ use crate::workbench::Bench;
 
 /// Flags that accept a negative number.
 const NEGATIVE: [&str; 1] = ["--margin"];
-/// Remaining arguments of a valid call; `None` for commands without a known valid call.
+/// Arguments that make a valid call of `command`; `None` if none are listed here.
 fn call(command: &str) -> Option<&'static str> {
     match command {
         "sft" | "reward" | "dpo" => Some("--model model --train-file pairs.jsonl --output-dir out"),

@@ -78,7 +78,7 @@ fn cases() -> Vec<Case> {
         ((40, 40, 2600, 300), On::CpuAlone),
         // Two blocks of rows, four slices of the vocabulary, K not a multiple of 16.
         ((40, 24, 1999, 140), On::All),
-        // The backward needs a second chunk of the vocabulary.
+        // The vocabulary exceeds a chunk of 8,192 columns, so the backward needs a second one.
         ((5, 16, 8195, 3), On::All),
         // No rows.
         ((7, 16, 257, 0), On::All),

@@ -149,8 +149,8 @@ impl Drop for Staging {
 
 /// Pinned memory to send, and the device memory that receives it.
 pub struct UploadBuffer {
-    /// Its event is `arrived`. Dropped first, so the copy is done before the device memory is
-    /// freed.
+    /// Its event is `arrived` of the module's comment. Dropped before `device`, so the copy ends before the
+    /// device memory is freed.
     staging: Staging,
     consumed: Event,
     device: Memory,

@@ -12,8 +12,8 @@ use crate::backend::kernels::geometry::{Choice, PLANNED_PROCESSORS, Sizes, Tile,
 use crate::backend::kernels::launchers::{self as launch, HEAD_COLUMNS, HEAD_JOIN_ROWS};
 use crate::backend::kernels::{Kernels, Piece, Scratch, int};
 
-/// Budgets of scratch memory in bytes: for a forward at any vocabulary size (performance goal G-HEAD-1), and
-/// for the exponentials of a backward.
+/// Limits of scratch memory in bytes: of a forward at any vocabulary size (performance goal G-HEAD-1), and of
+/// the exponentials that a backward stores.
 const FORWARD_BYTES: usize = 64 << 20;
 const EXPS_BYTES: usize = 2400 << 20;
 /// Minimum number of rows of a chunk that a memory plan chooses. At hidden size 896, half as many rows need

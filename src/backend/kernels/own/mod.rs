@@ -131,8 +131,8 @@ impl OwnFile {
                 && shipped.item != export.item
             {
                 return Err(wrong(format!(
-                    "exports {} as {:?}, but the launchers were built with {:?}; an exported value changes with the \
-                     program only",
+                    "exports {} as {:?}, but this program was built with {:?}; a kernel file cannot change this value, so \
+                     restore it or build mapl from these sources",
                     export.name, export.item, shipped.item
                 )));
             }
