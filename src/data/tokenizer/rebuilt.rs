@@ -91,7 +91,8 @@ pub(super) fn warning(dir: &Path, files: &[StoredFile], config: Option<&Map<Stri
     (built != held).then(|| {
         format!(
             "transformers 5 loads the tokenizer of {} as {class}, which prepares texts by {}; mapl follows \
-             tokenizer.json, which holds {}, so ids can differ. In transformers, PreTrainedTokenizerFast.from_pretrained follows tokenizer.json",
+             tokenizer.json, which holds {}, so ids can differ. In transformers, \
+             PreTrainedTokenizerFast.from_pretrained follows tokenizer.json",
             dir.display(),
             shown(&built),
             shown(&held)
