@@ -38,7 +38,7 @@ use super::matmul::{DEPTH, matmul};
 use super::panels::{Panels, score_stride};
 use super::path::{Path, Segments};
 use super::product16::{self, product16};
-use super::rows::scale_heads;
+use super::rows::{copy_rows, scale_heads};
 use super::scratch::Scratch;
 use super::simd::{LANES, vectorised};
 use super::tile::{Grid, Mat, Tile};
@@ -95,10 +95,7 @@ impl Heads {
 
     /// Copies the queries of the tokens `rows` to `to`, (tokens * group, head_dim).
     pub fn queries16(&self, to: &mut [bf16], qkv: &[bf16], rows: Range<usize>) {
-        let length = self.group * self.head_dim;
-        for (to, row) in to.chunks_exact_mut(length).zip(rows) {
-            to.copy_from_slice(&qkv[row * self.width + self.query..][..length]);
-        }
+        copy_rows(to, qkv, rows, (self.query, self.group * self.head_dim, self.width));
     }
 
     /// Copies the queries of the tokens `rows`, times `scale`, to `to`, (tokens * group, head_dim).
@@ -131,9 +128,7 @@ pub(super) fn copy_head<T: Copy>(
     first: usize,
     h: &Heads,
 ) {
-    for (to, row) in to[position * h.head_dim..].chunks_exact_mut(h.head_dim).zip(rows) {
-        to.copy_from_slice(&qkv[row * h.width + first..][..h.head_dim]);
-    }
+    copy_rows(&mut to[position * h.head_dim..], qkv, rows, (first, h.head_dim, h.width));
 }
 
 /// Part of the batch for one task: the rows `rows`, starting in segment `segment`.

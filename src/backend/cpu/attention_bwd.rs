@@ -27,7 +27,7 @@ use super::matmul::matmul;
 use super::panels::{Panels, score_stride};
 use super::path::{Path, Segments, Step};
 use super::product16::product16;
-use super::rows::{add_to_tile, scale_heads};
+use super::rows::{add_to_tile, copy_rows, scale_heads};
 use super::scratch::Scratch;
 use super::simd::LANES;
 use super::tile::{Grid, Mat, Tile};
@@ -212,15 +212,14 @@ impl<'a> Backward<'a> {
         let path = hidden..(position + rows.len()).next_multiple_of(LANES);
         let keys = path.len();
         let scale = d.scale as f32;
-        // Offset of the outputs of a token for the query heads of this key-value head.
-        let outputs = |row: usize| (row * d.heads + self.kv_head * group) * head_dim;
+        // Outputs of the query heads of this key-value head: first element in a token's row, number of elements,
+        // and elements from one token to the next.
+        let output_rows = (self.kv_head * group * head_dim, group * head_dim, d.heads * head_dim);
         let stride = score_stride(keys);
         match &mut self.narrow {
             Some(n) => {
                 self.heads.queries16(&mut n.queries, n.qkv, rows.clone());
-                for (to, row) in n.dout.chunks_exact_mut(group * head_dim).zip(rows.clone()) {
-                    to.copy_from_slice(&n.do_[outputs(row)..][..group * head_dim]);
-                }
+                copy_rows(&mut n.dout, n.do_, rows.clone(), output_rows);
                 let products =
                     [(&mut self.probabilities, &n.queries, &n.keys), (&mut self.dscores, &n.dout, &n.values)];
                 for (to, left, right) in products {
@@ -231,9 +230,7 @@ impl<'a> Backward<'a> {
             }
             None => {
                 self.heads.queries(&mut self.queries, self.inputs.qkv, rows.clone(), scale);
-                for (to, row) in self.dout.chunks_exact_mut(group * head_dim).zip(rows.clone()) {
-                    to.copy_from_slice(&self.inputs.do_[outputs(row)..][..group * head_dim]);
-                }
+                copy_rows(&mut self.dout, self.inputs.do_, rows.clone(), output_rows);
                 let block = |data| Mat::new(data, count, head_dim, head_dim);
                 self.keys_t.product(&mut self.probabilities, block(&self.queries), path.clone());
                 self.values_t.product(&mut self.dscores, block(&self.dout), path);
@@ -258,8 +255,8 @@ impl<'a> Backward<'a> {
         let outputs = Outputs {
             head_dim,
             width: d.heads * head_dim,
-            o: &self.inputs.o[outputs(rows.start)..],
-            dout: &self.inputs.do_[outputs(rows.start)..],
+            o: &self.inputs.o[rows.start * output_rows.2 + output_rows.0..],
+            dout: &self.inputs.do_[rows.start * output_rows.2 + output_rows.0..],
             lse: &self.inputs.lse[self.kv_head * group * d.tokens + rows.start..],
             tokens: d.tokens,
         };

@@ -1,5 +1,7 @@
 //! Row loops that several ops share, and the final sum of an op that splits the tokens into slices.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::simd::vectorised;
@@ -63,12 +65,46 @@ vectorised! {
     }
 }
 
+/// Copies `length` elements, from `first` on, of each of the `rows` of a matrix to consecutive rows of `to`.
+/// The rows of the matrix are `stride` elements apart.
+pub(super) fn copy_rows<T: Copy>(
+    to: &mut [T],
+    from: &[T],
+    rows: Range<usize>,
+    (first, length, stride): (usize, usize, usize),
+) {
+    /// Rows of a length known at compile time. A call of memcpy costs more than a short row.
+    fn short<T: Copy, const N: usize>(to: &mut [T], from: &[T], stride: usize) {
+        for (row, to) in to.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+            to.copy_from_slice(&from[row * stride..][..N]);
+        }
+    }
+    if rows.is_empty() || length == 0 {
+        return;
+    }
+    let (to, from) = (&mut to[..rows.len() * length], &from[rows.start * stride + first..]);
+    match length {
+        16 => short::<T, 16>(to, from, stride),
+        24 => short::<T, 24>(to, from, stride),
+        32 => short::<T, 32>(to, from, stride),
+        48 => short::<T, 48>(to, from, stride),
+        64 => short::<T, 64>(to, from, stride),
+        _ => {
+            for (row, to) in to.chunks_exact_mut(length).enumerate() {
+                to.copy_from_slice(&from[row * stride..][..length]);
+            }
+        }
+    }
+}
+
 vectorised! {
     /// Adds consecutive rows to those of the tile, from row `first` on.
     pub(super) fn add_to_tile(to: &mut Tile<'_>, first: usize, rows: &[f32]) {
-        for (r, row) in rows.chunks_exact(to.cols()).enumerate() {
-            for (to, x) in to.row(first + r).iter_mut().zip(row) {
-                *to += x;
+        let cols = to.cols();
+        for r in 0..rows.len() / cols {
+            let (to, row) = (&mut to.row(first + r)[..cols], &rows[r * cols..][..cols]);
+            for i in 0..cols {
+                to[i] += row[i];
             }
         }
     }

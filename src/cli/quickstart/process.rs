@@ -11,8 +11,8 @@ use crate::{Error, Result};
 
 /// Time between two looks at a child.
 const LOOK: Duration = Duration::from_millis(20);
-/// Width of the column of names before printed lines.
-const NAME_WIDTH: usize = 14;
+/// Width of the column of names before printed lines, that of `reward-base-equal`.
+const NAME_WIDTH: usize = 17;
 
 /// A command of this program.
 pub(super) struct Process<'a> {
