@@ -58,11 +58,11 @@ fn main() {
 
 /// Exports `BUILD_COMMIT`: the commit of the checkout, with `-dirty` if a source differs from it, or
 /// `unknown` if these files are not a checkout. The script runs again after a commit or a change of a source.
-/// Both recompile the crate anyway; without either, a build recompiles nothing.
+/// Either change recompiles the crate anyway; a build without such a change recompiles nothing.
 fn export_commit() {
     let sources = ["src", "kernels", "build.rs", "Cargo.toml", "Cargo.lock"];
     sources.iter().for_each(|path| println!("cargo:rerun-if-changed={path}"));
-    // An archive that was unpacked within another repository does not belong to it.
+    // A source archive that was unpacked inside another repository must not export that repository's commit.
     let real = |path: &str| fs::canonicalize(path).ok();
     let is_checkout = git(&["rev-parse", "--show-toplevel"]).is_some_and(|top| real(&top) == real("."));
     let commit = is_checkout.then(|| git(&["rev-parse", "--short=12", "HEAD"])).flatten();
@@ -70,8 +70,8 @@ fn export_commit() {
         println!("cargo:rustc-env=BUILD_COMMIT=unknown");
         return;
     };
-    // A missing file would make every build run this script again. A packed branch has no separate file, but
-    // the log of HEAD changes with it.
+    // Only existing files are watched: a watched file that is missing would make every build run this script
+    // again. A packed branch has no separate file, but the log of HEAD changes with it.
     let branch = git(&["symbolic-ref", "-q", "HEAD"]);
     for name in ["HEAD", "logs/HEAD"].into_iter().chain(branch.as_deref()) {
         if let Some(path) = git(&["rev-parse", "--git-path", name]).filter(|path| Path::new(path).is_file()) {
@@ -162,8 +162,8 @@ fn shipped_files() -> Result<Vec<String>, String> {
     Ok(files)
 }
 
-/// Writes a file unless it has this text already, so that its modification time changes with its
-/// text only.
+/// Writes a file unless it has this text already, so that its modification time changes only if its
+/// text changes.
 fn write_changed(path: &Path, text: &str) -> Result<(), String> {
     if fs::read_to_string(path).is_ok_and(|old| old == text) {
         return Ok(());
@@ -224,8 +224,8 @@ fn fingerprint(files: &[PathBuf], command: &str) -> Result<String, String> {
     Ok(format!("{:016x}", hasher.finish()))
 }
 
-/// Compiles every file that changed, several at a time. Returns the resources of all kernels, by
-/// name and target.
+/// Compiles every file that changed, several at a time. Returns the resource usage of all kernels, sorted by
+/// kernel name and target.
 fn compile_all(nvcc: &Path, sources: &[Source], out: &Path) -> Result<Vec<Resources>, String> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
@@ -276,19 +276,19 @@ fn compile(nvcc: &Path, source: &Source, out: &Path) -> Result<String, String> {
 }
 
 /// Builds the emulator with every kernel, unless its library is up to date. Returns the command of
-/// the C++ compiler, or `None` without one.
+/// the C++ compiler, or `None` if no C++ compiler was found.
 fn emulator(sources: &[Source], out: &Path) -> Result<Option<Vec<String>>, String> {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).debug(false).warnings(false).cargo_warnings(false);
     build.flags(EMULATOR_FLAGS);
     if required("MAPL_EMULATOR_SANITIZE") {
-        // Compiles in two thirds of the time of level 2; the sanitised tests are small.
+        // Level 1 compiles in two thirds of the time of level 2, and the sanitised tests are small.
         build
             .opt_level(1)
             .flag("-fsanitize=address,undefined")
             .flag("-fno-sanitize-recover=undefined")
             .flag("-fno-omit-frame-pointer");
-        // rustc links without the default libraries, so the flag does not bring the sanitisers'
+        // rustc links without the default libraries, so -fsanitize does not link the sanitisers'
         // runtimes.
         println!("cargo:rustc-link-lib=dylib=asan");
         println!("cargo:rustc-link-lib=dylib=ubsan");

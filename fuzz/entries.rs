@@ -32,8 +32,8 @@ fn write(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
-/// Reads the bytes as a file of preference rows, as a file of rows for supervised fine-tuning, and
-/// as any text.
+/// Reads the bytes as a file of preference rows, as a file of rows for supervised fine-tuning, and as
+/// a file of texts for training a tokenizer.
 pub fn groups(bytes: &[u8]) {
     in_folder(|folder| {
         let paths = [write(folder, "rows.jsonl", bytes)];
@@ -57,7 +57,7 @@ fn check_rows(folder: &Path, rows: &[SourceRow]) {
     for (i, row) in rows.iter().enumerate() {
         row.group.validate().expect("an accepted group is valid");
         assert!(row.group.responses.iter().all(|response| !response.is_empty()));
-        // Group rows need distinct ids, but pairs may share one, so each group gets an id of its own.
+        // Group rows need distinct ids, but pairs may share one, so each group gets a new id.
         let group = mapl::data::group::PreferenceGroup { id: format!("row-{i}"), ..row.group.clone() };
         text += &serde_json::to_string(&group).expect("a group is JSON");
         text.push('\n');
@@ -126,7 +126,7 @@ pub fn config(bytes: &[u8]) {
     });
 }
 
-/// Fields that affect the computation.
+/// Returns the fields that affect the computation as one string, for comparison.
 fn sizes(c: &ModelConfig) -> String {
     format!(
         "{:?} {:?} {} {} {} {} {} {} {} {} {} {} {} {:?} {:?} {} {} {:?} {:?} {:?}",

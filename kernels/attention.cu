@@ -2,9 +2,9 @@
 // and the logsumexp of its scaled scores. Query heads share key-value heads (grouped-query
 // attention). After FlashAttention-2 (arXiv 2307.08691):
 //
-//   for each work item (tile of 64 queries of a segment, head), by stride over blocks:
+//   for each work item (tile of 64 queries of a segment, head), in a grid-stride loop of blocks:
 //     load Q; m = -inf, l = 0, O = 0
-//     for each tile of keys and values on the path, in the window of a query, up to the last query:
+//     for each tile of keys and values on the path, from the first query's window to the last query:
 //       S = scale log2(e) Q Kᵀ, soft-capped on request, masked causally and by the window
 //       m' = max(m, rowmax S); P = 2^(S - m'); r = 2^(m - m')
 //       l = r l + rowsum P; O = r O + P V; m = m'
@@ -27,7 +27,7 @@
 #include "attention.cuh"
 
 constexpr int PLAN_THREADS = 256;
-/// Depth classes of segments: roots, their children, everything below.
+/// Number of depth classes of segments: roots, their children, and all deeper segments.
 constexpr int PLAN_DEPTHS = 3;
 
 /// Builds the work list: cuts every segment into tiles of `rows` rows. One block runs, with one segment per
@@ -60,7 +60,7 @@ KERNEL(256, attention_plan)(const int* starts,            // (segments + 1)
         if (lane == WARP - 1) {
             totals[warp] = sum;
         }
-        // All warp totals are written before any thread reads them.
+        // Waits until all warp totals are written.
         sync_block();
         int at = before + sum - tiles;
         for (int w = 0; w < WARPS; ++w) {
@@ -71,7 +71,7 @@ KERNEL(256, attention_plan)(const int* starts,            // (segments + 1)
             work[2 + 2 * (at + tile)] = segment;
             work[3 + 2 * (at + tile)] = starts[segment] + tile * rows;
         }
-        // All threads have read the totals before the next round overwrites them.
+        // Waits until all threads have read the totals, which the next round overwrites.
         sync_block();
     }
     if (threadIdx.x == 0) {
@@ -147,15 +147,15 @@ DEVICE void attention_fwd(const FusedQkv<T>& fused, const Segments& segments, co
         WarpTile<HEAD> out;
         out.clear();
         OnlineSoftmax softmax{{-INFINITY, -INFINITY}, {0.0f, 0.0f}};
-        // A warp without rows sees no keys, because its position is far before all of them.
+        // A warp without rows gets a position far before all keys, so that it sees none of them.
         int warp_first = Scores::warp_row() < rows ? position + Scores::warp_row() : -(1 << 30);
         for_each_key_tile<typename F::Keys, F::STAGES, THREADS>(
             shared + F::Queries::BYTES, index, fused, fused.kv_head_of(head), segments, segment,
             window.first_key(position), position + rows,
             [&](int begin, unsigned char* keys, unsigned char* values) {
-                // Distance from the first key to the warp's first row.
+                // Distance from the tile's first key to the warp's first row.
                 int ahead = warp_first - begin;
-                // No row of the warp sees any of these keys.
+                // Skips the tile if no row of the warp sees any of its keys.
                 if (ahead < -15 || window.passed(ahead - (KEYS - 1))) {
                     return;
                 }
@@ -168,7 +168,7 @@ DEVICE void attention_fwd(const FusedQkv<T>& fused, const Segments& segments, co
                         scores.acc[0][j].value[e] = form.base2(scores.acc[0][j].value[e]);
                     }
                 }
-                // Some row does not see some key.
+                // Masks the scores if some row does not see some key.
                 if (ahead < KEYS - 1 || window.passed(ahead + 15)) {
 #pragma unroll
                     for (int j = 0; j < Scores::FRAGMENTS_N; ++j) {
@@ -194,7 +194,7 @@ DEVICE void attention_fwd(const FusedQkv<T>& fused, const Segments& segments, co
         if (warp_first < 0) {
             continue;
         }
-        // These values are read again, because registers are short in the loop.
+        // These two values are computed again, because the loop has no registers left to keep them.
         first = work.first_row(tile);
         rows = min_of(ROWS, segments.starts[segment + 1] - first);
         float inverse[2];
@@ -231,7 +231,7 @@ KERNELS(128, attention_fwd, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD: 2
                            tokens, {scale}, {window});
 }
 
-// Variant with a soft cap. Few models have one, so it has fewer head sizes.
+// Variant with a soft cap. Few models have a soft cap, so the variant is compiled for fewer head sizes.
 template <class T, int HEAD>
 KERNELS(128, attention_capped_fwd, FOR(HEAD: 128 256; T: f32 bf16), IF(HEAD: 256; T: f32; THREADS(64)))(
     const T* qkv,                 // (tokens, heads + 2 kv_heads, head_dim)

@@ -1,7 +1,7 @@
 // Shared by the attention kernels: work list, paths through the prefix tree, key tiles, warp GEMMs.
 //
 // A path is the rows of a segment's ancestors, root first, then the segment's own rows. Keys are
-// numbered by their position on it. Traversal of a path (for_each_key_tile):
+// numbered by their position on the path. Traversal of a path (for_each_key_tile):
 //
 //   for each tile of positions 0, KEYS, 2 KEYS, ..., from the first one in the window on:
 //     rows[next tile] = row of each position             PathCursor, one thread per key
@@ -29,7 +29,7 @@ struct BlockShape {
 struct Segments {
     const int* starts;     // (segments + 1)
     const int* offsets;    // (segments + 1)
-    const int* ancestors;  // (entries of all lists)
+    const int* ancestors;  // ancestor lists of all segments, one after the other
 
     DEVICE int rows(int segment) const {
         return starts[segment + 1] - starts[segment];
@@ -67,7 +67,7 @@ struct PathCursor {
     DEVICE PathCursor(const Segments& of, int segment)
         : segments(of), own(segment), next(of.offsets[segment]), position(0), row(0), length(0) {}
 
-    /// Row at position `wanted`, which is on the path and not below the previous one.
+    /// Row at position `wanted`, which must lie on the path. It must not be smaller than in the previous call.
     DEVICE int row_at(int wanted) {
         while (wanted - position >= length) {
             int segment = next < segments.offsets[own + 1] ? segments.ancestors[next] : own;
@@ -127,7 +127,7 @@ DEVICE void operand_from(OperandA<bf16>& a, const FragmentC& left, const Fragmen
     a.term[0].word[3] = pack_bf16(right.value[2], right.value[3]);
 }
 
-/// As above, but in three bf16 terms, which are exact to 24 bits.
+/// As above, but each element is split into three bf16 terms, which together keep 24 bits.
 DEVICE void operand_from(OperandA<float>& a, const FragmentC& left, const FragmentC& right) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -141,7 +141,8 @@ DEVICE void operand_from(OperandA<float>& a, const FragmentC& left, const Fragme
     }
 }
 
-/// Accumulators of a warp: rows 16 warp to 16 warp + 15 of the block's tile, in the form that for_each_eight needs.
+/// Accumulators of a warp: rows 16 warp to 16 warp + 15 of the block's tile, with the members that for_each_eight
+/// reads.
 template <int COLUMNS>
 struct WarpTile {
     static constexpr int FRAGMENTS_M = 1, FRAGMENTS_N = COLUMNS / 8;
@@ -323,8 +324,8 @@ struct CappedScores {
 
 /// Traverses the positions of a path below `length` in tiles of Layout::ROWS keys, from the tile with position
 /// `first` on. Calls use(first position, keys, values) with the tiles in shared memory. `stages` holds STAGES pairs
-/// of tiles, `index` the rows of two tiles. Hazard: the caller must have passed a barrier since either was last
-/// read. cp.async copies that the caller has issued are complete at the first call of `use`.
+/// of tiles, `index` the rows of two tiles. Hazard: the caller must have passed a barrier since `stages` or `index`
+/// was last read. cp.async copies that the caller has issued are complete at the first call of `use`.
 template <class Layout, int STAGES, int THREADS, class T, class Use>
 DEVICE void for_each_key_tile(unsigned char* stages, int* index, const FusedQkv<T>& fused, int kv_head,
                               const Segments& segments, int segment, int first, int length, Use use) {
@@ -348,14 +349,14 @@ DEVICE void for_each_key_tile(unsigned char* stages, int* index, const FusedQkv<
     };
     find_rows(start);
     find_rows(start + 1);
-    // The rows of the first two tiles are in shared memory before any thread gathers by them.
+    // Waits until the row indices of the first two tiles are written.
     sync_block();
     load(start);
 #pragma unroll 1
     for (int step = start; step < steps; ++step) {
         cp_async_wait<0>();
-        // Waits until all copies of this tile have arrived, the rows of the next tile are written, and no
-        // thread reads the previous tile. Its stage and rows are overwritten next.
+        // Waits until all copies of this tile have arrived, the row indices of the next tile are written, and
+        // no thread reads the previous tile, whose stage and row indices are overwritten next.
         sync_block();
         if (STAGES == 2 && step + 1 < steps) {
             load(step + 1);

@@ -2,7 +2,7 @@
 //
 //   attention_bwd_delta: delta = do · o per row and head
 //   attention_bwd_q, for each work item (tile of queries, head):
-//     for each tile of keys on the path, in the window of a query:
+//     for each tile of keys on the path, from the first query's window to the last query:
 //       S = scale q kᵀ, soft-capped on request; P = exp(S - lse)
 //       dS = P (do vᵀ - delta), times the slope of the cap; dq += dS k
 //     dq *= scale
@@ -20,10 +20,11 @@
 //   - Gradients too wide for the registers are split into column parts, one block each, which
 //     recompute P and dS.
 //
-// bf16: P and dS are rounded to bf16 for the second GEMMs. Cost per visible pair and head, in head_dim FLOPs:
-// 2 + 4 parts for queries, 4 + 4 parts for keys and values, plus padding as in the forward. There is 1 part
-// except for keys and values of head_dim 256 (2; f32 4), of 96 and 128 in f32 (3 and 2), and queries of 256
-// in f32 (2). The host rejects head_dim above 256. Values must be finite, as in the forward.
+// bf16: P and dS are rounded to bf16 for the second GEMMs. Cost per visible pair and head with p column parts, in
+// head_dim FLOPs: 2 + 4 p for queries, 4 + 4 p for keys and values, plus padding as in the forward.
+// p = 1 with these exceptions: keys and values in bf16 with head_dim 256 (p = 2); keys and values in f32 with
+// head_dim 96, 128 and 256 (p = 3, 2 and 4); queries in f32 with head_dim 256 (p = 2).
+// The host rejects head_dim above 256. Values must be finite, as in the forward.
 #define LAUNCH_BOUNDS(threads) __launch_bounds__(threads, 1)
 #include "common.cuh"
 #include "attention.cuh"
@@ -78,7 +79,7 @@ struct Backward : BlockShape<T, HEAD> {
     static constexpr int STAGES = WIDE && sizeof(T) == 4 ? 1 : 2;
     /// Rows of a stage: KEYS in attention_bwd_q, QUERIES in attention_bwd_kv.
     static constexpr int KEYS = WIDE || sizeof(T) == 4 ? 16 : 64, QUERIES = WIDE || sizeof(T) == 4 ? 16 : 32;
-    /// Gradient columns per block: registers hold one gradient per query, two per key.
+    /// Gradient columns per block. Registers hold one gradient (dq) per query, but two (dk and dv) per key.
     static constexpr int PART_Q = WIDE && sizeof(T) == 4 ? 128 : HEAD;
     static constexpr int PART_KV = HEAD < 96 ? HEAD : sizeof(T) == 4 ? (HEAD == 96 ? 32 : 64) : min_of(HEAD, 128);
     using BlockTile = SharedTile<T, Block::ROWS, HEAD>;
@@ -104,7 +105,7 @@ struct BackwardInputs {
     Scoring form;
     Window window;
 
-    /// `rows` rows of do of one head.
+    /// View of `rows` rows of do of one head, from `row` on.
     DEVICE MatrixView<T> output_gradients(int head, int row, int rows) const {
         long long stride = 1LL * fused.heads * fused.head_dim;
         const T* start = dout + row * stride + 1LL * head * fused.head_dim;
@@ -112,7 +113,7 @@ struct BackwardInputs {
     }
 };
 
-/// Replaces a score by P and dP by dS.
+/// Replaces `score` with P, and `dp` with dS.
 template <class Scoring>
 DEVICE void softmax_backward(float& score, float& dp, bool seen, const Scoring& form, float lse, float delta) {
     float slope = 1.0f, p = seen ? fast_exp2(form.base2(score, slope) - lse) : 0.0f;
@@ -160,7 +161,7 @@ DEVICE void attention_bwd_q(const BackwardInputs<T, Scoring>& in, T* dqkv) {
             shared + 2 * B::BlockTile::BYTES, index, in.fused, in.fused.kv_head_of(head), segments, segment,
             in.window.first_key(position), position + rows,
             [&](int begin, unsigned char* keys, unsigned char* values) {
-                // No row of the warp sees any of these keys.
+                // Skips the tile if no row of the warp sees any of its keys.
                 if (idle || begin > warp_first + 15 || in.window.passed(warp_first - (begin + KEYS - 1))) {
                     return;
                 }
@@ -195,10 +196,10 @@ struct QueryCursor {
     Window window;
     /// Segment of the keys, path position of their first row, and number of keys.
     int key_segment, position, keys;
-    /// End of the tree's segments, and range of the group's heads.
+    /// Index after the last segment of the keys' tree, and range of the group's heads.
     int end, first_head, end_head;
-    /// Current segment, row and head, and the distance from the first key to the row. `segment == end` at
-    /// the end.
+    /// Current segment, row and head, and the distance from the first key to the row. After the last tile,
+    /// `segment == end`.
     int segment, row, head, ahead;
 
     DEVICE QueryCursor(const Segments& of, const Window& visible, const int* trees, int count, int segment_of_keys,
@@ -207,7 +208,7 @@ struct QueryCursor {
           position(of.rows_above(segment_of_keys) + row_of_keys - of.starts[segment_of_keys]), keys(rows_of_keys),
           first_head(first), end_head(first + group), segment(segment_of_keys), row(row_of_keys), head(first),
           ahead(0) {
-        // Binary search: the first tree start above the segment ends its tree.
+        // Binary search for the first tree start above the segment, where the segment's tree ends.
         int below = 0, above = count;
         while (below < above) {
             int middle = (below + above) / 2;
@@ -300,8 +301,8 @@ DEVICE void attention_bwd_kv(const BackwardInputs<T, Scoring>& in, const int* tr
         load(cursor, 0);
 #pragma unroll 1
         for (int step = 0; cursor.more(); ++step) {
-            // `ahead` is for the mask. For descendants it is at least the number of keys, so that no key is
-            // masked as too late.
+            // The mask needs `ahead`. For queries of a descendant it is at least the number of keys, so the
+            // causal mask hides no key from them.
             int ahead = cursor.ahead;
             cursor.advance(QUERIES);
             cp_async_wait<0>();
@@ -382,7 +383,7 @@ KERNELS(128, attention_bwd_kv, FOR(HEAD: 32 64 96 128 256; T: f32 bf16), IF(HEAD
                                {starts, ancestor_offsets, ancestors}, {work}, tokens, {scale}, {window}}, trees, tree_count, dqkv);
 }
 
-// Variants with a soft cap. Few models have one, so they have fewer head sizes.
+// Variants with a soft cap. Few models have a soft cap, so the variants are compiled for fewer head sizes.
 template <class T, int HEAD>
 KERNELS(128, attention_capped_bwd_q, FOR(HEAD: 128 256; T: f32 bf16), IF(HEAD: 256; T: f32; THREADS(64)))(
     const T* dout,                // (tokens, heads, head_dim)

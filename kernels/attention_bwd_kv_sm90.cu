@@ -26,8 +26,8 @@
 
 /// Packed rows of a step.
 EXPORT constexpr int ATTENTION_STEP_ROWS = 64;
-/// Distance from the first key that stands for every query of a descendant. It is beyond all keys of a tile,
-/// and times the heads of a group it still fits an int.
+/// Distance from the first key, used for every query of a descendant. It is larger than the number of keys of a
+/// tile, and its product with the heads of a group fits an int.
 constexpr int DESCENDANT = 1 << 20;
 
 /// Shared memory; mirrored by `src/backend/kernels/hopper/attention.rs`.
@@ -35,7 +35,7 @@ template <int HEAD>
 struct KeyBuffers {
     static constexpr int ROWS = ATTENTION_STEP_ROWS, STAGES = 4;
     static constexpr int BOXES = ceil_div(HEAD, 64), KEY_BYTES = BOXES * BOX_BYTES;
-    /// Bytes of a box of a step, and of all its boxes.
+    /// Bytes of one box of a step, and of all boxes of a step.
     static constexpr int STEP_BOX_BYTES = ROWS * 128, STEP_BYTES = BOXES * STEP_BOX_BYTES;
     static constexpr int BARRIERS = 2 * STAGES + 2;
     static constexpr int SHARED_BYTES = 2 * KEY_BYTES + STAGES * (2 * STEP_BYTES + 2 * ROWS * int(sizeof(float)) + 8) +
@@ -74,7 +74,7 @@ struct KeyBuffers {
 
 struct KeyInputs {
     /// `queries` and `douts` load boxes of 64 columns of the heads of a group, for the tokens of a step.
-    /// `keys` loads boxes of 64 columns of 128 tokens of a head.
+    /// `keys` loads boxes of 64 columns for 128 tokens of one head.
     const TensorDescriptor *queries, *douts, *keys;
     FusedQkv<bf16> fused;
     const bf16* dout;
@@ -120,8 +120,8 @@ struct QuerySteps {
     }
 };
 
-/// Copies `rows` packed rows into a tile of boxes of 64 columns with the 128-byte swizzle, zeros after
-/// them. `from` is the first head of the group of the first token; tokens are `stride` elements apart.
+/// Copies `rows` packed rows into a tile of boxes of 64 columns with the 128-byte swizzle, and fills the other rows
+/// with zeros. `from` points to the first head of the group in the first token; tokens are `stride` elements apart.
 template <int HEAD>
 DEVICE void gather_step(unsigned char* tile, const bf16* from, long long stride, int head_dim, int group, int rows,
                         int thread) {
@@ -322,7 +322,7 @@ template <int HEAD>
 KERNELS(384, attention_bwd_kv_sm90, FOR(HEAD: 64 80 96 128), EARLY, ALONE(384))(
     const TensorDescriptor& queries,  // (tokens, heads + 2 kv_heads, head_dim), boxes of a step
     const TensorDescriptor& douts,    // (tokens, heads, head_dim), boxes of a step
-    const TensorDescriptor& keys,     // the tensor of the queries, boxes of 128 tokens of a head
+    const TensorDescriptor& keys,     // same tensor as `queries`, boxes of 128 tokens of a head
     const bf16* qkv,                  // the same tensor
     const bf16* dout,                 // (tokens, heads, head_dim)
     const float* stats,               // from attention_bwd_q_sm90

@@ -47,7 +47,7 @@ DEVICE void consume(const Backward<HEAD>& at, const PathInputs& in, const bf16* 
             bool inside = token[half] < tile.tokens;
             position[half] = inside && tables.positions != nullptr ? tables.positions[to] : 0;
             float sum = 0.0f;
-            // Rows of other segments give results that are not stored.
+            // Rows past the tile's last token belong to other segments; their results are not stored.
             for (int c = thread % 4 * 8; inside && c < head_dim; c += 32) {
                 long long element = (to * heads + head) * head_dim + c;
                 Floats<bf16> a = load_floats(dout + element), b = load_floats(o + element);
@@ -93,8 +93,8 @@ DEVICE void consume(const Backward<HEAD>& at, const PathInputs& in, const bf16* 
                 scores[i] = fast_exp2(scores[i] * factor - base[i / 2 % 2]);
             }
             Mbarrier *empty_k = at.empty_k + kv.stage, *empty_v = at.empty_v + kv.stage;
-            // This wait returns at once. As in the forward, the compiler does not move code across its loop,
-            // which keeps the order of the exponentials and the wait for dP.
+            // This wait returns at once. The compiler does not move code across its loop, so the exponentials
+            // stay before the wait for dP, as in the forward.
             pin_accumulators(scores);
             wait_mbarrier(full_k, kv.phase);
             kv.advance();
@@ -145,7 +145,7 @@ template <int HEAD>
 KERNELS(384, attention_bwd_q_sm90, FOR(HEAD: 64 80 96 128), EARLY, ALONE(384))(
     const TensorDescriptor& queries,  // (tokens, heads + 2 kv_heads, head_dim), boxes of a tile
     const TensorDescriptor& douts,    // (tokens, heads, head_dim), boxes of a tile
-    const TensorDescriptor& keys,     // the tensor of the queries, boxes of 128 tokens of a head
+    const TensorDescriptor& keys,     // same tensor as `queries`, boxes of 128 tokens of a head
     const bf16* qkv,                  // the same tensor
     const bf16* dout,                 // (tokens, heads, head_dim)
     const bf16* o,                    // (tokens, heads, head_dim)

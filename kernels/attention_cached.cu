@@ -1,5 +1,5 @@
 // Attention of new tokens over a cache of keys and values: o = softmax(scale q kᵀ) v over the rows of a
-// path in the cache. A path is a list of spans of rows; keys are numbered by their position on it.
+// path in the cache. A path is a list of spans of rows; keys are numbered by their position on the path.
 // After flash-decoding, split by keys:
 //
 //   attention_cached_store   copy the new keys and values to their rows of the cache
@@ -210,7 +210,7 @@ KERNELS(128, attention_cached_part, FOR(HEAD: 64 128 256; T: f32 bf16))(
                                    kv_heads, head_dim, splits, scale, softcap, inverse_softcap, window);
 }
 
-/// Joins the parts of each token and head, one warp for each.
+/// Joins the parts of each (token, head), one warp for each (token, head).
 template <class T>
 KERNELS(128, attention_cached_join, FOR(T: f32 bf16))(
     const float* parts,       // (tokens, heads, splits, 2 + head_dim)

@@ -4,8 +4,8 @@
 //
 // A counting sort by one block. Warp w counts, then writes the tiles of class CLASSES - 1 - w, a segment
 // per lane. Class c holds the tiles with a cost of c span + 1 to (c + 1) span; the last class also holds
-// longer ones. Within a class, tiles are in the order of the batch. Costs only order the list, so no
-// result depends on them.
+// tiles with higher costs. Within a class, tiles are in the order of the batch. Costs only order the list,
+// so no result depends on them.
 #include "common.cuh"
 #include "attention_sm90.cuh"
 
@@ -20,7 +20,7 @@ EXPORT enum AttentionTiles : int { QUERIES, KEYS };
 struct SegmentTiles {
     int count, base;
     /// Value for the last word of a tile. For queries it is the path position of the segment's first row, to
-    /// which the tile's offset is added. For keys it is the end of the tree's segments.
+    /// which the tile's offset is added. For keys it is the index after the last segment of the tree.
     int word;
 
     DEVICE SegmentTiles(const Segments& segments, int segment, int rows, AttentionTiles kind, const int* trees,
@@ -31,7 +31,7 @@ struct SegmentTiles {
             base = word = segments.rows_above(segment);
             return;
         }
-        // Binary search: the first tree start above the segment ends its tree.
+        // Binary search for the first tree start above the segment, where the segment's tree ends.
         int below = 0, above = tree_count;
         while (below < above) {
             int middle = (below + above) / 2;
@@ -90,7 +90,7 @@ KERNEL(1024, attention_plan_sm90, EARLY)(
     if (lane == 0) {
         totals[warp] = count;
     }
-    // All totals are written before any thread reads them.
+    // Waits until all totals are written.
     sync_block();
     int at = 0, all = 0;
     for (int w = 0; w < PLAN_THREADS / WARP; ++w) {

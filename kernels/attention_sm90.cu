@@ -7,7 +7,7 @@
 //       wait empty K, V; TMA load both, or copy their rows
 //   two consumers of 64 rows each, for each item of the block:
 //     m = -inf, l = 0, O = 0
-//     in turns: S = Q K(0)ᵀ; softmax: m, l, P
+//     in turns (ping-pong of the two consumers): S = Q K(0)ᵀ; softmax: m, l, P
 //     for each further key tile j:
 //       in turns: S = Q K(j)ᵀ, O += P V(j-1)
 //       wait S; release K(j); softmax of S: m, l, r, P' while O += P V runs
@@ -99,7 +99,7 @@ DEVICE void consume(const Forward<HEAD>& at, const PathInputs& in, bf16* o, floa
             multiply_rows<HEAD>(out, p, tile_descriptor(at.values + v.stage * F::TILE_BYTES));
             wgmma_commit();
         };
-        // Computes the exponentials of the scores, after the products with the keys from `begin` on.
+        // Releases the keys from `begin` on, masks the scores of these keys and computes their exponentials.
         auto exponentials = [&](int begin) {
             release(at.empty_k + k.stage);
             k.advance();
@@ -178,7 +178,7 @@ DEVICE void consume(const Forward<HEAD>& at, const PathInputs& in, bf16* o, floa
         }
     }
     if (consumer == 0) {
-        take_turn(consumer);  // the other consumer's last turn, so that no arrival is left over
+        take_turn(consumer);  // matches the last pass_turn() of the other consumer, so that no arrival is left over
     }
 }
 

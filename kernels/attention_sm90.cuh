@@ -4,11 +4,12 @@
 // A tile packs the query heads of a key-value head: row r is head r % group of token r / group. A tile of 128
 // rows therefore holds 128 / group tokens, and its products reuse every key for the whole group. The work
 // list has the tiles of all segments, those with the longest paths first. An item is a tile and a key-value
-// head. Blocks process items by stride, in alternating direction.
+// head. Blocks process items in a grid-stride loop of alternating direction (Items).
 //
-// Key tiles are the positions 0, 128, 256, ... of a path. A tile in consecutive rows is one TMA box per 64
-// columns. The producer's threads copy other tiles row by row, into the same swizzled layout: those across a
-// branch, and the last tile of values (forward) or of keys (backward), with zeros after the end of the path.
+// Key tiles start at positions 0, 128, 256, ... of a path. A tile of consecutive rows is one TMA box per 64
+// columns. The producer's threads copy other tiles row by row into the same swizzled layout. These are the tiles
+// that span several runs of rows, and the last tile of values (forward) or of keys (backward), which gets zeros
+// after the end of the path.
 #pragma once
 
 #include "attention.cuh"
@@ -17,17 +18,17 @@
 #include "primitives/tma.cuh"
 #include "primitives/wgmma.cuh"
 
-/// Rows of a packed tile of queries, keys of a key tile, and classes of length in the work list.
+/// Rows of a packed tile of queries, keys of a key tile, and cost classes of the work list.
 EXPORT constexpr int ATTENTION_ROWS = 128, ATTENTION_KEYS = 128, ATTENTION_CLASSES = 32;
-/// Words of the work list before its tiles, and of a tile: segment, first row, tokens, position of the
-/// first row on the path.
+/// Words of the work list before its tiles, and words of a tile: segment, first row, tokens, and `position`. For
+/// queries, `position` is that of the first row on the path; for keys, it is the index after the tree's last segment.
 EXPORT constexpr int ATTENTION_HEADER = 4, ATTENTION_WORDS = 4;
 
 /// A TMA box of 128 rows of 64 columns.
 constexpr int BOX_BYTES = 128 * 128;
 /// Threads of a producer or a consumer.
 constexpr int GROUP_THREADS = 128;
-/// Named barriers: the turns of the consumers, and the producer's threads.
+/// Ids of named barriers: TURN_BARRIER + i for the turns of consumer i, PRODUCER_BARRIER for the producer's threads.
 constexpr int TURN_BARRIER = 1, PRODUCER_BARRIER = 3;
 
 /// A tile of queries (or keys) of a segment.
@@ -35,8 +36,8 @@ struct PathTile {
     int segment, first, tokens, position;
 };
 
-/// The items of a block, by stride over the list. Odd rounds run backwards: the block with the longest
-/// item of a round then gets the shortest one of the next.
+/// The items of a block, in a grid-stride loop over the list. Odd rounds run backwards: the block with the
+/// longest item of a round then gets the shortest item of the next round.
 struct Items {
     const int* list;
     int heads, count, round, number;
@@ -87,7 +88,7 @@ struct PathRuns {
     DEVICE int segment_at(int index) const {
         return index < end ? segments.ancestors[index] : own;
     }
-    /// Moves to the run that holds a position of the path, not below the previous one.
+    /// Moves to the run that holds position `wanted`, which must not be smaller than in the previous call.
     DEVICE void advance(int wanted) {
         while (wanted >= stop) {
             int segment = segment_at(next++);
@@ -116,7 +117,7 @@ struct PathRuns {
 /// swizzle; the other rows are zeros. The cp.async copies join the thread's open group.
 template <int HEAD>
 DEVICE void gather_rows(unsigned char* tile, const MatrixView<bf16>& from, const int* index, int count, int thread) {
-    // Eight threads per row of a box; a thread keeps its chunk, and its row modulo 8.
+    // Eight threads copy a row of a box. A thread copies the same chunk of every 16th row, so its swizzle is fixed.
     int chunk = thread % 8, first = thread / 8;
 #pragma unroll
     for (int column = 0; column < HEAD; column += 64) {
@@ -145,7 +146,8 @@ DEVICE void pass_turn(int group) {
     arrive_named(TURN_BARRIER + 1 - group, 2 * GROUP_THREADS);
 }
 
-/// Arrives on an mbarrier for a warp, whose lanes must all be done with the memory that it guards.
+/// Arrives on an mbarrier once for the whole warp. All lanes must have finished with the memory that the mbarrier
+/// guards.
 DEVICE void release(Mbarrier* barrier) {
     if (lane_index() == 0) {
         arrive_mbarrier(barrier);
@@ -170,7 +172,7 @@ template <int HEAD, int STEPS>
 DEVICE void multiply_rows(float (&acc)[HEAD / 2], const uint32_t (&a)[STEPS][4], uint64_t b) {
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
-        // 16 rows of 128 bytes.
+        // A step advances B by 16 rows of 128 bytes.
         wgmma<HEAD, Major::ACROSS>(acc, a[step], b + uint64_t(step * 2048 / 16), true);
     }
 }
@@ -234,9 +236,9 @@ struct PathBuffers {
     static constexpr int CONSUMER_WARPS = 2 * GROUP_THREADS / WARP;
 
     unsigned char *queries, *keys, *values;
-    /// (ATTENTION_KEYS) rows of a copied tile
+    /// (ATTENTION_KEYS) row index of each key of a tile that the threads copy
     int* index;
-    /// Keys and values of a stage are STAGES tiles apart, their barriers 2 STAGES.
+    /// The tiles of keys and of values of a stage are STAGES tiles apart, their mbarriers 2 STAGES mbarriers.
     Mbarrier *full_q, *empty_q, *full_k, *empty_k, *full_v, *empty_v;
 
     DEVICE explicit PathBuffers(unsigned char* shared) {
@@ -269,7 +271,7 @@ struct PathBuffers {
 /// Operands of the kernels that follow a path.
 struct PathInputs {
     /// `queries` and `douts` load boxes of 64 columns of the heads of a group, for the tokens of a tile.
-    /// `keys` loads boxes of 64 columns of 128 tokens of a head.
+    /// `keys` loads boxes of 64 columns for 128 tokens of one head.
     const TensorDescriptor *queries, *douts, *keys;
     FusedQkv<bf16> fused;
     Segments segments;
@@ -332,9 +334,9 @@ DEVICE void produce_paths(const B& at, const PathInputs& in, int thread) {
                 Mbarrier* full = at.full_k + side * 2 * B::STAGES + kv.stage;
                 int head = in.fused.heads + side * in.fused.kv_heads + kv_head;
                 // Rows after the end of the path must be zeros in an operand that is multiplied by masked
-                // probabilities or score gradients: 0 times a value that is not finite is NaN. Those are
-                // the values of the forward, and the keys of the backward. Other rows only give masked
-                // scores.
+                // probabilities or score gradients: 0 times a value that is not finite is NaN. These operands
+                // are the values in the forward and the keys in the backward. In the other operand, rows after
+                // the end only give scores that are masked.
                 bool boxed = whole || (side == B::ROW_SIDES - 1 && path.is_last());
                 if (thread == 0) {
                     wait_mbarrier(full + B::STAGES, kv.phase ^ 1);
@@ -346,14 +348,14 @@ DEVICE void produce_paths(const B& at, const PathInputs& in, int thread) {
                 if (boxed) {
                     continue;
                 }
-                // The rows are known, and the first thread has waited for the stage.
+                // Waits until `index` is written and the first thread has waited for the stage.
                 sync_named(PRODUCER_BARRIER, GROUP_THREADS);
                 gather_rows<HEAD>(to, in.fused.of_head(head, 0, in.tokens), at.index, min_of(KEYS, length - begin),
                                   thread);
                 cp_async_commit();
                 cp_async_wait<0>();
                 fence_async_proxy();  // wgmma reads what the thread has copied
-                // All threads have copied their parts, and read the rows of the tile.
+                // Waits until all threads have copied their parts and no longer read `index`.
                 sync_named(PRODUCER_BARRIER, GROUP_THREADS);
                 if (thread == 0) {
                     arrive_mbarrier(full);

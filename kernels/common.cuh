@@ -11,8 +11,8 @@
 
 #define DEVICE __device__ __forceinline__
 
-/// Launch bounds of every kernel. A file may define it first, with a minimum of one block per
-/// multiprocessor, so that ptxas does not spill registers for the sake of occupancy.
+/// Launch bounds of every kernel. A file may define this macro before it includes this header, with a minimum
+/// of one block per multiprocessor. ptxas then does not spill registers for the sake of occupancy.
 #ifndef LAUNCH_BOUNDS
 #define LAUNCH_BOUNDS(threads) __launch_bounds__(threads)
 #endif
@@ -36,8 +36,8 @@
 /// call wait_for_earlier_launch() before they access memory that it may write, or write memory that
 /// it may read.
 #define EARLY
-/// Mark: one block per multiprocessor; repeats the number of threads. Without it the compiler
-/// ignores setmaxnreg.
+/// Mark: one block per multiprocessor. The argument repeats the number of threads. Without this mark
+/// the compiler ignores setmaxnreg.
 #define ALONE(threads) __launch_bounds__(threads, 1)
 
 /// Static shared memory.
@@ -90,8 +90,8 @@ inline void trap(const char* why) {
 
 #endif
 
-/// Declares a family of entry points; a line `template <class T, int AXIS>` comes before. build.rs
-/// generates an entry point, a call of the template, for each combination of the values in FOR.
+/// Declares a family of entry points, after a line such as `template <class T, int AXIS>`. For each
+/// combination of the values in FOR, build.rs generates an entry point that calls the template.
 #define KERNELS(threads, name, ...) DEVICE void name
 /// Marks a constant or an enum for which build.rs generates a Rust item.
 #define EXPORT

@@ -1,8 +1,8 @@
 // Token embedding: a gather of rows, and its gradient as a segmented sum over equal ids.
 //
-//   embedding_fwd, one token per warp, by stride:  x[t] = table[ids[t]]
-//   embedding_bwd, one (distinct id, column chunk) per warp, by stride:
-//     dtable[id] = or += sum of dx[t] over the tokens t with that id, ascending
+//   embedding_fwd, one token per warp, grid-stride loop:  x[t] = table[ids[t]]
+//   embedding_bwd, one (distinct id, column chunk) per warp, grid-stride loop:
+//     dtable[id] (+)= sum of dx[t] over the tokens t with that id, ascending
 //
 // Departure from the usual scatter with atomics: the host sorts the tokens by id, so each table row
 // has one owner and a fixed order of additions. Cutting a row into column chunks lets many warps
@@ -35,8 +35,8 @@ KERNELS(128, embedding_fwd, FOR(T: f32 bf16))(const int* ids,  // (tokens)
     }
 }
 
-/// dtable[keys[k]] = or += sum of dx[order[i]] for i from offsets[k] to offsets[k + 1]. Rows
-/// without a key are not written; runs with a negative key are skipped.
+/// dtable[keys[k]] (+)= sum of dx[order[i]] for i from offsets[k] to offsets[k + 1]; `add` selects +=.
+/// Table rows without a key are not written, and k with a negative key is skipped.
 template <class T>
 KERNELS(128, embedding_bwd, FOR(T: f32 bf16))(const T* dx,         // (tokens, hidden)
                                               const int* order,    // (tokens)

@@ -3,8 +3,8 @@
 //   erf    act = x Φ(x);                       slope = Φ(x) + x φ(x)
 //   tanh   act = x s, s = sigmoid(x (A + B x²)); slope = s + x s (1 - s) (A + 3 B x²)
 //
-// (1 + tanh(u)) / 2 is the sigmoid of 2 u. A warp processes chunks of a row by stride; every element depends
-// only on its own inputs. Cost: every operand is moved once.
+// (1 + tanh(u)) / 2 is the sigmoid of 2 u. A warp processes chunks of a row in a grid-stride loop; every element
+// depends only on its own inputs. Cost: every operand is moved once.
 #include "common.cuh"
 #include "gelu.cuh"
 #include "rows.cuh"

@@ -6,10 +6,9 @@
 //   linear_glu_fwd  gate_up = x weightᵀ; epilogue: act = silu(gate) up
 //   linear_glu_bwd  dact = dy weight; epilogue: dgate, dup from dact, gate, up
 //
-// In glu_fwd and glu_bwd, a block processes tokens by stride, and every operand is moved once. The GEMMs
-// (linear.cuh) accept all sizes: partial tiles are masked, and rows that are not multiples of 16 bytes are
-// accessed element by element. The results have the same bits as the GEMM followed by the activation.
-// activation.
+// In glu_fwd and glu_bwd, a block processes tokens in a grid-stride loop, and every operand is moved once. The
+// GEMMs (linear.cuh) accept all sizes: partial tiles are masked, and rows that are not multiples of 16 bytes are
+// accessed element by element. The results have the same bits as the GEMM and the activation in separate kernels.
 #include "common.cuh"
 #include "gelu.cuh"
 #include "glu.cuh"

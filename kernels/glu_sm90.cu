@@ -30,8 +30,8 @@ struct GluForward : Raster<H, H::COLUMNS / 2> {
     static constexpr int WIDTH = H::COLUMNS / 2, OVERLAP = 2 * H::SUBTILE_COLUMNS - WIDTH;
     static_assert(H::SHARES == 2 && H::BATCH == 2 && OVERLAP >= 0, "a tile of gate and up");
 
-    /// The rows of the up projection follow the gate's. Columns beyond `intermediate` may read
-    /// across that boundary; they are not stored.
+    /// In the weight, the rows of the up projection follow the gate's. Gate columns beyond `intermediate` read
+    /// rows of the up projection; they are not stored.
     DEVICE int b_row(const Tile& tile, int share) const {
         return share * this->columns + tile.column;
     }
@@ -150,7 +150,7 @@ struct GluBackward : Raster<H> {
             auto pair = [&](int j, int side) {
                 return subtile_pair(staging + side * H::SUBTILE_BYTES, row_of_thread(thread) + 8 * (j % 2), j / 2, thread);
             };
-            // Loads cannot pass stores, so the loads of each group of pairs come before its stores.
+            // Loads are not moved before earlier stores, so the loads of each group of pairs come first.
 #pragma unroll
             for (int begin = 0; begin < H::SUBTILE_COLUMNS / 4; begin += LOADED_PAIRS) {
                 uint32_t g[LOADED_PAIRS], u[LOADED_PAIRS];

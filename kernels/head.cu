@@ -1,7 +1,7 @@
 // Vocabulary head: logp[r] = log_softmax(hidden[source[r]] · headᵀ)[target[r]], without storing the
 // logits of the forward.
 //
-//   head_logprob_slices, for each (tile of rows, slice of the vocabulary), by stride over blocks:
+//   head_logprob_slices, for each (tile of rows, slice of the vocabulary), in a grid-stride loop of blocks:
 //     for each tile of columns in the slice:
 //       z = logits of the tile (tile.cuh), soft-capped on request; hit[r] = z[target]
 //       (max, sum) = combine((max, sum), (tile max, sum exp(z - tile max)))
@@ -10,8 +10,8 @@
 //   head_stats_slices, head_stats_join: the same, and the statistics of each row (logit_stats.cuh)
 //   backward, for each chunk of the vocabulary (a loop of the host):
 //     head_dlogits: recompute z; dlogits = dlogp (onehot(target) - exp(z - lse)), times the slope of the cap
-//     head_drows:   drows = or += dlogits head[chunk]
-//     head_dhead:   dhead[chunk] = or += dlogitsᵀ hidden[source]
+//     head_drows:   drows (+)= dlogits head[chunk]
+//     head_dhead:   dhead[chunk] (+)= dlogitsᵀ hidden[source]
 //   head_gather: dhidden[h] = sum of drows over the rows that share hidden row h, ascending
 //
 // Departures from the textbook online softmax: slices have a fixed width and are combined by a
@@ -27,7 +27,7 @@
 /// Column tiles per vocabulary slice.
 EXPORT constexpr int HEAD_SLICE_TILES = 8;
 
-/// Statistics of a row's logits so far, or nothing.
+/// Partial statistics of a row's logits; empty without STATS.
 template <bool STATS>
 struct StatsPart {};
 template <>
@@ -35,7 +35,7 @@ struct StatsPart<true> {
     LogitStats stats;
 };
 
-/// A row's logits so far, with or without statistics.
+/// Partial sums over a row's logits, with or without statistics.
 template <bool STATS>
 struct RowPartial : StatsPart<STATS> {
     LogSumExp sums;
@@ -95,7 +95,7 @@ struct HeadSlices {
     float* sum;
     /// (rows): the target's logit
     float* hit;
-    /// Null without statistics.
+    /// These three arrays are null without statistics.
     float* weighted;
     float* total;
     float* rival;
@@ -139,7 +139,7 @@ DEVICE void head_slices(const T* hidden, const T* head, const int* source, const
             for (int i = 0; i < P::FRAGMENTS_M; ++i) {
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-                    // The tile's maximum first, so that each logit costs one exponential.
+                    // The tile's maximum is computed first, so that each logit costs one exponential.
                     float largest = -INFINITY;
 #pragma unroll
                     for (int j = 0; j < P::FRAGMENTS_N; ++j) {
@@ -183,8 +183,8 @@ DEVICE void head_slices(const T* hidden, const T* head, const int* source, const
                 }
             }
         }
-        // Partials of warps that share rows are exchanged through the stages. This waits until no warp reads
-        // the stages.
+        // Partials of warps that share rows are exchanged through the memory of the stages. The barrier waits
+        // until no warp reads the stages.
         sync_block();
         Partial* partials = reinterpret_cast<Partial*>(shared);
         int across = int(threadIdx.x) / WARP % FRAGMENTS_N;
@@ -198,7 +198,7 @@ DEVICE void head_slices(const T* hidden, const T* head, const int* source, const
                 }
             }
         }
-        // All warps' partials are written before any thread combines them.
+        // Waits until all warps' partials are written.
         sync_block();
         for (int r = int(threadIdx.x); r < P::ROWS && row + r < rows; r += P::THREADS) {
             Partial combined = partials[r * FRAGMENTS_N];
@@ -292,8 +292,8 @@ KERNEL(256, head_stats_join)(const float* max,       // (slices, rows)
     }
 }
 
-/// dlogits (rows, stride) of the vocabulary `first` to `first + width`: dlogp (onehot(target) -
-/// softmax).
+/// dlogits (rows, stride) of the vocabulary entries `first` to `first + width`: dlogp (onehot(target) - softmax),
+/// times the slope of the soft cap.
 template <class T>
 KERNELS(256, head_dlogits, FOR(T: f32 bf16))(const T* hidden,     // (tokens, hidden_size)
                                              const T* head,       // (vocab, hidden_size)
@@ -339,7 +339,7 @@ KERNELS(256, head_dlogits, FOR(T: f32 bf16))(const T* hidden,     // (tokens, hi
     }
 }
 
-/// drows = or += dlogits head[first..first + width].
+/// drows (+)= dlogits head[first..first + width].
 template <class T>
 KERNELS(256, head_drows, FOR(T: f32 bf16))(const T* dlogits,  // (rows, stride)
                                            const T* head,     // (vocab, hidden_size)
@@ -352,7 +352,7 @@ KERNELS(256, head_drows, FOR(T: f32 bf16))(const T* dlogits,  // (rows, stride)
     matmul<T, float, true, false>(a, b, nullptr, nullptr, drows, rows, hidden_size, width, add);
 }
 
-/// dhead[first..first + width] = or += dlogitsᵀ hidden[source].
+/// dhead[first..first + width] (+)= dlogitsᵀ hidden[source].
 template <class T>
 KERNELS(256, head_dhead, FOR(T: f32 bf16))(const T* dlogits,   // (rows, stride)
                                            const T* hidden,    // (tokens, hidden_size)
@@ -366,9 +366,9 @@ KERNELS(256, head_dhead, FOR(T: f32 bf16))(const T* dlogits,   // (rows, stride)
                                    add);
 }
 
-/// dhidden[keys[k]] = sum of the rows order[offsets[k]..offsets[k + 1]] of drows, in that order. Rows without
-/// a key are not written; runs with a negative key are skipped. A call handles only the runs whose first row
-/// is one of `count` rows from `first` on. drows holds these rows, among them all rows of such runs.
+/// dhidden[keys[k]] = sum of the rows order[offsets[k]..offsets[k + 1]] of drows, in that order. Rows of dhidden
+/// without a key are not written, and k with a negative key is skipped. drows holds the `count` rows from `first`
+/// on. A call handles only those k whose first row is in drows; their other rows must be in drows too.
 template <class T>
 KERNELS(128, head_gather, FOR(T: f32 bf16))(const float* drows,  // (count, hidden_size)
                                             const int* order,    // (rows)

@@ -1,7 +1,7 @@
 // Log-probabilities over stored logits and their gradient in place; the reference for the
 // vocabulary head, which stores no logits.
 //
-//   logprob_fwd, one row per block, by stride:
+//   logprob_fwd, one row per block, grid-stride loop:
 //     each thread: online logsumexp of its logits; combine lanes, then warps; logp = row[target] - lse
 //   logprob_bwd: row = dlogp (onehot(target) - exp(row - lse))
 //
@@ -40,7 +40,7 @@ KERNELS(128, logprob_fwd, FOR(T: f32 bf16))(const T* logits,    // (rows, vocab)
         if (lane_index() == 0) {
             warp_partial[threadIdx.x / WARP] = partial;
         }
-        // All warps' partials are written before thread 0 combines them.
+        // Waits until all warps' partials are written.
         sync_block();
         if (threadIdx.x == 0) {
             LogSumExp all = warp_partial[0];
@@ -51,7 +51,7 @@ KERNELS(128, logprob_fwd, FOR(T: f32 bf16))(const T* logits,    // (rows, vocab)
             lse[r] = all.value();
             logp[r] = to_float(row[target[r]]) - all.value();
         }
-        // Thread 0 has read the partials before the next row overwrites them.
+        // Waits until thread 0 has read the partials, which the next row overwrites.
         sync_block();
     }
 }

@@ -45,7 +45,7 @@ KERNEL(128, head_rows_sm90)(const bf16* hidden,  // (tokens, hidden_size)
                                               head + 1LL * target[r] * hidden_size, hidden_size, true,
                                               packed + r * hidden_size);
         if (lane_index() == 0) {
-            // A target logit that is not finite has no useful reference point.
+            // A target logit that is not finite gives no useful reference point, so k is 0.
             base[r] = exponent - exponent == 0.0f ? rintf(exponent) : 0.0f;
         }
     }
@@ -61,7 +61,7 @@ KERNEL(384, head_sums_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap head,
     run_job<Head>(packed, head, HeadJob<Head, false, false>{{rows, vocab, hidden}, target, base, sums, hit, nullptr, {}});
 }
 
-// As above; also stores the exponentials.
+// As head_sums_sm90, but also stores the exponentials.
 KERNEL(384, head_powers_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap head,
     TensorMap exps,     // (rows, vocab)
     const int* target,  // (rows)
@@ -134,8 +134,8 @@ KERNEL(128, head_carry_sm90)(bf16* exps,    // (from + rows, stride): rows `from
     move(scaled, hidden_size);
 }
 
-/// Job that computes dhead += expsᵀ scaled, where the accumulators start from dhead. The bits are those of
-/// one GEMM over the rows of all launches, provided that each but the last has a multiple of 16 rows.
+/// Job that computes dhead += expsᵀ scaled, where the accumulators start from dhead. The bits are those of one
+/// GEMM over the rows of all launches, if every launch except the last has a multiple of 16 rows.
 template <class H>
 struct DheadJob : MatmulJob<H> {
     const float* dhead;  // (vocab, hidden)

@@ -143,8 +143,8 @@ struct HeadJob : Raster<H> {
         hit[r] = logit;
     }
 
-    /// Sum of a row's logits in the vocabulary, even and odd columns summed separately first; `left` as
-    /// above.
+    /// Sum of a row's logits in the vocabulary. Even and odd columns are summed separately first. `left` is that of
+    /// mask_columns().
     DEVICE static float total_of(const float (&acc)[H::ACCUMULATORS], int i, int left) {
         float total[2] = {0.0f, 0.0f};
         if (left >= H::COLUMNS) {
@@ -163,7 +163,7 @@ struct HeadJob : Raster<H> {
         return total[0] + total[1];
     }
 
-    /// The thread's rival of the target (logit_stats.cuh) in a row; `wanted` as above.
+    /// The thread's rival of the target (logit_stats.cuh) in a row. `wanted` is that of store_target_logit().
     DEVICE static float rival_of(const float (&acc)[H::ACCUMULATORS], int i, int wanted) {
         float before = -INFINITY, after = -INFINITY;
         if (wanted < 0 || wanted >= H::COLUMNS) {
@@ -291,7 +291,7 @@ DEVICE float recompute_row(const bf16* x, const bf16* head, float& k, bf16* exps
             }
         }
     }
-    // Every lane of a warp has the warp's sum.
+    // Every lane of a warp has the warp's sum, so only lane 0 contributes it.
     sum = reduce_block<JOIN_THREADS>(lane_index() == 0 ? sum : 0.0f, partial, Add{});
     if constexpr (STATS) {
         stats.weighted = reduce_block<JOIN_THREADS>(lane_index() == 0 ? stats.weighted : 0.0f, partial, Add{});
@@ -323,7 +323,7 @@ struct HeadJoin {
     float* logp;         // (rows)
     float* lse;          // (rows)
     bf16* exps;          // (rows, stride), may be null
-    // The rest is for statistics only.
+    // The following members are used for statistics only.
     TileStats of_tiles;
     const int* target;   // (rows)
     float* stats;        // (3, stats_stride): entropy, mean logit, is_top1
@@ -344,7 +344,7 @@ DEVICE void join_tiles(const HeadJoin& a, int hidden_size, int vocab, int rows, 
         a.lse[r] = value;
         a.logp[r] = a.hit[r] - value;
         if constexpr (STATS) {
-            // Exponents are in base 2.
+            // The exponents in `weighted` are in base 2.
             stats.weighted *= LN_2;
             stats.store(a.stats + r, a.stats_stride, log_sum, sum, a.hit[r], vocab);
         }

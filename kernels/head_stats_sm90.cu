@@ -1,5 +1,6 @@
-// The vocabulary head on Hopper with the statistics of each row (logit_stats.cuh): the kernels of
-// head_sm90.cu that see the logits. Log-probs, sums and exponentials have the same bits as there.
+// The vocabulary head on Hopper with the statistics of each row (logit_stats.cuh). These kernels replace
+// head_sums, head_powers and head_join of head_sm90.cu, and their log-probs, sums and exponentials have the
+// same bits.
 //
 // Cost: 12 more bytes per row and tile, written and read once; see head_sm90.cuh.
 #include "head_sm90.cuh"
@@ -18,7 +19,7 @@ KERNEL(384, head_stats_sums_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap
                                                            {weighted, total, rival}});
 }
 
-// As above; also stores the exponentials.
+// As head_stats_sums_sm90, but also stores the exponentials.
 KERNEL(384, head_stats_powers_sm90, EARLY, ALONE(384))(TensorMap packed, TensorMap head,
     TensorMap exps,     // (rows, vocab)
     const int* target,  // (rows)

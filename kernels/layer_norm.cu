@@ -1,13 +1,13 @@
 // LayerNorm (arXiv 1607.06450) with weight and bias: forward, input gradient, weight gradient.
 //
-//   layer_norm_fwd, one token per team of threads, by stride:
+//   layer_norm_fwd, one token per team of threads, grid-stride loop:
 //     mean; rstd = 1 / sqrt(mean((x - mean)²) + eps); y = (x - mean) rstd weight + bias
-//   layer_norm_bwd, one slice of LAYER_NORM_SLICE tokens per block, by stride; its teams share the tokens:
+//   layer_norm_bwd, one slice of LAYER_NORM_SLICE tokens per block, grid-stride loop; its teams share the tokens:
 //     for each token: n = (x - mean) rstd; g = dy weight
-//                     dx = or += rstd (g - mean(g) - n mean(g n))
+//                     dx (+)= rstd (g - mean(g) - n mean(g n))
 //                     dweight[team] += dy n; dbias[team] += dy
 //     dweight[slice], dbias[slice] = sums over teams
-//   sum_slices.cu: dweight and dbias = or += sums over slices
+//   sum_slices.cu: dweight, dbias (+)= sums over slices
 //
 // The variance is computed about the mean, in a second sum over the row, so nothing cancels. The second sum
 // needs no loads, since the row is in registers (team.cuh). The rest is as in norm.cu: no atomics, and a row
@@ -62,7 +62,7 @@ KERNELS(128, layer_norm_fwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* x,       /
 #pragma unroll
         for (int v = 0; v < HELD; ++v) {
             Floats<T> value = unpack(row[v], T{});
-            // Vectors after the row hold zeros, which do differ from the mean.
+            // Vectors past the end of the row hold zeros; their distance from the mean must not count.
             bool inside = vector_start<T, TEAM>(v, lane) < held;
 #pragma unroll
             for (int i = 0; i < N; ++i) {
@@ -72,7 +72,7 @@ KERNELS(128, layer_norm_fwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* x,       /
         }
         for (int h = rest; h < hidden; h += TEAM * N) {
             float value[N];
-            // Elements beyond the row differ from the mean by zero.
+            // Elements past the end of the row are loaded as the mean, so they add nothing.
             load_elements(value, in + h, min_of(N, hidden - h), vectorised, mean);
 #pragma unroll
             for (int i = 0; i < N; ++i) {
@@ -213,7 +213,7 @@ KERNELS(128, layer_norm_bwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* dy,       
                     store_elements(dx + row + h, gradient.x, N, true);
                 }
             }
-            // No barrier: each thread owns its columns of its team's sums.
+            // No barrier is needed: each thread owns its columns of its team's sums.
             for (int h = rest; h < hidden; h += TEAM * N) {
                 int valid = min_of(N, hidden - h);
                 Floats<T> dv, xv, w;
@@ -241,7 +241,7 @@ KERNELS(128, layer_norm_bwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* dy,       
             }
         }
         if constexpr (TEAMS > 1) {
-            // The sums of all teams are complete before they are added.
+            // Waits until the sums of all teams are complete.
             sync_block();
             for (int h = int(threadIdx.x); h < 2 * hidden; h += LAYER_NORM_THREADS) {
                 float total = sums[h];
@@ -251,7 +251,7 @@ KERNELS(128, layer_norm_bwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* dy,       
                 }
                 out[h] = total;
             }
-            // All sums are read before those of the next slice overwrite them.
+            // Waits until all sums are read, because those of the next slice overwrite them.
             sync_block();
         }
     }

@@ -1,10 +1,10 @@
 // Linear layers on tensor cores (tile.cuh):
 //
 //   linear_fwd         y = x weightᵀ + bias + residual
-//   linear_bwd_input   dx = or += dy weight
-//   linear_bwd_weight  dweight = or += dyᵀ x, and patch norms of the stored values
+//   linear_bwd_input   dx (+)= dy weight
+//   linear_bwd_weight  dweight (+)= dyᵀ x, and patch norms of the stored values (linear_patches.cuh)
 //
-// Accepts all sizes: partial tiles are masked, and rows that are not multiples of 16 bytes are
+// The kernels accept all sizes: partial tiles are masked, and rows that are not multiples of 16 bytes are
 // accessed element by element. Cost: linear.cuh.
 #include "common.cuh"
 #include "linear.cuh"
@@ -30,7 +30,7 @@ KERNELS(256, linear_bwd_input, FOR(T: f32 bf16))(const T* dy,      // (tokens, o
                               nullptr, nullptr, dx, tokens, inputs, outputs, add);
 }
 
-/// dweight = or += dyᵀ x, and the norm of the stored values of each warp tile.
+/// dweight (+)= dyᵀ x, and the norm of the stored values of each warp tile.
 template <class T>
 KERNELS(256, linear_bwd_weight, FOR(T: f32 bf16))(const T* dy,     // (tokens, outputs)
                                                   const T* x,      // (tokens, inputs)

@@ -1,13 +1,13 @@
 // Grid-level GEMM on the block tiles of tile.cuh. Used by linear layers and by the gradients of the
 // vocabulary head.
 //
-//   for each tile of C, by stride over blocks, column-major:
+//   for each tile of C, in a grid-stride loop of blocks, column-major:
 //     acc = A B over all of k                     tile.cuh
-//     epilogue(row, column, 8 adjacent values)    e.g. C = or += acc + bias + residual
+//     epilogue(row, column, 8 adjacent values)    e.g. C (+)= acc + bias + residual
 //
-// Tiles are ordered down the columns, so concurrent blocks share columns of B. There is no split-K
-// and no L2 band order as in tile_sm90.cuh. Cost: 2 m n k FLOPs; an operand is read once per tile
-// that it touches.
+// Tiles are ordered down the columns, so concurrent blocks share columns of B. Unlike tile_sm90.cuh, there is
+// no split-K and no L2 band order. Cost: 2 m n k FLOPs; the rows of A and the columns of B are read once for
+// each tile of C that they contribute to.
 #pragma once
 
 #include "tile.cuh"
@@ -37,7 +37,7 @@ DEVICE void for_each_tile(const FromA& a, const FromB& b, int m, int n, int k, E
     for_each_tile<T, A_K_MAJOR, B_K_MAJOR>(a, b, m, n, k, epilogue, [](int, int) {});
 }
 
-/// C (m, n) = or += A B (+ bias) (+ residual), rounded once.
+/// C (m, n) (+)= A B (+ bias) (+ residual), rounded once; `add` selects +=.
 template <class T, class Out, bool A_K_MAJOR, bool B_K_MAJOR>
 DEVICE void matmul(const MatrixView<T>& a, const MatrixView<T>& b, const T* bias, const T* residual, Out* c, int m,
                    int n, int k, int add) {

@@ -1,6 +1,6 @@
 // Bias gradient: column sums of dy over slices of tokens. sum_slices.cu adds the slices.
 //
-//   for each (slice of BIAS_SLICE tokens, column chunk), one per warp, by stride:
+//   for each (slice of BIAS_SLICE tokens, column chunk), one per warp, grid-stride loop:
 //     slices[slice][column] = sum of dy over the tokens of the slice, ascending; one lane per column
 //
 // Departure from a single column sum: two passes, so that few columns still fill the GPU, without

@@ -9,7 +9,7 @@
 // linear_fwd_sm90 and rope compute the same in two passes, and round y to bf16 in between.
 //
 // A tile holds whole heads. The angles of a ping-pong tile are loaded in the epilogue, which overlaps the
-// other consumer's main loop. Before that, the accumulators leave no registers for them.
+// other consumer's main loop. Before the epilogue, the accumulators leave no registers for the angles.
 // Cost: 2 m n k FLOPs; for each row of a tile HEAD angles, from the L1 and L2 caches.
 // Requirements as in linear_sm90.cu.
 #include "linear_sm90.cuh"

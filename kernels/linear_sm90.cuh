@@ -1,4 +1,4 @@
-// C = or += A B on Hopper, a job of tile_sm90.cuh with an epilogue that adds bias and residual,
+// C (+)= A B on Hopper, a job of tile_sm90.cuh with an epilogue that adds bias and residual,
 // scales rows or reduces splits. Used by linear_sm90.cu and head_sm90.cu.
 //
 //   bf16 C (no split-K):                         f32 C (split-K):
@@ -113,7 +113,7 @@ struct MatmulJob : Raster<H> {
         sync_named(1 + group, 128);  // the bias row is written before any thread reads it
     }
 
-    /// Bias and the residual of the first batch load during the main loop.
+    /// Starts the loads of the bias and of the first batch's residual, which run during the main loop.
     DEVICE void prefetch(const Ring<H>& ring, const Tile& tile, int group, int thread) {
         if (!SPLITS && p.bias != nullptr) {
             load_bias(p.bias, tile, thread);
@@ -136,13 +136,13 @@ struct MatmulJob : Raster<H> {
                 fence_async_proxy_global();
             }
             // Earlier splits of this tile are in global memory. Only thread 0 accesses C, by TMA, so no result
-            // depends on this barrier. Without it ptxas writes a part of the epilogue twice.
+            // depends on this barrier. Without the barrier, ptxas duplicates a part of the epilogue's code.
             sync_named(1 + group, 128);
         }
         if (!SPLITS && p.bias != nullptr) {
             share_bias(ring, group, thread);
         }
-        // Norms are of the final values, so the last split accumulates in registers.
+        // Norms are computed from the final values, so the last split accumulates in registers.
         bool add = SPLITS && (p.add != 0 || split > 0);
         bool with_norm = SPLITS && p.norms != nullptr && split + 1 == p.splits;
 #pragma unroll
@@ -154,17 +154,17 @@ struct MatmulJob : Raster<H> {
             }
         }
         if (SPLITS && p.splits > 1 && thread == 0) {
-            // The stores are complete, and visible to plain accesses and to other blocks' TMA,
-            // before the next split starts.
+            // Before the next split starts, waits until the stores are complete and makes them visible to
+            // plain accesses and to other blocks' TMA.
             tma_wait<0>();
             fence_async_proxy_global();
             store_release(semaphore, split + 1 == p.splits ? 0 : split + 1);
         }
     }
 
-    /// Stores 64 rows of accumulators batch by batch, or adds them to C. `prefetched`: the residual
-    /// of the first batch has been requested. Returns the sum of squares of the thread's stored
-    /// values if `with_norm` (f32 results).
+    /// Stores 64 rows of accumulators batch by batch, or adds them to C. `prefetched` tells whether
+    /// the load of the first batch's residual has been issued. Returns the sum of squares of the thread's
+    /// stored values if `with_norm` (f32 results).
     DEVICE double store_rows(const Ring<H>& ring, const float (&acc)[H::ACCUMULATORS], int row, int column, bool add,
                              bool with_norm, bool prefetched, int group, int thread) {
         bool has_source = SPLITS ? add && with_norm : residual != nullptr;
@@ -228,10 +228,10 @@ struct MatmulJob : Raster<H> {
         return min_of(subtile * H::SUBTILE_COLUMNS, H::COLUMNS - H::SUBTILE_COLUMNS);
     }
 
-    /// Stages the columns from `first` on: acc + bias + residual. The subtile holds the residual.
+    /// Replaces the residual in the subtile with acc + bias + residual, for the columns from `first` on.
     DEVICE void stage_bf16(unsigned char* subtile, const float (&acc)[H::ACCUMULATORS], int first, const uint32_t* bias,
                            int thread) const {
-        // Loads cannot pass stores, so the loads of each group of chunks come before its stores.
+        // Loads are not moved before earlier stores, so the loads of each group of chunks come first.
 #pragma unroll
         for (int begin = 0; begin < H::SUBTILE_COLUMNS / 8; begin += LOADED_CHUNKS) {
             uint32_t biases[LOADED_CHUNKS] = {}, sources[2 * LOADED_CHUNKS] = {};
@@ -267,7 +267,7 @@ struct MatmulJob : Raster<H> {
         return reinterpret_cast<float*>(subtile + row * 128 + ((chunk ^ (row % 8)) * 16 + thread % 2 * 8));
     }
 
-    /// Stages the columns from `first` on, rows scaled.
+    /// Stages the columns from `first` on, with each row scaled.
     DEVICE static void stage_f32(unsigned char* subtile, const float (&acc)[H::ACCUMULATORS], int first,
                                  const float (&scale)[2], int thread) {
 #pragma unroll
@@ -282,8 +282,8 @@ struct MatmulJob : Raster<H> {
         }
     }
 
-    /// As stage_f32, adding the staged C if `has_source`, and sums squares. GEMMs with norms have
-    /// no row scale.
+    /// As stage_f32, but adds the staged C if `has_source`, and sums the squares of the values. GEMMs
+    /// with norms have no row scale.
     DEVICE static void stage_f32_squared(unsigned char* subtile, const float (&acc)[H::ACCUMULATORS], int first,
                                          bool has_source, double (&squares)[2], int thread) {
 #pragma unroll

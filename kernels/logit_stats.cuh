@@ -6,7 +6,7 @@
 //              before it: among equal logits, the first one counts as the most likely
 //   entropy = ln(sum e^(z - m)) - weighted / sum e^(z - m);  mean = total / vocab;  is_top1 = z[target] >= rival
 //
-// Parts of a row are combined in the order of their LogSumExp.
+// The statistics of the parts of a row are combined in the same order as the LogSumExp of these parts.
 #pragma once
 
 #include "reduce.cuh"
@@ -38,7 +38,7 @@ struct LogitStats {
 
     /// `weighted` of a part, relative to a different maximum `max`.
     DEVICE static float about(float weighted, LogSumExp of, float max) {
-        // A part of only -inf has no terms.
+        // A part in which all logits are -inf has no terms.
         if (of.max == max || of.max == -INFINITY) {
             return weighted;
         }

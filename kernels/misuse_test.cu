@@ -1,5 +1,5 @@
-// Misuses of primitives, one per number; tests/ops/primitives.rs requires that the emulator reports
-// them. They are launched only on the emulator: on a GPU they would hang or give undefined results.
+// Misuses of primitives, one per value of `which`; tests/ops/primitives.rs requires that the emulator
+// reports them. They are launched only on the emulator: on a GPU they would hang or give undefined results.
 #include "common.cuh"
 #include "primitives/barrier.cuh"
 #include "primitives/cluster.cuh"
@@ -255,7 +255,7 @@ KERNEL(32, test_cluster_misuse, CLUSTER(2))(int which, int* out) {
     if (which == 0) {
         sync_cluster();
         if (cluster_rank() == 0) {
-            // Block 1 returns meanwhile, also in the random schedule, which stalls warps.
+            // During these barriers block 1 returns, also in the random schedule, which stalls warps.
             for (int i = 0; i < 500; ++i) {
                 sync_block();
             }

@@ -1,15 +1,15 @@
 // RMSNorm with residual add (arXiv 1910.07467): forward, input gradient, weight gradient.
 //
-//   norm_fwd, one token per team of threads, by stride:
+//   norm_fwd, one token per team of threads, grid-stride loop:
 //     sum = x + residual; rstd = 1 / sqrt(mean(sum²) + eps); y = base + sum rstd (offset + weight)
-//   norm_bwd, one slice of NORM_SLICE tokens per block, by stride; its teams share the tokens:
-//     for each token: n = sum rstd; g = dy weight; dsum = or += rstd (g - n mean(g n))
+//   norm_bwd, one slice of NORM_SLICE tokens per block, grid-stride loop; its teams share the tokens:
+//     for each token: n = sum rstd; g = dy weight; dsum (+)= rstd (g - n mean(g n))
 //                     dweight[team] += dy n
 //     dweight[slice] = sum over teams
-//   sum_slices.cu: dweight = or += sum over slices
-//   qk_norm_fwd, one head of a token per warp, by stride: the same for a query or key head, in place
-//   qk_norm_bwd, one slice of QK_NORM_SLICE tokens per block, by stride; its warps share the heads:
-//     rstd again from x; dqkv in place; dweight[warp] += dy n; dweight[slice] = sum over warps
+//   sum_slices.cu: dweight (+)= sum over slices
+//   qk_norm_fwd, one head of a token per warp, grid-stride loop: the same for a query or key head, in place
+//   qk_norm_bwd, one slice of QK_NORM_SLICE tokens per block, grid-stride loop; its warps share the heads:
+//     recompute rstd from x; dqkv in place; dweight[warp] += dy n; dweight[slice] = sum over warps
 //
 // A team is a warp, or the block for rows that do not fit the registers of a warp (team.cuh).
 //
@@ -42,7 +42,7 @@ DEVICE Floats<T> rounded_sum(Floats<T> x, const Floats<T>& other) {
 }
 
 /// sum = x + residual (x if residual is null), rstd = 1 / sqrt(mean(sum²) + eps), y = base + sum rstd
-/// weight (without a base if it is null).
+/// weight (y = sum rstd weight if base is null).
 template <int TEAM, class T>
 KERNELS(128, norm_fwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* x,         // (tokens, hidden)
                                                        const T* residual,  // (tokens, hidden), may be null together with sum
@@ -123,7 +123,7 @@ KERNELS(128, norm_fwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* x,         // (t
                 store_elements(out + h, value.x, N, true);
             }
         }
-        // No barrier: each thread reads back only elements that it wrote.
+        // No barrier is needed: each thread reads back only elements that it wrote.
         for (int h = rest; h < hidden; h += TEAM * N) {
             int valid = min_of(N, hidden - h);
             float value[N], factor[N], below[N];
@@ -154,7 +154,7 @@ DEVICE void norm_gradient(float (&gradient)[VEC_ELEMENTS<T>], float (&dweight)[V
     }
 }
 
-/// With n = sum rstd and g = dy weight: dsum = or += rstd (g - n mean(g n)); slices[k] = sum over the tokens
+/// With n = sum rstd and g = dy weight: dsum (+)= rstd (g - n mean(g n)); slices[k] = sum over the tokens
 /// of slice k of dy n. Team i of a block processes the tokens i, i + TEAMS, ... of a slice in ascending
 /// order; then the teams' sums are added in ascending order.
 template <int TEAM, class T>
@@ -235,7 +235,7 @@ KERNELS(128, norm_bwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* dy,        // (t
                     store_elements(dsum + row + h, gradient.x, N, true);
                 }
             }
-            // No barrier: each thread owns its columns of its team's sums.
+            // No barrier is needed: each thread owns its columns of its team's sums.
             for (int h = rest; h < hidden; h += TEAM * N) {
                 int valid = min_of(N, hidden - h);
                 Floats<T> dv, xv;
@@ -260,7 +260,7 @@ KERNELS(128, norm_bwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* dy,        // (t
             }
         }
         if constexpr (TEAMS > 1) {
-            // The sums of all teams are complete before they are added.
+            // Waits until the sums of all teams are complete.
             sync_block();
             for (int h = int(threadIdx.x); h < hidden; h += NORM_THREADS) {
                 float total = sums[h];
@@ -270,7 +270,7 @@ KERNELS(128, norm_bwd, FOR(TEAM: 32 128; T: f32 bf16))(const T* dy,        // (t
                 }
                 out[h] = total;
             }
-            // All sums are read before those of the next slice overwrite them.
+            // Waits until all sums are read, because those of the next slice overwrite them.
             sync_block();
         }
     }
@@ -314,7 +314,7 @@ KERNELS(128, qk_norm_fwd, FOR(T: f32 bf16))(const T* weight,  // (2, head_dim): 
 }
 
 /// With n = x rstd and g = dy weight, for each query and key head: dqkv = rstd (g - n mean(g n));
-/// slices[k] = sum over the heads of slice k of dy n: warp w adds heads w, w + 4, ... in ascending
+/// slices[k] = sum over the heads of slice k of dy n. Warp w adds heads w, w + 4, ... in ascending
 /// order, then the warps' sums are added in ascending order.
 template <class T>
 KERNELS(128, qk_norm_bwd, FOR(T: f32 bf16))(const T* x,       // (tokens, heads + kv_heads, head_dim)
@@ -360,7 +360,7 @@ KERNELS(128, qk_norm_bwd, FOR(T: f32 bf16))(const T* x,       // (tokens, heads 
             }
             float scale = 1.0f / sqrtf(reduce_warp(squares, Add{}) / float(head_dim) + eps);
             float mean = reduce_warp(product, Add{}) * scale / float(head_dim);
-            // No barrier: each lane owns its columns of the row and of its warp's sums.
+            // No barrier is needed: each lane owns its columns of the row and of its warp's sums.
             for (int h = lane * N; h < head_dim; h += WARP * N) {
                 int valid = min_of(N, head_dim - h);
                 float d[N], w[N], value[N];
@@ -378,7 +378,7 @@ KERNELS(128, qk_norm_bwd, FOR(T: f32 bf16))(const T* x,       // (tokens, heads 
                 store_elements(row + h, d, valid, vectorised);
             }
         }
-        // The sums of all warps are complete before they are added.
+        // Waits until the sums of all warps are complete.
         sync_block();
         float* out = slices + (long long)slice * 2 * head_dim;
         for (int c = int(threadIdx.x); c < 2 * head_dim; c += QK_NORM_THREADS) {
@@ -389,7 +389,7 @@ KERNELS(128, qk_norm_bwd, FOR(T: f32 bf16))(const T* x,       // (tokens, heads 
             }
             out[c] = total;
         }
-        // All sums are read before the next slice clears them.
+        // Waits until all sums are read, because the next slice clears them.
         sync_block();
     }
 }

@@ -36,7 +36,7 @@ DEVICE double add_block(double value, double* partial) {
     if (lane_index() == 0) {
         partial[threadIdx.x / WARP] = value;
     }
-    // All warps' numbers are written before thread 0 adds them.
+    // Waits until all warps' sums are written.
     sync_block();
     double sum = 0.0;
     if (threadIdx.x == 0) {
@@ -44,7 +44,7 @@ DEVICE double add_block(double value, double* partial) {
             sum += partial[i];
         }
     }
-    // Thread 0 has read the numbers before the next call overwrites them.
+    // Waits until thread 0 has read the sums, which the next call overwrites.
     sync_block();
     return sum;
 }
@@ -88,8 +88,8 @@ KERNEL(256, grad_squares)(const float* grads,  // (len)
     }
 }
 
-/// Norm, clip factor, finite flag and counters from the slice sums. Only block 0 works, whatever
-/// the grid.
+/// Computes norm, clip factor, finite flag and counters from the slice sums. Only block 0 does any
+/// work.
 KERNEL(256, grad_norm)(const double* sums,  // (slices)
                        float* control,      // (6): the entries of Control
                        int slices, double max_norm) {
@@ -110,7 +110,7 @@ KERNEL(256, grad_norm)(const double* sums,  // (slices)
     }
     double norm = sqrt(sum);
     control[NORM] = float(norm);
-    // False for infinity and NaN.
+    // The condition is false for infinity and NaN.
     if (norm - norm == 0.0) {
         control[STEP] += 1.0f;
         control[APPLY] = 1.0f;
@@ -189,13 +189,13 @@ KERNELS(256, adamw, FOR(T: f32 bf16))(const float* control,  // (6): the entries
         shared[0].step_size = float(rate / (1.0 - power(beta1, step)));
         shared[0].keep = float(1.0 - rate * weight_decay);
     }
-    // The scalars are written before any thread reads them; nothing overwrites them.
+    // Waits until the scalars are written. Nothing overwrites them, so there is no second barrier.
     sync_block();
     Update u = shared[0];
     float b1 = float(beta1), rest1 = float(1.0 - beta1), b2 = float(beta2), rest2 = float(1.0 - beta2);
     bool aligned = vec_aligned(grads, 0) && vec_aligned(m, 0) && vec_aligned(v, 0) && vec_aligned(master, 0) &&
                    vec_aligned(params, 0);
-    // Four elements a thread: a warp's access of an f32 array is then contiguous.
+    // Each thread updates four elements at once, so a warp's access to an f32 array is contiguous.
     long long stride = (long long)gridDim.x * OPTIM_THREADS * 4;
     for (long long at = ((long long)blockIdx.x * OPTIM_THREADS + threadIdx.x) * 4; at < len; at += stride) {
         int valid = int(min_of(len - at, 4LL));

@@ -2,7 +2,7 @@
 // score, and sums per kind of comparison.
 //
 //   for each comparison c (one thread):
-//     rho[s] = scale link(score[s] - reference[s]) for its terms s, over the rows of s if given
+//     rho[s] = scale link(score[s] - reference[s]) for its terms s, times inverse_rows[s] if given
 //     logit = signed sum of trained rho + clamp(signed sum of detached rho)
 //     a, b = sums of trained rho with a positive and with a negative sign
 //     loss = weight w (f(logit - margin, a, b) + center (sum of scores)²); keep df/da and df/db
@@ -114,7 +114,7 @@ DEVICE Point smoothed_at(Curve curve, Shape p, float z) {
                 (-p.rest * at.lower - p.e * at.upper) / p.norm);
 }
 
-/// DISCO_POP at z. A separate exp(-z) would overflow where its factor is 0.
+/// DISCO_POP at z. exp(-z) is not computed separately, because it would overflow where its factor is 0.
 DEVICE Point disco_pop_at(float temperature, float z) {
     Logistic at = logistic(z), mix = logistic(z / temperature);
     float exponential = expf(-z - mix.softplus_lower);
@@ -135,7 +135,7 @@ DEVICE Point curve_at(Curve curve, Shape p, float z, float a, float b) {
         case AOT_UNPAIRED:
             return smoothed_at(SIGMOID, p, z);
         case HINGE:
-            // The last branch is for NaN, which both comparisons reject.
+            // The last branch is for NaN, for which both comparisons are false.
             return z < 1.0f ? of_z(1.0f - z, -1.0f) : z >= 1.0f ? of_z(0.0f, 0.0f) : of_z(z, z);
         case IPO: {
             float distance = (z - 0.5f) / p.beta;
@@ -214,8 +214,8 @@ DEVICE bool finite(float x) {
     return x - x == 0.0f;
 }
 
-/// Whether a value sorts before another one; `earlier` is true if its comparison has the lower index. NaN
-/// comes last, so that no two comparisons have the same place.
+/// Whether `value` sorts before `other`; `earlier` is true if the comparison of `value` has the lower index. Values
+/// sort by size, NaN last, then by index, so that no two comparisons have the same rank.
 DEVICE bool precedes(float value, float other, bool earlier) {
     bool is_nan = value != value, other_is_nan = other != other;
     if (is_nan || other_is_nan) {
@@ -224,8 +224,8 @@ DEVICE bool precedes(float value, float other, bool earlier) {
     return value < other || (value == other && earlier);
 }
 
-/// Rank of comparison c by kind, then by value, among the comparisons with a weight. Equal values are in the
-/// order of the comparisons.
+/// Rank of comparison c by kind, then by value, among the comparisons with non-zero weight. Equal values are in
+/// the order of the comparisons.
 DEVICE int rank_of(const float* values, const int* kind, const float* weight, int comparisons, int c) {
     int rank = 0;
     for (int other = 0; other < comparisons; ++other) {
@@ -288,7 +288,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
             x_of[c] = x;
             y_of[c] = y;
         }
-        // All values are written before ranks compare them.
+        // Waits until all values are written, because a rank compares all of them.
         sync_block();
         for (int c = int(threadIdx.x); c < comparisons; c += PREFERENCE_THREADS) {
             if (weight[c] != 0.0f) {
@@ -296,7 +296,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
                 sorted_y[rank_of(y_of, kind, weight, comparisons, c)] = y_of[c];
             }
         }
-        // All sorted values are written before they are read below.
+        // Waits until all sorted values are written.
         sync_block();
     }
     float divergence = 0.0f;
@@ -315,7 +315,8 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
         divergence = divergence < 0.0f ? 0.0f : divergence;
     }
     for (int c = int(threadIdx.x); c < comparisons; c += PREFERENCE_THREADS) {
-        // Signed and scaled sums of trained and of detached terms.
+        // Signed and scaled sums of trained and of detached terms, plain sum of all scores, and scaled sums of
+        // the trained terms with a positive and with a negative sign.
         float trained = 0.0f, detached = 0.0f, both = 0.0f, positive = 0.0f, negative = 0.0f;
         // Sum of the signs of trained terms, and log of the factor on the weight.
         float signs = 0.0f, log_factor = 0.0f;
@@ -365,7 +366,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
                 point.negative = curve_at(curve, shape, of_negative, positive, negative).negative;
             }
             value = weight[c] * curve_weight * factor_of_terms * (point.value + center * both * both);
-            // The slopes can be finite when logit or loss is not (-1 at -inf). NaN makes the
+            // The slopes can be finite when logit or loss is not (-1 at -inf). NaN slopes make the
             // gradient norm reject the step.
             if (!(finite(total) && finite(value))) {
                 point = {value, NAN, NAN};
@@ -379,7 +380,7 @@ KERNEL(256, preference_fwd)(const float* score,          // (seqs)
         negative_slopes[c] = factor_of_terms * point.negative;
         center_slopes[c] = factor_of_terms * (2.0f * center * both);
     }
-    // All comparisons are written before sequences gather from them.
+    // Waits until the slopes of all comparisons are written, because sequences gather from them.
     sync_block();
     for (int s = int(threadIdx.x); s < seqs; s += PREFERENCE_THREADS) {
         float sum = direct == nullptr ? 0.0f : direct[s];

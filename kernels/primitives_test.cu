@@ -131,7 +131,7 @@ KERNEL(64, test_mbarrier)(int* out,     // (items, 32)
             arrive_mbarrier(empty + place);
         }
     }
-    sync_block();  // no thread uses the mbarriers any more
+    sync_block();  // all threads have finished using the mbarriers
     if (threadIdx.x == 0) {
         invalidate_mbarrier(full);
         init_mbarrier(full, 1);
@@ -157,9 +157,9 @@ KERNEL(128, test_named)(int* out) {  // (2, 128)
     }
 }
 
-/// Blocks write their indices in descending order, each after its predecessor, by a semaphore.
+/// Blocks take turns through a semaphore: in every round they write their indices in descending order.
 KERNEL(32, test_turns, CORESIDENT)(int* log,    // (grid)
-                                   int* turn,   // (2), zero: whose turn, how many have written
+                                   int* turn,   // (2), initially zero: current turn, number of entries in the log
                                    int rounds) {
     int blocks = int(gridDim.x);
     for (int round = 0; round < rounds; ++round) {

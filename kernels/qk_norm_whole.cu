@@ -1,12 +1,12 @@
 // RMSNorm over all query heads and over all key heads of a token, in place: forward, input gradient,
 // weight gradient. norm.cu has the norm of each head.
 //
-//   qk_norm_whole_fwd, one row (the queries or the keys of a token) per block, by stride:
+//   qk_norm_whole_fwd, one row (the queries or the keys of a token) per block, grid-stride loop:
 //     rstd = 1 / sqrt(mean(row²) + eps); row = row rstd weight; x receives the input
-//   qk_norm_whole_bwd, one slice of QK_NORM_WHOLE_SLICE tokens per block, by stride:
-//     for each row: rstd again from x; n = x rstd; g = dy weight
+//   qk_norm_whole_bwd, one slice of QK_NORM_WHOLE_SLICE tokens per block, grid-stride loop:
+//     for each row: recompute rstd from x; n = x rstd; g = dy weight
 //                   dqkv = rstd (g - n mean(g n)); dweight[slice] += dy n
-//   sum_slices.cu: dweight = or += sum over slices
+//   sum_slices.cu: dweight (+)= sum over slices
 //
 // Departure from norm.cu: rows lie in a wider fused row. Cost: every operand is read twice, the second
 // time from cache, and the partial weight gradient of a slice once per token.
@@ -18,8 +18,8 @@ constexpr int QK_NORM_WHOLE_THREADS = 128;
 /// Tokens of a slice of the weight gradient.
 EXPORT constexpr int QK_NORM_WHOLE_SLICE = 16;
 
-/// Offsets of a token's queries or keys in the fused rows, in the rows of their copy, and in the weights;
-/// their width.
+/// A token's queries or keys: offsets in the fused rows, in the rows of the copy `x` and in the weights, and
+/// number of elements.
 struct WholeRow {
     long long fused, copy;
     int weight, width;
@@ -58,7 +58,7 @@ KERNELS(128, qk_norm_whole_fwd, FOR(T: f32 bf16))(
         }
         squares = reduce_block<QK_NORM_WHOLE_THREADS>(squares, partial, Add{});
         float scale = 1.0f / sqrtf(squares / float(at.width) + eps);
-        // No barrier: each thread owns its columns.
+        // No barrier is needed: each thread owns its columns.
         for (int h = int(threadIdx.x) * N; h < at.width; h += QK_NORM_WHOLE_THREADS * N) {
             int valid = min_of(N, at.width - h);
             float value[N], factor[N];
@@ -73,8 +73,8 @@ KERNELS(128, qk_norm_whole_fwd, FOR(T: f32 bf16))(
     }
 }
 
-/// The partial weight gradient is accumulated in `slices`, in ascending order of the tokens. No barrier:
-/// each thread owns its columns.
+/// The partial weight gradient is accumulated in `slices`, in ascending order of the tokens. This needs no
+/// barrier, because each thread owns its columns.
 template <class T>
 KERNELS(128, qk_norm_whole_bwd, FOR(T: f32 bf16))(
     const T* x,       // (tokens, query_width + key_width)

@@ -1,5 +1,5 @@
-// Reductions of fixed shape: the same operations in the same order whatever the grid, so the same
-// bits.
+// Reductions of fixed shape. They apply the same operations in the same order whatever the grid, so results have
+// the same bits.
 #pragma once
 
 #include "primitives/warp.cuh"
@@ -41,14 +41,14 @@ DEVICE float reduce_block(float value, float* partial, Operation combine) {
     if (lane_index() == 0) {
         partial[warp] = value;
     }
-    // All warps' numbers are written before any thread reads them.
+    // Waits until all warps' numbers are written.
     sync_block();
     float result = partial[0];
 #pragma unroll
     for (int i = 1; i < WARPS; ++i) {
         result = combine(result, partial[i]);
     }
-    // All threads have read them before the next reduction overwrites them.
+    // Waits until all threads have read the numbers, which the next reduction overwrites.
     sync_block();
     return result;
 }
@@ -75,7 +75,7 @@ struct LogSumExp {
         }
     }
 
-    /// State of the terms of both.
+    /// State of the terms of a and of b.
     DEVICE static LogSumExp combine(LogSumExp a, LogSumExp b) {
         float max = Max{}(a.max, b.max);
         // If all terms are -inf, the differences below would be NaN.

@@ -2,10 +2,10 @@
 //
 //   reward_head_fwd:     score[s] = hidden[rows[s]] · weight
 //   reward_head_bwd:     dhidden[rows[s]] = dscore[s] weight
-//   reward_head_weight:  dweight = or += sum over s of dscore[s] hidden[rows[s]]
+//   reward_head_weight:  dweight (+)= sum over s of dscore[s] hidden[rows[s]]
 //
-// A warp processes sequences (or column chunks of the weight gradient) by stride. Sums over sequences are in
-// ascending order, with one owner per column and no atomics. The batch packer guarantees that rows are in
+// A warp processes sequences (or column chunks of the weight gradient) in a grid-stride loop. Sums over sequences
+// are in ascending order, with one owner per column and no atomics. The batch packer guarantees that rows are in
 // range and distinct. Cost: every operand is moved once.
 #include "common.cuh"
 #include "reduce.cuh"
@@ -51,7 +51,7 @@ KERNELS(128, reward_head_bwd, FOR(T: f32 bf16))(const T* weight,      // (width)
     }
 }
 
-/// dweight = or += sum of dscore[s] hidden[rows[s]]. A sequence with dscore 0 is skipped, even if
+/// dweight (+)= sum of dscore[s] hidden[rows[s]]. A sequence with dscore 0 is skipped, even if
 /// its row is not finite.
 template <class T>
 KERNELS(128, reward_head_weight, FOR(T: f32 bf16))(const T* hidden,      // (tokens, width)

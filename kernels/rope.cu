@@ -2,9 +2,9 @@
 //
 //   (a, b) = (a cos - b sin, b cos + a sin); the backward negates sin
 //
-// A warp processes tokens by stride; every element depends only on its own inputs. The first `rotated`
-// elements of a head, an even number, are rotated; the others are unchanged. Cost: every operand is moved
-// once; the cos and sin tables come from cache.
+// A warp processes tokens in a grid-stride loop; every element depends only on its own inputs. The first
+// `rotated` elements of a head, an even number, are rotated; the others are unchanged. Cost: every operand is
+// moved once; the cos and sin tables come from cache.
 #include "common.cuh"
 #include "primitives/warp.cuh"
 #include "rows.cuh"

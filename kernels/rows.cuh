@@ -29,7 +29,7 @@ DEVICE void load_elements(float (&x)[N], const T* from, int valid, bool vectoris
     }
 }
 
-/// Factors of a norm, as load_elements: weights plus an offset, in f32.
+/// As load_elements, but adds `offset` to each element: x = weight + offset, the factors of a norm.
 template <int N, class T>
 DEVICE void load_factors(float (&x)[N], const T* weight, int valid, bool vectorised, float offset) {
     load_elements(x, weight, valid, vectorised);
@@ -64,8 +64,8 @@ DEVICE void store_elements(T* to, const float (&x)[N], int valid, bool vectorise
     }
 }
 
-/// Dot product of two rows by a warp; every lane gets it. With `vectorised`, rows start and end at
-/// multiples of 16 bytes. Copies x to `copy` if not null.
+/// Dot product of two rows by a warp; every lane gets the result. With `vectorised`, rows start and end at
+/// multiples of 16 bytes. Copies x to `copy` if `copy` is not null.
 template <class T>
 DEVICE float dot_of_rows(const T* x, const T* w, int columns, bool vectorised, T* copy = nullptr) {
     constexpr int N = VEC_ELEMENTS<T>;

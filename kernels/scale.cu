@@ -1,7 +1,7 @@
 // Scales rows and adds rows: x = factor x + addend, in place.
 //
-// A warp processes chunks of a row by stride; every element depends only on its own inputs. Cost: every
-// operand is moved once.
+// A warp processes chunks of a row in a grid-stride loop; every element depends only on its own inputs. Cost:
+// every operand is moved once.
 #include "common.cuh"
 #include "rows.cuh"
 

@@ -5,8 +5,8 @@
 //
 // With tail_starts, the rows of s from tail_starts[s] on have weight alpha, also in the gradient.
 //
-// A warp processes sequences by stride. Departure from a tree-shaped warp reduction: segment_sum_fwd adds
-// rows in ascending order, so a sum does not depend on the assignment of rows to lanes. The batch packer
+// A warp processes sequences in a grid-stride loop. Departure from a tree-shaped warp reduction: segment_sum_fwd
+// adds rows in ascending order, so a sum does not depend on the assignment of rows to lanes. The batch packer
 // guarantees that offsets are in range. Cost: every operand is moved once.
 #include "common.cuh"
 #include "primitives/warp.cuh"

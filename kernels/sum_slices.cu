@@ -1,9 +1,9 @@
 // Second pass of sums over tokens: adds the partial sums of slices. The number of slices depends
 // only on the number of tokens.
 //
-//   for each 32 columns, one block, by stride:
+//   for each 32 columns, one block, grid-stride loop:
 //     warp w: runs[w] = sum of its contiguous run of slices, ascending
-//     block barrier; warp 0: out = or += sum of runs, ascending
+//     block barrier; warp 0: out (+)= sum of runs, ascending
 //
 // The shape of the sum depends only on the number of slices, not on the grid. Cost: the slices are
 // read once.
@@ -30,7 +30,7 @@ KERNEL(256, sum_slices)(const float* slices,  // (count, width)
             }
         }
         runs[threadIdx.x] = sum;
-        // All runs are written before warp 0 adds them.
+        // Waits until all runs are written.
         sync_block();
         if (warp == 0 && column < width) {
             float total = add != 0 ? out[column] : 0.0f;
@@ -40,7 +40,7 @@ KERNEL(256, sum_slices)(const float* slices,  // (count, width)
             }
             out[column] = total;
         }
-        // Warp 0 has read the runs before the next columns overwrite them.
+        // Waits until warp 0 has read the runs, which those of the next columns overwrite.
         sync_block();
     }
 }

@@ -1,7 +1,8 @@
 // Rows that a team of threads shares. A team is a warp or a whole block. Thread `lane` of a team has the 16-byte
-// vectors lane, lane + TEAM, ... of the row. The first HELD of them stay in registers from one pass over the row to
-// the next; the rest of a longer row, and all of a row that is not aligned, is read again. All loads of held
-// vectors start before the first of them is used, so a warp has HELD x 512 bytes of every operand in flight.
+// vectors lane, lane + TEAM, ... of the row. It keeps its first HELD vectors in registers from one pass over the row
+// to the next. The other vectors of a longer row are read again in every pass, and so is the whole of an unaligned
+// row. All loads of held vectors start before the first of them is used, so a warp has HELD x 512 bytes of every
+// operand in flight.
 #pragma once
 
 #include "rows.cuh"

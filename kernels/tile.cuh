@@ -323,7 +323,7 @@ struct BlockGemm {
         }
         for (int step = 0; step < steps; ++step) {
             cp_async_wait<STAGES - 2>();
-            // Every thread's copies of this step have arrived, and no warp still reads the stage
+            // Waits until every thread's copies of this step have arrived and no warp still reads the stage
             // that is refilled next.
             sync_block();
             if (step + STAGES - 1 < steps) {

@@ -12,7 +12,7 @@
 //       for each k step: wait full[stage]; acc += A B by wgmma;
 //                        wait for the wgmmas of the previous stage; arrive on its empty barrier
 //       ping-pong: let the other consumer start
-//       wait for the last wgmmas; arrive on its empty barrier
+//       wait for the last wgmmas; arrive on the empty barrier of their stage
 //       job.epilogue(acc, tile)
 //
 // Cooperative: the two consumers split a 128-row tile, 64 rows each. Ping-pong: each consumer owns
@@ -25,7 +25,7 @@
 //     are done.
 //   - No warp is dedicated to epilogue loads. A consumer thread issues them before the main loop,
 //     so that they overlap it.
-// Tiles are assigned statically, by stride over clusters.
+// Tiles are assigned statically: each cluster runs a grid-stride loop over the tiles.
 //
 // A job is a struct; the producer and each consumer have their own copy:
 //   int tiles() const                        number of tiles of the launch
@@ -111,7 +111,7 @@ struct Ring {
     Mbarrier* empty;
     /// Two per consumer, for TMA loads into its staging buffers.
     Mbarrier* source_full;
-    /// One row per consumer, for its job.
+    /// One bf16 row of the tile's width per consumer, for its job.
     unsigned char* rows;
 
     DEVICE explicit Ring(unsigned char* shared) {
@@ -189,7 +189,7 @@ DEVICE void load_stage(const Ring<H>& ring, int stage, const TensorDescriptor& a
                        int column, const int (&b_rows)[H::OWN_SHARES], int k, unsigned rank) {
     Mbarrier* full = ring.full + stage;
     arrive_expect_tx(full, H::STAGE_BYTES);
-    // Rolled loops: the producer has few registers.
+    // The loops over boxes are not unrolled, because the producer has few registers.
     if constexpr (H::A == Major::K) {
         tma_load(ring.a(stage), a, k, row, full);
     } else {
@@ -243,8 +243,8 @@ DEVICE void produce(const Ring<H>& ring, const TensorDescriptor& a, const Tensor
             phase ^= stage == 0 ? 1 : 0;
         }
     }
-    // No block exits while another may multicast to it or arrive on its mbarriers: the last loads of
-    // every stage have arrived and been released by all blocks.
+    // No block exits while another may multicast to it or arrive on its mbarriers. These waits end when
+    // all blocks have released the last loads of every stage.
     if constexpr (H::BLOCKS > 1) {
         for (int i = 0; i < H::STAGES; ++i) {
             wait_mbarrier(ring.empty + stage, phase ^ 1);
@@ -310,8 +310,8 @@ DEVICE void load_subtiles(const Ring<H>& ring, const TensorDescriptor& map, int 
     }
 }
 
-/// Makes a staged batch ready for TMA stores: all threads of the consumer have written their
-/// elements.
+/// Makes a staged batch ready for TMA stores. All threads of the consumer call it after they have
+/// written their elements.
 DEVICE void publish_staging(int group) {
     fence_async_proxy();
     sync_named(1 + group, 128);  // all threads have staged their elements
@@ -352,7 +352,7 @@ DEVICE void consume(const Ring<H>& ring, Job& job, unsigned rank, int group, int
         float acc[H::HALVES][H::ACCUMULATORS];
         if constexpr (Job::STARTS_FROM_C) {
             // These loads overlap the other consumer's main loop. Unless the values are pinned, ptxas moves
-            // them between the wgmmas and serialises those.
+            // the loads between the wgmmas and serialises the wgmmas.
             job.start(acc, tile, group, thread);
             pin_accumulators(acc[0]);
             pin_accumulators(acc[1]);
@@ -420,7 +420,7 @@ DEVICE void run_job(const TensorDescriptor& a, const TensorDescriptor& b, Job jo
         ring.init();
     }
     if constexpr (H::BLOCKS > 1) {
-        // Mbarriers are initialised, and fenced, before another block signals them.
+        // Waits until the mbarriers of all blocks of the cluster are initialised, because other blocks signal them.
         arrive_cluster_relaxed();
         wait_cluster();
     } else {

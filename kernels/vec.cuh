@@ -1,5 +1,5 @@
-// 16-byte vector accesses. A kernel tests `vec_aligned` once. It uses vector accesses, or accesses rows
-// element by element if their start or length is not a multiple of 16 bytes.
+// 16-byte vector accesses. A kernel calls `vec_aligned` once. If it returns true, the kernel uses vector
+// accesses; otherwise the kernel accesses the rows element by element.
 #pragma once
 
 #include "bf16.cuh"
@@ -20,7 +20,8 @@ struct alignas(16) Vec16 {
     uint32_t word[4];
 };
 
-// ACCESS_LINE adds the caller's source line as the last parameters on the emulator, and nothing under nvcc.
+// On the emulator, ACCESS_LINE appends parameters that hold the caller's source line. Under nvcc it expands
+// to nothing.
 
 template <class T>
 DEVICE Vec16 load_vec(const T* from ACCESS_LINE) {

@@ -87,8 +87,8 @@ pub enum Error {
         path: PathBuf,
     },
 
-    /// The end of a command whose message a process of its own has printed, or for which a signal asked (the
-    /// exit code it holds).
+    /// The command ends with this exit code and without a further message, because a child process has printed
+    /// the message or a signal stopped the command.
     #[error("ended with exit code {0}")]
     Ended(i32),
 
@@ -130,7 +130,7 @@ impl Error {
         Error::Model { path: path.to_path_buf(), why: why.into() }
     }
 
-    /// A failed write of a command's result; [`Error::ReaderLeft`] if it went into a closed pipe.
+    /// Wraps a failed write of a command's result. A write to a closed pipe becomes [`Error::ReaderLeft`].
     pub fn written(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.to_path_buf();
         move |source| match source.kind() {
@@ -154,7 +154,8 @@ pub(crate) fn refuse_given(flags: &[(&str, bool)], why: &str) -> Result<()> {
     }
 }
 
-/// Rejects a number that is infinite in f32, the precision of training, and a nonzero number that is 0 there.
+/// Rejects a number that is infinite in f32, the precision of training, and a nonzero number that rounds to 0
+/// in f32.
 pub(crate) fn refuse_outside_f32(flag: &str, value: f64) -> Result<()> {
     let rounded = value as f32;
     let (becomes, advice) = match () {

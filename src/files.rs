@@ -5,8 +5,8 @@
 //! A temporary file is locked while its writer lives. The next writer of the same file removes its unlocked
 //! temporary files, which killed processes have left.
 //!
-//! In a run of several ranks only rank 0 writes: [`write_atomic`] and [`write_text`] do nothing on the
-//! others.
+//! In a run of several ranks only rank 0 writes: [`write_atomic`] and [`write_text`] do nothing on the other
+//! ranks.
 
 pub(crate) mod cache;
 pub(crate) mod hub;
@@ -46,28 +46,32 @@ fn create_temporary(path: &Path) -> Result<(PathBuf, File)> {
         let temporary = temporary_path(path);
         let file = match OpenOptions::new().write(true).create_new(true).open(&temporary) {
             Ok(file) => file,
-            // The file was left by an earlier process with this id, or by a process on a different host.
+            // A file of this name was left by an earlier process with this id, or by a process on a different
+            // host.
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
             Err(e) => return Err(Error::io("create", &temporary)(e)),
         };
-        // Without locks on this file system, leftovers stay, because no writer can lock them.
+        // A failed lock is ignored. On a file system without locks, the temporary files of killed processes are
+        // not removed.
         let _ = file.lock();
-        // Another writer may have taken the file for a leftover before it was locked.
+        // Before the lock, another writer may have removed the file as a leftover; another file is then
+        // created.
         if file.metadata().is_ok_and(|found| found.nlink() > 0) {
             return Ok((temporary, file));
         }
     }
 }
 
-/// Removes the temporary files of killed processes in a folder: of one file, or of all files.
+/// Removes the temporary files that killed processes have left in a folder: those of the file `of`, or all of
+/// them for `None`.
 pub fn remove_leftovers(folder: &Path, of: Option<&str>) {
     for path in entries(folder).unwrap_or_default() {
         let name = path.file_name().and_then(|name| name.to_str()).and_then(final_name);
         if name.is_none_or(|name| of.is_some_and(|of| of != name)) || !path.is_file() {
             continue;
         }
-        // The file is removed under the lock, so that a writer that has just created it notices. A leftover
-        // that cannot be removed does no harm.
+        // The file is removed while it is locked. A writer that has just created it waits for the lock, and
+        // then sees that the file is gone. A leftover that cannot be removed does no harm.
         if let Ok(file) = OpenOptions::new().write(true).open(&path)
             && file.try_lock().is_ok()
         {
@@ -87,7 +91,7 @@ pub struct Unfinished {
     temporary: PathBuf,
     path: PathBuf,
     renamed: bool,
-    /// Holds the lock.
+    /// The open file, which holds the lock.
     _file: Option<File>,
 }
 
@@ -132,7 +136,7 @@ impl Unfinished {
         Ok((Self { temporary, path: path.to_path_buf(), renamed: false, _file: None }, file))
     }
 
-    /// Gives the file its name and replaces a file or link of that name. The caller syncs the
+    /// Renames the file to its final name, and replaces a file or link of that name. The caller syncs the
     /// folder.
     pub fn rename(mut self) -> Result<()> {
         fs::rename(&self.temporary, &self.path).map_err(Error::io("rename a temporary file to", &self.path))?;
@@ -161,9 +165,9 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_parent(path)
 }
 
-/// Writes new files that belong together into one folder, which is created if it does not exist.
-/// None of them gets its name before all are complete, and they get their names in the given order.
-/// A failure leaves none of them.
+/// Writes new files that belong together into one folder, which is created if it does not exist. No file gets
+/// its final name before all are complete, and the files are renamed in the given order. A failure leaves none
+/// of them.
 pub fn write_new_files(folder: &Path, files: &[(&str, &[u8])]) -> Result<()> {
     let created = !folder.exists();
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
@@ -201,7 +205,7 @@ pub(crate) fn path_json(path: &Path) -> serde_json::Value {
     path.to_string_lossy().into()
 }
 
-/// Writes [`json_text`] as [`write_text`] writes.
+/// Writes the [`json_text`] of a value with [`write_text`].
 pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
     write_text(path, &json_text(value))
 }
@@ -265,7 +269,7 @@ pub fn check_folder_writable(folder: &Path) -> Result<()> {
     let created = fs::create_dir_all(folder).map_err(Error::io("create", folder));
     let checked = created.and_then(|()| check_temporary(&folder.join("mapl"), folder));
     for above in missing {
-        // Another process may have written into it by now.
+        // The removal fails if another process has written into the folder by now.
         let _ = fs::remove_dir(above);
     }
     checked

@@ -20,21 +20,21 @@
 //! - [`data`]: text rows -> preference groups -> token ids -> packed prefix-tree batches
 //! - `doctor`: checks of preference data before anything is trained on them
 //! - [`loss`]: comparison curves and objectives
-//! - [`model`]: transformers as a list of op calls and the list reversed; reading and writing of Hugging Face
-//!   folders
+//! - [`model`]: transformers as a list of op calls, and the reversed list as the backward pass; reading and
+//!   writing of Hugging Face folders
 //! - [`optim`]: learning-rate schedules and AdamW state
 //! - [`train`]: one step, the loop around it, metrics, checkpoints, scores of a data set
 //! - [`eval`]: measures of scored data with intervals, and the paired comparison of two models
 //! - [`generate`]: text generation with language models and a KV cache
 //! - [`ifeval`]: instruction following of responses, with the verdicts of the official checkers
 //! - [`report`]: SVG charts and HTML pages about runs
-//! - [`mod@bench`]: timings of every op, which is verified first, next to other libraries and the ceilings of
-//!   the same run
+//! - [`mod@bench`]: timings of every op, which is verified first, compared with other libraries and with the
+//!   ceilings measured in the same run
 //! - [`study`]: training runs and benchmarks under observation, and the predicted floor of a step
-//! - [`watch`]: a run in the terminal while it trains
+//! - [`watch`]: shows a run in the terminal while it trains
 //! - [`cli`]: the commands of the binary
 //!
-//! A module imports from modules above it in this list, and from no module below it; `tests/tools` reads the imports.
+//! A module imports only from modules above it in this list, which a test in `tests/tools` checks.
 
 #![warn(missing_docs)]
 

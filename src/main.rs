@@ -45,7 +45,8 @@ unsafe impl GlobalAlloc for Allocator {
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
-/// Maximum length in characters of a usage line that is shown; a longer one does not help.
+/// Maximum length in characters of a usage line in an error message; a longer line does not help and is left
+/// out.
 const LONG_USAGE: usize = 160;
 
 fn main() {
@@ -74,12 +75,13 @@ fn exit_code() -> i32 {
             cli
         }
         Err(mut e) if e.use_stderr() => {
-            // The usage line lists every option that was given, also those of a configuration file.
+            // The usage line lists every given option, including those of a configuration file, so it can be
+            // very long.
             if e.get(ContextKind::Usage).is_some_and(|usage| usage.to_string().len() > LONG_USAGE) {
                 e.remove(ContextKind::Usage);
             }
             usage_error();
-            // A usage error that cannot be printed still has its exit code.
+            // If the message cannot be printed, the exit code still reports the usage error.
             let _ = e.print();
             if let Some(places) = given.places_in(&e.to_string()) {
                 complain(&places);

@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Error, Result};
 
-/// Bytes of growth between two checks of the available memory. Short rows need more than ten times the memory of
-/// their text.
+/// Bytes of growth between two checks of the available memory. Growth counts only bytes of text or token ids,
+/// and short rows need more than ten times the memory of their text.
 const INTERVAL: u64 = 2 << 20;
 
-/// Bytes that must be left for data to grow further.
+/// Available bytes below which data must not grow further.
 const RESERVE: u64 = 64 << 20;
 
 /// Address space for the next part of a thread's heap. The system's allocator reserves 64 MiB at a time for every
@@ -39,7 +39,7 @@ fn machine() -> Option<u64> {
     kib(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
 }
 
-/// Bytes of a line such as `VmSize:   1024 kB`.
+/// Returns the bytes of the line that starts with `name`, such as `VmSize:   1024 kB`.
 fn kib(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
@@ -54,8 +54,8 @@ fn address_space() -> Option<u64> {
     Some(limit.saturating_sub(used + heap))
 }
 
-/// Files of a control group that hold its limit, its use and its statistics, and the key of the
-/// statistics for file caches that can be dropped.
+/// Names of the files with the memory limit, usage and statistics of a control group, and the statistics key of
+/// the file cache that can be dropped.
 type GroupFiles = [&'static str; 4];
 const VERSION_2: GroupFiles = ["memory.max", "memory.current", "memory.stat", "inactive_file"];
 const VERSION_1: GroupFiles = ["memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file"];

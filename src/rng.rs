@@ -98,7 +98,7 @@ mod tests {
         for _ in 0..70_000 {
             counts[rng.below(7)] += 1;
         }
-        // The standard deviation of a count is about 93; the bound is six of them.
+        // The standard deviation of a count is about 93, so the bound of 560 is six standard deviations.
         assert!(counts.iter().all(|&c| c.abs_diff(10_000) < 560), "{counts:?}");
         let (mut sum, mut squares) = (0.0, 0.0);
         for _ in 0..50_000 {

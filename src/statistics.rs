@@ -1,4 +1,4 @@
-//! Closed-form intervals that data checks and reports share.
+//! Closed-form confidence intervals that data checks and reports share.
 
 /// Normal quantile of a two-sided 95 % interval.
 pub const Z95: f64 = 1.959_964;

@@ -13,8 +13,8 @@ use crate::{Error, Result};
 /// Maximum number of characters of a value that [`shown`] keeps.
 const SHOWN: usize = 200;
 
-/// Maximum number of characters of a message on stderr, and how many of them come from its end, which has the
-/// advice.
+/// Maximum number of characters of a message on stderr. A longer message keeps the second number of
+/// characters at its end, where the advice is.
 const MESSAGE: (usize, usize) = (4000, 1000);
 
 /// Whether rank 0 prints and writes for this process.
@@ -85,7 +85,7 @@ pub fn counted<N: Copy + Display + PartialEq + From<u8>>(count: N, noun: &str) -
     }
 }
 
-/// Returns the form of a word that agrees with a count.
+/// Returns `one` if the count is 1, and `many` otherwise.
 pub fn agreeing<'a, N: PartialEq + From<u8>>(count: N, one: &'a str, many: &'a str) -> &'a str {
     if count == N::from(1) { one } else { many }
 }
@@ -106,14 +106,14 @@ fn shortened(text: &str) -> Cow<'_, str> {
     Cow::Owned(format!("{} ... ({left_out} characters left out) ... {}", join(start), join(end)))
 }
 
-/// Prints a line of [`plain`] text on stdout and ignores errors. The `print` macros would panic on a
-/// closed pipe; a run stopped by Ctrl-C, which also ends its pager, would then lose its last
+/// Prints a line of [`plain`] text on stdout and ignores errors. The `print` macros would panic on a closed
+/// pipe. Ctrl-C also ends a pager that reads the output, so the stopped run would then lose its last
 /// checkpoint.
 pub fn say(text: &str) {
     say_styled(&plain(text));
 }
 
-/// Like [`say`] for text with colours, whose other parts are already plain.
+/// Like [`say`] for text with colour codes; the caller has already made the rest of the text plain.
 pub fn say_styled(text: &str) {
     if !follows() {
         let _ = writeln!(std::io::stdout(), "{text}");
@@ -190,7 +190,7 @@ pub fn complain(text: &str) {
     }
 }
 
-/// Like [`complain`], but also prints on a rank that follows rank 0, for the rank's own failure.
+/// Like [`complain`], but ranks other than 0 print too, so that a rank can report its failure.
 pub(crate) fn complain_of_rank(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", shortened(&plain(text)));
 }

@@ -24,9 +24,9 @@ pub struct Bar {
     /// Value as text after the bar, and a remark after the value. An empty remark is not drawn.
     pub label: String,
     pub remark: String,
-    /// Set in bold.
+    /// Whether the name and the value are bold.
     pub strong: bool,
-    /// Index of a colour, as in the report's charts.
+    /// Colour index: `n` selects the CSS class `sn` of the report's charts.
     pub style: usize,
 }
 
@@ -87,7 +87,7 @@ impl HorizontalBars {
     }
 }
 
-/// Start of a figure: element, text for screen readers, and title.
+/// Returns the start of a figure: the opening `<svg>` tag, the text for screen readers, and the title.
 pub fn open(title: &str, description: &str, height: f64) -> String {
     let (title, description) = (escape(title), escape(description));
     format!(
@@ -99,14 +99,14 @@ pub fn open(title: &str, description: &str, height: f64) -> String {
     )
 }
 
-/// Line below the title.
+/// Returns `line` as the subtitle of a figure.
 pub fn subtitle(line: &str) -> String {
     let mut out = String::new();
     text(&mut out, "subtitle", "start", LEFT, 44.0, line);
     out
 }
 
-/// Adds a line of text.
+/// Appends `line` as a `<text>` element at (`x`, `y`).
 pub fn text(out: &mut String, class: &str, anchor: &str, x: f64, y: f64, line: &str) {
     let _ =
         write!(out, r#"<text class="{class}" text-anchor="{anchor}" x="{x:.1}" y="{y:.1}">{}</text>"#, escape(line));

@@ -28,7 +28,7 @@ pub struct Dots {
     pub subtitle: String,
     /// Ends of the axis, and the distance between its ticks.
     pub axis: [f64; 3],
-    /// Measures: name, and index of a colour as in the report's charts.
+    /// Measures: name, and colour index (`n` selects the CSS class `sn` of the report's charts).
     pub measures: Vec<(String, usize)>,
     /// Rows: name, and a dot per measure.
     pub rows: Vec<(String, Vec<Option<Dot>>)>,

@@ -47,8 +47,8 @@ pub fn all(records: &Path) -> Result<Vec<(&'static str, String)>, Box<dyn Error>
     Ok(figures)
 }
 
-/// Held-out accuracies of a method trained on base pairs only and with MAPL. If the record has the run, a third
-/// series shows training on base pairs with as many tokens as with MAPL.
+/// Chart of a method's held-out accuracies after training on base pairs only and with MAPL. If the record has an
+/// equal-token run, a third series shows it: base pairs only, with as many tokens as with MAPL.
 fn accuracy(quickstart: &Quickstart, title: &str, method: &str) -> Result<String, Box<dyn Error>> {
     let series = |suffix: &str, name: &str, shade: Shade| -> Option<BarSeries> {
         let wanted = format!("{method}-{suffix}");
@@ -123,7 +123,7 @@ fn head_dpo(heads: &Record, gemms: &Record) -> Result<String, Box<dyn Error>> {
     Ok(chart.to_svg())
 }
 
-/// Log-probabilities of a batch: the forward pass of the vocabulary head.
+/// Chart of the vocabulary head's forward pass, which computes the log-probabilities of a batch.
 fn head_forward(heads: &Record) -> Result<String, Box<dyn Error>> {
     let ours = heads.milliseconds("mapl", "head_logprob_fwd", HEAD)?;
     let peer = |name: &str, variant: &str| -> Result<Bar, Box<dyn Error>> {
@@ -146,7 +146,7 @@ fn head_forward(heads: &Record) -> Result<String, Box<dyn Error>> {
     Ok(chart.to_svg())
 }
 
-/// Whole DPO step against an eager PyTorch loop.
+/// Chart of whole DPO steps, in pairs per second, against an eager PyTorch loop.
 fn dpo_step(steps: &Record) -> Result<String, Box<dyn Error>> {
     let shape = "pairs=16 prompt=512 response=256";
     let rate = |variant: &str, name: &str, style: usize| -> Result<Bar, Box<dyn Error>> {
@@ -171,7 +171,7 @@ fn dpo_step(steps: &Record) -> Result<String, Box<dyn Error>> {
     Ok(chart.to_svg())
 }
 
-/// DPO on a CPU against TRL.
+/// Chart of DPO on a CPU, in pair rows per second, against TRL.
 fn dpo_on_cpu(record: &TrlOnCpu) -> Result<String, Box<dyn Error>> {
     let mut groups = Vec::new();
     for (case, heading) in [("pairs", "pairs"), ("groups-margin", "MAPL groups")] {
@@ -195,7 +195,7 @@ fn dpo_on_cpu(record: &TrlOnCpu) -> Result<String, Box<dyn Error>> {
     Ok(chart.to_svg())
 }
 
-/// Time of every op in a DPO step, in the record's order; ops below 0.4 ms share one bar.
+/// Chart of the time of every op in a DPO step, in the record's order. Ops below 0.4 ms share one bar.
 fn step_ops(step: &Step) -> String {
     const SMALL: f64 = 0.4;
     let bar = |name: &str, value: f64| Bar {

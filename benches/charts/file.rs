@@ -1,5 +1,5 @@
-//! Figures as files. Colours and chart styles are those of the report pages. Text is larger, because a README
-//! scales figures down.
+//! Figures as SVG files and as an HTML fragment. Colours and chart styles are those of the report pages. Text is
+//! larger than on these pages, because a README scales figures down.
 
 /// Colours of a figure.
 #[derive(Clone, Copy)]
@@ -26,7 +26,7 @@ impl Theme {
     }
 }
 
-/// SVG file of one theme.
+/// Returns a figure as an SVG file in the colours of `theme`.
 pub fn svg_file(svg: &str, theme: Theme) -> String {
     let style = format!("\n<style>\n.chart {{ {} }}\n{CHART}{FIGURE}</style>\n", theme.variables());
     let panel = r#"<rect class="panel" width="100%" height="100%" rx="8"/>"#;

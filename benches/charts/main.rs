@@ -1,5 +1,5 @@
 //! Draws the figures of the documents from committed records: `cargo run --release --example charts` writes
-//! `docs/figures`. The test fails if a file there differs from a fresh drawing.
+//! `docs/figures`. The tests fail if a committed figure or table differs from a newly generated one.
 //!
 //! - `record`: rows of `benches/record`; `experiments`: recorded sweeps, with their tables in `benches/experiments/README.md`
 //! - `figures`: the figures by name; `bars`: horizontal bar charts; `dots`: dots with intervals; `pair`: MAPL's comparisons

@@ -53,7 +53,7 @@ pub fn to_svg() -> String {
     out + "</svg>"
 }
 
-/// Name and description of a comparison above its cards, and the sign between them.
+/// Draws a comparison's name and description above its cards, and the sign `>` between the cards.
 fn heading(out: &mut String, y: f64, name: &str, description: &str) {
     let width = 18.0 + 8.0 * name.len() as f64;
     let _ = write!(out, r#"<rect class="badge" x="{LEFT}" y="{:.1}" width="{width}" height="22" rx="11"/>"#, y - 17.0);
@@ -73,7 +73,7 @@ fn card(out: &mut String, x: f64, y: f64, better: bool, prompt: &str, response: 
     }
 }
 
-/// The difference between the scores of the two responses, as a distance.
+/// Draws the difference between the scores of the two responses as the distance between two circles.
 fn gap(out: &mut String, x: f64, y: f64, width: f64) {
     let (middle, y) = (x + CARD / 2.0, y + 12.0 + 51.0);
     let (left, right) = (middle - width / 2.0, middle + width / 2.0);
@@ -83,7 +83,7 @@ fn gap(out: &mut String, x: f64, y: f64, width: f64) {
     text(out, "quiet", "middle", middle, y - 6.0, "gap");
 }
 
-/// Mark of a response in the colour of `style`.
+/// Draws a circle that stands for a response, in the colour of `style`.
 fn dot(out: &mut String, style: usize, x: f64, y: f64) {
     let _ = write!(out, r#"<circle class="mark s{style}" cx="{x:.1}" cy="{y:.1}" r="6"/>"#);
 }

@@ -76,14 +76,14 @@ pub struct TrlCase {
     pub table: BTreeMap<String, Vec<TrlRun>>,
 }
 
-/// One run of a side.
+/// One run of `mapl` or of TRL.
 #[derive(Deserialize)]
 pub struct TrlRun {
     pub pairs_per_s: f64,
 }
 
 impl TrlOnCpu {
-    /// Median rate of a side in pair rows per second.
+    /// Median rate of `side` (`mapl` or `trl`) in pair rows per second.
     pub fn rate(&self, case: &str, side: &str) -> Result<f64, Box<dyn Error>> {
         let found = self.results.iter().find(|result| result.case == case).and_then(|result| result.table.get(side));
         let mut rates: Vec<f64> = found.into_iter().flatten().map(|run| run.pairs_per_s).collect();

@@ -68,7 +68,7 @@ class Attention:
         self.rows = s["tokens"] // self.length
         self.shape = (self.rows, s["heads"], self.length, s["head_dim"])
         self.keys = (self.rows, s["kv_heads"], self.length, s["head_dim"])
-        # Operands by token need the same memory again, so they exist only on a machine with the library.
+        # The by-token operands double the memory, so they are made only if magi_attention is installed.
         self.has_magi = c.low and importlib.util.find_spec("magi_attention") is not None
 
     def operands(self):
@@ -116,7 +116,7 @@ class Attention:
             packages = {"flash-attn": "flash_attn", "flash-attn-3": "flash_attn_interface", "flash-attn-4": "flash_attn.cute"}
             for name, module in packages.items():
                 calls[name] = lazily(module, flash())
-                # Their forward is deterministic anyway.
+                # The forward passes of these packages are always deterministic.
                 if backward:
                     calls[f"{name} deterministic"] = lazily(module, flash(deterministic=True))
         return calls

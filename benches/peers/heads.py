@@ -196,7 +196,7 @@ def head_preference(c, s, _):
     heads["trl chunked metrics"] = trl_chunked("entropy", "mean_logits", "is_top1")
     calls = {}
     for name, head in heads.items():
-        # The reference's head gives log-probs only.
+        # The reference model's head computes log-probs only, without the metrics.
         reference = heads["trl chunked"] if name == "trl chunked metrics" else head
         calls |= {name: pair_loss(head, None), name + REFERENCE: pair_loss(head, reference)}
     if c.low:

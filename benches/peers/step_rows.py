@@ -38,7 +38,8 @@ COMMON = {
 }
 END, PAD, FIRST = 0, 1, 2
 
-# By unit: kind, preferred sequence and other sequence of every comparison; a sequence is (prompt, response).
+# By unit: kind, preferred sequence and other sequence of every comparison. A sequence is a pair of indices: (prompt,
+# response).
 COMPARISONS = {
     "pairs": [("base", (0, 0), (0, 1))],
     "quads": [

@@ -178,8 +178,8 @@ def trl_steps(args, torch, method, unit, side, folder):
 
     disable_progress_bars()
     cuda, ends, logged = args.device == "cuda", [], []
-    # The tokenizer is loaded from its file, because AutoTokenizer would use the Qwen2 class for a model of
-    # that type.
+    # The tokenizer is loaded from its file, because AutoTokenizer would use the Qwen2 tokenizer class for a
+    # Qwen2 model.
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "model" / "tokenizer.json"), eos_token="</s>", pad_token="<pad>")
     rows = rows_for_trl(args, method, unit, side, folder)
     of_update = len(rows) // (args.warmup + args.steps)

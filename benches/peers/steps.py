@@ -22,8 +22,8 @@ from step_processes import OutOfTime, run_mapl, run_peer, scores
 from step_rows import COMPARISONS, SIZES, comparisons_of, of_update, prepare, prepare_reward, prompt_lengths, weights_of
 
 # Sides by method and unit, mapl first. When time is short, sides are skipped from the end of a list.
-# `trl once` has only the comparisons of a quad that hold each sequence once. They are fewer than the other
-# sides have, and the least that TRL can compute for a quad.
+# `trl once` trains only the base and inter comparisons of a quad, which hold each of its sequences once. This is
+# the least that TRL can compute for a quad; the other sides train all four comparisons.
 SIDES = {
     ("dpo", "pairs"): ["mapl", "torch eager", "trl", "liger dpo", "trl liger", "torch compile"],
     ("dpo", "quads"): ["mapl", "trl", "trl once", "trl liger", "trl liger once", "torch eager", "liger dpo", "torch compile"],

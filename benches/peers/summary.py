@@ -125,7 +125,7 @@ def lines(rows):
     flex = lambda name: name.endswith("flex-attention")  # noqa: E731
     anyone = lambda name: True  # noqa: E731
     trl = lambda name: name.startswith("trl")  # noqa: E731
-    # Rows of steps.py have no version in their names.
+    # The variant names in rows of steps.py contain no library version.
     same = lambda name: trl(name) and not name.endswith("once")  # noqa: E731
     once = lambda name: trl(name) and name.endswith("once")  # noqa: E731
     # TRL 1.15 and later stores no logits.

@@ -261,12 +261,13 @@ def measure(args, torch, made, task, announce):
         announce(label)
         began = time.perf_counter()
         try:
-            # A copy, so that tensors a contender stores next to its operands are freed with it.
+            # The contender receives a copy of the operand dict, so that tensors that it adds are freed with the copy.
             own = dict(fresh)
             held = allocated(torch, args.device)
             got = call(own)
             beyond[label] = allocated(torch, args.device, peak=True) - held
-            # For these ops, the expected result depends on the contender: some compute other gradients or use another reference.
+            # The expected result of two ops depends on the contender: some compute different gradients or use a
+            # different reference.
             error = check(own, got, name) if row["op"] in ("head_logprob_bwd", "head_preference") else check(own, got)
             if not error <= 1.0:
                 raise ValueError(f"the result is wrong: {error:.2f} times the tolerance")
@@ -299,7 +300,7 @@ def measure(args, torch, made, task, announce):
         new["gb_per_s"] = 1e-9 * int(row["bytes"]) / seconds
         new["tflop_per_s"] = 1e-12 * int(row["flops"]) / seconds
         if row["memory_gb_per_s"] and row["share"]:
-            # The floor is the same, and only the time differs.
+            # The share is the lower bound of the time over the measured time. Both contenders have the same bound.
             new["share"] = float(row["share"]) * float(row["median_us"]) / t["median_us"]
         result.append(new)
     if compiling:

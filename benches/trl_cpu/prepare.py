@@ -24,17 +24,18 @@ CONFIG = {
     "hidden_act": "silu",
 }
 
-# Bound on the prompts of the pair case. A prompt must stay below the limit of 1024 tokens, or TRL would drop
+# Maximum prompt length of the pair case. A prompt must stay below the limit of 1024 tokens, or TRL would drop
 # the row.
 PAIR_PROMPT_CHARS = 2000
-# Bounds on the rows of the group cases: the range of prompt length over mean response length, and lengths
-# that keep every sequence, with its instructions, below the limit, so that neither side truncates anything.
+# Bounds on the rows of the group cases: the range of prompt length over mean response length, and lengths in
+# characters. They keep every sequence, including its instructions, below the token limit, so that neither side
+# truncates anything.
 GROUP_RATIO = (0.5, 2.0)
 GROUP_PROMPT_CHARS = 400
 GROUP_RESPONSE_CHARS = 100
 GROUP_TOTAL_CHARS = 2500
 GROUP_SEQUENCES = 8
-# Comparisons of a full group.
+# Number of comparisons of each kind in a full group.
 GROUP_KINDS = {"base": 1, "intra": 2, "inter": 2}
 
 

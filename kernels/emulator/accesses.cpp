@@ -3,8 +3,8 @@
 //   a lane's n-th access at a line joins group n of its warp at that line
 //   a group with all 32 lanes, or one that is left when the block has returned, is one access of the warp:
 //     shared memory: 32 banks of 4 bytes. A pass reads one word of each bank, for any number of lanes.
-//       Accesses of 8 bytes go by half warps, of 16 bytes by quarter warps. The passes of such a part are
-//       the most distinct words in one bank; the minimum is one for each part.
+//       Accesses of 8 bytes are split into half warps, those of 16 bytes into quarter warps. Each part needs as
+//       many passes as there are distinct words in its busiest bank; the minimum is one pass per part.
 //     global memory: sectors of 32 bytes that the lanes touch. The minimum is the distinct bytes over 32,
 //       rounded up.
 //
@@ -26,7 +26,7 @@ constexpr uint32_t ALL = ~0u;
 
 int counting_launches = 0;
 
-/// Passes of the lanes from `begin` to `end`; 0 if none of them is active.
+/// Number of passes that the lanes from `begin` to `end` need; 0 if none of them is active.
 int passes(const LanesOfSite::Group& group, int begin, int end, int bytes) {
     uintptr_t words[64];
     int count = 0;
@@ -47,7 +47,7 @@ int passes(const LanesOfSite::Group& group, int begin, int end, int bytes) {
     return most;
 }
 
-/// Sectors that a group touches, and the fewest for its distinct bytes.
+/// Number of sectors that a group touches, and the smallest possible number for its distinct bytes.
 void sectors(const LanesOfSite::Group& group, int bytes, uint64_t& touched, uint64_t& fewest) {
     uintptr_t start[32];
     int count = 0;
@@ -138,7 +138,7 @@ void count_access(const void* address, int bytes, bool store, const char* file, 
         }
     }
     AccessSite site{file, line, shared, store, bytes};
-    // A warp has few places; the last one used is likely the next one.
+    // A warp has few access sites, and the one used last is likely the next one.
     auto& places = state->warps[(f.block->first_fiber + f.index) / 32];
     auto found = std::find_if(places.rbegin(), places.rend(), [&](const auto& one) { return one.first == site; });
     if (found == places.rend()) {
@@ -196,7 +196,7 @@ void count_row(const unsigned char* start, size_t bytes, bool store) {
 
 extern "C" {
 
-/// Calls `use` for each place at which the last launch of this OS thread accessed memory, if it counted.
+/// Calls `use` for each access site of the last launch of this OS thread, if that launch counted accesses.
 void emulator_accesses(void (*use)(void* context, const char* file, int line, int shared, int store, int bytes,
                                    const emulator::AccessCounts* counts),
                        void* context) {

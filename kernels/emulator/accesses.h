@@ -10,7 +10,8 @@
 
 namespace emulator {
 
-/// A place in a kernel that accesses memory. TMA copies have line 0 and no size.
+/// An access site: a source line with the memory space, direction and size of its accesses. TMA copies have
+/// line 0 and size 0.
 struct AccessSite {
     const char* file;
     int line;
@@ -40,7 +41,7 @@ struct AccessCounts {
     uint64_t wide = 0;
 };
 
-/// Accesses of a warp at one place.
+/// Accesses of a warp at one access site.
 struct LanesOfSite {
     /// Accesses of each lane so far.
     uint64_t taken[32] = {};
@@ -49,14 +50,14 @@ struct LanesOfSite {
         uint32_t lanes = 0;
         uintptr_t address[32];
     };
-    /// Groups from number `first` on; a complete one has been counted and has no lanes.
+    /// Groups from index `first` on. A complete group has been counted, and its `lanes` is 0.
     uint64_t first = 0;
     std::vector<Group> open;
 };
 
 struct AccessState {
     std::map<AccessSite, AccessCounts> counts;
-    /// By warp of the running blocks.
+    /// Accesses of each warp of the running blocks.
     std::vector<std::vector<std::pair<AccessSite, LanesOfSite>>> warps;
 };
 

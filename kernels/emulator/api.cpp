@@ -23,7 +23,7 @@ struct EmulatorRequest {
     unsigned cluster;
     /// Blocks that run concurrently: the cluster size, or 0 for all blocks of the grid.
     unsigned resident;
-    /// Kernel marked EARLY: its threads must call wait_for_earlier_launch().
+    /// Whether the kernel is marked EARLY: its threads must then call wait_for_earlier_launch().
     unsigned early;
     size_t shared_bytes;
     int schedule;

@@ -11,13 +11,13 @@ namespace emulator {
 struct Block;
 struct Fiber;
 
-/// An mbarrier object. Its 8 bytes of shared memory hold a word derived from it, so that
-/// overwriting them shows.
+/// An mbarrier object. Its 8 bytes of shared memory hold a word derived from this state, so that
+/// a write to these bytes is detected.
 struct Mbarrier {
     bool live = false;
-    /// Initialised without a fence_mbarrier_init() since.
+    /// Whether fence_mbarrier_init() is still missing after the initialisation.
     bool unfenced = false;
-    /// Number of the initialising thread in its block.
+    /// Index of the initialising thread in its block.
     unsigned initialiser = 0;
     /// Completed phases; the lowest bit is the parity of the current phase.
     uint64_t generation = 0;
@@ -56,7 +56,7 @@ struct TmaStore {
     Box box;
     bool add;
     const Fiber* issuer;
-    /// Bytes read from shared memory; whether they were read, and written to global memory.
+    /// Bytes of the box, and whether they have been read from shared memory and written to global memory.
     std::vector<unsigned char> contents;
     bool was_read = false, written = false;
 };
@@ -64,7 +64,7 @@ struct TmaStore {
 /// A committed group of TMA stores.
 struct StoreGroup {
     std::vector<TmaStore> stores;
-    /// The thread has waited for the reads of shared memory.
+    /// Whether the thread has waited for the reads of shared memory.
     bool released = false;
 };
 
@@ -75,7 +75,7 @@ struct Wgmma {
     bool accumulate, in_registers;
     int a_major, b_major;
     uint64_t a, b;
-    /// Rows g and g + 8 of A, if A is in registers.
+    /// The thread's two rows of A, if A is in registers: rows g and g + 8 of its warp, with g = lane / 4.
     uint16_t rows[2][16];
 };
 
@@ -91,7 +91,7 @@ struct AsyncState {
     std::deque<WgmmaGroup> wgmmas{1};
     /// Number of wgmmas issued.
     unsigned issued = 0;
-    /// wgmma.fence was executed since the last wait.
+    /// Whether wgmma.fence was executed since the last wait.
     bool fenced = false;
 };
 

@@ -26,8 +26,8 @@ unsigned at_start(const Block& b) {
     return std::min(REGISTERS / b.threads, MOST_OF_THREAD) / 8 * 8;
 }
 
-/// Executes setmaxnreg for a warp; its first lane calls it. Registers move as soon as a warp releases them; a
-/// warp that asks for more than are free waits.
+/// Executes setmaxnreg for a warp; the warp's first lane calls it. Registers are free as soon as a warp releases
+/// them; a warp that requests more registers than are free waits.
 void move_registers(const Fiber& f, int registers, bool increase) {
     Block& b = *f.block;
     Warp& warp = *f.warp;
@@ -113,7 +113,8 @@ AsyncState& async_state() {
     return *pointer;
 }
 
-// Launches run sequentially. The call is recorded, to report kernels that return without it.
+// Launches run sequentially, so there is nothing to wait for. The call is recorded to report kernels that return
+// without it.
 void wait_for_earlier_launch() {
     fiber().waited = true;
 }

@@ -39,12 +39,12 @@ struct Site {
 /// one source location, to show that results then differ between thread orders.
 void sync_block(const Site* site);
 
-/// Proxy fences of shared and of global memory. They are checked in launches that ask for it. Such a launch
-/// can omit the fences of one source location, to show that the check detects it.
+/// Proxy fences of shared and of global memory. They are checked only in launches that request the check. Such a
+/// launch can omit the fences of one source location, to show that the check detects the omission.
 void fence_async_proxy(const Site* site);
 void fence_async_proxy_global(const Site* site);
 
-/// Named barrier `id` (1 to 15) of `threads` threads, whole warps.
+/// Waits at named barrier `id` (1 to 15) until `threads` threads, whole warps, have arrived.
 void sync_named(int id, int threads);
 /// Arrives at named barrier `id` without waiting.
 void arrive_named(int id, int threads);
@@ -70,7 +70,7 @@ const T* exchange(const char* what, const T& mine) {
 constexpr int RESULT_BYTES = 512;
 unsigned char* exchange_result(bool* first);
 
-/// Exchange followed by a computation, compute(slots, result), by the first lane that continues, for all lanes.
+/// Exchange, after which the first lane that continues calls compute(slots, result) for all lanes.
 template <class Result, class T, class Compute>
 const Result* exchange_for(const char* what, const T& mine, Compute compute) {
     static_assert(sizeof(Result) <= RESULT_BYTES, "result of a warp exchange");
@@ -91,7 +91,7 @@ void yield(const char* what);
 
 /// One round of a spin loop on memory that other threads write (wait_until). If all runnable
 /// threads spin and a round changes nothing, a pending asynchronous operation is delivered; if
-/// there is none, it is a deadlock.
+/// none is pending, the launch has deadlocked.
 void spin(const char* what, bool first);
 
 template <class Ready>
@@ -107,8 +107,8 @@ bool deliver_now();
 
 // --- shared and global memory -------------------------------------------------------------------------------------
 
-/// The block's shared array of a source location, created by the first thread that reaches it. All bits of
-/// new memory are set, which is NaN.
+/// Returns the block's shared array for source location `site`, created by the first thread that reaches it. In
+/// new memory all bits are set, so floats are NaN.
 void* shared_storage(const void* site, size_t bytes);
 
 template <class T, size_t COUNT>
@@ -183,7 +183,7 @@ EXPORT constexpr uint64_t MAP_MAGIC = 0x70616d2d6c70616d;
 /// Aborts the launch unless the map was made for the emulator, with `rank` dimensions.
 void check_tensor_map(const MapWords& map, int rank);
 /// Loads the box at `at` to the same address in every block with its bit set in `blocks` (0: the thread's
-/// block only), and completes its bytes on their mbarriers.
+/// block only), and completes the box's bytes on the mbarrier of each of these blocks.
 void tma_load(void* to, const MapWords& map, const int* at, int rank, void* barrier, unsigned blocks);
 /// Stores a box, or adds it to the tensor.
 void tma_store(const void* from, const MapWords& map, const int* at, int rank, bool add);

@@ -5,7 +5,7 @@
 
 extern "C" {
 
-/// The table, and its size in bytes.
+/// Returns the table; `*bytes` receives its size.
 const void* emulator_interface(size_t* bytes) {
     static const emulator::Interface table = {
 #define ADDRESS(type, name, parameters, arguments) &emulator::name,

@@ -57,7 +57,7 @@ void require_fenced(const char* what, const Mbarrier& m, size_t offset) {
     }
 }
 
-/// Completes the phase if nothing is missing, and updates the word in shared memory.
+/// Completes the phase if no arrivals and no bytes are missing, and updates the word in shared memory.
 void complete_phase(Block& b, size_t offset, Mbarrier& m) {
     if (m.pending == 0 && m.bytes == 0) {
         m.generation += 1;
@@ -77,7 +77,7 @@ void init_mbarrier(void* barrier, int arrivals) {
     if (m.live) {
         fail("mbarrier.init of the mbarrier at %zu of the shared window, which is in use; invalidate it first", offset);
     }
-    // Even, and different from any generation that a thread may still wait on from an earlier use.
+    // The new generation is even, and different from any that a thread may still wait on from an earlier use.
     m.generation = (m.generation + 3) & ~1ull;
     m.live = true;
     m.unfenced = true;

@@ -12,7 +12,7 @@ void* allocate(size_t bytes);
 /// Frees memory.
 void release(void* memory);
 
-/// Start of the allocation that contains the bytes, and its size in `room`; null without one.
+/// Start of the allocation that contains the bytes, and its size in `room`; null if no allocation contains them.
 const unsigned char* allocation_of(const void* address, size_t bytes, size_t& room);
 
 /// Checks the guard bytes of all allocations. Returns an empty string, or a message with the size and side of

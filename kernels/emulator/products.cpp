@@ -18,7 +18,7 @@ namespace emulator {
 
 namespace {
 
-/// Four sums in one vector, each with its terms in order.
+/// Four sums in one vector. Each sum adds its terms in order.
 typedef float Four __attribute__((vector_size(16)));
 
 struct Operand {

@@ -1,8 +1,8 @@
 // Check for missing proxy fences. PTX ISA: "Proxies", "membar.proxy / fence.proxy".
 //
 // TMA and wgmma access memory through the async proxy, plain code through the generic proxy. The
-// async proxy sees a plain write only after the writing thread's own proxy fence. In the emulator
-// both see the same bytes, so this file keeps track of what the async proxy may see:
+// async proxy sees a plain write only after a proxy fence by the thread that wrote. In the emulator
+// both proxies see the same bytes, so this file keeps track of what the async proxy may see:
 //
 //   thread T waits, fences or issues an asynchronous operation:
 //       bytes of shared memory that differ from the last look were written by T: unpublished
@@ -33,7 +33,7 @@ SharedView& view_of(const Block& b) {
     return l.proxies->shared[size_t(&b - l.blocks.data())];
 }
 
-/// Attributes the bytes of a range that differ from the last look to a thread.
+/// Attributes the bytes of a range that have changed since the last look to fiber `writer`.
 void look(const Block& b, SharedView& view, size_t start, size_t bytes, uint32_t writer) {
     const unsigned char* window = b.window;
     if (std::memcmp(window + start, view.known.data() + start, bytes) == 0) {
@@ -64,7 +64,7 @@ void for_each_range(F f) {
     }
 }
 
-/// Number of a fiber among those of the launch, from 1.
+/// Index of a fiber in the launch, counted from 1.
 uint32_t number_of(const Fiber& f) {
     return uint32_t(&f - launch().fibers.data()) + 1;
 }
@@ -93,7 +93,7 @@ void ProxyState::reset(size_t blocks) {
 
 void look_at_shared(const Fiber& f) {
     Launch& l = launch();
-    // A thread also writes to the shared memory of its cluster.
+    // A thread can also write to the shared memory of the other blocks of its cluster.
     for (unsigned rank = 0; rank < l.cluster; ++rank) {
         const Block& b = l.blocks[f.block->cluster * l.cluster + rank];
         SharedView& view = view_of(b);

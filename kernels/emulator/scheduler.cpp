@@ -144,7 +144,7 @@ void switch_stacks(void** from, void* to, const Fiber* target, bool done = false
     Stack stack = target != nullptr ? *target->stack : thread_stack();
     void* fake = nullptr;
     if (done) {
-        // Removes the marks of the frames that never return.
+        // Removes the sanitizer's marks of stack frames that never return.
         __asan_handle_no_return();
     }
     __sanitizer_start_switch_fiber(done ? nullptr : &fake, stack.memory, stack.bytes);
@@ -163,8 +163,8 @@ void* enter(Fiber& f) {
     f.idle = false;
     if (!f.started) {
         f.started = true;
-        // The stack is as emulator_switch leaves it: six registers and the return address. The 8 bytes above
-        // them give the stack pointer in `fiber_main` the alignment that it has after a call.
+        // The new stack has the contents that emulator_switch leaves: six registers and the return address. The
+        // 8 bytes above them give the stack pointer in `fiber_main` the alignment that it has after a call.
         auto** top = reinterpret_cast<void**>(f.stack->memory + f.stack->bytes);
         std::memset(top - 8, 0, 8 * sizeof *top);
         top[-2] = reinterpret_cast<void*>(fiber_main);
@@ -173,7 +173,7 @@ void* enter(Fiber& f) {
     return f.point;
 }
 
-/// Leaves the running fiber for the next one of the round, or for the scheduler at the end of the round.
+/// Switches from the running fiber to the next one of the round, or to the scheduler at the end of the round.
 void to_scheduler() {
     Fiber& f = fiber();
     Launch& l = *f.launch;

@@ -48,7 +48,7 @@ struct Random {
     uint64_t state;
 
     uint64_t next();
-    /// Number below `n`.
+    /// Random number below `n`.
     uint64_t below(uint64_t n);
 };
 
@@ -85,13 +85,13 @@ struct alignas(64) Fiber {
     uint64_t seen = 0;
     Launch* launch = nullptr;
     Warp* warp = nullptr;
-    /// Stack pointer at which the fiber resumes, if stacks are switched.
+    /// Stack pointer at which the fiber resumes, with SWITCHES_STACKS.
     void* point = nullptr;
     /// Number of warp exchanges that the lane has completed.
     uint64_t exchanges = 0;
     unsigned index = 0;
     bool started = false, done = false;
-    /// The last wait was a repeated round of a spin loop.
+    /// Whether the last wait was a repeated round of a spin loop.
     bool idle = false;
     /// While waiting: the reason.
     const char* waits_for = nullptr;
@@ -105,13 +105,13 @@ struct alignas(64) Fiber {
     unsigned open_copies = 0, open_waiting = 0;
     /// TMA stores and wgmmas; created by the first of them.
     std::unique_ptr<AsyncState> async_state;
-    /// wait_for_earlier_launch() was called.
+    /// Whether wait_for_earlier_launch() was called.
     bool waited = false;
     /// Whether the thread is between arrive and wait of the cluster barrier, and the barrier's generation on
     /// arrival.
     bool at_cluster = false;
     uint64_t cluster_seen = 0;
-    /// Number of the last fence_async_proxy_global(), 0 before the first.
+    /// Sequence number of the thread's last fence_async_proxy_global(), 0 before the first.
     uint64_t global_fence = 0;
 
     bool ready() const {
@@ -126,17 +126,18 @@ struct Warp {
     uint32_t arrived = 0;
     const char* what = nullptr;
     int bytes = 0;
-    /// Wgmmas issued; register count of setmaxnreg (0 before the first) and number of its calls.
+    /// Number of wgmmas issued and of setmaxnreg calls, and register count of the last setmaxnreg (0 before the
+    /// first).
     unsigned wgmmas = 0, register_calls = 0;
     int registers = 0;
-    /// Registers of each of its threads after setmaxnreg, 0 before.
+    /// Registers that each thread holds since the last setmaxnreg took effect; 0 before the first.
     unsigned held = 0;
     alignas(16) unsigned char slots[2][32 * EXCHANGE_BYTES];
     alignas(16) unsigned char results[2][RESULT_BYTES];
     /// Number of the last exchange with a computed result, counted from 1; 0 before the first.
     uint64_t computed = 0;
 
-    // Not defaulted, so that the slots are not zeroed.
+    // Not `= default`: value-initialisation of a Warp would then zero the slots.
     Warp() {}
 };
 
@@ -164,31 +165,31 @@ struct Block {
     std::unordered_map<size_t, Mbarrier> mbarriers;
 };
 
-/// What the async proxy may see of a block's shared memory (proxy.cpp).
+/// The part of a block's shared memory that the async proxy may see (proxy.cpp).
 struct SharedView {
-    /// Contents at the last look; new shared memory is all ones.
+    /// Contents at the last look. In new shared memory all bits are set.
     std::vector<unsigned char> known = std::vector<unsigned char>(WINDOW_BYTES, 0xff);
-    /// By byte: number of the fiber whose plain write is unpublished, from 1; 0 if published.
+    /// For each byte: index, counted from 1, of the fiber whose plain write is unpublished; 0 if published.
     std::vector<uint32_t> writer = std::vector<uint32_t>(WINDOW_BYTES, 0);
     /// Whether a byte may be unpublished.
     bool unpublished = false;
 };
 
-/// Rows of global memory that a TMA store wrote, by their start.
+/// Rows of global memory that a TMA store wrote. ProxyState::stored maps their start address to this struct.
 struct StoredRows {
     const unsigned char* end;
-    /// Number of the fiber, from 1.
+    /// Index of the fiber that stored the rows, counted from 1.
     uint32_t writer;
-    /// Number of the fence that published them, 0 before.
+    /// Sequence number of the fence that published the rows; 0 while they are unpublished.
     uint64_t published;
 };
 
 /// State of the check for missing proxy fences.
 struct ProxyState {
-    /// By index among the running blocks.
+    /// One entry per running block.
     std::vector<SharedView> shared;
     std::map<const unsigned char*, StoredRows> stored;
-    /// Fences of global memory so far.
+    /// Number of fence_async_proxy_global() calls so far.
     uint64_t fences = 0;
 
     /// Resets the state for a number of new blocks.
@@ -213,7 +214,7 @@ struct Launch {
     unsigned threads = 0;
     /// Blocks per cluster.
     unsigned cluster = 1;
-    /// Kernel marked EARLY: its threads must call wait_for_earlier_launch().
+    /// Whether the kernel is marked EARLY: its threads must then call wait_for_earlier_launch().
     bool early = false;
     size_t shared_bytes = 0;
     Schedule schedule = Schedule::RISING;
@@ -242,7 +243,8 @@ struct Launch {
     const unsigned char* found = nullptr;
     size_t found_bytes = 0;
 
-    /// Fibers in the order of this round, the position in it, and whether one has made progress.
+    /// Indices of the fibers in the order of this round, the position in this order, and whether a fiber has made
+    /// progress in this round.
     std::vector<unsigned> order;
     unsigned at = 0;
     bool moved = false;
@@ -296,8 +298,8 @@ inline Block& block() {
 /// TMA stores and wgmmas of the running fiber.
 AsyncState& async_state();
 
-/// Sets the launch's error, attributed to a fiber, unless there is one. Unlike `fail` it returns,
-/// so it can be called while no fiber runs.
+/// Sets the launch's error, attributed to a fiber, unless the launch already has an error. Unlike `fail`
+/// it returns, so it can be called while no fiber runs.
 void set_error(const Fiber& at, const char* format, ...) __attribute__((format(printf, 2, 3)));
 /// Leaves the running fiber permanently after `set_error`.
 [[noreturn]] void abandon();
@@ -316,8 +318,8 @@ void check_mbarrier(const char* what, Block& target, size_t offset);
 /// Completes bytes of a TMA load on an mbarrier of a block.
 void complete_bytes(const Fiber& issuer, Block& target, size_t offset, int bytes);
 
-/// Only with `Launch::proxies`: attributes what has changed in shared memory since the last look to
-/// a thread. Called when the thread waits, and before its asynchronous operations.
+/// Only with `Launch::proxies`: attributes the changes in shared memory since the last look to thread
+/// `f`. Called when the thread waits, and before its asynchronous operations.
 void look_at_shared(const Fiber& f);
 /// Only with `Launch::proxies`: records that an asynchronous operation has written bytes of shared memory.
 void publish_async_write(Block& target, size_t offset, size_t bytes);
@@ -328,7 +330,7 @@ void require_published_global(const char* what, const unsigned char* start, size
 /// Only with `Launch::proxies`: records that a TMA store of the running thread writes global memory.
 void note_async_store(const unsigned char* start, size_t bytes);
 
-/// Only with `Launch::accesses`: start_accesses() begins with the warps of new blocks; finish_accesses()
+/// Only with `Launch::accesses`: start_accesses() starts the counts of the warps of new blocks. finish_accesses()
 /// counts the groups that are incomplete when all threads have returned.
 void start_accesses(size_t warps);
 void finish_accesses();

@@ -7,7 +7,7 @@ namespace emulator {
 
 namespace {
 
-/// Position of the block rank in a 32-bit shared address.
+/// Bit at which the block rank starts in a 32-bit shared address.
 constexpr unsigned RANK_SHIFT = 24;
 
 }  // namespace
@@ -72,7 +72,8 @@ void check_shared(const char* what, const void* address, size_t bytes) {
 }
 
 void check_global(const char* what, const void* address, size_t bytes) {
-    // A kernel reads the same few buffers again and again, and none of them is freed while it runs.
+    // The last allocation is cached: a kernel reads the same few buffers again and again, and none of them is
+    // freed while it runs.
     Launch& l = launch();
     auto* start = static_cast<const unsigned char*>(address);
     if (l.found != nullptr && start >= l.found && start + bytes <= l.found + l.found_bytes) {

@@ -45,7 +45,7 @@ DEVICE void guard_wait(long long start, const char* what, unsigned long long add
 #define GUARD_WAIT(what, address, phase)
 #endif
 
-/// Named barrier `id` (1 to 15; sync_block uses 0) of `threads` threads, whole warps.
+/// Waits at named barrier `id` (1 to 15; sync_block uses 0) until `threads` threads, whole warps, have arrived.
 DEVICE void sync_named(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -84,9 +84,9 @@ DEVICE void arrive_remote(Mbarrier* barrier, unsigned rank) {
            : "memory");
 }
 
-/// As arrive_remote without release at cluster scope: other blocks need not see the thread's
-/// writes. For releasing a stage that only completed wgmmas have read. The release costs a
-/// device-wide memory barrier.
+/// As arrive_remote, but without release at cluster scope, which costs a device-wide memory barrier.
+/// Other blocks then need not see the thread's writes. Used to release a stage that only completed
+/// wgmmas have read.
 DEVICE void arrive_remote_after_reads(Mbarrier* barrier, unsigned rank) {
     HOPPER("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
            "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address_of(barrier)),
@@ -145,8 +145,8 @@ DEVICE void fence_device() {
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
-/// Load-acquire: after reading a value of store_release, the storing thread's earlier writes are
-/// visible.
+/// Load-acquire: if the value was written by store_release, earlier writes of the storing thread are
+/// visible after the load.
 DEVICE int load_acquire(const int* address) {
     int value;
     asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");

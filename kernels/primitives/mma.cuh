@@ -107,7 +107,7 @@ inline void load_8x8(uint32_t (&word)[4], const void* row, bool transposed) {
     if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
         fail("ldmatrix from an address that is not a multiple of 16 bytes");
     }
-    // Each lane reads its row when it arrives, so a store between the loads of two lanes shows.
+    // Each lane reads its row when it arrives, so a store between the loads of two lanes affects the result.
     struct Row {
         uint16_t element[8];
     };

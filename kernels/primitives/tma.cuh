@@ -16,7 +16,8 @@ struct alignas(64) TensorDescriptor {
 };
 
 // Parameter type of entry points: `KERNEL(128, name)(TensorMap map, ...)`. A tensor map must be a grid constant.
-// That is an attribute of the parameter, not a type, so this is a macro; functions use `const TensorDescriptor&`.
+// A grid constant is an attribute of the parameter, not a type, so TensorMap is a macro. Functions use
+// `const TensorDescriptor&`.
 #ifdef __CUDACC__
 #define TensorMap const __grid_constant__ TensorDescriptor
 #else

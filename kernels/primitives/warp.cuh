@@ -1,6 +1,6 @@
 // Warp shuffles and votes. PTX ISA: shfl.sync, vote.sync, bar.warp.sync.
 //
-// All 32 lanes must call each of them; blocks are whole warps.
+// All 32 lanes of a warp must call each of these functions; blocks are whole warps.
 #pragma once
 
 #ifdef __CUDACC__

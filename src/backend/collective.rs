@@ -17,11 +17,11 @@ pub struct Ticket(pub(crate) u64);
 /// Sums and gathers over the ranks, on the buffers of a backend. `parts` holds one range per rank. The ranges
 /// are contiguous.
 pub trait DeviceCollective<B: Backend> {
-    /// Replaces `parts[r]` on rank r by its sum over the ranks; other elements of `parts` keep their values or
-    /// are left undefined. A rank that does not contribute adds zeros.
+    /// On each rank r, replaces `parts[r]` by its sum over the ranks; the contents of the other ranges are
+    /// then undefined. A rank with `contributes` false adds zeros.
     fn reduce_scatter(&self, buffer: &mut B::Acc, parts: &[Range<usize>], contributes: bool) -> Result<Ticket>;
 
-    /// Replaces `range` by its sum over the ranks. A rank that does not contribute adds zeros.
+    /// Replaces `range` by its sum over the ranks. A rank with `contributes` false adds zeros.
     fn all_reduce(&self, buffer: &mut B::Acc, range: Range<usize>, contributes: bool) -> Result<Ticket>;
 
     /// Copies `parts[r]` of rank r to all ranks, for every r.
@@ -30,6 +30,7 @@ pub trait DeviceCollective<B: Backend> {
     /// Copies `parts[r]` of rank r to all ranks, for every r.
     fn all_gather_acc(&self, buffer: &mut B::Acc, parts: &[Range<usize>]) -> Result<Ticket>;
 
-    /// Makes ops that are enqueued later wait for a collective on the device. Does not block the host.
+    /// Makes ops that are enqueued later wait, on the device, until the collective of `ticket` has finished.
+    /// Does not block the host.
     fn settle(&self, ticket: Ticket) -> Result<()>;
 }

@@ -10,9 +10,9 @@ use super::{View, ViewMut};
 use crate::memory::handling_failure;
 use crate::{Error, Result};
 
-/// Allocates a zeroed vector. The memory comes zeroed from the system, so the unused part of a
-/// buffer for the largest batch costs nothing. Returns [`Error::Memory`] if the allocation fails.
-/// Sizes come from configurations and batches, so a user's input can cause this error.
+/// Allocates a zeroed vector. The operating system provides zeroed pages at the first access, so the unused
+/// part of a buffer for the largest batch occupies no memory. Returns [`Error::Memory`] if the allocation
+/// fails. Sizes come from configurations and batches, so a user's input can cause this error.
 pub fn zeros<T: Zeroable>(len: usize) -> Result<Vec<T>> {
     handling_failure(|| try_zeroed_vec(len)).map_err(|()| {
         let mib = len as f64 * size_of::<T>() as f64 / f64::from(1 << 20);

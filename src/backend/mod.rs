@@ -140,8 +140,8 @@ macro_rules! backend {
             }
             /// Maximum number of head rows that [`Backend::head_preference`] processes at once, for a head of
             /// this `hidden` and `vocab`. A batch with more rows is split by [`chunks_of`]. Its ops then
-            /// depend on where the groups end and must not be replayed for a different batch. In a batch
-            /// without more rows, the groups have no effect.
+            /// depend on where the groups end and must not be replayed for a different batch. A smaller batch
+            /// is not split, so its ops do not depend on the groups.
             fn max_head_rows(&self, _dims: HeadDims) -> usize {
                 usize::MAX
             }
@@ -282,7 +282,7 @@ backend! {
     layer_norm_fwd, layer_norm_fwd_impl: LayerNormFwd;
     /// Gradient of [`Backend::layer_norm_fwd`] with respect to x, the weight and the bias.
     layer_norm_bwd, layer_norm_bwd_impl: LayerNormBwd;
-    /// RMSNorm of every query and key head, in place; values stay unchanged.
+    /// RMSNorm of every query and key head, in place; value heads stay unchanged.
     qk_norm_fwd, qk_norm_fwd_impl: QkNormFwd;
     /// Gradient of [`Backend::qk_norm_fwd`] with respect to its input, in place, and the weights.
     qk_norm_bwd, qk_norm_bwd_impl: QkNormBwd;
@@ -315,8 +315,8 @@ backend! {
     attention_fwd, attention_fwd_impl: AttentionFwd;
     /// Gradient of [`Backend::attention_fwd`] with respect to queries, keys and values.
     attention_bwd, attention_bwd_impl: AttentionBwd;
-    /// Stores new keys and values in a cache, then causal grouped-query softmax attention of the new
-    /// tokens over paths in the cache. Generation only: without a gradient.
+    /// Stores new keys and values in a cache, then causal grouped-query softmax attention of the new tokens
+    /// over paths in the cache. Only generation uses this op, so it has no gradient.
     attention_cached_fwd, attention_cached_fwd_impl: AttentionCachedFwd;
     /// Vocabulary head: `logp[r] = log_softmax(hidden[source[r]] · headᵀ)[target[r]]` and the row's
     /// logsumexp; never stores the logits.

@@ -26,7 +26,7 @@ pub const VARIABLE: &str = "MAPL_NVTX";
 /// Environment variable with the profiler's library, which the profiler sets.
 const LIBRARY: &str = "NVTX_INJECTION64_PATH";
 
-/// Numbers of the export tables: callbacks, and the version of NVTX (`NVTX_ETID_...`).
+/// Ids of the export tables: callbacks, and the version of NVTX (`NVTX_ETID_...`).
 const CALLBACKS: u32 = 1;
 const VERSION_INFO: u32 = 3;
 const VERSION: u32 = 3;
@@ -62,7 +62,7 @@ struct VersionInfo {
 
 unsafe extern "C" fn ignore_version(_: u32) {}
 
-/// Functions that the profiler filled in by module; null until then.
+/// Function pointers by module and slot, which the profiler fills in; null until then.
 static FUNCTIONS: [[AtomicPtr<c_void>; MOST_SLOTS]; 6] =
     [const { [const { AtomicPtr::new(null_mut()) }; MOST_SLOTS] }; 6];
 
@@ -88,12 +88,12 @@ unsafe extern "C" fn get_module(module: c_int, table: *mut *mut *mut c_void, siz
     let module = usize::try_from(module).unwrap_or(0).wrapping_sub(1);
     let Some(slots) = slots().0.get(module) else { return 0 };
     if !table.is_null() {
-        // SAFETY: the caller passes a place for the table's address. It writes through the table's
-        // entries only, each the address of an atomic.
+        // SAFETY: the caller passes a valid pointer for the table's address. It writes through the table's
+        // entries only, and each entry is the address of an atomic.
         unsafe { *table = slots.as_ptr().cast_mut() };
     }
     if !size.is_null() {
-        // SAFETY: the caller passes a place for the number.
+        // SAFETY: the caller passes a valid pointer for the size.
         unsafe { *size = SLOTS[module] as c_uint };
     }
     1
@@ -114,7 +114,7 @@ unsafe extern "C" fn get_export_table(table: u32) -> *const c_void {
     }
 }
 
-/// The two functions of a range.
+/// The functions that begin and end a range.
 struct Ranges {
     push: Push,
     pop: Pop,
@@ -126,7 +126,8 @@ fn connect(path: Option<OsString>) -> Result<Ranges, String> {
         return Err(format!("no profiler is attached ({LIBRARY} is unset); start the command under nsys profile"));
     };
     let shown = path.display().to_string();
-    // SAFETY: the profiler chose the library, which is made to be loaded here.
+    // SAFETY: the path comes from the profiler, and names a library that is made to be loaded into this
+    // process.
     let library = unsafe { Library::new(&path) }.map_err(|e| format!("cannot load {shown}: {e}"))?;
     // SAFETY: NVTX defines the name and the type.
     let initialize = unsafe { library.get::<Initialize>(b"InitializeInjectionNvtx2\0") };
@@ -175,19 +176,19 @@ impl Range {
     fn begin(name: impl FnOnce() -> Option<CString>) -> Self {
         let ranges = ranges().and_then(|ranges| {
             let name = name()?;
-            // SAFETY: the function copies the text.
+            // SAFETY: the name ends with a null byte, and the function copies it.
             unsafe { (ranges.push)(name.as_ptr()) };
             Some(ranges)
         });
         Self { ranges, _thread: PhantomData }
     }
 
-    /// A range with a fixed name: an op.
+    /// Begins a range with a fixed name, such as that of an op.
     pub fn named(name: &'static CStr) -> Self {
         Self::begin(|| Some(name.to_owned()))
     }
 
-    /// A range with a number: `step 12`.
+    /// Begins a range whose name ends with a number, such as `step 12`.
     pub fn numbered(name: &str, number: u64) -> Self {
         Self::begin(|| CString::new(format!("{name} {number}")).ok())
     }
@@ -218,18 +219,18 @@ mod tests {
     fn the_table_has_the_slots_of_nvtx() {
         for (module, slots) in (1..).zip(SLOTS) {
             let (mut table, mut size) = (null_mut(), 0);
-            // SAFETY: both places are valid.
+            // SAFETY: both pointers are valid for writes.
             assert_eq!(unsafe { get_module(module, &mut table, &mut size) }, 1);
-            // SAFETY: the table has a slot for each function, and one more.
+            // SAFETY: a table has `MOST_SLOTS + 1` entries, at least `slots + 1`.
             let entries = unsafe { std::slice::from_raw_parts(table, slots + 1) };
             assert!(size as usize == slots && entries[1..slots].iter().all(|entry| !entry.is_null()));
             assert!(entries[0].is_null() && entries[slots].is_null());
         }
         for module in [-1, 0, 7, c_int::MAX] {
-            // SAFETY: no place is written for an unknown module.
+            // SAFETY: for an unknown module, nothing is written.
             assert_eq!(unsafe { get_module(module, null_mut(), null_mut()) }, 0);
         }
-        // SAFETY: the function reads nothing.
+        // SAFETY: the function receives no pointer.
         assert!(unsafe { get_export_table(2) }.is_null());
     }
 }

@@ -82,7 +82,7 @@ impl<'a, T: Buffer> ViewMut<'a, T> {
         Self::new(buffer, 0, len)
     }
 
-    /// View of the same elements for one of several op calls.
+    /// View of the same elements with a shorter lifetime, for one of several op calls.
     pub fn reborrow(&mut self) -> ViewMut<'_, T> {
         ViewMut { buffer: &mut *self.buffer, start: self.start, len: self.len }
     }

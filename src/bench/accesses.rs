@@ -50,7 +50,7 @@ fn global_text(c: &Counts) -> String {
     )
 }
 
-/// The accesses of a call's kernels, by place.
+/// Formats the accesses of a call's kernels, by source line.
 pub(crate) fn text(of: &str, launches: &[LaunchAccesses]) -> String {
     let mut text = format!("accesses of {of}:");
     for (count, launch) in by_kernel(launches) {

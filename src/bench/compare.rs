@@ -47,8 +47,8 @@ pub struct RowComparison {
     pub shape: String,
     /// Verdict on the times.
     pub verdict: Verdict,
-    /// New median over earlier median, in units of the yardstick if both rows have it. Above 1 is
-    /// slower.
+    /// New median divided by the earlier median, in units of the yardstick if both rows have it. A ratio
+    /// above 1 is slower.
     pub ratio: Option<f64>,
     /// Smallest ratio that would have counted as a difference. If the new median is the smaller
     /// one, this is the inverse of that ratio.
@@ -58,10 +58,11 @@ pub struct RowComparison {
 /// Compares the times of two records. `threshold` is the relative difference that is ignored
 /// (0.05).
 ///
-/// Times with a yardstick are compared in its units. A row is slower when its 20 % quantile exceeds
-/// the earlier 80 % quantile by more than the threshold: their spreads do not overlap. Plain times
-/// use the minimum instead of the 20 % quantile, because other work lengthens most samples but
-/// seldom all. Faster is the same test with the two sides exchanged.
+/// Times with a yardstick are compared in its units: the time of a control workload next to the call. A row
+/// is slower when its 20 % quantile exceeds the earlier 80 % quantile by more than the threshold, so that
+/// their spreads do not overlap. Times without a yardstick use the minimum instead of the 20 % quantile,
+/// because other work lengthens most samples but seldom all. Faster is the same test with the two rows
+/// exchanged.
 pub fn compare(new: &[Row], earlier: &[Row], threshold: f64) -> Vec<RowComparison> {
     let mut left: BTreeMap<_, &Row> = earlier.iter().map(|row| (row.key(), row)).collect();
     let mut pairs: Vec<RowComparison> =

@@ -22,7 +22,7 @@ pub const OVER_LIMIT: f64 = 1.05;
 /// Duration of a batch in seconds. It is shorter than a step of the counter, so that an advance is seen in
 /// time.
 const BATCH_SECONDS: f64 = 2e-3;
-/// Extra time for the counter to advance twice.
+/// The measurement fails if the counter has not advanced twice within twice the window and this time.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Result of an energy measurement.
@@ -32,11 +32,11 @@ pub enum Energy {
     Unavailable,
     /// Joules per call.
     Joules(f64),
-    /// The readings cannot be right; the reason.
+    /// The reason why the readings cannot be right.
     Implausible(String),
 }
 
-/// Point at which the counter had just advanced.
+/// State just after an advance of the counter.
 struct Edge {
     calls: usize,
     joules: f64,
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
     use crate::backend::cpu::Cpu;
 
-    /// Energy of calls of 3 joules, by a counter that advances every `step` calls.
+    /// Measures calls of 3 joules each with a counter that advances every `step` calls.
     fn measured(step: u32, seconds: f64, limit: Option<f64>) -> Energy {
         let on = Cpu::new();
         let mut sets = vec![OperandSet::new(&on, &[]).unwrap()];

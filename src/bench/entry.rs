@@ -26,7 +26,7 @@ struct ContenderState {
     row: Row,
     /// `None` if the contender is not timed.
     samples: Option<Samples>,
-    /// Samples divided by the yardstick sample taken next to each.
+    /// Seconds of each sample divided by those of the yardstick sample next to it.
     paced: Vec<f64>,
 }
 
@@ -35,7 +35,7 @@ pub struct Entry {
     case: Case,
     cost: Cost,
     prediction: Prediction,
-    /// Kind of yardstick that is timed next to the call.
+    /// Bound of the yardstick that is timed next to the call: memory or GEMM.
     yardstick: Bound,
     lanes: Vec<ContenderState>,
     /// Start and end of the samples of the last pass.
@@ -129,7 +129,7 @@ impl Entry {
         Ok(entry)
     }
 
-    /// Takes the samples of another pass. Returns false if no contender of the call is timed.
+    /// Takes the samples of one more pass. Returns false if no contender of the call is timed.
     pub fn sample_again<B: BenchBackend>(
         &mut self,
         on: &B,
@@ -313,7 +313,7 @@ fn skip_reason<B: BenchBackend>(
 ) -> Option<String> {
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     let free = on.memory_free().unwrap_or(u64::MAX);
-    // The reference's part and the staging chunks need some of the host's memory too.
+    // Verification by the reference and the staging chunks need some of the host's memory too.
     if bytes > free / 4 * 3 {
         return Some(format!(
             "the operands take {:.1} GiB, more than three quarters of the {:.1} GiB of free memory",
@@ -325,7 +325,7 @@ fn skip_reason<B: BenchBackend>(
     // Calls of all passes: the minimum samples, the warm-up, and one to estimate the duration; plus
     // one to verify.
     let calls = options.passes * (pass.min_samples + pass.warm_up + 1) + 1;
-    // Lower bounds of the emulator's rates.
+    // Only the emulator has no measured rates. It reaches at least these.
     let rates = rates.unwrap_or(Rates { memory: 1e8, product: 3e8 });
     let seconds = floor(op, cost.bytes, cost.flops, &rates).0 * calls as f64;
     let longest = options.max_duration.as_secs_f64();

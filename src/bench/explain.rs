@@ -1,6 +1,6 @@
-//! Explains the time of a call on a GPU: the floor by bytes and FLOPs, tiles and waves of its launches,
-//! occupancy and bytes in flight, instructions of the main loops, the prediction against the measurement, and
-//! the limit that binds.
+//! Explains the time of a call on a GPU: the floor (the least time by bytes and FLOPs), tiles and waves of
+//! its launches, occupancy and bytes in flight, instructions of the main loops, the prediction against the
+//! measurement, and the limit that binds.
 //!
 //! Registers and instructions are those of the committed tables `kernels/resources.csv` and
 //! `kernels/sass.csv`, which tests compare with the machine code of a build.
@@ -40,8 +40,8 @@ pub(crate) struct Gpu {
 const LATENCY: f64 = 700e-9;
 /// Bytes of the largest load of a thread.
 const LOAD_BYTES: u64 = 16;
-/// Minimum share of a launch's time, lost in idle multiprocessors or around the main loop, that is named as a
-/// limit.
+/// Minimum share of a launch's time at which a loss, in idle multiprocessors or around the main loop, is
+/// named as a limit.
 const IDLE: f64 = 0.1;
 
 /// Instructions of a main loop, from `kernels/sass.csv`.
@@ -234,7 +234,7 @@ fn threads(launch: &Launched) -> u32 {
     KERNELS.iter().find(|kernel| kernel.name == launch.kernel).map_or(1, |kernel| kernel.threads)
 }
 
-/// Appends the lines of a launch to `text`. Returns the limits that keep it from the floor.
+/// Appends the lines of a launch to `text`. Returns the limits that keep the launch from reaching the floor.
 fn explain_launch(text: &mut String, launch: &Launched, gpu: &Gpu, memory_bound: bool) -> Vec<Limit> {
     let Some(kernel) = KERNELS.iter().find(|kernel| kernel.name == launch.kernel) else { return Vec::new() };
     let (target, sm) = (target(&gpu.properties), Multiprocessor::of(gpu.properties.compute_capability));
@@ -264,7 +264,7 @@ fn explain_launch(text: &mut String, launch: &Launched, gpu: &Gpu, memory_bound:
         100.0 * sm.occupancy(per_sm, kernel.threads)
     );
     let main = LOOPS.get(&(kernel.name.to_owned(), target.to_owned()));
-    // Loads in flight: staged tiles, or the loads of all threads between two stores.
+    // Bytes in flight are the staged tiles, or the loads of all threads between two stores.
     let loads = main.map_or(1, |main| main.loads_in_a_row.max(1)) as u64 * LOAD_BYTES * u64::from(kernel.threads);
     let in_flight = resident * if launch.shared_bytes > 0 { launch.shared_bytes as u64 } else { loads };
     let needed = gpu.copy * LATENCY;

@@ -111,12 +111,12 @@ pub(crate) const LADDERS: [Ladder; 2] = [
     },
 ];
 
-/// Record with both shipped kernels in one run.
+/// Record that has the times of both shipped kernels from one run.
 const RECORD: &str = include_str!("../../benches/record/nvidia-h200/2026-11-27-707e5bc.csv");
 /// GPU and commit of the record.
 pub(crate) const RECORDED_ON: (&str, &str) = ("h200", "707e5bc");
 
-/// Samples of a rung on a GPU.
+/// Sampling effort for a rung on a GPU.
 const EFFORT: Effort = Effort {
     repeats: 10,
     warm_up: 1,
@@ -130,16 +130,16 @@ const EFFORT: Effort = Effort {
 pub(crate) struct Rung {
     pub name: &'static str,
     pub idea: &'static str,
-    /// Largest error over its tolerance.
+    /// Largest error divided by its tolerance.
     pub error_share: f64,
     /// Counts in shared and in global memory at the small sizes, on the emulator.
     pub counts: Option<[Counts; 2]>,
-    /// Seconds at the recorded sizes on the GPU of the record, and what sets them: a floor, or for the
-    /// shipped kernel the prediction by its tiles.
+    /// Predicted seconds at the recorded sizes on the GPU of the record, and the source of the prediction:
+    /// the bound of a floor, or `tiles` for the shipped kernel.
     pub predicted: Option<(f64, &'static str)>,
     /// Recorded seconds.
     pub recorded: Option<f64>,
-    /// Seconds on the GPU of this machine, or why there are none.
+    /// Seconds on the GPU of this machine. If the rung could not be timed, `note` has the reason.
     pub measured: Option<f64>,
     pub note: Option<String>,
 }
@@ -273,7 +273,8 @@ impl Ladder {
         }
     }
 
-    /// The shipped kernels for Hopper: verified and counted on the emulator.
+    /// Rung of the shipped Hopper kernels. If `count` is true, they are verified and their accesses are
+    /// counted on the emulator.
     fn shipped_rung(&self, gpu: &Properties, count: bool) -> Result<Rung> {
         let (name, idea) = self.shipped;
         let predicted = predict(&self.work(false), gpu, 0)?.microseconds.map(|us| (1e-6 * us, "tiles"));

@@ -28,7 +28,7 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// Effort of one of `passes` passes.
+    /// Effort of one pass if this effort is divided over `passes` passes.
     pub fn of_pass(&self, passes: usize) -> Self {
         let part = passes.max(1);
         Self {
@@ -203,8 +203,8 @@ mod tests {
         let timings = interleaved(&on, &[&a, &b], &mut sets, &effort).unwrap();
         assert_eq!(timings.iter().map(|t| t.seconds.len()).collect::<Vec<_>>(), [4, 4]);
         let seen = seen.into_inner();
-        // For each contender two warm-up calls and one to estimate its duration; then a b, b a, a
-        // b, b a.
+        // The first six calls are two warm-up calls and one to estimate the duration, for each of the two
+        // contenders. The samples follow: a b, b a, a b, b a.
         let order: String = seen[6..].iter().map(|s| s.0).collect();
         assert_eq!(order, "abbaabba");
         let of_a: Vec<usize> = seen[6..].iter().filter(|s| s.0 == 'a').map(|s| s.1).collect();

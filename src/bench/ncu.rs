@@ -31,7 +31,7 @@ pub(crate) struct Profiled {
     pub kernel: String,
     /// Blocks of the grid, if the profile has them.
     pub blocks: Option<u64>,
-    /// [`METRICS`] in seconds, bytes, percent and numbers.
+    /// Values of [`METRICS`] in seconds, bytes, percent or counts; `None` for those that the profile lacks.
     pub metrics: [Option<f64>; METRICS.len()],
 }
 
@@ -50,7 +50,8 @@ fn unit(text: &str) -> Option<f64> {
     })
 }
 
-/// Launches of a profile. [`Error::Data`] with the line of a number or unit that cannot be read.
+/// Parses the launches of a profile. Returns [`Error::Data`] with the line of a number or unit that cannot be
+/// read.
 pub(crate) fn parse(file: &Path, text: &str) -> Result<Vec<Profiled>> {
     let wrong = |line: usize, why: String| Error::data(file, line, None, why);
     let Some(skipped) = text.lines().position(|line| line.starts_with("\"ID\"") || line.starts_with("ID,")) else {

@@ -26,7 +26,7 @@ pub enum Axis {
     Query,
     Head,
     Vocab,
-    /// Rows of the vocabulary head.
+    /// Head rows: the rows whose logits the vocabulary head computes.
     Row,
     Sequence,
     Comparison,
@@ -49,7 +49,7 @@ pub enum Fill {
     Normal(f64),
     /// As [`Fill::Normal`], with mean 1.
     AboutOne(f64),
-    /// Squares of normal numbers with this standard deviation, as second moments are.
+    /// Squares of normal numbers with this standard deviation, like second moments.
     Square(f64),
     /// The bf16-rounded values of the operand with this name, which is filled with normal numbers
     /// of this deviation.
@@ -64,7 +64,7 @@ pub enum Fill {
     Indices(Arc<Vec<i32>>),
 }
 
-/// An operand of a call, in the order of the call's arguments.
+/// An operand of a call. Lists of operands have the order of the call's arguments.
 #[derive(Clone, Debug)]
 pub struct Operand {
     pub name: &'static str,
@@ -73,7 +73,7 @@ pub struct Operand {
     pub rows: (Axis, usize),
     pub columns: (Axis, usize),
     pub fill: Fill,
-    /// Whether the call writes it.
+    /// Whether the call writes the operand.
     pub written: bool,
 }
 
@@ -90,8 +90,8 @@ fn hash(name: &str) -> usize {
     name.bytes().fold(17usize, |hash, byte| (hash * 131 + byte as usize) % NOISE_LEN)
 }
 
-/// Normal number for an element. Each operand name walks the sequence with its own stride. Shared
-/// stretches would correlate two operands, and their dot products would not behave like dot
+/// Normal number for the element with the index `place`. Each operand name walks the sequence with a separate
+/// stride. Shared stretches would correlate two operands, and their dot products would not behave like dot
 /// products of independent numbers.
 fn noise(hash: usize, place: usize) -> f64 {
     let stride = 1 + hash % (NOISE_LEN - 1);
@@ -245,7 +245,7 @@ impl HostRuns {
         ]
     }
 
-    /// Takes the three operands from a cursor.
+    /// Returns the three operands at the cursor as [`Runs`].
     pub fn take<'a, B: Backend>(o: &mut Cursor<'a, B>) -> Result<Runs<'a, B::Idx>> {
         Ok(Runs { order: o.idx()?, offsets: o.idx()?, keys: o.idx()? })
     }

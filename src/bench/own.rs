@@ -27,7 +27,7 @@ use crate::backend::kernels::rehearsal::{Launched, Rehearsal};
 #[derive(Clone, Debug)]
 pub(crate) struct OwnContender {
     pub kernels: &'static OwnKernels,
-    /// Name of the variant in rows: that of the file.
+    /// Name of the variant in rows, which is the name of the kernel file.
     pub name: String,
 }
 
@@ -129,7 +129,7 @@ pub(crate) fn resources(
     let mut text = String::from("resources of a block:");
     for kernel in KERNELS {
         let Some(&bytes) = dynamic.get(kernel.name) else { continue };
-        // The committed table serves builds without nvcc too; a test compares it with ptxas.
+        // The committed table also covers builds without nvcc; a test compares it with the report of ptxas.
         let shipped = TARGETS.into_iter().filter_map(|target| {
             let (registers, spills, fixed) = resources_of(kernel.name, target)?;
             Some(Known { target: Some(target), registers: Some(registers), spills: Some(spills), fixed: Some(fixed) })

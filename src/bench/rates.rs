@@ -21,12 +21,12 @@ use crate::perf::ceilings::Ceilings;
 use crate::perf::hardware::gpu::GpuSensors as _;
 use crate::perf::hardware::nvml;
 
-/// Rates that nothing on the machine exceeds.
+/// Measured upper bounds of the machine's rates.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rates {
     /// Memory bandwidth in bytes per second: the better of a copy and a sum.
     pub memory: f64,
-    /// GEMM throughput in FLOP/s: the best seen.
+    /// Best measured GEMM throughput in FLOP/s.
     pub product: f64,
 }
 
@@ -68,7 +68,7 @@ pub(crate) trait BenchBackend: Backend {
     /// caches.
     fn cold_bytes(&self) -> u64;
 
-    /// Ceilings, measured now; `None` if the backend's times mean nothing.
+    /// Measures the ceilings; `None` if times on this backend say nothing about hardware.
     fn rates(&self) -> Result<Option<Rates>>;
 
     /// Control workload for calls with this bound, timed between their samples to cancel machine
@@ -113,8 +113,8 @@ impl<A: cpu::Element> BenchBackend for Cpu<A> {
         format!("{name}{numbers}, {} threads{units}", rayon::current_num_threads())
     }
 
-    /// Bytes that the memory ceiling is measured on. Server caches may be larger; then calls and
-    /// ceiling benefit equally.
+    /// Size of the operands on which the memory ceiling is measured. If a server's caches are larger, calls
+    /// and ceiling benefit equally.
     fn cold_bytes(&self) -> u64 {
         crate::perf::ceilings::COPIED_BYTES
     }

@@ -59,8 +59,8 @@ pub(crate) struct BenchOptions {
 /// Name of this project's ops in records.
 pub(super) const OWN_VARIANT: &str = "mapl";
 
-/// Interval between measurements of the ceilings. Clocks and the load of neighbours change during a
-/// run.
+/// Interval between measurements of the ceilings. Clocks, and the load by other users of the machine, change
+/// during a run.
 const CEILING_INTERVAL: Duration = Duration::from_secs(30);
 
 impl BenchOptions {
@@ -113,9 +113,9 @@ pub(crate) struct Progress {
     pub timed: Option<(Instant, Instant)>,
 }
 
-/// Runs the selected calls on a backend. Each of `passes` passes covers all calls. Up to as many additional
-/// passes repeat the calls that differ from the earlier record or were disturbed. `report` receives the
-/// progress and the rows of a call over all passes so far.
+/// Runs the selected calls on a backend. Each of `passes` passes covers all calls. Up to `passes` more passes
+/// repeat the calls that differ from the earlier record or were disturbed. `report` receives the progress and
+/// the rows of a call over all passes so far.
 pub(crate) fn run<B: BenchBackend>(
     on: &B,
     options: &BenchOptions,
@@ -264,7 +264,7 @@ mod tests {
     use crate::bench::work::head_preference::PreferenceHead;
     use crate::bench::work::norm::Norm;
 
-    /// Memory limits of goals G-HEAD-1 and G-HEAD-4.
+    /// The workspace of the head keeps the limits of the goals G-HEAD-1 and G-HEAD-4.
     #[test]
     fn workspace_of_the_head_on_a_hopper_gpu() {
         let gpu = Properties { name: "h".into(), processors: 132, shared_bytes: 227 << 10, compute_capability: (9, 0) };

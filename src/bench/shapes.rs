@@ -136,11 +136,11 @@ pub fn squares() -> Vec<Case> {
     sides.into_iter().flat_map(|side| passes.map(|pass| case(side, pass))).collect()
 }
 
-/// A call and its place in a model.
+/// A call, with the model and the layer whose sizes it has.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub model: &'static str,
-    /// Place in the model: `qkv`, `attention`, `head`.
+    /// Layer of the model, such as `qkv`, `attention` or `head`.
     pub layer: &'static str,
     pub work: Work,
 }
@@ -165,7 +165,8 @@ impl Case {
 /// Size limits by available memory.
 #[derive(Clone, Copy, Debug)]
 pub struct SizeLimits {
-    /// Maximum number of elements of the optimiser's operands. A larger model is cut to this.
+    /// Maximum number of elements of the optimiser's operands. For a larger model, the operands have this
+    /// many.
     pub parameters: usize,
     /// Maximum number of elements of stored logits.
     pub logits: usize,
@@ -268,10 +269,10 @@ fn body(m: &ModelSizes, tokens: usize, add: &mut impl FnMut(&'static str, Work))
             add("rotation", RotaryEmbedding::new(backward, rope_dims(m, tokens)).into());
             let (heads, kv_heads, head_dim) = (m.heads, m.kv_heads, m.head_dim);
             let dims = QkNormDims { tokens, heads, kv_heads, head_dim, whole: false, eps: 1e-6, offset: 0.0 };
-            // None of these models has this norm. It is timed at their sizes.
+            // No model of the table normalises its query and key heads, but the op is timed at their sizes.
             add("head norm", QkNorm { backward, dims }.into());
             add("activation", Glu { backward, dims: glu }.into());
-            // As above: timed at the sizes of these models.
+            // GELU and LayerNorm are also timed at the sizes of models without them.
             let dims = GeluDims { tokens, intermediate: m.intermediate, form: Gelu::Erf };
             add("plain activation", PlainActivation { backward, dims }.into());
             let dims = LayerNormDims { tokens, hidden: m.hidden, eps: 1e-5 };

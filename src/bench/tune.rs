@@ -61,7 +61,7 @@ fn named(x: [f64; CONSTANTS]) -> TileTimes {
     TileTimes { launch, cluster, cooperative, ping_pong, last_ping_pong, split, split_column, stage }
 }
 
-/// Factors of the constants in the prediction of a time in nanoseconds.
+/// Factor of each constant in the predicted time in nanoseconds.
 fn factors(of: &TimedTile, processors: usize) -> [f64; CONSTANTS] {
     // The prediction is linear, so each factor is the prediction with one constant of 1.
     std::array::from_fn(|at| {
@@ -87,7 +87,7 @@ pub(crate) fn fit(timed: &[TimedTile], processors: usize) -> Result<Fit> {
     let rows: Vec<[f64; CONSTANTS]> =
         timed.iter().map(|time| factors(time, processors).map(|factor| factor / (1e9 * time.seconds))).collect();
     let start = constants(&H200_TIMES);
-    // In units of the built-in values, so that all unknowns are of order one.
+    // The unknowns are in units of the built-in values, so that all are of order one.
     let column = |at: usize| rows.iter().map(|row| (row[at] * start[at]).powi(2)).sum::<f64>();
     let mut free: Vec<usize> = (0..CONSTANTS).filter(|&at| column(at) > 0.0).collect();
     let mut x = [1.0; CONSTANTS];
@@ -156,7 +156,7 @@ fn solve(
 /// GEMMs that are timed: pass, tokens, inputs, outputs.
 type Gemms = &'static [(Pass, usize, usize, usize)];
 
-/// Sizes from one wave of tiles to many, with short and with long sums.
+/// Sizes from one wave of tiles to many, with short and with long sums over k.
 const ON_GPU: Gemms = &[
     (Pass::Forward, 2048, 896, 896),
     (Pass::Forward, 2048, 4864, 896),
@@ -241,7 +241,7 @@ where
 mod tests {
     use super::*;
 
-    /// Times that known constants predict.
+    /// Predicts the times of all GEMMs and tiles from known constants.
     fn synthetic(times: &TileTimes, processors: usize) -> Vec<TimedTile> {
         let mut timed = Vec::new();
         for &(pass, tokens, inputs, outputs) in ON_GPU {
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn times_that_no_constants_explain_give_none_below_zero() {
-        // Launches that take no time at all.
+        // The times have launch constants of 0 and an error of up to 30 %.
         let mut timed = synthetic(&TileTimes { launch: 0.0, cluster: 0.0, ..H200_TIMES }, 132);
         timed.iter_mut().enumerate().for_each(|(at, time)| time.seconds *= 0.7 + 0.1 * (at % 7) as f64);
         let found = fit(&timed, 132).unwrap();

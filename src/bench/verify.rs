@@ -38,8 +38,8 @@ impl Oracle {
         Ok(Self { operands, expected, precision: B::PRECISION })
     }
 
-    /// Prepares a used operand set for another call, so that the check cannot see the results of
-    /// the last one. If the call reads nothing that it writes, clearing the checked rows is enough.
+    /// Prepares a used operand set for one more call, so that the check cannot see the results of the
+    /// previous call. If the call reads nothing that it writes, clearing the checked rows is enough.
     pub fn reset<B: Backend>(&self, on: &B, work: &Work, set: &mut OperandSet<B>) -> Result<()> {
         if self.operands.iter().any(|operand| operand.written && !operand.starts_as_zeros()) {
             return set.initialise(on, work, &self.operands);
@@ -121,8 +121,8 @@ mod tests {
     use crate::backend::contract::LinearDims;
     use crate::bench::work::linear::{Linear, Pass};
 
-    /// The reference passes its own check, complete and in parts; a wrong element at a checked
-    /// place is found.
+    /// Results of the reference pass its own check, complete and in parts. Cleared results, and operands
+    /// before the call, fail it.
     #[test]
     fn parts_are_elements_of_the_whole() {
         for work in crate::bench::shapes::small(Precision::F64) {
@@ -157,7 +157,7 @@ mod tests {
         written.map(|(at, o)| set.read(on, at, o, &all(o.rows.1), &all(o.columns.1)).unwrap()).collect()
     }
 
-    /// This test needs nothing of an op except its call in `bench::work`.
+    /// The test covers every op that has a call in `bench::work`; ops need no other code for it.
     #[test]
     fn every_call_of_the_table_agrees_with_the_reference_on_every_backend() {
         use crate::backend::cpu::Cpu;

@@ -24,7 +24,8 @@ impl Answers {
         [tokens, count - cut].map(|part| part as f64 / count.max(1) as f64)
     }
 
-    /// Numbers of responses, of their tokens, and of responses at the limit of new tokens.
+    /// Returns the number of responses, of generated tokens, and of responses that the limit of new tokens
+    /// cut off.
     fn counts(&self) -> (usize, usize, usize) {
         let all = || self.of_rows.iter().flatten().map(|answer| &answer.generated);
         let cut = all().filter(|generated| generated.finish == Finish::Length).count();

@@ -35,11 +35,11 @@ pub struct Given {
 }
 
 /// Normalises a command line. Underscores in long flags become dashes, so `--learning_rate=1e-5` means
-/// `--learning-rate=1e-5`. A flag is joined with a negative number after it, so in `--margin -1` the `-1` is
-/// a value and not a flag. A flag without a value may be followed by `true` or `false`, as TRL's are:
-/// `--quiet true` is `--quiet`, and `--quiet false` and `--no-quiet` are left out. Values are not changed,
-/// and neither is anything after `--`. Training commands also accept the flags of a configuration file, and
-/// those of TRL.
+/// `--learning-rate=1e-5`. A negative number after a flag is joined to it, so in `--margin -1` the `-1` is a
+/// value and not a flag. A switch, which is a flag without a value, may be followed by `true` or `false`, as
+/// in TRL: `--quiet true` becomes `--quiet`, while `--quiet false` and `--no-quiet` are removed. Values are
+/// not changed, and neither is anything after `--`. Training commands also accept the flags of a
+/// configuration file, and those of TRL.
 ///
 /// # Errors
 /// [`Error::Usage`] for a configuration file that cannot be used, and for flags of TRL without an
@@ -61,7 +61,8 @@ pub fn given(arguments: impl IntoIterator<Item = OsString>) -> Result<Given> {
             if !own.contains(&key_of(&command, &flag)) {
                 let place = format!("{}:{line}", path.display());
                 let long = find_flag(&command, &flag).and_then(Arg::get_long).map(|long| format!("--{long}"));
-                // Messages may name the flag that replaces a flag of TRL.
+                // A flag of TRL is also stored under the flag that replaces it, because messages may name
+                // either.
                 given.places.insert(format!("--{}", key_of(&command, &flag)), place.clone());
                 given.places.insert(long.unwrap_or_else(|| flag.clone()), place);
                 words.extend(values.into_iter().map(|value| OsString::from(format!("{flag}={value}"))));
@@ -89,7 +90,7 @@ impl Given {
         (!places.is_empty()).then(|| places.join("; "))
     }
 
-    /// Adds these places to a usage error.
+    /// Adds the places of the flags that a usage error names to the error.
     pub fn explain(&self, error: Error) -> Error {
         match error {
             Error::Usage(why) => match self.places_in(&why) {
@@ -302,8 +303,8 @@ fn translated(words: Vec<OsString>, command: &Command, notes: &mut Vec<String>) 
     }
 }
 
-/// Adds the precision that `--bf16` requests. A `--dtype` of TRL alongside it sets the type of the stored
-/// weights, which is always f32 here.
+/// Adds the `--dtype` that TRL's `--bf16` stands for. In TRL, a `--dtype` next to `--bf16` is the type of the
+/// stored weights. They are always f32 here, so this `--dtype` is removed.
 fn with_dtype(words: &mut Vec<OsString>, dtype: &str, command: &Command, notes: &mut Vec<String>) {
     let is_dtype = |word: &OsString| {
         let arg = parts(word).and_then(|(flag, _)| find_flag(command, flag));

@@ -141,7 +141,7 @@ impl BenchArgs {
             .with("--ncu-csv", &self.ncu_csv)
     }
 
-    /// Returns an error for options that time nothing, in an observed run.
+    /// Returns an error for options that time no rows, because a study observes rows.
     pub fn check_timed(&self) -> Result<()> {
         if self.list || self.plan.wanted() || self.explain.is_some() || self.lab.times_nothing() {
             return Err(Error::Usage(
@@ -273,7 +273,7 @@ fn read_earlier(path: &Path) -> Result<Vec<Row>> {
 }
 
 impl BenchArgs {
-    /// Outcome of a comparison. A comparison without compared rows is an error.
+    /// Returns an error if no row was compared, and for slower rows with `--fail-if-slower`.
     fn judge(&self, pairs: &[RowComparison]) -> Result<()> {
         let count = |verdicts: &[Verdict]| pairs.iter().filter(|pair| verdicts.contains(&pair.verdict)).count();
         let judged = count(&[Verdict::Same, Verdict::Faster, Verdict::Slower]);
@@ -454,7 +454,7 @@ impl BenchArgs {
                     false => "repeated: rows that differ from the earlier record or were disturbed".to_owned(),
                 })?;
             }
-            // The last pass shows medians over all passes.
+            // Measured rows are printed in the last pass only, with medians over all passes.
             let shown = |row: &&Row| pass + 1 >= options.passes || row.status != Status::Measured;
             new.iter().filter(shown).try_for_each(|row| record.tell(&line(row)))?;
             record.put(new);

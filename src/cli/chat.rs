@@ -238,9 +238,10 @@ struct Printer {
 }
 
 impl Printer {
-    /// Prints what `text` has in addition to what was printed.
+    /// Prints the part of `text` that follows the text printed so far.
     fn print(&mut self, text: &str) -> Result<()> {
-        // A tokenizer may change white space before the last tokens; what is printed stays.
+        // Nothing is printed if the tokenizer has changed the white space of printed text. Printed text stays
+        // as it is.
         let Some(new) = text.strip_prefix(self.printed.as_str()).filter(|new| !new.is_empty()) else { return Ok(()) };
         on_stdout(|out| write!(out, "{}", plain(new)))?;
         self.printed.push_str(new);

@@ -55,7 +55,7 @@ pub(super) fn text(setup: &TrainSetup<'_>, device: &str, dtype: &str) -> Result<
     if setup.method != Method::Sft {
         let decided = serde_json::to_value(args.loss.spelled_out(&setup.loss));
         let decided = decided.map_err(|e| Error::Runtime(format!("cannot write {CONFIG_FILE}: {e}")))?;
-        // Under --objective base, any value of the two weights is an error.
+        // Under --objective base, any value of the two weights is an error, so neither is recorded.
         let unsaid =
             |name: &str| setup.objective() == Objective::Base && ["intra_weight", "inter_weight"].contains(&name);
         let decided = decided.as_object().into_iter().flatten().filter(|(name, _)| !unsaid(name));
@@ -130,7 +130,7 @@ mod tests {
         given(&args).map_err(|e| e.to_string())
     }
 
-    /// The record spells every choice as the command line does.
+    /// Every choice is recorded in the spelling of the command line.
     #[test]
     fn every_choice_is_recorded_as_the_command_line_spells_it() {
         let all = Cli::command();

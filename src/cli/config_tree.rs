@@ -177,7 +177,7 @@ impl<'a> YamlReader<'a> {
     }
 }
 
-/// Number of values in a value.
+/// Number of values in a tree.
 fn size(node: &Node) -> usize {
     match node {
         Node::Null | Node::Text { .. } => 1,

@@ -18,7 +18,7 @@ use crate::files::write_json;
 use crate::terminal::{columns, complain, emit_exactly, wrapped};
 use crate::{Error, Result};
 
-/// Column of the values in the report.
+/// Terminal column at which the values of the report start.
 const VALUES: usize = 19;
 
 /// Arguments of `data check`.
@@ -101,7 +101,7 @@ pub fn check(args: &CheckCommand) -> Result<()> {
     };
     let train = read(&args.files)?;
     let test = if args.test_file.is_empty() { None } else { Some(read(&args.test_file)?) };
-    // Without any row the report says why.
+    // If no row was read, the report says why.
     if !train.rows.is_empty() {
         check_used(&options, train.files.iter().chain(test.iter().flat_map(|test| &test.files)))?;
         let rows = train.rows.iter().chain(test.iter().flat_map(|test| &test.rows));

@@ -188,7 +188,7 @@ impl fmt::Display for LeftOut {
 /// counted.
 fn write_trl(input: &[PathBuf], output: &Path, rows: &[SourceRow]) -> Result<()> {
     let (mut text, mut pairs, mut left_out) = (String::new(), 0, LeftOut::default());
-    // The first row of text and the first of a conversation.
+    // The first row with a plain-text prompt, and the first row with a conversation.
     let mut kinds: [Option<(usize, &SourceRow)>; 2] = [None; 2];
     for (place, row) in rows.iter().enumerate() {
         for comparison in &row.group.comparisons {
@@ -228,7 +228,7 @@ fn write_trl(input: &[PathBuf], output: &Path, rows: &[SourceRow]) -> Result<()>
     Ok(())
 }
 
-/// The pair of a base comparison; `None` for a comparison that is left out.
+/// The pair of a base comparison; `None` for a comparison that is left out, which `left_out` counts.
 fn pair(row: &SourceRow, comparison: &Comparison, left_out: &mut LeftOut) -> Result<Option<Map<String, Value>>> {
     let group = &row.group;
     let [a, b] = comparison.terms[..] else {

@@ -256,7 +256,7 @@ fn rewards(args: &PairsCommand, model: &PathBuf, prompts: &[Samples]) -> Result<
     let scored = args.device.run(ScoreJob { args: &scoring, model, rows, blindness: None })?;
     let mut all = Vec::with_capacity(prompts.len());
     for (samples, scores) in prompts.iter().zip(scored.scores) {
-        // One prompt, so the sequences are in the order of the responses.
+        // A row has one prompt here, so its sequences are in the order of the responses.
         if let Some(place) = scores.policy.iter().position(|score| !score.is_finite()) {
             return Err(Error::model(
                 model,
@@ -279,8 +279,8 @@ fn compared(mut row: SourceRow) -> SourceRow {
     row
 }
 
-/// For each response, the share of the decided instructions that it follows. `None` if a response has no
-/// decided instruction.
+/// For each response, the share of instructions that it follows, among those with a decided verdict. Returns
+/// `None` if a response has no decided verdict.
 fn shares(samples: &Samples) -> Result<Option<Vec<f64>>> {
     let (row, given) = (&samples.row, &samples.instructions);
     let fail = |why: String| row.error(why);

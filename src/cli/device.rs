@@ -104,13 +104,14 @@ pub trait Job: Send {
     fn run<B: Backend>(self, backend: &B) -> Result<Self::Output>;
 }
 
-/// Runs `work` on a thread of the pool. There an op starts its tasks without a thread switch, which can cost
-/// more time than a small op. `work` must not wait for a thread that itself waits for the pool.
+/// Runs `work` on a thread of the pool. On such a thread, an op starts its tasks without a thread switch,
+/// which can cost more time than a small op. `work` must not wait for a thread that itself waits for the
+/// pool.
 pub fn on_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     rayon::scope(|_| work())
 }
 
-/// The CPU in bf16 on the selected units, with a note if they are not faster than f32.
+/// Opens the CPU in bf16 on the selected vector units, and prints a note if they are not faster than f32.
 pub(super) fn bf16_cpu() -> Result<Cpu<bf16>> {
     let units = Units::chosen()?;
     if let Some(why) = units.slow() {
@@ -138,7 +139,7 @@ impl DeviceArgs {
         }
     }
 
-    /// The same arguments on a CPU, with bf16 if they name no precision and bf16 is faster on it.
+    /// The same arguments, with bf16 if they name no precision and bf16 is faster than f32 on this CPU.
     pub(super) fn fastest_on_cpu(self) -> Self {
         let fast = self.dtype.is_none() && Units::chosen_or_f32().slow().is_none();
         Self { dtype: if fast { Some(Dtype::Bf16) } else { self.dtype }, ..self }
@@ -149,7 +150,7 @@ impl DeviceArgs {
         self.run_probed(job, false)
     }
 
-    /// Runs `job` as [`DeviceArgs::run`] does; `probe` times every op call.
+    /// Runs `job` on the selected backend. If `probe` is true, every op call is timed.
     pub fn run_probed<J: Job>(self, job: J, probe: bool) -> Result<J::Output> {
         if probe && !matches!(self.device, Device::Auto | Device::Cpu) {
             return Err(Error::Usage(
@@ -169,7 +170,8 @@ impl DeviceArgs {
                 Ok(driver) => Self { device: Device::Cuda(0), ..self }.on_gpu(driver, job),
                 Err(why) if own_kernels && driver::is_present() => Err(why),
                 Err(why) => {
-                    // Without a driver the machine has no GPU that the user could miss.
+                    // Without a driver, the machine has no usable GPU, so running on the CPU needs no
+                    // warning.
                     if driver::is_present() {
                         complain(&format!("warning: running on the CPU: {why}"));
                     }
@@ -199,7 +201,7 @@ impl DeviceArgs {
         }
     }
 
-    /// Runs `job` as [`DeviceArgs::run`] does, and times every op call on any device.
+    /// Runs `job` on the selected backend, and times every op call.
     pub fn run_observed<J: Job>(self, job: J) -> Result<J::Output> {
         match (self.device, self.dtype) {
             (Device::Auto | Device::Cpu, _) if self.device == Device::Cpu || Driver::new(0).is_err() => {

@@ -1,4 +1,4 @@
-//! Ends of a generated text: ids of EOS tokens, and stop texts.
+//! Conditions that end a generated response: EOS tokens, and stop texts.
 
 use crate::data::tokenizer::Tokenizer;
 use crate::model::config::ModelConfig;

@@ -144,9 +144,9 @@ pub(super) struct MeasureArgs {
     meeting: MeetingArgs,
 }
 
-/// Minimum number of resamples, at which some lie beyond both ends of an interval.
+/// Minimum number of resamples. With this many, some lie beyond each bound of a 95 % interval.
 const MIN_RESAMPLES: usize = 100;
-/// More resamples need memory without adding precision.
+/// Maximum number of resamples. More need memory without adding precision.
 const MAX_RESAMPLES: usize = 1_000_000;
 
 pub(super) fn resamples(text: &str) -> Result<usize, String> {
@@ -253,7 +253,8 @@ fn run_comparison(args: &MeasureArgs, sides: &[PathBuf]) -> Result<()> {
             return Ok((ScoredReference::read(side)?, evaluation));
         }
         let mut scoring = args.scoring.clone();
-        // Flags for language models apply only to the language model of the two.
+        // If a language model is compared with a reward model, flags for language models do not apply to the
+        // reward model.
         if heads.contains(&Head::LanguageModel) && ModelConfig::read_on(side, base)?.head == Head::Reward {
             scoring = ModelArgs { ref_model: None, score: ScoredLossArgs::default(), ..scoring };
         }

@@ -44,7 +44,7 @@ pub struct ExportArgs {
 pub fn export(args: &ExportArgs) -> Result<()> {
     check_new_folder("--output", &args.output, &MODEL_FILES)?;
     if !is_adapter(&args.model) {
-        // A folder that is not a model at all has its own error.
+        // For a folder that holds no model at all, this call returns a different error.
         ModelConfig::read(&args.model)?;
         return Err(Error::Usage(format!(
             "--model {} holds no adapter (adapter_config.json), so there is nothing to merge",

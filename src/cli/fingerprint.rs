@@ -30,7 +30,7 @@ pub(super) struct Fingerprint<'a> {
     pub config: &'a ModelConfig,
     /// Hash of the reference's weights.
     pub reference: String,
-    /// Hash of the weights below an adapter.
+    /// Hash of the base weights of an adapter.
     pub base: Option<String>,
 }
 
@@ -45,7 +45,8 @@ impl Fingerprint<'_> {
             Some(steps) => format!("{steps} steps"),
             None => format!("{} epochs", s.epochs),
         };
-        // Schedules without parameters have the text of earlier versions.
+        // Schedules with default parameters keep the text that earlier versions wrote, so that their runs can
+        // be resumed.
         let parameters = match s.schedule {
             Shape::Linear | Shape::Constant | Shape::ConstantWithWarmup => String::new(),
             Shape::Cosine { cycles: 0.5, floor: 0.0 } => String::new(),

@@ -335,7 +335,7 @@ pub(super) struct GenerateJob<'a> {
     pub rows: &'a [PromptRow],
 }
 
-/// Configuration of a model folder that answers prompts.
+/// Reads the configuration of a language model's folder.
 ///
 /// # Errors
 /// [`Error::Model`] for a reward model, and for a folder that is not a model folder.
@@ -440,8 +440,8 @@ impl Job for GenerateJob<'_> {
     }
 }
 
-/// Distinct prompts, each with whether it is plain text, and the index of each row's prompt. Equal prompts
-/// have equal responses, so each is answered once.
+/// Returns the distinct prompts, each with whether it is plain text, and for every row the index of its
+/// prompt. Equal prompts have equal responses, so each distinct prompt is answered once.
 fn distinct(ids: &[Vec<u32>], rows: &[PromptRow], samples: usize) -> (Vec<(Prompt, bool)>, Vec<usize>) {
     let mut known: HashMap<(&[u32], bool), usize> = HashMap::new();
     let (mut prompts, mut of_row) = (Vec::new(), Vec::new());

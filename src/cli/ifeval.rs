@@ -1,5 +1,5 @@
-//! `mapl ifeval`: checks whether responses follow their instructions, and compares two sets of responses. A
-//! model folder stands for the responses that `mapl generate` writes with the same flags.
+//! `mapl ifeval`: checks whether responses follow their instructions, and compares two sets of responses. If
+//! a model folder is given, the command generates its responses, with the flags of `mapl generate`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -98,7 +98,7 @@ pub fn run(args: &IfevalArgs) -> Result<()> {
 }
 
 impl IfevalArgs {
-    /// The output that is standard output, if one is.
+    /// Returns the output file that is standard output, if any.
     fn rows_on_stdout(&self) -> Option<&PathBuf> {
         self.output.iter().chain(&self.save_responses).find(|path| is_stdout(path))
     }
@@ -182,7 +182,7 @@ fn one_set(args: &IfevalArgs, prompts: &[Prompt]) -> Result<()> {
 fn compare_responses(args: &IfevalArgs, prompts: &[Prompt], sides: [&PathBuf; 2]) -> Result<()> {
     let resampling = Resampling { resamples: args.bootstrap.unwrap_or(1000), seed: args.seed.unwrap_or(42) };
     let mut saved = args.save_responses.iter();
-    // Files first: a fault in one ends the command before a model answers.
+    // Response files are read first, so that an error in one ends the command before a model answers.
     let file = |path: &PathBuf| (!path.is_dir()).then(|| judged(prompts, std::slice::from_ref(path))).transpose();
     let files = [file(sides[0])?, file(sides[1])?];
     let mut side = |path: &PathBuf, file: Option<Judged>| match file {
@@ -261,8 +261,8 @@ fn generated(
     Ok((answers.of_rows.into_iter().flatten().map(|Answer { response, .. }| response).collect(), figures))
 }
 
-/// Converts a prompt to a row that requests a response. With `saved`, returns an error if the output row
-/// would lose something of the input row.
+/// Converts a prompt to a row that requests a response. If the row will be `saved`, returns an error if it
+/// would lose a part of the input row.
 pub(super) fn asked(prompt: &Prompt, saved: bool) -> Result<PromptRow> {
     let (file, line) = &prompt.place;
     let error = |why: String| Error::data(file, *line, None, why);

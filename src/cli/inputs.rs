@@ -68,7 +68,7 @@ enum Written {
 }
 
 impl Written {
-    /// `None` if writing to the path destroys no data: a new file, a pipe or a device.
+    /// Returns `None` if writing to the path destroys no data, because it is a new file, a pipe or a device.
     fn of(path: &Path) -> Option<Self> {
         let (found, path) = (fs::metadata(path).ok()?, path.canonicalize().ok()?);
         match (found.is_dir(), found.is_file()) {
@@ -151,7 +151,7 @@ mod tests {
         }
         assert!(refused("out/checkpoint-2", "out/checkpoint-2/state/state.json"));
         assert!(refused("model", "model/config.json"));
-        // Other files, new files, and files of a model folder that no command reads.
+        // Other files, new files, and files of a model folder that no command reads are accepted.
         fs::write(at("model/scores.jsonl"), "").unwrap();
         for (input, written) in [
             ("rows.jsonl", "other.jsonl"),

@@ -1,12 +1,12 @@
-//! The shell command that calls this program again from the current folder in the same way: `mapl` from PATH,
-//! `cargo run`, or a path. Commands that are printed for a user begin with it.
+//! Determines the shell command that calls this program again from the current folder in the same way: `mapl`
+//! from PATH, `cargo run`, or a path. Commands that are printed for a user begin with this command.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use super::args::quoted;
 
-/// Where a program was called from.
+/// Facts about this process from which the shell command is derived.
 #[derive(Debug, Default)]
 struct Call {
     /// Name by which the program was called (`argv[0]`).
@@ -15,9 +15,9 @@ struct Call {
     file: Option<PathBuf>,
     /// Current folder.
     folder: Option<PathBuf>,
-    /// `PATH`.
+    /// Value of the environment variable `PATH`.
     path: Option<OsString>,
-    /// `CARGO` and `CARGO_MANIFEST_DIR`, which `cargo run` sets.
+    /// Values of the environment variables `CARGO` and `CARGO_MANIFEST_DIR`, which `cargo run` sets.
     cargo: Option<OsString>,
     manifest_dir: Option<PathBuf>,
 }
@@ -57,11 +57,11 @@ impl Call {
         Some(format!("cargo run{profile}{package} --"))
     }
 
-    /// Returns the bare name if a shell finds this executable under it in `PATH`.
+    /// Returns the bare name if a shell that looks it up in `PATH` finds this executable.
     fn found_on_path(&self) -> Option<String> {
         let name = Path::new(&self.name).file_name()?;
         let here = self.file.as_ref()?.canonicalize().ok()?;
-        // A shell runs the first file with this name.
+        // A shell runs the first file of this name in `PATH`.
         let found = std::env::split_paths(self.path.as_ref()?).map(|dir| dir.join(name)).find(|file| file.is_file())?;
         (found.canonicalize().ok()? == here).then(|| quoted(name))
     }

@@ -1,4 +1,4 @@
-//! Flags of low-rank adapters. Values that cannot work, dropout in `sft`, and flags without `--use-peft` are errors.
+//! Flags of low-rank adapters. Values out of range, dropout in `sft`, and flags without `--use-peft` are errors.
 
 use clap::Args;
 use serde::Serialize;
@@ -35,7 +35,7 @@ pub struct LoraArgs {
     pub use_rslora: bool,
 }
 
-/// Adapters of a run, before the model is known.
+/// Adapter options of a run, before the model's configuration is known.
 #[derive(Clone, Debug)]
 pub struct LoraChoice {
     rank: usize,
@@ -47,7 +47,7 @@ pub struct LoraChoice {
 }
 
 impl LoraArgs {
-    /// The adapters to train, or `None` without `--use-peft`.
+    /// Returns the adapters to train, or `None` without `--use-peft`.
     pub fn resolve(&self, method: Method) -> Result<Option<LoraChoice>> {
         if !self.use_peft {
             let given = [
@@ -75,7 +75,7 @@ impl LoraArgs {
         if self.lora_target_modules.is_empty() {
             notes.push("adapters are on all linear layers; TRL's default is PEFT's list for the model type");
         }
-        // By default, TRL's trainers for the other methods also set the dropout of adapters to 0.
+        // TRL's DPO, KTO and reward trainers also set adapter dropout to 0 by default; its SFT trainer does not.
         match (method, self.lora_dropout) {
             (Method::Sft, None) => notes.push("adapters have no dropout; TRL's default is --lora-dropout 0.05"),
             (Method::Sft, Some(dropout)) if dropout != 0.0 => {
@@ -141,7 +141,7 @@ mod tests {
         let given = LoraArgs { lora_dropout: Some(0.0), lora_target_modules: vec!["q_proj".into()], ..peft.clone() };
         let notes = |args: &LoraArgs, method| args.resolve(method).unwrap().unwrap().notes().len();
         assert_eq!((notes(&given, Method::Sft), notes(&peft, Method::Sft)), (0, 2));
-        // The dropout is ignored, as by TRL's DPO, KTO and reward trainers, which set it to 0.
+        // DPO, KTO and reward runs ignore --lora-dropout. TRL's trainers for these methods set it to 0.
         let dropping = LoraArgs { lora_dropout: Some(0.05), ..given };
         for method in [Method::Dpo, Method::Kto, Method::Reward] {
             assert_eq!((notes(&dropping, method), notes(&peft, method)), (1, 1));

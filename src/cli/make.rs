@@ -1,5 +1,5 @@
-//! `mapl tokenizer` and `mapl init`: the inputs of a run that does not start from a published
-//! model.
+//! The commands `mapl tokenizer` and `mapl init`. They make a tokenizer, and a model with random weights, for a
+//! run that does not start from a published model.
 
 use std::io::{BufRead as _, Read as _};
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ pub struct TokenizerArgs {
     /// Text files, or data files in any format that other commands read, whose prompts and responses are used
     #[arg(long, num_args = 1.., required = true)]
     input: Vec<PathBuf>,
-    /// Key names of the input, as chosen=chosen_response,rejected=rejected_response
+    /// Input columns for the keys, such as chosen=chosen_response,rejected=rejected_response
     #[arg(long, value_name = "KEY=COLUMN,...", default_value = "", hide_default_value = true)]
     column_map: ColumnMap,
     /// Vocabulary size, including the 256 bytes and special tokens
@@ -60,7 +60,7 @@ pub struct InitArgs {
 }
 
 impl TokenizerArgs {
-    /// Lists of data files.
+    /// Returns the arguments that list data files.
     pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
         vec![&mut self.input]
     }

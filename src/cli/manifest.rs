@@ -28,7 +28,7 @@ pub(super) struct ManifestFacts<'a> {
     pub dtype: &'static str,
     pub tokenizer: &'a Tokenizer,
     pub train: (&'a [TokenizedGroup], &'a TokenizeReport),
-    /// Empty without evaluation rows.
+    /// Evaluation groups and the report of their tokenization; empty in a run without evaluation rows.
     pub eval: (&'a [TokenizedGroup], &'a TokenizeReport),
     pub fingerprint: &'a [(String, String)],
     /// Pad token of a reward model, which decides the token position at which rewards are read.
@@ -38,7 +38,7 @@ pub(super) struct ManifestFacts<'a> {
 }
 
 impl ManifestFacts<'_> {
-    /// The manifest without times and status.
+    /// Returns the manifest without times and status.
     pub fn to_map(&self) -> Result<Map<String, Value>> {
         let (setup, args) = (self.setup, self.setup.args);
         let base = args.base.base();
@@ -98,8 +98,8 @@ impl ManifestFacts<'_> {
         Ok(facts)
     }
 
-    /// Returns every option under its flag's name in snake case, with the value in use or null. Options that
-    /// the method or the objective sets have that value.
+    /// Returns the value in use, or null, of every option, by the flag's name in snake case. For an option that
+    /// the method or the objective determines, this is the determined value.
     fn config(&self) -> Result<Map<String, Value>> {
         let setup = self.setup;
         let (s, loss) = (&setup.settings, &setup.loss);
@@ -182,7 +182,7 @@ impl ManifestFacts<'_> {
             }
             Method::Dpo => {
                 match loss.types[0].0 {
-                    // The scores of ORPO have no factor; its beta is a weight in the loss.
+                    // ORPO does not multiply its scores by beta; its beta is the weight of a loss term.
                     LossType::Orpo => put("beta", json!(setup.args.loss.beta.unwrap_or(DEFAULT_BETA))),
                     _ => {
                         for (name, beta) in ["beta", "beta_intra", "beta_inter"].into_iter().zip(loss.scale) {
@@ -211,13 +211,14 @@ impl ManifestFacts<'_> {
     }
 }
 
-/// Path, size and BLAKE3 of files as they were read.
+/// Returns path, size and BLAKE3 hash of each file, from the bytes that were read.
 fn stored_hashes<'a>(files: impl IntoIterator<Item = &'a StoredFile>) -> Value {
     let entry = |file: &StoredFile| hash_entry(&file.path, file.bytes.len() as u64, &blake3::hash(&file.bytes));
     Value::Array(files.into_iter().map(entry).collect())
 }
 
-/// Tokenization counts, and tokens per epoch with and without prefix sharing; null without rows.
+/// Returns the tokenization counts, and the tokens per epoch with and without prefix sharing; null if there are
+/// no rows.
 fn counts((groups, report): (&[TokenizedGroup], &TokenizeReport)) -> Result<Value> {
     if report.rows_read == 0 {
         return Ok(Value::Null);
@@ -244,8 +245,8 @@ fn into_map(value: Value) -> Map<String, Value> {
     }
 }
 
-/// Maximum length of the run that a checkpoint belongs to, from its manifest. A resumed run without
-/// `--max-length` must see the same tokens, even if the default has changed since.
+/// Returns the maximum sequence length in the `run.json` of the run that wrote a checkpoint. A resumed run
+/// without `--max-length` uses it to see the same tokens, even if the default has changed since.
 pub(super) fn recorded_length(checkpoint: &Path) -> Option<usize> {
     let folder = checkpoint.canonicalize().ok()?;
     let text = input::read(&folder.parent()?.join(FILE), input::MAX_CONFIG).ok()?;

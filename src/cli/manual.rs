@@ -53,7 +53,7 @@ fn offered(command: &Command) -> Command {
     }
     let is_reward = command.get_name() == Method::Reward.name();
     for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
-        // Options that this one requires or conflicts with may be left out, so these relations are removed.
+        // The copy may lack options that this option requires or conflicts with, so these relations are removed.
         let (free, none) = (arg.clone().conflicts_with(Resettable::Reset), Resettable::Reset);
         let mut arg = free.requires(none).overrides_with(Resettable::Reset);
         if is_reward && arg.get_id() == "loss_type" {
@@ -66,7 +66,7 @@ fn offered(command: &Command) -> Command {
     kept.subcommands(below.map(offered).collect::<Vec<_>>())
 }
 
-/// Prints the page of `mapl`, or writes the pages of all commands.
+/// Prints the man page of `mapl` or, with `--output`, writes the man pages of all commands.
 pub fn man(args: &ManArgs) -> Result<()> {
     let mut command = Cli::command();
     command.build();
@@ -90,7 +90,7 @@ fn page(command: &Command) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Writes the pages of a command and its subcommands; returns the number of pages.
+/// Writes the man pages of a command and its subcommands; returns the number of pages.
 fn write_pages(command: &Command, folder: &Path) -> Result<usize> {
     let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
     let path = folder.join(format!("{name}.1"));
@@ -104,7 +104,7 @@ fn write_pages(command: &Command, folder: &Path) -> Result<usize> {
 mod tests {
     use super::*;
 
-    /// Every flag that a command's help lists is in its page and in the completions.
+    /// Every flag that a command's help lists is in its man page and in the completions.
     #[test]
     fn pages_and_completions_have_every_listed_flag() {
         let mut command = Cli::command();
@@ -123,7 +123,7 @@ mod tests {
         assert!(folder.path().join("mapl-data-build.1").exists());
     }
 
-    /// The part of bash's completions that lists the options of a command.
+    /// Returns the options that the completions for bash list for a command.
     fn options(bash: &str, command: &str) -> Vec<String> {
         let case = bash.split(&format!("        mapl__{command})\n")).nth(1);
         let case = case.or_else(|| bash.split(&format!("        mapl__subcmd__{command})\n")).nth(1));

@@ -16,7 +16,7 @@ use crate::error::refuse_given;
 use crate::ranks::world::{self, Meet, Sharing};
 use crate::{Error, Result};
 
-/// Arguments of ranks on GPUs.
+/// Arguments for the communication between ranks on GPUs.
 #[derive(Args, Clone, Debug, Default, Serialize)]
 pub struct MeetingArgs {
     /// Source of the NCCL id for ranks on GPUs: env (rank 0 listens at MASTER_ADDR:MASTER_PORT), or fs: and
@@ -45,7 +45,7 @@ fn place(text: &str) -> Result<String, String> {
 }
 
 impl Command {
-    /// Returns the device and the arguments for ranks of a command that has `--nccl-init`.
+    /// Returns the arguments for the device and the ranks; `None` for a command without `--nccl-init`.
     fn meeting(&self) -> Option<(DeviceArgs, &MeetingArgs)> {
         match self {
             Command::Sft(args) | Command::Reward(args) | Command::Dpo(args) | Command::Kto(args) => {
@@ -60,7 +60,8 @@ impl Command {
         }
     }
 
-    /// Joins the ranks that a launcher started. A single rank is joined only with `--nccl-init`.
+    /// Connects this process to the other ranks that a launcher started. A single-process run initialises
+    /// communication only with `--nccl-init`.
     pub(super) fn join(&self) -> Result<()> {
         let (command, shares) = self.shares_work();
         let meeting = self.meeting();
@@ -91,7 +92,7 @@ fn meet(meeting: Option<(DeviceArgs, &MeetingArgs)>, ranks: usize) -> Result<Mee
                  rank (LOCAL_RANK); pass --device cuda, and choose GPUs with CUDA_VISIBLE_DEVICES"
             )));
         }
-        // Opening a device here would allocate memory on the first GPU for every rank.
+        // Devices are only counted. Opening one here would make every rank allocate memory on the first GPU.
         Device::Auto => CUDA_VERSION.is_some() && driver::is_present() && Driver::count().is_ok_and(|count| count > 0),
         Device::Cpu | Device::Emulator | Device::Reference => false,
     };

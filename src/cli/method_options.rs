@@ -14,12 +14,12 @@ use crate::{Error, Result};
 
 const METHODS: [Method; 4] = [Method::Sft, Method::Reward, Method::Dpo, Method::Kto];
 
-/// Options of methods with a policy and a reference, by id.
+/// Ids of the options that only methods with a policy and a reference support.
 const OF_POLICIES: [&str; 5] =
     ["ref_model", "beta", "precompute_ref_log_probs", "precompute_ref_batch_size", "ref_cache_dir"];
-/// Options of KTO.
+/// Ids of the options that only KTO supports.
 const OF_KTO: [&str; 2] = ["desirable_weight", "undesirable_weight"];
-/// Options of DPO.
+/// Ids of the options that only DPO supports.
 const OF_DPO: [&str; 12] = [
     "beta_intra",
     "beta_inter",
@@ -34,11 +34,11 @@ const OF_DPO: [&str; 12] = [
     "ld_alpha",
     "use_weighting",
 ];
-/// Options of methods that train on comparisons, apart from the options for the construction of groups.
+/// Ids of the options of methods that train on comparisons, except those of [`construction`].
 const OF_COMPARISONS: [&str; 8] =
     ["base_weight", "intra_weight", "inter_weight", "mix", "margin", "pop_clip", "loss_type", "label_smoothing"];
 
-/// Options that `-h` lists; `--help` lists all.
+/// Ids of the options that `-h` lists; `--help` lists all options.
 const COMMON: [&str; 27] = [
     "config",
     "dry_run",
@@ -89,10 +89,10 @@ pub(super) fn takes(method: Method, id: &str) -> bool {
         _ if OF_POLICIES.contains(&id) => method.has_policy(),
         _ if OF_DPO.contains(&id) => method == Method::Dpo,
         _ if OF_KTO.contains(&id) => method == Method::Kto,
-        // A reward model outputs scores instead of token logits.
+        // These options need token logits, and a reward model outputs scores instead.
         _ if id.starts_with("ifeval_") || id == "token_stats" => method != Method::Reward,
         _ if ["center_rewards_coefficient", "pad_token"].contains(&id) => method == Method::Reward,
-        // Rows with one response have no margins.
+        // A margin needs two responses, and rows of SFT and KTO have one.
         _ if id == "score_margin" => matches!(method, Method::Reward | Method::Dpo),
         _ if id == "loss_type" => method != Method::Sft,
         _ if method == Method::Kto && (OF_COMPARISONS.contains(&id) || construction().contains(id)) => false,
@@ -131,7 +131,7 @@ pub fn check(arguments: &[OsString]) -> Result<()> {
     Ok(())
 }
 
-/// Names as a list in a sentence.
+/// Joins names to a list such as "a, b and c".
 fn listing(names: &[&str]) -> String {
     match names {
         [before @ .., a, b] => before.iter().map(|name| format!("{name}, ")).collect::<String>() + a + " and " + b,

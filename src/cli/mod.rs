@@ -8,23 +8,24 @@
 //! - `inputs`: rejects outputs that would destroy an input, for every command that writes
 //! - `output`: checks of output files and folders, before any work
 //! - `data`, `data_check`, `data_export`, `data_language`, `data_pairs`: the commands of `data`
-//! - `generate`, `answers`: `generate`; `chat`: `chat`; `ends`: their EOS tokens and stop texts
+//! - `generate`, `answers`: the command `generate`; `chat`: the command `chat`; `ends`: EOS tokens and stop
+//!   texts of both commands
 //! - `score`: `score`, and scoring for `eval`; `scored_reference`, `scored_loss`: the reference that scores
 //!   are relative to, and the loss that defines them; `evaluate`: `eval`, `compare`; `evaluate_labelled`:
 //!   `eval` on rows with a label; `ifeval`: `ifeval`
 //! - `train_args`, `cadence`, `step_count`, `train`, `train_inputs`, `fingerprint`, `startup`, `manifest`,
-//!   `config_record`: `sft`, `reward`, `dpo`, `kto`; `train_models`: their models; `lora`: flags of adapters;
-//!   `train_ranks`, `same_start`: several ranks; `reward_pad`: the pad token of a reward model;
-//!   `train_ifeval`: instruction following of the policy in evaluations
+//!   `config_record`: the commands `sft`, `reward`, `dpo` and `kto`; `train_models`: their models; `lora`:
+//!   flags of adapters; `train_ranks`, `same_start`: training on several ranks; `reward_pad`: the pad token of
+//!   a reward model; `train_ifeval`: instruction following of the policy in evaluations
 //! - `model_folder`: adapters and their bases
 //! - `export`: whole models from adapters; `save_dtype`: the type of written weights
-//! - [`method_options`]: options that only some of these methods support
+//! - [`method_options`]: options that only some training methods support
 //! - `template`: the tokenizer with `--chat-template-kwargs`
-//! - `report`: HTML report of runs; `watch`: a run in the terminal
+//! - `report`: HTML report of runs; `watch`: live view of a run in the terminal
 //! - `reference`: flags of precomputed reference log-probs and their cache folder
 //! - `run_lock`: lock of an output folder
 //! - `study`: training runs under observation; `sweep`: the same over a grid of flags
-//! - `bench`: op benchmarks; `plan`: predicted floor of a training step
+//! - `bench`: op benchmarks; `plan`: predicted lower bound of the time of a training step
 //! - `make`: `tokenizer`, `init`
 //! - `quickstart`: the complete pipeline on an artificial language
 //! - `env`: capabilities of this machine and this build; `manual`: completions and man pages
@@ -157,7 +158,8 @@ pub enum Command {
     /// readings
     #[command(subcommand)]
     Study(study::StudyCommand),
-    /// Verify and time every op next to ceilings measured in the same run, or predict the floor of a step on a GPU
+    /// Verify and time every op, with ceilings measured in the same run, or predict the lower bound of a step's
+    /// time on a GPU
     Bench(Box<bench::BenchArgs>),
     /// Show the capabilities of this machine and this build
     Env(env::EnvArgs),
@@ -168,7 +170,8 @@ pub enum Command {
 }
 
 impl Command {
-    /// Lists of data files, in which folders and patterns are replaced by files before the command runs.
+    /// Returns the arguments that list data files. Folders and glob patterns in them are expanded before the
+    /// command runs.
     fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
         match self {
             Command::Tokenizer(args) => args.data_files(),
@@ -195,7 +198,7 @@ impl Command {
 }
 
 impl Command {
-    /// Keeps the environment variables of a configuration file for the record of the run.
+    /// Stores the environment variables that a configuration file sets, so that they are recorded with the run.
     pub fn set_variables(&mut self, variables: &[(String, String)]) {
         match self {
             Command::Sft(args) | Command::Reward(args) | Command::Dpo(args) | Command::Kto(args) => {
@@ -244,7 +247,7 @@ impl Command {
     }
 }
 
-/// Maximum number of worker threads on a machine with fewer cores. Results do not depend on the number of threads.
+/// Maximum number of worker threads, unless the machine has more cores. Results do not depend on this number.
 const MAX_THREADS: usize = 1024;
 
 /// Starts Rayon's thread pool. It would otherwise start at its first use, where a failure would panic.
@@ -273,7 +276,8 @@ pub fn finished(outcome: Result<()>) -> i32 {
     world::finish(outcome)
 }
 
-/// Must be called before a usage error is printed, so that rank 0 prints an error that several ranks share.
+/// Must be called before a usage error is printed. It delays all ranks but rank 0, so that rank 0 prints an
+/// error that several ranks have.
 pub fn usage_error() {
     world::let_first_speak();
 }
@@ -334,7 +338,7 @@ mod tests {
 
     use super::*;
 
-    /// A flag with a valid value.
+    /// Returns the arguments that give a flag a valid value.
     fn given(arg: &Arg) -> Vec<String> {
         let long = format!("--{}", arg.get_long().unwrap());
         if matches!(arg.get_action(), ArgAction::SetTrue) {
@@ -358,8 +362,8 @@ mod tests {
         Cli::try_parse_from(words).err().map(|e| e.kind())
     }
 
-    /// Every flag of `mapl bench` belongs to timing, to `--list` or to `--plan`, and is an error in a mode
-    /// that would ignore it.
+    /// Every flag of `mapl bench` applies to some of the modes timing, `--list` and `--plan`, and is an error
+    /// in a mode that would ignore it.
     #[test]
     fn bench_refuses_every_flag_of_another_mode() {
         let all = Cli::command();
@@ -378,7 +382,8 @@ mod tests {
                     let alone = refused(&["mapl", "bench", "--plan"], arg);
                     let with_others = ["processors", "memory", "link", "network", "hosts"].contains(&long);
                     assert!(alone.is_none() || with_others, "{long}: {alone:?}");
-                    // A `conflicts_with` would make clap skip the check of `requires`.
+                    // A flag of `--plan` without `--plan` is an error next to other flags too. A
+                    // `conflicts_with` between them would make clap skip the check of `requires`.
                     for other in [&["--list"][..], &["--model", "tiny"], &["--tokens", "64"]] {
                         assert!(refused(&[&["mapl", "bench"], other].concat(), arg).is_some(), "{other:?} {long}");
                     }

@@ -1,5 +1,5 @@
-//! `--base-model`: the base of an adapter, for every command that reads models; and the tokenizer of
-//! an adapter's folder.
+//! The argument `--base-model` of every command that reads models, which names the base model of an adapter.
+//! Also reads the tokenizer of an adapter's folder.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ use crate::terminal::shown;
 use crate::train::manifest::{hashes, model_files};
 use crate::{Error, Result};
 
-/// The base of adapters.
+/// The base model of adapters.
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize)]
 pub struct BaseArgs {
     /// Base of the adapters that the command reads [default: the one that adapter_config.json names]
@@ -43,7 +43,7 @@ impl BaseArgs {
         Err(Error::Usage("--base-model has no effect: no model of this command is an adapter; leave it out".into()))
     }
 
-    /// Adds the bases of adapters among the folders to the inputs of a command.
+    /// Adds the base models of those `folders` that are adapters to the inputs of a command.
     pub fn inputs<'a>(&self, inputs: Inputs, folders: impl IntoIterator<Item = &'a Path>) -> Inputs {
         let bases: Vec<PathBuf> = folders.into_iter().filter_map(|folder| self.of(folder)).collect();
         inputs.with("--base-model", &self.base_model).with("the base of an adapter", bases)
@@ -56,8 +56,8 @@ impl BaseArgs {
     }
 }
 
-/// Warns of every adapter among the folders whose base has different weights from the base of its run. `base`
-/// is the value of `--base-model`.
+/// Warns about every adapter among `folders` whose base has different weights from the base that it was trained
+/// on. `base` is the value of `--base-model`.
 pub(super) fn warn_of_bases<'a>(base: Option<&Path>, folders: impl IntoIterator<Item = &'a Path>) {
     let mut known: Vec<&Path> = Vec::new();
     for folder in folders {
@@ -75,7 +75,8 @@ fn other_base(folder: &Path, base: Option<&Path>) -> Option<String> {
     let text = input::read(&run_file(folder)?, input::MAX_CONFIG).ok()?;
     let run: Value = serde_json::from_slice(&text).ok()?;
     let trained_on = run["adapter"]["base"].as_str()?;
-    // Names are ignored. Different shards may hold the same weights, so a mismatch is a warning instead of an error.
+    // File names are ignored. The same weights may be split into different shards, so a mismatch is a warning
+    // instead of an error.
     let hashes_of = |files: &Value| -> Vec<String> {
         let weights = |file: &&Value| file["path"].as_str().is_some_and(|path| path.ends_with(".safetensors"));
         let all = files.as_array().into_iter().flatten().filter(weights);
@@ -132,8 +133,8 @@ pub(super) fn start_model(args: &TrainArgs) -> Result<(ModelConfig, Tokenizer)> 
     Ok((config, tokenizer))
 }
 
-/// Sets the pad token of a reward adapter to the pad token of its tokenizer, as its trainer does. The
-/// config.json that was read belongs to the base.
+/// Sets the pad token of a reward adapter to the pad token of its tokenizer, as the trainer of the adapter
+/// does. The config.json that was read belongs to the base, whose pad token may differ.
 pub(super) fn adopt_pad(config: &mut ModelConfig, tokenizer: &Tokenizer) {
     let classifier = config.adapter.as_ref().is_some_and(|a| a.config.task_type == Some(TaskType::SeqCls));
     if config.head == Head::Reward && classifier {

@@ -45,7 +45,7 @@ pub fn refuse_two_on_stdout(json: bool, flag: &str, output: &Path) -> Result<()>
     Ok(())
 }
 
-/// Prints a result next to an output; on stderr if the output is stdout itself.
+/// Prints a result of a command that also writes `output`: on stdout, or on stderr if `output` is stdout itself.
 pub fn emit_beside(output: Option<&PathBuf>, text: &str) -> Result<()> {
     match output.is_some_and(|output| is_stdout(output)) {
         true => {
@@ -96,7 +96,8 @@ const RUN_FILES: [&str; 7] =
 
 /// Returns the files and folders of an existing output folder that a run may remove or overwrite.
 pub fn written_by_run(dir: &Path) -> Result<Vec<PathBuf>> {
-    // Only rank 0 writes. While it checks the folder, other ranks may see it appear and disappear.
+    // Only rank 0 writes. Other ranks must not inspect the folder, because rank 0 creates and removes a missing
+    // folder when it checks that it can write there.
     if follows() || !dir.is_dir() {
         return Ok(Vec::new());
     }
@@ -118,7 +119,7 @@ pub struct RunFolder<'a> {
 
 impl RunFolder<'_> {
     /// Returns an error if the folder holds a different model or a run that is neither continued nor
-    /// replaced, or if another run writes to it. An existing folder is locked from here on.
+    /// replaced, or if another run writes to it. If the folder exists, it is locked, and the lock is returned.
     pub fn check(&self) -> Result<Option<RunLock>> {
         if follows() {
             return Ok(None);

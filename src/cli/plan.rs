@@ -1,4 +1,5 @@
-//! `mapl bench --plan`: predicted floor of a training step on a GPU that need not be present.
+//! `mapl bench --plan`: predicts the floor (lower bound of the time) of a training step on a GPU that need not
+//! be present.
 
 use clap::Args;
 use serde::Serialize;
@@ -16,8 +17,8 @@ use crate::{Error, Result};
 /// Arguments of `bench --plan`. The other flags of `bench` conflict with this group.
 #[derive(Args, Clone, Debug)]
 pub struct StepPlanArgs {
-    /// Predict the floor of every op of a training step and the tiles of every launch, from sizes
-    /// only
+    /// Predict the floor (lower bound of the time) of every op of a training step and the tiles of every
+    /// launch, from sizes only
     #[arg(long)]
     plan: bool,
     /// Preset with the model's sizes; `mapl env` lists the presets
@@ -60,7 +61,8 @@ pub struct StepPlanArgs {
     /// Plan the vocabulary head with at most this many rows at once [default: the most that the kernels support]
     #[arg(long, requires = "plan", value_name = "ROWS", value_parser = super::generate::count, conflicts_with_all = ["reward", "decode"])]
     head_rows: Option<usize>,
-    /// Predict attention, norms and bias gradients for the kernels with which the committed step was recorded
+    /// Predict attention, norms and bias gradients for the portable kernels, with which the step recorded in
+    /// the repository was measured
     #[arg(long, requires = "plan", conflicts_with = "decode", alias = "recorded-attention")]
     recorded_kernels: bool,
     /// Also print the memory per GPU for this number of GPUs; with --link, also predict the step with --pairs
@@ -94,7 +96,7 @@ fn rate(text: &str) -> Result<f64, String> {
     read.ok_or_else(|| "a number above 0 is needed, with MB/s, GB/s, TB/s, Gbit/s or Tbit/s".into())
 }
 
-/// Maximum number of ranks of a plan, more than any machine has. The plan computes the shard of every rank.
+/// Maximum number of ranks of a plan. The limit bounds the cost of a plan, which computes the shard of every rank.
 const MOST_RANKS: usize = 1 << 16;
 
 fn rank_count(text: &str) -> Result<usize, String> {
@@ -171,7 +173,7 @@ fn json_text(plan: &impl serde::Serialize) -> Result<String> {
     serde_json::to_string_pretty(plan).map_err(|e| Error::Runtime(format!("cannot print: {e}")))
 }
 
-/// Returns the rates of the GPU. Given rates override known ones.
+/// Returns the rates of the GPU that `--card` names. Rates given by flags override the known rates.
 fn card(args: &StepPlanArgs) -> Result<GpuRates> {
     for (flag, value) in [("--copy", args.copy), ("--product", args.product), ("--peak", args.peak)] {
         if value.is_some_and(|v| !(v.is_finite() && v > 0.0)) {

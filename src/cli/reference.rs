@@ -31,8 +31,8 @@ pub struct ReferenceArgs {
 }
 
 impl ReferenceArgs {
-    /// Settings of the precomputation, or `None` without it. `has_reference` is false for
-    /// `--ref-model none`.
+    /// Returns the settings of the precomputation, or `None` without `--precompute-ref-log-probs`.
+    /// `has_reference` is false for `--ref-model none`.
     pub fn resolve(
         &self,
         method: Method,

@@ -13,8 +13,8 @@ use crate::{Error, Result};
 
 impl TrainSetup<'_> {
     /// Returns the pad token of a reward run and sets it in the tokenizer. A start model that is a reward
-    /// model keeps its pad token, which decides the position at which its head was trained. Changes become
-    /// notes of the tokenizer.
+    /// model keeps its pad token, which decides the position at which its head was trained. Changes are
+    /// recorded in the tokenizer's notes.
     pub(super) fn reward_pad(
         &self,
         config: &ModelConfig,
@@ -39,7 +39,8 @@ impl TrainSetup<'_> {
                 Some(of(id))
             }
             (None, Head::Reward, Some(id)) => Some(of(id)),
-            // The head was trained at the last token, so the pad token must not be the last token of a sequence.
+            // A reward model without a pad token was trained at the last token, so its new pad token must not
+            // be the last token of a sequence.
             (None, Head::Reward, None) => {
                 choose(None, config.vocab, tokenizer, &ends, &groups).filter(|choice| !choice.ends_texts)
             }

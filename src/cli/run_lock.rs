@@ -18,7 +18,7 @@ pub(super) const LOCK_FILE: &str = "run.lock";
 #[derive(Debug)]
 pub struct RunLock {
     path: PathBuf,
-    /// Open while the lock is held; `None` on file systems without locks.
+    /// Lock file, open while the lock is held; `None` on file systems without locks, and for ranks that do not write.
     file: Option<File>,
     /// Open handle of the folder. While it is open, no other folder can get its inode number.
     folder: Option<File>,

@@ -7,12 +7,13 @@ use crate::backend::Backend;
 use crate::ranks::world;
 use crate::{COMMIT, Result};
 
-/// Returns the version of the program, the device with its numerics, and the variables that change the numerics.
+/// Returns the version of the program, the environment variables that change the numerics, and the device with
+/// its numerics.
 pub(super) fn facts<B: Backend>(backend: &B) -> Vec<(String, String)> {
     let version = ("version".into(), format!("{} (commit {COMMIT})", env!("CARGO_PKG_VERSION")));
     let device = ("device".into(), format!("{} in {}, numerics {}", B::NAME, B::PRECISION.name(), backend.numerics()));
-    // Variables that change the numerics come before the device, whose numerics value only shows that
-    // something differs.
+    // The variables come before the device, so that an error names them first. The numerics value of the device
+    // does not tell the cause of a difference.
     let variables = ["MAPL_CPU_UNITS", "MAPL_SM90"].map(|name| {
         let value = std::env::var_os(name).map_or_else(|| "unset".to_owned(), |v| v.to_string_lossy().into_owned());
         (name.to_owned(), value)

@@ -86,12 +86,12 @@ pub struct ScoreArgs {
 }
 
 impl ScoreArgs {
-    /// Returns the device and the arguments for ranks on GPUs.
+    /// Returns the arguments for the device and the ranks.
     pub(super) fn meeting(&self) -> (DeviceArgs, &MeetingArgs) {
         (self.scoring.device, &self.meeting)
     }
 
-    /// Lists of data files.
+    /// Returns the arguments that list data files.
     pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
         vec![&mut self.input]
     }
@@ -118,7 +118,7 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
         if let Some(desirable) = group.group.label() {
             row["label"] = json!(desirable);
             row["score"] = crate::train::metrics::number(scores.rho(&score.loss, group)[0]);
-            // A label does not compare two responses.
+            // A row with a label has one response, so there is no comparison.
             row["comparisons"] = json!([]);
         }
         text += &row.to_string();
@@ -135,15 +135,15 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     Ok(())
 }
 
-/// Returns the number of sequences whose score, of the model or of the reference, is not finite.
+/// Returns the number of sequences for which the score by the model or by the reference is not finite.
 fn not_finite(scores: &GroupScores) -> usize {
     (0..scores.policy.len()).filter(|&s| !scores.difference(s).is_finite()).count()
 }
 
 /// JSON row of a group: `{"id", "reference", "non_finite", "sequences": [...], "comparisons": [...]}`.
-/// `reference` is a folder, or null without one; the row of a reward model has no such key. `non_finite` is
-/// the number of sequences with a score that is NaN or infinite. A row with a label also has `label` and
-/// `score`, the reward or implicit reward of its response, and no comparisons.
+/// `reference` is the folder of the reference, or null if there is none; rows of a reward model lack this key.
+/// `non_finite` is the number of sequences with a score that is NaN or infinite. A row with a label also has
+/// `label` and `score`, the reward or implicit reward of its response, and no comparisons.
 fn score_row(group: &TokenizedGroup, scores: &GroupScores, head: Head, scored_with: Option<&ScoredReference>) -> Value {
     let sequences: Vec<Value> = group
         .sequences
@@ -187,7 +187,7 @@ pub(super) struct ScoreJob<'a> {
     pub args: &'a ModelArgs,
     pub model: &'a Path,
     pub rows: Vec<SourceRow>,
-    /// Seed of the probes of [`blindness`], if these are to be scored too.
+    /// Seed of the prompt-blindness probes ([`blindness`]); `None` if these are not scored.
     pub blindness: Option<u64>,
 }
 
@@ -196,11 +196,11 @@ pub(super) struct ScoredData {
     pub groups: Vec<TokenizedGroup>,
     pub scores: Vec<GroupScores>,
     pub head: Head,
-    /// Reference of a language model, or why it has none; `None` for a reward model.
+    /// Reference of a language model, or the reason why it has none; `None` for a reward model.
     pub reference: Option<ScoredReference>,
     /// Definition of the scores.
     pub score: ScoredLoss,
-    /// Measures of the probes, and remarks about them.
+    /// Measures of the prompt-blindness probes; `remarks` are notes on these measures.
     pub probes: Vec<Measure>,
     pub remarks: Vec<String>,
 }
@@ -316,7 +316,8 @@ impl Job for ScoreJob<'_> {
     }
 }
 
-/// Adds the bias of a head to rewards and normalises them. In a comparison the shift cancels.
+/// Adds the bias of the score head to rewards and normalises them. The logit of a comparison is a difference of
+/// rewards, so the shift cancels and only the division by the deviation remains.
 fn calibrate(scores: &mut GroupScores, bias: f64, norm: Option<RewardNorm>) {
     let RewardNorm { mean, deviation } = norm.unwrap_or(RewardNorm { mean: 0.0, deviation: 1.0 });
     if bias != 0.0 || norm.is_some() {
@@ -341,7 +342,7 @@ impl ModelArgs {
     /// Reads the rows that all models are to score, and prints warnings about them. A row may be a response
     /// with a label or, with `single`, a prompt with one response.
     pub(super) fn read_rows(&self, files: &[PathBuf], models: &[&Path], single: bool) -> Result<Vec<SourceRow>> {
-        // A folder that cannot be read is an error when its model is loaded.
+        // An unreadable folder is reported later, when its model is loaded.
         let reward = |folder: &&Path| {
             ModelConfig::read_on(folder, self.base.base()).is_ok_and(|config| config.head == Head::Reward)
         };
@@ -371,7 +372,8 @@ impl ModelArgs {
 fn pad_note(config: &ModelConfig, folder: &Path, groups: &[TokenizedGroup], tokenizer: &Tokenizer) -> Option<String> {
     let pad = config.pad.filter(|pad| config.head == Head::Reward && last_tokens(groups).contains(pad))?;
     let place = read_place(pad, tokenizer);
-    // Runs of earlier versions read rewards at the last token, and did not record the position.
+    // Reward runs of earlier versions of this program read rewards at the last token, and did not record the
+    // position.
     let run = run_file(folder).and_then(|file| input::read(&file, input::MAX_CONFIG).ok());
     let run: Value = run.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
     let earlier = run["method"] == "reward" && run.get("reward").is_none();

@@ -1,6 +1,6 @@
-//! The score of a language model in `score`, `eval` and `compare`. The score of a policy is the one that its
-//! loss trained: beta, sum or mean over tokens, and f-divergence come from the `run.json` of its folder.
-//! Options override them, and a folder without such a run gets the score of plain DPO.
+//! Definition of a language model's score in `score`, `eval` and `compare`. A policy is scored as in its
+//! training: beta, sum or mean over tokens, and f-divergence come from the `run.json` of its folder. Options
+//! override them. A folder without the `run.json` of a DPO or KTO run gets the score of plain DPO.
 
 use std::path::Path;
 
@@ -18,31 +18,31 @@ use crate::{Error, Result};
 /// Options of the score of a language model.
 #[derive(Args, Clone, Debug, Default, PartialEq)]
 pub struct ScoredLossArgs {
-    /// Factor on log pi - log ref [language models; default: training's in run.json, else 0.1]
+    /// Factor on log pi - log ref [language models; default: the value in run.json, else 0.1]
     #[arg(long)]
     pub beta: Option<f64>,
     /// Loss that defines the score, for example sigmoid for sums of log pi - log ref [language models;
-    /// default: training's in run.json, else sigmoid]
+    /// default: the loss in run.json, else sigmoid]
     #[arg(long, alias = "loss_type", value_enum)]
     pub loss_type: Option<LossType>,
-    /// f-divergence of the score [language models; default: training's in run.json, else reverse_kl]
+    /// f-divergence of the score [language models; default: the divergence in run.json, else reverse_kl]
     #[arg(long, alias = "f_divergence_type", value_enum)]
     pub f_divergence_type: Option<Divergence>,
-    /// alpha of the alpha-divergence [language models; default: training's in run.json, else 0.5]
+    /// alpha of the alpha-divergence [language models; default: the value in run.json, else 0.5]
     #[arg(long, alias = "f_alpha_divergence_coef")]
     pub f_alpha_divergence_coef: Option<f64>,
-    /// Tokens that the log-probability of a sequence covers [language models; default: training's in
-    /// run.json, else response]
+    /// Tokens that the log-probability of a sequence covers [language models; default: the scope in run.json,
+    /// else response]
     #[arg(long, alias = "logp_scope", value_enum)]
     pub logp_scope: Option<ScopeName>,
-    /// Sum or mean over a sequence's tokens [language models; default: training's in run.json, else
-    /// that of the loss]
+    /// Sum or mean over a sequence's tokens [language models; default: the reduction in run.json, else that of
+    /// the loss]
     #[arg(long, alias = "logp_reduce", value_enum)]
     pub logp_reduce: Option<ReduceName>,
 }
 
 impl ScoredLossArgs {
-    /// The options with whether they are given.
+    /// Returns the names of the options, each with whether it is given.
     pub(super) fn given(&self) -> [(&'static str, bool); 6] {
         [
             ("--beta", self.beta.is_some()),
@@ -60,7 +60,7 @@ impl ScoredLossArgs {
     }
 }
 
-/// A score and where it comes from.
+/// Definition of a score, and the origin of its options.
 pub(super) struct ScoredLoss {
     /// This loss is never minimised; it only defines the score, by its first curve.
     pub loss: Loss,
@@ -68,7 +68,7 @@ pub(super) struct ScoredLoss {
 }
 
 impl ScoredLoss {
-    /// The score of the model in `model`.
+    /// Returns the score of the model in the folder `model`.
     ///
     /// # Errors
     /// [`Error::Usage`] for options that have no effect or are out of range.
@@ -86,10 +86,10 @@ impl ScoredLoss {
             ));
         }
         let recorded = match args.loss_type {
-            // A different loss has a different score, for which the record only gives beta and the token scope.
+            // `--loss-type` replaces the recorded loss, so only beta and the token scope of the record apply.
             Some(of) => recorded(model).map(|found| LossOptions {
                 beta: found.beta,
-                // Losses on labelled rows support only the tokens of the response.
+                // Losses on labelled rows support only the log-prob of the response tokens.
                 logp_scope: found.logp_scope.filter(|_| !of.is_unpaired()),
                 label_smoothing: None,
                 ..LossOptions::default()
@@ -100,7 +100,7 @@ impl ScoredLoss {
         let options = with(recorded.unwrap_or_default(), args);
         let method = if options.loss_type.iter().any(|of| of.is_unpaired()) { Method::Kto } else { Method::Dpo };
         let loss = options.resolve(method, [1.0; 3], false).map_err(|e| match (e, args.loss_type) {
-            // The record of a run cannot be out of range, unless it was edited.
+            // Recorded options are in range unless run.json was edited.
             (Error::Usage(why), None) if names.is_empty() => {
                 Error::Usage(format!("the loss in the run.json of {}: {why}; give --loss-type", model.display()))
             }
@@ -116,8 +116,8 @@ impl ScoredLoss {
         Ok(Self { loss, origin })
     }
 
-    /// Rejects a reference for a score without one. If there is no reference, replaces the divergence from it
-    /// by the plain log-probability.
+    /// Rejects a reference if the score does not use one. Without a reference, replaces the f-divergence of the
+    /// score by the plain log-probability.
     pub fn settle(mut self, reference: &ScoredReference) -> Result<Self> {
         let frozen = reference.folder().is_some();
         if frozen && self.loss.is_reference_free() {
@@ -133,7 +133,7 @@ impl ScoredLoss {
         Ok(self)
     }
 
-    /// Text of the score.
+    /// Returns the formula of the score as text.
     pub fn text(&self, reference: &ScoredReference) -> String {
         self.loss.score_text(reference.folder().is_some())
     }
@@ -143,7 +143,7 @@ impl ScoredLoss {
         reference.line(&format!("{}, {}", self.text(reference), self.origin))
     }
 
-    /// Writes the score into a result; null for a reward model.
+    /// Writes `beta` and `score` into a result; both are null for a reward model.
     pub fn record(&self, reference: Option<&ScoredReference>, into: &mut Map<String, Value>) {
         let scale = self.loss.scale[0];
         into.insert("beta".into(), json!(reference.map(|_| scale)));
@@ -163,7 +163,7 @@ fn with(recorded: LossOptions, args: &ScoredLossArgs) -> LossOptions {
         beta_inter: kinds(recorded.beta_inter),
         loss_type: args.loss_type.map_or(recorded.loss_type, |of| vec![of]),
         label_smoothing: match args.loss_type {
-            // The curve needs label smoothing, and the score does not depend on it.
+            // The exo_pair loss needs label smoothing above 0, but its score does not depend on the value.
             Some(LossType::ExoPair) => Some(1e-3),
             _ => recorded.label_smoothing,
         },
@@ -193,7 +193,7 @@ fn recorded(model: &Path) -> Option<LossOptions> {
         Value::Null => Vec::new(),
         one => vec![one.clone()],
     };
-    // The likelihood of responses (`sft`) has no score.
+    // The loss `sft`, the likelihood of responses, defines no score.
     if !types.is_empty() && types.iter().all(|of| of == "sft") {
         return None;
     }
@@ -208,7 +208,8 @@ fn recorded(model: &Path) -> Option<LossOptions> {
     if config["f_divergence_type"] == "alpha_divergence" {
         kept.insert("f_alpha_divergence_coef".into(), config["f_alpha_divergence_coef"].clone());
     }
-    // A recorded sum may not come from the option: only a run with `ipo` as its single loss supports it as an option.
+    // run.json records the reduction in use, which may be the default. A recorded sum is passed on only for
+    // `ipo` as the single loss, whose default is the mean.
     if config["logp_reduce"] == "mean" || (types.len() == 1 && is("ipo") && config["f_divergence_type"].is_null()) {
         kept.insert("logp_reduce".into(), config["logp_reduce"].clone());
     }

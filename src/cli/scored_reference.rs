@@ -12,7 +12,7 @@ use crate::model::adapter::base::AdapterFolder;
 use crate::train::manifest::{self, hashes, model_and_base_files};
 use crate::{Error, Result};
 
-/// Where the reference comes from, or why there is none.
+/// Origin of the reference, or the reason why there is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ScoredReference {
     /// Named by `--ref-model`.
@@ -67,7 +67,8 @@ impl ScoredReference {
         // A relative path is relative to the folder in which the run was started. After a move of the whole
         // tree, it may be relative to the current folder.
         let there = run["environment"]["folder"].as_str().map(|folder| Path::new(folder).join(&recorded));
-        // The base of an adapter is the reference unless the run had a different one, and the base may have moved.
+        // If an adapter was trained without a separate reference, its base is the reference, and the base may
+        // have moved.
         let own = run["adapter"].is_object() && run["config"]["ref_model"] == run["config"]["model"];
         let adapter = AdapterFolder::find(model, base).ok().flatten().filter(|_| own);
         let places = there.into_iter().chain([recorded.clone()]).chain(adapter.map(|adapter| adapter.base));
@@ -137,8 +138,8 @@ impl ScoredReference {
         into.insert(format!("reference_from{suffix}"), json!(reference.map(Self::origin)));
     }
 
-    /// Reads the reference and its line from a result of `eval --output`; `None` for a reward model or a
-    /// result that does not record the reference.
+    /// Reads the reference, and the line that describes it, from a result of `eval --output`; `None` for a
+    /// reward model or a result that does not record the reference.
     pub fn read(result: &Path) -> Result<Option<(Self, String)>> {
         let text = input::read(result, input::MAX_RECORD).map_err(input::data_error(result))?;
         let value: Value = serde_json::from_slice(&text).unwrap_or_default();
@@ -154,7 +155,7 @@ impl ScoredReference {
             (Some("changed"), None) => Some(Self::Changed(unnamed)),
             _ => None,
         };
-        // Earlier versions always used sums, and did not record the score.
+        // Earlier versions always used sums of log-probs, and did not record the score.
         let beta = value["beta"].as_f64().map_or("beta".to_owned(), |beta| beta.to_string());
         Ok(found.map(|reference| {
             let earlier = match reference.folder() {

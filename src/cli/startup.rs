@@ -24,7 +24,7 @@ use crate::model::config::ModelConfig;
 use crate::terminal::{color, columns, counted, plain, wrapped};
 use crate::train::memory::MemoryPlan;
 
-/// First column of the values.
+/// Column at which the values of the table start.
 const VALUES: usize = 14;
 /// Minimum line width for wrapping, in columns.
 const MIN_COLUMNS: usize = 60;
@@ -32,7 +32,7 @@ const MIN_COLUMNS: usize = 60;
 /// The run to describe.
 pub(super) struct Startup<'a> {
     pub setup: &'a TrainSetup<'a>,
-    /// Folder of the start weights.
+    /// Folder of the initial weights.
     pub start: &'a Path,
     pub config: &'a ModelConfig,
     /// Number of trained parameters.
@@ -41,17 +41,17 @@ pub(super) struct Startup<'a> {
     pub dtype: &'static str,
     pub groups: &'a [TokenizedGroup],
     pub report: &'a TokenizeReport,
-    /// Length limit as given, before it is resolved from the data.
+    /// Length limit as given by flags, before it is resolved from the data.
     pub limit: LengthLimit,
-    /// Report on the evaluation rows; `rows_read` is 0 without any.
+    /// Report on the evaluation rows; its `rows_read` is 0 if there are none.
     pub eval_report: &'a TokenizeReport,
-    /// Memory in bytes by part, if it was planned.
+    /// Planned memory of the run; `None` if it was not planned.
     pub memory: Option<&'a MemoryPlan>,
     pub tokenizer: &'a Tokenizer,
 }
 
 impl Startup<'_> {
-    /// The table and the examples, as plain text apart from the colours of the examples.
+    /// Returns the table and the examples as plain text; only the examples may be coloured.
     pub fn text(&self) -> Result<String> {
         let mut out = String::new();
         for (name, value) in self.settings() {
@@ -241,7 +241,7 @@ impl Startup<'_> {
         notes
     }
 
-    /// When checkpoints are written, or what a crash loses without them.
+    /// Describes when checkpoints are written or, if none are, what a crash loses.
     fn checkpoints(&self) -> String {
         let s = &self.setup.settings;
         let mut when = Vec::new();

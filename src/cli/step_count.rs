@@ -9,13 +9,13 @@ use serde::{Serialize, Serializer};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum StepCount {
     Steps(u64),
-    /// Above 0 and below 1.
+    /// Fraction of all updates of the run, above 0 and below 1.
     Share(f64),
 }
 
 impl StepCount {
-    /// Number of updates in a run of `total`, rounded up. Before `total` is known, a share counts
-    /// as one update.
+    /// Returns the number of updates in a run of `total` updates, where a share is rounded up. Before `total`
+    /// is known, a share counts as one update.
     pub fn of(self, total: Option<u64>) -> u64 {
         match (self, total) {
             (StepCount::Steps(steps), _) => steps,

@@ -55,7 +55,7 @@ pub enum StudyCommand {
 }
 
 impl StudyCommand {
-    /// `--quiet` of a training run.
+    /// Returns whether a training run has `--quiet`; false for other commands.
     pub(super) fn is_quiet(&self) -> bool {
         match self {
             Self::Sft(args) | Self::Reward(args) | Self::Dpo(args) | Self::Kto(args) => args.train.quiet,
@@ -63,14 +63,14 @@ impl StudyCommand {
         }
     }
 
-    /// Keeps the environment variables of a configuration file for the record of the run.
+    /// Stores the environment variables that a configuration file sets, so that they are recorded with the run.
     pub(super) fn set_variables(&mut self, variables: &[(String, String)]) {
         if let Self::Sft(args) | Self::Reward(args) | Self::Dpo(args) | Self::Kto(args) = self {
             args.train.env = variables.to_vec();
         }
     }
 
-    /// Lists of data files.
+    /// Returns the arguments that list data files.
     pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
         match self {
             Self::Sft(args) | Self::Reward(args) | Self::Dpo(args) | Self::Kto(args) => args.train.data_files(),
@@ -78,7 +78,7 @@ impl StudyCommand {
         }
     }
 
-    /// Returns the device and the arguments for ranks of a training study.
+    /// Returns the arguments for the device and the ranks of a training study; `None` for other studies.
     pub fn meeting(&self) -> Option<(DeviceArgs, &MeetingArgs)> {
         match self {
             Self::Sft(args) | Self::Reward(args) | Self::Dpo(args) | Self::Kto(args) => {
@@ -162,12 +162,12 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
     let readings = sampler.stop();
     let seen = observed.take();
     if let (Err(_), true) = (&outcome, seen.steps.is_empty()) {
-        // No step was trained, so the log and the folder are removed. A folder with other contents stays.
+        // No step was trained, so the log of readings (hw.jsonl) and an otherwise empty folder are removed.
         let _ = std::fs::remove_file(folder.join(FILES[2]));
         let _ = std::fs::remove_dir(&folder);
         return outcome.map(|_| ());
     }
-    // A device that has failed is not measured again.
+    // Rates are measured again only after a successful run, because the device may have failed.
     let after = if outcome.is_ok() { place.rates()? } else { None };
     let rates = match (before, after) {
         (Some(a), Some(b)) => Some(a.or(b)),
@@ -230,7 +230,7 @@ fn existing_file(folder: &Path) -> Option<&'static str> {
     FILES.into_iter().find(|name| folder.join(name).exists())
 }
 
-/// Meters to read, and readings that are unavailable.
+/// Returns the meters to read, and the unavailable ones with the reasons.
 fn meters(has_gpu: bool, uuid: Option<&str>) -> Meters {
     let mut meters: Vec<Box<dyn Meter>> = vec![Box::new(HostMeter::new())];
     let mut missing = Vec::new();
@@ -326,7 +326,7 @@ impl RunDevice {
         })
     }
 
-    /// Measures the ceilings of the device.
+    /// Measures the ceilings (peak rates) of the device; `None` for the emulator.
     fn rates(&self) -> Result<Option<Rates>> {
         match (self.device, self.bf16) {
             (Device::Cuda(ordinal), true) => Kernels::<_, bf16>::new(Driver::new(ordinal)?).rates(),

@@ -1,4 +1,4 @@
-//! `mapl study sweep`: observed runs over a grid of flags, each in its own process.
+//! `mapl study sweep`: observed runs over a grid of flags. Every point of the grid is one run in a separate process.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -89,7 +89,7 @@ pub fn run(args: &SweepArgs) -> Result<()> {
         };
         outcomes.push((index, outcome));
         outcomes.sort_by_key(|(index, _)| *index);
-        // An interrupted sweep keeps its rows so far.
+        // The tables are written after every point, so an interrupted sweep keeps the rows of the finished points.
         let rows: Vec<Outcome> = outcomes.iter().map(|(_, outcome)| outcome.clone()).collect();
         args.write(&grid, &rows)?;
     }
@@ -137,7 +137,8 @@ impl SweepArgs {
         own.into_iter().chain(point.words.iter().cloned()).chain(places).chain(rest).collect()
     }
 
-    /// Runs the commands that have not run before or whose outputs are missing. A failed command ends the sweep.
+    /// Runs those `prepare` commands that have not run before or whose outputs are missing. A failed command
+    /// ends the sweep.
     fn prepare(&self, commands: &[Vec<String>]) -> Result<()> {
         let record = self.output_dir.join(PREPARED);
         let mut done: Vec<Vec<String>> = match record.exists() {

@@ -1,6 +1,6 @@
-//! `--chat-template-kwargs`: variables of the chat template for all rows, and the tokenizer with them.
-//! Without the flag, the variables are those that the `run.json` of the model folder records, because
-//! the model was trained on text rendered with them.
+//! The argument `--chat-template-kwargs`, which sets variables of the chat template for all rows, and the
+//! loading of a tokenizer with these variables. Without the flag, the variables are those that the `run.json`
+//! of the model folder records, because the model was trained on text rendered with them.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -88,7 +88,8 @@ pub(super) fn check_template_used<'a>(
     )))
 }
 
-/// Variables that the run of a model folder used, or a note if its record cannot be read.
+/// Returns the chat-template variables recorded by the run that wrote a model folder, or a note if its
+/// `run.json` cannot be read.
 pub(super) fn recorded(folder: &Path) -> Result<Map<String, Value>, String> {
     let Some(file) = run_file(folder) else { return Ok(Map::new()) };
     let note = |why: String| {

@@ -43,7 +43,7 @@ use crate::train::signals::Signals;
 use crate::train::step::Trainer;
 use crate::{Error, Result};
 
-/// Everything decided before a backend is selected.
+/// Options and settings of a training run, most of them determined before a backend is selected.
 pub(super) struct TrainSetup<'a> {
     pub(super) method: Method,
     pub(super) args: &'a TrainArgs,
@@ -56,10 +56,11 @@ pub(super) struct TrainSetup<'a> {
     pub(super) settings: RunSettings,
     /// Settings of precomputed reference log-probs, if they are used.
     pub(super) precompute: Option<CacheOptions>,
-    /// Requested adapters; `lora` has them for the layers of the model, once the model is known.
+    /// Requested adapter options; `lora` applies them to the layers of the model, once the model is known.
     pub(super) adapters: Option<LoraChoice>,
     pub(super) lora: Option<LoraSpec>,
-    /// Rows of a chunk of the head by the memory plan, if the head works in chunks of rows.
+    /// Number of rows per chunk of the vocabulary head in the memory plan; `None` if the head does not work in
+    /// chunks.
     pub(super) head_rows: Option<usize>,
 }
 
@@ -107,7 +108,7 @@ pub fn run_observed(
                     .into(),
             ));
         }
-        // Mismatched pairs are formed in the order of the file.
+        // The kto loss pairs each prompt with the response of a neighbouring row, so the order of the file is kept.
         settings.shuffle = None;
     }
     loss.check_likelihood()?;
@@ -162,8 +163,8 @@ impl Job for TrainJob<'_> {
         let folder = setup.folder(resume.as_deref());
         let lock = folder.check()?;
         let start = resume.clone().unwrap_or_else(|| setup.args.model.clone());
-        // Everything except the weights comes from the original start model, so that a change there
-        // is detected.
+        // A resumed run reads only the weights from the checkpoint. The rest comes from `--model` again, so
+        // that a change of that folder is detected.
         let (config, mut tokenizer) = start_model(setup.args)?;
         setup.lora = match &setup.adapters {
             Some(_) if config.adapter.is_some() => {
@@ -237,7 +238,7 @@ impl Job for TrainJob<'_> {
             setup.settings.observed.iter().for_each(|observed| observed.plan(memory.named_parts()));
             backend.reserve_workspace(memory.workspace())?;
         }
-        // Ranks must agree before they exchange parts of a model.
+        // Ranks compare their options, data and models before they exchange parts of a model.
         setup.agree(backend, &start, &fingerprint)?;
         let RunModels { mut policy, reference, same_weights } = setup.models(backend, &start, config)?;
         setup.check_save_dtype(backend, &policy)?;
@@ -266,7 +267,7 @@ impl Job for TrainJob<'_> {
         }
         let cache = setup.reference_cache(backend, &mut policy, [&train_groups, &eval_groups])?;
         let lock = RefCell::new(folder.prepare(lock)?);
-        // No rank computes before rank 0 has prepared the folder.
+        // All ranks wait here until rank 0 has prepared the folder.
         world::collective().barrier()?;
         let keep_folder = || lock.borrow_mut().keep(folder.dir);
         let facts = ManifestFacts {
@@ -323,8 +324,8 @@ impl Job for TrainJob<'_> {
     }
 }
 
-/// Records the end of a run and writes its report. Errors here must not hide the outcome of the
-/// run.
+/// Records the end of a run and writes its report. Errors here are printed as warnings, so that they do not
+/// hide the outcome of the run.
 fn finish(manifest: &Manifest, settings: &RunSettings, outcome: &Result<RunSummary>) {
     let mut written = manifest.end(outcome);
     if settings.report_to.jsonl && !follows() {
@@ -367,7 +368,7 @@ impl<'a> TrainSetup<'a> {
         }
     }
 
-    /// Groups of an epoch, prepared for the loss.
+    /// Returns the groups of an epoch, prepared for the loss, and the report of their tokenization.
     fn tokenize(
         &self,
         rows: Vec<SourceRow>,
@@ -380,7 +381,8 @@ impl<'a> TrainSetup<'a> {
         self.check_groups(&mut groups, report.max_length).map(|()| (groups, report))
     }
 
-    /// Returns the evaluation groups with all kinds of comparisons, whichever kinds the run trains on.
+    /// Returns the evaluation groups and the report of their tokenization. The groups keep the comparison kinds
+    /// that the run does not train on.
     fn tokenize_eval(
         &self,
         rows: Vec<SourceRow>,
@@ -417,7 +419,7 @@ impl<'a> TrainSetup<'a> {
         Ok(rows)
     }
 
-    /// Configuration of the model that is trained from `start`.
+    /// Returns the configuration of the model that is trained from the folder `start`.
     fn policy_config(&self, start: &Path, config: ModelConfig, reward: Option<PadChoice>) -> Result<ModelConfig> {
         match self.method {
             Method::Reward => store::reward_config(config, reward.map(|pad| pad.id)),
@@ -429,7 +431,7 @@ impl<'a> TrainSetup<'a> {
         }
     }
 
-    /// Whether steps are captured as graphs and replayed.
+    /// Whether steps are captured as CUDA graphs and replayed.
     pub(super) fn replays<B: Backend>(&self, backend: &B) -> Result<bool> {
         match (self.args.cuda_graph, backend.kernel_properties()) {
             (Some(Switch::On), None) => Err(Error::Usage(format!(
@@ -453,7 +455,7 @@ impl<'a> TrainSetup<'a> {
             None => "none".to_owned(),
             Some(folder) => weights_hash(folder, self.args.base.base())?,
         };
-        // A checkpoint holds all weights of a run except the frozen base weights of adapters.
+        // A checkpoint of adapters lacks the frozen base weights, so their hash is part of the fingerprint.
         let base = self.lora.as_ref().map(|_| weights_hash(&self.args.model, None)).transpose()?;
         Ok(Fingerprint { setup: self, groups, tokenizer, config, reference, base }.entries())
     }

@@ -40,7 +40,7 @@ const MAX_BATCH: usize = 1 << 30;
 /// Updates between log lines by default.
 const LOGGING_STEPS: StepCount = StepCount::Steps(10);
 
-/// Arguments of a training command. They serialise flat, as options of `run.json`.
+/// Arguments of a training command. They are serialised as one flat object, for the options in `run.json`.
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct TrainArgs {
     /// Environment variables that `--config` sets.
@@ -112,8 +112,8 @@ pub struct TrainArgs {
     /// Chat template to use instead of the model folder's
     #[arg(long, help_heading = DATA)]
     pub chat_template_path: Option<PathBuf>,
-    /// Pad token of the reward model, a token of the tokenizer [default: one that is not the last token of
-    /// any sequence; without any, the EOS token]
+    /// Pad token of the reward model, a token of the tokenizer [default: a token that is not the last token of
+    /// any sequence; if there is none, the EOS token]
     #[arg(long, value_name = "TOKEN", help_heading = DATA)]
     pub pad_token: Option<String>,
     /// Variables of the chat template for all rows, as a JSON object; those of a row take precedence
@@ -147,8 +147,7 @@ pub struct TrainArgs {
     /// gather the weights of one layer at a time: least memory, more traffic
     #[arg(long, help_heading = SPEED)]
     pub shard_weights: bool,
-    /// Share prompt prefixes within a group; off shows what sharing saves. Results differ only by
-    /// rounding
+    /// Share prompt prefixes within a group (off, to measure what sharing saves); results differ only by rounding
     #[arg(long, value_enum, default_value_t = Switch::On, help_heading = SPEED)]
     pub prefix_sharing: Switch,
     /// Log entropy, accuracy and mean logits of the response tokens, as TRL does. Off saves a little time and
@@ -174,7 +173,7 @@ pub struct TrainArgs {
 }
 
 impl TrainArgs {
-    /// Lists of data files.
+    /// Returns the arguments that list data files.
     pub(super) fn data_files(&mut self) -> Vec<&mut Vec<PathBuf>> {
         vec![&mut self.train_file, &mut self.eval_file, &mut self.ifeval.ifeval_file]
     }
@@ -197,8 +196,8 @@ impl TrainArgs {
             .with("--resume-from-checkpoint", self.resume_from_checkpoint.iter().filter(other))
     }
 
-    /// Whether a configuration file is the record of the run that this run continues or replaces. It may be
-    /// overwritten, because it has been read in full.
+    /// Whether a configuration file is the record of the run that this run continues or replaces. Such a record
+    /// may be overwritten, because it has been read in full.
     fn is_own_record(&self, config: &Path) -> bool {
         same_file(config, &self.output_dir.join(CONFIG_FILE))
     }
@@ -225,7 +224,7 @@ pub enum Switch {
     Off,
 }
 
-/// Length, batch, optimiser and logging of a run.
+/// Options for the length, batches, optimiser and logging of a run.
 #[derive(Args, Clone, Debug, Serialize)]
 #[command(next_help_heading = "Optimisation")]
 pub struct OptimiserArgs {
@@ -295,7 +294,7 @@ pub struct OptimiserArgs {
 }
 
 impl OptimiserArgs {
-    /// Updates of warm-up, if given.
+    /// Returns the number of warm-up updates, if given.
     fn warmup(&self, total: Option<u64>) -> Result<Option<u64>> {
         match self.warmup_ratio {
             None => Ok(self.warmup_steps.map(|steps| steps.of(total))),
@@ -308,8 +307,9 @@ impl OptimiserArgs {
 }
 
 impl TrainArgs {
-    /// Settings of the training loop. All numbers are checked here, before anything is read. `total` is the
-    /// number of updates, or `None` before the data are known. Without it, fractions of it are placeholders.
+    /// Returns the settings of the training loop, and checks all numeric options before any file is read.
+    /// `total` is the number of updates of the run, or `None` before the data are known. Without `total`,
+    /// options that are fractions of it get placeholder values.
     pub fn run_settings(&self, method: Method, objective: Objective, total: Option<u64>) -> Result<RunSettings> {
         let o = &self.optimiser;
         let paper = method != Method::Sft && matches!(objective, Objective::Mapl | Objective::Rc);

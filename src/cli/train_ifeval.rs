@@ -33,7 +33,7 @@ use crate::train::metrics::number;
 use crate::train::signals::Signals;
 use crate::{Error, Result};
 
-/// Instruction following of the policy at evaluations.
+/// Options for measuring the policy's instruction following at evaluations.
 #[derive(Args, Clone, Debug, Serialize)]
 #[command(next_help_heading = "Evaluation and checkpoints")]
 pub struct TrainIfevalArgs {
@@ -109,7 +109,8 @@ impl PolicyPrompts {
         PlannedGeneration { slots, tokens, rows, longest: longest.min(config.max_positions) }
     }
 
-    /// Answers the prompts and judges the answers; `None` if a stop signal came.
+    /// Generates responses to the prompts and returns the shares of followed instructions; `None` if a stop
+    /// signal arrived.
     pub fn figures<B: Backend>(
         &self,
         backend: &B,
@@ -147,7 +148,7 @@ impl PolicyPrompts {
     }
 }
 
-/// Marks `samples` of `total` rows, evenly spread.
+/// Returns a mask that selects `samples` of `total` rows, evenly spread.
 fn spread(total: usize, samples: usize) -> Vec<bool> {
     let mut chosen = vec![false; total];
     (0..samples).for_each(|i| chosen[i * total / samples] = true);

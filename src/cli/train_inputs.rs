@@ -24,12 +24,12 @@ impl TrainSetup<'_> {
         let total = self.settings.total_steps(groups);
         let observed = self.settings.observed.take();
         let settled = self.args.run_settings(self.method, self.build.objective, Some(total))?;
-        // The loss may have disabled shuffling.
+        // The loss may have disabled shuffling, so `shuffle` keeps its value.
         self.settings = RunSettings { observed, shuffle: self.settings.shuffle, ..settled };
         Ok(())
     }
 
-    /// Checkpoint to continue from.
+    /// Returns the checkpoint to continue from, or `None` for a new run.
     pub(super) fn resume(&self) -> Result<Option<PathBuf>> {
         let said = |path: &Path| path.to_str().and_then(word_of_truth);
         match &self.args.resume_from_checkpoint {
@@ -50,7 +50,7 @@ impl TrainSetup<'_> {
         }
     }
 
-    /// Training and evaluation rows.
+    /// Reads the training and evaluation rows.
     pub(super) fn read(&self) -> Result<(Vec<SourceRow>, Vec<SourceRow>)> {
         let options = ReadOptions { whole_conversations: self.method == Method::Reward, ..self.args.read.clone() };
         let read = |files: &[PathBuf]| match self.method {

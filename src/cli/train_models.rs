@@ -32,7 +32,7 @@ pub(super) struct RunModels<B: Backend> {
 }
 
 impl TrainSetup<'_> {
-    /// Planned memory of the run, by part.
+    /// Plans the memory of the run; `None` for f64, which has no plan.
     pub(super) fn memory<B: Backend>(
         &self,
         backend: &B,
@@ -157,7 +157,7 @@ impl TrainSetup<'_> {
         }
     }
 
-    /// Whether DPO's reference is the base of the adapters, so that no second model is needed.
+    /// Whether the reference is the base of the adapters, so that no second model is needed.
     pub(super) fn base_is_reference(&self) -> bool {
         self.lora.is_some() && self.reference().is_some_and(|folder| same_file(folder, &self.args.model))
     }
@@ -180,7 +180,7 @@ impl TrainSetup<'_> {
         Ok(Some((folder, config)))
     }
 
-    /// The reference's log-probs of all groups, if they are precomputed.
+    /// Returns the reference's log-probs of all groups; `None` if they are not precomputed.
     pub(super) fn reference_cache<B: Backend>(
         &self,
         backend: &B,

@@ -21,7 +21,8 @@ use crate::{Error, Result};
 pub(super) fn check(args: &TrainArgs, loss: &Loss) -> Result<()> {
     let ranks = world::collective();
     if ranks.size() == 1 {
-        // A single rank that uses NCCL may shard the optimiser: it scatters, updates and gathers everything.
+        // A single-process run over NCCL supports --shard-optimizer. Its only rank scatters, updates and
+        // gathers the whole state.
         let shards = args.shard_optimizer == Some(Switch::On) && ranks.is_alone();
         let given = [("--shard-optimizer", shards), ("--shard-weights", args.shard_weights)];
         refuse_given(&given, "with one rank; leave it out, or start several (docs/ranks.md)")?;
@@ -65,7 +66,7 @@ pub(super) fn check(args: &TrainArgs, loss: &Loss) -> Result<()> {
 impl TrainSetup<'_> {
     /// Whether each rank keeps the optimiser state of a slice of the parameters.
     pub(super) fn shards_optimizer(&self) -> bool {
-        // By default only several ranks shard, because a single rank saves no memory.
+        // By default only runs with several ranks shard, because sharding over one rank saves no memory.
         self.args.shard_optimizer.map_or(world::is_shared(), |switch| switch == Switch::On)
     }
 

@@ -1,7 +1,7 @@
 //! Flags of TRL 1.16 (DPO, KTO, reward and SFT arguments with those of transformers, model and script
 //! arguments) and of its launcher that the training commands do not have under the same name, with the
-//! meaning of each value here. Flags that the parser knows are never looked up, so a row has no effect once
-//! its flag is added to the parser.
+//! meaning of each value here. Flags that the parser knows are never looked up, so a row of the table has no
+//! effect once its flag is added to the parser.
 
 use std::cmp::Ordering;
 
@@ -13,14 +13,14 @@ pub(super) enum Takes {
     /// No value, or `true` or `false`; `--no-FLAG` means `false`.
     Switch,
     One,
-    /// One or more.
+    /// One or more values.
     List,
 }
 
-/// Meaning of a flag's values here.
+/// Meaning of the values of a TRL flag in mapl.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Meaning {
-    /// Accepted: no value changes a result of the run.
+    /// Every value is accepted, and none changes a result of the run.
     Idle,
     /// These values request the behaviour that mapl always has; others are rejected.
     Only(&'static [&'static str]),
@@ -48,7 +48,7 @@ const OFF: Meaning = Only(&["false", "none"]);
 const ON: Meaning = Only(&["true"]);
 const UNSET: Meaning = Only(&["none", ""]);
 
-/// Flags that share a reason.
+/// A reason, and the flags to which it applies.
 type Rows = (&'static str, &'static [(&'static str, Takes, Meaning)]);
 
 const TABLE: &[Rows] = &[
@@ -315,7 +315,8 @@ const TABLE: &[Rows] = &[
 
 const CPU: Meaning = As(&[("true", &["--device=cpu"]), ("false", &[])]);
 
-/// Values of a flag of mapl that only TRL supports. If `refused` is `None`, the flag is left out.
+/// Values of one of mapl's flags that TRL supports but mapl does not. `refused` is the reason for the error; if
+/// it is `None`, the flag is ignored.
 pub(super) struct ForeignValue {
     pub flag: &'static str,
     values: &'static [&'static str],
@@ -367,8 +368,8 @@ const VALUES: &[ForeignValue] = &[
     },
 ];
 
-/// True for a JSON object that holds only `use_reentrant`, which changes no result, and default values of the
-/// other keys.
+/// Whether `--gradient-checkpointing-kwargs` is a JSON object with only `use_reentrant`, which changes no
+/// result, and default values of other keys.
 fn checkpointing(text: &str) -> bool {
     object(text).is_some_and(|object| {
         object.iter().all(|(key, value)| match key.as_str() {
@@ -380,7 +381,7 @@ fn checkpointing(text: &str) -> bool {
     })
 }
 
-/// True for a JSON object of keys that change no result.
+/// Whether `--model-init-kwargs` is `none` or a JSON object in which no key changes a result.
 fn loading(text: &str) -> bool {
     let idle = ["attn_implementation", "device_map", "low_cpu_mem_usage", "use_cache"];
     text == "none" || object(text).is_some_and(|object| object.keys().all(|key| idle.contains(&key.as_str())))
@@ -411,21 +412,21 @@ pub(super) fn find(name: &str) -> Option<Foreign> {
     all().find(|flag| flag.name == name)
 }
 
-/// Whether TRL has values of a flag of mapl that mapl does not support.
+/// Whether TRL supports values of this mapl flag that mapl does not support.
 pub(super) fn has_foreign_values(flag: &str) -> bool {
     VALUES.iter().any(|known| known.flag == flag)
 }
 
-/// Returns the entry of a value of a flag of mapl, if only TRL supports this value.
+/// Returns the table entry for `value` of mapl's flag `flag`, if only TRL supports this value.
 pub(super) fn foreign_value(flag: &str, value: &str) -> Option<&'static ForeignValue> {
     let value = value.to_lowercase();
     VALUES.iter().find(|known| known.flag == flag && known.values.contains(&value.as_str()))
 }
 
-/// Replacement of a flag with a value.
+/// Replacement of a TRL flag together with its value.
 #[derive(Debug, PartialEq)]
 pub(super) enum Becomes {
-    /// Flags of mapl, or none.
+    /// Flags of mapl; empty if the value requests the behaviour that mapl always has.
     Words(&'static [&'static str]),
     /// No flag; the value requests something that has no effect here.
     Idle,

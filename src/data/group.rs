@@ -35,7 +35,7 @@ impl Message {
         if self.extra.is_empty() {
             return (&*self.content).into();
         }
-        // Strings and JSON values only, so the conversion cannot fail.
+        // The keys are strings and the values are JSON, so the conversion cannot fail.
         let extra = serde_json::to_string(&self.extra).unwrap_or_default();
         format!("{}\n{extra}", self.content).into()
     }
@@ -87,7 +87,7 @@ impl Response {
     }
 }
 
-/// Origin of a comparison.
+/// Kind of a comparison, by the prompts and responses that it compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -100,7 +100,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All kinds in the order of every table and metric.
+    /// All kinds, in the order in which tables and metrics list them.
     pub const ALL: [Kind; 3] = [Kind::Base, Kind::Intra, Kind::Inter];
 
     /// Lower-case name, as in files and metric names.
@@ -212,7 +212,7 @@ pub struct PreferenceGroup {
     pub responses: Vec<Response>,
     /// Comparisons between responses.
     pub comparisons: Vec<Comparison>,
-    /// Instructions that prompts may contain.
+    /// Instructions of the prompts, with the checker's results.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub instructions: Vec<Instruction>,
     /// Tool descriptions handed to the chat template (TRL's `tools`).
@@ -246,7 +246,8 @@ impl PreferenceGroup {
         pairs
     }
 
-    /// The label of a row with one response: whether it is desirable. `None` for rows of comparisons.
+    /// Returns the label of a row with one response, which is true if the response is desirable; `None` for
+    /// rows with comparisons.
     pub fn label(&self) -> Option<bool> {
         match &self.comparisons[..] {
             [comparison] if comparison.terms.len() == 1 => Some(comparison.terms[0].sign > 0),
@@ -308,7 +309,7 @@ impl Comparison {
         if self.terms.iter().map(|t| i32::from(t.sign)).sum::<i32>() != 0 {
             return Err("a comparison needs as many terms with sign 1 as with sign -1".into());
         }
-        // Training computes in f32.
+        // Training computes in f32, so margin and weight must be finite there.
         if !(self.margin as f32).is_finite() {
             return Err(format!("margin {} must be finite in single precision (below about 3.4e38)", self.margin));
         }

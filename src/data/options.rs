@@ -1,6 +1,6 @@
 //! Settings of the construction of preference groups, in two forms. [`BuildArgs`] is the command
 //! line, with every flag optional. [`BuildOptions`] is complete; the builder reads it and the run
-//! manifest stores it. Presets fill the gap between the two.
+//! manifest stores it. The preset of the objective gives the values of flags that are left out.
 //!
 //! Unknown function ids, empty ranges, numbers out of range, and flags that have no effect under the
 //! objective are errors. Options that act only during training (weights, beta, loss curve) are not here;
@@ -135,7 +135,7 @@ pub enum InterDir {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InterPrompts {
-    /// Reuse them: fewer sequences.
+    /// Reuse them, which needs fewer sequences.
     Shared,
     /// Draw them separately.
     Separate,
@@ -226,10 +226,10 @@ pub struct BuildArgs {
     /// none; rc: bare]
     #[arg(long, alias = "intra_anchor", value_enum)]
     pub intra_anchor: Option<IntraAnchor>,
-    /// Intra draws per response [default: 1]
+    /// Number of intra comparisons to draw per response [default: 1]
     #[arg(long, alias = "n_intra")]
     pub n_intra: Option<usize>,
-    /// Inter draws per direction [default: 1]
+    /// Number of inter comparisons to draw per direction [default: 1]
     #[arg(long, alias = "n_inter")]
     pub n_inter: Option<usize>,
     /// Terms of inter comparisons; `group` is the same as `margin` [default: margin; rpo:

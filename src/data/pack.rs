@@ -16,15 +16,15 @@
 //!
 //! The code departs from this in three points. Tables index the whole batch, so the indices of a
 //! group are shifted by the segments, rows and sequences of earlier groups. The three groupings are
-//! counting sorts into CSR tables, so backward sums have one owner and a fixed order. All tables
-//! keep their memory from batch to batch.
+//! counting sorts into CSR tables, so each backward sum has one owner and a fixed order. All tables keep their
+//! memory from batch to batch.
 //!
 //! All index values are checked here, once; the ops check only lengths.
 //!
-//! Errors that name the group: a token id outside the vocabulary, an empty response, and an empty prompt if
-//! its last token has to predict. Errors that show a bug of the caller: references outside the group, signs
-//! other than 1 and -1, more terms than a comparison has slots, and clip bounds in the wrong order. A batch
-//! with more than 2^31 table entries is an error, with the advice to make it smaller.
+//! Errors that name the group: a token id outside the vocabulary, an empty response, and an empty prompt if its
+//! last token would have to predict the first response token. Errors that show a bug of the caller: references
+//! outside the group, signs other than 1 and -1, more terms than a comparison has slots, and clip bounds in the
+//! wrong order. A batch with more than 2^31 table entries is an error, with the advice to make it smaller.
 
 mod batch;
 mod limits;
@@ -68,7 +68,8 @@ pub struct PackOptions {
     pub scoring: Scoring,
     /// Rows of the embedding table; every token id must be smaller.
     pub vocab: usize,
-    /// Pad token of a reward model. transformers reads the rightmost token with a different id.
+    /// Pad token of a reward model. As in transformers, the reward is read at the rightmost token with a
+    /// different id.
     pub pad: Option<u32>,
     /// Whether token rows are grouped by position too, for the gradient of learned positions.
     pub position_runs: bool,
@@ -239,7 +240,7 @@ impl Batch {
 }
 
 impl ComparisonTable {
-    /// Lists the uses of each of `seqs` sequences, in comparison order, with `next` as scratch.
+    /// Lists the terms that use each of `seqs` sequences, in comparison order, with `next` as scratch.
     fn index_uses(&mut self, seqs: usize, next: &mut Vec<i32>) {
         next.clear();
         next.resize(seqs + 1, 0);

@@ -1,6 +1,6 @@
-//! Requests to the worker process of a tokenizer, and the answers to them.
+//! Requests to the worker process of a tokenizer, and the responses to them.
 //!
-//! Part 0 of a message is JSON: a [`Request`], or `Result<answer, Fault>`. Texts, files, token ids and rows
+//! Part 0 of a message is JSON: a [`Request`], or `Result<response, Fault>`. Texts, files, token ids and rows
 //! follow as separate parts, so that large ones are neither escaped nor parsed.
 
 use std::ffi::OsString;
@@ -19,27 +19,29 @@ use crate::{Error, Result};
 /// Request to a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// Loads a tokenizer, before everything else. Parts: the files, then the template file.
+    /// Loads a tokenizer; it must be the first request. The parts are the files, then the template file.
     Load {
         dir: OsString,
         files: Vec<OsString>,
-        /// Ids of the EOS tokens in the other configurations of the folder.
+        /// EOS token ids from `generation_config.json` and `config.json`.
         ends: Vec<u32>,
         template: Option<OsString>,
         /// Date that templates see, in seconds since 1970.
         now: u64,
     },
-    /// Part 1: a text. Answer, part 1: ids.
+    /// Encodes a text (part 1). Part 1 of the response holds the ids.
     Encode { special: bool },
-    /// Part 1: a text that continues other text. Answer, part 1: ids.
+    /// Encodes a text (part 1) that continues other text. Part 1 of the response holds the ids.
     Continue,
-    /// Part 1: ids. Answer, part 1: the text.
+    /// Decodes ids (part 1). Part 1 of the response holds the text.
     Decode,
-    /// Answer: [`Entry`].
+    /// Looks up the vocabulary entry of an id. The response is an [`Entry`].
     Entry(u32),
-    /// Part 1: JSON of messages, generation prompt, tools and variables. Answer, part 1: the text.
+    /// Renders the chat template for the JSON (part 1) of messages, generation prompt, tools and variables.
+    /// Part 1 of the response holds the text.
     Render,
-    /// Part 1: JSON of the group. Parts of the answer: ids of the prompts, then of the responses.
+    /// Encodes the row whose group is the JSON in part 1. The response is an [`EncodedRow`]; its further parts
+    /// hold the ids of the prompts, then of the responses.
     Row {
         file: OsString,
         line: usize,
@@ -73,7 +75,7 @@ pub(super) struct Entry {
     pub text: String,
 }
 
-/// Facts about an encoded row; its ids are in the parts.
+/// Facts about an encoded row; its ids are in further parts of the message.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct EncodedRow {
     pub prompts: usize,
@@ -126,14 +128,14 @@ impl Fault {
     }
 }
 
-/// JSON of part 0.
+/// Returns the JSON of part 0 of a message.
 pub(super) fn json(value: &impl Serialize) -> Vec<u8> {
     // The value holds only numbers, strings and lists, so the conversion cannot fail. The reader rejects an
     // empty part.
     serde_json::to_vec(value).unwrap_or_default()
 }
 
-/// Sends a request and reads the answer's part 0.
+/// Sends a request and parses part 0 of the response.
 ///
 /// # Errors
 /// The outer error is a failure of the worker, the inner one an error that the worker returns.
@@ -148,7 +150,7 @@ pub(super) fn ask<T: DeserializeOwned>(
     Ok(answer(pool.ask(&parts, bytes)?))
 }
 
-/// Reads an answer's part 0.
+/// Parses part 0 of a response.
 pub(super) fn answer<T: DeserializeOwned>(frame: Frame) -> Result<(T, Frame), Fault> {
     match serde_json::from_slice::<Result<T, Fault>>(frame.part(0)) {
         Ok(outcome) => outcome.map(|value| (value, frame)),

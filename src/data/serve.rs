@@ -11,7 +11,7 @@ use super::tokenizer::{StoredFile, Tokenizer};
 use super::worker::frame::{Frame, id_bytes, ids};
 use crate::{Error, Result};
 
-/// Answers requests from standard input until it ends. `arguments` are the arguments after
+/// Answers requests from standard input until the input ends. `arguments` are the arguments after
 /// [`super::worker::COMMAND`]. Returns the exit code.
 #[cfg(target_os = "linux")]
 pub fn main(arguments: &[std::ffi::OsString]) -> i32 {
@@ -33,7 +33,7 @@ pub fn main(_: &[std::ffi::OsString]) -> i32 {
     2
 }
 
-/// Returns the parts of the answer.
+/// Returns the parts of the response to a request.
 fn parts(tokenizer: &mut Option<Tokenizer>, request: &Frame) -> Vec<Vec<u8>> {
     respond(tokenizer, request).unwrap_or_else(|fault| vec![json(&Err::<(), _>(fault))])
 }

@@ -35,7 +35,7 @@ pub struct TokenTable {
 }
 
 impl TokenTable {
-    /// Counts a group. No layout shares responses.
+    /// Counts the tokens of a group. No layout shares response tokens between sequences.
     pub fn new(group: &TokenizedGroup) -> Self {
         let length = |sequence: usize| {
             let sequence = &group.sequences[sequence];
@@ -111,7 +111,7 @@ pub(crate) fn render_preview(
     with_notes(group, &notes, tokenizer, options)
 }
 
-/// Formats a group as `render_preview` does.
+/// Formats a group: its comparisons, its distinct sequences with the tokens of the loss marked, and its token table.
 pub fn render(group: &TokenizedGroup, tokenizer: &Tokenizer, options: ShowOptions) -> Result<String> {
     let notes = (0..group.comparisons.len()).map(|i| comparison_line(i, group) + "\n");
     with_notes(group, &notes.collect::<String>(), tokenizer, options)

@@ -30,7 +30,7 @@ const MAX_SENTENCES: usize = 4;
 /// some of them.
 const MAX_DISTINCT: usize = 6;
 /// Share of pairs in which the chosen response strays to the other topic, and share in which the
-/// rejected one does. With two different shares, "all words from one topic" would predict the side
+/// rejected one does. With two different shares, "all words from one topic" would predict the chosen response
 /// without the prompt.
 const STRAY: f64 = 0.2;
 /// One in `TEST_ONE_IN` prompts belongs to the test split.

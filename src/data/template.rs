@@ -56,7 +56,7 @@ pub struct ChatTemplate {
     sources: NamedSources,
     /// Special tokens by their variable names: `bos_token`, `eos_token`, ...
     tokens: Vec<(String, String)>,
-    /// Variables that the sources read and that only settings provide.
+    /// Variables that the sources read and that only settings (`--chat-template-kwargs`) provide.
     settings: Vec<String>,
 }
 
@@ -206,8 +206,8 @@ impl ChatTemplate {
         }
     }
 
-    /// Advice for a message: the settings that the template reads and `given` does not hold. Empty
-    /// without any.
+    /// Returns advice for an error message, which names the settings that the template reads and `given` lacks;
+    /// empty if there are none.
     pub fn settings_advice(&self, given: Option<&Map<String, serde_json::Value>>) -> String {
         let open = |name: &&String| given.is_none_or(|given| !given.contains_key(*name));
         let open: Vec<&str> = self.settings.iter().filter(open).map(String::as_str).take(6).collect();
@@ -274,7 +274,7 @@ fn named_sources(value: &serde_json::Value) -> Result<NamedSources, String> {
 }
 
 /// Converts line ends to LF, `generation` tags to tags of an always-true block, and `%` after
-/// strings to the filter `format`. White-space marks are kept.
+/// strings to the filter `format`. White-space control marks (`-` and `+`) are kept.
 fn normalise(source: &str) -> String {
     static TAG: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(r"\{%([-+]?)\s*(generation|endgeneration)\s*([-+]?)%\}").expect("the pattern is constant")

@@ -1,6 +1,6 @@
 //! Tokenises groups and applies the length limit. Reading order:
 //!
-//! - `encode`: the boundary between prompt and response, on ids
+//! - `encode`: token ids of prompts and responses, and the boundary between them
 //! - `lost`: text of a row that is missing from its ids
 //! - `remote`: rows that worker processes encode
 //! - `limit`: the length limit; `fit`: handling of sequences above it
@@ -14,8 +14,9 @@
 //! dropped.
 //!
 //! Errors are empty prompts and responses, two BOS tokens at the start, dropping more comparisons than
-//! `max_drop_fraction`, and a prompt that is not a prefix of its sequence. In plain text, the last is an
-//! error only above the share `max_boundary_mismatch`; in conversations of a reward model it is never one.
+//! `max_drop_fraction`, and a prompt that is not a prefix of its sequence. In plain text, such prompts are an
+//! error only if more than the share `max_boundary_mismatch` of the sequences has one. In conversations for a
+//! reward model they are never an error.
 
 mod encode;
 mod fit;
@@ -51,7 +52,7 @@ pub use report::{Example, Lengths, TokenizeReport};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnTooLong {
-    /// Drop the comparisons that use it
+    /// Drop the comparisons that use the sequence
     #[default]
     Drop,
     /// Cut the start of the prompts, by the same number of tokens in all prompts of a row
@@ -257,10 +258,10 @@ struct Outcome {
     report: TokenizeReport,
 }
 
-/// A row as ids, before the length limit.
+/// A row as token ids, before the length limit is applied.
 struct EncodedRow {
     encoded: encode::Encoded,
-    /// (prompt, response) of every sequence.
+    /// Indices (prompt, response) of every sequence.
     pairs: Vec<(usize, usize)>,
 }
 
@@ -290,7 +291,7 @@ fn encode_row(
     Ok(EncodedRow { encoded, pairs })
 }
 
-/// Applies the length limit of `max` tokens.
+/// Applies the length limit of `max` tokens to a row.
 fn fit_row(
     row: &SourceRow,
     EncodedRow { encoded, pairs }: EncodedRow,
@@ -358,13 +359,13 @@ pub(super) fn encode_here(
     rules: Rules,
 ) -> Result<encode::Encoded> {
     encode::encode(row, pairs, tokenizer, rules).map_err(|error| match error {
-        // The library has loaded and rejects the text, so the row is at fault.
+        // The tokenizer file has been loaded, so this error is caused by the text of the row.
         Error::Model { path, why } if path == tokenizer.file() => row.error(format!("{}: {why}", path.display())),
         other => other,
     })
 }
 
-/// Attaches the ids to the group and removes its dropped comparisons.
+/// Attaches token ids to a group and removes its dropped comparisons.
 fn attach_ids(mut group: PreferenceGroup, fitted: fit::Fitted) -> TokenizedGroup {
     let mut kept = fitted.kept.iter();
     group.comparisons.retain(|_| kept.next().copied().unwrap_or(false));

@@ -60,7 +60,8 @@ impl TokenizedGroup {
         self.sequences.iter().map(|s| self.prompt_ids[s.prompt].len() + s.response_ids.len()).max().unwrap_or(0)
     }
 
-    /// Number of tokens of a sequence with a log-prob in its score. The first token of a prompt has none.
+    /// Number of tokens whose log-probs are summed in the score of a sequence. The first token of a prompt has
+    /// no log-prob.
     pub fn scored_tokens(&self, sequence: usize, scope: LogpScope) -> usize {
         let Sequence { prompt, ref response_ids, .. } = self.sequences[sequence];
         let before = match scope {

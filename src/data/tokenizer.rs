@@ -1,16 +1,16 @@
 //! Tokenizer of a model folder: encoding and decoding, special tokens, EOS ids and chat template. `load` and
-//! `files` read it, `copy` writes its files into a saved model, `pad` chooses the pad token of a reward
-//! model, `added` adds tokens that only the configuration lists, `continuation` encodes text that continues
-//! other text, `rebuilt` warns if transformers would replace parts, `remote` is a tokenizer in worker
-//! processes, and `train` trains a new tokenizer.
+//! `files` read it, `copy` writes its files into a saved model, `pad` chooses the pad token of a reward model,
+//! `added` adds tokens that only the configuration lists, `continuation` encodes text that continues other
+//! text, `rebuilt` warns if transformers would build a different tokenizer from the folder, `remote` is a
+//! tokenizer in worker processes, and `train` trains a new tokenizer.
 //!
-//! Read: `tokenizer.json` (required), `tokenizer_config.json`, `special_tokens_map.json`,
+//! These files are read: `tokenizer.json` (required), `tokenizer_config.json`, `special_tokens_map.json`,
 //! `chat_template.jinja` and `additional_chat_templates`, and the EOS ids of `generation_config.json` and
 //! `config.json`. Truncation and padding stored in `tokenizer.json` are disabled, because lengths are limited
 //! in `tokenize` and nothing is padded.
 //!
-//! The library runs in worker processes if those are enabled ([`super::worker`]). They receive the bytes that
-//! this process read, so later changes to the folder have no effect.
+//! The tokenizers library runs in worker processes if those are enabled ([`super::worker`]). They receive the
+//! bytes that this process read, so later changes to the folder have no effect.
 //!
 //! Folders without `tokenizer.json`, damaged files, and special tokens that are not in the vocabulary are
 //! errors.
@@ -39,7 +39,7 @@ pub use files::{StoredFile, template_of};
 pub(crate) use remote::Remote;
 pub use train::train_bpe;
 
-/// File of the special tokens by name, in folders of earlier versions of transformers.
+/// File that maps names to special tokens, written by earlier versions of transformers.
 const TOKEN_MAP: &str = "special_tokens_map.json";
 
 /// Files of a folder that belong to its tokenizer, in copy order.
@@ -70,7 +70,8 @@ pub struct Tokenizer {
     /// Tokenizer of [`Tokenizer::encode_continuation`], if it differs from the one of `engine`; created at
     /// its first use.
     continuing: OnceLock<Result<Option<Inner>, String>>,
-    /// Folder that it was loaded from, for messages and names; `None` after training.
+    /// Folder of the tokenizer's files, for messages and names; `None` for a new tokenizer that is not saved
+    /// yet.
     dir: Option<PathBuf>,
     /// The folder's tokenizer files. A save writes these bytes, even if the folder has changed.
     files: Vec<StoredFile>,
@@ -78,29 +79,29 @@ pub struct Tokenizer {
     tokens: Vec<(String, String)>,
     bos: Option<u32>,
     pad: Option<u32>,
-    /// Pad token that replaces the folder's in copies.
+    /// Pad token that is written into copies of the folder's files, instead of the folder's pad token.
     new_pad: Option<String>,
-    /// Special tokens of the vocabulary with their ids, in ascending order.
+    /// Special tokens of the vocabulary with their ids, in ascending order of ids.
     special: Vec<(u32, String)>,
-    /// Id of the EOS token first, then further EOS ids of the folder.
+    /// EOS ids: the id of the EOS token first, then further ids of the folder.
     ends: Vec<u32>,
     /// EOS ids of `generation_config.json` and `config.json`, as they were read.
     further_ends: Vec<u32>,
     /// Number of ids that the post-processor appends to a text.
     suffix: usize,
     template: Option<ChatTemplate>,
-    /// The file that replaced the folder's template.
+    /// Chat template file that replaces the folder's template (`--chat-template-path`).
     template_file: Option<StoredFile>,
     /// Variables of the template for all rows.
     template_kwargs: Map<String, Value>,
     notes: Vec<String>,
     /// A file that a save must not copy, and why.
     outside: Option<(PathBuf, String)>,
-    /// Warning that transformers builds a different tokenizer from the folder.
+    /// Warning that transformers builds a tokenizer from the folder that differs from `tokenizer.json`.
     rebuilt: Option<String>,
 }
 
-/// Place where the library runs.
+/// Process in which the tokenizers library runs.
 #[derive(Debug)]
 enum Engine {
     Here(Box<Inner>),
@@ -158,7 +159,7 @@ impl Tokenizer {
         &ids[..ids.len().saturating_sub(self.suffix)]
     }
 
-    /// Decodes ids, with special tokens written out. Ids outside the vocabulary are skipped.
+    /// Decodes ids. Special tokens appear as text. Ids outside the vocabulary are skipped.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         let inner = match &self.engine {
             Engine::Here(inner) => inner,
@@ -195,7 +196,7 @@ impl Tokenizer {
         self.ends.first().copied()
     }
 
-    /// All ids that end a response.
+    /// All EOS ids, each of which ends a response.
     pub fn end_ids(&self) -> &[u32] {
         &self.ends
     }
@@ -287,7 +288,7 @@ impl Tokenizer {
         Error::model(&self.file(), why)
     }
 
-    /// Path of the file that is named in errors of the library.
+    /// Path that errors of the tokenizers library name.
     pub(crate) fn file(&self) -> PathBuf {
         self.dir.clone().unwrap_or_default().join("tokenizer.json")
     }

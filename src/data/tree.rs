@@ -21,17 +21,18 @@
 //! differ in their first token give several trees. Without sharing, each sequence is emitted as one
 //! segment.
 //!
-//! Prompts form a compressed trie over their token ids; responses are leaves below the end of their
-//! prompt. Responses never share tokens, even if they start alike: each response token belongs to
-//! one sequence, so its gradient has one owner. Sharing is exact, because a shared token has the
-//! same ancestors in every sequence that contains it.
+//! Prompts form a compressed trie over their token ids; responses are leaves below the end of their prompt.
+//! Responses never share tokens, even if they start alike: each response token belongs to one sequence, so only
+//! that sequence contributes to its gradient. Sharing is exact, because a shared token has the same ancestors
+//! in every sequence that contains it.
 //!
 //! At a node, the responses that start there come first, in sequence order, then the longer
 //! prompts, ordered by their smallest prompt index. Prompts that no sequence uses are left out. A
 //! segment is never empty. A prompt with a single response below it continues into that response,
 //! so a group of one sequence is the same with sharing and without.
 //!
-//! This module rejects nothing, because [`super::pack`] checks the groups before it builds their trees.
+//! This module does not check its input, because [`super::pack`] checks the groups before it builds their
+//! trees.
 
 use super::tokenized::TokenizedGroup;
 use std::collections::BTreeSet;
@@ -41,12 +42,12 @@ use std::ops::Range;
 /// sequence's response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Prompt that holds the ids. If several prompts hold them, the smallest prompt index.
+    /// Index of the prompt that holds the ids; the smallest index if several prompts share them.
     pub prompt: usize,
-    /// Token range in the prompt, empty for a pure response. Its start is the position of the
-    /// segment's first token.
+    /// Token range in the prompt; empty if the segment holds only response tokens. Its start is the position of
+    /// the segment's first token.
     pub prompt_range: Range<usize>,
-    /// Sequence of the response part; `None` if `response_len` is 0.
+    /// Index of the sequence whose response tokens the segment holds; `None` if `response_len` is 0.
     pub sequence: Option<usize>,
     /// Number of leading response tokens in the segment.
     pub response_len: usize,
@@ -64,8 +65,8 @@ impl Segment {
         self.prompt_range.start
     }
 
-    /// Visible (query, key) pairs of the segment's tokens: all ancestors, and the segment itself
-    /// causally.
+    /// Number of (query, key) pairs in the attention of the segment's tokens, which attend to all ancestors and
+    /// causally to the segment itself.
     pub(crate) fn pairs(&self) -> u64 {
         let (len, before) = (self.len() as u64, self.position() as u64);
         len * before + len * (len + 1) / 2
@@ -97,9 +98,9 @@ pub struct PrefixTree {
 struct Scratch {
     /// (prompts + 2) CSR offsets into `sequences`; the last entry is only used while counting.
     sequence_offsets: Vec<usize>,
-    /// Sequences grouped by prompt, ascending.
+    /// Sequence indices grouped by prompt, ascending within a prompt.
     sequences: Vec<usize>,
-    /// Used prompts; the prompts below a node are contiguous and ascending.
+    /// Indices of used prompts; the prompts below a node are contiguous and ascending.
     prompts: Vec<usize>,
     /// Prompts of the current node that are not assigned to a child yet.
     unassigned: Vec<usize>,
@@ -155,8 +156,8 @@ impl PrefixTree {
         &self.roots
     }
 
-    /// Last segment on the path of a sequence; the rest of the path is its ancestors. `None` for a
-    /// path without tokens.
+    /// Last segment on the path of a sequence; the ancestors of that segment are the rest of the path. `None`
+    /// for a path without tokens.
     pub fn path_end(&self, sequence: usize) -> Option<usize> {
         self.path_ends[sequence]
     }
@@ -166,9 +167,9 @@ impl PrefixTree {
         self.segments.iter().map(Segment::len).sum()
     }
 
-    /// Expands a node into the run shared by its prompts, the responses that start at the end of
-    /// the run, and one child node per next token. Time: one read of the prompts, plus (prompts
-    /// below) x (branches) per node.
+    /// Expands a node into the run shared by its prompts, the responses that start at the end of the run, and
+    /// one child node per next token. The time is one read of the prompts, plus (prompts of the node) x (its
+    /// branches) per node.
     fn expand(&mut self, group: &TokenizedGroup, layout: TreeOptions, scratch: &mut Scratch, node: Node) {
         let ids = |prompt: usize| group.prompt_ids[prompt].as_slice();
         let Scratch { sequence_offsets, sequences, prompts, unassigned, nodes } = scratch;
@@ -219,7 +220,7 @@ impl PrefixTree {
         for child in &mut nodes[first_child..] {
             child.parent = branch;
         }
-        // The last node is popped first.
+        // The stack pops the last node first, so the children are reversed.
         nodes[first_child..].reverse();
     }
 
@@ -294,7 +295,7 @@ impl Scratch {
 /// Token counts of a group in four layouts; responses include their last token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenCounts {
-    /// Every term of every comparison computed separately.
+    /// Every term of every comparison is computed as a separate sequence.
     pub per_term: usize,
     /// Each distinct (prompt, response) pair once.
     pub per_sequence: usize,

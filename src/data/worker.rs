@@ -11,8 +11,8 @@
 //! - `frame`: messages on a pipe
 //! - `process`: one child, with its start, its requests and the cause of its end
 //! - `pool`: the children of a tokenizer, at most one for each thread that sends requests
-//! - `host`: the child's side
-//! - `guard`: converts panics to errors, and notes the step that a child is running
+//! - `host`: code that runs in a child
+//! - `guard`: converts panics to errors, and records the step that a child is running
 
 pub(crate) mod frame;
 pub(crate) mod guard;
@@ -48,22 +48,22 @@ pub struct Limits {
     pub seconds: u64,
 }
 
-/// Far above the needs of any tokenizer and row: the largest public tokenizers need 1 GiB and a
-/// few seconds to load, and a row takes milliseconds.
+/// The default limits are far above the needs of any tokenizer and row. The largest public tokenizers need 1
+/// GiB and a few seconds to load, and a row needs milliseconds.
 impl Default for Limits {
     fn default() -> Self {
         Self { memory: 4 << 30, seconds: 10 }
     }
 }
 
-/// Additional processor time for each byte of text: 100 kB per second, a tenth of the speed of slow
-/// tokenizers.
+/// Additional processor time in seconds for each byte of text. The value allows 100 kB per second, a tenth of
+/// the speed of slow tokenizers.
 pub const SECONDS_PER_BYTE: f64 = 1e-5;
 
-/// Program of the child processes.
+/// Program that the child processes run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
-    /// A file that calls [`crate::data::serve::main`] if its first argument is [`COMMAND`].
+    /// Path of an executable that calls [`crate::data::serve::main`] if its first argument is [`COMMAND`].
     pub path: PathBuf,
     /// Limits of a worker process.
     pub limits: Limits,

@@ -12,7 +12,7 @@ use super::interval::Share;
 use super::linear::{self, Features};
 use super::words::{Vocabulary, WordCounts, each_word};
 
-/// Accuracy above which the check warns, compared with the lower end of the interval. A baseline that orders
+/// The check warns if the lower end of the accuracy's 95 % interval is above this limit. A baseline that orders
 /// fewer than three pairs in five correctly leaves most of the learning to other features.
 const LIMIT: f64 = 0.6;
 /// Maximum number of pairs used, spaced evenly over the data. More pairs change the accuracy by

@@ -1,7 +1,7 @@
-//! Rows of one data set (training or test) with every text interned as a number, so that checks
-//! compare numbers instead of texts. A text has two numbers: one for its exact bytes, one for its
-//! normal form (lower case, runs of white space collapsed to one space, trimmed). Both data sets
-//! share one [`Interner`], so their numbers are comparable.
+//! Rows of one data set (training or test) with every text interned as an integer id, so that checks compare
+//! ids instead of texts. A text has two ids: one for its exact bytes, one for its normal form (lower case, runs
+//! of white space collapsed to one space, trimmed). Both data sets share one [`Interner`], so their ids are
+//! comparable.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,14 +11,14 @@ use rayon::prelude::*;
 use crate::data::group::{Kind, Message, PreferenceGroup, Prompt};
 use crate::data::source::SourceRow;
 
-/// Interned numbers of a text.
+/// Interned ids of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct TextId {
     pub exact: u32,
     pub normal: u32,
 }
 
-/// Form in which texts are compared.
+/// Form in which texts are compared: exact bytes or normal form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     Exact,
@@ -34,10 +34,10 @@ impl TextId {
     }
 }
 
-/// 128 bits of BLAKE3. Texts with equal keys are treated as equal.
+/// The first 128 bits of a text's BLAKE3 hash. Texts with equal keys are treated as equal.
 type Key = [u8; 16];
 
-/// Assigns equal numbers to equal texts, in order of first appearance.
+/// Assigns ids to texts in order of first appearance. Equal texts get equal ids.
 #[derive(Default)]
 pub(super) struct Interner {
     numbers: [HashMap<Key, u32>; 2],
@@ -53,7 +53,7 @@ impl Interner {
     }
 }
 
-/// Base comparison of two responses: under one prompt, or of two whole conversations.
+/// Base comparison of two responses to one prompt, or of two whole conversations.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pair {
     /// Index into [`Corpus::rows`].
@@ -61,9 +61,9 @@ pub(super) struct Pair {
     /// Indices into the group: prompts and responses of the chosen and of the rejected side.
     pub prompts: [usize; 2],
     pub responses: [usize; 2],
-    /// Prompt of the chosen side.
+    /// Id of the prompt of the chosen side.
     pub prompt_id: TextId,
-    /// Chosen, rejected.
+    /// Ids of the chosen and of the rejected response.
     pub response_ids: [TextId; 2],
 }
 
@@ -82,7 +82,7 @@ pub(super) struct RowTexts {
     pub responses: Vec<TextId>,
 }
 
-/// (prompt, response) numbers of the terms of one sign, in ascending order.
+/// (prompt, response) text ids of the terms of one sign, in ascending order.
 pub(super) type Side = Vec<(u32, u32)>;
 
 /// Rows with interned texts.
@@ -161,8 +161,8 @@ impl Corpus {
         [side(true), side(false)]
     }
 
-    /// Returns the cluster of a row: its first prompt. In rows with added instructions the first
-    /// prompt is the original one.
+    /// Returns the cluster of a row, which is the id of its first prompt. In rows with added instructions the
+    /// first prompt is the original one.
     pub fn row_cluster(&self, row: usize) -> u32 {
         self.texts[row].prompts.first().map_or(u32::MAX, |id| id.normal)
     }

@@ -23,7 +23,7 @@ const LIMIT: f64 = 0.55;
 /// Maximum number of comparisons used, spaced evenly over the data.
 const MAX_COMPARISONS: usize = 20_000;
 
-/// Result of one rule over two prompts.
+/// Result of one rule that predicts the preferred one of two prompts.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Cue {
     pub cue: &'static str,

@@ -13,7 +13,7 @@ use super::corpus::{Corpus, Form, Side};
 use super::finding::{Finding, Level, MAX_PLACES, Place, percent};
 use crate::data::group::Kind;
 
-/// Numbers of duplicates.
+/// Counts of duplicates.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Duplicates {
     /// Comparisons that repeat an earlier one exactly, by kind in the order base, intra, inter.
@@ -30,11 +30,11 @@ pub struct Duplicates {
 /// Short responses ("Yes.") repeat naturally.
 pub(super) const MIN_CHARACTERS: usize = 60;
 
-/// Minimum number of prompts with the same response for a report. Such a response answers none of
+/// A response is reported if it occurs under at least this number of prompts. Such a response answers none of
 /// them.
 const MANY_PROMPTS: usize = 10;
 
-/// Number of duplicates, and the places of the first ones.
+/// Number of duplicates by kind, and (row, row of the earlier comparison) of the first duplicates.
 #[derive(Default)]
 struct Copies {
     counts: [usize; 3],
@@ -62,7 +62,7 @@ impl Copies {
 
 /// Finds duplicates.
 pub(super) fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Duplicates {
-    // First row of each comparison, by exact and by normal form.
+    // For each form, the first row in which a comparison occurs.
     let mut seen: [HashMap<(Kind, [Side; 2]), usize>; 2] = Default::default();
     let (mut exact, mut near) = (Copies::default(), Copies::default());
     for (row, comparison) in corpus.comparisons() {

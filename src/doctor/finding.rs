@@ -16,7 +16,7 @@ pub(super) const MAX_PLACES: usize = 5;
 pub enum Level {
     /// Training on this data fails or is meaningless (exit code 3).
     Error,
-    /// A problem to know before training.
+    /// A problem that a user should know before training.
     Warning,
 }
 
@@ -34,7 +34,7 @@ impl Level {
     }
 }
 
-/// A row with a note.
+/// A row or a file with a note.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Place {
     pub file: String,

@@ -19,10 +19,9 @@ use super::interval::{Share, SignTest};
 const LIMIT: f64 = 0.6;
 /// Significance level of the sign tests over all words.
 const ALPHA: f64 = 0.01;
-/// A single word causes a warning if it occurs on exactly one side in at least this share of all
-/// pairs ...
+/// Minimum share of all pairs that have a word on exactly one side, for a warning about this word.
 const COVERAGE: f64 = 0.05;
-/// ... and on the same side in at least this share of those pairs.
+/// Minimum share of these pairs that have the word on the same side, for a warning about this word.
 const PURITY: f64 = 0.9;
 /// Minimum number of prompts of a tested word. Rarer words would only make the correction stricter
 /// for the others.
@@ -76,7 +75,7 @@ pub struct Giveaways {
     pub offenders: Vec<Offender>,
 }
 
-/// The numbers of the texts on the chosen and on the rejected side.
+/// Ids of the texts at a position of the chosen and of the rejected response.
 type Keys = [u32; 2];
 
 /// Extracts the first and last words and characters of the responses of `train` and `test`.

@@ -24,7 +24,7 @@ pub(super) type SignedValue = Example<f64>;
 #[derive(Clone, Copy)]
 pub(super) struct Examples<'a, T> {
     pub train: &'a [Example<T>],
-    /// `None`: cross-validation on the training examples.
+    /// `None` selects cross-validation on the training examples.
     pub test: Option<&'a [Example<T>]>,
 }
 

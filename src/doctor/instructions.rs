@@ -14,15 +14,15 @@ use crate::data::group::{Comparison, Kind, PreferenceGroup};
 use crate::data::instructions::{self, Analysis};
 use crate::data::mapl::{FunctionCounts, RelationCounts, Report, SizeCounts};
 
-/// Share of wrong flags, or of comparisons that contradict the flags, above which training is
-/// meaningless. Two checkers that differ in corner cases stay well below.
+/// Share of wrong flags, or of comparisons that contradict the flags, above which training is meaningless. Two
+/// checkers that differ only in corner cases stay well below this share.
 const MAX_WRONG: f64 = 0.05;
 
 /// Counts over all rows with intra or inter comparisons.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct InstructionReport {
-    /// By function id: intra comparisons with the function, intra comparisons in which its
-    /// arguments differ, inter comparisons up and down.
+    /// By function id: numbers of intra comparisons with the function, of intra comparisons in which its
+    /// arguments differ, and of inter comparisons in the directions up and down.
     pub functions: BTreeMap<String, FunctionCounts>,
     /// Comparisons by number of instructions per prompt.
     pub sizes: BTreeMap<usize, SizeCounts>,
@@ -31,7 +31,7 @@ pub struct InstructionReport {
     /// Counts of "at least" and "less than" in the better and in the worse prompts of intra
     /// comparisons.
     pub intra_relations: [RelationCounts; 2],
-    /// The same counts in the prompts of inter comparisons up and down.
+    /// The same counts in the prompts of inter comparisons in the directions up and down.
     pub inter_relations: [RelationCounts; 2],
     pub flags: FlagCounts,
     pub labels: LabelCounts,
@@ -40,7 +40,7 @@ pub struct InstructionReport {
     pub cues: Vec<Cue>,
 }
 
-/// Comparison of recorded flags with the checkers.
+/// Counts of recorded flags that agree or disagree with the checkers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct FlagCounts {
     /// Flags of known functions that the checker can decide.
@@ -53,7 +53,7 @@ pub struct FlagCounts {
     pub unknown: usize,
 }
 
-/// Comparison of preferred sides with the flags.
+/// Counts of comparisons whose preferred side agrees or disagrees with the flags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LabelCounts {
     /// Intra and inter comparisons with instructions.

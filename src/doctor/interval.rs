@@ -85,10 +85,10 @@ fn clustered(outcomes: impl IntoIterator<Item = (u32, f64)>) -> Option<(f64, f64
     Some((mean, correction * squares / (n * n), n as usize, clusters))
 }
 
-/// Share of right outcomes: 1 for right, 0 for wrong, one half for undecided. The interval is the
-/// Wilson interval of an effective number of independent outcomes: the number that has the observed
-/// variance, at most the number of outcomes. If all clusters agree, the effective number is the
-/// number of clusters.
+/// Share of right outcomes: 1 for right, 0 for wrong, one half for undecided. The interval is the Wilson
+/// interval of an effective number of independent outcomes, which is the number that would give the observed
+/// variance. It is at most the number of outcomes. If all clusters agree, the effective number is the number of
+/// clusters.
 pub(crate) fn share(outcomes: impl IntoIterator<Item = (u32, f64)>) -> Option<Share> {
     let (p, variance, of, clusters) = clustered(outcomes)?;
     let effective = if variance > 1e-15 { (p * (1.0 - p) / variance).min(of as f64) } else { clusters as f64 };
@@ -96,7 +96,7 @@ pub(crate) fn share(outcomes: impl IntoIterator<Item = (u32, f64)>) -> Option<Sh
     Some(Share { share: p, low, high, of, prompts: clusters })
 }
 
-/// Mean of values with a normal interval.
+/// Mean of values with an interval from the normal approximation.
 pub(super) fn mean(values: impl IntoIterator<Item = (u32, f64)>) -> Option<Mean> {
     let (mean, variance, ..) = clustered(values)?;
     let half = Z95 * variance.sqrt();
@@ -147,8 +147,8 @@ mod tests {
         let single = share((0..50).map(|i| (i, f64::from(i % 2)))).unwrap();
         let tenfold = share((0..500).map(|i| (i / 10, f64::from(i / 10 % 2)))).unwrap();
         assert!((single.low - tenfold.low).abs() < 1e-12 && (single.high - tenfold.high).abs() < 1e-12);
-        // Mirrored clusters have no variance between them, but their interval must still reflect
-        // their number.
+        // Every cluster has one right and one wrong outcome, so the variance between clusters is 0. The
+        // interval must still reflect the number of clusters.
         let mirrored = share((0..100).map(|i| (i / 2, f64::from(i % 2)))).unwrap();
         assert!(mirrored.low < 0.37 && mirrored.high > 0.63, "{mirrored:?}");
         assert!(share([]).is_none());

@@ -25,14 +25,14 @@ pub struct Lengths {
     pub longer_share: Option<Share>,
     pub mean_chosen: f64,
     pub mean_rejected: f64,
-    /// Chosen minus rejected length.
+    /// Mean of chosen minus rejected length.
     pub difference: Option<Mean>,
     /// Held-out accuracy of "the longer one wins" or "the shorter one wins"; a tie counts one half.
     pub accuracy: Option<Share>,
 }
 
-/// Lengths of the chosen and the rejected response of every pair, in the order of
-/// [`Corpus::pairs`]; `None` if unknown.
+/// Lengths of the chosen and the rejected response of every pair, in the order of [`Corpus::pairs`]; `None` for
+/// a pair of unknown lengths.
 pub(super) type PairLengths = Vec<Option<[usize; 2]>>;
 
 /// Measures lengths in characters and words, and in tokens if `tokens` is given.

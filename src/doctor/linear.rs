@@ -3,7 +3,7 @@
 //! the features of the other side. The model has no bias term, so swapping the sides of an example only
 //! flips the prediction.
 //!
-//! Minimises `|w|^2 / 2 + sum log(1 + exp(-w . x))` over unit vectors `x` by dual coordinate ascent
+//! Minimises `|w|^2 / 2 + sum log(1 + exp(-w . x))` over `w`, for unit vectors `x`, by dual coordinate ascent
 //! (Yu, Huang and Lin 2011). Every step solves one example exactly, so no learning rate is needed:
 //!
 //! ```text
@@ -22,7 +22,8 @@ pub(super) struct Features(Vec<(u32, f32)>);
 /// Passes over the examples. The objective is strongly convex and the vectors have unit length, so
 /// the error falls by a constant factor per pass.
 const PASSES: usize = 30;
-/// Newton steps per coordinate; the derivative is between 1 and 1.25.
+/// Newton steps per example. Few are needed, because the derivative of the solved equation is between 1 and
+/// 1.25.
 const NEWTON_STEPS: usize = 6;
 
 impl Features {

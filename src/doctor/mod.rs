@@ -11,9 +11,9 @@
 //! - `tokens`: the rows after tokenisation with the chat template
 //! - `report`: all results, as text and as JSON
 //!
-//! Every check is linear in the data except for sorting, and no result depends on the number of
-//! threads. A rate causes a finding only if its whole 95 % interval is beyond a limit and it comes
-//! from at least `MIN_CLUSTERS` prompts. Each check documents its limit.
+//! The time of every check is linear in the data except for sorting, and no result depends on the number of
+//! threads. A rate causes a finding only if its whole 95 % interval is beyond a limit and it comes from at
+//! least `MIN_CLUSTERS` prompts. Each check documents its limit.
 
 mod bag_of_words;
 mod corpus;

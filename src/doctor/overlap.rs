@@ -13,16 +13,17 @@ use super::sides::MAJORITY;
 /// Overlap counts of the test files with the training files.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Overlap {
-    /// Test rows; test rows with a prompt of the training files, exactly and in normal form.
+    /// Number of test rows, and of test rows with a prompt that occurs in the training files: exactly, and in
+    /// normal form.
     pub rows: usize,
     pub prompts_exact: usize,
     pub prompts_normal: usize,
-    /// Test comparisons; test comparisons that the training files contain with the same texts, in
-    /// either order.
+    /// Number of test comparisons, and of those that the training files contain with the same texts, whichever
+    /// side is preferred.
     pub comparisons: usize,
     pub comparisons_seen: usize,
-    /// Test rows with a response of at least `MIN_CHARACTERS`; test rows with such a response in
-    /// the training files.
+    /// Number of test rows with a response of at least `MIN_CHARACTERS` characters, and of those with such a
+    /// response that also occurs in the training files.
     pub long_rows: usize,
     pub responses: usize,
 }

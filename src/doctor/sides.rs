@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::corpus::{Corpus, Form, Side, prompt_text};
 use super::finding::{Finding, Level, MAX_PLACES, Place, percent};
 
-/// Minimum share of meaningless comparisons in a file that counts as meaningless.
+/// Minimum share of defective rows or comparisons at which the data counts as defective as a whole.
 pub(super) const MAJORITY: f64 = 0.5;
 
 /// Counts of defective sides.
@@ -28,9 +28,9 @@ pub struct Sides {
 /// Contradicting comparisons.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Conflicts {
-    /// Pairs of sides that occur in both orders.
+    /// Number of pairs of sides (A, B) that occur both with A and with B as the preferred side.
     pub cases: usize,
-    /// Comparisons among them that cancel one another.
+    /// Number of comparisons of these sides that cancel one another.
     pub cancelled: usize,
 }
 
@@ -127,7 +127,7 @@ fn empty(corpus: &Corpus, sides: &mut Sides, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Two compared sides: the count and the first row of each order.
+/// For two sides, the number of comparisons in each order and the first row with each order.
 struct Opposed {
     counts: [usize; 2],
     first: [usize; 2],

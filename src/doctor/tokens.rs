@@ -27,17 +27,17 @@ pub struct TokenReport {
     /// Sequences with a response that ends with an EOS token.
     pub ended: usize,
     pub max_length: usize,
-    /// Sequences longer than `max_length`; all comparisons; comparisons with such a sequence.
+    /// Number of sequences longer than `max_length`, of all comparisons, and of comparisons with such a
+    /// sequence.
     pub too_long: usize,
     pub comparisons: usize,
     pub comparisons_too_long: usize,
-    /// Plain-text sequences; plain-text sequences in which tokens merge across the end of the
-    /// prompt.
+    /// Number of plain-text sequences, and of those in which tokens merge across the end of the prompt.
     pub plain: usize,
     pub merged: usize,
     /// Comparisons with sides that differ in text but not in ids.
     pub equal_ids: usize,
-    /// Messages of conversations; messages whose text the chat template leaves out or changes.
+    /// Number of messages of conversations, and of those whose text the chat template leaves out or changes.
     pub messages: usize,
     pub lost_messages: usize,
     /// Rows that cannot be tokenised.
@@ -48,7 +48,8 @@ pub struct TokenReport {
 pub(super) struct Tokens {
     pub report: TokenReport,
     pub lengths: PairLengths,
-    /// First token of both responses of every pair, and last token before the EOS token.
+    /// First tokens of the chosen and the rejected response of every pair, and their last tokens before the EOS
+    /// token.
     pub first: Vec<[String; 2]>,
     pub last: Vec<[String; 2]>,
 }
@@ -64,14 +65,14 @@ struct Places {
 
 /// Tokenised row.
 struct RowTokens {
-    /// In the order of the tokenised group.
+    /// Sequences in the order of the tokenised group.
     sequences: Vec<SequenceTokens>,
     counts: TokenizeReport,
 }
 
 struct SequenceTokens {
     at: (usize, usize),
-    /// Tokens of prompt and response together, and tokens of the response.
+    /// Number of tokens of prompt and response together, and of the response.
     lengths: [usize; 2],
     ends: [String; 2],
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 
-/// Maximum number of words kept, the most frequent ones.
+/// Maximum number of words in a vocabulary, which keeps the most frequent ones.
 const MAX_WORDS: usize = 50_000;
 /// Minimum number of examples with a word. A rarer word could be memorised and says nothing about
 /// other prompts.
@@ -73,7 +73,7 @@ impl WordCounts {
     }
 }
 
-/// Index of each kept word.
+/// Maps the hash of each kept word to its index.
 pub(super) struct Vocabulary(HashMap<u64, u32>);
 
 impl Vocabulary {

@@ -2,8 +2,8 @@
 //! model that follows the prompt falls to one half. A model that prefers responses by length or
 //! style keeps its accuracy.
 //!
-//! - emptied: a conversation becomes one user message without content, rendered with the model's template.
-//!   The ids are those with which both the generation prompt and the conversation with a response start.
+//! - emptied: a conversation becomes one user message without content, rendered with the model's template. The
+//!   ids are the common prefix of the rendered generation prompt and the rendered conversation with a response.
 //!   Plain text becomes the BOS token, or the EOS token if there is no BOS
 //! - shuffled: the distinct prompts of the original pairs are arranged in a seeded random cycle,
 //!   and each is replaced by its successor, so no pair keeps its prompt
@@ -78,7 +78,8 @@ impl Probe {
     }
 }
 
-/// Returns prompts and responses of a two-sequence comparison, the preferred one first.
+/// Returns the indices of the prompts and of the responses of a two-sequence comparison, the preferred side
+/// first.
 fn sides(group: &TokenizedGroup, comparison: &SequenceComparison) -> Option<([usize; 2], [usize; 2])> {
     let (a, b) = match comparison.terms[..] {
         [a, b] if a.sign > 0 => (a, b),
@@ -89,7 +90,7 @@ fn sides(group: &TokenizedGroup, comparison: &SequenceComparison) -> Option<([us
     Some(([a.prompt, b.prompt], [a.response, b.response]))
 }
 
-/// Returns the prompt of an original pair.
+/// Returns the prompt index of an original pair: a base comparison of two responses to one prompt.
 fn pair_prompt(group: &TokenizedGroup, comparison: &SequenceComparison) -> Option<usize> {
     let ([a, b], _) = sides(group, comparison).filter(|_| comparison.kind == Kind::Base)?;
     (a == b).then_some(a)
@@ -141,17 +142,17 @@ fn empty_prompt(sequence: &Sequence, group: &TokenizedGroup, tokenizer: &Tokeniz
                 })?;
                 tokenizer.encode(&text, false)
             };
-            // The response's ids follow the part of the prompt with which its conversation starts.
+            // Only the ids with which the whole conversation starts are kept; the response follows them.
             let (mut opening, whole) = (render(&turns[..1], true)?, render(&turns, false)?);
             opening.truncate(common_prefix(&opening, &whole));
             opening
         }
     };
-    // A response needs a preceding token.
+    // The first token of a response needs a preceding token.
     if ids.is_empty() { Ok(vec![tokenizer.require_eos()?]) } else { Ok(ids) }
 }
 
-/// Builds the probe of original pairs with exchanged prompts. Empty if there is only one distinct
+/// Builds the probe of original pairs with exchanged prompts. The probe is empty if there is only one distinct
 /// prompt.
 pub fn shuffled(groups: &[TokenizedGroup], seed: u64, longest: usize) -> Probe {
     let mut probe = Probe::default();

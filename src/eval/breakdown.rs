@@ -35,7 +35,7 @@ pub(super) fn pair(comparison: &Comparison) -> Option<(usize, usize, usize)> {
     (better.prompt == worse.prompt).then_some((better.prompt, better.response, worse.response))
 }
 
-/// True for the same function with the same arguments.
+/// True if two instructions have the same function and the same arguments.
 fn same(a: &Instruction, b: &Instruction) -> bool {
     a.id == b.id && a.kwargs == b.kwargs
 }
@@ -115,10 +115,10 @@ pub(super) fn comparison_labels(
     labels
 }
 
-/// Number of instructions that the response of an intra comparison fails under the worse prompt,
-/// minus the number it fails under the better prompt. Under rule A this is the number of
-/// instructions of the worse prompt that it fails; under rule B, the number of the better prompt
-/// that it meets. `None` without instructions, or with an unchecked one.
+/// Number of instructions that the response of an intra comparison fails under the worse prompt, minus the
+/// number it fails under the better prompt. Under rule A this is the number of instructions of the worse prompt
+/// that it fails; under rule B, the number of the better prompt that it meets. `None` if there are no
+/// instructions, or if one of them is unchecked.
 fn violations(group: &PreferenceGroup, comparison: &Comparison) -> Option<i64> {
     let (better, worse) = two_terms(comparison).filter(|_| comparison.kind == Kind::Intra)?;
     if better.response != worse.response {

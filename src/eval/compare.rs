@@ -2,10 +2,10 @@
 //! statistic is the difference per comparison: its mean with a bootstrap interval by group, and
 //! exact tests of the discordant comparisons.
 //!
-//! McNemar's test assumes independent comparisons, but several comparisons of one group are
-//! dependent. If groups have more than one comparison, use the sign test over groups (does A or B
-//! have more right in the group). With one comparison per group both tests are the same. P-values
-//! are not corrected for the number of lines.
+//! McNemar's test assumes independent comparisons, but several comparisons of one group are dependent. If
+//! groups have more than one comparison, use the sign test over groups, which counts the groups in which A or B
+//! orders more comparisons correctly. With one comparison per group both tests are the same. P-values are not
+//! corrected for the number of tests (table lines).
 //!
 //! Evaluations of different data are an error, and so are observations that do not match one to one, except
 //! those of probes.
@@ -49,7 +49,7 @@ pub struct Paired {
 /// Lines that both evaluations have.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
-    /// A line for each quantity and part.
+    /// One line for each quantity and for each of its splits.
     pub lines: Vec<Line<Paired>>,
     /// Quantities that only one evaluation has, and probes that left out different pairs.
     pub unmatched: Vec<Quantity>,
@@ -77,7 +77,7 @@ pub fn compare(
     let (mut jobs, mut unmatched): (Vec<Job<'_>>, Vec<Quantity>) = Default::default();
     for quantity in Quantity::ALL {
         match (a.measure(quantity), b.measure(quantity)) {
-            // Equal for both models, because it depends only on the data.
+            // This quantity depends only on the data, so it is equal for both models.
             _ if quantity == Quantity::LengthOnly => {}
             (Some(a), Some(b)) if !aligned(a, b) && is_probe(quantity) => unmatched.push(quantity),
             (Some(a), Some(b)) if !aligned(a, b) => {
@@ -127,7 +127,7 @@ fn aligned(a: &Measure, b: &Measure) -> bool {
 }
 
 impl Paired {
-    /// Compares observations that match one to one. `labels` name the random stream.
+    /// Compares observations that match one to one. `labels` name the random stream of the bootstrap.
     pub fn of(a: &[Observation], b: &[Observation], resampling: Resampling, labels: &[&str]) -> Self {
         let pairs: Vec<(&Observation, &Observation)> = a.iter().zip(b).collect();
         let difference = |(a, b): &(&Observation, &Observation), tie| credit(b.logit, tie) - credit(a.logit, tie);

@@ -64,8 +64,8 @@ impl LabelledSummary {
         let [auc_interval, difference_interval] = ranked.intervals(resampling);
         let fewer = of_desirable.len().min(of_undesirable.len());
         let unanimous = resampling.resamples > 0 && fewer > 1 && (auc == 0.0 || auc == 1.0);
-        // All resamples are equal then. The interval is the bound for as many independent trials as the rarer
-        // label has rows.
+        // Every resample then gives the same AUC. The interval is the bound for as many independent trials as
+        // the rarer label has rows.
         let auc_interval = if unanimous { Some(unanimous_interval(fewer, auc == 1.0)) } else { auc_interval };
         summary.auc = Some(Estimate { value: auc, interval: auc_interval });
         summary.difference = Some(Estimate { value: difference, interval: difference_interval });

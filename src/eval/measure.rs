@@ -1,5 +1,6 @@
-//! Measures: signed numbers, one per comparison; a positive number counts as right. A measure keeps
-//! its observations, so splits, intervals and the comparison of two models use the same numbers.
+//! Measures of comparisons. A measure has one signed number per comparison, and a positive number counts as
+//! right. It keeps these observations, so splits, intervals and the comparison of two models use the same
+//! numbers.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use crate::train::metrics::KindTally;
 pub enum Quantity {
     /// Base comparisons.
     Semantic,
-    /// The longer response wins.
+    /// Base comparisons scored by length, so that the longer response wins.
     LengthOnly,
     /// Base comparisons with an empty prompt.
     SemanticEmptyPrompt,
@@ -23,9 +24,9 @@ pub enum Quantity {
     IntraEmptyPrompt,
     /// Inter comparisons.
     Inter,
-    /// Change of the score with the instruction.
+    /// Difference of the score gap between two prompts whose instructions favour opposite responses.
     Sensitivity,
-    /// Share of scores that change in the right direction.
+    /// Pairs in which the preferred response follows the instructions under both of these prompts.
     SensitivityFlip,
     /// Comparisons whose instruction contradicts the base preference.
     Conflict,
@@ -82,7 +83,7 @@ pub enum By {
     /// Number of instructions that a response fails under the worse prompt, minus the number it
     /// fails under the better prompt.
     Violations,
-    /// Instruction functions held out of training, or trained.
+    /// Whether the instruction functions were held out of training.
     Holdout,
     /// Id of an instruction function; a comparison counts under each of its functions.
     Function,
@@ -137,7 +138,7 @@ pub struct Observation {
 pub struct Split {
     /// Criterion of the split.
     pub by: By,
-    /// Value of the split.
+    /// Value of the criterion.
     pub label: String,
     /// Indices into [`Measure::observations`], ascending.
     pub members: Vec<usize>,
@@ -244,7 +245,7 @@ pub(super) fn clusters<T, const N: usize>(
 }
 
 impl Summary {
-    /// Summarises observations. `labels` name the random stream.
+    /// Summarises observations. `labels` name the random stream of the bootstrap.
     pub fn of(observations: &[Observation], resampling: Resampling, labels: &[&str]) -> Self {
         let clusters = clusters(observations, |o| o.group, |o| [credit(o.logit, 0.0), credit(o.logit, 0.5), o.logit]);
         let [mut accuracy, mut accuracy_half, mean_logit] = estimates(&clusters, resampling, labels);

@@ -19,13 +19,12 @@
 //! | sensitivity_flip | min(gap(x_up), -gap(x_down)) |
 //! | conflict | -gap(x_down) |
 //!
-//! `accuracy` is the share of z > 0, `accuracy_half` adds half the share of z = 0, and `mean_logit`
-//! is the mean of z. Prompt x_up adds instructions: y+ satisfies all of them and y- none. Prompt
-//! x_down is the mirror image. Sensitivity is the share of pairs with a gap that moves with the
-//! instructions when only the instructions change. Its flip is the share of pairs with a gap that
-//! changes sign, so that the preferred response follows the instructions. Conflict is the share of
-//! pairs in which following the instructions beats the original preference. Conflict has no right
-//! direction: it shows a trade-off.
+//! `accuracy` is the share of z > 0, `accuracy_half` adds half the share of z = 0, and `mean_logit` is the mean
+//! of z. Prompt x_up adds instructions: y+ satisfies all of them and y- none. Prompt x_down is the mirror
+//! image. Sensitivity is the share of pairs with a gap that moves with the instructions when only the
+//! instructions change. Sensitivity flip is the share of pairs with a gap that changes sign, so that the
+//! preferred response follows the instructions. Conflict is the share of pairs in which following the
+//! instructions beats the original preference. Conflict has no right direction: it shows a trade-off.
 //!
 //! - [`measure`]: quantities, observations, counts; [`statistics`]: bootstrap by group, exact tests
 //! - `breakdown`: labels that split comparisons; `sensitivity`: one pair under several prompts
@@ -141,7 +140,7 @@ impl Evaluation {
             .iter()
             .flat_map(|m| std::iter::once((m, None)).chain(m.splits.iter().map(move |s| (m, Some(s)))))
             .collect();
-        // Each line has a separate random stream, so the order of work does not matter.
+        // Each line has a separate random stream, so the order of execution does not matter.
         jobs.into_par_iter()
             .map(|(measure, split)| {
                 let place = Place::of(measure.quantity, split);
@@ -166,7 +165,7 @@ impl Place {
         Self { quantity, split: split.map(|s| (s.by, s.label.clone())) }
     }
 
-    /// Name of the random stream.
+    /// Labels that name the random stream of the bootstrap.
     fn labels(&self) -> Vec<&str> {
         let split = self.split.iter().flat_map(|(by, label)| [by.name(), label.as_str()]);
         std::iter::once(self.quantity.name()).chain(split).collect()
@@ -184,7 +183,7 @@ impl Place {
 /// Line of a report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line<T> {
-    /// Place in the result.
+    /// Quantity and split that the line summarises.
     pub place: Place,
     /// The summary.
     pub summary: T,
@@ -232,7 +231,7 @@ fn quantity_of(kind: Kind) -> Quantity {
     }
 }
 
-/// Returns the measures of the comparisons in the rows.
+/// Returns one measure for each kind of comparison.
 fn kinds(scored: &[Scored<'_>], settings: &Settings) -> Vec<Measure> {
     let mut measures = Kind::ALL.map(|kind| Measure::new(quantity_of(kind)));
     for (g, scored) in scored.iter().enumerate() {

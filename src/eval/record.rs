@@ -57,7 +57,7 @@ fn lines_json(comparison: &Comparison) -> Map<String, Value> {
     })
 }
 
-/// Inserts a value and, under `<name>_interval`, its two ends or null.
+/// Inserts a value under `name`, and its interval (two ends or null) under `<name>_interval`.
 fn insert_estimate(entry: &mut Value, name: &str, estimate: &Estimate) {
     entry[name] = number(estimate.value);
     entry[format!("{name}_interval")] = match estimate.interval {
@@ -85,7 +85,7 @@ fn nested<T>(lines: &[Line<T>], entry: impl Fn(&T) -> Value) -> Map<String, Valu
     map
 }
 
-/// Settings of the intervals.
+/// Settings of the bootstrap intervals as JSON; null without intervals.
 pub fn resampling_json(resampling: Resampling) -> Value {
     match resampling.resamples {
         0 => Value::Null,
@@ -178,8 +178,8 @@ fn observations_json(measures: &[Measure]) -> Value {
     Value::Object(map)
 }
 
-/// Reads a result file into an [`Evaluation`]. Of the distribution of the scores, only the number of
-/// non-finite scores is restored.
+/// Reads a result file into an [`Evaluation`]. Only the number of non-finite scores is restored from the
+/// distribution of the scores.
 pub fn read(path: &Path) -> Result<Evaluation> {
     let bytes = input::read(path, input::MAX_RECORD).map_err(input::data_error(path))?;
     let fail = |why: String| Error::data(path, 0, None, format!("is not a result of `mapl eval --output`: {why}"));
@@ -206,7 +206,7 @@ fn parse(value: &Value) -> Result<Evaluation, String> {
         measures.push(measure(quantity, entry, groups).map_err(at)?);
     }
     measures.sort_by_key(|m| m.quantity);
-    // Absent in results of earlier versions.
+    // Results of earlier versions lack this count.
     let non_finite = value["scores"]["non_finite"].as_u64().unwrap_or(0) as usize;
     Ok(Evaluation { measures, groups, data, rewards: Rewards { non_finite, ..Rewards::default() } })
 }

@@ -7,21 +7,21 @@ use super::measure::{Measure, Quantity};
 use super::{Scored, Settings};
 use crate::data::group::{Kind, PreferenceGroup};
 
-/// An original pair and the prompts that separate its responses.
+/// An original pair, and the prompts whose added instructions only one of its responses satisfies.
 struct Opposed {
     chosen: usize,
     rejected: usize,
     /// The original prompt.
     base: usize,
-    /// Prompts with added instructions: the chosen response satisfies all of them, the rejected one
-    /// none. Ascending.
+    /// Prompts with added instructions: the chosen response satisfies all of them, the rejected one none.
+    /// Indices are ascending.
     up: Vec<usize>,
-    /// Prompts with added instructions: the rejected response satisfies all of them, the chosen one
-    /// none. Ascending.
+    /// Prompts with added instructions: the rejected response satisfies all of them, the chosen one none.
+    /// Indices are ascending.
     down: Vec<usize>,
 }
 
-/// Returns the sensitivity, flip and conflict measures of all groups.
+/// Returns the measures sensitivity, sensitivity flip and conflict of all groups.
 pub(super) fn measures(scored: &[Scored<'_>], settings: &Settings) -> [Measure; 3] {
     let mut sensitivity = Measure::new(Quantity::Sensitivity);
     let mut flip = Measure::new(Quantity::SensitivityFlip);
@@ -41,8 +41,8 @@ pub(super) fn measures(scored: &[Scored<'_>], settings: &Settings) -> [Measure; 
                     conflict.add(g, -gap, labels(&[down]));
                 }
             }
-            // Prompts are in the order of the draws, so `up` and `down` of one draw have the same
-            // index.
+            // Prompts are in the order in which their instructions were drawn, so the `up` and the `down`
+            // prompt of one draw have the same index.
             for (&up, &down) in pair.up.iter().zip(&pair.down) {
                 if let (Some(above), Some(below)) = (gap(up), gap(down)) {
                     sensitivity.add(g, above - below, labels(&[up, down]));
@@ -86,8 +86,8 @@ fn opposed(group: &PreferenceGroup) -> Vec<Opposed> {
     found.collect()
 }
 
-/// True if an inter comparison compares the two prompts. Required if a group has pairs under
-/// several prompts, because instructions do not identify the pair of a prompt.
+/// True if an inter comparison compares the two prompts. This link is required if a group has pairs under
+/// several prompts, because instructions then do not show which pair a prompt belongs to.
 fn linked(group: &PreferenceGroup, prompt: usize, base: usize) -> bool {
     group
         .comparisons

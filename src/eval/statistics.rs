@@ -26,9 +26,9 @@ pub struct Resampling {
 /// Contribution of one group to ratios with a common denominator.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cluster<const N: usize> {
-    /// Number of observations.
+    /// Number of observations, which is the common denominator.
     pub weight: f64,
-    /// Numerators.
+    /// Numerators of the ratios.
     pub sums: [f64; N],
 }
 
@@ -107,7 +107,7 @@ pub(super) fn percentile_interval(mut values: Vec<f64>) -> Option<[f64; 2]> {
 fn quantile(ascending: &[f64], q: f64) -> f64 {
     let place = (ascending.len() - 1) as f64 * q;
     let (low, high) = (ascending[place.floor() as usize], ascending[place.ceil() as usize]);
-    // Equal ends are returned directly: the difference of two infinities is NaN.
+    // Equal values are returned directly, because the difference of two infinities is NaN.
     if low == high { low } else { low + (high - low) * place.fract() }
 }
 
@@ -156,14 +156,15 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Returns the moments of `values`; `None` without any.
+    /// Returns the moments of `values`; `None` for an empty list.
     pub fn of(values: &[f64]) -> Option<Self> {
         if values.is_empty() {
             return None;
         }
         let n = values.len() as f64;
         let mean = values.iter().sum::<f64>() / n;
-        // Second pass: the difference of two large sums would lose significant digits.
+        // The variance needs a second pass, because the difference of two large sums would lose significant
+        // digits.
         let variance = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n;
         let min = values.iter().copied().fold(f64::INFINITY, f64::min);
         let max = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -15,8 +15,8 @@ pub enum Detail {
 }
 
 impl Detail {
-    /// True if tables show the line. Splits of the flip, and of conflict by function, mostly repeat
-    /// other lines.
+    /// True if tables show the line. Splits of `sensitivity_flip`, and splits of `conflict` by function, are
+    /// left out, because they mostly repeat other lines.
     fn shows(self, place: &Place) -> bool {
         match (&place.split, place.quantity) {
             (Some(_), Quantity::SensitivityFlip) => false,

@@ -4,8 +4,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Returns a path as the name of a repository of the Hugging Face Hub, if it reads like `ORGANISATION/NAME`
-/// and no such folder exists.
+/// Returns a path as the name of a repository of the Hugging Face Hub, if it reads like `ORGANISATION/NAME` and
+/// no file or folder `ORGANISATION` exists.
 fn hub_name(path: &Path) -> Option<&str> {
     let name = path.to_str()?;
     let (organisation, repository) = name.split_once('/')?;
@@ -36,13 +36,13 @@ pub(crate) fn hub_data(path: &Path) -> Option<String> {
     ))
 }
 
-/// Command that downloads a model of the Hub, and the folder that it makes.
+/// Command that downloads a model of the Hub, and the folder that the command creates.
 pub(crate) fn download_command(name: &str) -> (String, &str) {
     let local = name.rsplit('/').next().unwrap_or(name);
     (format!("hf download {name} --local-dir {local}"), local)
 }
 
-/// Whether a text reads like `ORGANISATION/NAME` of the Hub, and is not a folder here.
+/// True if a text reads like `ORGANISATION/NAME` of the Hub and no file or folder `ORGANISATION` exists.
 pub(crate) fn is_hub_name(text: &str) -> bool {
     hub_name(Path::new(text)).is_some()
 }
@@ -58,9 +58,9 @@ pub(crate) fn hub_model(path: &Path) -> Option<String> {
     ))
 }
 
-/// Folder of a model that the Hub's tools have downloaded, if its cache on this machine has one with
-/// the file `needed`. `name` is `ORGANISATION/NAME`, or `NAME` for a few old models; the revision is
-/// a branch, a tag or a commit, by default `main`.
+/// Folder of a model in the local cache of the Hub's tools; `None` if the cache has no such folder with the
+/// file `needed`. `name` is `ORGANISATION/NAME`, or `NAME` for a few old models; the revision is a branch, a
+/// tag or a commit, by default `main`.
 pub(crate) fn cached_model(name: &str, revision: Option<&str>, needed: &str) -> Option<PathBuf> {
     cached_below(&cache_folder(|name| std::env::var_os(name))?, name, revision, needed)
 }

@@ -41,13 +41,13 @@ fn refused(why: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, Refused(why))
 }
 
-/// Returns the reason of an error that rejects the path itself; `None` for a failed call.
+/// Returns the reason of an error that rejects the path itself; `None` for a failed system call.
 fn refusal(error: &io::Error) -> Option<String> {
     error.get_ref()?.downcast_ref::<Refused>().map(ToString::to_string)
 }
 
-/// Converts a failed read of a file of a model, tokenizer or checkpoint folder: a path that is not a
-/// readable file is [`Error::Model`], a failed call [`Error::Io`].
+/// Converts a failed read of a file of a model, tokenizer or checkpoint folder: a path that is not a readable
+/// file is [`Error::Model`], and a failed system call is [`Error::Io`].
 pub(crate) fn model_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_path_buf();
     move |e| match refusal(&e) {
@@ -56,7 +56,7 @@ pub(crate) fn model_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
     }
 }
 
-/// Like [`model_error`] for a file of data or results: [`Error::Data`] of the whole file.
+/// Like [`model_error`], for a file of data or results: a path that is not a readable file is [`Error::Data`].
 pub(crate) fn data_error(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_path_buf();
     move |e| match refusal(&e) {
@@ -98,7 +98,7 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
         _ => e,
     })?;
     check_kind(&found)?;
-    // The path may name a different file by now.
+    // The path may name a different file since the check, so the open file is checked too.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     check_kind(&file.metadata()?)?;
     Ok(file)

@@ -9,9 +9,9 @@
 //! - [`run`]: the loop, in which prompts enter and samples start and end; samples share the cache rows of
 //!   their prompt
 //!
-//! The tokens of a sample depend only on its prompt, its number, the seed and the settings. Other prompts,
-//! their order, the batch size and the number of threads have no effect, because a row of an op's result does
-//! not depend on the other rows, and every sample has a separate random stream.
+//! The tokens of a sample depend only on its prompt, its index among the prompt's samples, the seed and the
+//! settings. Other prompts, their order, the batch size and the number of threads have no effect, because a row
+//! of an op's result does not depend on the other rows, and every sample has a separate random stream.
 
 mod prefix;
 pub mod run;

@@ -7,22 +7,22 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Part of one or several prompts.
+/// Run of tokens that one or several prompts contain.
 #[derive(Debug)]
 struct Node {
     parent: Option<usize>,
     ids: Vec<u32>,
     /// Rows of the cache, one per token.
     rows: Range<usize>,
-    /// Number of tokens that have run.
+    /// Number of its tokens that have run through the model.
     done: usize,
-    /// Number of prompts that contain this part.
+    /// Number of prompts that contain these tokens.
     users: usize,
     /// Whether a prompt ends here.
     is_leaf: bool,
 }
 
-/// The prompts that have entered.
+/// Prefix tree of the prompts that have entered ([`Prefixes::enter`]).
 #[derive(Debug, Default)]
 pub(super) struct Prefixes {
     nodes: BTreeMap<usize, Node>,
@@ -41,13 +41,13 @@ pub(super) struct Piece {
 }
 
 impl Prefixes {
-    /// Returns the deepest node that a prompt shares, and the number of its tokens that are shared. All nodes
-    /// above it are shared whole.
+    /// Returns the deepest node that a prompt shares, and the number of its tokens that are shared. All tokens
+    /// of its ancestors are shared.
     fn find(&self, ids: &[u32]) -> Option<(usize, usize)> {
         let (mut found, mut parent, mut at) = (None, None, 0);
         loop {
-            // The last token cannot be shared, neither that of this prompt nor that of a prompt that ends in
-            // a leaf.
+            // The last token of a prompt is never shared: neither the last of `ids`, nor the last token of a
+            // leaf.
             let rest = &ids[at..ids.len() - 1];
             let common = |node: &Node| {
                 let ends = node.ids.len() - usize::from(node.is_leaf);
@@ -65,7 +65,7 @@ impl Prefixes {
         }
     }
 
-    /// Number of tokens that a prompt shares with those that have entered.
+    /// Number of tokens that a prompt shares with prompts that have entered.
     pub fn shared(&self, ids: &[u32]) -> usize {
         self.find(ids).map_or(0, |(node, len)| {
             let above = self.above(node).map(|above| self.nodes[&above].ids.len());
@@ -93,8 +93,8 @@ impl Prefixes {
         self.next - 1
     }
 
-    /// Moves the first `len` tokens of a node to a new parent node, and returns that node; returns the node
-    /// itself if it has no more tokens. Other nodes keep their numbers.
+    /// Moves the first `len` tokens of a node to a new parent node, and returns the index of that node. A node
+    /// of `len` tokens is returned unchanged. The indices of all other nodes stay the same.
     fn split(&mut self, id: usize, len: usize) -> usize {
         let Some(node) = self.nodes.get_mut(&id).filter(|node| node.ids.len() > len) else { return id };
         let tail = node.ids.split_off(len);
@@ -115,13 +115,13 @@ impl Prefixes {
         head
     }
 
-    /// Nodes above a node, the nearest first.
+    /// Ancestors of a node, the nearest first.
     fn above(&self, id: usize) -> impl Iterator<Item = usize> {
         let parent = |id: &usize| self.nodes.get(id)?.parent;
         std::iter::successors(parent(&id), parent)
     }
 
-    /// Rows of the prompt that ends in a leaf.
+    /// Cache rows of the prompt that ends in a leaf, in token order.
     pub fn path(&self, leaf: usize) -> Vec<Range<usize>> {
         let mut path: Vec<Range<usize>> =
             std::iter::once(leaf).chain(self.above(leaf)).map(|id| self.nodes[&id].rows.clone()).collect();
@@ -144,7 +144,7 @@ impl Prefixes {
         free
     }
 
-    /// Whether a prompt has run.
+    /// True if all tokens of a node have run. Ancestors run first, so for a leaf the whole prompt has run.
     pub fn has_run(&self, leaf: usize) -> bool {
         self.nodes.get(&leaf).is_some_and(|node| node.done == node.ids.len())
     }
@@ -167,7 +167,7 @@ impl Prefixes {
         pieces
     }
 
-    /// Tokens of a piece.
+    /// Token ids of a piece.
     pub fn ids(&self, piece: &Piece) -> &[u32] {
         &self.nodes[&piece.node].ids[piece.done..piece.done + piece.tokens]
     }
@@ -194,7 +194,7 @@ mod tests {
         let pieces = tree.pieces(3);
         assert_eq!(pieces, [Piece { node: first, done: 0, tokens: 3, path: std::iter::once(0..3).collect() }]);
         tree.ran(&pieces[0]);
-        // Splits the first prompt after two tokens that have run.
+        // The second prompt splits the node of the first one after two tokens, which have run.
         let second = tree.enter(&[1, 2, 9, 9], 10..12);
         assert_eq!((tree.path(first), tree.path(second)), (vec![0..2, 2..4], vec![0..2, 10..12]));
         let pieces = tree.pieces(9);

@@ -1,4 +1,4 @@
-//! The loop of generation.
+//! The generation loop.
 //!
 //! ```text
 //! while a prompt waits or a row runs:
@@ -32,7 +32,7 @@ use crate::{Error, Result};
 /// Maximum number of prompt tokens per step. No result depends on this number.
 pub(super) const PROMPT_TOKENS: usize = 1024;
 
-/// Largest share of the free memory that the cache uses.
+/// Maximum share of the free device memory that the cache uses.
 const MEMORY_SHARE: f64 = 0.7;
 
 /// A prompt and the number of its samples.
@@ -47,9 +47,9 @@ pub struct Prompt {
 /// Reason why a sample ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// An EOS id, or a stop text.
+    /// The sample ended with an EOS id or a stop text.
     Stop,
-    /// The limit of new tokens.
+    /// The sample reached the maximum number of new tokens.
     Length,
 }
 
@@ -80,7 +80,7 @@ pub struct Limits {
     pub new_tokens: usize,
     /// Maximum number of samples that run at a time; at least 1.
     pub rows: usize,
-    /// Ids that end a sample.
+    /// EOS ids, which end a sample.
     pub ends: Vec<u32>,
     /// Seed of the draws.
     pub seed: u64,
@@ -96,7 +96,8 @@ pub struct Engine<'a, B: Backend> {
     model: &'a mut Model<B>,
     sampler: Sampler,
     limits: Limits,
-    /// Number of prompt tokens that were run, and of those that were shared with another prompt instead.
+    /// Number of prompt tokens that were run, and number of those that were not run because an earlier prompt
+    /// shares them.
     prompt_tokens: (usize, usize),
 }
 
@@ -143,7 +144,8 @@ fn own_rows(limits: &Limits, config: &ModelConfig, prompt: &Prompt) -> usize {
 struct Entered {
     /// Leaf of the prompt in the prefix tree.
     leaf: usize,
-    /// Logits after the prompt, while samples wait.
+    /// Logits after the last prompt token, from which samples choose their first token; empty until the prompt
+    /// has run.
     logits: Vec<f64>,
     /// Cache rows of the first sample, until it starts.
     own: Option<Range<usize>>,
@@ -171,7 +173,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(Self { backend, model, sampler, limits, prompt_tokens: (0, 0) })
     }
 
-    /// Prompt tokens that were run so far, and those that were shared with another prompt instead.
+    /// Number of prompt tokens that were run so far, and number of those that were not run because an earlier
+    /// prompt shares them.
     pub fn prompt_tokens(&self) -> (usize, usize) {
         self.prompt_tokens
     }
@@ -205,7 +208,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(wanted.min(held).max(least))
     }
 
-    /// Generates all samples of all prompts, by prompt and sample.
+    /// Generates all samples of all prompts. The result is indexed by prompt and sample.
     ///
     /// # Errors
     /// [`Error::Usage`] for a prompt without tokens, or without room for a new one.
@@ -266,7 +269,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         state.results.into_iter().map(|of| of.into_iter().map(whole).collect()).collect()
     }
 
-    /// Adds the running rows to the step, then pieces of prompts.
+    /// Fills the tables of a step: the last token of every running row, then pieces of prompts.
     fn fill(&self, state: &State<'_, B>, tables: &mut Tables) -> Vec<Piece> {
         for row in &state.rows {
             let Some(entered) = state.entered.get(&row.prompt) else { continue };
@@ -280,7 +283,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         pieces
     }
 
-    /// Starts waiting samples of prompts that have run, while there is room.
+    /// Starts waiting samples of prompts that have run, while rows and cache have room.
     fn start_samples(&self, state: &mut State<'_, B>, stop: Option<Stop<'_>>) -> Result<()> {
         let ready: Vec<usize> = state.entered.iter().filter(|(_, e)| !e.logits.is_empty()).map(|(&i, _)| i).collect();
         for prompt in ready {
@@ -297,7 +300,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(())
     }
 
-    /// Starts the next sample of a prompt, and further ones if it ends with its first token.
+    /// Starts the next sample of a prompt in the cache rows `own`. If the sample ends with its first token, the
+    /// next one starts in the same rows.
     fn start(&self, state: &mut State<'_, B>, prompt: usize, own: Range<usize>, stop: Option<Stop<'_>>) -> Result<()> {
         let Prompt { ids, samples } = &state.prompts[prompt];
         loop {
@@ -416,8 +420,8 @@ struct State<'p, B: Backend> {
     results: Vec<Vec<Option<Generated>>>,
 }
 
-/// Returns the random stream of a sample, keyed by seed, prompt and the sample's number. Every sampled token
-/// draws one number.
+/// Returns the random stream of a sample, keyed by the seed, the prompt and the sample's index. Every sampled
+/// token draws one random number.
 pub(super) fn sample_rng(seed: u64, prompt: &[u32], sample: usize) -> Rng {
     let ids: Vec<String> = prompt.iter().map(u32::to_string).collect();
     Rng::keyed(seed, &["generate", &ids.join(" "), &sample.to_string()])

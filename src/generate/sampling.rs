@@ -10,8 +10,8 @@
 //!         draw from the softmax of the kept x
 //! ```
 //!
-//! The order and the meaning are those of transformers' logits processors. Probabilities are in f64. Tokens
-//! of equal probability are ranked by id, whereas transformers does not define their order.
+//! The order and the meaning of the steps are those of transformers' logits processors. Probabilities are in
+//! f64. Tokens of equal probability are ranked by id, whereas transformers does not define their order.
 
 use std::collections::BTreeSet;
 
@@ -34,14 +34,14 @@ pub struct Sampling {
 /// Settings for the choice of the next token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampler {
-    /// `None`: the token with the largest logit.
+    /// `None` selects the token with the largest logit.
     pub sampling: Option<Sampling>,
     /// Above 0; 1 has no effect.
     pub repetition_penalty: f64,
 }
 
 impl Sampler {
-    /// The settings by the names of their flags.
+    /// Returns the settings as (flag name, value).
     pub(crate) fn named(&self) -> [(&'static str, String); 5] {
         let text = |value: Option<String>| value.unwrap_or_else(|| "unset".to_owned());
         let of = |value: fn(&Sampling) -> Option<String>| text(self.sampling.as_ref().and_then(value));
@@ -59,8 +59,8 @@ impl Sampler {
         Self { sampling: None, repetition_penalty: 1.0 }
     }
 
-    /// Chooses the token after `text`, which is a list of parts. Draws one number if the sampler
-    /// samples.
+    /// Chooses the token that follows `text`, which is given as a list of parts. Draws one random number unless
+    /// the choice is greedy.
     ///
     /// # Errors
     /// [`Error::Diverged`] if a logit is NaN or infinite.

@@ -18,7 +18,7 @@ use crate::model::decoder::Model;
 use crate::model::decoder_cached::{KvCache, LastLogits};
 use crate::{Error, Result};
 
-/// Smallest number of rows of the cache. It doubles when a conversation needs more.
+/// Minimum number of rows of the cache. The number doubles when a conversation needs more.
 const SLOTS: usize = 512;
 
 /// A model with the cache of a conversation.
@@ -55,13 +55,13 @@ impl<'a, B: Backend> Session<'a, B> {
         })
     }
 
-    /// Prompt tokens that were run so far, and those that were in the cache already.
+    /// Number of prompt tokens that were run so far, and number of prompt tokens that were found in the cache.
     pub fn prompt_tokens(&self) -> (usize, usize) {
         self.prompt_tokens
     }
 
-    /// Generates the text after a prompt. After each token, `shown` receives all new tokens, and ends the
-    /// text if it returns true. `limits.rows` has no effect.
+    /// Generates the text after a prompt. After each token that is not an EOS id, `shown` receives all new
+    /// tokens; generation stops if it returns true. `limits.rows` has no effect.
     ///
     /// # Errors
     /// [`Error::Usage`] for a prompt without tokens, or without room for a new one; the session stays
@@ -106,7 +106,7 @@ impl<'a, B: Backend> Session<'a, B> {
         }
     }
 
-    /// Ensures room for `tokens`. A larger cache starts empty.
+    /// Ensures that the cache has rows for `tokens` tokens. A larger cache starts empty.
     fn reserve(&mut self, tokens: usize) -> Result<()> {
         self.model.reserve_positions(self.backend, tokens)?;
         if tokens > self.cache.slots() {

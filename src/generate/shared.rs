@@ -1,6 +1,6 @@
 //! Generation on several ranks. Each rank generates for a slice of the prompts, and all ranks receive all
-//! responses. The draws of a sample are keyed by its prompt and its number, and no text depends on the
-//! prompts that run alongside it, so the responses are the same as on one rank.
+//! responses. The draws of a sample are keyed by its prompt and its index, and no text depends on the prompts
+//! that run alongside it, so the responses are the same as on one rank.
 
 use super::run::{Engine, Finish, Generated, Prompt, Stop};
 use crate::backend::Backend;
@@ -12,12 +12,12 @@ use crate::{Error, Result};
 pub(crate) struct Answered {
     /// Samples of every prompt.
     pub samples: Vec<Vec<Generated>>,
-    /// Prompt tokens that were run, and those that another prompt had run, over all ranks.
+    /// Number of prompt tokens that were run, and of those that an earlier prompt shares, over all ranks.
     pub prompt_tokens: (usize, usize),
 }
 
-/// Runs `engine` on this rank's prompts. Returns `None` on every rank if the run of any of them failed
-/// while `interrupted` was true for it.
+/// Runs `engine` on this rank's prompts. Returns `None` on every rank if the run of any rank failed while
+/// `interrupted` returned true on that rank.
 pub(crate) fn run<B: Backend>(
     engine: &mut Engine<'_, B>,
     prompts: &[Prompt],
@@ -54,7 +54,8 @@ pub(crate) fn run<B: Backend>(
 }
 
 /// Encodes responses as numbers: the counts of prompt tokens, then for each prompt its number of samples and
-/// the samples. A sample is its reason to end, its number of tokens, and its tokens.
+/// the samples. A sample is 1 for [`Finish::Stop`] or 0 for [`Finish::Length`], its number of tokens, and its
+/// tokens.
 fn encode(samples: &[Vec<Generated>], (run, shared): (usize, usize)) -> Vec<u64> {
     let mut words = vec![run as u64, shared as u64];
     for of_prompt in samples {

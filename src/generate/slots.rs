@@ -1,5 +1,5 @@
-//! Free rows of the KV cache, as ranges. Allocation is first-fit, and a range that is given back merges with
-//! its free neighbours.
+//! Free rows of the KV cache, as ranges. Allocation is first-fit, and a freed range merges with its free
+//! neighbours.
 
 use std::ops::Range;
 
@@ -11,12 +11,12 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// All rows are free.
+    /// Creates a cache of `rows` free rows.
     pub fn new(rows: usize) -> Self {
         Self { free: std::iter::once(0..rows).filter(|all| !all.is_empty()).collect() }
     }
 
-    /// Takes `len` consecutive rows, if there are any.
+    /// Allocates `len` consecutive rows; `None` if no free range is long enough.
     pub fn take(&mut self, len: usize) -> Option<Range<usize>> {
         if len == 0 {
             return Some(0..0);
@@ -31,7 +31,7 @@ impl Slots {
         Some(taken)
     }
 
-    /// Returns rows that were taken.
+    /// Frees rows that [`Slots::take`] has allocated.
     pub fn give_back(&mut self, rows: Range<usize>) {
         if rows.is_empty() {
             return;
@@ -63,7 +63,7 @@ mod tests {
         assert_eq!(slots.take(0), Some(0..0));
         slots.give_back(b);
         assert!(slots.free.iter().eq(std::iter::once(&(0..10))));
-        // Part of a range may come back.
+        // A part of an allocated range may be freed.
         let whole = slots.take(10).unwrap();
         slots.give_back(whole.start + 6..whole.end);
         assert_eq!(slots.take(4), Some(6..10));

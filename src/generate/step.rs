@@ -1,5 +1,5 @@
-//! Tables of one step: the new tokens of every sequence and their places in the cache, filled on the
-//! host and copied to the device as one array.
+//! Tables of one step: the new tokens of every sequence and their cache rows, filled on the host and copied to
+//! the device as one array.
 
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ pub(super) struct Tables {
     spans: Vec<i32>,
     slots: Vec<i32>,
     last: Vec<i32>,
-    /// Window of the model's layers.
+    /// Number of tokens in the attention window of the layers that have one; `usize::MAX` without a window.
     window: usize,
     seen: Seen,
     seen_in_window: Seen,

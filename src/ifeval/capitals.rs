@@ -43,11 +43,11 @@ fn pattern(text: &str) -> Regex {
     Regex::new(text).expect("the pattern is constant and valid")
 }
 
-/// Rules that are applied before the rule for the apostrophe that opens a quotation.
+/// Rules that are applied before `open_quotations`, in order.
 const OPENING: [(&str, &str); 4] =
     [(r"[«“‘„]|`+", " $0 "), (r#"^""#, "``"), ("``", " $0 "), (r#"([ (\[{<])("|'{2})"#, "$1 `` ")];
 
-/// Rules that are applied after that rule, in order.
+/// Rules that are applied after `open_quotations`, in order.
 const PUNCTUATION: [(&str, &str); 12] = [
     (r#"([^.])(\.)([\])}>"'»”’ ]*)\s*$"#, "$1 $2 $3 "),
     (r"([:,])(\D)", " $1 $2"),
@@ -63,7 +63,7 @@ const PUNCTUATION: [(&str, &str); 12] = [
     ("--", " $0 "),
 ];
 
-/// Last rules; the sentence has a space at both ends before them.
+/// Last rules, in order. A space is put at both ends of the sentence before they are applied.
 const CLOSING: [(&str, &str); 16] = [
     ("[»”’]", " $0 "),
     ("''", " '' "),

@@ -3,12 +3,12 @@
 //! checkers that build training data are used if they decide in the same way; sentences, words in capitals,
 //! languages and JSON have separate implementations here.
 //!
-//! Keywords, section marks and postscript marks are regular expressions, as in the official
-//! checkers; without special characters they are plain text.
+//! Keywords, section splitters and postscript markers are regular expressions, as in the official checkers;
+//! without special characters they are plain text.
 //!
 //! Two differences remain. If a `letter` is not a Latin letter, or an argument is zero or empty, the official
-//! checkers draw a random one, whereas here it is used as written. langdetect is random unless it is seeded,
-//! whereas here its seed is 0.
+//! checkers replace it with a random value, whereas here it is used as written. langdetect is random unless it
+//! is seeded, whereas here its seed is 0.
 
 use regex::{Regex, RegexBuilder};
 
@@ -36,24 +36,24 @@ enum Check {
         upper: bool,
     },
     Json,
-    /// All are found.
+    /// All expressions match.
     All(Vec<Regex>),
-    /// None is found.
+    /// No expression matches.
     None(Vec<Regex>),
     Occurrences(Regex, usize, Relation),
     /// At least this number of matches.
     AtLeast(Regex, usize),
-    /// Found in the text in lower case.
+    /// The expression matches the text in lower case.
     InLower(Regex),
     Shared(&'static Function, Kwargs),
-    /// A type of IFBench.
+    /// An instruction type of IFBench.
     Further(ifbench::Rule, Kwargs),
     Undecided,
 }
 
 impl Instruction {
-    /// Prepares an instruction. An unknown id is not decided; `Err` says which argument of a known
-    /// one is missing or malformed.
+    /// Prepares an instruction. An instruction with an unknown id gives no verdict. For a known id, `Err` says
+    /// which argument is missing or malformed.
     pub fn new(id: &str, arguments: &Kwargs) -> Result<Self, String> {
         // Rows of the Hugging Face data sets list the arguments of all instructions, most of them
         // null.
@@ -97,12 +97,12 @@ impl Instruction {
         Ok(Self { id: id.to_owned(), check })
     }
 
-    /// Whether responses can be decided at all.
+    /// True if the instruction gives a verdict on responses; false for an unknown id.
     pub fn is_decided(&self) -> bool {
         !matches!(self.check, Check::Undecided)
     }
 
-    /// Whether a response that is not blank follows the instruction; `None` if it is not decided.
+    /// True if a response that is not blank follows the instruction; `None` if there is no verdict.
     fn follows(&self, response: &Analysis) -> Option<bool> {
         let text = response.text();
         Some(match &self.check {
@@ -137,7 +137,7 @@ fn bound(arguments: &Kwargs, key: &str) -> Option<(usize, Relation)> {
     Some((count_argument(arguments, key)?, Relation::of(arguments)?))
 }
 
-/// Checks of keywords and marks that contain special characters of regular expressions; `None` for plain
+/// Checks of keywords and markers that contain special characters of regular expressions; `None` for plain
 /// text, and for other instructions.
 fn expressions(id: &str, arguments: &Kwargs) -> Result<Option<Check>, String> {
     let one = |key| text_argument(arguments, key).map(|text| vec![text.trim()]);
@@ -183,13 +183,13 @@ fn is_special(word: &str) -> bool {
     word.contains(['\\', '.', '+', '*', '?', '(', ')', '|', '[', ']', '{', '}', '^', '$'])
 }
 
-/// Verdicts on one response, one for each instruction; `None` for one that is not decided.
+/// Verdicts on one response, one for each instruction; `None` for an instruction that gives no verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdicts {
-    /// On the response as it is.
+    /// Verdicts on the response as it is.
     pub strict: Vec<Option<bool>>,
-    /// On the response or any of its seven variants: without asterisks, without the first line, the
-    /// last line or both.
+    /// True if the response or one of its seven variants follows the instruction. The variants lack the first
+    /// line, the last line or both, the asterisks, or lines and asterisks.
     pub loose: Vec<Option<bool>>,
 }
 

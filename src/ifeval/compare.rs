@@ -31,8 +31,7 @@ pub fn compare(prompts: &[Prompt], a: &[Verdicts], b: &[Verdicts], resampling: R
         let (strict, loose) = (paired("strict", |one| one.1), paired("loose", |one| one.2));
         Line { name, strict, loose }
     };
-    // Whether an instruction is decided depends on the prompt only, so both lists have the same
-    // entries.
+    // Whether an instruction gives a verdict depends only on the prompt, so both lists have the same entries.
     let both = outcomes(prompts, a).into_iter().zip(outcomes(prompts, b));
     both.map(|((name, a), (_, b))| (name, a, b)).filter(|(_, a, _)| !a.is_empty()).map(one).collect()
 }

@@ -35,7 +35,8 @@ impl Reader<'_> {
                 b'"' => self.string()?,
                 _ => self.plain()?,
             }
-            // After a value: the ends of arrays and objects, then a comma or the end of the text.
+            // A value is followed by the ends of arrays and objects, if any, then by a comma or the end of the
+            // text.
             loop {
                 self.space();
                 let Some(&closing) = open.last() else { return self.rest.is_empty().then_some(()) };

@@ -31,7 +31,7 @@ const MAX_DRAWS: usize = 1000;
 const CONVERGED: f64 = 0.99999;
 const LEAST_PROBABILITY: f64 = 0.1;
 
-/// Share of an n-gram in the languages that have it.
+/// Share of an n-gram among all n-grams of its length in one language.
 struct Share {
     language: u8,
     share: f64,
@@ -39,10 +39,10 @@ struct Share {
 
 struct Profiles {
     codes: Vec<String>,
-    /// Range of `shares` of an n-gram.
+    /// Maps the key of an n-gram to its range of `shares`.
     grams: HashMap<u64, (u32, u32)>,
     shares: Vec<Share>,
-    /// First character of the class of each ideograph.
+    /// Maps each ideograph to the first character of its class.
     classes: HashMap<char, char>,
 }
 
@@ -101,7 +101,7 @@ fn key(chars: impl Iterator<Item = char>) -> u64 {
 pub(super) enum Detected {
     /// Code of a language, such as `en` or `zh-cn`.
     Language(&'static str),
-    /// No language is above the least probability.
+    /// No language has a probability above [`LEAST_PROBABILITY`].
     Unknown,
     /// The text has no n-gram of any language; the official checkers count this as followed.
     NoFeatures,
@@ -153,7 +153,7 @@ pub(super) fn detect(text: &str) -> Detected {
     best
 }
 
-/// Divides by the sum, and returns the largest value.
+/// Divides the probabilities by their sum, and returns the largest of them.
 fn normalise(p: &mut [f64; LANGUAGES]) -> f64 {
     let sum: f64 = p.iter().sum();
     p.iter_mut().for_each(|p| *p /= sum);
@@ -189,7 +189,7 @@ fn pattern(text: &str) -> Regex {
     Regex::new(text).expect("the pattern is constant and valid")
 }
 
-/// Letters that combine with a mark of tone, and the results for each mark.
+/// Vietnamese letters that combine with a tone mark, and the composed letters for each tone mark.
 const BASES: &str = "AEIOUYaeiouyÂÊÔâêôĂăƠơƯư";
 const TONES: [(char, &str); 5] = [
     ('\u{300}', "ÀÈÌÒÙỲàèìòùỳẦỀỒầềồẰằỜờỪừ"),
@@ -214,7 +214,8 @@ fn composed(text: &str) -> impl Iterator<Item = char> + '_ {
     })
 }
 
-/// Ranges of the profiles' n-grams, in order. A word in capitals gives no n-gram after its first letter.
+/// Returns the range of `shares` of each n-gram of the text that a profile has, in order. A word in capitals
+/// gives no n-gram after its first letter.
 fn grams(text: &[char], profiles: &Profiles) -> Vec<(u32, u32)> {
     let mut found = Vec::new();
     let mut last = vec![' '];

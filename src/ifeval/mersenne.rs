@@ -8,7 +8,7 @@ const SHIFT: usize = 397;
 pub(super) struct Random {
     state: [u32; SIZE],
     next: usize,
-    /// Second value of the last pair of normal draws.
+    /// Second value of the last pair of normal draws, if it has not been returned yet.
     spare: Option<f64>,
 }
 
@@ -95,7 +95,7 @@ fn following(i: usize, state: &mut [u32; SIZE]) -> usize {
 mod tests {
     use super::*;
 
-    /// Values of CPython 3.11: `r = random.Random(0)`.
+    /// The expected values are from CPython 3.11 with `random.Random(0)`.
     #[test]
     fn draws_are_those_of_python() {
         let mut random = Random::new(0);

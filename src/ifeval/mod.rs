@@ -4,12 +4,13 @@
 //! - [`rows`]: reading of prompts and responses
 //! - [`check`]: one instruction, and the verdicts on a response, strict and loose
 //! - `sentences`, `capitals`, `languages`, `json`: computations of NLTK, langdetect and Python that the
-//!   official checkers use; `tables`, `mersenne`: their statistics, and the draws of langdetect
+//!   official checkers use; `tables`: the statistics that NLTK and langdetect use; `mersenne`: the random
+//!   numbers of langdetect
 //! - `ifbench`: the instruction types of IFBench
 //! - `summary`: shares with intervals, by instruction type; `compare`: two sets of responses
 //!
-//! Any other instruction type is not decided. It is counted by name, and its prompts are left out of the
-//! shares of prompts.
+//! An instruction of any other type gets no verdict. Such instructions are counted by type, and their prompts
+//! are left out of the shares of followed prompts.
 
 mod capitals;
 pub mod check;

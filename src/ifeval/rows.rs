@@ -16,13 +16,14 @@ use crate::{Error, Result};
 
 /// A prompt with its instructions.
 pub struct Prompt {
-    /// JSON of the key, as in the file.
+    /// JSON text of the value of "key", as in the file.
     pub key: String,
     /// The prompt's text.
     pub prompt: String,
     /// Its instructions.
     pub instructions: Vec<Instruction>,
-    /// The row as a JSON object on one line, without its closing brace; or why it cannot be written again.
+    /// The row as a JSON object on one line, without its closing brace; or the reason why it cannot be copied
+    /// into an output file.
     pub row: Result<String, String>,
     /// Keys of the row.
     pub columns: Vec<String>,
@@ -30,11 +31,11 @@ pub struct Prompt {
     pub place: (PathBuf, usize),
 }
 
-/// Responses to all prompts, in their order.
+/// One response to each prompt, in the order of the prompts.
 pub struct Responses {
     /// The responses.
     pub texts: Vec<String>,
-    /// Responses to other prompts, and the place of the first.
+    /// Number of responses to other prompts, and file and line of the first of them.
     pub unused: (usize, Option<String>),
 }
 
@@ -42,7 +43,7 @@ pub struct Responses {
 pub struct Judged {
     /// Verdicts by response.
     pub verdicts: Vec<Verdicts>,
-    /// Responses of white space only.
+    /// Number of responses of white space only.
     pub blank: usize,
 }
 
@@ -190,8 +191,7 @@ fn unanswered(first: &Prompt, missing: usize, of: usize, file: &Path, unused: us
     Error::data(file, 0, None, why)
 }
 
-/// Rows of verdicts as JSON lines, in the order of the prompts. An instruction that is not decided
-/// has null.
+/// Rows of verdicts as JSON lines, in the order of the prompts. An instruction without a verdict has null.
 pub fn verdict_lines(prompts: &[Prompt], judged: &Judged) -> String {
     let mut out = String::new();
     for (prompt, verdicts) in prompts.iter().zip(&judged.verdicts) {

@@ -20,14 +20,14 @@ use regex::Regex;
 
 use super::tables::unpack;
 
-/// Evidence on a word that was seen in lower case.
+/// Orthographic evidence on a word that occurs in lower case in the training text of Punkt.
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
 enum Lower {
-    /// Also in upper case within a sentence.
+    /// Also seen in upper case within a sentence.
     Seen,
-    /// In upper case only at the start of sentences.
+    /// Never seen in upper case within a sentence.
     StartsInUpper,
-    /// In lower case at the start of sentences, and never in upper case.
+    /// Seen in lower case at the start of sentences, and never in upper case.
     NeverUpper,
 }
 
@@ -70,11 +70,11 @@ pub(super) fn sentences(text: &str) -> Vec<&str> {
     realigned(text, &slices)
 }
 
-/// A mark that may end a sentence.
+/// A punctuation mark that may end a sentence.
 struct Candidate {
-    /// Place after the mark.
+    /// Byte offset after the mark.
     end: usize,
-    /// From the word before the mark to the mark or word after it.
+    /// Byte range from the word before the mark to the mark or word after it.
     context: Range<usize>,
     /// Start of the next word, if white space follows the mark.
     next: Option<usize>,
@@ -112,7 +112,7 @@ fn is_ascii_space(byte: u8) -> bool {
 
 fn candidates(text: &str) -> Vec<Candidate> {
     let mut found: Vec<Candidate> = Vec::new();
-    // Word before the latest mark.
+    // Byte range of the word before the previous mark.
     let mut word = 0..0;
     for (at, _) in text.match_indices(['.', '?', '!']) {
         let end = at + 1;
@@ -132,11 +132,11 @@ fn candidates(text: &str) -> Vec<Candidate> {
         };
         let between = &text.as_bytes()[word.end..at];
         let start = match between.iter().rposition(|&byte| is_ascii_space(byte)) {
-            // As in NLTK, white space at the first position is not found.
+            // As in NLTK, white space directly after the previous word is overlooked.
             Some(space) if space > 0 => word.end + space + 1,
             _ => word.start,
         };
-        // Without white space in between, the earlier candidate is part of this context.
+        // Without white space in between, the earlier candidate is part of this context and is dropped.
         if start < word.end {
             found.pop();
         }
@@ -149,7 +149,7 @@ fn candidates(text: &str) -> Vec<Candidate> {
 /// A word of a context.
 struct Token {
     text: String,
-    /// In lower case, with numbers as `##number##`.
+    /// The text in lower case, or `##number##` for a number.
     kind: String,
     ends_sentence: bool,
     is_abbreviation: bool,
@@ -180,7 +180,7 @@ impl Token {
         self.kind.strip_suffix('.').filter(|kind| !kind.is_empty()).unwrap_or(&self.kind)
     }
 
-    /// Kind without the full stop of a sentence.
+    /// The kind without a full stop that ends the sentence.
     fn word(&self) -> &str {
         if self.ends_sentence { self.kind_without_stop() } else { &self.kind }
     }
@@ -206,7 +206,7 @@ impl Token {
         (self.text.starts_with(char::is_lowercase) && lower != Some(Lower::NeverUpper)).then_some(false)
     }
 
-    /// Corrects the first decision with the help of the next word.
+    /// Corrects the decisions of [`Token::new`] with the help of the next word.
     fn correct(&mut self, next: &Token, parameters: &Parameters) {
         if !self.text.ends_with('.') {
             return;

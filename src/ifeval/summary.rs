@@ -22,15 +22,17 @@ pub struct Line {
 pub struct Summary {
     pub prompts: usize,
     pub instructions: usize,
-    /// Responses of white space only.
+    /// Number of responses of white space only.
     pub blank: usize,
-    /// Number of instructions that are not decided, by type.
+    /// Number of instructions that give no verdict, by type.
     pub undecided: BTreeMap<String, usize>,
-    /// By prompt, by instruction, then by type in the order of their names.
+    /// One line for all prompts, one for all instructions, then one for each instruction type in the order of
+    /// names.
     pub lines: Vec<Line>,
 }
 
-/// Outcomes of one figure: prompt, strict, loose.
+/// Outcomes of one figure: index of the prompt, and whether it was followed by the strict and by the loose
+/// verdict.
 pub(super) type Outcomes = Vec<(u32, bool, bool)>;
 
 /// Outcomes by figure, in the order of [`Summary::lines`].
@@ -54,7 +56,7 @@ pub(super) fn outcomes(prompts: &[Prompt], verdicts: &[Verdicts]) -> Vec<(String
     [("prompt".to_owned(), whole), ("instruction".to_owned(), single)].into_iter().chain(types).collect()
 }
 
-/// Number of instructions that are not decided, by type.
+/// Number of instructions that give no verdict, by type.
 pub fn undecided(prompts: &[Prompt]) -> BTreeMap<String, usize> {
     let mut found = BTreeMap::new();
     let all = prompts.iter().flat_map(|prompt| &prompt.instructions);
@@ -64,7 +66,7 @@ pub fn undecided(prompts: &[Prompt]) -> BTreeMap<String, usize> {
     found
 }
 
-/// Lines of a table for the types that are not decided.
+/// Lines of a table for the types that give no verdict.
 pub fn undecided_lines(undecided: &BTreeMap<String, usize>) -> impl Iterator<Item = String> {
     undecided.iter().map(|(id, count)| format!("{id:<46} not decided, instructions: {count}"))
 }

@@ -1,4 +1,4 @@
-//! Text of a loss in the fingerprint of a checkpoint. Equal texts mean that a run may be resumed.
+//! Text of a loss in the fingerprint of a checkpoint. A run may be resumed only with a loss of the same text.
 
 use super::loss_type::LossType;
 use super::objective::{Loss, Method, Mix};
@@ -6,14 +6,14 @@ use crate::backend::contract::{Curve, KINDS, Link, Reduce, WeightedCurve};
 use crate::data::pack::LogpScope;
 
 impl Loss {
-    /// Every setting of the loss. A loss of one plain curve has the text of version 0.1.0, so the
-    /// checkpoints of that version can be resumed.
+    /// Returns every setting of the loss as text. A loss of one plain curve has the text of version 0.1.0, so
+    /// the checkpoints of that version can be resumed.
     pub fn fingerprint(&self) -> String {
         let mut text = match (self.link, &self.types[..], &self.curves[..]) {
             (Link::Identity, [_], &[WeightedCurve { curve, weight: 1.0, per_token: false }]) => plain(self, curve),
             _ => several(self),
         };
-        // Texts of earlier versions end here.
+        // Earlier versions lack the settings below, so each is added only if it differs from its default.
         if let Some(alpha) = self.ld_alpha {
             text += &format!(", ld_alpha: {alpha}");
         }

@@ -114,7 +114,7 @@ impl Loss {
         }
     }
 
-    /// Score of a sequence with the factor `beta`.
+    /// Formats the score of a sequence with the factor `beta`.
     fn score(&self, beta: String, frozen: bool) -> String {
         let mean = if self.reduce == Reduce::Mean { "mean " } else { "" };
         match (self.method, self.link) {
@@ -126,7 +126,7 @@ impl Loss {
         }
     }
 
-    /// Definition of the score where it is not the log-ratio itself.
+    /// Definition of the score; `None` if the score is the log-ratio itself.
     fn link_text(&self, frozen: bool) -> Option<String> {
         let mean = if self.reduce == Reduce::Mean { "mean " } else { "" };
         let u = format!("{mean}{}", if frozen { "(log pi - log ref)" } else { "log pi" });
@@ -141,7 +141,7 @@ impl Loss {
         })
     }
 
-    /// The sum of the curves.
+    /// Formats the weighted sum of the curves.
     fn curve_text(&self) -> String {
         if self.curve_types().next().is_none() {
             return "0".to_owned();

@@ -81,7 +81,7 @@ impl LossType {
         matches!(self, LossType::Kto | LossType::ApoZeroUnpaired)
     }
 
-    /// Curve over the comparisons; `None` for a loss without one.
+    /// Curve of the loss over comparisons; `None` for `sft`, which has no curve.
     pub(super) fn curve(self, p: CurveParameters) -> Option<Curve> {
         Some(match self {
             LossType::Sigmoid | LossType::SigmoidNorm | LossType::Simpo => Curve::Sigmoid { smoothing: p.smoothing },

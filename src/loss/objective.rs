@@ -64,10 +64,10 @@ pub enum Mix {
 pub struct Loss {
     /// Training method.
     pub method: Method,
-    /// Losses as named, with their weights; at least one.
+    /// Losses as named by `--loss-type`, with their weights; at least one.
     pub types: Vec<(LossType, f64)>,
-    /// Curves of the losses in the same order, without the loss `sft`, which is part of `nll_weight`. If
-    /// `sft` is the only loss, one curve of weight 0.
+    /// Curves of the losses in the same order, without the loss `sft`, which is part of `nll_weight`. If `sft`
+    /// is the only loss, the list has one curve of weight 0.
     pub curves: Vec<WeightedCurve>,
     /// Maps log-ratios to the argument of the curves.
     pub link: Link,
@@ -100,8 +100,8 @@ pub struct Loss {
     /// Share prompt prefixes within a group: tokens of a common prefix are computed once. Results
     /// agree up to rounding.
     pub share_prefixes: bool,
-    /// Log entropy, mean logits and accuracy of the tokens of log-prob models. Training results are the same
-    /// bit by bit.
+    /// Whether to log entropy, mean logits and accuracy of tokens. Reward models have no such statistics.
+    /// Training results are bitwise the same with and without them.
     pub token_stats: bool,
 }
 
@@ -142,7 +142,7 @@ impl Loss {
         Ok(self)
     }
 
-    /// Whether a run logs statistics of its tokens: rewards have none.
+    /// Whether a run logs statistics of its tokens, which reward models do not have.
     pub(crate) fn measures_tokens(&self) -> bool {
         self.token_stats && self.method != Method::Reward
     }
@@ -214,7 +214,8 @@ impl Loss {
         }
     }
 
-    /// Checks that the likelihood term has sequences: the preferred ones of base and intra comparisons.
+    /// Checks that the likelihood term has sequences. It is the mean over the preferred sequences of base and
+    /// intra comparisons.
     ///
     /// # Errors
     /// [`Error::Usage`] if neither kind is trained.
@@ -231,16 +232,16 @@ impl Loss {
         )))
     }
 
-    /// Whether a curve divides by the number of tokens of a sequence while scores are sums.
+    /// Whether a curve divides scores, which are sums, by the number of tokens of the sequence.
     pub fn needs_rows(&self) -> bool {
         self.curves.iter().any(|part| part.per_token)
     }
 
-    /// Whether scores are relative to a frozen reference, for `--ref-model` as given.
+    /// Whether scores are relative to a frozen reference. `given` is the value of `--ref-model`.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a reference that the method or the loss does not use, and for a loss
-    /// that needs one without it.
+    /// [`Error::Usage`] for a reference that the method or the loss does not use, and for a loss that needs a
+    /// reference if there is none.
     pub fn has_reference(&self, given: Option<&Path>) -> Result<bool> {
         let none = given.is_some_and(|path| path.as_os_str() == "none");
         let names = || self.types.iter().map(|(of, _)| of.name()).collect::<Vec<_>>().join(" ");

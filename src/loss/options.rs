@@ -70,7 +70,7 @@ pub struct LossOptions {
     /// Bound of the detached gap [--inter-loss pop-detached; default 5]
     #[arg(long, alias = "pop_clip")]
     pub pop_clip: Option<f64>,
-    /// Loss of a comparison, or several that are added [default sigmoid; kto in kto runs]
+    /// Loss of a comparison; several losses are added [default sigmoid; kto in kto runs]
     #[arg(long, alias = "loss_type", value_enum, value_delimiter = ',', num_args = 1..)]
     pub loss_type: Vec<LossType>,
     /// Weight of each loss of --loss-type [DPO; default 1 each]
@@ -80,7 +80,7 @@ pub struct LossOptions {
     /// the target of exo_pair, which needs a value above 0 [default 0]
     #[arg(long, alias = "label_smoothing")]
     pub label_smoothing: Option<f64>,
-    /// Temperature of the mix of discopop [default 0.05]
+    /// Temperature of the mixing weight of discopop [default 0.05]
     #[arg(long, alias = "discopop_tau")]
     pub discopop_tau: Option<f64>,
     /// Target margin of simpo [default 0.5]
@@ -100,7 +100,7 @@ pub struct LossOptions {
     /// [DPO; default 1]
     #[arg(long, alias = "ld_alpha")]
     pub ld_alpha: Option<f64>,
-    /// Weigh pairs by the policy's probability of both responses (WPO) [DPO; default off]
+    /// Weight pairs by the policy's probability of both responses (WPO) [DPO; default off]
     #[arg(long, alias = "use_weighting")]
     pub use_weighting: bool,
     /// Weight of desirable rows [KTO; default 1]
@@ -132,7 +132,7 @@ fn non_negative(flag: &str, value: f64) -> Result<f64> {
     usage(format!("{flag} {value}: a finite number of at least 0 is needed"))
 }
 
-/// Rejects a value that is not a finite number above 0, also in f32.
+/// Rejects a value that is not finite or not above 0, in f64 or after rounding to f32.
 fn positive(flag: &str, value: f64) -> Result<f64> {
     if !(value.is_finite() && value > 0.0) {
         return usage(format!("{flag} {value}: a finite number above 0 is needed"));
@@ -315,8 +315,8 @@ impl LossOptions {
         Ok(betas)
     }
 
-    /// Reduction of the log-probs to scores. If some losses need a mean and others a sum, scores are
-    /// sums, and `curves` that need a mean are set to divide by the tokens.
+    /// Reduction of the log-probs to scores. If some losses need a mean and others a sum, scores are sums, and
+    /// `curves` that need a mean are set to divide by the number of tokens.
     fn reduce(&self, types: &[(LossType, f64)], curves: &mut [WeightedCurve], link: Link) -> Result<Reduce> {
         let of_curves: Vec<LossType> = types.iter().map(|(of, _)| *of).filter(|of| *of != LossType::Sft).collect();
         match self.logp_reduce {
@@ -387,14 +387,14 @@ impl LossOptions {
         Ok(own + types.iter().filter(|(of, _)| *of == LossType::Sft).map(|(_, weight)| weight).sum::<f64>())
     }
 
-    /// Value of `--nll-weight`.
+    /// Value of `--nll-weight`, or its default.
     pub(super) fn own_likelihood(&self, types: &[(LossType, f64)]) -> f64 {
         let default = if types[0].0.is_reference_free() { 1.0 } else { 0.0 };
         self.nll_weight.unwrap_or(default)
     }
 
-    /// Rejects options of comparisons if no loss has a curve. The likelihood term depends only on which kinds
-    /// have a weight.
+    /// Rejects options that only affect comparisons, for a run in which no loss has a curve. The likelihood
+    /// term depends only on which kinds have a weight above 0.
     fn refuse_comparisons(&self) -> Result<()> {
         let odd = |weight: Option<f64>| weight.is_some_and(|weight| weight != 0.0 && weight != 1.0);
         let unused = [

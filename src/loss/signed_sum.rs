@@ -1,4 +1,4 @@
-//! The argument of a comparison from the scores of its sequences.
+//! Computes the argument z of a comparison's curve from the scores of its sequences.
 
 /// Sums signed scores, given with the index of their prompt. The sum is computed prompt by prompt, so that
 /// two equal gaps of opposite sign give exactly 0, without a rounding error.

@@ -1,4 +1,4 @@
-//! Options of a loss with every value in use, for the record of a run.
+//! Options of a loss with every value explicit, for the record of a run.
 
 use super::loss_type::LossType;
 use super::objective::{Loss, Method, Mix};
@@ -60,7 +60,7 @@ impl LossOptions {
             LossType::Orpo => all.beta = Some(self.beta.unwrap_or(DEFAULT_BETA)),
             _ => [all.beta, all.beta_intra, all.beta_inter] = loss.scale.map(Some),
         }
-        // Losses with different reductions have no common value.
+        // Losses with different reductions have no common `--logp-reduce`.
         if !loss.needs_rows() {
             all.logp_reduce = Some(match loss.reduce {
                 Reduce::Sum => ReduceName::Sum,

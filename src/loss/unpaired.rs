@@ -1,5 +1,5 @@
 //! Rows with one response and a label, for KTO (arXiv 2402.01306). A row is a comparison with one term that
-//! gets a gradient; the sign of the term is that of the label.
+//! gets a gradient; the sign of the term is +1 for a desirable row and -1 for an undesirable row.
 //!
 //! The divergence of policy and reference is estimated from mismatched sequences: the prompt of a row with
 //! the response of a different row. As in TRL, the rows are split into blocks of one micro-batch in the order
@@ -14,13 +14,14 @@ use super::objective::{Loss, Method};
 use crate::data::tokenized::{Sequence, SequenceTerm, TokenizedGroup};
 
 impl Loss {
-    /// Whether rows need a mismatched response.
+    /// Whether the loss estimates the divergence, for which every row needs a mismatched response.
     pub fn estimates_divergence(&self) -> bool {
         self.types.iter().any(|(of, _)| *of == LossType::Kto)
     }
 
-    /// Sets the weights of rows by their labels, and adds a mismatched sequence of at most `max_length`
-    /// tokens to each; `block` is the number of rows of a micro-batch. Has no effect for other methods.
+    /// Prepares rows for KTO: sets the weights of rows by their labels and, for the loss `kto`, adds a
+    /// mismatched sequence of at most `max_length` tokens to each row. `block` is the number of rows of a
+    /// micro-batch. Has no effect for other methods.
     pub fn prepare_unpaired(&self, groups: &mut [TokenizedGroup], block: usize, max_length: usize) {
         if self.method != Method::Kto {
             return;

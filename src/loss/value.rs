@@ -1,5 +1,5 @@
-//! Computes the losses of comparisons on the host, in f64 from the scores of their sequences. Used for
-//! evaluation, and to log each loss when a run has several.
+//! Computes the losses of comparisons on the host in f64, from the scores of their sequences. Evaluation uses
+//! them, and so does the log of a run with several losses.
 
 use super::objective::Loss;
 use super::signed_sum::signed_sum;
@@ -17,19 +17,19 @@ pub struct ScoredTerm {
     pub score: f64,
     /// Score of the frozen reference, or 0.
     pub reference: f64,
-    /// Tokens that are scored.
+    /// Number of scored tokens.
     pub rows: usize,
 }
 
 /// A comparison with the scores of its sequences.
 #[derive(Clone, Debug)]
 pub struct ScoredComparison {
-    /// Index of the kind.
+    /// Index of the comparison's kind.
     pub kind: usize,
     pub weight: f64,
-    /// Subtracted from the logit one by one.
+    /// Margins, which are subtracted from the logit one after the other.
     pub margins: [f64; 2],
-    /// Bounds on the sum of the detached terms.
+    /// Lower and upper bound of the sum of the detached terms.
     pub clip: Option<(f64, f64)>,
     pub terms: Vec<ScoredTerm>,
 }
@@ -50,8 +50,9 @@ pub fn batch_divergence(comparisons: &[ScoredComparison]) -> f64 {
 }
 
 impl Loss {
-    /// Score of a sequence in the form that the first curve uses. `difference` is the log-prob or reward of the
-    /// sequence minus that of the frozen reference, and `rows` is the number of scored tokens.
+    /// Returns the score of a sequence as the first curve uses it: scaled, and divided by `rows` if the curve is
+    /// per token. `difference` is the log-prob or reward of the sequence minus that of the frozen reference, and
+    /// `rows` is the number of scored tokens.
     pub fn rho(&self, kind: usize, difference: f64, rows: usize) -> f64 {
         let rho = self.scale[kind] * linked(self.link, difference).0;
         if self.curves[0].per_token { rho / rows.max(1) as f64 } else { rho }

@@ -1,5 +1,5 @@
-//! Options that weight tokens, pairs or rows of a loss (`--ld-alpha`, `--use-weighting`, `--desirable-weight` and
-//! `--undesirable-weight`), and errors where they have no meaning.
+//! Reads the options that weight tokens, pairs or rows of a loss (`--ld-alpha`, `--use-weighting`,
+//! `--desirable-weight` and `--undesirable-weight`). An option that has no meaning for the loss is an error.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,8 @@ use crate::{Error, Result};
 type Types<'a> = &'a [(LossType, f64)];
 
 impl LossOptions {
-    /// Weight of the tokens beyond the length of the shorter response; `None` for 1, which has no effect.
+    /// Weight of the tokens beyond the length of the shorter response; `None` if it is not given or 1, which has
+    /// no effect.
     pub(super) fn tail_weight(&self, types: Types<'_>, nll_weight: f64) -> Result<Option<f64>> {
         let Some(alpha) = self.ld_alpha else { return Ok(None) };
         if !(0.0..=1.0).contains(&alpha) {
@@ -74,8 +75,8 @@ impl LossOptions {
 }
 
 impl Loss {
-    /// Computes the number of scored tokens of each sequence of `groups` before its tail, in batch order.
-    /// `starts` stays empty unless tails have a separate weight.
+    /// Writes to `starts`, in batch order, the number of scored tokens before the tail of each sequence of
+    /// `groups`. `starts` stays empty without `--ld-alpha`.
     pub(crate) fn tail_starts(&self, groups: &[&TokenizedGroup], starts: &mut Vec<f64>) {
         starts.clear();
         if self.ld_alpha.is_none() {
@@ -90,11 +91,10 @@ impl Loss {
         }
     }
 
-    /// Checks that every response is compared with one set of responses at most, so that it has one common
-    /// length.
+    /// Checks that every response is compared with at most one set of responses. Its tail then has one start.
     ///
     /// # Errors
-    /// [`Error::Usage`] with the group.
+    /// [`Error::Usage`] that names the group.
     pub fn check_tails(&self, groups: &[TokenizedGroup]) -> Result<()> {
         if self.ld_alpha.is_none() {
             return Ok(());
@@ -124,8 +124,8 @@ fn compared_with(group: &TokenizedGroup, response: usize) -> impl Iterator<Item 
     (0..group.comparisons.len()).map(responses).filter(move |of| of.len() > 1 && of.contains(&response))
 }
 
-/// Token count of the shortest response among `response` and those it is compared with; `usize::MAX` if there are
-/// none.
+/// Token count of the shortest response among `response` and those it is compared with; `usize::MAX` if it is
+/// compared with none.
 fn shared_length(group: &TokenizedGroup, response: usize) -> usize {
     let shared: BTreeSet<usize> = compared_with(group, response).flatten().collect();
     let lengths = group.sequences.iter().filter(|s| shared.contains(&s.response)).map(|s| s.response_ids.len());

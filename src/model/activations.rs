@@ -19,8 +19,8 @@ use crate::backend::Backend;
 pub enum Mode {
     /// A backward follows.
     Train,
-    /// A backward follows and runs each layer's forward again: less memory, more time, the same
-    /// bits.
+    /// A backward follows and runs each layer's forward again. This mode needs less memory and more time than
+    /// `Train`, and gives the same bits.
     Recompute,
     /// No backward follows.
     Infer,
@@ -37,7 +37,7 @@ impl Mode {
 pub struct Branch<B: Backend> {
     /// (tokens, hidden)
     pub x: B::Act,
-    /// Statistics of the post-norm, in the form of `LayerActivations::input_rstd`
+    /// Statistics of the post-norm, with the layout of `LayerActivations::input_rstd`
     pub rstd: B::Acc,
 }
 
@@ -58,7 +58,7 @@ pub struct LayerActivations<B: Backend> {
     pub lse: B::Acc,
     /// (tokens, hidden) input of the MLP, normalised; empty without pre-norms
     pub mlp_input: B::Act,
-    /// As `input_rstd`
+    /// Statistics of the norm before the MLP, with the layout of `input_rstd`
     pub post_rstd: B::Acc,
     /// (tokens, 2 intermediate), or (tokens, intermediate) without a gate; present in training, and if
     /// gate or up have an adapter or a bias, or the activation is GELU
@@ -106,7 +106,7 @@ pub struct Activations<B: Backend> {
     pub(super) layers: Vec<LayerActivations<B>>,
     /// (tokens, hidden) after the final norm
     pub hidden: B::Act,
-    /// As `input_rstd` of a layer
+    /// Statistics of the final norm, with the layout of `LayerActivations::input_rstd`
     pub(super) final_rstd: B::Acc,
     /// Present in training.
     pub gradients: Option<Gradients<B>>,

@@ -6,8 +6,8 @@
 //! `rope_scaling`, `torch_dtype`; transformers 5: `rope_parameters`, `dtype`) and both are written; a file with
 //! conflicting styles is an error. Unknown keys are kept and written back.
 //!
-//! As in transformers, EOS token ids beyond the vocabulary, which no text contains, and llama3 scaling without
-//! its original length are accepted. Both give a note.
+//! As in transformers, EOS token ids beyond the vocabulary are accepted, because no text contains them. So is
+//! llama3 RoPE scaling without an original length. Both give a note.
 //!
 //! An error names the key of an unsupported model type, architecture, activation, RoPE scaling or
 //! quantisation. It also names the key of a size that is missing, not positive, not divisible where required,
@@ -216,7 +216,7 @@ impl ModelConfig {
         Self::parse(map, path, None)
     }
 
-    /// As [`Self::from_json`]; the weights in `folder` explain some errors.
+    /// As [`Self::from_json`]; some errors also depend on the weights in `folder`.
     fn parse(map: Map<String, Value>, path: &Path, folder: Option<&Path>) -> Result<Self> {
         let keys = Keys { map: &map, path, prefix: "", names: &[] };
         let family = read_family(keys)?;
@@ -289,7 +289,7 @@ impl ModelConfig {
         let window = window.and_then(|window| window.that_cuts(max_positions));
 
         let softcaps = Softcaps::read(keys, family, &mut notes)?;
-        // The class default is dropped if it is outside the vocabulary, because it then belongs to a published
+        // The class default is ignored if it is outside the vocabulary. It then belongs to the published model
         // size.
         let of_class = |key: &str, id: Option<u32>| id.filter(|&id| !keys.has(key) && (id as usize) < vocab);
         let pad = keys.token_id("pad_token_id", vocab)?.or(of_class("pad_token_id", family.ids.pad));
@@ -316,7 +316,7 @@ impl ModelConfig {
             heads,
             kv_heads,
             head_dim,
-            // Far below 1e-30 eps is 0 in f32, and the reciprocal norm of a zero vector is infinite.
+            // An eps far below 1e-30 is 0 in f32, and the reciprocal norm of a zero vector is then infinite.
             rms_norm_eps: keys.number_or(
                 "rms_norm_eps",
                 family.eps,
@@ -468,7 +468,8 @@ impl ModelConfig {
         self.family.class_of(self.head)
     }
 
-    /// Value of a key of `generation_config.json`; `None` without the file, and for `null`.
+    /// Value of a key of `generation_config.json`; `None` if the file or the key is missing, or the value is
+    /// null.
     pub fn generation_setting(&self, key: &str) -> Option<&Value> {
         self.generation.as_ref()?.get(key).filter(|value| !value.is_null())
     }

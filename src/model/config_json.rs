@@ -176,8 +176,8 @@ impl<'a> Keys<'a> {
         self.refuse(key, value, &format!("a token id must be an integer from 0 to {}", vocab - 1))
     }
 
-    /// Returns the token ids under `key` that are below `vocab`. Others cannot occur in a text; they
-    /// are left out with a note.
+    /// Returns the token ids under `key` that are below `vocab`. Other ids cannot occur in a text; they are left
+    /// out with a note.
     pub fn ids_in_vocabulary(&self, key: &str, vocab: usize, notes: &mut Vec<String>) -> Result<Vec<u32>> {
         let (inside, beyond): (Vec<u32>, Vec<u32>) =
             self.token_ids(key, vocab)?.into_iter().partition(|&id| (id as usize) < vocab);
@@ -192,7 +192,8 @@ impl<'a> Keys<'a> {
         Ok(inside)
     }
 
-    /// Returns the only token id of `key`, if it has one.
+    /// Returns the only element of `ids`, the token ids of `key`; `None` if there are none. Several ids are an
+    /// error.
     pub fn one_of(&self, key: &str, ids: Vec<u32>) -> Result<Option<u32>> {
         match (ids.as_slice(), self.get(key)) {
             ([], _) => Ok(None),
@@ -202,7 +203,8 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// Returns at most one token id under `key`, which must be below `vocab`.
+    /// Returns the token id under `key`, if it has one. An id of `vocab` or above is an error, and so are
+    /// several ids.
     pub fn token_id(&self, key: &str, vocab: usize) -> Result<Option<u32>> {
         let ids = self.token_ids(key, vocab)?;
         match self.get(key) {

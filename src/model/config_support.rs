@@ -1,5 +1,5 @@
-//! Checks which families and settings of a `config.json` are supported. Every other setting that changes the
-//! computation is an error with its key and advice.
+//! Checks which families and settings of a `config.json` are supported. For every other setting that changes the
+//! computation, an error names the key and gives advice.
 
 use std::path::Path;
 

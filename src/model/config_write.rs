@@ -1,5 +1,5 @@
-//! Writes `config.json` and `generation_config.json`. They have the keys that were read, with the values of this
-//! program in their places, in the key styles of both transformers 4 and 5.
+//! Writes `config.json` and `generation_config.json`. The keys that were read keep their order, and this
+//! program's values replace theirs. Keys that transformers 4 and 5 spell differently are written in both styles.
 
 use std::path::Path;
 
@@ -17,8 +17,7 @@ fn name(family: &Family, key: &'static str) -> &'static str {
 }
 
 impl ModelConfig {
-    /// Returns the contents of `config.json` for weights stored as `dtype`. Unknown keys keep their
-    /// places.
+    /// Returns the contents of `config.json` for weights stored as `dtype`. Unknown keys keep their positions.
     pub fn to_json(&self, dtype: StoredDtype) -> Map<String, Value> {
         let mut map = self.original.clone();
         let mut set = |key: &str, value: Value| {
@@ -75,7 +74,7 @@ impl ModelConfig {
             self.rope.write(self.family.rope, self.partial_rotary_factor, &mut map);
             self.write_layer_types(&mut map);
         }
-        // Generic keys get the names of the family, and names that were read keep their places.
+        // Replaces Llama's key names by those of the family. A key that was read keeps its position.
         for (generic, own, _) in self.family.keys {
             if let Some(value) = map.shift_remove(*generic) {
                 map.insert((*own).into(), value);
@@ -84,8 +83,8 @@ impl ModelConfig {
         map
     }
 
-    /// Special ids by their keys. A default of the class is left out of a file that was read without it, because
-    /// training would use it as an EOS token.
+    /// Special token ids with their keys. If the file that was read lacks a key, an id that equals the class
+    /// default is left out: training would use it as an EOS token.
     fn special_ids(&self) -> Vec<(&'static str, Value)> {
         let of_class = self.family.ids;
         let all = [

@@ -1,4 +1,5 @@
-//! The decoder's forward as a list of op calls; `decoder_grad.rs` is the list reversed.
+//! The decoder's forward as a list of op calls. `decoder_grad.rs` has the backward, with the calls in reverse
+//! order.
 //!
 //! ```text
 //! stream[0] = embedding[ids] (times a factor, plus a position's row)
@@ -40,13 +41,13 @@ use crate::{Error, Result};
 pub struct Model<B: Backend> {
     /// Sizes and family.
     pub config: ModelConfig,
-    /// Places of the tensors.
+    /// Ranges of the tensors in the arena of weights.
     pub layout: Layout,
     /// (layout.len), or this rank's slices if the weights are sharded over ranks
     pub weights: B::Act,
     /// Adapters. With them, `weights` are frozen.
     pub lora: Option<Lora<B>>,
-    /// Places of sharded weights.
+    /// Ranges and gathered copies of sharded weights.
     pub(super) shards: Option<Shards<B>>,
     rope_tables: RopeTables<B>,
     /// Tables of the layers of [`ModelConfig::local_rope`].
@@ -79,7 +80,7 @@ impl<B: Backend> RopeTables<B> {
         Ok(Self { positions, cos: table(f64::cos)?, sin: table(f64::sin)? })
     }
 
-    /// Tables of the layers with the settings of the model, and of those in [`ModelConfig::local_rope`].
+    /// Tables for the RoPE settings of the model, and for those of [`ModelConfig::local_rope`] if it has them.
     fn of_layers(backend: &B, config: &ModelConfig, positions: usize) -> Result<(Self, Option<Self>)> {
         let tables = |rope: &RopeConfig| Self::new(backend, (config, rope), positions);
         let local = config.local_rope.as_ref().map(|local| tables(&local.rope)).transpose()?;
@@ -93,7 +94,7 @@ impl<B: Backend> Model<B> {
         Self::zeros_on(backend, config, positions, None)
     }
 
-    /// Creates a model with zero weights, or with this rank's slices of them.
+    /// Creates a model with zero weights. With `shards`, it holds only this rank's slices of the weights.
     pub(super) fn with_weights(
         backend: &B,
         config: ModelConfig,
@@ -368,8 +369,8 @@ impl<B: Backend> Model<B> {
                 act,
             })?,
         }
-        // The backward of the down projection needs its h. It is computed here so that a recomputed layer has it
-        // too.
+        // The backward of the down projection needs the adapter's h (`lora`). It is computed here so that a
+        // recomputed layer has it too.
         if let (Some(adapters), Some(work)) = (&self.lora, lora) {
             adapters.reduce(backend, work, place(Group::Down), View::first(&saved.act, tokens * inner))?;
         }
@@ -379,7 +380,8 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Writes the output stream of layer i: by the down projection, or with post-norms by the norm of its output.
+    /// Writes the output stream of layer i with the down projection, or with the post-norm of its output if the
+    /// family has post-norms.
     pub(super) fn close_layer(&self, backend: &B, tokens: usize, acts: &mut Activations<B>, i: usize) -> Result<()> {
         if self.config.family.norms_behind {
             return self.add_branch(backend, (tokens, 2 * i + 1), acts, i, Group::Down);
@@ -416,7 +418,7 @@ impl<B: Backend> Model<B> {
         self.expand(backend, work, place, residual)
     }
 
-    /// As [`Self::low_rank`], with the h that is already computed.
+    /// As [`Self::low_rank`], for an h that is already computed.
     pub(super) fn expand<'a>(
         &self,
         backend: &B,

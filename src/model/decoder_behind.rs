@@ -5,7 +5,7 @@
 //! branch = block(stream[k] or norm(stream[k]));  stream[k + 1] = stream[k] + norm(branch)
 //! ```
 //!
-//! The projection at the end of a block then has no residual, and its output is kept for the backward.
+//! The last projection of a block then has no residual, and its output is kept for the backward.
 
 use super::activations::{Activations, Branch, Gradients};
 use super::config::ModelConfig;
@@ -19,7 +19,7 @@ use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut, Write};
 
 impl ModelConfig {
-    /// Elements of the longest norm weight, for queries and keys together.
+    /// Number of elements of the longest norm weight, where the weights for queries and keys count as one.
     pub(super) fn longest_norm(&self) -> usize {
         let heads = if self.family.whole_norm { self.query_width() + self.kv_width() } else { 2 * self.head_dim };
         self.norm_width().max(heads)
@@ -38,7 +38,7 @@ fn norm_of(at: &LayerRanges, group: Group) -> Result<&std::ops::Range<usize>> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Runs the projection at the end of a block of layer i.
+    /// Runs the last projection of a block of layer i.
     pub(super) fn run_branch(
         &self,
         backend: &B,

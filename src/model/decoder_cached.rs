@@ -17,7 +17,7 @@ use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut};
 use crate::{Error, Result};
 
-/// Keys and values of all layers, in rows that the caller assigns.
+/// Keys and values of all layers. A row holds one token, and the caller assigns the rows.
 pub struct KvCache<B: Backend> {
     slots: usize,
     /// One buffer a layer, (slots, 2 kv_heads, head_dim).
@@ -42,24 +42,24 @@ impl<B: Backend> KvCache<B> {
     }
 }
 
-/// Numbers of pairs and keys that the new tokens of a call see.
+/// Numbers of (query, key) pairs and of keys in the attention of the new tokens of a call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// (query, key) pairs.
     pub pairs: u64,
-    /// Rows of the paths that at least one new token of the sequence sees.
+    /// Keys that at least one new token of their sequence attends to.
     pub keys: u64,
 }
 
 impl Seen {
-    /// Adds the numbers of a sequence with `new` tokens at the end of a path of `rows` rows.
+    /// Adds the numbers of a sequence whose path has `rows` rows, of which the last `new` are new tokens.
     pub fn add(&mut self, rows: usize, new: usize, window: usize) {
         self.pairs += (rows - new + 1..=rows).map(|seen| seen.min(window) as u64).sum::<u64>();
         self.keys += if new == 0 { 0 } else { rows.min(window.saturating_add(new - 1)) as u64 };
     }
 }
 
-/// New tokens of sequences, and their places in the cache.
+/// New tokens of sequences, and the cache rows of each sequence.
 pub struct CachedInputs<'a, B: Backend> {
     /// (tokens)
     pub ids: View<'a, B::Idx>,
@@ -70,9 +70,9 @@ pub struct CachedInputs<'a, B: Backend> {
     pub last: View<'a, B::Idx>,
     pub sequences: usize,
     pub spans: usize,
-    /// Visible (query, key) pairs and visible rows of the paths, without a window.
+    /// Numbers for attention without a window.
     pub seen: Seen,
-    /// As `seen`, within the window of the model.
+    /// Numbers for attention within the window of the model.
     pub seen_in_window: Seen,
     pub longest_path: usize,
 }
@@ -116,8 +116,8 @@ impl<B: Backend> LastLogits<B> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Runs the new tokens of a batch and writes the logits after each sequence's last one. `acts`
-    /// must not be for training.
+    /// Runs the new tokens of a batch and writes the logits of each sequence's last new token. `acts` must not
+    /// be for training.
     ///
     /// # Errors
     /// [`Error::Usage`] for a reward model, which has no logits.
@@ -169,7 +169,7 @@ impl<B: Backend> Model<B> {
         }
         self.normalise_last(backend, tokens, acts)?;
         out.grow(backend, config, inputs.sequences)?;
-        // An embedding lookup gathers rows; here the table is the hidden states.
+        // An embedding lookup gathers the last hidden states, with all hidden states as its table.
         backend.embedding_fwd(EmbeddingFwd {
             dims: EmbeddingDims { tokens: inputs.sequences, vocab: tokens, hidden: config.hidden },
             ids: inputs.last,

@@ -23,17 +23,17 @@ pub struct GradientsOut<'a, B: Backend> {
     pub grads: &'a mut B::Acc,
     /// Overwrite or accumulate.
     pub write: Write,
-    /// (layout.norms) patch norms of the final `grads` in `layout.matrices`; for the last backward
-    /// of a step. Not used with adapters.
+    /// (layout.norms) patch norms of the final gradients of `layout.matrices`. Present in the last backward of a
+    /// step, and not used with adapters.
     pub norms: Option<&'a mut B::Acc>,
-    /// Receiver of the gradients unit by unit. Without it, `grads` holds the gradients in the layout of the
+    /// Receiver of the gradients unit by unit; `None` if `grads` holds all gradients in the layout of the
     /// trained parameters.
     pub(crate) units: Option<&'a mut dyn UnitGradients<B>>,
 }
 
 /// Receives the gradients of a backward unit by unit.
 pub(crate) trait UnitGradients<B: Backend> {
-    /// First element in the gradient buffer of a range of the layout.
+    /// Index in the gradient buffer of the first element of a range of the layout.
     fn place(&self, range: &Range<usize>) -> usize;
 
     /// Called before the first gradient of a unit is written.
@@ -75,9 +75,9 @@ struct Projection<'a, B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Computes the gradients of all trained weights below the head. On entry
-    /// `acts.gradients.dnormed` holds the gradient of `acts.hidden`. A tied embedding's gradient is
-    /// always accumulated, because the head has already written its part.
+    /// Computes the gradients of all trained weights below the head. On entry, `acts.gradients.dnormed` holds
+    /// the gradient of `acts.hidden`. The gradient of a tied embedding is always accumulated, because the head's
+    /// backward has already written to it.
     pub fn backward(
         &mut self,
         backend: &B,
@@ -283,7 +283,7 @@ impl<B: Backend> Model<B> {
         }
         let (dweight, mut dweight_write) = self.norm_gradient(out, lora, &at.input_norm)?;
         if config.shares_norm() && self.lora.is_none() {
-            // The backward of the MLP has already written its part.
+            // The MLP shares the norm, and its backward has already written its part of the gradient.
             dweight_write = Write::Add;
         }
         self.norm_bwd(
@@ -371,8 +371,8 @@ impl<B: Backend> Model<B> {
         backend.linear_bwd_input(LinearBwdInput { dims, dy, weight: self.weight(weight), dx, write })
     }
 
-    /// Destination of a norm's gradient: its place in the arena, or a buffer that nothing reads if the
-    /// norm is frozen.
+    /// Destination of a norm's gradient: its range in the gradient arena, or a scratch buffer that nothing reads
+    /// if the norm is frozen.
     fn norm_gradient<'a>(
         &self,
         out: &'a mut GradientsOut<'_, B>,

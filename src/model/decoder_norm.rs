@@ -13,9 +13,9 @@ pub(super) struct NormGradient<'a, B: Backend> {
     pub dy: View<'a, B::Act>,
     /// (tokens, hidden)
     pub x: View<'a, B::Act>,
-    /// (tokens, norm_stats), at least
+    /// At least (tokens, norm_stats)
     pub stats: &'a B::Acc,
-    /// Place of the weights.
+    /// Range of the norm's weights in the arena.
     pub weight: &'a Range<usize>,
     /// (tokens, hidden)
     pub dx: ViewMut<'a, B::Act>,
@@ -94,7 +94,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Activation of the MLP from its stored input.
+    /// Computes the activation of the MLP from the stored output of its first projection.
     pub(super) fn activate(
         &self,
         backend: &B,
@@ -111,7 +111,8 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Multiplies rows by a factor and adds those of `addend`. Returns at once if both would change nothing.
+    /// Multiplies the rows of `x_in_place` by a factor and adds those of `addend`. Does nothing if the factor is
+    /// 1 and there is no addend.
     pub(super) fn scale(
         &self,
         backend: &B,

@@ -65,7 +65,7 @@ pub struct Family {
     pub(super) gated: bool,
     /// Default of `hidden_act`.
     pub(super) activation: &'static str,
-    /// `gelu` means its approximation by tanh.
+    /// Whether the activation name `gelu` means the tanh approximation of GELU.
     pub(super) legacy_gelu: bool,
     /// Biases of the projections of the MLP.
     pub(super) mlp_bias: Bias,
@@ -106,7 +106,7 @@ pub struct Family {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Parallel {
     Never,
-    /// The key `use_parallel_residual` decides; `shared_norm` if the two blocks then share one norm.
+    /// The key `use_parallel_residual` decides. `shared_norm` says whether parallel blocks share one norm.
     Key {
         default: bool,
         shared_norm: bool,
@@ -127,7 +127,7 @@ pub(super) enum Bias {
 pub(super) enum Window {
     /// Never.
     None,
-    /// All layers, if `sliding_window` is not null; with its default.
+    /// All layers, if `sliding_window` is not null. Holds the default of that key.
     All(Option<usize>),
     /// As `All` unless `layer_types` says otherwise.
     LayerTypes(Option<usize>),
@@ -135,8 +135,8 @@ pub(super) enum Window {
     LastLayers,
     /// Layers without RoPE, if `use_sliding_window` is set.
     LayersWithoutRope,
-    /// All layers except every n-th, unless `layer_types` says otherwise. Holds the default of
-    /// `sliding_window`, n or its default, and the key of n.
+    /// All layers except every n-th, unless `layer_types` says otherwise. Holds the default of `sliding_window`,
+    /// n (or its default), and the key that sets n.
     Except(usize, usize, Option<&'static str>),
 }
 
@@ -147,11 +147,11 @@ pub(super) struct RopeRule {
     pub theta: f64,
     /// Default of a top-level `original_max_position_embeddings`, which then takes precedence over the key of
     /// the scaling. A family with this default supports only longrope scaling, also under the names `su` and
-    /// `yarn`. Older versions of transformers read exactly three keys of it.
+    /// `yarn`. transformers 4 accepts exactly three keys in the scaling of such a family.
     pub original: Option<usize>,
     /// Whether `no_rope_layers` and `no_rope_layer_interval` name layers without RoPE.
     pub skips_layers: bool,
-    /// Default of `partial_rotary_factor`; `None` for a family whose heads rotate whole.
+    /// Default of `partial_rotary_factor`; `None` for a family that always rotates whole heads.
     pub partial: Option<f64>,
     /// Layers with a sliding window have separate RoPE settings (`rope_layers.rs`).
     pub by_layer_type: bool,

@@ -1,6 +1,6 @@
 //! Well-known families that are not supported, and the features that they need, for an error that names them.
 
-/// Types of well-known families, and the unsupported features that they need.
+/// `model_type`s of well-known families, and the unsupported features that they need.
 const MISSING: &[(&[&str], &str)] = &[
     (
         &["gemma3"],

@@ -1,9 +1,10 @@
-//! Names by family: of the tensors in weight files, and of keys in config.json.
+//! Names of the tensors in weight files and of the keys in config.json, by family.
 
-/// Names of the modules that hold tensors. Those of a layer follow its number.
+/// Names of the modules that hold tensors. In a file, the name of a layer's module follows the number of the
+/// layer.
 #[derive(Debug)]
 pub struct TensorNames {
-    /// Start of every name except those of the heads.
+    /// Start of every tensor name except those of the heads.
     pub base: &'static str,
     pub embedding: &'static str,
     /// Table of learned positions.
@@ -54,7 +55,7 @@ const LLAMA: TensorNames = TensorNames {
 /// Names of Llama, which most families have.
 pub(super) static LLAMA_NAMES: TensorNames = LLAMA;
 
-/// Names of Gemma 2. Its post-norm of attention has the name that Llama gives to the pre-norm of the MLP.
+/// Names of Gemma 2. Its post-norm of attention has the name of Llama's pre-norm of the MLP.
 pub(super) static GEMMA2_NAMES: TensorNames = TensorNames { post_norm: "pre_feedforward_layernorm", ..LLAMA };
 
 /// Names of GPT-NeoX.

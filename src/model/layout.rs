@@ -19,7 +19,7 @@ use crate::backend::{Backend, View};
 /// Alignment of tensor groups, in elements.
 pub(super) const ALIGN: usize = 64;
 
-/// A tensor and its place.
+/// A tensor and its range in the arena.
 #[derive(Clone, Debug)]
 pub struct Slot {
     /// Name, shape and role.
@@ -50,7 +50,8 @@ pub struct LayerRanges {
     pub output: Range<usize>,
     /// (hidden)
     pub output_bias: Option<Range<usize>>,
-    /// As `input_norm`; the same range if the two share their norm
+    /// (hidden), or (2, hidden): pre-norm of the MLP; empty without pre-norms. The same range as `input_norm` if
+    /// attention and MLP share one norm
     pub post_norm: Range<usize>,
     /// (hidden), post-norm of attention
     pub attention_norm: Option<Range<usize>>,
@@ -81,10 +82,10 @@ pub struct PatchNorms {
     pub down: Range<usize>,
 }
 
-/// Places of all tensors.
+/// Ranges of all tensors in the arena.
 #[derive(Clone, Debug)]
 pub struct Layout {
-    /// Tensors in their order.
+    /// Tensors in arena order.
     pub slots: Vec<Slot>,
     /// Number of elements of the arena, including gaps.
     pub len: usize,
@@ -94,7 +95,7 @@ pub struct Layout {
     pub embedding: Range<usize>,
     /// (positions, hidden)
     pub positions: Option<Range<usize>>,
-    /// Places of the parameters of each layer.
+    /// Ranges of the parameters of each layer.
     pub layers: Vec<LayerRanges>,
     /// Contiguous range of the weight matrices of all layers. Their gradients are GEMMs.
     pub matrices: Range<usize>,
@@ -104,7 +105,7 @@ pub struct Layout {
     pub final_norm: Range<usize>,
     /// (vocab, hidden): the embedding table if tied; absent in reward models
     pub lm_head: Option<Range<usize>>,
-    /// (hidden): reward models
+    /// (hidden); present in reward models
     pub score: Option<Range<usize>>,
 }
 
@@ -179,7 +180,8 @@ impl Layout {
         }
     }
 
-    /// Returns the gradient range that the patch norms in `norms` (norms) cover.
+    /// Returns the patch norms in `norms`, of which there are `self.norms`, with the gradient range that they
+    /// cover.
     pub fn known_norms<'a, B: Backend>(&self, norms: &'a B::Acc) -> KnownNorms<'a, B> {
         KnownNorms { range: self.matrices.clone(), norms: View::first(norms, self.norms) }
     }
@@ -253,7 +255,7 @@ mod tests {
                 let outside = range.end <= layout.matrices.start || layout.matrices.end <= range.start;
                 assert!(if matrix { inside } else { outside }, "{}", slot.spec.name);
             }
-            // Patch norms are contiguous, each for 16 rows and 32 columns.
+            // Patch norms are contiguous. Each covers a patch of 16 rows and 32 columns.
             let mut next = 0;
             for layer in &layout.layers {
                 let n = &layer.norms;

@@ -13,7 +13,7 @@ use std::ops::Range;
 use crate::ranks::collective::{Collective, Wire};
 use crate::{Error, Result};
 
-/// Elements `range` of the layout, at `at` in the buffer.
+/// Elements `range` of the layout, stored in the buffer from index `at`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
     pub range: Range<usize>,
@@ -25,16 +25,16 @@ pub(crate) struct Piece {
 pub(crate) struct Part {
     /// In the order of the layout, and of the buffer.
     pieces: Vec<Piece>,
-    /// Elements of the buffer; between the pieces there may be gaps.
+    /// Number of elements of the buffer, including gaps between the pieces.
     len: usize,
 }
 
-/// Elements of a range that a buffer holds.
+/// Elements of a layout range that a buffer holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Overlap {
-    /// First element in the buffer.
+    /// Index of the first element in the buffer.
     pub at: usize,
-    /// The same elements, counted from the start of the range.
+    /// Offsets of the same elements from the start of the range.
     pub offsets: Range<usize>,
 }
 
@@ -45,12 +45,12 @@ impl Part {
         Self { pieces: vec![Piece { range, at: 0 }], len }
     }
 
-    /// A buffer of `len` elements with these pieces, in the order of both.
+    /// A buffer of `len` elements with these pieces, which have the same order in the layout and in the buffer.
     pub fn of_pieces(pieces: Vec<Piece>, len: usize) -> Self {
         Self { pieces, len }
     }
 
-    /// Elements of the buffer.
+    /// Number of elements of the buffer.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -72,7 +72,7 @@ impl Part {
         self.pieces[..started].last().map_or(0, |piece| piece.at + piece.range.end.min(end) - piece.range.start)
     }
 
-    /// The elements of `range` in the buffer, in order.
+    /// Returns the elements of `range` that the buffer holds, in order.
     pub fn within<'a>(&'a self, range: &Range<usize>) -> impl Iterator<Item = Overlap> + use<'a> {
         let (start, end) = (range.start, range.end);
         let first = self.pieces.partition_point(|piece| piece.range.end <= start);
@@ -85,8 +85,8 @@ impl Part {
     }
 }
 
-/// Gives each rank r the elements `wanted[r]` of a layout. `parts[r]` is what rank r holds; together they
-/// cover the layout. `read` copies from the buffer of this rank. Every rank calls it.
+/// Gives each rank r the elements `wanted[r]` of a layout. `parts[r]` is the part that rank r holds; all parts
+/// together cover the layout. `read` copies from the buffer of this rank. Every rank must call this function.
 pub(crate) fn assemble(
     ranks: &dyn Collective,
     (parts, wire): (&[Part], Wire),

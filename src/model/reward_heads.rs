@@ -29,7 +29,7 @@ const PICKLED_HEAD: &str = "value_head.bin";
 /// Keys of OpenRLHF that normalise rewards.
 const NORM_KEYS: [&str; 3] = ["normalize_reward", "mean", "std"];
 
-/// Head of a folder.
+/// Head that a model folder holds.
 #[derive(Debug)]
 pub(super) struct FoundHead {
     pub head: Head,
@@ -74,7 +74,7 @@ impl ModelConfig {
                     .to_owned(),
             );
         }
-        // Without `normalize_reward`, the other keys belong to something else.
+        // Without `normalize_reward`, `mean` and `std` are not OpenRLHF's, so they stay.
         if self.original.contains_key(NORM_KEYS[0]) {
             self.original.retain(|key, _| !NORM_KEYS.contains(&key.as_str()));
         }
@@ -106,8 +106,8 @@ pub(super) fn has_value_head(folder: &Path) -> Result<bool> {
 }
 
 /// Head of the architecture that a file names. The base model (`LlamaModel`) counts as a language model; its
-/// weights decide whether it has the projection to the vocabulary. `folder` holds the weights, if the file
-/// belongs to a model folder. A value head in it makes a reward model of any architecture.
+/// weights decide whether it has the projection to the vocabulary. `folder` is the model folder of the file, if
+/// it has one. With a value head in this folder, any architecture is a reward model.
 pub(super) fn read_head(keys: Keys, family: &Family, folder: Option<&Path>) -> Result<FoundHead> {
     let class = match keys.get("architectures") {
         Some(Value::Array(list)) if list.len() == 1 => list[0].as_str().unwrap_or_default(),

@@ -16,7 +16,8 @@ use super::config_json::Keys;
 use super::family::RopeRule;
 use crate::{Error, Result};
 
-/// Accepted bases. Below 1 the frequencies would rise; far above, their powers overflow f32.
+/// Accepted values of `rope_theta`. With a base below 1 the frequencies would rise; powers of a far larger base
+/// overflow f32.
 const THETA: std::ops::RangeInclusive<f64> = 1.0..=1e15;
 /// Maximum scaling factor.
 const MAX_FACTOR: f64 = 1e6;
@@ -49,15 +50,15 @@ pub enum RopeScaling {
     Llama3 {
         /// Factor by which the context is extended.
         factor: f64,
-        /// Factor of the low frequencies.
+        /// Frequencies with a wavelength above `original_max_position / low_freq_factor` are divided.
         low_freq_factor: f64,
-        /// Factor of the high frequencies.
+        /// Frequencies with a wavelength below `original_max_position / high_freq_factor` are kept.
         high_freq_factor: f64,
         /// Context length in pre-training.
         original_max_position: usize,
     },
-    /// Larger base for sequences beyond `max_position_embeddings`, which are an error here; the same as
-    /// `Default` for all others.
+    /// transformers uses a larger base for sequences beyond `max_position_embeddings`, which are an error here.
+    /// All other sequences have the frequencies of `Default`.
     Dynamic {
         /// Factor by which the context is extended.
         factor: f64,
@@ -108,9 +109,8 @@ pub struct LongRope {
 }
 
 impl RopeConfig {
-    /// Reads the settings from the top level of a `config.json`. `max_positions` is
-    /// `max_position_embeddings`: the original length of a scaling that names none, as in transformers. A
-    /// note then says so.
+    /// Reads the settings from the top level of a `config.json`. `max_positions` is `max_position_embeddings`.
+    /// As in transformers, it is the original length of a scaling that names none; a note then says so.
     pub(super) fn read(
         keys: Keys,
         rule: RopeRule,
@@ -155,7 +155,7 @@ impl RopeConfig {
         Self { theta: theta5.or(theta4).unwrap_or(rule.theta), scaling: scaling5 }.checked(keys)
     }
 
-    /// Returns an error for a base for which the scaling has no frequencies.
+    /// Returns an error if the scaling has no frequencies for the base.
     fn checked(self, keys: Keys) -> Result<Self> {
         if matches!(self.scaling, RopeScaling::Yarn(_)) && self.theta == 1.0 {
             return Err(Error::model(keys.path, "\"rope_theta\" is 1; RoPE scaling \"yarn\" needs a base above 1"));
@@ -186,7 +186,7 @@ impl RopeConfig {
         let mut parameters = scaling.clone();
         parameters.insert("rope_theta".into(), json!(self.theta));
         if let (RopeScaling::LongRope(l), Some(_)) = (&self.scaling, rule.original) {
-            // transformers 4 reads exactly three keys here.
+            // transformers 4 accepts exactly three keys here.
             scaling.remove("rope_type");
             scaling.insert("type".into(), json!("longrope"));
             scaling.remove(ORIGINAL);
@@ -205,13 +205,13 @@ impl RopeConfig {
     }
 }
 
-/// Key of the original length.
+/// Key of the context length in pre-training.
 const ORIGINAL: &str = "original_max_position_embeddings";
 
 /// Sizes that a scaling depends on.
 #[derive(Clone, Copy)]
 struct Sizes<'a> {
-    /// Top level of the file. Some configurations name the original length here; it takes precedence.
+    /// Top level of the file. An `original_max_position_embeddings` at this level takes precedence.
     top: Keys<'a>,
     rule: RopeRule,
     max_positions: usize,
@@ -219,7 +219,7 @@ struct Sizes<'a> {
 }
 
 impl Sizes<'_> {
-    /// Original length of a scaling.
+    /// Context length in pre-training, for a scaling.
     fn original(self, keys: Keys, notes: &mut Vec<String>) -> Result<usize> {
         if let Some(length) = self.top.optional_size(ORIGINAL, MAX_POSITIONS)?.or(self.rule.original) {
             return Ok(length);
@@ -365,7 +365,7 @@ impl RopeScaling {
     }
 }
 
-/// A positive number of a plausible size under `key`, if it is there.
+/// A positive number of a plausible size under `key`; `None` if the key is missing.
 fn positive(keys: Keys, key: &str) -> Result<Option<f64>> {
     keys.optional_number(key, |x| (1e-6..=MAX_FACTOR).contains(&x), &format!("from 1e-6 to {MAX_FACTOR}"))
 }

@@ -73,7 +73,7 @@ impl RopeConfig {
 }
 
 impl Yarn {
-    /// Pairs between which the ramp rises from 0 to 1.
+    /// Indices of the pairs between which the ramp rises from 0 to 1.
     fn ramp(&self, theta: f64, head_dim: usize) -> (f64, f64) {
         // Index of the pair that makes `rotations` turns over the original length.
         let pair = |rotations: f64| {
@@ -130,8 +130,8 @@ mod tests {
         assert_eq!(a[0], 1.0);
         assert_eq!(a[0], b[0]);
         assert_eq!(a[31] / 32.0, b[31]);
-        // Between the two limits (wavelengths 2048 to 8192) the blend is strictly between both
-        // values.
+        // For wavelengths from 2048 to 8192, the scaled frequency is strictly between a plain frequency and 1 /
+        // 32 of it.
         let blended = (0..32).filter(|&i| b[i] < a[i] && b[i] > a[i] / 32.0).count();
         assert_eq!(blended, a.iter().filter(|f| (2048.0..8192.0).contains(&(std::f32::consts::TAU / **f))).count());
         assert!(blended > 0);

@@ -1,9 +1,9 @@
 //! RoPE settings by layer type: `full_attention` for most layers, `sliding_attention` for those with a
 //! sliding window.
 //!
-//! transformers 5 writes both under `rope_parameters`. In the style of transformers 4, `rope_theta` and
-//! `rope_scaling` apply to full attention, and layers with a window have no scaling. Their base is
-//! `rope_local_base_freq` in Gemma 3, and the family's base in other families, as in transformers 5.
+//! transformers 5 writes the settings of both types under `rope_parameters`. In the style of transformers 4,
+//! `rope_theta` and `rope_scaling` apply to full attention, and layers with a window have no scaling. Their base
+//! is `rope_local_base_freq` in Gemma 3, and the family's base in other families, as in transformers 5.
 
 use serde_json::{Map, Value, json};
 
@@ -21,7 +21,7 @@ const LOCAL_THETA: &str = "rope_local_base_freq";
 const FULL: &str = "full_attention";
 const SLIDING: &str = "sliding_attention";
 
-/// Settings of some layers that differ from those of the others.
+/// RoPE settings of the layers with a sliding window, if they differ from those of the other layers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LocalRope {
     pub rope: RopeConfig,
@@ -110,7 +110,7 @@ impl ModelConfig {
         self.local_rope.as_ref().filter(|local| local.layers.contains(&i)).map_or(&self.rope, |local| &local.rope)
     }
 
-    /// Replaces `rope_parameters` by those of each layer type.
+    /// Replaces `rope_parameters` by the settings of each layer type, in a family that has them.
     pub(super) fn write_layer_types(&self, map: &mut Map<String, Value>) {
         if !self.family.rope.by_layer_type {
             return;

@@ -66,7 +66,7 @@ impl<B: Backend> Shards<B> {
         self.sharding.ranks
     }
 
-    /// Elements that this rank keeps.
+    /// Elements of the layout that this rank keeps.
     pub fn part(&self) -> &Part {
         &self.units.parts()[self.sharding.rank]
     }
@@ -87,7 +87,8 @@ impl<B: Backend> Shards<B> {
         Ok(())
     }
 
-    /// Begins to gather a unit into its window, unless it is there or in flight.
+    /// Begins to gather a unit into its window, unless the unit is already in the window or its gather is in
+    /// flight.
     fn begin(&mut self, backend: &B, weights: &B::Act, unit: Unit) -> Result<()> {
         let window = self.units.window_of(unit);
         if self.gathered[window].as_ref().is_some_and(|(now, _)| *now == unit) {
@@ -108,7 +109,7 @@ impl<B: Backend> Shards<B> {
         Ok(())
     }
 
-    /// Makes later ops see a unit whose gather has begun.
+    /// Completes the gathers of a unit that have begun, so that later ops read the gathered weights.
     fn settle(&mut self, backend: &B, unit: Unit) -> Result<()> {
         let Some((_, coming)) = &mut self.gathered[self.units.window_of(unit)] else { return Ok(()) };
         coming.drain(..).try_for_each(|begun| begun.settle(backend).map(|_| ()))
@@ -140,8 +141,8 @@ impl<B: Backend> Model<B> {
         self.is_sharded() && self.lora.is_none()
     }
 
-    /// Units of the trained parameters, index of this rank, and the ranks; `None` unless each rank keeps only
-    /// slices.
+    /// Units of the trained parameters, index of this rank, and the ranks; `None` if every rank has all trained
+    /// parameters.
     pub(crate) fn trained_units(&self) -> Option<(&Units, usize, Option<&'static dyn Collective>)> {
         let shards = self.shards.as_ref().filter(|_| self.lora.is_none())?;
         Some((&shards.units, shards.sharding.rank, shards.sharding.ranks))
@@ -185,14 +186,14 @@ impl<B: Backend> Model<B> {
         other.forget_gathered();
     }
 
-    /// Takes part in the gathers of a forward, without a batch.
+    /// Joins the gathers of a forward on a rank without a batch.
     pub(crate) fn forward_idle(&mut self, backend: &B) -> Result<()> {
         self.enter(backend, Unit::First, Some(Unit::Layer(0)))?;
         (0..self.config.layers).try_for_each(|i| self.enter_layer(backend, i))?;
         self.enter(backend, Unit::Last, None)
     }
 
-    /// Takes part in the gathers and sums of a backward, without a batch.
+    /// Joins the gathers and sums of a backward on a rank without a batch.
     pub(crate) fn backward_idle(&mut self, backend: &B, out: &mut GradientsOut<'_, B>) -> Result<()> {
         self.prepare_head(backend, out)?;
         out.complete(backend, Unit::Last)?;
@@ -224,7 +225,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Writes the elements that start at `start` of the layout, as far as this rank has them.
+    /// Writes those of the layout's elements `start..start + values.len()` that this rank has.
     pub(super) fn write_weights(&mut self, backend: &B, start: usize, values: &[f64]) -> Result<()> {
         self.forget_gathered();
         match &self.shards {
@@ -245,7 +246,8 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Reads a range of the weights. If the model is sharded, every rank calls it with the same range.
+    /// Reads a range of the weights. If the model is sharded, every rank must call this function with the same
+    /// range.
     pub(crate) fn read_weights(&self, backend: &B, range: &Range<usize>, to: &mut [f64]) -> Result<()> {
         let Some(shards) = &self.shards else {
             return backend.read_act(View::new(&self.weights, range.start, range.len()), to);
@@ -296,7 +298,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Sums numbers over the ranks with slices of the trained weights; every one of them receives the sums.
+    /// Sums numbers over the ranks if the trained weights are sharded. Every rank receives the sums.
     pub(super) fn sum_over_shards(&self, mut numbers: Vec<f64>) -> Result<Vec<f64>> {
         let shards = self.shards.as_ref().filter(|_| self.lora.is_none());
         if let Some(ranks) = shards.and_then(Shards::ranks) {
@@ -305,8 +307,8 @@ impl<B: Backend> Model<B> {
         Ok(numbers)
     }
 
-    /// Gathers numbers from all ranks with slices of the trained weights, by rank; every one of them receives
-    /// all.
+    /// Gathers the numbers of all ranks, in the order of the ranks, if the trained weights are sharded. Every
+    /// rank receives all of them.
     pub(super) fn gather_over_shards(&self, numbers: &[f64]) -> Result<Vec<f64>> {
         let shards = self.shards.as_ref().filter(|_| self.lora.is_none());
         let Some(ranks) = shards.and_then(Shards::ranks) else { return Ok(numbers.to_vec()) };
@@ -326,7 +328,7 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// Encodes a read of rank 0 from the other ranks: first element and end.
+/// Encodes the range that rank 0 reads from the other ranks: index of its first element, and its end.
 fn request(range: Range<usize>) -> Vec<u8> {
     [range.start, range.end].iter().flat_map(|x| (*x as u64).to_le_bytes()).collect()
 }

@@ -25,7 +25,7 @@ pub(super) struct SoftcapRule {
     pub attention: Option<f64>,
     /// Default of the cap of logits.
     pub logits: Option<f64>,
-    /// Whether the key of attention has an effect in transformers.
+    /// Whether `attn_logit_softcapping` has an effect in transformers.
     pub reads_attention: bool,
 }
 

@@ -116,8 +116,8 @@ pub fn reload<B: Backend>(backend: &B, model: &mut Model<B>, folder: &Path) -> R
     })
 }
 
-/// Passes the trained weights of a folder to `to` in full precision, with their places in the layout of
-/// `model`. The folder must hold the same model; the weights of `model` stay unchanged.
+/// Passes the trained weights of a folder to `to` in full precision, with their indices in the arena of `model`.
+/// The folder must hold the same model; the weights of `model` stay unchanged.
 pub(crate) fn read_in_full<B: Backend>(
     model: &Model<B>,
     folder: &Path,
@@ -181,8 +181,8 @@ pub(crate) fn random_on<B: Backend>(
     Ok(model)
 }
 
-/// Draws one tensor. Its numbers depend only on the seed and the tensor's name. They are rounded to
-/// f32, so every backend starts from the same values up to its own precision.
+/// Draws one tensor. Its values depend only on the seed and the tensor's name. They are rounded to f32, so every
+/// backend starts from the same values, rounded to its precision.
 fn draw<B: Backend>(backend: &B, model: &mut Model<B>, slot: &Slot, deviation: f64, seed: u64) -> Result<()> {
     let mut rng = Rng::keyed(seed, &["init", &slot.spec.name]);
     let len = slot.spec.elements();
@@ -247,7 +247,7 @@ pub fn not_finite<B: Backend>(backend: &B, model: &Model<B>) -> Result<Option<(S
     Ok(slots.filter(|(_, count)| *count > 0.0).map(|(slot, count)| (slot.spec.name.clone(), count as usize)).next())
 }
 
-/// Calls `seen` with every trained weight of this rank: index of its tensor, place in the tensor, value.
+/// Calls `seen` with every trained weight of this rank: index of its tensor, index in the tensor, value.
 fn each_own_weight<B: Backend>(backend: &B, model: &Model<B>, seen: &mut dyn FnMut(usize, usize, f64)) -> Result<()> {
     let (part, mut chunk) = (model.trained_part(), Vec::new());
     for (i, slot) in model.trained().slots.iter().enumerate() {
@@ -279,7 +279,7 @@ pub fn beyond<B: Backend>(backend: &B, model: &Model<B>, dtype: StoredDtype) -> 
     if dtype == StoredDtype::F32 {
         return Ok(None);
     }
-    // Tensor, place in it, and weight.
+    // Index of the tensor, index in the tensor, and weight.
     let mut first: Option<[f64; 3]> = None;
     each_own_weight(backend, model, &mut |slot, at, x| {
         if first.is_none() && overflows(x as f32, dtype) {
@@ -295,8 +295,8 @@ pub fn beyond<B: Backend>(backend: &B, model: &Model<B>, dtype: StoredDtype) -> 
 /// configuration of a reward model keeps its pad token, and gets this one if it has none.
 pub fn reward_config(config: ModelConfig, pad: Option<u32>) -> Result<ModelConfig> {
     match (config.head, pad) {
-        // Without a pad token a reward is read at the last token. With a pad token that never ends a sequence
-        // it is too.
+        // Without a pad token, a reward is read at the last token. A pad token that is never the last token of a
+        // sequence does not change this.
         (Head::Reward, Some(pad)) if config.pad.is_none() => config.into_reward(pad),
         (Head::Reward, _) => Ok(config.without_norm()),
         (Head::LanguageModel, Some(pad)) => config.into_reward(pad),

@@ -154,7 +154,7 @@ impl TensorSpec {
         if self.order == Order::Columns { self.shape[1] } else { self.shape[0] }
     }
 
-    /// Place in the arena of the element at `index` of the file.
+    /// Index, within the tensor's range of the arena, of the element at `index` of the file.
     pub fn place(&self, index: usize) -> usize {
         match self.order {
             Order::Rows => index,
@@ -305,7 +305,7 @@ mod tests {
             heads: 2,
         };
         let places = |spec: &TensorSpec| (0..spec.elements()).map(|i| spec.place(i)).collect::<Vec<_>>();
-        // Two heads of two rows: the file has q0 k0 v0 q1 k1 v1.
+        // Each of two heads has two rows of query, key and value: the file has q0 k0 v0 q1 k1 v1.
         assert_eq!(places(&spec(&[12], Order::RowsByHead)), [0, 1, 4, 5, 8, 9, 2, 3, 6, 7, 10, 11]);
         assert_eq!(places(&spec(&[12, 2], Order::RowsByHead))[4..8], [8, 9, 10, 11]);
         let columns = spec(&[2, 3], Order::Columns);

@@ -15,7 +15,7 @@ use crate::backend::contract::KnownNorms;
 use crate::backend::{Backend, View};
 use crate::{Error, Result};
 
-/// Places of the trained parameters in their arena.
+/// Ranges of the trained parameters in their arena.
 #[derive(Clone, Copy, Debug)]
 pub struct Trained<'a> {
     pub slots: &'a [Slot],
@@ -52,7 +52,7 @@ impl TrainedFiles {
         AdapterFiles::open(folder, &config, &model.config).map(Self::Adapter)
     }
 
-    /// Passes a tensor to `sink(offset, values)`, as [`WeightFiles::read`] does.
+    /// Passes a tensor to `sink(offset, values)` in chunks, as [`WeightFiles::read`] does.
     pub fn read(&self, name: &str, sink: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
         match self {
             Self::Model(files) => files.read(name, sink),
@@ -62,8 +62,7 @@ impl TrainedFiles {
 }
 
 impl<B: Backend> Model<B> {
-    /// Places of the trained parameters. All tensors of an adapter have weight decay, because they are
-    /// matrices.
+    /// Ranges of the trained parameters. All tensors of an adapter have weight decay, because they are matrices.
     pub fn trained(&self) -> Trained<'_> {
         match &self.lora {
             Some(lora) => {
@@ -95,7 +94,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Range of the gradients that the patch norms in `norms` cover; `None` with adapters.
+    /// Patch norms of the gradients in `norms`, with the range that they cover; `None` with adapters.
     pub fn known_norms<'a>(&self, norms: &'a B::Acc) -> Option<KnownNorms<'a, B>> {
         self.lora.is_none().then(|| self.layout.known_norms(norms))
     }

@@ -99,7 +99,7 @@ impl Traits {
     }
 }
 
-/// Form of GELU by its name in transformers.
+/// Variant of GELU by its name in transformers; `None` for other activations.
 pub(super) fn gelu(name: &str) -> Option<Gelu> {
     match name {
         "gelu" | "gelu_python" => Some(Gelu::Erf),

@@ -1,4 +1,5 @@
-//! Units of a model whose weights are sharded over ranks, and their places.
+//! Units of a model whose weights are sharded over ranks, with their ranges in the layout, on each rank and in
+//! the windows.
 //!
 //! ```text
 //! unit      First: embedding, positions; the head too if it is tied
@@ -6,12 +7,12 @@
 //!           Last: final norm, and the head unless it is tied
 //! span      contiguous range of the layout that belongs to one unit; the spans cover the layout
 //! part      each rank keeps its slice of every span, in one buffer
-//! window    place of a whole unit while it is used. The layers share two windows in turns, so that the
-//!           next one can arrive during a layer. First and Last share one, unless the head is tied: then
-//!           the final norm and the head need both at once
+//! window    buffer that holds a whole unit while it is used. The layers alternate between two windows, so
+//!           that the next layer can arrive during a layer. First and Last share one window, unless the head
+//!           is tied: then the final norm and the head need both units at once
 //! ```
 //!
-//! Weights and gradients use the same places.
+//! Weights and gradients use the same ranges.
 
 use std::ops::Range;
 
@@ -36,7 +37,7 @@ pub(crate) struct Span {
     pub window: usize,
 }
 
-/// Places of all units, the same on every rank.
+/// Spans, parts and windows of all units, the same on every rank.
 #[derive(Clone, Debug)]
 pub(crate) struct Units {
     spans: Vec<Span>,
@@ -44,7 +45,7 @@ pub(crate) struct Units {
     parts: Vec<Part>,
     /// Number of elements of all windows.
     windows: usize,
-    /// Ranges between tensors, which receive no gradient.
+    /// Ranges of the layout between tensors, which receive no gradient.
     gaps: Vec<Range<usize>>,
     tied: bool,
 }
@@ -126,13 +127,13 @@ impl Units {
         self.spans.iter().filter(move |span| span.unit == unit)
     }
 
-    /// Ranges in the windows of the slices of a span, by rank.
+    /// Ranges of a span's slices in the windows, by rank.
     pub fn slices(&self, span: &Span) -> Vec<Range<usize>> {
         let of = |rank| shard_of(span.range.len(), rank, self.parts.len());
         (0..self.parts.len()).map(of).map(|slice| span.window + slice.start..span.window + slice.end).collect()
     }
 
-    /// First element in a rank's part of its slice of a span.
+    /// Index in a rank's buffer of the first element of its slice of a span.
     pub fn own_start(&self, span: &Span, rank: usize) -> usize {
         self.parts[rank].within(&span.range).next().map_or(0, |overlap| overlap.at)
     }
@@ -188,8 +189,8 @@ mod tests {
                     // Every element is on one rank.
                     let held: usize = units.parts().iter().flat_map(Part::pieces).map(|p| p.range.len()).sum();
                     assert_eq!(held, layout.len);
-                    // Tensors that are needed at the same time are those of a layer, and the final norm and
-                    // the head.
+                    // Tensors that are needed at the same time must not overlap in the windows. These are the
+                    // tensors of a layer, and the final norm with the head.
                     let place = |range: &Range<usize>| units.place(range).1..units.place(range).1 + range.len();
                     let head = layout.lm_head.as_ref().or(layout.score.as_ref()).unwrap();
                     let mut together = vec![vec![place(&layout.final_norm), place(head)]];

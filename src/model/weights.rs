@@ -33,7 +33,7 @@ pub fn write_model(
     shard_bytes: u64,
     fill: &mut Fill,
 ) -> Result<()> {
-    // The head is written under the name that both versions of transformers know.
+    // The head is written under the name that both transformers 4 and 5 know.
     let old_head = config.family.names.old_head;
     let own = config.tensors();
     let head = own.iter().find(|tensor| tensor.role == Role::LmHead);

@@ -8,13 +8,13 @@ use std::path::Path;
 use super::family_names::TensorNames;
 use crate::{Error, Result};
 
-/// Parts that wrappers insert: DistributedDataParallel and torch.compile.
+/// Name components that wrappers insert: DistributedDataParallel and torch.compile.
 const WRAPPERS: [&str; 2] = ["module", "_orig_mod"];
 pub(super) const LM_HEAD: &str = "lm_head.weight";
 pub(super) const SCORE: &str = "score.weight";
 /// Names of reward heads of other trainers: OpenRLHF's `--value_head_prefix`, whose default once was
-/// `value_head`; TRL's and LLaMA-Factory's models with a value head; others. LLaMA-Factory's head has
-/// a bias.
+/// `value_head`; the value heads of TRL and LLaMA-Factory; names of further trainers. LLaMA-Factory's head has a
+/// bias.
 pub(super) const OTHER_HEADS: [&str; 5] =
     ["value_head.weight", "v_head.summary.weight", "v_head.weight", "reward_head.weight", "score_head.weight"];
 
@@ -57,14 +57,14 @@ pub(super) fn resolve(
     Ok((tensors, renamed.first().map(note).into_iter().collect()))
 }
 
-/// Name of a tensor without the parts of wrappers.
+/// Name of a tensor without the components that wrappers insert.
 pub(super) fn without_wrappers(name: &str) -> String {
     let parts: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
     parts.join(".")
 }
 
-/// Name of a tensor without the parts of wrappers. The prefix of the base model is added or removed if only
-/// that name is expected.
+/// Name of a tensor without the components that wrappers insert. If this name is not expected, the prefix of the
+/// base model is added or removed to get a name that is.
 fn own_name(name: &str, expected: &BTreeSet<&str>, names: &TensorNames) -> String {
     let own = without_wrappers(name);
     if names.old_head == Some(own.as_str()) {

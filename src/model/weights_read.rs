@@ -54,9 +54,9 @@ pub struct WeightFiles {
 }
 
 impl WeightFiles {
-    /// Opens the weights of `folder` and checks them against `config`. An adapter's folder holds the
-    /// model that is merged from its base and the adapter. Failures are [`Error::Model`] with file,
-    /// tensor and the expected and found value, or [`Error::Io`].
+    /// Opens the weights of `folder` and checks them against `config`. For an adapter's folder, the weights are
+    /// those of the base with the adapter merged. Failures are [`Error::Model`] with file, tensor and the
+    /// expected and found value, or [`Error::Io`].
     pub fn open(folder: &Path, config: &ModelConfig, load_as: LoadAs) -> Result<Self> {
         if !is_adapter(folder) {
             let (shards, found) = open_shards(folder, None)?;
@@ -200,8 +200,8 @@ impl TensorReader<'_> {
         (self.place.end - self.place.start) / self.place.dtype.bytes()
     }
 
-    /// Replaces `values` by the elements `offset..offset + len`, which must exist; fails as
-    /// [`WeightFiles::read`] does.
+    /// Replaces `values` by the elements `offset..offset + len`, which must exist. A value that is not finite is
+    /// an [`Error::Model`].
     pub fn read(&self, offset: usize, len: usize, values: &mut Vec<f32>) -> Result<()> {
         let start = self.place.start + offset * self.place.dtype.bytes();
         values.clear();
@@ -328,8 +328,8 @@ fn name_head(files: &mut WeightFiles, found: &mut BTreeMap<String, Stored>, conf
     Ok(())
 }
 
-/// Describes a tensor that looks like a reward head under a different name, if there is one. transformers
-/// would draw a new head at random instead of reading it.
+/// Describes a tensor that looks like a reward head under a different name; `None` if there is no such tensor.
+/// transformers would draw a new head at random instead of reading this tensor.
 fn other_head(shards: &[Shard], found: &BTreeMap<String, Stored>, config: &ModelConfig) -> Option<String> {
     let stored = found.iter().find(|(name, stored)| is_other_head(name, &shape(shards, stored), config.hidden))?.1;
     Some(format!(

@@ -25,7 +25,7 @@ pub(super) struct Shard {
 /// of a reward head ([`VALUE_HEAD_FILE`]) is one of them; it may also be in the folder `beside`.
 pub(super) fn open_shards(folder: &Path, beside: Option<&Path>) -> Result<(Vec<Shard>, BTreeMap<String, usize>)> {
     let (single, index) = (folder.join(SINGLE_FILE), folder.join(INDEX_FILE));
-    // If a folder has both, the single file takes precedence, as in transformers.
+    // If a folder has a single file and an index, the single file takes precedence, as in transformers.
     let (mut shards, listed) = if is_named(&single) {
         (vec![Shard::open(&single)?], None)
     } else if is_named(&index) {

@@ -17,7 +17,7 @@ use super::weights::{INDEX_FILE, SINGLE_FILE};
 use crate::files::{Unfinished, json_text, sync, write_atomic};
 use crate::{Error, Result};
 
-/// Maximum bytes of tensors in one shard, as transformers splits (5 GB, decimal).
+/// Maximum bytes of tensors in one shard, as in transformers (5 GB, decimal).
 pub const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Source of the values: `fill(tensor, offset, out)` must write the tensor's elements
@@ -37,8 +37,8 @@ pub(super) struct Staged<'a> {
     dtype: StoredDtype,
 }
 
-/// Writes the weights of `tensors` under temporary names, rounded to nearest even. Weights beyond the range
-/// of `dtype` are an error. A tensor larger than `shard_bytes` gets its own shard.
+/// Writes the weights of `tensors` under temporary names, rounded to nearest even. Weights beyond the range of
+/// `dtype` are an error. A tensor larger than `shard_bytes` gets a separate shard.
 pub(super) fn stage<'a>(
     folder: &'a Path,
     tensors: &'a [TensorSpec],

@@ -34,7 +34,7 @@ pub(super) fn layers_without_rope(keys: Keys, family: &Family, layers: usize) ->
     }
 }
 
-/// Layers whose attention sees a window of the last positions.
+/// Layers with sliding-window attention.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlidingWindow {
     /// Maximum number of keys that a query sees, including the key of the same token.
@@ -59,8 +59,8 @@ impl SlidingWindow {
     }
 }
 
-/// Reads the sliding window of a model with sequences of up to `longest` tokens, also if it is not shorter
-/// than those.
+/// Reads the sliding window of a model with sequences of up to `longest` tokens. The window may be longer than
+/// these sequences.
 pub(super) fn read_window(
     keys: Keys,
     family: &Family,
@@ -68,7 +68,7 @@ pub(super) fn read_window(
     without_rope: &[usize],
 ) -> Result<Option<SlidingWindow>> {
     let types = layer_types(keys, layers)?;
-    // The key is read only where it has an effect. A null value means no window.
+    // `sliding_window` is read only where it has an effect. A null value means no window.
     let read = |default: Option<usize>| -> Result<Option<usize>> {
         let set = keys.optional_size("sliding_window", MAX_WINDOW)?;
         Ok(set.or(default.filter(|_| !keys.map.contains_key("sliding_window"))))
@@ -108,7 +108,7 @@ pub(super) fn read_window(
             }
             (named, length)
         }
-        // Without a length the flag has no effect.
+        // If `sliding_window` is null, `use_sliding_window` has no effect.
         (Window::LastLayers, None) if used()? => {
             let first = first_window_layer(keys)?;
             ((0..layers).filter(|&i| i as u64 >= first).collect(), read(Some(4096))?)

@@ -34,7 +34,7 @@ impl Default for AdamWSettings {
 }
 
 impl AdamWSettings {
-    /// Returns an error that names the flag for values that cannot work.
+    /// Returns an error that names the flag for values outside the valid range.
     pub fn check(&self) -> Result<()> {
         let refuse = |flag: &str, value: f64, need: &str| Err(Error::Usage(format!("{flag} {value}: {need}")));
         for (flag, beta) in [("--adam-beta1", self.beta1), ("--adam-beta2", self.beta2)] {
@@ -165,7 +165,7 @@ impl<B: Backend> AdamWState<B> {
         &self.part
     }
 
-    /// Range of these parameters in the buffers of weights and gradients.
+    /// Range of the covered parameters in the buffers of weights and gradients.
     pub(crate) fn slice(&self) -> Range<usize> {
         self.slice.clone()
     }
@@ -175,8 +175,8 @@ impl<B: Backend> AdamWState<B> {
         self.len
     }
 
-    /// Enqueues clipping and the update with `grads`, without waiting. `known` is a range of `grads` with
-    /// known norms, counted from the start of the slice. The control vector then holds the input of
+    /// Enqueues clipping and the update with `grads`, without waiting. `known` is a range of `grads` with known
+    /// patch norms, counted from the start of the slice. The control vector then holds the input of
     /// [`UpdateReport::of`].
     pub fn update(
         &mut self,

@@ -129,7 +129,7 @@ impl Shape {
         )))
     }
 
-    /// The update after which a decay would end, if the run ends before.
+    /// Returns the update after which the decay would end, if the run ends earlier.
     pub fn cut_decay(self, warmup_steps: u64, total_steps: u64) -> Option<u64> {
         let Shape::WarmupStableDecay { stable_steps: Some(stable), decay_steps, .. } = self else { return None };
         let end = warmup_steps.saturating_add(stable).saturating_add(decay_steps);
@@ -244,7 +244,7 @@ mod tests {
         close(rates(Shape::ConstantWithWarmup, 2), [0.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]);
     }
 
-    /// Every schedule with its parameters, at every step and beyond the end, to 1e-12 relative.
+    /// Compares every schedule with its parameters, at every step and beyond the end, to 1e-12 relative.
     #[test]
     fn golden_schedules_equal_those_of_transformers() {
         let golden: Value = serde_json::from_str(include_str!("../../tests/golden/schedules.json")).unwrap();

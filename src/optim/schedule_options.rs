@@ -81,7 +81,7 @@ impl ScheduleOptions {
     /// The schedule with these parameters and a peak learning rate of `peak`.
     ///
     /// # Errors
-    /// [`Error::Usage`] names the parameter.
+    /// [`Error::Usage`] that names the parameter.
     pub fn shape(&self, scheduler: Scheduler, peak: f64) -> Result<Shape> {
         let taken = names(scheduler);
         if let Some(name) = self.given().iter().find(|name| !taken.contains(&name.as_str())) {

@@ -33,7 +33,7 @@ pub struct Ceilings {
 /// Variable that selects small operands.
 const VARIABLE: &str = "MAPL_CEILINGS";
 
-/// Side of the measured GEMM, and f32 elements copied: 256 MiB.
+/// Default sizes: side of the GEMM's matrices, and number of copied f32 elements (256 MiB).
 const FULL: Sizes = Sizes { side: 2048, copied: COPIED };
 /// Sizes with `MAPL_CEILINGS=rough`.
 const ROUGH: Sizes = Sizes { side: 512, copied: COPIED / 64 };
@@ -45,7 +45,7 @@ struct Sizes {
     copied: usize,
 }
 
-/// The sizes of this process.
+/// Sizes that `MAPL_CEILINGS` selects for this process.
 static SIZES: LazyLock<Sizes> = LazyLock::new(|| match std::env::var_os(VARIABLE) {
     Some(value) if value == "rough" => {
         complain(&format!("note: ceilings are rough ({VARIABLE}); fractions of them are not meaningful"));
@@ -58,13 +58,14 @@ static SIZES: LazyLock<Sizes> = LazyLock::new(|| match std::env::var_os(VARIABLE
     }
     _ => FULL,
 });
-/// Bytes that the copy and the sum read.
+/// Bytes that the copy and the sum read, at the default sizes.
 pub const COPIED_BYTES: u64 = 4 * COPIED as u64;
-/// Number of repeats. The fastest counts, because interruptions can only slow a repeat down.
+/// Number of repeats. The fastest repeat is used, because interruptions can only slow a repeat down.
 const REPEATS: usize = 3;
 
 impl Ceilings {
-    /// Measures the ceilings, with bf16 if `on` names its units; needs about a second on two cores.
+    /// Measures the ceilings, which needs about a second on two cores. `on` selects the units of the bf16 GEMM;
+    /// `None` omits that GEMM.
     pub fn measure(on: Option<Units>) -> Self {
         let bf16_gemm = on.map(|units| gemm(&Cpu::<bf16>::on(units)));
         Self { sgemm: gemm(&Cpu::new()), bf16_gemm, bf16_units: on.map(Units::name), copy: copy() }
@@ -81,7 +82,7 @@ pub fn gemms(units: Units) -> [f64; 2] {
     [gemm(&Cpu::new()), gemm(&Cpu::<bf16>::on(units))]
 }
 
-/// Seconds of the fastest repeat, after one warm-up.
+/// Seconds of the fastest repeat of `work`, after one warm-up.
 fn best(mut work: impl FnMut()) -> f64 {
     work();
     (0..REPEATS).map(|_| time(&mut work)).fold(f64::INFINITY, f64::min)
@@ -102,8 +103,8 @@ fn gemm<A: Element>(cpu: &Cpu<A>) -> f64 {
 }
 
 /// Bytes per second of the fastest memory stream: a copy, a sum (read only), and an in-place update of four
-/// arrays from a fifth, as in an optimiser. A store to a cache line that was not read before fetches it
-/// first. The update avoids this fetch, so on most CPUs it moves more bytes per second than the copy.
+/// arrays from a fifth, as in an optimiser. A store to a cache line that was not read before first fetches the
+/// line. The update avoids this fetch, so on most CPUs it moves more bytes per second than the copy.
 pub fn memory(copy: f64) -> f64 {
     copy.max(sum()).max(update())
 }

@@ -19,7 +19,7 @@ pub(crate) struct DataSheet {
     /// Dense bf16 FLOP/s of the tensor cores.
     pub bf16_flops: f64,
     pub compute_capability: (u32, u32),
-    /// Rates of a copy and of a GEMM that were measured here.
+    /// Rates of a copy and of a GEMM that were measured on this GPU, if it was available.
     measured: Option<(f64, f64)>,
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn data_sheet(name: &str) -> Option<&'static DataSheet> {
     let mut given: Vec<&str> =
         lower.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
     given.retain(|word| !NO_NAMES.contains(word));
-    // The name has the word of the model, and no word that belongs to a different GPU. A memory size
+    // The given name contains the word of the model, and no word that belongs to a different GPU. A memory size
     // distinguishes only GPUs that are listed with one.
     let fits = |gpu: &&DataSheet| {
         let known: Vec<&str> = gpu.name.split('-').collect();

@@ -16,7 +16,7 @@ pub struct StepTime {
     /// Completion time.
     #[serde(skip)]
     pub finished: Instant,
-    /// Seconds from the end of the previous step, or from the start of this one, to its results.
+    /// Seconds from the end of the previous step, or from the start of this step, to the results of this step.
     pub seconds: f64,
     /// Seconds within ops; on a GPU between their events.
     pub op_seconds: f64,
@@ -24,9 +24,9 @@ pub struct StepTime {
     pub tokens: usize,
     /// Groups of the step.
     pub groups: usize,
-    /// Bytes that its ops moved.
+    /// Bytes that the step's ops moved.
     pub bytes: u64,
-    /// FLOPs of its ops.
+    /// FLOPs of the step's ops.
     pub flops: u64,
 }
 
@@ -39,7 +39,7 @@ pub struct Observations {
     pub ops: OpTotals,
     /// Planned memory by part, in bytes.
     pub planned: Vec<(String, u64)>,
-    /// Bytes used on a device with its own memory.
+    /// Bytes in use on a device with separate memory.
     pub taken: Option<u64>,
 }
 
@@ -89,7 +89,7 @@ impl RunObserver {
         self.lock().planned = parts;
     }
 
-    /// Records the bytes used on a device with its own memory.
+    /// Records the bytes in use on a device with separate memory.
     pub fn taken(&self, bytes: u64) {
         self.lock().taken = Some(bytes);
     }

@@ -29,11 +29,11 @@ pub struct ProfileRow {
     /// Share of the step's time.
     pub share: f64,
     pub gflops: f64,
-    /// FLOP/s over the measured rate of a large GEMM.
+    /// FLOP/s as a fraction of the measured rate of a large GEMM.
     pub of_sgemm: f64,
     pub gigabytes: f64,
-    /// Bytes that the contract of the op counts, over the measured rate of a copy; caches can raise it above
-    /// 1.
+    /// Bytes per second that the contract of the op counts, as a fraction of the measured rate of a copy; caches
+    /// can raise it above 1.
     pub of_copy: f64,
 }
 
@@ -60,7 +60,7 @@ impl Profile {
         self.ops.add(ops);
     }
 
-    /// Mean step, or `None` before the third step.
+    /// Table of the mean step; `None` if no step after the warm-up has been added.
     pub fn table(&self, ceilings: Ceilings) -> Option<ProfileTable> {
         if self.steps == 0 {
             return None;

@@ -1,5 +1,5 @@
-//! Compares what the ranks were started with before the first step: version, data, models, flags. Differences
-//! are one error: `--seed: 1 on ranks 0 and 2; 3 on rank 1`.
+//! Compares the versions, data, models and flags of all ranks before the first step. All differences are one
+//! error: `--seed: 1 on ranks 0 and 2; 3 on rank 1`.
 
 use super::collective::Collective;
 use crate::terminal::shown;
@@ -8,7 +8,7 @@ use crate::{Error, Result};
 /// Maximum number of differences in a message.
 const MOST: usize = 5;
 
-/// Returns an error if the `facts` (names and values, in one order) of the ranks differ.
+/// Returns an error if the `facts` of the ranks, pairs of a name and a value, differ.
 pub(crate) fn compare(collective: &dyn Collective, facts: &[(String, String)]) -> Result<()> {
     if collective.size() == 1 {
         return Ok(());
@@ -34,7 +34,7 @@ pub(crate) fn compare(collective: &dyn Collective, facts: &[(String, String)]) -
     )))
 }
 
-/// One text for every name whose value is not the same on all ranks.
+/// Returns one text for every name whose value differs between ranks.
 fn differences(of_ranks: &[Vec<(String, String)>]) -> Vec<String> {
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in of_ranks.iter().flatten() {

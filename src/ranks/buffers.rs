@@ -26,7 +26,7 @@ use crate::backend::contract::Precision;
 use crate::backend::{Backend, View, ViewMut};
 use crate::{Error, Result};
 
-/// Elements of all parts that pass through the host at once.
+/// Maximum number of elements, over all parts, that pass through the host at once.
 const BUCKET: usize = 1 << 22;
 
 /// Ranks, and the backend whose buffers they share.
@@ -35,7 +35,7 @@ pub(crate) type Shared<'a, B> = (&'a dyn Collective, &'a B);
 /// A collective that has begun.
 #[must_use = "only ops after `settle` see the results"]
 pub(crate) struct Begun {
-    /// Collective of the device; `None` if the results are there.
+    /// Collective that the device runs; `None` if the results are complete.
     ticket: Option<Ticket>,
     finite: Option<bool>,
 }
@@ -43,8 +43,8 @@ pub(crate) struct Begun {
 impl Begun {
     const DONE: Self = Self { ticket: None, finite: None };
 
-    /// Makes later ops see the results; does not wait. Returns whether the values of this rank were finite,
-    /// if the host has read them.
+    /// Makes later ops wait for the results, without blocking the host. Returns whether the values of this rank
+    /// were finite; `None` if the host has not read them.
     pub fn settle<B: Backend>(self, backend: &B) -> Result<Option<bool>> {
         if let (Some(ticket), Some(device)) = (self.ticket, backend.device_collective()) {
             device.settle(ticket)?;
@@ -74,7 +74,7 @@ fn check(ranks: &dyn Collective, parts: &[Range<usize>]) -> Result<()> {
     Ok(())
 }
 
-/// Splits the parts of all ranks into pieces: each item has the same piece of every part.
+/// Splits the parts of all ranks into pieces. Each item holds one piece of every rank's part.
 fn pieces(parts: &[Range<usize>]) -> impl Iterator<Item = Vec<Range<usize>>> {
     let longest = parts.iter().map(Range::len).max().unwrap_or(0);
     let step = (BUCKET / parts.len().max(1)).max(1);
@@ -157,7 +157,7 @@ pub(crate) fn all_gather_act<B: Backend>(
     gather_through_host((ranks, wire::<B>()), buffer, parts, (read, write))
 }
 
-/// As [`all_gather_act`], for a buffer of sums.
+/// As [`all_gather_act`], for a buffer of type `Acc`.
 pub(crate) fn all_gather_acc<B: Backend>(
     (ranks, backend): Shared<'_, B>,
     buffer: &mut B::Acc,

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use crate::{Error, Result};
 
-/// Type of the numbers that ranks exchange: that of the buffers they come from, so nothing is lost.
+/// Type of the values that ranks exchange. It is at least as precise as the buffers that they come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wire {
     F32,

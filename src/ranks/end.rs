@@ -1,5 +1,5 @@
-//! Hooks for a run that a failed rank ends: advice on its last checkpoint for the message, and a recorder of
-//! the outcome for its manifest. Rank 0 writes the outcome; the files of the other ranks are not written.
+//! Hooks for a run that ends because a rank failed: advice on the last checkpoint for the error message, and a
+//! recorder of the outcome for the manifest. Rank 0 writes the outcome; the other ranks write no files.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -20,8 +20,8 @@ pub(crate) fn set_last_checkpoint(text: impl Fn() -> String + Send + 'static) {
 
 /// Advice on the last checkpoint.
 pub(super) fn last_checkpoint() -> String {
-    // The lock is held only briefly, and a poisoned one is used too: a failed rank must be reported in any
-    // case.
+    // A poisoned lock is used too, because a failed rank must be reported in any case. The lock is held only
+    // briefly.
     LAST_CHECKPOINT.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(String::new(), |text| text())
 }
 
@@ -30,7 +30,7 @@ pub(crate) fn set_recorder(recorder: impl FnOnce(&str, Option<i32>) + Send + 'st
     *RECORDER.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(recorder));
 }
 
-/// Records the end of the run, once. The process must end after it.
+/// Records the end of the run, once. The process must end after this call.
 pub(super) fn record(why: &str, code: Option<i32>) {
     let recorder = RECORDER.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(record) = recorder {

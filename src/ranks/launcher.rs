@@ -8,9 +8,9 @@
 //! ```
 //!
 //! The first launcher of this list with both a rank and a size is used. Without any variable, the run has one
-//! rank and no launcher; if that rank is to meet, it meets on this host. Errors, which list every variable
-//! with its value: two launchers that disagree; only one variable of a pair; values that are not whole
-//! numbers; a rank that is not below the size.
+//! rank and no launcher. If this rank joins NCCL, its meeting point is this host. These are errors, which list
+//! every variable with its value: two launchers that disagree; only one variable of a pair; values that are not
+//! whole numbers; a rank that is not below the size.
 //!
 //! A Slurm batch script has the variables of its first task, but runs outside of `srun`, so Slurm's variables
 //! are ignored there. Only `srun` sets SLURM_STEP_ID.
@@ -36,7 +36,7 @@ pub(crate) enum Launcher {
 struct Variables {
     launcher: Launcher,
     rank: &'static str,
-    /// The first one that is set counts.
+    /// Names of the size variable; the first one that is set is used.
     size: &'static [&'static str],
     local: Option<&'static str>,
 }
@@ -79,7 +79,7 @@ impl Launcher {
     }
 }
 
-/// Place of this process among the ranks of a launcher.
+/// Rank of this process and number of ranks, as a launcher sets them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ranks {
     pub launcher: Launcher,
@@ -87,7 +87,7 @@ pub(crate) struct Ranks {
     pub size: usize,
     /// Index among the ranks of this host, if the launcher sets it.
     pub local: Option<usize>,
-    /// Address and port at which ranks on GPUs meet, if they are known.
+    /// Address and port of the meeting point of ranks on GPUs, if they are known.
     pub master: Option<(String, u16)>,
 }
 
@@ -97,13 +97,13 @@ impl Ranks {
         Self::from(of_process, false)
     }
 
-    /// Like [`Ranks::from_env`], but a single rank has a place to meet too. Without a launcher this process
-    /// is that rank.
+    /// Like [`Ranks::from_env`], but a single rank has a meeting point too. Without a launcher, this process is
+    /// that rank.
     pub fn that_meet() -> Result<Option<Self>> {
         Self::from(of_process, true)
     }
 
-    /// Reads the ranks from variables. With `one_meets`, a single rank has a place to meet.
+    /// Reads the ranks from variables. With `one_meets`, a single rank has a meeting point.
     fn from(variable: impl Fn(&str) -> Option<String>, one_meets: bool) -> Result<Option<Self>> {
         let batch_script = variable("SLURM_JOB_ID").is_some()
             && variable("SLURM_STEP_ID").is_none()
@@ -135,7 +135,7 @@ impl Ranks {
                     found.push(ranks);
                 }
                 (None, None) => {}
-                // Slurm sets the number of tasks outside of tasks too.
+                // Slurm also sets the number of tasks outside of tasks.
                 (None, Some(_)) if of.launcher == Launcher::Srun => drop(read.pop()),
                 (None, Some(_)) => drop(wrong.get_or_insert(format!("{} is missing", of.rank))),
                 (Some(_), None) => drop(wrong.get_or_insert(format!("{size_name} is missing"))),
@@ -180,8 +180,8 @@ fn of_process(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Host of rank 0: MASTER_ADDR; this host for a single rank that meets; Slurm's first host; this host, if
-/// mpirun started all ranks on one host.
+/// Returns the host of rank 0, the first of: MASTER_ADDR; this host for a single rank with `one_meets`; Slurm's
+/// first host; this host if mpirun started all ranks on one host.
 fn meeting_host(ranks: &Ranks, variable: impl Fn(&str) -> Option<String>, one_meets: bool) -> Option<String> {
     const HERE: &str = "127.0.0.1";
     variable("MASTER_ADDR").or_else(|| match ranks.launcher {
@@ -261,7 +261,7 @@ mod tests {
             master(&all)
         };
         assert_eq!(mpirun("2"), Some(("127.0.0.1".into(), 29500)));
-        // On several hosts mpirun does not tell where rank 0 is.
+        // On several hosts, mpirun does not set the host of rank 0.
         assert_eq!(mpirun("1"), None);
     }
 

@@ -38,10 +38,10 @@ const VERDICT: usize = 8 + 4;
 /// Time between two polls.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// Time within which rank 0 sends its verdict; a program that does not is not rank 0.
+/// Time within which rank 0 sends its verdict; a program that sends none is not rank 0.
 const VERDICT_WAIT: Duration = Duration::from_secs(5);
 
-/// Where ranks meet.
+/// Meeting point of the ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Tcp { host: String, port: u16 },
@@ -52,7 +52,8 @@ pub(crate) enum Place {
 #[derive(Debug)]
 pub(crate) struct Met {
     pub id: [u8; ID],
-    /// Open connections without traffic: those of rank 0 to all others, and those of the others to rank 0.
+    /// Open connections without traffic, with the rank at the other end. Rank 0 has one to every other rank, and
+    /// every other rank has one to rank 0.
     pub links: Vec<(usize, TcpStream)>,
 }
 
@@ -80,7 +81,7 @@ pub(crate) fn meet(
     }
 }
 
-/// Answer of rank 0 to a rank that connects.
+/// Reply of rank 0 to a rank that connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Welcome,
@@ -261,7 +262,7 @@ fn host_ranks(
     Ok(met)
 }
 
-/// Tries once to reach rank 0 at an address; `Ok(None)` if nothing or a different program is there.
+/// Tries once to reach rank 0 at an address; `Ok(None)` if nothing or a different program listens there.
 fn try_host(address: SocketAddr, seat: Seat, until: Instant) -> Result<Option<Met>> {
     let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else { return Ok(None) };
     let mut verdict = [0; VERDICT];
@@ -291,7 +292,7 @@ fn try_host(address: SocketAddr, seat: Seat, until: Instant) -> Result<Option<Me
 fn find_host((host, port): (&str, u16), seat: Seat, (limit, until): (Duration, Instant)) -> Result<Met> {
     let mut why = "nobody answers".to_owned();
     loop {
-        // The next port is tried first, so that a program that holds the port itself is not disturbed.
+        // The next port is tried first, so that a program that holds `port` is not disturbed.
         for port in port.checked_add(1).into_iter().chain([port]) {
             match addresses(host, port) {
                 Ok(all) => {

@@ -12,8 +12,8 @@
 //! - [`agreement`]: rejects ranks that were started with different programs, data, models or flags
 //! - [`world`]: the ranks of this process; [`mod@host`]: the name of its machine
 //!
-//! Every rank runs the whole program. Rank 0 prints and writes files; the others follow. A rank that fails
-//! prints the error with its number and host, and ends the others.
+//! Every rank runs the whole program, but only rank 0 prints and writes files. A rank that fails prints its
+//! error with its rank and host, and ends the other ranks.
 
 pub(crate) mod agreement;
 pub(crate) mod buffers;

@@ -1,8 +1,8 @@
 //! Collectives over MPI. The library is Open MPI, loaded at run time, so that one program runs with and
 //! without it. Only bytes are sent: sums are formed by [`Collective`], whose order is fixed.
 //!
-//! Errors: a missing library; a library other than Open MPI, whose handles are addresses of symbols; a world
-//! that differs from the launcher's variables. If a call fails, MPI's error handler ends all ranks.
+//! Errors: a missing library; a library other than Open MPI (only in Open MPI are handles addresses of symbols);
+//! a world that differs from the launcher's variables. If a call fails, MPI's error handler ends all ranks.
 
 use std::error::Error as _;
 use std::ffi::{c_char, c_int, c_void};
@@ -20,7 +20,7 @@ const NAMES: [&str; 2] = ["libmpi.so.40", "libmpi.so"];
 /// `MPI_THREAD_MULTIPLE`: the thread that watches the ranks may end them during a call.
 const THREAD_MULTIPLE: c_int = 3;
 
-/// `MPI_THREAD_SERIALIZED`: one thread at a time calls, and not always the same one.
+/// `MPI_THREAD_SERIALIZED`: only one thread at a time calls MPI, but not always the same thread.
 const THREAD_SERIALIZED: c_int = 2;
 
 /// Maximum number of bytes of a call, over all ranks; counts and offsets are 32-bit.
@@ -176,17 +176,18 @@ impl Mpi {
         Ok(mpi)
     }
 
-    /// Ends all ranks with an exit code; returns if MPI cannot be called now.
+    /// Ends all ranks with an exit code. Has no effect if MPI does not allow calls from any thread.
     pub fn abort(&self, code: i32) {
         if self.threads {
-            // SAFETY: `start` has initialised MPI, and `threads` says that any thread may call it.
+            // SAFETY: `start` has initialised MPI. It sets `threads` only if MPI allows calls from any thread.
             unsafe { (self.abort)(self.world as Handle, code) };
         }
     }
 
     /// Finalises MPI, which waits for all ranks.
     pub fn finish(&self) {
-        // SAFETY: every collective has returned on this rank.
+        // SAFETY: `start` has initialised MPI. The caller (`world::finish`) calls this once, after the last
+        // collective of this rank has returned.
         unsafe { (self.finalize)() };
     }
 
@@ -273,7 +274,7 @@ impl Collective for Mpi {
 
     fn exchange(&self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
         let _waiting = super::watch::Waiting::begin();
-        // Every rank must make the same number of calls, so the longest part of all ranks decides it.
+        // Every rank must make the same number of calls, so the longest part of all ranks decides the number.
         let longest = parts.iter().map(Vec::len).max().unwrap_or(0) as u64;
         let longest = self.gather_known(&longest.to_le_bytes(), &vec![8; self.size])?;
         let longest = longest.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b) as usize).max().unwrap_or(0);

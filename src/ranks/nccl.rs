@@ -33,7 +33,7 @@ pub(crate) struct Nccl<D: Device> {
 }
 
 impl<D: Device> Nccl<D> {
-    /// Creates the messages of ranks that communicate by `calls`.
+    /// Creates the collective of ranks that communicate by `calls`.
     pub fn new(device: D, calls: Arc<dyn Calls>) -> Result<Self> {
         Self::with_piece(device, calls, PIECE)
     }

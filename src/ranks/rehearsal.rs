@@ -61,7 +61,7 @@ impl Rehearsal {
     }
 
     /// Waits for another rank to change the table. Panics after [`PATIENCE`], because a failed rank never
-    /// does.
+    /// changes it.
     fn wait<'t>(&self, table: MutexGuard<'t, Table>) -> MutexGuard<'t, Table> {
         let (table, waited) = self.shared.changed.wait_timeout(table, PATIENCE).unwrap();
         assert!(!waited.timed_out(), "rank {} waits for a rank that does not come", self.rank);

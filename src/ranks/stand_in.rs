@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// Handle of the stream of the ranks.
 pub(crate) const STREAM: u64 = 77;
 
-/// A recorded call.
+/// Entry of a rank's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
     Fork { ops: u64 },
@@ -103,8 +103,8 @@ impl StandIn {
                 encoded((0..on.len).map(sum), on.number)
             }
         };
-        // SAFETY: as above. Every rank has read its input before any rank writes, and the outputs of the
-        // ranks do not overlap.
+        // SAFETY: the caller passes an address with room for the output, as above. Every rank has read its input
+        // before any rank writes, and the outputs of the ranks do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(output.as_ptr(), on.to as *mut u8, output.len()) };
         Ok(())
     }

@@ -41,7 +41,7 @@ static WAITING: AtomicUsize = AtomicUsize::new(0);
 /// Whether the watch has ended.
 static ENDED: AtomicBool = AtomicBool::new(false);
 
-/// Marks that this rank waits for the others.
+/// While it exists, this rank counts as waiting for the others.
 pub(super) struct Waiting;
 
 impl Waiting {
@@ -62,7 +62,7 @@ impl Drop for Waiting {
 pub(super) struct Process {
     pub rank: usize,
     pub id: u32,
-    /// Start time in clock ticks: with the id it names one process.
+    /// Start time in clock ticks. With the id, it identifies one process even if the id is reused.
     pub started: u64,
 }
 
@@ -121,11 +121,11 @@ struct Record {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
     Well,
-    /// It prints its own error.
+    /// The process prints its own error.
     Ending,
-    /// A signal ends it.
+    /// A signal ends the process.
     Signalled,
-    /// Why it ends the run.
+    /// The process has failed; holds the reason, which ends the run.
     Failed(&'static str),
 }
 
@@ -177,9 +177,9 @@ enum Decision {
     End(Event<'static>),
 }
 
-/// Decides after a poll of all processes. The lowest of the other ranks reports a failed rank. If one rank
-/// has died, a launcher signals the others, and the dead rank may have been alive at this poll. A signal
-/// therefore ends the watch only at the second poll that finds one; `signalled` marks the first.
+/// Decides after a poll of all processes. The lowest rank that is left reports a failed rank. After a rank has
+/// died, a launcher signals the others, possibly before this rank has found the death. A signal therefore ends
+/// the watch only at the second poll that finds one; `signalled` records the first.
 fn decide(own: usize, processes: &[Process], found: &[Found], signalled: &mut bool) -> Decision {
     let each = || processes.iter().zip(found);
     let failed = each().find_map(|(of, found)| match found {
@@ -225,7 +225,7 @@ pub(super) fn start(
                 Decision::Watch => {}
                 Decision::LookAgain => continue,
                 Decision::Stop => return,
-                // This process may be ending at the same moment as the watched one.
+                // This process may have ended its watch while it polled the others.
                 Decision::End(Event::Failed { .. }) if ENDED.load(Ordering::SeqCst) => return,
                 Decision::End(event) => return ends(event),
             }
@@ -251,15 +251,15 @@ pub(super) fn has_ended() -> bool {
     ENDED.load(Ordering::SeqCst)
 }
 
-/// Tells the other ranks of this host that this one reports its error itself, and waits until they have seen
+/// Tells the other ranks of this host that this rank reports its error itself, and waits until they have polled
 /// it.
 pub(super) fn announce_end() {
     end();
     mark(ENDING);
 }
 
-/// Tells the other ranks of this host that a signal ends this one, which continues to watch: a launcher that
-/// has seen a rank die signals the others, and one of them must report it.
+/// Tells the other ranks of this host that a signal ends this rank. The watch continues: a launcher that has
+/// seen a rank die signals the others, and one of them must report the death.
 pub(super) fn mark_signal() {
     mark(SIGNALLED);
 }
@@ -317,7 +317,7 @@ mod tests {
         for (name, found) in [(ENDING, Found::Ending), (SIGNALLED, Found::Signalled)] {
             let named = Look { name: name.into(), ..look('S', 3).unwrap() };
             assert_eq!(reads([Some(named)], true, false), found);
-            // The system keeps 15 bytes of a name.
+            // Linux keeps 15 bytes of a process name.
             assert!(name.len() <= 15);
         }
     }
@@ -327,11 +327,11 @@ mod tests {
         let processes = [0, 2].map(|rank| Process { rank, id: 1, started: 7 });
         let mut signalled = false;
         let mut look = |own, found: [Found; 2]| decide(own, &processes, &found, &mut signalled);
-        // A launcher has signalled rank 2 since rank 1 looked at rank 0, which has died.
+        // Rank 0 died after this poll had found it well, and the launcher then signalled rank 2.
         assert!(matches!(look(1, [Found::Well, Found::Signalled]), Decision::LookAgain));
         let told = look(1, [Found::Failed("died"), Found::Signalled]);
         assert!(matches!(told, Decision::End(Event::Failed { rank: 0, why: "died", prints: true })));
-        // All are ended by a signal.
+        // The second poll that finds a signal ends the watch.
         assert!(matches!(look(1, [Found::Well, Found::Signalled]), Decision::Stop));
         assert!(matches!(look(1, [Found::Ending, Found::Well]), Decision::End(Event::Reported { rank: 0 })));
         assert!(matches!(look(1, [Found::Well; 2]), Decision::Watch));
@@ -343,7 +343,7 @@ mod tests {
         }
     }
 
-    /// A shell that sets the name of its process, as a failing rank does.
+    /// A shell sets the name of its process, in place of a failing rank.
     #[test]
     fn a_rank_that_reports_its_own_error_is_told_by_its_name() {
         let mut shell = std::process::Command::new("sh");

@@ -1,5 +1,5 @@
-//! The ranks of this process. Without a launcher, or with one rank, it is a single-process run, unless it
-//! joins NCCL.
+//! The ranks that this process joins. Without a launcher, or with one rank, the process is a single-process run,
+//! unless it joins NCCL.
 //!
 //! [`join`] is called once, before any other thread starts. From then on the ranks other than 0 print
 //! and write nothing ([`terminal::follow`](crate::terminal::follow)).
@@ -11,8 +11,8 @@
 //!                    and host, ends all
 //! ```
 //!
-//! Errors: several ranks on CPUs without the cargo feature `mpi`; several ranks on GPUs without NCCL or
-//! without a place to meet; several ranks for a command that does not share its work.
+//! Errors: several ranks on CPUs without the cargo feature `mpi`; several ranks on GPUs without NCCL or without
+//! a meeting point; several ranks for a command that does not share its work.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,7 +35,7 @@ use crate::{Error, Result};
 /// Time that a failing rank gives rank 0 to report the same error.
 const FIRST_SPEAKS: Duration = Duration::from_secs(3);
 
-/// Time that the transport has to end this process; after it the process exits without the transport.
+/// Time that the transport has to end this process; afterwards the process exits without the transport.
 const ABORT_WAIT: Duration = Duration::from_secs(2);
 
 /// Time for which the ranks that do not print wait for the one that does.
@@ -87,8 +87,7 @@ impl Transport for Nccl<Driver> {
     }
 
     fn finish(&self) {
-        // Every rank must have ended its watch before any of them leaves; the operating system frees the
-        // resources.
+        // Every rank must have ended its watch before any rank exits. The operating system frees the resources.
         if let Err(e) = self.barrier() {
             crate::terminal::complain(&format!("warning: {e}"));
         }
@@ -118,7 +117,7 @@ pub(crate) fn nccl() -> Option<&'static str> {
     GPU.get().map(|gpu| gpu.library.as_str())
 }
 
-/// Whether there are several ranks. A single rank that has joined NCCL shares no work.
+/// Whether there are several ranks. A single rank that has joined NCCL does not count.
 pub(crate) fn is_shared() -> bool {
     collective().size() > 1
 }
@@ -183,7 +182,7 @@ pub(crate) fn follow_launcher() {
     }
 }
 
-/// How a command's ranks meet.
+/// Transport over which a command's ranks meet.
 pub(crate) enum Meet<'a> {
     /// On CPUs, over MPI.
     Mpi,
@@ -201,14 +200,14 @@ pub(crate) enum Meet<'a> {
 pub(crate) struct Sharing<'a> {
     /// Name of the command.
     pub command: &'a str,
-    /// Whether several ranks share its work.
+    /// Whether several ranks share the work of the command.
     pub shares: bool,
     /// Whether a single rank on a GPU joins NCCL too.
     pub one_joins: bool,
 }
 
-/// Joins the ranks of the launcher if there are several, or a single one with `one_joins`. `meet` returns how
-/// a number of ranks meet. On CPUs a single rank joins nothing.
+/// Joins the ranks of the launcher if there are several, or a single one with `one_joins`. `meet` returns the
+/// transport for a number of ranks. On CPUs, a single rank joins nothing.
 pub(crate) fn join<'a>(
     Sharing { command, shares, one_joins }: Sharing<'_>,
     meet: impl FnOnce(usize) -> Result<Meet<'a>>,
@@ -287,7 +286,7 @@ fn connect_by_nccl(ranks: &Ranks, file: Option<&Path>, gpu: usize) -> Result<()>
         }
     };
     let ordinal = match ranks.local.filter(|_| size > 1) {
-        // A launcher may make only its own GPU visible to every rank.
+        // A launcher may make only one GPU visible to each rank.
         Some(_) if Driver::count()? == 1 => 0,
         Some(local) => local,
         None => gpu,
@@ -298,7 +297,7 @@ fn connect_by_nccl(ranks: &Ranks, file: Option<&Path>, gpu: usize) -> Result<()>
     let name = library.name().to_owned();
     let communicator = connected(rank, || Communicator::join(&driver, library, id, (rank, size)))?;
     if let (Some(file), 0) = (file, rank) {
-        // All ranks have read it.
+        // All ranks have read the file.
         std::fs::remove_file(file).map_err(Error::io("remove", file))?;
     }
     let calls: Arc<dyn Calls> = Arc::new(communicator);
@@ -367,7 +366,7 @@ fn watched<L: FnMut() -> Option<(usize, String)> + Send + 'static>(
         .collect::<Result<_, _>>()
         .map_err(|e| Error::Runtime(format!("cannot read the name of a rank: {e}")))?;
     let others = of_ranks.iter().enumerate().filter(|(rank, _)| *rank != transport.rank());
-    // A process in another container can have the same host name and is not seen from here.
+    // A process in a different container can have the same host name, but is not visible in this /proc.
     let here = others.filter(|(_, (host, id, started))| *host == own.0 && watch::started(*id) == Some(*started));
     let processes: Vec<watch::Process> =
         here.map(|(rank, (_, id, started))| watch::Process { rank, id: *id, started: *started }).collect();
@@ -394,7 +393,8 @@ fn watched<L: FnMut() -> Option<(usize, String)> + Send + 'static>(
                     &format!("{} has ended with an error, which it has printed{}", named(rank), last_checkpoint()),
                     None,
                 );
-                // The rank that reported its error ends all ranks. With NCCL it cannot.
+                // With MPI, the rank that reported its error ends all ranks. With NCCL it cannot, so every other
+                // rank ends itself after a wait.
                 std::thread::sleep(ABORT_WAIT);
                 if !watch::has_ended() {
                     end_all(1);
@@ -405,7 +405,7 @@ fn watched<L: FnMut() -> Option<(usize, String)> + Send + 'static>(
     .map_err(no_thread)
 }
 
-/// Must be called before a signal ends this rank.
+/// Tells the other ranks that a signal ends this rank. Must be called before the rank ends.
 pub(crate) fn end_by_signal() {
     if is_shared() {
         watch::mark_signal();
@@ -444,8 +444,8 @@ pub(crate) fn finish(outcome: Result<()>) -> i32 {
     code
 }
 
-/// Delays a message of a rank that has not joined the others. Rank 0 prints the same message, and its end
-/// makes the launcher end this rank.
+/// Delays a message of a rank that has not joined the others. Rank 0 prints the same message and exits, and the
+/// launcher then ends this rank.
 pub(crate) fn let_first_speak() {
     if Ranks::from_env().is_ok_and(|ranks| ranks.is_some_and(|ranks| ranks.rank > 0)) {
         std::thread::sleep(FIRST_SPEAKS);
@@ -475,8 +475,8 @@ fn finish_shared(joined: &dyn Transport, code: i32, message: Option<(String, boo
         }
         None => {}
     }
-    // Rank 0 may still write, and its death is reported until it has finished. Closing the transport waits
-    // for all ranks too, so none ends before the watch of every other one has ended.
+    // Rank 0 may still write, and the other ranks report its death until it has finished. Closing the transport
+    // waits for all ranks too, so no rank exits before every other rank has ended its watch.
     if let Err(e) = joined.barrier() {
         crate::terminal::complain(&format!("warning: {e}"));
     }

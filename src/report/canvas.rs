@@ -24,8 +24,7 @@ pub(super) const PLOT: f64 = 210.0;
 const CHARACTER_WIDTH: f64 = 7.4;
 /// Distance below which a tick label would touch the label of a reference line.
 const LABEL_DISTANCE: f64 = 13.0;
-/// Number of styles that the page defines: eight for runs and lines, then those of
-/// [`method_style`].
+/// Number of styles that the page defines: eight for runs and lines, and the rest for [`method_style`].
 const STYLES: usize = 17;
 const RUN_STYLES: usize = 8;
 
@@ -75,7 +74,7 @@ impl Canvas {
         LEFT + self.plot_width() * scale.fraction(value)
     }
 
-    /// Returns the start of the element, with text for screen readers.
+    /// Returns the start of the `<svg>` element, with text for screen readers.
     pub fn open(&self, title: &str, description: &str, legend: f64) -> String {
         let height = TOP + PLOT + BOTTOM + legend;
         let title = escape(title);

@@ -1,17 +1,18 @@
 //! Statistics of values: histogram bins, correlation of pairs, means and running means.
 
-/// Counts of several sets of values in common bins of equal width.
+/// Histogram counts of several sets of values in common bins of equal width.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bins {
     pub low: f64,
     pub width: f64,
-    /// Per set, per bin.
+    /// Number of values per set and bin.
     pub counts: Vec<Vec<usize>>,
     /// Number of values that are not finite and therefore in no bin.
     pub left_out: usize,
 }
 
-/// Bounds on the number of bins. Between them it is the square root of the largest set's size.
+/// Bounds on the number of bins. Between them, the number is the square root of the largest set's size, rounded
+/// up.
 const MIN_BINS: usize = 6;
 const MAX_BINS: usize = 24;
 
@@ -47,8 +48,7 @@ impl Bins {
     }
 }
 
-/// Pearson correlation of the finite pairs; `None` for fewer than two pairs, or if one side is
-/// constant.
+/// Pearson correlation of the finite pairs; `None` for fewer than two pairs, or if x or y is constant.
 pub fn correlation(pairs: &[(f64, f64)]) -> Option<f64> {
     let pairs: Vec<_> = pairs.iter().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
     let n = pairs.len() as f64;

@@ -30,7 +30,7 @@ pub(super) struct Frame {
     pub bottom: f64,
 }
 
-/// Rows around a point in which labels are tried, above it and below it.
+/// Number of rows above a point, and below it, in which labels are tried.
 const ROWS: u32 = 6;
 const ROWS_OF_NAMES: u32 = 9;
 /// Size of a point's mark, which labels avoid.
@@ -89,8 +89,8 @@ fn width(text: &str) -> f64 {
     CHARACTER_WIDTH * text.chars().count() as f64
 }
 
-/// Places labels for points and returns each with the position of its point, names first. They avoid the
-/// labels in `taken`. A label without room near its points is left out.
+/// Places labels for points and returns each with the position of its point, names first. The labels avoid those
+/// in `taken`. A label without room near its points is left out.
 pub(super) fn place(points: &[LabelledPoint], taken: &[Label], frame: &Frame) -> Vec<(Label, f64, f64)> {
     let mut groups: Vec<(Vec<usize>, f64, f64)> = Vec::new();
     for point in points.iter().filter(|point| point.name.is_none()) {

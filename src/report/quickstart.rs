@@ -15,7 +15,7 @@ const SMOOTHED_SHARE: usize = 20;
 /// Columns of the result table.
 const COLUMNS: [&str; 7] = ["run", "semantic", "intra", "inter", "steps", "ktokens", "seconds"];
 
-/// Report as one HTML file. Links to the runs' own reports are relative to it.
+/// Report as one HTML file. Its links to the reports of the runs are relative.
 pub fn quickstart_report(summary: &QuickstartSummary) -> String {
     let mut sections = Vec::new();
     if !summary.warnings.is_empty() {
@@ -266,7 +266,7 @@ fn curves(summary: &QuickstartSummary) -> Section {
     for method in methods(&scores) {
         let of_method: Vec<&RunSummary> = runs.iter().filter(|run| run.method() == method).copied().collect();
         let mut charts = Vec::new();
-        // A measure without a recorded accuracy has no chart.
+        // Without recorded accuracies, a method has no accuracy curves.
         if of_method.iter().any(|run| !run.accuracy.is_empty()) {
             charts.extend((0..MEASURES.len()).map(|measure| accuracy_curves(&of_method, measure).to_svg()));
         }

@@ -34,7 +34,7 @@ pub struct Roofline {
     pub memory: f64,
     /// Rate of GEMMs in FLOP/s.
     pub product: f64,
-    /// Numbered from 1 in this order.
+    /// Ops, numbered from 1 in this order.
     pub points: Vec<RooflinePoint>,
 }
 
@@ -64,7 +64,7 @@ impl Roofline {
         if points.is_empty() {
             canvas.put_no_values(&mut out);
         }
-        // Names in the order of time, so that the longest op gets the nearest place.
+        // Names are placed in the order of time, so that the op with the longest time gets the nearest position.
         let is_longest = |at: usize| longest.iter().any(|(other, _)| *other == at);
         let others = points.iter().filter(|(at, _)| !is_longest(*at));
         let placed: Vec<LabelledPoint> = (longest.iter().map(|point| (point, true)))
@@ -126,7 +126,7 @@ mod tests {
             rate,
             seconds,
         };
-        // Eight ops; the fifth longest takes 4 s, and one that takes longer has no FLOPs.
+        // Eight ops. Of those with FLOPs, the fifth longest takes 5 s; the op that takes longest has no FLOPs.
         let mut points = vec![
             point("linear & more", 300.0, 6e14, 9.0),
             point("none", 0.0, 0.0, 99.0),
@@ -146,7 +146,7 @@ mod tests {
             assert!(svg.contains("linear &amp; more in full"), "the description has whole names");
         }
         assert_eq!(svgs.matches("<svg").count(), 2);
-        // Points at the same place share one label, and the label stays inside the plot.
+        // Points at the same position share one label, and the label stays inside the plot.
         let many = (0..30).map(|n| point("same", 300.0, 6e14 + 1e12 * f64::from(n), 1.0)).collect();
         let many = Roofline { points: many, ..plot.clone() }.to_wide_svg();
         assert!(many.contains(">6–30</text>") && many.matches(">same</text>").count() == 2 * NAMED, "{many}");

@@ -1,8 +1,8 @@
 //! Accuracies of a quick start's runs over its seeds, and the gain of MAPL.
 //!
 //! With one seed, an accuracy has the Wilson interval over its comparisons. With several seeds, it is the
-//! mean over seeds with its t interval, which also covers the variation between languages, weights and
-//! orders.
+//! mean over seeds with its t interval, which also covers the variation between languages, initial weights
+//! and data orders.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -35,7 +35,7 @@ pub struct RunScores {
     pub seeds: Vec<u64>,
     /// Semantic, intra and inter accuracy; `None` without comparisons.
     pub accuracies: [Option<Score>; 3],
-    /// Means over seeds.
+    /// Means of steps, tokens and seconds over seeds.
     pub steps: f64,
     pub tokens: f64,
     pub seconds: f64,
@@ -151,7 +151,7 @@ fn scores(runs: &[&RunSummary]) -> RunScores {
 }
 
 fn gain(method: &str, equal_tokens: bool, from: &[&RunSummary], to: &[&RunSummary]) -> Gain {
-    // Runs of one seed share language, groups and start model, so they are compared pair by pair.
+    // Runs of one seed share language, groups and start model, so differences are formed seed by seed.
     let differences = |measure: usize| -> Option<Vec<f64>> {
         let pairs = from.iter().filter_map(|base| Some((base, to.iter().find(|run| run.seed == base.seed)?)));
         let all = pairs.map(|(base, run)| Some(run.accuracies()[measure]? - base.accuracies()[measure]?));
@@ -194,7 +194,7 @@ mod tests {
         assert!((gains[1].differences[0].unwrap() - 0.2).abs() < 1e-12);
         let [low, high] = gains[0].intervals[0].unwrap();
         assert!((low - 0.0516).abs() < 1e-4 && (high - 0.5484).abs() < 1e-4, "{low} {high}");
-        // With one seed, the interval is that of the comparisons.
+        // With one seed, the interval is the Wilson interval over the comparisons.
         let one = QuickstartSummary { runs: vec![run("dpo-base", 1, 8)], ..Default::default() };
         let Some(Score { low, high, .. }) = one.scores()[0].accuracies[1] else { panic!() };
         assert!((low - 0.4902).abs() < 1e-4 && (high - 0.9433).abs() < 1e-4);

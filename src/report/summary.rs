@@ -130,7 +130,7 @@ pub struct RunSummary {
     pub accuracy: Vec<AccuracyPoint>,
 }
 
-/// Form of a run in `summary.json`.
+/// JSON object of a [`RunSummary`] in `summary.json`.
 #[derive(Serialize, Deserialize)]
 struct RunRow {
     name: String,

@@ -14,7 +14,7 @@ use super::{ACCURACY_DECIMALS, NO_VALUE, decimal};
 /// Maximum number of points drawn per series; longer series are drawn as means of consecutive
 /// points.
 const MAX_POINTS: usize = 400;
-/// Maximum number of points for which every point gets a mark.
+/// Maximum number of points of a series in which every point is drawn as a circle.
 const MAX_MARKED_POINTS: usize = 30;
 /// Width of the widest bar, and distance between a bar's end and its label.
 const MAX_BAR: f64 = 48.0;
@@ -35,7 +35,7 @@ pub struct Series {
 /// Horizontal line at a value of interest, such as chance level.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReferenceLine {
-    /// Where the line is.
+    /// Value on the y axis.
     pub value: f64,
     /// Label.
     pub label: String,
@@ -56,12 +56,12 @@ pub struct LineChart {
     pub reference: Option<ReferenceLine>,
 }
 
-/// Value of a bar chart.
+/// Bar of a bar chart.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bar {
     /// Height of the bar; NaN is shown as a dash.
     pub value: f64,
-    /// Ends of the interval drawn over the bar.
+    /// Bounds of the interval, which is drawn as a whisker over the bar.
     pub interval: Option<(f64, f64)>,
 }
 
@@ -140,7 +140,7 @@ impl BarChart {
         let mut out = canvas.open(&self.title, &names, legend.height());
         canvas.draw_y_axis(&mut out, &self.y, &y, label(self.reference.as_ref(), &y));
         let group = canvas.plot_width() / self.categories.len().max(1) as f64;
-        // Three bars need most of the space, so that their labels do not touch.
+        // Three or more bars per category fill most of its width, so that their labels do not touch.
         let filled = if self.series.len() > 2 { 0.95 } else { 0.86 };
         let width = (group * filled / self.series.len().max(1) as f64).min(MAX_BAR);
         let mut labels = String::new();
@@ -196,7 +196,7 @@ fn draw_line(out: &mut String, canvas: &Canvas, series: &Series, x: &Scale, y: &
         }
         let (left, top) = (canvas.to_x(x, px), to_y(y, py));
         let _ = write!(path, "{}{left:.1} {top:.1}", if pen_down { "L" } else { "M" });
-        // A point without neighbours has no line segment, so it needs a mark.
+        // A point without neighbours has no line segment, so it is drawn as a circle.
         let alone = !pen_down && points.get(i + 1).is_none_or(|n| !(drawable(n.0) && drawable(n.1)));
         if marked || alone {
             let _ = write!(marks, r#"<circle class="mark s{style}" cx="{left:.1}" cy="{top:.1}" r="3"/>"#);

@@ -1,4 +1,4 @@
-//! Properties of every page: well formed, escaped, self-contained, without broken numbers.
+//! Tests of the report pages: every page is well formed, escaped, self-contained and without broken numbers.
 
 use super::page::{Block, Page, Section, Table};
 use super::summary::{AccuracyPoint, Count, DataTable, Fact, NamedText, Point, RunSummary};
@@ -62,10 +62,10 @@ fn the_quickstart_report_is_well_formed_and_self_contained() {
     for expected in ["reward-mapl", "0.900", "+0.320", "540", "mapl reward --model", "cpu, 2 threads", "only 3 %"] {
         assert!(text.contains(expected), "{expected} is missing");
     }
-    // Per method (two): a bar chart, an accuracy chart per measure (three), and a loss chart.
+    // Each of the two methods has a bar chart, three accuracy charts (one per measure) and a loss chart.
     assert_eq!(html.matches("<svg").count(), 10);
     assert_eq!(html.matches("aria-label").count(), 10 + html.matches("class=\"scroll\"").count());
-    // The lead charts come first and link to nothing; every run of the table links to its report.
+    // The section starts with the lead charts. In the table, the name of every run links to its report.
     let results = html.split("<h2>Results</h2>").nth(1).unwrap();
     assert!(results.trim_start().starts_with("<div class=\"charts lead-charts\">"), "{results}");
     for name in ["reward-base", "reward-mapl", "dpo-base", "dpo-mapl"] {
@@ -311,7 +311,7 @@ fn legends_and_labels_cover_no_curve() {
             }
         }
         for entry in legend {
-            // Above its base line, a name is at most 13 units high.
+            // A name in the legend rises at most 13 units above its baseline.
             assert!(attribute(entry, "y") - 13.0 > 256.0, "the legend covers the plot: {svg}");
         }
         for label in elements(svg, "reference-label") {

@@ -11,7 +11,7 @@ use crate::perf::hardware::Sample;
 use crate::perf::hardware::sampler::Readings;
 use crate::report::{Block, Page, RooflinePoint, Section, significant};
 
-/// Time span in which a call's contenders were timed, and their rows at that time.
+/// Time span in which the competing implementations of a call were timed, and their rows at that time.
 #[derive(Clone, Debug)]
 pub struct Span {
     pub from: Instant,
@@ -19,8 +19,8 @@ pub struct Span {
     pub rows: Vec<Row>,
 }
 
-/// A row, with means of the readings within its spans. Interleaved contenders share spans and
-/// readings.
+/// A row, with means of the readings within its spans. Implementations that are timed in alternation share
+/// spans and readings.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ObservedRow {
     pub row: Row,

@@ -37,8 +37,8 @@ use pair::synthetic_pair;
 pub use waves::LaunchEstimate;
 use waves::launch_estimate;
 
-/// Rates of a GPU. `copy` and `product` are rates that good programs reach, and `peak` is the data
-/// sheet's. All are given, not measured.
+/// Rates of a GPU. `copy` and `product` are rates that good programs reach, and `peak` is the data sheet's.
+/// All rates are inputs of the plan and are not measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GpuRates {
     /// Name of the GPU.
@@ -153,8 +153,8 @@ pub struct StepPlan {
 pub struct PlanOptions {
     /// Maximum number of head rows at a time; `None` for the default of the kernels.
     pub head_rows: Option<usize>,
-    /// Predicts the portable kernels with RoPE as a separate op, as in the recorded step, for comparison with
-    /// that record.
+    /// Predicts the portable kernels, with RoPE as a separate op. The recorded step used them, so the
+    /// prediction can be compared with that record.
     pub recorded_kernels: bool,
 }
 

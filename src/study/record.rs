@@ -31,7 +31,7 @@ pub struct Facts {
     pub threads: usize,
     /// FLOP/s that utilisation is relative to; `None` if no reliable value is known.
     pub peak_flops: Option<f64>,
-    /// Where the peak comes from.
+    /// Source of `peak_flops`.
     pub peak_source: String,
     /// Milliseconds between samples.
     pub sample_interval_ms: u64,
@@ -52,13 +52,13 @@ pub struct OpRow {
     pub bytes: f64,
     /// FLOPs of a mean step.
     pub flops: f64,
-    /// 10^9 bytes per second.
+    /// Bandwidth, in 10^9 bytes per second.
     pub gb_per_s: f64,
     /// FLOP rate, in 10^12 per second.
     pub tflop_per_s: f64,
-    /// `memory` or `product`; `None`, like the share of the ceiling, if the ceilings are unknown.
+    /// Ceiling that limits the op: `memory` or `product` (GEMM); `None` if the ceilings are unknown.
     pub bound: Option<&'static str>,
-    /// Share of the ceiling.
+    /// Rate as a share of the ceiling that limits the op; `None` if the ceilings are unknown.
     pub share_of_ceiling: Option<f64>,
 }
 
@@ -132,9 +132,9 @@ pub struct Study {
     pub facts: Facts,
     /// How the run ended: `finished`, or its error.
     pub outcome: String,
-    /// Ceiling of a copy.
+    /// Bytes per second of a copy, the memory ceiling.
     pub memory_bytes_per_s: Option<f64>,
-    /// Ceiling of a GEMM.
+    /// FLOP/s of a GEMM, the compute ceiling.
     pub product_flops_per_s: Option<f64>,
     /// The summary.
     pub summary: Option<Summary>,
@@ -235,10 +235,10 @@ fn summary(warm: &[StepRow], peak: Option<f64>, samples: &[Sample]) -> Option<Su
 /// Largest plausible ratio of the energy counter's power to the power limit.
 const OVER_LIMIT: f64 = 1.05;
 
-/// Returns the energy from the start of the first of these steps to the end of the last one. The GPU's energy
-/// counter is preferred, unless its power exceeds the power limit. The counter's difference between its first
-/// and its last advance in that span is scaled to the length of the span. Otherwise power is integrated by
-/// the trapezoidal rule.
+/// Returns the energy from the start of the first step in `warm` to the end of its last step. The GPU's
+/// energy counter is preferred, unless its power exceeds the power limit. The counter's difference between
+/// its first and its last advance in that span is scaled to the length of the span. Otherwise power is
+/// integrated by the trapezoidal rule.
 fn energy(warm: &[StepRow], samples: &[Sample], groups: f64) -> Option<Energy> {
     let first = warm.first()?;
     let (from, to) = (first.end_s? - first.step.seconds, warm.last()?.end_s?);

@@ -9,7 +9,7 @@ use crate::data::tokenized::TokenizedGroup;
 use crate::loss::objective::{Loss, Method};
 use crate::{Error, Result};
 
-/// Metric of the best checkpoint, and the use of that checkpoint.
+/// Metric that selects the best checkpoint, and whether that checkpoint becomes the final model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BestModel {
     /// Name of the metric in metrics.jsonl, without the prefix `eval_`.

@@ -104,8 +104,8 @@ pub(super) fn save<B: Backend>(
         let _ = fs::remove_dir_all(&unfinished);
         return Err(e);
     }
-    // Only a run resumed from an earlier checkpoint replaces one, and that earlier checkpoint still
-    // exists.
+    // `target` exists only if the run was resumed from an earlier checkpoint. That checkpoint still exists,
+    // so `target` may be removed before the rename.
     if target.exists() {
         // If it cannot be removed now, `prune` tries again and reports it.
         let _ = remove_folder(&set_aside(&target)?);
@@ -138,8 +138,8 @@ fn write_folder<B: Backend>(
     history: &serde_json::Value,
 ) -> Result<()> {
     let state_dir = folder.join("state");
-    // The output folder was created at the start. If it is missing now, this is an error and it is not
-    // recreated.
+    // The output folder was created at the start of the run. If it is missing now, this is an error and it is
+    // not recreated.
     fs::create_dir(folder).and_then(|()| fs::create_dir(&state_dir)).map_err(Error::io("create", &state_dir))?;
     store::save(trainer.backend, &trainer.policy, folder)?;
     tokenizer.copy_to(folder)?;
@@ -173,8 +173,8 @@ fn write_folder<B: Backend>(
     write_atomic(&folder.join(DONE), done_text(&digest).as_bytes())
 }
 
-/// Content of `DONE`: the hash of `state.json`, and a hash of that line, so that damage to either
-/// file can be attributed.
+/// Content of `DONE`: the hash of `state.json`, and a hash of that line, so that a mismatch shows which of
+/// the two files is damaged.
 fn done_text(state_hash: &str) -> String {
     let line = format!("{STATE_FILE} {state_hash}\n");
     format!("{line}{}\n", blake3::hash(line.as_bytes()).to_hex())

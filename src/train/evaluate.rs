@@ -38,7 +38,8 @@ pub struct GroupScores {
     pub policy: Vec<f64>,
     /// Per sequence: score of the frozen reference, if there is one.
     pub reference: Option<Vec<f64>>,
-    /// Per sequence: log of its factor on the weights of comparisons, if pairs are weighted.
+    /// Per sequence: log of the factor by which it multiplies the weights of its comparisons, if pairs are
+    /// weighted.
     pub log_weights: Option<Vec<f64>>,
     /// Per comparison: signed sum of the scores of its terms, as used by the loss.
     pub logits: Vec<f64>,
@@ -96,8 +97,8 @@ impl GroupScores {
     }
 }
 
-/// Adds the comparisons of the scored groups to `tally`. A loss curve over the batch treats all of them as
-/// one batch.
+/// Adds the comparisons of the scored groups to `tally`. A loss curve that depends on the whole batch treats
+/// all these comparisons as one batch.
 fn tally_comparisons(tally: &mut Tally, loss: &Loss, groups: &[TokenizedGroup], scores: &[GroupScores]) {
     let of_group = |(group, scores): (&TokenizedGroup, &GroupScores)| -> Vec<ScoredComparison> {
         group.comparisons.iter().map(|c| scores.scored(loss, group, c)).collect()
@@ -232,8 +233,8 @@ impl<B: Backend> Evaluator<B> {
         })
     }
 
-    /// Scores groups batch by batch. `frozen_scores` computes the frozen-reference scores of a batch. Without
-    /// a batch, it only takes part in the weight gathers of the other ranks.
+    /// Scores groups batch by batch. `frozen_scores` computes the frozen-reference scores of a batch. Called
+    /// with `None`, it only takes part in the weight gathers of the other ranks.
     ///
     /// With sharded weights, all ranks run the same number of rounds, and a signal to one rank ends the
     /// evaluation on all.
@@ -315,7 +316,8 @@ impl<B: Backend> Evaluator<B> {
         Ok((scores, tally))
     }
 
-    /// Returns, per sequence, the log of its factor on the weights of comparisons, if pairs are weighted.
+    /// Returns, per sequence, the log of the factor by which it multiplies the weights of its comparisons, if
+    /// pairs are weighted.
     fn log_weights(&mut self, backend: &B, model: &Model<B>, loss: &Loss) -> Result<Option<Vec<f64>>> {
         let seqs = self.batch.sizes.seqs;
         let Some(weights) = self.losses.weights(backend, loss, seqs)? else { return Ok(None) };
@@ -342,7 +344,7 @@ struct BatchScores {
 }
 
 impl BatchScores {
-    /// Adds the scores of a batch to those of the groups, and to the sums.
+    /// Appends the scores of a batch to `scores`, and adds them to the sums in `tally`.
     fn add_to(
         self,
         (scores, tally): (&mut Vec<GroupScores>, &mut Tally),
@@ -360,7 +362,7 @@ impl BatchScores {
     }
 
     /// Encodes a rank's batches for the other ranks. The first number says whether a signal interrupted the
-    /// rank. For each batch follow the number of sequences, flags for the optional scores, the number of
+    /// rank. Each batch then has the number of sequences, flags for the optional scores, the number of
     /// statistics, and all values.
     fn encode(batches: &[Self], interrupted: bool) -> Vec<f64> {
         let mut numbers = vec![f64::from(u8::from(interrupted))];

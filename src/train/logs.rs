@@ -18,7 +18,7 @@ use crate::loss::objective::{Loss, Method};
 use crate::terminal::follows;
 use crate::{Error, Result};
 
-/// Scores of the latest evaluation, one line per group.
+/// Name of the file with the scores of the latest evaluation, one line per group.
 pub const EVAL_SCORES_FILE: &str = "eval_scores.jsonl";
 
 /// Value of `--report-to`.
@@ -126,7 +126,7 @@ impl Logs {
     }
 }
 
-/// Step of a score file.
+/// Reads the step of an `eval_scores.jsonl` file from its first line.
 fn scores_step(path: &Path) -> Option<u64> {
     use std::io::BufRead as _;
     let mut line = String::new();

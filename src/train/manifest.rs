@@ -2,8 +2,8 @@
 //! status `running` and replaced at the end, also if a signal or another rank ends the process. A killed
 //! process leaves the status `running` with its host and process id.
 //!
-//! A resumed run keeps the start time and the earlier resumes; everything else describes its latest
-//! part.
+//! The manifest of a resumed run keeps the start time and the list of earlier resumes; all other entries
+//! describe only the process that resumed the run last.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -42,7 +42,7 @@ const NUMERIC_CRATES: [&str; 10] = [
     "tokenizers",
 ];
 
-/// Maximum time that the end of a process waits for another thread that writes the manifest.
+/// Maximum time that an ending process waits for another thread that writes the manifest.
 const RECORD_WAIT: Duration = Duration::from_secs(1);
 
 /// Manifest of the current run.
@@ -139,7 +139,8 @@ impl Manifest {
         move |why, code| record("failed", code, why.to_owned())
     }
 
-    /// Returns a function that records an outcome, unless there is one, right before the process ends.
+    /// Returns a function that records an outcome right before the process ends, unless an outcome is already
+    /// recorded.
     fn end_recorder(&self) -> impl FnOnce(&str, Option<i32>, String) + Send + 'static {
         let (path, value) = (self.path.clone(), self.value.clone());
         move |status, code, message| {
@@ -147,7 +148,7 @@ impl Manifest {
                 return;
             };
             set_outcome(&mut value, status, code, Some(message));
-            // Nobody is left to report an error to.
+            // The process is about to end, so an error is not reported.
             let _ = write(&path, &value);
             // The lock is never released, so that the run cannot write a different outcome before the process
             // ends.
@@ -156,7 +157,7 @@ impl Manifest {
     }
 }
 
-/// Returns the manifest of an earlier part of the run, or the reason why it cannot be used.
+/// Returns the manifest that the run had before it was resumed, or the reason why it cannot be used.
 fn previous(path: &Path) -> Result<Value, String> {
     if !input::is_named(path) {
         return Err("is missing".into());

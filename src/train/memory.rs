@@ -44,7 +44,7 @@ pub struct MemoryInputs<'a> {
     pub accumulation: usize,
     /// Device properties that select launch grids; `None` if ops need no workspace.
     pub kernels: Option<&'a Properties>,
-    /// Text that the policy generates at evaluations.
+    /// Buffers for text that the policy generates at evaluations.
     pub generation: Option<PlannedGeneration>,
     /// Maximum number of head rows at once ([`crate::backend::Backend::set_max_head_rows`]); 0 for the
     /// default.
@@ -80,10 +80,10 @@ pub struct PlannedGeneration {
     pub longest: usize,
 }
 
-/// Frozen reference of a run, for its memory.
+/// Kind of a run's frozen reference, which determines the memory of the reference.
 #[derive(Clone, Copy)]
 pub enum PlannedReference<'a> {
-    /// None, or log-probs computed before training.
+    /// No reference model in memory: the run has none, or its log-probs are computed before training.
     None,
     /// The base of a policy with adapters.
     Base,
@@ -91,7 +91,7 @@ pub enum PlannedReference<'a> {
     Model(&'a ModelConfig),
 }
 
-/// Name of the part that ops use within a call.
+/// Name of the part for memory that ops use within a call.
 const WORKSPACE: &str = "workspace of ops";
 
 /// Bytes of every part of a run.
@@ -148,8 +148,8 @@ impl MemoryPlan {
         }))
     }
 
-    /// Like [`MemoryPlan::new`], with the first of the numbers of head rows in `choices` that fits in memory,
-    /// or the last one if none fits. `subject.head_rows` is not used.
+    /// Like [`MemoryPlan::new`], with the first number of head rows in `choices` for which the run fits in
+    /// memory, or the last number if none fits. `subject.head_rows` is not used.
     pub fn with_fitting_head_rows(
         subject: &MemoryInputs<'_>,
         choices: &[usize],
@@ -278,8 +278,8 @@ fn mib(bytes: u64) -> u64 {
 }
 
 impl fmt::Display for MemoryPlan {
-    /// One line per part, one for the total and the available memory, one for the other recompute mode, and
-    /// one for the sharding choices if the run has several ranks.
+    /// One line per part, one for the total and the available memory, one for the opposite setting of
+    /// activation recomputation, and one for the sharding choices if the run has several ranks.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, bytes) in self.parts.iter().filter(|(_, bytes)| *bytes > 0) {
             writeln!(f, "  {name:<24} {:>9} MiB", mib(*bytes))?;

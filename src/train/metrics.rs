@@ -19,7 +19,7 @@ use crate::{Error, Result};
 /// Sums over the comparisons of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct KindTally {
-    /// Sum of weight * f(logit).
+    /// Sum of weight times loss over the comparisons.
     pub loss: f64,
     /// Number of comparisons.
     pub count: usize,
@@ -83,7 +83,7 @@ pub struct Tally {
     pub sides: [usize; 2],
     /// Sum of the divergences that the loss estimated from batches.
     pub divergence: f64,
-    /// Micro-batches with a divergence.
+    /// Number of micro-batches for which the loss estimated a divergence.
     pub divergences: usize,
     /// Smallest score.
     pub min_score: f64,
@@ -131,7 +131,7 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// Adds the sums of another part of the same step.
+    /// Adds the sums of another tally of the same step.
     pub fn merge(&mut self, other: &Self) {
         for (mine, theirs) in self.kinds.iter_mut().zip(&other.kinds) {
             mine.merge(theirs);
@@ -229,8 +229,8 @@ impl Tally {
             };
             put(names[0], base.accuracy());
             match loss.method {
-                // KTO rows are not pairs: the margin is the difference of two means, so both sides must have
-                // rows.
+                // KTO rows are not pairs: the margin is the difference of two means, so the batches must have
+                // both desirable and undesirable rows.
                 Method::Kto if self.sides.contains(&0) => {}
                 Method::Kto => put(names[1], self.mean_rewards()[0] - self.mean_rewards()[1]),
                 _ => put(names[1], ratio(base.logit, base.count)),
@@ -264,8 +264,9 @@ impl Tally {
     }
 }
 
-/// Adds the scores of a batch: range and sum over sequences, and both sides of the base pairs. `stats` is
-/// (ROW_STATS, seqs), or empty if tokens are not measured.
+/// Adds the scores of a batch: minimum, maximum and sum over sequences, and sums over chosen and over
+/// rejected sequences of base pairs (or desirable and undesirable rows). `stats` is (ROW_STATS, seqs), or
+/// empty if tokens are not measured.
 pub(super) fn tally_scores(tally: &mut Tally, batch: &Batch, score: &[f64], reference: &[f64], stats: &[f64]) {
     for &s in score {
         tally.min_score = tally.min_score.min(s);
@@ -295,7 +296,7 @@ pub(super) fn tally_scores(tally: &mut Tally, batch: &Batch, score: &[f64], refe
                     tally.rejected_score += score[s];
                     tally.of_tokens.add(1, batch, s, stats);
                 }
-                // A mismatched sequence, which only serves the divergence estimate.
+                // A mismatched sequence is used only for the divergence estimate.
                 _ => {}
             }
         }

@@ -3,7 +3,7 @@
 //! clock.
 //! ```text
 //! reserve memory for the largest batch
-//! restore the checkpoint; or run the identity check (DPO) and evaluate the start
+//! restore the checkpoint; or run the identity check (DPO) and evaluate the initial weights
 //! while step < total:
 //!     begin steps until 2 are in flight (1 on a synchronous device, or if ops are timed);
 //!         stop early if an evaluation, checkpoint or signal needs the weights of the last one
@@ -301,7 +301,8 @@ struct Run<'a, 'b, B: Backend> {
 }
 
 impl<B: Backend> Run<'_, '_, B> {
-    /// Restores a checkpoint; or runs the identity check and evaluates the start.
+    /// Restores the checkpoint of a resumed run. A new run performs the identity check and evaluates the
+    /// initial weights.
     fn start(&mut self) -> Result<()> {
         if let Some(folder) = self.data.resume.clone() {
             return self.restore(&folder);
@@ -366,12 +367,12 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(())
     }
 
-    /// Whether a cadence in steps or epochs falls on a step.
+    /// Whether an action that is due every `steps` steps, or after every epoch, is due after `step`.
     fn due(&self, step: u64, epoch_ends: bool, (steps, epochs): (Option<u64>, bool)) -> bool {
         steps.is_some_and(|n| step.is_multiple_of(n)) || (epochs && epoch_ends)
     }
 
-    /// Compares the memory taken with the plan, once, after the first step, when all buffers exist.
+    /// Compares the used memory with the plan, once, after the first step, when all buffers exist.
     pub(super) fn compare_memory(&mut self) -> Result<()> {
         let Some(PlannedMemory { planned_bytes, free_bytes }) = self.data.memory.take() else { return Ok(()) };
         let Some(free) = self.trainer.backend.memory_free() else { return Ok(()) };
@@ -449,7 +450,7 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(Evaluated::Done(scored.map(|(_, tally)| Box::new(tally))))
     }
 
-    /// Prints and writes the times by op if ops were timed. A study writes its own table.
+    /// Prints and writes the times by op if ops were timed. A study writes a separate table.
     pub(super) fn report_profile(&self) -> Result<()> {
         if self.trainer.backend.probe().is_none() || self.settings.observed.is_some() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! From a batch to per-sequence scores, and the backward. Training, evaluation and the frozen
+//! Computes the per-sequence scores of a batch, and their backward. Training, evaluation and the frozen
 //! reference share this part of a step.
 
 use std::ops::Range;

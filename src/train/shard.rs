@@ -22,7 +22,7 @@ use crate::optim::adamw::AdamWState;
 use crate::ranks::buffers::{self, Begun, Shared};
 use crate::ranks::collective::shard_of;
 
-/// Slices of all ranks.
+/// Returns the slice of every rank.
 pub(super) fn slices(len: usize, size: usize) -> Vec<Range<usize>> {
     (0..size).map(|rank| shard_of(len, rank, size)).collect()
 }
@@ -37,9 +37,9 @@ pub(super) fn scatter_gradients<B: Backend>(
     buffers::reduce_scatter(on, grads, &slices(len, on.0.size()), has_groups)
 }
 
-/// Norms of the slices of all ranks, on the device. Each rank writes its control vector at an offset that
-/// puts its norm at the rank's position. The gather then overwrites the other elements of the control vector
-/// at the ranks' positions.
+/// Norms of the slices of all ranks, on the device. Each rank writes its control vector at offset `FIRST` +
+/// rank, so that its norm is element `rank` of the norms. The other elements of the control vector overlap
+/// the norms of other ranks, which the gather writes afterwards.
 pub(super) struct SliceNorms<B: Backend>(B::Acc);
 
 /// Offset of the first rank's control vector, chosen so that the norms start at a multiple of 16 bytes.
@@ -110,7 +110,7 @@ mod tests {
             assert_eq!(whole[own.clone()], part[own.clone()]);
             let mut norms = SliceNorms::new(&Reference, 3).unwrap();
             let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
-            // A second step finds the control vector of the first one.
+            // The second iteration starts with the control vector that the first one left in the buffer.
             for _ in 0..2 {
                 let norms = norms.of(on, &part, &own).unwrap();
                 let norms = &norms.buffer[norms.start..norms.start + norms.len];

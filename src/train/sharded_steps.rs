@@ -39,7 +39,7 @@ fn config(tied: bool) -> ModelConfig {
     ModelConfig::from_json(config, Path::new("tiny")).unwrap()
 }
 
-/// Pair number `number`; its lengths differ from those of other pairs.
+/// Pair with id `number`; its lengths differ from those of other pairs.
 pub(super) fn pair(number: usize) -> TokenizedGroup {
     let ids = |from: usize, len: usize| (0..len).map(|i| ((from + i * 7) % VOCAB) as u32).collect::<Vec<u32>>();
     let text = || Response::Text(String::new());
@@ -142,7 +142,7 @@ impl Steps {
         After { losses, norms, scores, weights }
     }
 
-    /// The same run on several ranks, by rank.
+    /// Performs this run on `size` ranks and returns the results by rank.
     fn on<B: Backend>(&self, backend: impl Fn() -> B + Sync, size: usize, sharded: Sharded) -> Vec<After> {
         let ranks: &'static [Rehearsal] = Rehearsal::ranks(size).leak();
         std::thread::scope(|scope| {
@@ -185,8 +185,8 @@ fn sharded_weights_give_the_steps_of_one_rank() {
     }
 }
 
-/// With one micro-batch per rank, the sums over the ranks are the same. Clipping is off, because its norm
-/// would add the squares in a different order.
+/// With one micro-batch per rank, sharded weights and a sharded optimiser form the same gradient sums over
+/// the ranks. Clipping is off, because the squares of the gradient norm would be added in a different order.
 #[test]
 fn sharded_weights_keep_every_bit_of_a_sharded_optimizer() {
     for tied in [true, false] {

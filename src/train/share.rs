@@ -52,8 +52,8 @@ impl Share {
     }
 }
 
-/// Returns the rank of every part of a batch. The largest parts are assigned first, each to the rank with the
-/// smallest load so far.
+/// Returns the rank of every part (group or micro-batch) of a batch; `sizes` holds the parts' token counts.
+/// The largest parts are assigned first, each to the rank with the fewest tokens so far.
 fn assigned(sizes: &[usize], ranks: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..sizes.len()).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(sizes[i]), i));
@@ -148,7 +148,7 @@ pub(super) fn gathered_numbers(ranks: &dyn Collective, own: &[f64]) -> Result<Ve
 
 /// Returns the numbers of a tally as bits, so that they are exchanged without rounding.
 fn numbers(tally: &Tally) -> Vec<u64> {
-    // Every field is named, so a new one cannot be left out.
+    // The pattern names every field, so a field that is added later cannot be left out.
     let Tally {
         kinds,
         losses,

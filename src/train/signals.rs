@@ -14,8 +14,8 @@
 //! Every command except `watch` has these handlers. Outside of a training loop nothing is saved: the first
 //! signal removes temporary files and ends the process with 128 + signal.
 //!
-//! A thread receives the stop signals, so it may take locks and write files. While this thread ends the
-//! process, a further signal ends the process directly in its signal handler.
+//! A separate thread handles the stop signals, so the handling may take locks and write files. While this
+//! thread ends the process, a further signal ends the process directly in the signal handler.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -145,8 +145,8 @@ impl Signals {
         lock(&self.rules).recorder = Some(Box::new(recorder));
     }
 
-    /// Defers stop signals: until the result is dropped, the first one is a request instead of the end of the
-    /// process. `printer` prints the notice of that request.
+    /// Defers stop signals: until the returned guard is dropped, the first stop signal requests a stop after
+    /// the step instead of ending the process. `printer` prints the notice of that request.
     pub(crate) fn defer(&self, printer: impl FnOnce(&str) + Send + 'static) -> Deferred {
         let mut rules = lock(&self.rules);
         self.stop.store(0, Ordering::SeqCst);
@@ -155,7 +155,8 @@ impl Signals {
         Deferred(self.clone())
     }
 
-    /// Ends the process as a stop signal outside of a loop does.
+    /// Removes temporary files and ends the process with exit code 128 + `signal`, as a stop signal outside
+    /// of a training loop does.
     pub(crate) fn end(signal: i32) -> ! {
         remove_unfinished();
         low_level::exit(128 + signal)

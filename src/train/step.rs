@@ -269,8 +269,8 @@ impl<'b, B: Backend> Trainer<'b, B> {
         self.replay_graphs = replay && !self.loss.has_own_curve() && !self.policy.is_sharded();
     }
 
-    /// Turns on activation recomputation: keeps one activation per layer and recomputes the rest in
-    /// the backward. Results keep their bits.
+    /// Turns on activation recomputation: keeps one activation per layer and recomputes the others in the
+    /// backward. Results keep their bits.
     pub fn recompute_activations(&mut self) -> Result<()> {
         self.mode = Mode::Recompute;
         self.scorer = Scorer::new(self.backend, &self.policy, self.mode)?.measuring(self.backend, &self.loss)?;

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! entropy                    mean over the scored tokens of chosen and rejected responses (SFT: of all)
-//! logits/chosen, /rejected   mean over the tokens of one side of the mean logit over the vocabulary
+//! logits/chosen, /rejected   mean over the chosen (rejected) tokens of the mean logit over the vocabulary
 //! mean_token_accuracy        share of the chosen (SFT: of all) tokens that are the most likely ones
 //! ```
 //!
@@ -41,7 +41,7 @@ impl<B: Backend> TokenStats<B> {
         grow(backend, &mut self.sums, ROW_STATS * seqs)
     }
 
-    /// Argument of the head for `rows` rows.
+    /// Returns the buffer into which the head writes the statistics of `rows` rows.
     pub fn of_rows(&mut self, rows: usize) -> ViewMut<'_, B::Acc> {
         ViewMut::first(&mut self.rows, ROW_STATS * rows)
     }
@@ -87,13 +87,13 @@ impl<B: Backend> TokenStats<B> {
 /// Sums over the tokens of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TokenTally {
-    /// Sum of entropies, chosen and rejected.
+    /// Sum of entropies over chosen and rejected tokens.
     pub entropy: f64,
-    /// Sums of mean logits, chosen and rejected.
+    /// Sums of mean logits over chosen and over rejected tokens.
     pub logits: [f64; 2],
-    /// Tokens that are the most likely ones, chosen and rejected.
+    /// Numbers of chosen and of rejected tokens that are the most likely ones.
     pub correct: [f64; 2],
-    /// Tokens, chosen and rejected.
+    /// Numbers of chosen and of rejected tokens.
     pub tokens: [usize; 2],
 }
 
@@ -112,7 +112,7 @@ impl TokenTally {
         self.tokens[side] += (batch.seq_offsets[sequence + 1] - batch.seq_offsets[sequence]) as usize;
     }
 
-    /// Adds the sums of another part of the same step.
+    /// Adds the sums of another tally of the same step.
     pub(super) fn merge(&mut self, other: &Self) {
         self.entropy += other.entropy;
         for side in 0..2 {

@@ -112,7 +112,7 @@ impl<B: Backend> UnitGradients<B> for Summing<'_, B> {
     fn prepare(&mut self, backend: &B, windows: &mut B::Acc, unit: Unit) -> Result<()> {
         self.settle(backend, windows, self.units.window_of(unit))?;
         if self.write == Write::Overwrite {
-            // The gaps may hold tensors of another unit.
+            // The gaps between the unit's spans may hold gradients of another unit, so they are zeroed.
             return self
                 .units
                 .gaps(unit)

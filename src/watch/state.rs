@@ -112,7 +112,7 @@ impl RunState {
         }
     }
 
-    /// Total steps of the run: given, or extrapolated from the current epoch.
+    /// Total steps of the run, from `run.json` or extrapolated from the current epoch.
     pub fn total(&self) -> Option<u64> {
         self.total.or_else(|| {
             let epoch = self.last.get("epoch").and_then(Value::as_f64).filter(|&epoch| epoch > 0.0)?;

@@ -1,4 +1,5 @@
-//! Adapter folders as models: merged wherever a model is read, exported as whole folders.
+//! Tests of adapter folders as models: commands that read a model merge the adapter, and `export --merge`
+//! writes a model folder without adapters.
 
 use std::path::Path;
 
@@ -144,7 +145,7 @@ fn a_run_from_an_adapter_is_resumed_bit_for_bit() {
     let more = format!("{common} --max-steps 2 --output-dir one --resume-from-checkpoint true");
     bench.run(&more).ok();
     assert_eq!(bench.bytes("one/model.safetensors"), bench.bytes("two/model.safetensors"));
-    // With a changed adapter it is a different run.
+    // With a changed adapter, the run is a different one, so it cannot be resumed.
     let mut config = bench.json("lora/adapter_config.json");
     config["lora_alpha"] = json!(9);
     bench.write("lora/adapter_config.json", config.to_string());
@@ -258,7 +259,8 @@ fn an_exported_folder_is_complete_and_replaces_nothing() {
         assert!(bench.at("whole").join(file).is_file(), "{file}");
     }
     assert!(!bench.at("whole/adapter_config.json").exists());
-    // Variables of the run's template are not part of a model folder.
+    // Chat template variables in `run.json` are not part of the exported model folder, so a warning names
+    // them.
     bench.write("lora/run.json", r#"{"method": "sft", "config": {"chat_template_kwargs": {"style": "terse"}}}"#);
     let said = export(&bench, "--model lora --output another");
     assert!(said.contains("warning: the run of lora gave the chat template {\"style\":\"terse\"}"), "{said}");
@@ -289,7 +291,7 @@ fn weights_are_saved_in_the_requested_type() {
     assert!(3 * file("narrow") < 2 * file("wide"), "{} {}", file("narrow"), file("wide"));
     // The headers differ only in the names of the types, which differ by a letter.
     assert!(file("half").abs_diff(file("narrow")) < 64);
-    // The type of the base is the default.
+    // By default, the exported model has the data type of the base.
     adapter(&bench, "on-narrow", "narrow", "narrow", false);
     export(&bench, "--model on-narrow --output again");
     assert_eq!((file("again"), bench.json("again/config.json")["dtype"].clone()), (file("narrow"), json!("bfloat16")));

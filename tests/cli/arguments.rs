@@ -211,7 +211,7 @@ fn a_profile_lists_every_op_of_a_step() {
     bench.run(&format!("{run} --overwrite-output-dir --device reference --max-steps 1")).fails(2, &["--profile"]);
 }
 
-/// TRL's users write flags with `true` and `false`.
+/// Users of TRL pass `true` or `false` to switches.
 #[test]
 fn switches_take_true_and_false() {
     let bench = Bench::new();
@@ -221,7 +221,7 @@ fn switches_take_true_and_false() {
     let config = bench.json("out/run.json")["config"].clone();
     assert_eq!((&config["precompute_ref_log_probs"], &config["gradient_checkpointing"]), (&true.into(), &false.into()));
     assert_eq!((&config["no_shuffle"], &config["profile"]), (&true.into(), &false.into()));
-    // Without a value, the flag means the newest checkpoint.
+    // Without a value, `--resume_from_checkpoint` selects the newest checkpoint.
     let longer = format!("{run} --precompute-ref-log-probs --no-shuffle --max-steps 2 --lr-scheduler-type constant");
     let resumed = bench.run(&format!("{longer} --resume_from_checkpoint")).ok().out;
     assert!(resumed.contains("resumed after step 1"), "{resumed}");

@@ -1,5 +1,5 @@
-//! `mapl eval` on rows of reward benchmarks: recognition of the benchmark, figures in every form, and bad
-//! rows. The scores themselves are those of `mapl score`.
+//! Tests of `mapl eval` on rows of reward benchmarks: recognition of the benchmark, metrics as JSON and as a
+//! table, and bad rows. Expected metrics are computed from the scores of `mapl score`.
 
 use serde_json::{Value, json};
 
@@ -94,7 +94,7 @@ fn every_benchmark_is_recognised_and_its_figures_follow_from_its_scores() {
     };
     let right = |a: f64, b: f64| f64::from(u8::from(a > b));
 
-    // The benchmark is published as a JSON document.
+    // RM-Bench is published as a JSON document, so the test file is a JSON document too.
     bench.write("rm.json", json!([rm_bench()]).to_string());
     let value = figures("rm.json", "");
     let s = scores(&bench, &user("why is grass green"), &["a b", "a b c", "a b c d", "e f", "e f g", "e f g h"]);
@@ -137,8 +137,8 @@ fn every_benchmark_is_recognised_and_its_figures_follow_from_its_scores() {
     assert_eq!(value["figures"]["tau/Multi_Turn"]["value"], 2.0 * share - 1.0);
     assert_eq!(value["figures"]["accuracy/turn 2"]["rows"], 1);
 
-    // Standard input needs the benchmark's name; figures are also printed as a table; `--benchmark none`
-    // reads ordinary rows.
+    // For standard input, `--benchmark` must name the benchmark. Metrics are also printed as a table.
+    // `--benchmark none` reads ordinary rows.
     let script = r#"cat graph.jsonl | "$MAPL" eval --model judge --input - --benchmark if-reward-bench"#;
     let table = bench.bash(script).ok().out;
     assert!(table.contains("if-reward-bench: 1 rows") && table.contains("tau/Multi_Turn"), "{table}");
@@ -146,8 +146,8 @@ fn every_benchmark_is_recognised_and_its_figures_follow_from_its_scores() {
     assert!(serde_json::from_str::<Value>(&ordinary).unwrap()["semantic"].is_object(), "{ordinary}");
 }
 
-/// Conversations are ordinary rows despite keys of a benchmark; rows with lists of texts need `--benchmark
-/// none`.
+/// Rows with conversations are read as ordinary rows although they have keys of a benchmark. Rows with lists
+/// of texts are read as ordinary rows only with `--benchmark none`.
 #[test]
 fn ordinary_rows_with_keys_of_a_benchmark_are_ordinary() {
     let bench = bench();

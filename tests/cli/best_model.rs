@@ -56,7 +56,7 @@ fn the_best_checkpoint_is_kept_and_loaded() {
     }
     let early = |run: &str| bench.json(&format!("{run}/trainer_state.json"))["best_global_step"].as_u64().unwrap();
     assert_eq!((early("most"), early("least") > 2), (2, true));
-    // The limit includes the best checkpoint, so two of the three are the latest.
+    // `--save-total-limit 3` counts the best checkpoint, so the other two kept checkpoints are the latest.
     bench.run(&dpo("three", "--metric-for-best-model loss --greater-is-better --save-total-limit 3")).ok();
     let kept: Vec<u64> = checkpoint::list(&bench.at("three")).into_iter().map(|(step, _)| step).collect();
     assert_eq!(kept, [2, 8, 10]);

@@ -1,5 +1,5 @@
-//! `mapl chat` over pipes: answers equal those of `mapl generate`, commands, the end of the input, and
-//! signals.
+//! Tests of `mapl chat` over pipes: answers, which equal those of `mapl generate`, commands, the end of the
+//! input, and signals.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};

@@ -136,7 +136,7 @@ fn a_checkpoint_that_cannot_be_removed_is_a_warning_and_removed_later() {
     bench.write("out/checkpoint-1.old", "in the way");
     let done = run(4, "");
     assert_eq!(done.code, Some(0), "{}", done.err);
-    // Every save after the first one tries again.
+    // Every save after the first one tries again to remove `checkpoint-1`.
     assert_eq!(done.err.matches("warning: an old checkpoint could not be removed").count(), 3, "{}", done.err);
     assert_eq!(done.err.matches("out/checkpoint-1.old").count(), 3, "{}", done.err);
     assert!(bench.at("out/model.safetensors").exists());
@@ -155,7 +155,7 @@ fn checkpoints_above_the_limit_are_removed_when_a_run_is_resumed() {
     bench.run(&sft("out", "--max-steps 4 --save-steps 1")).ok();
     assert_eq!(steps(&bench.at("out")), [1, 2, 3, 4]);
     bench.copy("out/checkpoint-1", "out/checkpoint-9.old");
-    // Resumed after its last step, the run saves nothing more.
+    // A run that is resumed after its last step saves no further checkpoint.
     bench.run(&sft("out", &format!("{words} --resume-from-checkpoint true"))).ok();
     assert_eq!(steps(&bench.at("out")), [3, 4]);
     assert!(!bench.at("out/checkpoint-9.old").exists());
@@ -245,7 +245,7 @@ fn saved_folders_hold_the_training_chat_template() {
     bench.run(&other).fails(6, &["cannot resume", "chat template was"]);
     let none = words.replace("--chat-template-path own.jinja", resume);
     bench.run(&none).fails(6, &["cannot resume", "chat template was"]);
-    // An overwritten run's template is replaced too.
+    // If a run is overwritten, its chat template is replaced too.
     bench.run(&format!("{} --overwrite-output-dir", words.replace("--chat-template-path own.jinja", ""))).ok();
     assert!(bench.bytes("out/chat_template.jinja") == bench.bytes("model/chat_template.jinja"));
 }

@@ -1,5 +1,5 @@
-//! `mapl data check`: each check fires on a file made for it and not on a clean file; levels, exit
-//! codes, JSON and text.
+//! Tests of `mapl data check`: every check reports a finding for a file made for it and none for a clean
+//! file. Levels, exit codes, JSON and text are tested too.
 
 use mapl::data::synth::{Split, SynthOptions, generate};
 use serde_json::{Value, json};
@@ -156,7 +156,7 @@ fn contradicting_labels_name_both_rows() {
     rows.truncate(PAIRS);
     let all: Vec<Value> = rows.iter().cloned().chain(rows.iter().map(swapped)).collect();
     desk.rows(&all).only("error", "label-conflicts", 2 * PAIRS);
-    // Four equal labels against one still carry a preference.
+    // If four labels agree and one contradicts them, the rows still carry a preference.
     let most = |row: &Value| [vec![row.clone(); 4], vec![swapped(row)]].concat();
     let most: Vec<Value> = rows.iter().flat_map(most).collect();
     desk.rows(&most).has("warning", "label-conflicts", 2 * PAIRS);
@@ -181,7 +181,7 @@ fn length_and_words_that_predict_the_side_are_measured() {
     let share = of["longer_share"]["share"].as_f64().unwrap();
     assert!((share - longer.as_f64().unwrap() / (PAIRS as f64 - ties.as_f64().unwrap())).abs() < 1e-12);
     assert!(of["accuracy"]["low"].as_f64().unwrap() < share && share < of["accuracy"]["high"].as_f64().unwrap());
-    // With swapped sides the shorter response is chosen.
+    // With chosen and rejected swapped, the shorter response is chosen.
     let rows: Vec<Value> = desk.read("train.jsonl").iter().map(swapped).collect();
     let short = desk.rows(&rows);
     assert_eq!(short.finding("length-bias")["count"], of["chosen_longer"]);
@@ -224,7 +224,7 @@ fn a_prefix_or_suffix_that_predicts_the_side_is_listed_with_counts() {
     let finding = last.only("warning", "giveaway", PAIRS / 8);
     assert_eq!(finding["where"][0]["line"], 1);
     assert!(finding["what"].as_str().unwrap().contains(r#"last character "\n" is on the rejected side in 30 of 30"#));
-    // The same suffix on both sides predicts nothing.
+    // A suffix that is as frequent in chosen as in rejected responses predicts nothing.
     let both = desk.rows(&changed(|i, row| {
         if i % 8 == 0 {
             let key = if i % 16 == 0 { "rejected" } else { "chosen" };
@@ -380,7 +380,7 @@ fn a_tokenizer_adds_checks_of_turn_ends_lengths_and_refused_rows() {
     cut.only("warning", "too-long", count);
     assert_eq!(cut.report["length"][2]["unit"], "tokens");
     desk.check("plain.jsonl --model tok --max-length 2").only("error", "too-long", PAIRS);
-    // Prompts that end inside a word.
+    // The prompts end inside a word ("th") that the responses complete ("e").
     let merged = changed(|_, row| {
         row["prompt"] = json!(format!("{} th", text(row, "prompt")));
         for key in ["chosen", "rejected"] {

@@ -1,4 +1,5 @@
-//! `mapl data convert` and `mapl data export`: one data set in every container and shape is the same data.
+//! Tests of `mapl data convert` and `mapl data export`: a data set has the same content in every file format
+//! and row format.
 
 use std::io::Write as _;
 
@@ -97,7 +98,7 @@ fn groups_survive_and_containers_follow_the_name() {
     bench.run("data export --to trl --input pairs.jsonl --output b.jsonl").ok();
     assert_eq!(bench.bytes("a.jsonl"), bench.bytes("b.jsonl"));
     assert_eq!(bench.rows("a.jsonl").len(), 24);
-    // Repeated ids get a number, because ids of groups are distinct.
+    // A number is appended to a repeated id, because ids of group rows must be distinct.
     let row = json!({"id": "x", "prompt": "a", "chosen": "b", "rejected": "c"});
     bench.write("twice.jsonl", lines(&[row.clone(), row]));
     let done = bench.run("data convert --input twice.jsonl --output twice-groups.jsonl").ok();
@@ -150,7 +151,8 @@ fn what_rows_of_trl_have_no_place_for_is_counted_by_reason() {
     bench
         .run("data export --to trl --input half.jsonl --output out.jsonl")
         .fails(3, &["none of 1 comparisons", "1 with a weight other than 1"]);
-    // Responses have the form of their prompt: TRL reads text, or messages.
+    // Responses are written as text or as messages, like their prompt, because TRL does not read a row that
+    // mixes them.
     let prompts = json!([[{"role": "user", "content": "a"}]]);
     let mut mixed = group(vec![&pair]);
     mixed["prompts"] = prompts;

@@ -1,5 +1,5 @@
-//! Data files as commands name them: standard input and output, folders, patterns, compressed outputs,
-//! bad rows.
+//! Tests of the ways to name data files in a command: standard input and output, folders, patterns and
+//! compressed outputs; and of bad rows.
 
 use std::io::Read as _;
 
@@ -28,7 +28,7 @@ fn standard_input_and_output_join_commands() {
         .fails(3, &["-:1 (id stdin-1): \"rejected\" is empty"]);
 }
 
-/// A pipe may give one byte at first, and the rest later.
+/// A pipe may give one byte at first, and the remaining bytes later.
 #[test]
 fn a_slow_pipe_is_read_like_a_file() {
     let bench = Bench::new();
@@ -71,7 +71,7 @@ fn pairs_of_any_shape_are_exported_as_rows_of_trl() {
     let list = json!({"id": "l", "question": "Name a bird.", "responses": ["A bus.", "A wren.", "A tit."], "scores": [1, 3, 2]});
     let text = json!({"id": "t", "prompt": "2+2=", "chosen": " 4", "rejected": " 5", "margin": 0.5});
     bench.write("rows.jsonl", format!("{list}\n{text}\n"));
-    // `datasets` reads a column as text or as messages.
+    // Hugging Face `datasets` reads a column either as text or as messages, so a mix of both is an error.
     bench
         .run("data export --to trl --input rows.jsonl --mixed-formats --output trl.jsonl")
         .fails(3, &["rows.jsonl:2", "is text, and rows.jsonl:1 is a conversation", "two files"]);

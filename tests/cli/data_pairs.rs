@@ -1,4 +1,4 @@
-//! `mapl data pairs`: responses of a policy, judged, as preference rows.
+//! Tests of `mapl data pairs`, which turns judged responses of a policy into preference rows.
 
 use serde_json::{Value, json};
 
@@ -51,7 +51,7 @@ fn the_share_of_instructions_makes_pairs() {
     assert!(out.contains("2 ties"), "{out}");
     let (rows, out) = count("--select all --min-gap 0.75");
     assert!(rows.len() == 2 && out.contains("2 ties, 3 pairs below --min-gap"), "{out}");
-    // Other commands read the rows as they are.
+    // `data check`, `dpo` and `reward` read the written rows without changes.
     bench.run("data check pairs-out.jsonl").ok();
     let (rows, _) = count("--select all --apply-chat-template");
     assert_eq!(rows.len(), 5);
@@ -61,7 +61,7 @@ fn the_share_of_instructions_makes_pairs() {
     bench.run("reward --model model --train-file pairs-out.jsonl --score-margin --max-steps 1 --output-dir judge").ok();
 }
 
-/// The whole loop: responses of a policy, rewards of a model, pairs.
+/// Generates responses with a policy, scores them with a reward model, and builds pairs from the rewards.
 #[test]
 fn rewards_of_generated_responses_make_pairs() {
     let bench = Bench::new();
@@ -114,7 +114,8 @@ fn what_cannot_be_judged_is_refused() {
     run("--input bare.jsonl --judge ifeval --max-length 9").fails(2, &["--max-length has no effect"]);
     run("--input samples.jsonl --judge ifeval --min-gap 2")
         .fails(3, &["1 pair below --min-gap", "a smaller --min-gap"]);
-    // A message does not answer a text, and equal ids of two files are made distinct.
+    // A response that is a message is an error for a plain-text prompt. Equal ids in two files are made
+    // distinct.
     let message = |text: &str| {
         json!({"prompt": "a", "response": [{"role": "assistant", "content": text}], "kwargs": [{}],
                "instruction_id_list": ["punctuation:no_comma"]})

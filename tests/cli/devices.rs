@@ -1,5 +1,5 @@
-//! Devices agree: emulated kernels against the CPU, checkpoints moved between devices, and runs
-//! that repeat bit for bit.
+//! Tests that devices agree: emulated kernels match the CPU, checkpoints move between devices, and runs
+//! repeat bit for bit.
 
 use mapl::backend::kernels::emulator::Emulator;
 use serde_json::Value;
@@ -18,8 +18,8 @@ fn emulated() -> bool {
     }
 }
 
-/// A bench with `tiny/`, a model with 2 layers and hidden size 64, and `few.jsonl`, the first three
-/// groups.
+/// A bench with `tiny/`, a model with 2 layers and hidden size 64, and `few.jsonl`, the first three groups of
+/// `groups.jsonl`.
 fn bench() -> Bench {
     let bench = Bench::new();
     bench.run("init --preset qwen2-tiny --tokenizer tok --output-dir tiny --seed 7").ok();
@@ -87,9 +87,9 @@ fn losses_of_some_steps_on_the_emulator_match_the_cpu() {
     }
 }
 
-/// Hopper kernels: policy and reference agree before the first step although only one of them keeps
-/// its exponentials. A stored reference equals the online reference bit for bit, and losses match
-/// the CPU.
+/// With Hopper kernels, policy and reference agree before the first step although only the policy stores
+/// exponentials of its logits. Cached reference log-probs give the same bits as the online reference, and
+/// losses match the CPU.
 #[test]
 fn steps_with_hopper_kernels_match_the_cpu() {
     if !emulated() {
@@ -168,7 +168,7 @@ fn checkpoints_move_between_devices() {
     }
 }
 
-/// Three steps pass the warm-up; 20 run with `MAPL_TEST_FULL=1`.
+/// Runs three steps, which include updates after the warm-up; with `MAPL_TEST_FULL=1`, runs 20 steps.
 #[test]
 fn quickstart_reward_losses_on_the_emulator_match_the_cpu() {
     if !emulated() {
@@ -178,7 +178,8 @@ fn quickstart_reward_losses_on_the_emulator_match_the_cpu() {
     let (steps, warmup) = if full() { (20, 5) } else { (3, 1) };
     bench.run("quickstart --scale 0.001 --equal-compute none --output-dir q --device cpu").ok();
     for (run, device) in [("on-cpu", "cpu"), ("on-kernels", "emulator --dtype f32")] {
-        // The quick start's run reward-mapl, shorter and with one group per step.
+        // These are the settings of the quick start's run `reward-mapl`, with fewer steps and one group per
+        // step.
         let words = format!(
             "--max-steps {steps} --lr-scheduler-type linear --learning-rate 6e-4 --warmup-steps {warmup} --objective rows \
              --per-device-train-batch-size 1"

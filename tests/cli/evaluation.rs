@@ -231,7 +231,7 @@ fn a_dpo_folder_is_measured_with_its_reference() {
         assert_eq!((&value["reference_a"], &value["reference_from_b"]), (&"model".into(), &"not recorded".into()));
     }
 
-    // First a different model has the reference's name, then no model has it.
+    // First, the folder of the reference holds a different model; then, the folder is gone.
     std::fs::copy(bench.at("p/model.safetensors"), bench.at("model/model.safetensors")).unwrap();
     for (from, what) in [("changed", "has changed since the run"), ("gone", "is gone")] {
         let done = eval("--model p");
@@ -256,7 +256,7 @@ fn a_dpo_folder_is_measured_with_its_reference() {
     eval("--model p --ref-model none");
 }
 
-/// Logits of `score` are those of the evaluation at the end of training, with the loss of run.json.
+/// `score` uses the loss in run.json, so its logits equal those of the evaluation at the end of training.
 #[test]
 fn policies_are_measured_with_the_score_that_was_trained() {
     let bench = Bench::new();
@@ -303,7 +303,7 @@ fn policies_are_measured_with_the_score_that_was_trained() {
     assert!(close(logit, 2.0 * gap) && said.contains("with --beta, --loss-type instead"), "{logit} {gap} {said}");
     let (logit, gap, said) = rows("kl --ref-model none");
     assert!(close(logit, 0.5 * gap) && said.contains("without the divergence"), "{logit} {gap} {said}");
-    // With a loss other than the recorded one, two policies can be measured in the same quantity.
+    // `--loss-type` replaces the recorded loss, so that two policies can be measured by the same score.
     let eval = |flags: &str| bench.run(&format!("eval --input few.jsonl --bootstrap 0 {flags}"));
     let out = eval("--model simpo --loss-type sigmoid --ref-model model --json").ok().out;
     let value: Value = serde_json::from_str(&out).unwrap();

@@ -34,8 +34,8 @@ fn floors_are_those_computed_by_hand() {
     }
     // The prediction is a launch of 1.8 us plus the time for the bytes.
     assert!(glu.contains("predicted    57.40 us, 1.03x the floor"), "{glu}");
-    // A sum in f32, 2048 rows of 896: x, residual, sum and y of 2048*896*4 = 7,340,032 bytes each and
-    // rstd 8,192: 29,368,320 / 4.3e12 = 6.83 us.
+    // RMSNorm with residual sum in f32 over 2048 rows of 896: x, residual, sum and y of 2048*896*4 =
+    // 7,340,032 bytes each and rstd 8,192: 29,368,320 / 4.3e12 = 6.83 us.
     let norm = explained(&bench, "norm_fwd --tokens 2048 --dtype f32");
     for part in [
         "29368320 bytes",
@@ -70,7 +70,7 @@ fn the_binding_limit_and_the_profilers_command_are_named() {
     bench.run("bench --gpu h200").fails(2, &["--explain"]);
 }
 
-/// A profile in the form of `ncu --csv --page raw`, of RMSNorm over 2048 rows of 896 in f32.
+/// Profile of RMSNorm over 2048 rows of 896 in f32, in the format of `ncu --csv --page raw`.
 const PROFILE: &str = r#"==PROF== Connected to process 4711
 "ID","Process ID","Kernel Name","Grid Size","Device","dram__bytes.sum","dram__throughput.avg.pct_of_peak_sustained_elapsed","gpu__time_duration.sum","l1tex__data_bank_conflicts_pipe_lsu.sum","launch__registers_per_thread","sm__throughput.avg.pct_of_peak_sustained_elapsed","sm__warps_active.avg.pct_of_peak_sustained_active"
 "","","","","","Mbyte","%","us","","register/thread","%","%"

@@ -1,4 +1,4 @@
-//! Every model family from a config.json to trained folders and scores; `pipeline.rs` has Llama and
+//! Tests of every model family, from a config.json to trained folders and scores; `pipeline.rs` has Llama and
 //! Qwen2 in detail.
 
 use mapl::model::config::Head;
@@ -58,7 +58,7 @@ fn every_family_is_trained_and_scored() {
     }
 }
 
-/// Beyond its original length, a longrope model would depend on the other sequences of a batch.
+/// Beyond the original length of a longrope model, a score would depend on the other sequences of its batch.
 #[test]
 fn longrope_refuses_sequences_beyond_its_original_length() {
     let bench = Bench::new();

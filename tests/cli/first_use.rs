@@ -1,4 +1,4 @@
-//! First use: the defaults work with long texts, and the first screen is short.
+//! Tests of first use: the defaults work with long texts, and commands without options print short output.
 
 use serde_json::json;
 
@@ -28,7 +28,8 @@ fn long_rows(bench: &Bench) {
     bench.run("init --preset qwen2-tiny --tokenizer tok --output-dir tiny").ok();
 }
 
-/// Too many comparisons are above 1,024 tokens for a run with that limit.
+/// A run with `--max-length 1024` would drop too many comparisons and is an error. A run without the option
+/// trains.
 #[test]
 fn long_texts_train_and_are_evaluated_without_options() {
     let bench = Bench::new();

@@ -1,5 +1,5 @@
-//! Folders as transformers reads them: the pad token of reward models, named chat templates, and
-//! settings of the chat template.
+//! Tests that model folders are read as by transformers: the pad token of reward models, named chat
+//! templates, and settings of the chat template.
 
 use serde_json::{Value, json};
 
@@ -8,8 +8,8 @@ use crate::workbench::Bench;
 const TALK: &str = r#"{"prompt": [{"role": "user", "content": "Name it."}], "chosen": [{"role": "assistant", "content": "ka lo"}], "rejected": [{"role": "assistant", "content": "ti"}]}
 "#;
 
-/// Opens the turn with a block that is closed only if `thinking` is false, so that plain prompts are not a
-/// prefix.
+/// Chat template whose generation prompt opens the block `<t>` and closes it only if `thinking` is false.
+/// With an open block, the prompt is not a prefix of the whole conversation.
 const THINKING: &str = "{% for m in messages %}{% if m.role == 'assistant' %}{{ '<|im_start|>assistant\n<t></t>' + m.content + \
 '<|im_end|>\n' }}{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\n<t>' }}{% if thinking is defined and not thinking %}\
@@ -59,7 +59,7 @@ fn a_reward_model_is_not_padded_with_the_token_that_ends_its_texts() {
     }
     let reward = bench.json("out/run.json")["reward"].clone();
     assert_eq!(reward, json!({"pad_token_id": 3, "pad_token": "<|pad|>", "read_at": "last token"}));
-    // The weights are those of a model with a separate pad token from the start.
+    // The weights equal those of a model that had a separate pad token from the start.
     let own = bench_with_own_pad(words);
     assert_eq!(bench.bytes("out/model.safetensors"), own);
 }
@@ -71,7 +71,8 @@ fn bench_with_own_pad(words: &str) -> Vec<u8> {
     bench.bytes("out/model.safetensors")
 }
 
-/// transformers reads the rightmost token that is not the pad token, here the one before the EOS token.
+/// transformers reads the reward at the rightmost token that is not the pad token, here the token before the
+/// EOS token.
 #[test]
 fn a_foreign_reward_folder_is_read_where_transformers_reads() {
     let bench = bench();
@@ -154,7 +155,7 @@ fn settings_of_the_template_hold_for_all_rows_and_travel_with_the_run() {
     assert_eq!(run(score, Some("{}")).0, Some(3));
     assert_eq!(run("eval --model out --input talk.jsonl", None).0, Some(0));
     assert_eq!(run("data show --tokenizer out --input talk.jsonl", None).0, Some(0));
-    // Settings in a row take precedence.
+    // Template settings in a row take precedence over those of the run.
     let own = TALK.replacen('{', "{\"chat_template_kwargs\": {\"thinking\": true}, ", 1);
     bench.write("own.jsonl", &own);
     assert_eq!(run("data show --tokenizer out --input own.jsonl", None).0, Some(3));
@@ -167,7 +168,7 @@ fn settings_of_the_template_hold_for_all_rows_and_travel_with_the_run() {
     for bad in ["[1]", "x", "{\"messages\": 1}"] {
         assert_eq!(run(score, Some(bad)).0, Some(2), "{bad}");
     }
-    // A record that cannot be used is a note, and a pipe of its name does not block.
+    // A `run.json` that cannot be used gives a note, and a pipe named `run.json` does not block the command.
     let show = "data show --tokenizer model --input pairs.jsonl --rows 1";
     for (record, note) in [
         (
@@ -202,8 +203,8 @@ fn without_pad(bench: &Bench, folder: &str) {
     }
 }
 
-/// The EOS token is the last choice of a pad token. It ends sequences, so rewards are read before it, as in
-/// transformers.
+/// If the tokenizer has no other token for padding, the EOS token is the pad token. Rewards are then read at
+/// the token before it, as in transformers.
 #[test]
 fn without_any_other_token_the_end_token_pads_with_a_notice() {
     let bench = bench();
@@ -222,7 +223,7 @@ fn without_any_other_token_the_end_token_pads_with_a_notice() {
     assert_eq!(bench.json("out/run.json")["reward"]["read_at"], "last token that is not the pad token");
     let (rewards, note) = rewards(&bench, "out");
     assert!(rewards.len() == 2 && note.contains("as in transformers"), "{note}");
-    // With a named pad token that is not an EOS token, rewards are read at the last token.
+    // With `--pad-token` and a token other than the EOS token, rewards are read at the last token.
     bench.run(&format!("{words} named --pad-token <|pad|>")).ok();
     assert_eq!(bench.json("named/config.json")["pad_token_id"], 3);
     assert_eq!(bench.json("named/tokenizer_config.json")["pad_token"], "<|pad|>");
@@ -245,7 +246,7 @@ fn a_named_pad_token_must_be_one_and_fit_the_start_model() {
     bench.run(&format!("{next} <|pad|>")).ok();
 }
 
-/// A reward folder without a pad token is read at its last tokens.
+/// If a reward model has no pad token, rewards are read at the last token of each sequence.
 #[test]
 fn scoring_needs_no_pad_token() {
     let bench = bench();

@@ -138,7 +138,7 @@ fn a_tokenizer_that_transformers_rebuilds_is_a_warning_that_names_both() {
         ]
     };
     let warned = |words: &str| bench.run(words).err.contains("warning: transformers 5 loads the tokenizer");
-    // Tokenizers trained by mapl split text as Qwen2's do.
+    // Tokenizers trained by mapl split text as Qwen2's do, so there is no warning.
     assert!(!commands("qwen").iter().any(|words| warned(words)));
     for folder in ["qwen", "model"] {
         bench.copy(folder, &format!("bytes-{folder}"));
@@ -157,6 +157,6 @@ fn a_tokenizer_that_transformers_rebuilds_is_a_warning_that_names_both() {
         ];
         assert!(parts.iter().all(|part| said.contains(part)), "{words}: {said}");
     }
-    // A Llama folder with the same file is loaded as it is.
+    // transformers loads the tokenizer.json of a Llama folder unchanged, so there is no warning.
     assert!(!commands("bytes-model").iter().any(|words| warned(words)));
 }

@@ -18,7 +18,7 @@ fn bench() -> Bench {
     bench
 }
 
-/// Runs with the Llama model and returns the rows.
+/// Runs `mapl generate` with the Llama model and returns the rows.
 fn rows(bench: &Bench, flags: &str) -> Vec<Value> {
     bench.run(&format!("generate --model model --output out.jsonl {flags}")).ok();
     bench.rows("out.jsonl")
@@ -115,7 +115,7 @@ fn a_dialogue_becomes_its_turns_and_template_options_need_turns() {
     bench.run(mapped).fails(2, &["--column-map has no effect"]);
 }
 
-/// Keys that are carried through keep the digits and the spelling of the file.
+/// Values of an input row that are copied to the output keep the digits and the spelling of the file.
 #[test]
 fn numbers_and_texts_of_a_row_leave_as_they_came() {
     let bench = bench();
@@ -130,7 +130,7 @@ fn numbers_and_texts_of_a_row_leave_as_they_came() {
     let start = format!("{{{kept},\"prompt\":\"a\",\"response\":\"");
     assert!(text.starts_with(&start), "{text}");
     assert!(text.lines().nth(1).unwrap().starts_with("{\"prompt\":\"b\",\"response\":\""), "{text}");
-    // The same holds for rows in a list. Where the text of a number is not available, the number is an error
+    // Rows in a JSON list keep them too. Where the text of a number is not available, the number is an error
     // instead of being rounded.
     bench.write("rows.jsonl", "[{\"n\": 123456789012345678901,\n \"prompt\": \"a\"}]");
     bench.run(command).ok();

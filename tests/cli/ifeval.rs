@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use crate::workbench::Bench;
 
-/// Three prompts: no comma; at least 2 sentences and a title; German.
+/// Returns three prompts with these instructions: no comma; at least 2 sentences and a title; a response in
+/// German.
 fn prompts() -> String {
     let rows = [
         json!({"key": 7, "prompt": "One", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}),
@@ -32,7 +33,8 @@ fn responses(texts: [&str; 3]) -> String {
 }
 
 const GOOD: [&str; 3] = ["No comma", "<<A>> One. Two.", "Das ist die Antwort auf deine Frage."];
-/// A comma in the last line; one sentence with an abbreviation; English.
+/// Responses with one violation each: a comma in the last line; only one sentence, with an abbreviation;
+/// English.
 const MIXED: [&str; 3] = ["No comma\nBye, you", "<<A>> Mr. Moss left.", "This is the answer to your question."];
 
 #[test]
@@ -62,7 +64,7 @@ fn rows_of_verdicts_are_in_the_order_of_the_prompts() {
     assert_eq!(figures["instruction"]["strict"]["accuracy"], 0.25);
     assert_eq!(figures["instruction"]["loose"]["accuracy"], 0.5);
     assert_eq!(figures["by_type"]["detectable_format:title"]["strict"]["accuracy"], 1.0);
-    // A repeated run gives the same bytes, with one thread too.
+    // A repeated run gives the same bytes, also with one thread.
     for run in [format!("$MAPL {run}"), format!("RAYON_NUM_THREADS=1 $MAPL {run}")] {
         assert_eq!(bench.bash(&format!("{run} --output b.jsonl")).ok().out.replace("b.jsonl", "a.jsonl"), table);
         assert_eq!(bench.bytes("a.jsonl"), bench.bytes("b.jsonl"));
@@ -107,7 +109,8 @@ fn a_blank_response_follows_nothing_and_an_unknown_type_is_counted_by_name() {
     bench.write("prompts.jsonl", lines(&[row("One", &ids), row("Two", &ids[..2])]));
     let answer = |prompt: &str, text: &str| json!({"prompt": prompt, "response": text});
     bench.write("answers.jsonl", lines(&[answer("One", "So."), answer("Two", " \n"), answer("Other", "x")]));
-    // Rows of verdicts and the figures would be mixed on one stream.
+    // With `--output -` and `--json`, rows of verdicts and metrics would be mixed on stdout, so this is an
+    // error.
     for command in ["--responses answers.jsonl", "--compare answers.jsonl answers.jsonl"] {
         let mixed = format!("ifeval --input prompts.jsonl {command} --output - --json");
         bench.run(&mixed).fails(2, &["--json prints on standard output", "name a file"]);
@@ -191,7 +194,8 @@ fn bad_rows_are_named_by_file_and_line() {
     }
 }
 
-/// Rows of `mapl generate` for conversations, tables, and keys with more digits than 64 bits hold.
+/// Tests responses to conversations (as `mapl generate` writes them), prompts in a CSV table, and keys with
+/// more digits than 64 bits hold.
 #[test]
 fn prompts_of_messages_tables_and_long_keys_are_read() {
     let bench = Bench::new();
@@ -333,7 +337,8 @@ fn generation_flags_without_a_model_and_rows_that_cannot_be_saved_are_refused() 
     ] {
         bench.run(&format!("{run} {flags}")).fails(2, parts);
     }
-    // The second side is checked before the first one generates responses.
+    // The file in the second argument of `--compare` is checked before the model in the first argument
+    // generates responses.
     bench.write(
         "short.jsonl",
         short_prompts().lines().next().unwrap().replace("\"key\"", "\"response\": \"a\", \"key\""),
@@ -357,7 +362,7 @@ fn generation_flags_without_a_model_and_rows_that_cannot_be_saved_are_refused() 
     assert!(!bench.at("b.jsonl").exists());
 }
 
-/// Rows of an evaluation with figures of generated text: step, and the figures.
+/// Returns the step of every evaluation in the log, with its metrics of generated text.
 fn logged(bench: &Bench, run: &str) -> Vec<(u64, Value)> {
     let rows = bench.rows(&format!("{run}/metrics.jsonl")).into_iter().filter(|row| row["kind"] == "eval");
     let figures = |row: &Value| -> Value {
@@ -409,7 +414,7 @@ fn training_logs_the_figures_of_its_policy_and_trains_the_same_model() {
         assert_eq!(rows[0].1, figures_of(&bench, "model"), "{method}");
         assert_eq!(rows[2].1, figures_of(&bench, &format!("asked-{method}")), "{method}");
         assert!(rows[0].1 != rows[2].1, "{method}: the figures are those of the policy as it is");
-        // A run that continues after step 2 repeats the rest.
+        // A run that resumes after step 2 ends with the same weights and metrics.
         let resumed = format!("{run} --output-dir again-{method} {asks}");
         bench.run(&format!("{resumed} --resume-from-checkpoint asked-{method}/checkpoint-2")).ok();
         assert!(weights("again") == weights("asked"), "{method}");

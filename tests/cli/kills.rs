@@ -24,7 +24,7 @@ enum Moment {
 }
 
 impl Moment {
-    /// Returns the moment of a kill; the kinds take turns.
+    /// Returns the moment of the kill with index `kill`; the variants alternate.
     fn of(kill: usize, rng: &mut Rng) -> Self {
         match kill % 8 {
             0 | 1 => Self::After(Duration::from_micros(rng.below(60_000) as u64)),

@@ -67,7 +67,7 @@ fn pairs_are_split_and_the_policy_is_evaluated_as_trained() {
     let out = bench.run("eval --model out --input pairs.jsonl").ok().out;
     assert!(out.contains("0.2 (log pi - log ref)") && out.contains("--loss-type kto"), "{out}");
     bench.run("score --model out --input pairs.jsonl --output scores.jsonl").ok();
-    // The recorded configuration of the run repeats it.
+    // A run with `--config out/run.yaml`, the recorded configuration, ends with the same weights.
     bench.run("kto --config out/run.yaml --output-dir twice").ok();
     assert!(bench.bytes("twice/model.safetensors") == bench.bytes("out/model.safetensors"));
 

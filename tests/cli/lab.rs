@@ -1,5 +1,5 @@
-//! Inspection of kernels: access counts against counts by hand, and the ladders of `benches/ladder`, on the
-//! emulator.
+//! Tests of kernel inspection on the emulator: access counts, compared with counts by hand, and the ladders
+//! of `benches/ladder`.
 
 use std::path::Path;
 use std::process::Command;
@@ -18,7 +18,7 @@ fn bench() -> Option<Bench> {
     Some(Bench::new())
 }
 
-/// Runs a command that finds no nvcc.
+/// Runs a command in an environment without nvcc.
 fn run(bench: &Bench, words: &str) -> Done {
     let mut command: Command = bench.command(words);
     for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "MAPL_KERNELS"] {
@@ -57,15 +57,15 @@ fn counted_accesses_equal_those_counted_by_hand() {
         let line = format!("shared  {accesses} accesses, {passes} passes, {conflicts} bank conflicts");
         assert_eq!(totals(&done.out, kernel).first(), Some(&line), "{kernel}\n{}", done.out);
     };
-    // 32 words with strides 1, 2, 32, 33 and 0: one in each bank; two in every second bank; all in one bank;
-    // one in each bank again; a broadcast of one word.
+    // A warp accesses 32 words with strides 1, 2, 32, 33 and 0: one in each bank; two in every second bank;
+    // all in one bank; one in each bank again; a broadcast of one word.
     shared("words_1", 1, 1, 0);
     shared("words_2", 1, 2, 1);
     shared("words_32", 1, 32, 31);
     shared("words_33", 1, 1, 0);
     shared("words_0", 1, 1, 0);
-    // Half warps of 16 lanes with 8 bytes each. The 32 words fill the banks; 16 bytes apart, lanes conflict
-    // in pairs; 128 bytes apart, all 16 lanes share two banks.
+    // Half warps access 8 bytes in each of 16 lanes. Adjacent accesses fill all 32 banks. At a distance of 16
+    // bytes, lanes conflict in pairs; at 128 bytes, all 16 lanes share two banks.
     shared("pairs_1", 1, 2, 0);
     shared("pairs_2", 1, 4, 2);
     shared("pairs_16", 1, 32, 30);
@@ -95,7 +95,7 @@ fn counted_accesses_equal_those_counted_by_hand() {
     global("rows_8", 16, 16);
     assert!(done.out.contains("accesses.cu:15 store of 4 bytes, shared: 1 accesses, 32 passes"), "{}", done.out);
 
-    // Nothing is counted without the flag, and only the emulator counts.
+    // Without `--count-accesses`, nothing is counted, and only the emulator supports the flag.
     let done = run(&bench, "bench --device emulator --kernel accesses.cu --repeats 1").ok();
     assert!(!done.out.contains("passes"), "{}", done.out);
     run(&bench, "bench --device cpu --op norm_fwd --count-accesses").fails(2, &["only the emulator counts accesses"]);
@@ -127,7 +127,7 @@ fn rungs(text: &str, ladder: &str) -> Vec<(String, f64, u64, u64, f64)> {
     .collect()
 }
 
-/// The page of a ladder shows the figures that the command prints.
+/// Asserts that the page of a ladder shows the figures that the command prints.
 fn page_agrees(text: &str, ladder: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/ladder").join(format!("{ladder}.md"));
     let page = std::fs::read_to_string(path).unwrap();

@@ -6,7 +6,7 @@ use crate::workbench::Bench;
 
 const STEPS: &str = "--train-file groups.jsonl --per-device-train-batch-size 4 --learning-rate 1e-2";
 
-/// Writes four pairs, which are one batch.
+/// Writes `few.jsonl` with four pairs, which are one batch.
 fn few(bench: &Bench) {
     let rows = String::from_utf8(bench.bytes("pairs.jsonl")).unwrap();
     bench.write("few.jsonl", rows.lines().take(4).collect::<Vec<_>>().join("\n"));
@@ -27,7 +27,7 @@ fn adapters_are_saved_and_described_for_every_method() {
         {
             assert!(done.out.contains(part), "no {part:?} in {}", done.out);
         }
-        // TRL's trainers of the other methods have no dropout by default either.
+        // For the other methods, TRL's trainers have no dropout by default either.
         assert_eq!(done.out.contains("no dropout; TRL's default"), method == "sft", "{}", done.out);
         assert_eq!(done.out.contains("identity check passed"), method == "dpo", "{}", done.out);
         assert_eq!(done.out.contains("the model without its adapter"), method == "dpo", "{}", done.out);
@@ -96,7 +96,7 @@ fn a_resumed_run_of_adapters_is_exact() {
             let bytes = |run: &str| bench.bytes(&format!("{run}/{file}"));
             assert!(bytes("whole") == bytes("part"), "{method}: {file} differs");
         }
-        // The state is that of the adapter: far smaller than the model.
+        // The optimiser state covers only the adapter, so it is far smaller than the model.
         let state = bench.bytes("whole/checkpoint-4/state/optimizer-rank00000.safetensors").len();
         let number = if device == "reference" { 8 } else { 4 };
         let model = number * bench.bytes("model/model.safetensors").len() / 4;
@@ -195,7 +195,7 @@ fn an_adapter_is_bound_to_the_base_of_its_run() {
     bench.run(run).ok();
     let eval = |rest: &str| bench.run(&format!("eval --input few.jsonl --bootstrap 0 {rest}")).ok();
     let before = eval("--model run --json").out;
-    // A moved base is used for both the policy and the reference.
+    // With `--base-model`, the moved base is used for both the policy and the reference.
     bench.bash("mv model moved").ok();
     let done = eval("--model run --base-model moved");
     assert!(done.out.starts_with("reference: moved (run.json of the policy)"), "{}", done.out);
@@ -203,7 +203,7 @@ fn an_adapter_is_bound_to_the_base_of_its_run() {
     let moved: serde_json::Value = serde_json::from_str(&eval("--model run --base-model moved --json").out).unwrap();
     let before: serde_json::Value = serde_json::from_str(&before).unwrap();
     assert_eq!(moved["semantic"], before["semantic"]);
-    // The base has different weights of the same shapes.
+    // The base in `other/` has different weights of the same shapes.
     let mut weights = bench.bytes("moved/model.safetensors");
     *weights.last_mut().unwrap() ^= 1;
     bench.copy("moved", "other");

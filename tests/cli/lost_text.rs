@@ -1,5 +1,5 @@
-//! Text that is lost between a row and its ids, and rows that only a reward model can read: the messages of
-//! every command.
+//! Tests of the messages of every command about text that is lost between a row and its ids, and about rows
+//! that only a reward model can read.
 
 use serde_json::{Value, json};
 
@@ -60,7 +60,7 @@ fn comparisons_that_cancel_stop_training_and_are_found_by_data_check() {
     }
     let checked = findings(&bench, "think.jsonl --model model --chat-template-path strip.jinja");
     assert_eq!(checked, [finding("error", "equal-token-ids", 2), finding("warning", "lost-messages", 6)]);
-    // Within the tolerated share they are dropped with a warning, also under --quiet.
+    // Up to the share of --max-drop-fraction, comparisons are dropped with a warning, also under --quiet.
     let done = bench.run(&format!("reward {options} --output-dir run --max-drop-fraction 0.7 --quiet")).ok();
     for part in ["text of 6 of 9 messages (66.7 %)", "sides of 2 of 3 comparisons (66.7 %)", "they are dropped"] {
         assert!(done.err.contains(part), "no {part:?} in {}", done.err);
@@ -215,7 +215,7 @@ fn reward_models_need_no_boundary_and_read_whole_conversations() {
         assert!(bench.rows("scores.jsonl").iter().all(|row| logit(row) != 0.0));
         bench.run(&format!("eval --model reward-run --input {rows} {template} --prompt-blindness")).ok();
         bench.run(&format!("score --model model --input {rows} {template} --output logps.jsonl")).fails(3, &refused);
-        // The data commands follow DPO unless --reward is given.
+        // Without --reward, the data commands reject the rows that DPO rejects.
         bench.run(&format!("data show --input {rows} --tokenizer model {template}")).fails(3, &refused);
         let shown = bench.run(&format!("data show --input {rows} --tokenizer model {template} --reward")).ok();
         assert!(shown.out.contains("[[A wren.<|im_end|>"), "{}", shown.out);
@@ -224,7 +224,7 @@ fn reward_models_need_no_boundary_and_read_whole_conversations() {
         let free = findings(&bench, &format!("{rows} --model model {template} --reward"));
         assert!(free.iter().all(|(level, ..)| level == "warning"), "{free:?}");
     }
-    // Both sides of such a pair are compared by the checks of length and words.
+    // The checks of length and words also compare the sides of a pair that only a reward model can read.
     let checked = bench.run("data check turns.jsonl --reward").ok();
     assert!(checked.out.contains("chosen longer 1, shorter 0, equal 1"), "{}", checked.out);
     bench.run("data build --input turns.jsonl --output built.jsonl").fails(3, &["only a reward model"]);
@@ -234,8 +234,8 @@ fn reward_models_need_no_boundary_and_read_whole_conversations() {
 
 #[test]
 fn the_probe_of_empty_prompts_follows_the_rendered_conversation() {
-    // Whether or not the generation prompt opens the reasoning, a conversation renders alike, also with an
-    // emptied prompt.
+    // A conversation, with its prompt or with an emptied one, renders alike whether or not the generation
+    // prompt opens the reasoning.
     let bench = Bench::new();
     bench.write("open.jinja", OPEN_REASONING);
     bench.write("plain.jinja", OPEN_REASONING.replace("<think>\\n", ""));

@@ -4,8 +4,8 @@
 mod adapters;
 mod arguments;
 mod bad_input {
-    //! Bad input of every kind gives the exit code of the table in docs/commands.md and one message with the
-    //! place and a remedy. No command panics or leaves partial files.
+    //! Every kind of bad input ends with the exit code listed in docs/commands.md and with one message, which
+    //! says where the input is wrong and gives a remedy. No command panics or leaves partial files.
 
     mod configs;
     mod damage;

@@ -1,4 +1,5 @@
-//! NVTX ranges, recorded by a test library that is injected as a profiler's library is.
+//! NVTX ranges of a training run, recorded by a test library. `NVTX_INJECTION64_PATH` injects the library, as
+//! it injects a profiler.
 
 use std::process::Command;
 

@@ -32,7 +32,7 @@ fn shipped(name: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(name)).unwrap()
 }
 
-/// A shipped file with one text replaced.
+/// Returns the shipped kernel file `name` with the first occurrence of `from` replaced by `to`.
 fn changed(name: &str, from: &str, to: &str) -> String {
     let text = shipped(name);
     assert!(text.contains(from), "{from:?} is not in {name}");
@@ -55,7 +55,7 @@ fn a_kernel_of_ones_own_is_verified_next_to_the_shipped_one() {
     let found: Vec<(&str, &str)> = rows.iter().map(|row| (row.op.as_str(), row.variant.as_str())).collect();
     assert_eq!(found, [("gelu_fwd", "mapl"), ("gelu_fwd", "my.cu"), ("gelu_bwd", "mapl"), ("gelu_bwd", "my.cu")]);
     assert!(rows[1].note.contains("my.cu ("), "{}", rows[1].note);
-    // my.cu computes the same product as the shipped kernel, so their errors are equal.
+    // The change to my.cu is only a factor of 1, so the errors of both kernels are equal.
     assert_eq!(rows[0].error_share, rows[1].error_share);
     let verdicts = text.lines().filter(|line| line.starts_with("my.cu ") && line.contains("its median")).count();
     assert_eq!(verdicts, 2, "{text}");
@@ -123,8 +123,8 @@ fn a_kernel_without_a_launcher_runs_by_its_sheet() {
             ("relu_squared_bwd_f32", "f32")
         ]
     );
-    // 33 rows of 200 elements. Forward reads x and writes y, of 2 bytes each. Backward reads x once, and
-    // reads and writes dy, of 4 bytes each.
+    // The tensors have 33 rows of 200 elements. The bf16 forward reads x and writes y, with 2 bytes per
+    // element. The f32 backward reads x once, and reads and writes dy, with 4 bytes per element.
     assert_eq!((of("relu_squared_fwd_bf16").bytes, of("relu_squared_bwd_f32").bytes), (Some(26_400), Some(79_200)));
     assert!(rows.iter().all(|row| row.error_share.unwrap() <= 1.0), "{rows:?}");
 
@@ -163,7 +163,8 @@ fn a_kernel_without_a_launcher_runs_by_its_sheet() {
     refused("\"pow(max(x, 0), 2)\"", "\"sum(j, 1e300, 1)\"", 1, "instead of NaN");
 }
 
-/// Benches a GEMM that is written as the textbook loop; the contract's op is its reference.
+/// Benchmarks a GEMM that is written as the textbook loop. Its operands and its reference come from the
+/// contract's op `linear_fwd`.
 #[test]
 fn a_sheet_takes_its_operands_from_an_op_of_the_contract() {
     let Some(bench) = bench() else { return };

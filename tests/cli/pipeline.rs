@@ -20,8 +20,8 @@ fn groups(bench: &Bench) -> Vec<PreferenceGroup> {
     bench.rows("groups.jsonl").into_iter().map(|row| serde_json::from_value(row).unwrap()).collect()
 }
 
-/// Checks the rows of `score` against the groups: order, keys, token counts, and each logit as the
-/// signed sum of `rho`.
+/// Checks the output `file` of `mapl score` against the groups: order, keys and token counts. Each logit must
+/// be the signed sum of `rho`, the score of a sequence.
 fn check_scores(bench: &Bench, file: &str, sequence_keys: &[&str], rho: impl Fn(&Value) -> f64) {
     let (rows, groups) = (bench.rows(file), groups(bench));
     let tokenizer = Tokenizer::load(&bench.at("tok")).unwrap();

@@ -81,7 +81,7 @@ fn page_links_to_its_runs_and_has_the_numbers_of_the_table(bench: &Bench, out: &
         assert_eq!((&last["num_tokens"], &last["step"]), (&run["tokens"], &run["steps"]));
         assert_eq!((run["seed"].as_u64(), run["folder"].as_str()), (Some(42), Some(name)));
     }
-    // Steps of the base run at equal compute, from the counted tokens.
+    // `dpo-base-equal` has as many steps as `dpo-base` would need to process the tokens of `dpo-mapl`.
     let [base, equal, mapl] = [2, 3, 4].map(|at: usize| &runs[at]);
     let number = |run: &Value, key: &str| run[key].as_f64().unwrap();
     let steps = number(mapl, "steps") * number(mapl, "tokens") / number(base, "tokens");
@@ -100,7 +100,8 @@ fn page_links_to_its_runs_and_has_the_numbers_of_the_table(bench: &Bench, out: &
     assert_eq!(bench.json(&format!("{FOLDER}/sft/run.json"))["commit"], mapl::COMMIT);
 }
 
-/// The summary without times, of runs that have `threads`.
+/// Runs a quick start on `threads` threads. Returns its summary without times and environment, and its
+/// stdout.
 fn summary_with(bench: &Bench, threads: &str) -> (Value, String) {
     let mut quick = bench.command("quickstart --scale 0.0005 --device cpu --output-dir q");
     let done = quick.env("RAYON_NUM_THREADS", threads).output().unwrap();

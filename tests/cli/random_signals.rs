@@ -139,8 +139,8 @@ fn a_signal_while_an_output_is_written_leaves_no_temporary_file() {
     for _ in 0..6 {
         let mut child = bench.command("data build --input rows.jsonl --objective rows --output built.jsonl");
         let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        // The temporary file that tests the folder before the work is removed at once. A temporary file seen
-        // in two polls holds the rows.
+        // The command first tests the folder with a temporary file, which it removes at once. So a temporary
+        // file that is seen in two polls in a row holds the output rows.
         let mut seen = 0;
         while child.try_wait().unwrap().is_none() && seen < 2 {
             seen = if temporary() { seen + 1 } else { 0 };

@@ -1,6 +1,6 @@
-//! Several ranks over MPI (`mpirun -n N mapl ...`). Losses of training agree with those of one rank; scores
-//! and generated texts equal its bytes. Further tests cover errors, and the end of all ranks when one is
-//! killed.
+//! Runs with several ranks over MPI (`mpirun -n N mapl ...`). Training losses agree with those of one rank.
+//! Scores and generated texts are byte for byte those of one rank. Further tests cover errors, and check that
+//! all ranks end when one of them is killed.
 //!
 //! Without Open MPI, or without the cargo feature `mpi`, these tests say that they are skipped.
 //! `MAPL_REQUIRE_MPI=1` makes that a failure.
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::workbench::{Bench, Done, full};
 
-/// Whether ranks can be started here.
+/// Whether this machine and this build can run several ranks.
 fn has_mpi(bench: &Bench) -> bool {
     let launcher = Command::new("mpirun").arg("--version").stdout(Stdio::null()).status().is_ok_and(|s| s.success());
     let env: Value = serde_json::from_str(&bench.run("env --json").ok().out).unwrap();
@@ -35,7 +35,7 @@ fn mpirun(bench: &Bench, launch: &str) -> Command {
     command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
     // Waiting ranks yield their core to the others.
     command.env("OMPI_MCA_mpi_yield_when_idle", "1").env("RAYON_NUM_THREADS", "1");
-    // Containers often forbid one process to read another's memory.
+    // Containers often forbid a process to read another's memory, which MPI's single-copy transfers need.
     command.env("OMPI_MCA_btl_vader_single_copy_mechanism", "none");
     command.env_remove("CI").env_remove("SOURCE_DATE_EPOCH");
     command
@@ -159,15 +159,15 @@ fn sharded_weights_train_save_and_resume_like_one_rank() {
     for run in ["alone", "two"] {
         assert!((last(run) - last("one")).abs() <= 1e-6, "{run}: {} and {}", last(run), last("one"));
     }
-    // Adapters on a frozen base, whose log-probs are computed before training.
+    // Trains adapters on a frozen base. The reference log-probs are computed before training.
     let adapters = "--max-steps 2 --use-peft --lora-r 2 --precompute-ref-log-probs --precompute-ref-batch-size 4";
     bench.run(&train("dpo", "lora1", &format!("{adapters} --ref-cache-dir cache1"))).ok();
     on_ranks(&bench, 2, &train("dpo", "lora2", &format!("{adapters} --ref-cache-dir cache2 --shard-weights"))).ok();
     assert_close(&bench, "lora1", "lora2");
 }
 
-/// The best checkpoint, which is the first, is removed together with the output folder. Only rank 0 sees
-/// that; every rank must forget the checkpoint.
+/// The output folder is removed during the run, and with it the best checkpoint, which is the first one. Only
+/// rank 0 notices this, but every rank must forget the checkpoint.
 #[test]
 fn a_folder_that_is_removed_during_a_run_is_forgotten_by_all_ranks() {
     let bench = Bench::new();
@@ -310,7 +310,7 @@ fn ranks_that_cannot_work_together_are_refused_with_one_message() {
     on_ranks(&bench, 2, &train("dpo", "out", "--profile")).fails(2, &["--profile needs one rank"]);
 }
 
-/// Whether a process watches the other ranks.
+/// Whether the process `id` runs the thread that watches the other ranks.
 fn watches(id: u32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
     let name = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
@@ -385,7 +385,7 @@ fn kill_one(
     (signal.success() && !output.status.success()).then_some((output, took))
 }
 
-/// Step of the last checkpoint.
+/// Returns the step of the last checkpoint, or 0 if the folder has no checkpoint.
 fn last_step(output_dir: &str) -> u64 {
     mapl::train::checkpoint::list(std::path::Path::new(output_dir)).last().map_or(0, |(step, _)| *step)
 }
@@ -409,7 +409,8 @@ fn a_killed_rank_ends_all_with_one_message_and_the_run_resumes_bit_for_bit() {
     while done < kills {
         let last = last_step(&path);
         let resume = if last > 0 { " --resume-from-checkpoint true" } else { "" };
-        // The kill hits any rank, 0 to 2 checkpoints after the last one, plus up to half a second.
+        // Kills a random rank up to half a second after `step`. That step is 0, 2 or 4 steps after the last
+        // checkpoint; checkpoints are written every 2 steps.
         let (rank, step) = (rng.below(3), last + 2 * rng.below(3) as u64);
         let moment = Duration::from_millis(rng.below(500) as u64);
         let mut command = mpirun(&bench, "-n 3");

@@ -28,7 +28,7 @@ fn same(bench: &Bench, expected: &str, run: &str) {
     assert!(weights(expected) == weights(run), "weights of {expected} and {run} differ");
 }
 
-/// The only cache file of a bench.
+/// Returns the path of the only cache file of a bench.
 fn cache_file(bench: &Bench) -> PathBuf {
     let files: Vec<_> = std::fs::read_dir(bench.at("cache/reference")).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(files.len(), 1, "{files:?}");
@@ -63,7 +63,8 @@ fn stored_log_probs_change_no_byte_of_a_run() {
     assert_eq!(counts(&again.out), [(total, 0)], "{}", again.out);
     same(&bench, "online", "again");
 
-    // A different loss and a subset of the data use the same file; a different log-prob reduction does not.
+    // A run with a different loss and a subset of the data uses the same cache file. A different log-prob
+    // reduction needs a different file.
     let rest = "--max-steps 1 --beta 0.7 --loss-type hinge --objective base --per-device-train-batch-size 8";
     bench.run(&dpo("online-part", rest)).ok();
     let part = cached(&bench, &dpo("part", &format!("{rest} {CACHED}"))).ok();

@@ -78,7 +78,7 @@ fn micro_batches_change_only_rounding() {
             for (a, b) in whole.iter().zip(&split) {
                 for (key, value) in a.as_object().unwrap() {
                     // After small updates DPO's logits are within rounding of 0, so their signs may differ.
-                    // The comparison for reward models covers the same code, which counts the signs.
+                    // Reward models run the same code that counts signs, and their counts are compared.
                     if method == "dpo" && (key.starts_with("rewards/accuracies") || key.starts_with("ties/")) {
                         continue;
                     }

@@ -203,12 +203,13 @@ fn a_finished_run_continues_if_the_schedule_allows_it() {
     let in_bf16 = format!("{warm} --resume-from-checkpoint true --dtype bf16");
     let done = bench.run(&run("straight", 8, &in_bf16)).ok();
     assert!(done.err.contains("used --dtype f32 so far and continues with --dtype bf16"), "{}", done.err);
-    // A resume into a different folder compares with the run.json next to the checkpoint.
+    // A resume into a different folder compares its dtype with the run.json next to the checkpoint.
     let elsewhere = format!("{warm} --resume-from-checkpoint straight/checkpoint-8");
     let done = bench.run(&run("elsewhere", 9, &elsewhere)).ok();
     assert!(done.err.contains("used --dtype bf16 so far and continues with --dtype f32"), "{}", done.err);
     assert!(!done.err.contains("run.json"), "{}", done.err);
-    // In bf16, different units of the CPU give different bits.
+    // In bf16, the CPU units selected by `MAPL_CPU_UNITS` affect the bits of the results, so a change causes
+    // a note.
     let masked = |run: &str, dtype: &str| {
         let mut command = bench.command(&format!("{run} --dtype {dtype}"));
         let output = command.env("MAPL_CPU_UNITS", "f32").output().unwrap();
@@ -239,7 +240,7 @@ fn a_resume_after_skipped_updates_counts_them() {
     let bench = Bench::new();
     let words = "dpo --model model --train-file groups.jsonl --output-dir out --learning-rate 1e30 --max-steps 9 \
                  --max-skipped-steps 3 --save-steps 1";
-    // No update after any of the checkpoints was applied, so none of them is known to be good.
+    // No update was applied after any of the checkpoints, so none of the checkpoints is known to be good.
     bench.run(words).fails(4, &["3 updates in a row", "step 4", "no good checkpoint"]);
     // The two updates that were skipped before the checkpoint still count after the resume.
     let again = format!("{words} --resume-from-checkpoint true");

@@ -153,7 +153,7 @@ fn a_report_marks_a_running_run_and_skips_its_incomplete_line() {
     let (_, text) = page(&bench, "out/report.html");
     assert!(text.contains("The run is still running") && text.contains("A reward run: running, 4 steps."), "{text}");
     if std::path::Path::new("/proc/self").exists() {
-        // No process has this id: it exceeds the largest process id of Linux.
+        // This id exceeds the largest process id of Linux, so no process has it.
         manifest["pid"] = json!(1 << 30);
         write(&manifest);
         bench.run("report out").ok();

@@ -44,8 +44,8 @@ fn a_signal_stops_after_the_step_saves_and_the_run_resumes_later() {
     let first = last_checkpoint(&bench.at("out"));
     assert!(!bench.at("out/model.safetensors").exists());
     assert_eq!(bench.metrics("out", "train").last().unwrap()["step"], first);
-    // Without learning-rate decay the length may change, so the run may end earlier than first
-    // planned.
+    // Without learning-rate decay a resume may change the number of steps, so the run may end earlier than
+    // first planned.
     bench.run(&run(first + 2, "--resume-from-checkpoint true")).ok();
     let train = bench.metrics("out", "train");
     assert_eq!(train.len() as u64, first + 2);
@@ -74,8 +74,8 @@ fn a_run_saves_on_sigusr1_and_continues() {
     assert_eq!(saved(), 2);
 }
 
-/// Starts a run that reads its data from a pipe, and returns both once the run has opened the pipe.
-/// The run is then in start-up.
+/// Starts a run that reads its data from a pipe. Returns the run and the pipe once the run has opened the
+/// pipe and is still in start-up.
 fn start_with_pipe(bench: &Bench, rest: &str) -> (Child, std::fs::File) {
     assert!(std::process::Command::new("mkfifo").arg(bench.at("pipe.jsonl")).status().unwrap().success());
     let words = format!("reward --model model --train-file pipe.jsonl --output-dir out {rest}");
@@ -121,8 +121,8 @@ fn an_evaluation_interrupted_by_a_signal_is_repeated_on_resume() {
         )
     };
     bench.run(&run("straight")).ok();
-    // The signal arrives during the evaluation after step 1 or 2, unless this process is slower
-    // than the evaluation.
+    // The signal arrives during the evaluation after step 1 or 2, unless this test process is slower than the
+    // evaluation.
     for step in ["step 1/", "step 2/"] {
         let cut_short = (0..20).any(|_| {
             let words = run("out") + " --overwrite-output-dir";

@@ -26,8 +26,9 @@ pub(crate) fn text_of(html: &str) -> String {
     text
 }
 
-/// The memory that a larger batch adds to the plan of a CPU run equals what it adds to the process. The
-/// difference of two runs cancels program and data, which no plan counts.
+/// Compares two batch sizes of a CPU run. The memory that the larger batch adds to the plan equals what it
+/// adds to the process. The difference cancels the memory of the program and its data, which the plan does
+/// not count.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_plan_for_the_cpu_is_what_the_process_takes() {
@@ -144,7 +145,7 @@ fn a_benchmark_is_observed() {
     let calls = study["calls"].as_array().unwrap();
     assert!(calls.iter().any(|call| call["row"]["op"] == "norm_fwd"));
     for call in calls {
-        // One span for each of the three passes, with readings within the spans.
+        // The call has one time span for each of the three passes, and readings within the spans.
         assert_eq!(call["spans_s"].as_array().unwrap().len(), 3, "{call}");
         assert!(call["readings"].as_u64().unwrap() > 0 && call["power_w"].is_null(), "{call}");
         assert!(call["row"]["samples"].as_u64().unwrap() >= 5, "{call}");
@@ -177,7 +178,7 @@ fn gpu_study(energy: bool) -> Study {
     limited_study(energy, None)
 }
 
-/// A study of a GPU with a power limit in watts.
+/// Study of a synthetic run as in [`gpu_study`], with a power limit in watts.
 fn limited_study(energy: bool, limit: Option<f64>) -> Study {
     let observed = RunObserver::default();
     let began = Instant::now();
@@ -216,13 +217,14 @@ fn utilisation_energy_and_ceilings_match_values_computed_by_hand() {
     let study = gpu_study(false);
     let summary = study.summary.as_ref().unwrap();
     assert_eq!((summary.steps, summary.tokens_per_s, summary.groups_per_s), (4, 4096.0, 8.0));
-    // 2e14 + 1e6 FLOPs in one second, at a peak of 1e15 FLOP/s.
+    // A step computes 2e14 + 1e6 FLOPs in one second, at a peak of 1e15 FLOP/s.
     assert!((summary.utilisation.unwrap() - 0.2).abs() < 1e-6);
-    // Four seconds at 400 W on average, 32 groups.
+    // The four measured steps take four seconds at 400 W on average, for 32 groups.
     let energy = summary.energy.as_ref().unwrap();
     assert_eq!(energy.source, "power");
     assert!((energy.joules - 1600.0).abs() < 1e-6 && (energy.joules_per_group - 50.0).abs() < 1e-6, "{energy:?}");
-    // The GEMM's floor is 2e14 / 8e14 = 0.25 s of 0.5 s; the norm's floor is 0.125 s of 0.25 s.
+    // The lower bound of the GEMM is 2e14 / 8e14 = 0.25 s of its 0.5 s; that of the norm is 0.125 s of its
+    // 0.25 s.
     let of = |name: &str| study.ops.iter().find(|op| op.op == name).unwrap();
     assert_eq!((of("linear_fwd").bound, of("norm_fwd").bound), (Some("product"), Some("memory")));
     assert!((of("linear_fwd").share_of_ceiling.unwrap() - 0.5).abs() < 1e-9);
@@ -230,11 +232,11 @@ fn utilisation_energy_and_ceilings_match_values_computed_by_hand() {
     assert_eq!((of("linear_fwd").calls, of("linear_fwd").milliseconds), (2.0, 500.0));
     assert!(study.steps.iter().all(|row| (row.host_seconds - 0.25).abs() < 1e-9));
 
-    // The energy counter takes precedence over power: 400 J per second.
+    // The energy counter, which rises by 400 J per second, takes precedence over the power readings.
     let counted = gpu_study(true).summary.unwrap().energy.unwrap();
     assert_eq!(counted.source, "counter");
     assert!((counted.joules - 1600.0).abs() < 1e-6, "{counted:?}");
-    // A counter that shows more power than the limit allows is not used.
+    // The counter is not used if its power exceeds the power limit by more than 5 %.
     let source = |limit| limited_study(true, Some(limit)).summary.unwrap().energy.unwrap().source;
     assert_eq!((source(390.0), source(370.0)), ("counter", "power"));
 }
@@ -260,8 +262,8 @@ fn ops_are_benchmarked_and_compared() {
     let rows = mapl::bench::row::read(&bench.at("rows.csv")).unwrap();
     assert_eq!(rows, mapl::bench::row::read(&bench.at("rows.json")).unwrap());
     assert!(rows.iter().all(|row| row.commit == "abc" && row.error_share.is_some_and(|share| share <= 1.0)));
-    // On CPUs every call also has its time in units of the yardstick, and a unit is far longer than
-    // a microsecond.
+    // On CPUs every row also has its times in units of the yardstick, a control workload that takes far
+    // longer than a microsecond.
     assert!(
         rows.iter().all(|row| row.paced().is_some_and(|(median, ..)| median < 0.1 * row.median_us.unwrap())),
         "{rows:?}"
@@ -344,7 +346,7 @@ fn names_that_select_nothing_are_refused() {
     bench.run("bench --plan --preset qwen2-tiny --ranks 65537").fails(2, &["--ranks", "from 1 to 65536"]);
     bench.run("study bench --study-dir s --plan").fails(2, &["leave them out"]);
     assert_eq!(bench.listing(), before);
-    // Repeated flags add up.
+    // A repeated flag adds to the selection.
     let listed = |flags: &str| bench.run(&format!("bench --list --device cpu --model tiny {flags}")).ok().out;
     assert_eq!(listed("--op norm_fwd --op glu_fwd"), listed("--op norm_fwd,glu_fwd"));
     assert_eq!(listed("--op norm_fwd --op glu_fwd").lines().count(), 2);

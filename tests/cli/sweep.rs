@@ -115,10 +115,10 @@ device = "cpu"
         "{csv}"
     );
     let page = text_of(&String::from_utf8(bench.bytes("grid/report.html")).unwrap());
-    // A chart over seeds would say nothing.
+    // A chart over seeds would be meaningless, so the page has none.
     assert!(page.contains("Difference from base") && !page.contains("Over seed"), "{page}");
-    // Finished points and commands are not repeated. A changed evaluation repeats its points, but kept runs are
-    // not trained again.
+    // Finished points and commands are not repeated. A changed evaluation is repeated at every point, but
+    // kept runs are not trained again.
     let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
     assert_eq!((again.matches("finished earlier").count(), again.matches("$ mapl").count()), (4, 0), "{again}");
     bench.write("sweep.toml", text.replace("bootstrap = 0", "bootstrap = 100"));
@@ -141,22 +141,22 @@ device = "cpu"
     assert!(!bench.at("new").exists());
     bench.write("sweep.toml", text.replace("\"--input\", \"{out}/test.jsonl\"", "\"--input\", \"{out}/none.jsonl\""));
     bench.run("study sweep sweep.toml --output-dir new").fails(1, &["prepare, mapl data build", "none.jsonl"]);
-    // It is an error to write two languages to one file. So is a benchmark, whose results have a different
-    // form.
+    // Two commands that write to one file are an error. A benchmark is an error too, because its results have
+    // a different format.
     bench.write("sweep.toml", text.replace("{out}/train-{seed}.jsonl", "{out}/train.jsonl"));
     bench
         .run("study sweep sweep.toml --output-dir twice")
         .fails(2, &["two commands write twice/train.jsonl", "{seed}"]);
     bench.write("sweep.toml", text.replace("bootstrap = 0", "benchmark = \"rmb\""));
     bench.run("study sweep sweep.toml --output-dir twice").fails(3, &["[measure] benchmark"]);
-    // A prepared file that is gone is made again.
+    // A prepared file that is missing is written again.
     bench.write("sweep.toml", text.replace("bootstrap = 0", "bootstrap = 200"));
     std::fs::remove_file(bench.at("grid/train-4.jsonl")).unwrap();
     let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
     assert_eq!(again.matches("$ mapl data language").count(), 1, "{again}");
 }
 
-/// The smallest committed experiment with few rows and steps: every variant trains and is evaluated.
+/// Runs the smallest committed experiment with few rows and steps; every variant trains and is evaluated.
 #[test]
 fn the_smallest_experiment_runs() {
     let bench = Bench::new();
@@ -189,7 +189,8 @@ fn the_smallest_experiment_runs() {
     }
 }
 
-/// A sweep with inputs from the command line, whose policies generate responses to prompts after training.
+/// Runs a sweep with inputs from the command line, whose policies generate responses to prompts after
+/// training.
 #[test]
 fn a_sweep_takes_inputs_and_lets_policies_answer_prompts() {
     let bench = Bench::new();

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::workbench::Bench;
 use mapl::train::tensorboard::{EventWriter, crc32c, list, masked, tag};
 
-/// Bitwise CRC-32C.
+/// Computes CRC-32C bit by bit.
 fn crc_by_bits(data: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for &byte in data {
@@ -174,7 +174,8 @@ fn every_number_reads_back_and_strings_are_left_out() {
         assert_eq!(second.scalars[tag], value, "{tag}");
     }
     assert_eq!(second.scalars.len(), 6);
-    // A later file's name sorts last, even within the same second or if the clock was set back.
+    // The name of a newer file sorts last, even if both files are from the same second or the clock was set
+    // back.
     for time in [1_700_000_000.9, 12.0] {
         drop(EventWriter::create(dir.path(), time, Some(4)).unwrap());
         let last = list(dir.path()).unwrap().pop().unwrap();
@@ -204,7 +205,7 @@ fn event_files_of_a_resumed_run_match_its_metrics() {
                --save-steps 3 --output-dir out --max-steps 6 --learning-rate 1e-3 --quiet";
     bench.run(run).ok();
     assert_eq!(list(&bench.at("out")).unwrap().len(), 1);
-    // As if the run had been killed after step 6, before it saved a checkpoint.
+    // Restores the folder of a run that was killed after step 6, before it saved a checkpoint.
     std::fs::remove_dir_all(bench.at("out/checkpoint-6")).unwrap();
     bench.run(&format!("{run} --resume-from-checkpoint true")).ok();
     let files = list(&bench.at("out")).unwrap();

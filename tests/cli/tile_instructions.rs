@@ -1,5 +1,5 @@
-//! Checks the machine code of the binary. Only the GEMM that first asks Linux for AMX tiles has instructions
-//! on tiles.
+//! Checks the machine code of the binary. Only the GEMM for AMX contains tile instructions, and it first
+//! requests the use of AMX tiles from Linux.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};

@@ -1,5 +1,6 @@
-//! Command lines of TRL. The documented commands and option files run with different file names. Numbers of
-//! updates, strategies and schedules are accepted in the forms that transformers accepts.
+//! Command lines of TRL. Documented commands run after their model and data names are replaced, and so do
+//! option files. Numbers of updates, strategies and schedules are accepted in the forms that transformers
+//! accepts.
 
 use serde_json::json;
 
@@ -113,10 +114,10 @@ fn files_of_options_run_as_they_are_and_their_record_repeats_the_run() {
     let again = bench.json("b/run.json")["config"].clone();
     for (name, value) in config.as_object().unwrap() {
         let own = ["output_dir", "config"].contains(&name.as_str());
-        // The record holds numbers of updates, not fractions of the run.
+        // run.yaml records the warm-up as a number of updates, so `warmup_ratio` may differ.
         assert!(own || again[name] == *value || name == "warmup_ratio", "{name}: {value} {}", again[name]);
     }
-    // The record in a run's output folder repeats the run into the same folder.
+    // The run.yaml in an output folder repeats the run into the same folder.
     bench.run("dpo --config b/run.yaml --overwrite-output-dir").ok();
     assert_eq!(bench.bytes("a/model.safetensors"), bench.bytes("b/model.safetensors"));
 }
@@ -259,7 +260,7 @@ fn a_decay_that_does_not_fit_into_the_run_is_refused() {
 fn fractions_and_strategies_count_updates_of_the_run() {
     let bench = Bench::new();
     let run = "sft --model model --train-file pairs.jsonl --per-device-train-batch-size 4 --num-train-epochs 2";
-    // 24 rows in batches of 4: 12 updates.
+    // Two epochs of 24 rows in batches of 4 are 12 updates.
     bench
         .run(&format!(
             "{run} --output-dir a --eval-file pairs.jsonl --eval-steps 0.3 --save-steps 0.25 --logging-steps 0.5 \
@@ -293,8 +294,8 @@ fn fractions_and_strategies_count_updates_of_the_run() {
         let done = bench.run(&format!("{run} {words} --output-dir c"));
         assert!(done.code == Some(2) && done.err.contains(part), "{words}: {}", done.err);
     }
-    // A best checkpoint needs an evaluation at every checkpoint. Fractions of the run may round to steps for
-    // which this does not hold.
+    // The choice of the best checkpoint needs an evaluation at every checkpoint. Intervals given as fractions
+    // of the run may round to steps that violate this.
     let best = format!("{run} --output-dir c --eval-file pairs.jsonl --load-best-model-at-end");
     bench.run(&format!("{best} --eval-steps 0.1 --save-steps 0.25")).fails(2, &["needs an evaluation before every"]);
     bench.run(&format!("{best} --eval-steps 0.25 --save-steps 0.5")).ok();
@@ -324,7 +325,7 @@ fn a_dry_run_reads_everything_and_writes_nothing() {
     bench.run("dpo --model model --train-file pairs.jsonl --max-length 2 --dry-run").fails(3, &["--max-length"]);
     bench.run("study dpo --model model --train-file pairs.jsonl --dry-run").fails(2, &["--dry-run"]);
     assert_eq!(bench.listing(), before);
-    // A folder with a run is neither replaced nor changed.
+    // A dry run neither replaces nor changes a folder that holds a run.
     bench.run("sft --model model --train-file pairs.jsonl --max-steps 1 --output-dir a").ok();
     let files = bench.listing();
     let again = "sft --model model --train-file pairs.jsonl --max-steps 1 --output-dir a --dry-run";

@@ -41,11 +41,11 @@ fn incomplete_lines_wait_and_replaced_files_are_read_again() {
     let news = tail.poll().unwrap();
     assert_eq!((news.rows.len(), news.restarted, tail.damaged), (1, false, 2));
     assert_eq!(tail.poll().unwrap().rows.len(), 0);
-    // Truncated, as by a resumed run.
+    // The log is truncated, as by a resumed run.
     std::fs::write(&path, &first).unwrap();
     let news = tail.poll().unwrap();
     assert_eq!((news.rows.len(), news.restarted, tail.damaged), (1, true, 0));
-    // Replaced by another, longer run.
+    // The log is replaced by that of another, longer run.
     std::fs::write(&path, [step(7, "0.1"), step(8, "0.1"), step(9, "0.1")].concat()).unwrap();
     let news = tail.poll().unwrap();
     assert_eq!((news.rows.len(), news.restarted), (3, true));
@@ -76,7 +76,7 @@ fn non_finite_numbers_are_counted_and_left_out() {
     let state = &watched.state;
     assert_eq!((state.not_finite, state.step, state.series["loss"].len()), (2, 6, 4));
     assert_eq!(state.series["tokens_per_s"], [2.0, 3.0, 4.0, 5.0, 6.0].map(|n| (n, 2000.0)));
-    // Half an epoch of 100 steps at one second per step.
+    // The run is half an epoch of 100 steps, at one second per step.
     assert_eq!((state.total(), state.seconds_left()), (Some(50), Some(44.0)));
     let text = watched.render(ViewState::default(), 120, 30).unwrap();
     for part in ["running", "loss inf", "2 numbers were not finite", "step 6 of 50, 44 s left", "step 5: event saved"] {

@@ -84,7 +84,7 @@ impl Bench {
         finish(command, words)
     }
 
-    /// Runs a command of [`Bench::command`].
+    /// Runs a command that [`Bench::command`] built.
     pub fn finish(&self, command: Command, words: &str) -> Done {
         finish(command, words)
     }
@@ -147,8 +147,8 @@ impl Bench {
     }
 }
 
-/// Whether sweeps run in full (`MAPL_TEST_FULL=1`). Otherwise they run a fixed, evenly spread
-/// sample.
+/// Whether tests over many cases run all of them (`MAPL_TEST_FULL=1`). Otherwise they run a fixed, evenly
+/// spread sample.
 pub fn full() -> bool {
     std::env::var_os("MAPL_TEST_FULL").is_some_and(|v| v == "1")
 }
@@ -160,8 +160,8 @@ pub fn golden(name: &str) -> PathBuf {
 fn command(dir: &Path, words: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mapl"));
     command.args(words.split_whitespace()).current_dir(dir).env("NO_COLOR", "1").stdin(Stdio::null());
-    // Rough ceilings are measured within milliseconds; `arguments::a_profile_lists_every_op_of_a_step`
-    // measures them in full.
+    // With `rough`, studies measure the peak rates of the device within milliseconds;
+    // `arguments::a_profile_lists_every_op_of_a_step` measures them in full.
     command.env("MAPL_CEILINGS", "rough");
     // A run's record of its environment (train/manifest.rs) must not depend on who runs the tests.
     for inherited in ["CI", "SOURCE_DATE_EPOCH", "CUDA_VISIBLE_DEVICES"] {

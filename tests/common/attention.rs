@@ -1,4 +1,4 @@
-//! Runs of attention and of RoPE: upload, op, download.
+//! Functions that run attention and RoPE ops on any backend: upload, op, download.
 
 use mapl::backend::Backend;
 use mapl::backend::contract::*;
@@ -7,7 +7,7 @@ use super::paths::HostPaths;
 use super::trees::HostTree;
 use super::{On, Outputs};
 
-/// Rotates forward, or backward if `back`.
+/// Runs RoPE, or its backward (the inverse rotation) if `back` is set.
 pub fn rope<B: Backend>(
     on: &On<B>,
     d: RopeDims,
@@ -28,7 +28,7 @@ pub fn rope<B: Backend>(
     vec![("qkv", on.read_act(&qkv))]
 }
 
-/// Operands of RoPE as part of another op: sizes, positions, cosines and sines.
+/// RoPE operands of an op that includes RoPE: sizes, positions, cosines and sines.
 #[derive(Clone, Copy)]
 pub struct RotationInputs<'a> {
     pub d: RopeDims,
@@ -37,7 +37,7 @@ pub struct RotationInputs<'a> {
     pub sin: &'a [f64],
 }
 
-/// Linear layer with RoPE on its result; `bias` may be absent.
+/// Runs a linear layer with RoPE on its output; `bias` may be absent.
 pub fn linear_rope_fwd<B: Backend>(
     on: &On<B>,
     d: LinearDims,
@@ -89,7 +89,7 @@ pub fn attention_bwd<B: Backend>(
     attention_gradient(on, d, tree, [qkv, do_], forward, None)
 }
 
-/// As [`attention_bwd`], with the gradients of queries and keys rotated back.
+/// Like [`attention_bwd`], but rotates the gradients of queries and keys back, as the backward of RoPE does.
 pub fn attention_rope_bwd<B: Backend>(
     on: &On<B>,
     d: AttentionDims,
@@ -133,7 +133,7 @@ fn attention_gradient<B: Backend>(
     vec![("dqkv", on.read_act(&dqkv))]
 }
 
-/// Returns o, and the cache after the call.
+/// Runs cached attention. Returns o, and the cache after the call.
 pub fn attention_cached_fwd<B: Backend>(
     on: &On<B>,
     d: AttentionCachedDims,

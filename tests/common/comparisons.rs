@@ -1,4 +1,4 @@
-//! Comparison losses from host data: tables, the op and its outputs.
+//! Runs the comparison losses on host data: builds the tables, runs the op and reads its outputs.
 
 use mapl::backend::Backend;
 use mapl::backend::contract::*;
@@ -31,7 +31,7 @@ pub const CURVES: [Curve; 18] = [
 pub const LINKS: [Link; 5] =
     [Link::Identity, Link::ForwardKl, Link::JensenShannon, Link::Alpha { alpha: 0.5 }, Link::Odds];
 
-/// Host form of `PreferenceFwd`.
+/// Arguments of `PreferenceFwd` as host data.
 #[derive(Clone)]
 pub struct Preference {
     pub curves: Vec<WeightedCurve>,
@@ -39,7 +39,7 @@ pub struct Preference {
     pub center: f64,
     pub score: Vec<f64>,
     pub reference: Option<Vec<f64>>,
-    /// Head rows of each sequence, for curves per token.
+    /// Number of head rows of each sequence, for curves per token.
     pub rows: Option<Vec<f64>>,
     /// Mean log-prob of each sequence under doubled logits, and under the logits themselves.
     pub pair_weights: Option<[Vec<f64>; 2]>,
@@ -55,8 +55,8 @@ pub struct Preference {
 }
 
 impl Preference {
-    /// Builds `pairs` comparisons of two terms each, of two kinds and with equal weights, for a curve that
-    /// sorts the batch.
+    /// Builds `pairs` comparisons of two terms each and of two kinds, for a curve that sorts the batch.
+    /// Weights are 1, except that the third comparison has weight 0.
     pub fn sorted(curve: Curve, pairs: usize) -> Self {
         let reversed =
             |c: i32| if c % 4 == 0 { vec![(2 * c + 1, -1), (2 * c, 1)] } else { vec![(2 * c, 1), (2 * c + 1, -1)] };

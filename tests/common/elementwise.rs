@@ -1,4 +1,4 @@
-//! Runs of LayerNorm, GELU and the scale op, as in `runs.rs`.
+//! Functions that run LayerNorm, GELU and the scale op on any backend, as in `runs.rs`.
 
 use mapl::backend::contract::*;
 use mapl::backend::{Backend, Write};

@@ -77,7 +77,7 @@ pub const REWARD_CASES: [&str; 19] = [
 
 /// Adapters of PEFT with three AdamW steps.
 pub const LORA_CASES: [&str; 4] = ["lora-qwen2", "lora-llama", "lora-phi3", "lora-qwen3-reward"];
-/// First token of every sequence of the models.
+/// Id of the BOS token; every sequence of the golden models starts with it.
 pub const BOS: u32 = 1;
 
 /// Every model folder.
@@ -286,7 +286,7 @@ pub struct LoraCase {
     pub weights: String,
 }
 
-/// An adapter on a model of another case.
+/// An adapter on the model of a different case.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdapterCase<Sequence> {
@@ -329,7 +329,7 @@ pub struct RowLoss {
     pub slopes: [f64; 2],
 }
 
-/// Four steps of every loss on one batch.
+/// Four optimiser steps of every loss on one batch.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LossSteps {
@@ -363,7 +363,7 @@ pub struct TokenCase {
     pub sft: BTreeMap<String, f64>,
 }
 
-/// Four steps of the losses of labelled rows.
+/// Four optimiser steps of the losses of labelled rows (KTO).
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KtoSteps {
@@ -429,7 +429,7 @@ pub fn reward_case(name: &str) -> RewardCase {
     json(&format!("{name}.json"))
 }
 
-/// Returns the DPO steps of further families.
+/// Returns the DPO steps of the language models that are not in [`TRAINED_CASES`].
 pub fn family_steps() -> FamilySteps {
     json("steps.json")
 }

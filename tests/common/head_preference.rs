@@ -20,8 +20,8 @@ pub struct Case {
     /// Number of padding rows after the last group. They form a separate sequence, and their hidden row gets
     /// no gradient.
     pub padding: usize,
-    /// `None` if `direct` is the score gradient. The `score` field is empty and the `direct` field
-    /// is not used.
+    /// Comparisons and losses; `None` if the score gradient is the field `direct` of this case. The fields
+    /// `score` and `direct` of the `Preference` are not used.
     pub loss: Option<Preference>,
     /// (seqs)
     pub direct: Option<Vec<f64>>,
@@ -42,9 +42,9 @@ pub struct Case {
 }
 
 impl Case {
-    /// Builds a case with logistic losses and a reference. Adjacent sequences of a group form a
-    /// pair. A group of at least four also has a four-term comparison and one with detached terms.
-    /// The first rows of a group's sequences share one source, like the last token of a prompt.
+    /// Builds a case with logistic losses and a reference. Adjacent sequences of a group form a pair. A group
+    /// of at least four sequences also has a four-term comparison and one with detached terms. The first rows
+    /// of a group's sequences share one source, like the last token of a prompt.
     pub fn new(label: &str, groups: &[&[usize]], (hidden, vocab): (usize, usize)) -> Self {
         let groups: Vec<Vec<usize>> = groups.iter().map(|group| group.to_vec()).collect();
         let (mut source, mut tokens) = (Vec::new(), 0);
@@ -79,14 +79,14 @@ impl Case {
         }
     }
 
-    /// Returns a copy with an extended label and a change.
+    /// Returns a copy that `change` has modified, with `what` added to its label.
     pub fn with(&self, what: &str, change: impl FnOnce(&mut Self)) -> Self {
         let mut case = Self { label: format!("{}, {what}", self.label), ..self.clone() };
         change(&mut case);
         case
     }
 
-    /// Returns a copy with a change of its comparisons.
+    /// Returns a copy whose comparisons `change` has modified.
     pub fn with_loss(&self, what: &str, change: impl FnOnce(&mut Preference)) -> Self {
         self.with(what, |case| change(case.loss.as_mut().expect("the case has comparisons")))
     }
@@ -124,7 +124,7 @@ impl Case {
         std::iter::once(0).chain(ends).collect()
     }
 
-    /// Ends of the groups and of the padding.
+    /// Returns the end row and end sequence (exclusive) of each group, and of the padding.
     pub fn ends(&self) -> Vec<GroupEnd> {
         let mut end = GroupEnd::default();
         let mut ends: Vec<GroupEnd> = Vec::new();
@@ -210,8 +210,8 @@ impl Case {
         errors.comparisons = p.terms.len();
         errors.scale = scale;
         errors.logits = max(logits).max(scale * (largest("score") + reference)).max(1.0);
-        // Bounds of the first and second derivative of the curve with respect to its argument. Centring
-        // squares the sum of two scores.
+        // Bounds of the first and second derivative of the curve with respect to its argument. The centring
+        // term squares the sum of two scores; its bounds are in `centre`.
         let least = p.scale.iter().fold(f64::INFINITY, |a, x| a.min(x.abs()));
         let far = max(logits) + max(&p.margin) + 0.5;
         let bounds = |part: &WeightedCurve| match part.curve {

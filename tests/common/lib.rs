@@ -27,8 +27,8 @@ use mapl::backend::kernels::emulator::{Emulator, Schedule};
 use mapl::backend::{Backend, Buffer, View, ViewMut};
 use mapl::rng::Rng;
 
-/// Runs `$run(&on)` on the reference and on each backend under test and compares every output.
-/// `$tolerance` maps a precision and the name of an output to a tolerance.
+/// Runs `$run(&on)` on the reference and on each backend under test, and compares every output. `$tolerance`
+/// maps a precision and the name of an output to a tolerance.
 #[macro_export]
 macro_rules! check {
     ($label:expr, $run:expr, $tolerance:expr) => {{
@@ -114,8 +114,8 @@ macro_rules! check_kernels {
     }};
 }
 
-/// Calls the generic function `$run(&on)` on every backend under test, with one schedule of the
-/// emulator. For properties that need no oracle.
+/// Calls the generic function `$run(&on)` on every backend under test, with one schedule of the emulator. It
+/// suits properties that need no reference results.
 #[macro_export]
 macro_rules! each_backend {
     ($run:path) => {{
@@ -144,8 +144,8 @@ macro_rules! each_backend {
     }};
 }
 
-/// Returns the units for bf16 GEMMs: the best of this processor, and two that run on every processor. These
-/// are conversion to f32, and the code for AMX on its software model.
+/// Returns the CPU units on which bf16 GEMMs are tested: the best unit of this processor, conversion to f32,
+/// and the AMX code on a software model of AMX. The last two run on every processor.
 pub fn bf16_units() -> Vec<Units> {
     let mut units = vec![Units::best(), Units::F32, Units::AmxModel];
     units.dedup();
@@ -157,14 +157,14 @@ pub fn bf16_units() -> Vec<Units> {
 pub const EMULATED: [(Schedule, usize, usize); 3] =
     [(Schedule::Rising, 4, 8), (Schedule::Falling, 1, 5), (Schedule::Random(7), 7, 8)];
 
-/// The runs on the emulator whose results must be bitwise equal: the two extreme schedules, and all
-/// with `MAPL_TEST_FULL=1`. The two catch every fault of `mutations/`.
+/// Returns the emulator runs whose results must be bitwise equal: the two extreme schedules, or all three
+/// with `MAPL_TEST_FULL=1`. The two extreme schedules catch every fault of `mutations/`.
 pub fn emulated() -> impl Iterator<Item = (Schedule, usize, usize)> {
     EMULATED.into_iter().take(if full() { EMULATED.len() } else { 2 })
 }
 
-/// Whether sweeps run in full (`MAPL_TEST_FULL=1`). Otherwise they run a fixed, evenly spread
-/// sample.
+/// Whether tests over many cases run all of them (`MAPL_TEST_FULL=1`). Otherwise they run a fixed, evenly
+/// spread sample.
 pub fn full() -> bool {
     std::env::var_os("MAPL_TEST_FULL").is_some_and(|v| v == "1")
 }
@@ -285,11 +285,11 @@ impl<B: Backend> On<'_, B> {
         self.backend.write_idx(ViewMut::first(&mut buffer, host.len()), &host).unwrap();
         Slot { buffer, before: self.before, len: values.len() }
     }
-    /// An output to be overwritten.
+    /// Allocates an output that the op overwrites.
     pub fn act_out(&self, len: usize) -> Slot<B::Act> {
         self.act(&vec![STALE; len])
     }
-    /// An output to be overwritten.
+    /// Allocates an output that the op overwrites.
     pub fn acc_out(&self, len: usize) -> Slot<B::Acc> {
         self.acc(&vec![STALE; len])
     }
@@ -317,7 +317,7 @@ pub fn stored_as_acc(precision: Precision) -> Precision {
     if precision == Precision::Bf16 { Precision::F32 } else { precision }
 }
 
-/// Returns normal numbers of the given standard deviation, seeded by the label.
+/// Returns normally distributed numbers with the given standard deviation, seeded by the label.
 pub fn normal(label: &str, len: usize, deviation: f64) -> Vec<f64> {
     let mut rng = Rng::keyed(1, &["inputs", label]);
     (0..len).map(|_| rng.normal() * deviation).collect()

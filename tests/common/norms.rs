@@ -1,4 +1,4 @@
-//! Runs of the norms, as in `runs.rs`.
+//! Functions that run the norms on any backend, as in `runs.rs`.
 
 use mapl::backend::contract::*;
 use mapl::backend::{Backend, Write};
@@ -9,7 +9,7 @@ pub fn norm_fwd<B: Backend>(on: &On<B>, d: NormDims, x: &[f64], residual: Option
     norm_on_base(on, d, [x, weight], residual, None)
 }
 
-/// RMSNorm whose result is added to `base`, as after a block with post-norm. The array holds x and the
+/// Runs RMSNorm and adds its result to `base`, as after a block with post-norm. The array holds x and the
 /// weight.
 pub fn norm_on_base<B: Backend>(
     on: &On<B>,

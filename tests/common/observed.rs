@@ -45,7 +45,7 @@ struct State {
     calls: Calls,
     /// Name of every call so far.
     log: Vec<&'static str>,
-    /// Number of the call that fails.
+    /// Index in `log` of the call that fails.
     fail_at: Option<usize>,
     failed: Option<&'static str>,
     /// Work items enqueued so far.
@@ -129,7 +129,8 @@ impl State {
 /// Staging buffer for transfers to the device.
 pub struct UploadBuffer {
     bytes: Vec<u8>,
-    /// Number of the work item that consumed the last transfer. The transfer is complete with it.
+    /// Number of the work item that consumed the last transfer. When this item is complete, so is the
+    /// transfer.
     taken: u64,
     sent: bool,
 }

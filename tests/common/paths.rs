@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use mapl::backend::contract::AttentionCachedDims;
 
-/// Index tables of a call, on the host, and the rows of each path.
+/// Index tables of a cached-attention call, on the host, and the path of each sequence. A path is the cache
+/// rows that hold a sequence, in order.
 #[derive(Clone, Debug)]
 pub struct HostPaths {
     pub starts: Vec<i32>,
@@ -69,7 +70,7 @@ impl HostPaths {
     }
 }
 
-/// Named calls, one per kind of path.
+/// Returns named calls, one for each kind of path.
 pub fn calls() -> Vec<(&'static str, HostPaths)> {
     vec![
         ("no sequences", HostPaths::new(4)),

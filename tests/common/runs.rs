@@ -46,7 +46,7 @@ pub fn linear_fwd<B: Backend>(on: &On<B>, d: LinearDims, x: &[f64], weight: &[f6
     vec![("y", on.read_act(&y))]
 }
 
-/// Linear layer with bias and residual; `inputs` are x, weight, bias, residual.
+/// Runs a linear layer with bias and residual; `inputs` are x, weight, bias, residual.
 pub fn linear_fwd_residual<B: Backend>(on: &On<B>, d: LinearDims, inputs: [&[f64]; 4]) -> Outputs {
     let [x, weight, bias, residual] = inputs.map(|values| on.act(values));
     let mut y = on.act_out(d.tokens * d.outputs);
@@ -56,7 +56,7 @@ pub fn linear_fwd_residual<B: Backend>(on: &On<B>, d: LinearDims, inputs: [&[f64
     vec![("y", on.read_act(&y))]
 }
 
-/// Returns the activation, preceded by gate and up if `stored`.
+/// Runs the GEMM of a gated layer. Returns the activation, preceded by gate and up if `stored`.
 pub fn linear_glu_fwd<B: Backend>(on: &On<B>, d: LinearGluDims, x: &[f64], weight: &[f64], stored: bool) -> Outputs {
     let (x, weight) = (on.act(x), on.act(weight));
     let mut act = on.act_out(d.tokens * d.intermediate);
@@ -178,7 +178,7 @@ pub fn head_logprob_fwd<B: Backend>(
     head_forward(on, d, [hidden, head], [source, target], false)
 }
 
-/// [`head_logprob_fwd`] with the statistics of the rows.
+/// Runs [`head_logprob_fwd`] with the statistics of the rows.
 pub fn head_stats<B: Backend>(
     on: &On<B>,
     d: HeadDims,
@@ -233,7 +233,7 @@ pub struct HeadBwdInputs<'a> {
     pub write: Write,
 }
 
-/// Gradient of the hidden rows with a frozen head.
+/// Computes the gradient of the hidden rows with a frozen head.
 pub fn frozen_head_logprob_bwd<B: Backend>(on: &On<B>, d: HeadDims, i: &HeadBwdInputs<'_>) -> Outputs {
     head_gradients(on, d, i, false)
 }
@@ -291,7 +291,7 @@ pub fn logprob<B: Backend>(on: &On<B>, vocab: usize, logits: &[f64], target: &[i
     vec![("logp", on.read_acc(&logp)), ("lse", on.read_acc(&lse)), ("dlogits", on.read_act(&logits))]
 }
 
-/// Reward head and its gradient in one call.
+/// Runs the reward head and its backward.
 pub fn reward_head<B: Backend>(on: &On<B>, d: RewardDims, inputs: [&[f64]; 4], rows: &[i32], write: Write) -> Outputs {
     let [hidden, weight, dscore, dweight] = inputs;
     let (hidden, weight, rows) = (on.act(hidden), on.act(weight), on.idx(rows));
@@ -319,12 +319,13 @@ pub fn reward_head<B: Backend>(on: &On<B>, d: RewardDims, inputs: [&[f64]; 4], r
     vec![("score", on.read_acc(&score)), ("dhidden", on.read_act(&dhidden)), ("dweight", on.read_acc(&dweight))]
 }
 
-/// Per-sequence sums and their gradient in one call.
+/// Runs the per-sequence sums and their backward.
 pub fn segment_sum<B: Backend>(on: &On<B>, reduce: Reduce, values: &[f64], offsets: &[i32], dsums: &[f64]) -> Outputs {
     segment_sum_with(on, reduce, values, offsets, dsums, None)
 }
 
-/// [`segment_sum`] with `tail`: the start of every sequence's tail, and the weight of the rows in a tail.
+/// Like [`segment_sum`], with `tail`: the start of every sequence's tail, and the weight of the rows in a
+/// tail.
 pub fn segment_sum_with<B: Backend>(
     on: &On<B>,
     reduce: Reduce,
@@ -350,7 +351,7 @@ pub fn grad_norm<B: Backend>(on: &On<B>, max_norm: f64, grads: &[f64], control: 
     norm_of(on, max_norm, grads, None, control)
 }
 
-/// Norm of a gradient with known norms for the elements of a range.
+/// Runs the gradient norm with precomputed norms that replace the elements of a range.
 pub fn grad_norm_known<B: Backend>(
     on: &On<B>,
     max_norm: f64,
@@ -391,7 +392,7 @@ pub struct Adam {
     pub weight_decay: f64,
 }
 
-/// One AdamW update; `state` is params, m, v.
+/// Runs one AdamW update; `state` is params, m, v.
 pub fn adamw<B: Backend>(on: &On<B>, adam: Adam, control: &[f64], grads: &[f64], state: [&[f64]; 3]) -> Outputs {
     let (control, grads) = (on.acc(control), on.acc(grads));
     let (mut params, mut m, mut v) = (on.act(state[0]), on.acc(state[1]), on.acc(state[2]));

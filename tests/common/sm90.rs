@@ -29,16 +29,16 @@ pub fn run_on<D: Device>(device: D, how: Hopper, work: &impl Work) -> Outputs {
     work.on(&on)
 }
 
-/// Schedules and numbers of multiprocessors to compare with the first run. The case's label selects one of
-/// three; `MAPL_TEST_FULL=1` selects all three and the multiprocessors of an H200.
+/// Returns the schedules and numbers of multiprocessors to compare with the first run. The case's label
+/// selects one of three; `MAPL_TEST_FULL=1` selects all three and the multiprocessors of an H200.
 fn others(label: &str) -> Vec<(Schedule, usize)> {
     let all = [(Schedule::Falling, 3), (Schedule::Random(5), 7), (Schedule::Random(9), 1)];
     let hash = label.bytes().fold(0u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
     if full() { [&all[..], &[(Schedule::Falling, 132)]].concat() } else { vec![all[(hash % 3) as usize]] }
 }
 
-/// Compares the variant `how` with the reference's results, and its schedules with one another
-/// bitwise.
+/// Compares the results of the kernel variant `how` with `expected`, and bitwise between schedules and
+/// repeated runs.
 pub fn check_variant(
     label: &str,
     how: Hopper,

@@ -78,7 +78,7 @@ impl HostTree {
     }
 }
 
-/// Named batches, one per kind of tree.
+/// Returns named batches, one for each kind of tree.
 pub fn batches() -> Vec<(&'static str, HostTree)> {
     let root = None;
     vec![

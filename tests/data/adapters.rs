@@ -102,8 +102,8 @@ fn settings_that_change_the_result_are_refused_by_name() {
     }
 }
 
-/// PEFT writes keys that have no effect on the merged weights, and neutral values of the keys above. Both are
-/// accepted.
+/// PEFT also writes keys that have no effect on the merged weights, and neutral values of keys that are
+/// otherwise rejected. Both are accepted.
 #[test]
 fn neutral_settings_are_accepted() {
     for (key, value) in [
@@ -209,7 +209,7 @@ fn files_that_are_not_there_are_named() {
     refused(folder.path(), &["no adapter_model.safetensors", "download"]);
 }
 
-/// PEFT trains a copy of one of two tied tensors, so the merged model would have two.
+/// PEFT trains a copy of one of two tied tensors, so after a merge the two tensors would differ.
 #[test]
 fn changes_to_one_of_two_tied_tables_are_refused() {
     for (targets, saved) in [

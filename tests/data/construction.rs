@@ -1,6 +1,6 @@
-//! Construction of preference groups: flags re-checked from the built row, rules A and B, and
-//! presets. Groups do not depend on threads or order, and the two sides of comparisons are
-//! balanced.
+//! Construction of preference groups. The tests recompute the flags of built rows from their texts, and check
+//! rules A and B and the presets. Groups do not depend on threads or on the order of rows, and the two sides
+//! of comparisons are balanced.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -362,7 +362,7 @@ fn assert_sides_balance(options: &BuildOptions) {
     }
     near_half("the longer prompt is better", longer / comparisons);
     for (id, (smaller, changed)) in numbers.into_iter().filter(|(_, (_, changed))| *changed >= 200.0) {
-        // Four standard deviations.
+        // The tolerance is four standard deviations of the share.
         let slack = 2.0 / f64::sqrt(changed);
         assert!((smaller / changed - 0.5).abs() < slack, "{id}: the smaller number is better: {smaller} of {changed}");
     }

@@ -48,7 +48,7 @@ fn table(separator: char) -> String {
     [KEYS].iter().chain(&ROWS).map(line).collect()
 }
 
-/// A Parquet file of one text column for each key, or of messages.
+/// Returns a Parquet file with one column per key: texts, or messages if `chat` is set.
 fn parquet(chat: bool, compression: Compression) -> Vec<u8> {
     let messages = |name: &str| {
         format!(
@@ -192,7 +192,7 @@ fn nested_columns_and_formats_give_the_same_groups_too() {
     assert_eq!(built(&folder.write("h.jsonl", each(&scored))).lines().count(), 3);
 }
 
-/// Byte columns without a logical type are text, and numbers keep their value. Only a used key rejects NaN.
+/// Byte columns without a logical type are text. Numbers keep their value. NaN under a used key fails.
 #[test]
 fn columns_of_parquet_keep_their_values() {
     let folder = Folder::new();
@@ -348,7 +348,7 @@ fn columns_with_numbers_that_json_lacks_are_refused_if_used() {
     assert!(why.contains(":2") && why.contains("\"margin\" holds NaN"), "{why}");
     let rows = read(&Folder::new().write("a.json", columns("null, 1", "NaN, 2"))).unwrap();
     assert_eq!(rows.iter().map(|row| row.group.comparisons[0].margin).collect::<Vec<_>>(), [0.0, 1.0]);
-    // JSON rows that span several lines.
+    // The error for a JSON row that spans several lines names the first of its lines.
     let row = "{\n\"prompt\": \"p\", \"chosen\": \"a\",\n\"rejected\": \"b\", \"margin\": ";
     let why = defect(format!("{row}1}}\n{row}-Infinity}}\n"));
     assert!(why.contains(":4") && why.contains("\"margin\" holds -Infinity"), "{why}");
@@ -372,7 +372,7 @@ fn a_row_of_lists_means_the_same_alone_and_with_others() {
         let why = defect(format!("{{{sides}").repeat(rows));
         assert!(why.contains(":1") && why.contains("the responses have no question"), "{why}");
     }
-    // A list under one of these keys can only be a column.
+    // A list of texts under one of these keys can only be a column, so the object holds two rows.
     for key in ["id", "prompt"] {
         assert_eq!(
             outcome(format!(
@@ -397,7 +397,7 @@ fn a_key_that_a_row_has_twice_is_refused() {
         assert!(defect(format!("{}\n{}\n", row(""), row(more))).contains(&format!(":2: {why}")));
         assert!(defect(format!("[{},\n{}]", row(""), row(more))).contains(&format!(":2: {why}")));
     }
-    // JSON rows that span several lines, and columns.
+    // The same error in JSON rows that span several lines, and in columns.
     let spread = |more: &str| row(more).replace("{", "{\n");
     let why = defect(format!("{}\n{}\n", spread(""), spread(", \"chosen\": \"z\"")));
     assert!(why.contains(":4: the row has the key \"chosen\" twice"), "{why}");
@@ -410,7 +410,7 @@ fn a_key_that_a_row_has_twice_is_refused() {
 
 #[test]
 fn parquet_with_other_codecs_or_a_repeated_column_is_refused() {
-    // The codec follows the name of the column in the metadata.
+    // In the Parquet metadata, the number of the codec follows the name of the column.
     for (codec, name) in [(6, "zstd"), (4, "brotli"), (5, "lz4"), (7, "lz4")] {
         let mut bytes = parquet(false, Compression::SNAPPY);
         let key = [&b"\x19\x18\x06"[..], b"prompt", b"\x15\x02"].concat();
@@ -462,7 +462,7 @@ fn lists_in_cells_are_read_like_lists_of_json() {
         let (json, csv) = (group(&json), group(&csv));
         assert_eq!((json.prompts, json.responses, json.comparisons), (csv.prompts, csv.responses, csv.comparisons));
     }
-    // A list in only one of the two cells is text.
+    // If only one of the two response cells holds a list, the list is text.
     let rows = read(&folder.write("t.csv", "prompt,chosen,rejected\nq,\"[\"\"a\"\"]\",b\n")).unwrap();
     assert_eq!(rows[0].group.responses[0].text(), "[\"a\"]");
 }

@@ -1,4 +1,4 @@
-//! Random draws of the construction are keyed by the content of a row, not by its id, file or place.
+//! Random draws of the construction are keyed by the content of a row, not by its id, file or position.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ fn the_name_of_a_file_changes_nothing_but_made_up_ids() {
             json!({"prompt": pair.prompts[0], "chosen": text(&pair.responses[0]), "rejected": text(&pair.responses[1])})
         })
         .collect();
-    // The last row equals row 4, and draws different instructions.
+    // The last row repeats row 4, but must draw different instructions.
     rows.push(rows[4].clone());
     let build = |files: &[(&str, &[Value])], options: &BuildOptions, epoch| {
         let write = |(name, rows): &(&str, &[Value])| {

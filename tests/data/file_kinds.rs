@@ -88,8 +88,8 @@ fn not_a_number_hurts_only_in_a_key_that_is_used() {
     assert!(defect(with("x", "nan")).starts_with(":1: is not valid JSON"));
 }
 
-/// Values that JSON allows and Rust's types do not, and control characters that Python's writers leave in
-/// strings.
+/// JSON may contain halves of surrogate pairs and numbers that Rust's types cannot hold, and Python's writers
+/// leave control characters in strings. They are errors only under a used key.
 #[test]
 fn halves_of_pairs_control_characters_and_large_numbers_hurt_only_in_a_key_that_is_used() {
     let folder = Folder::new();
@@ -129,7 +129,8 @@ fn halves_of_pairs_control_characters_and_large_numbers_hurt_only_in_a_key_that_
     }
 }
 
-/// Checks and training read a row's texts once for each of its parts, so their time grows with the product.
+/// Checks and training read a row's texts once for each comparison or assistant turn, so their time grows
+/// with the product of the two.
 #[test]
 fn rows_that_would_take_hours_are_refused() {
     let comparison = json!({"kind": "base", "terms": [

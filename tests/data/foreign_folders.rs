@@ -166,7 +166,7 @@ fn a_language_model_with_a_value_head_is_a_reward_model() {
     let folder = changed("llama-reward", language, &keys);
     write_raw(&folder.path().join("value_head.safetensors"), &value_head(&reward));
     check(folder.path());
-    // As TRL saves it, in one file.
+    // TRL saves the language model and the value head in one file.
     let one_file = |tensors: Raw| language(tensors).into_iter().chain(value_head(&reward)).collect();
     check(changed("llama-reward", one_file, &keys).path());
     std::fs::rename(folder.path().join("value_head.safetensors"), folder.path().join("value_head.bin")).unwrap();

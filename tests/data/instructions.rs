@@ -1,6 +1,6 @@
-//! Instruction functions over seeds and hard responses. Drawn instructions pass their own check,
-//! for one and for two responses, and are feasible if required. The worked example of the group row
-//! is re-checked by the same functions.
+//! Instruction functions, tested over many seeds and on difficult responses. Drawn instructions pass their
+//! own check, for one and for two responses, and are feasible if required. The same functions check the
+//! worked example of a group row.
 
 use mapl::data::group::{Kind, PreferenceGroup, Prompt};
 use mapl::data::instructions::{self, Analysis, Function, FunctionKind, Request, Target, VARIANTS};
@@ -9,7 +9,7 @@ use mapl::rng::Rng;
 const RICH: &str = "Dear [name],\n\n*First* thing: **BREAD** and NASA.\n\n* one [date]\n* two\n\nSection 1 text.\n\
                     Section 2 more bread. Goodbye for now!";
 
-/// Hard responses: empty, one word, regex metacharacters, Windows line ends, other scripts, an
+/// Difficult responses: empty, one word, regex metacharacters, Windows line ends, other scripts, an
 /// artificial language, and texts that comply with single functions.
 const HARD: [&str; 16] = [
     "",

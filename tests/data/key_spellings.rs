@@ -16,8 +16,8 @@ fn newer(name: &str) -> Map<String, Value> {
     let text = std::fs::read_to_string(golden::model_folder(name).join("config.json")).unwrap();
     let mut map: Map<String, Value> = serde_json::from_str(&text).unwrap();
     if map["model_type"] == "olmo3" {
-        // Transformers 5 uses `rope_theta` for the layers without a window, and this base for the layers with
-        // one.
+        // transformers 5 uses `rope_theta` for the layers without a window, and a base of 500,000 for the
+        // layers with one.
         map["rope_parameters"]["sliding_attention"]["rope_theta"] = json!(500_000.0);
     }
     map

@@ -80,7 +80,7 @@ fn comparisons_with_sides_of_equal_ids_are_dropped_with_their_place() {
     assert!(why.contains("--chat-template-path") && !why.contains("--max-length"), "{why}");
     let why = refused(vec![cancels(), cancels()], &lenient());
     assert!(why.contains("all 2 comparisons were dropped (2 sides with equal ids)"), "{why}");
-    // Scores and pages show every row, so comparisons with equal ids are kept.
+    // Scores and pages show every row, so comparisons whose sides have equal token ids are kept.
     let purpose = Purpose { keep_equal_ids: true, ..Purpose::default() };
     let (groups, report) = tokenize_rows_for(purpose, vec![cancels()], &tokenizer, &options()).unwrap();
     assert_eq!((kept(&groups), report.equal_ids, report.dropped()), (1, 1, 0));
@@ -100,7 +100,8 @@ fn intra_and_inter_comparisons_cancel_when_their_prompts_render_alike() {
 
 #[test]
 fn sides_of_equal_text_are_no_loss_of_text() {
-    // `data check` reports them; training is unchanged, since other terms of the loss may use them.
+    // `data check` reports pairs with equal responses. Training keeps them, since other terms of the loss may
+    // use them.
     let same = chat("Name a bird.", "A wren", "A wren");
     let (groups, report) = tokenize_rows(vec![same], &TOKENIZER, &options()).unwrap();
     assert_eq!((kept(&groups), report.equal_ids, report.dropped()), (1, 0, 0));
@@ -126,7 +127,7 @@ fn messages(row: SourceRow, tokenizer: &Tokenizer) -> TokenizeReport {
 fn messages_that_a_template_leaves_out_are_counted_with_an_example() {
     let (_folder, tokenizer) = template(NO_SYSTEM);
     let report = messages(under_two_systems(), &tokenizer);
-    // Two prompts of two turns, and two answers under each.
+    // The row has two prompts of two turns, and two answers under each prompt.
     assert_eq!((report.messages, report.lost_messages), (8, 2));
     let warning = &report.warnings()[0];
     assert!(warning.contains("2 of 8 messages (25.0 %)"), "{warning}");

@@ -257,7 +257,8 @@ fn end_ids_come_from_both_files_and_both_are_written_back() {
     assert_eq!(ModelConfig::read(out.path()).unwrap().eos, [7, 9]);
 }
 
-/// transformers never looks up an EOS id in the embedding table.
+/// transformers never looks up an EOS id in the embedding table, so an id beyond the vocabulary is only a
+/// note.
 #[test]
 fn end_ids_beyond_the_vocabulary_are_left_out_with_a_note() {
     let folder = tempfile::tempdir().unwrap();
@@ -326,8 +327,8 @@ fn missing_keys_get_the_defaults_of_transformers() {
     let mut map = qwen2(json!({}));
     map.remove("max_position_embeddings");
     assert_eq!(parse(map).unwrap().max_positions, 32_768);
-    // The written file states every default except the special ids, which the class of transformers supplies
-    // there too.
+    // The written file states every default except the special ids, which transformers also takes from the
+    // configuration class.
     let saved = config.to_json(StoredDtype::F32);
     let of_class = ["bos_token_id", "eos_token_id"];
     assert!(keys.iter().all(|key| saved.contains_key(*key) != of_class.contains(key)), "{saved:?}");

@@ -163,7 +163,7 @@ fn biases_follow_their_keys() {
     assert_eq!((neox(json!({})), neox(json!({"attention_bias": false}))), ((4, 4, 4), (0, 0, 4)));
 }
 
-/// Length and layers of the window.
+/// Returns the length of the window and the layers that have one.
 #[track_caller]
 pub(crate) fn window(family: &str, changes: Value) -> Option<(usize, Vec<usize>)> {
     let config = accepted(family, changes);
@@ -198,7 +198,8 @@ fn windows_belong_to_the_layers_that_transformers_gives_them() {
         assert_eq!(window(family, long.clone()), Some((4096, vec![0, 1, 2, 3])));
     }
     assert_eq!(window("phi3", long), None);
-    // Ministral names its layers; the classes of Mistral and Phi-3 do not read the key.
+    // Ministral gives the type of each layer in `layer_types`; the classes of Mistral and Phi-3 do not read
+    // this key.
     let named = |length: Value, layers| json!({"sliding_window": length, "layer_types": types(layers)});
     assert_eq!(window("ministral", named(json!(16), [0, 0, 0, 0])), None);
     assert_eq!(window("ministral", named(json!(16), [0, 1, 0, 1])), Some((16, vec![1, 3])));
@@ -217,7 +218,7 @@ fn windows_belong_to_the_layers_that_transformers_gives_them() {
         assert_eq!(window(family, used(json!({"max_window_layers": 4}))), None);
         assert_eq!(window(family, used(json!({}))), None);
         assert_eq!(window(family, used(json!({"sliding_window": null, "max_window_layers": 0}))), None);
-        // The list takes precedence over the first layer.
+        // `layer_types` takes precedence over `max_window_layers`.
         let listed = json!({"layer_types": types([1, 0, 1, 0]), "max_window_layers": 3});
         assert_eq!(window(family, used(listed)), Some((16, vec![0, 2])));
         let unused = json!({"layer_types": types([1, 0, 1, 0]), "sliding_window": 16});
@@ -385,7 +386,7 @@ fn rope_scalings_are_refused_by_key() {
     for kind in ["linear", "dynamic", "llama3"] {
         refused("phi3", scaling(json!({"type": kind, "factor": 2})), &[kind, "\"default\" and \"longrope\""]);
     }
-    // As in Phi-4-mini: one factor for each frequency of the part that rotates.
+    // As in Phi-4-mini, LongRoPE has one factor for each frequency of the rotated part of a head.
     let lists = |list: Value| json!({"type": "longrope", "short_factor": list, "long_factor": list});
     let half = |list: Value| json!({"rope_scaling": lists(list), "partial_rotary_factor": 0.5});
     let partial = accepted("phi3", half(json!([1, 2])));
@@ -487,7 +488,7 @@ fn multipliers_activations_and_parallel_blocks_follow_their_keys() {
 fn gpt2_has_keys_of_its_own() {
     let config = accepted("gpt2", json!({"n_inner": null}));
     assert_eq!((config.hidden, config.layers, config.heads, config.intermediate), (32, 4, 4, 128));
-    // transformers accepts the general names too.
+    // For GPT-2, transformers also accepts the key names of other families.
     let general = json!({"n_embd": "<absent>", "hidden_size": 32, "n_positions": "<absent>"});
     let config = accepted("gpt2", general);
     assert_eq!((config.hidden, config.max_positions), (32, 1024));

@@ -297,7 +297,7 @@ fn a_stored_tied_projection_must_equal_the_embedding() {
     assert_eq!(weights, load(&golden::model_folder("qwen2")).1);
     let files = WeightFiles::open(folder.path(), &config, LoadAs::Exact).unwrap();
     assert_eq!(files.ignored(), ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"]);
-    // One changed number, in the second element.
+    // Changes one bit of the second element.
     tensors.get_mut("lm_head.weight").unwrap().2[4] ^= 1;
     write_raw(&path, &tensors);
     refused(folder.path(), LoadAs::Exact, &["tie_word_embeddings", "lm_head.weight", "element 1 "]);
@@ -411,7 +411,7 @@ fn a_broken_index_is_named() {
     std::fs::write(&index, b"{").unwrap();
     exact(&["index.json", "not valid JSON"]);
 
-    // A tensor in two shards.
+    // One tensor in two shards is an error.
     std::fs::write(&index, good.to_string()).unwrap();
     let shard = folder.path().join(&other);
     let bytes = std::fs::read(&shard).unwrap();
@@ -421,7 +421,7 @@ fn a_broken_index_is_named() {
     tensors.insert("model.norm.weight".into(), (Dtype::BF16, vec![32], vec![0; 64]));
     write_raw(&shard, &tensors);
     exact(&["model.norm.weight", "also in", "one shard"]);
-    // A missing shard.
+    // A missing shard is an error.
     std::fs::remove_file(&shard).unwrap();
     exact(&[&other, "missing", "download"]);
 }

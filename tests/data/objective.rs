@@ -247,7 +247,7 @@ fn every_loss() -> Vec<LossOptions> {
     all
 }
 
-/// The value of each loss equals its formula, for every form of comparison.
+/// The value of each loss equals its formula, for base, intra and inter comparisons.
 #[test]
 fn every_loss_equals_its_formula_in_base_and_intra_and_inter() {
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
@@ -297,13 +297,13 @@ fn losses_of_two_terms_are_refused_with_four_terms_margins_and_detached_gaps() {
     refused(of(&[LossType::Sigmoid]), [1.0; KINDS], true, &|_| ()).unwrap();
     let text = refused(apo(), [1.0, 1.0, 0.0], false, &|group| group.comparisons[1].margin = 0.25).unwrap_err();
     assert!(text.contains("intra comparison of group full has the margin 0.25"), "{text}");
-    // Evaluation groups keep the kinds of weight 0.
+    // Groups for evaluation keep the comparison kinds of weight 0, which the check accepts.
     let loss = dpo(apo(), [1.0, 0.0, 0.0], false);
     loss.check_comparisons(&[full()]).unwrap();
 }
 
-/// A list may hold losses of means and of sums. Scores are then sums, and the means divide by the number of
-/// tokens.
+/// A list may mix losses of mean and of summed log-probs. Scores are then sums, and losses of means divide
+/// them by the number of tokens.
 #[test]
 fn the_reduction_follows_the_losses() {
     let reduced = |options: LossOptions| {

@@ -42,7 +42,7 @@ fn options_without_effect_are_refused_next_to_skipped_rows() {
         let why = check(path, &options).unwrap_err();
         assert!(why.contains(part), "{part}: {why}");
     }
-    // A bad row without the column does not use the map.
+    // A bad row that lacks the mapped column does not count as a use of the map.
     let with_bad = folder.write("with-bad.jsonl", format!("{group}\n{good}\n"));
     let mapping = ReadOptions { column_map: "chosen=a".parse().unwrap(), ..skipping };
     let why = check(&with_bad, &mapping).unwrap_err();
@@ -98,7 +98,8 @@ fn mapped_columns_of_tables_hold_lists_too() {
     assert_eq!(read(gap, "margin=gap").2[0].margin, 0.5);
 }
 
-/// A folder or a pattern with one file in two forms would be read twice.
+/// A folder or a pattern that holds one file in two formats is an error, because its rows would be read
+/// twice.
 #[test]
 fn one_file_in_two_forms_is_named() {
     for (names, parts) in
@@ -122,7 +123,8 @@ fn one_file_in_two_forms_is_named() {
     assert!(why.contains("A.JSONL and A.jsonl.GZ"), "{why}");
 }
 
-/// The input names both a file and its folder, or a folder holds a second name of a file.
+/// It is an error if the input names both a file and its folder, or if a folder holds a second link to a
+/// file.
 #[test]
 fn a_file_that_a_folder_holds_too_is_not_read_twice() {
     let folder = Folder::new();

@@ -1,5 +1,5 @@
-//! Rows for a reward model: no boundary between prompt and response is needed, and pairs may differ
-//! in earlier turns. Ordinary rows get the ids that a policy gets.
+//! Rows for a reward model: no boundary between prompt and response is needed, and pairs may differ in
+//! earlier turns. Ordinary rows get the same token ids as for a policy.
 
 use mapl::data::group::{Comparison, Kind, Message, PreferenceGroup, Prompt, Response};
 use mapl::data::source::{ReadOptions, SourceRow, read_files, read_texts};
@@ -24,7 +24,7 @@ fn with_template(source: &str) -> (tempfile::TempDir, Tokenizer) {
 /// Template whose generation prompt opens the reasoning, as in reasoning models; `owls` stands for `<think>`.
 const OPEN_REASONING: &str = "{%- for m in messages -%}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' }}\
     {%- endfor -%}{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\nowls' }}{%- endif -%}";
-/// Begins with the number of turns, so that prompt and conversation differ from the first token on.
+/// The text begins with the number of turns, so that prompt and conversation differ from the first token on.
 const COUNTED: &str = "{{ messages | length }}{%- for m in messages -%}{{ m.role + ': ' + m.content + '<|im_end|>' }}\
     {%- endfor -%}{%- if add_generation_prompt -%}{{ 'assistant: ' }}{%- endif -%}";
 /// Raises an error if a generation prompt is requested.

@@ -241,13 +241,13 @@ fn pairs_margins_and_ties_follow_the_options() {
     assert_eq!(pairs(&group), [pair(GOOD, MIDDLE, 5.0), pair(GOOD, BAD, 5.0)]);
     let (group, _) = with(&|o| o.score_key = Some("votes".into()), &list).unwrap();
     assert_eq!(pairs(&group)[0], pair(MIDDLE, GOOD, 0.0));
-    // Pairs whose rows hold scores.
+    // With scores, `score_margin` sets the margin of a pair to their difference.
     let scored = json!({"prompt": Q, "chosen": GOOD, "rejected": BAD, "score_chosen": 8.5, "score_rejected": 6});
     let (group, _) = with(&|o| o.score_margin = true, &scored).unwrap();
     assert_eq!(pairs(&group), [pair(GOOD, BAD, 2.5)]);
     let shp = json!({"history": Q, "human_ref_A": GOOD, "human_ref_B": BAD, "labels": 1, "score_A": 12, "score_B": 3});
     assert_eq!(pairs(&with(&|o| o.score_margin = true, &shp).unwrap().0), [pair(GOOD, BAD, 9.0)]);
-    // Options without an effect.
+    // Options that have no effect are errors.
     let plain = json!({"prompt": Q, "chosen": GOOD, "rejected": BAD});
     for (edit, flag) in [
         (ReadOptions { pairs: Some(Pairs::All), ..ReadOptions::default() }, "--pairs has no effect"),

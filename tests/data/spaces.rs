@@ -85,7 +85,7 @@ fn decoded(tokenizer: &Tokenizer, group: &TokenizedGroup, sequence: usize) -> St
 #[test]
 fn a_response_gets_no_space_that_the_row_does_not_have() {
     for (_folder, tokenizer) in tokenizers() {
-        // Within a word, after a space of the prompt, and with the space in the response.
+        // The boundary lies within a word, after a space of the prompt, and before a space of the response.
         for (texts, merged) in [
             (["extraordi", "nary", "na"], 2),
             (["Name a bird. ", "A wren.", "A bus."], 2),
@@ -115,7 +115,7 @@ fn byte_level_tokenizers_with_a_prefix_space_add_none_to_a_response() {
     let tokenizer = tokenizer.unwrap();
     let (group, merged) = one(&tokenizer, ["Name the bir", "ds sing", " wren"]);
     assert_eq!((merged, decoded(&tokenizer, &group, 0)), (1, " Name the birds sing".to_owned()));
-    // A tokenizer without such a space encodes responses as before.
+    // A tokenizer that adds no space encodes a response like any other text.
     let same =
         |text: &str| assert_eq!(TOKENIZER.encode_continuation(text).unwrap(), TOKENIZER.encode(text, false).unwrap());
     same("ds sing");

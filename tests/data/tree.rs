@@ -388,7 +388,7 @@ fn the_documented_example_has_the_documented_counts() {
     assert_eq!((group.sequences[0].response_ids.len(), group.sequences[1].response_ids.len()), (42, 19));
     let expected = TokenCounts { per_term: 812, per_sequence: 498, per_prompt: 409, tree: 337 };
     assert_eq!(token_counts(&group), expected);
-    // Equal ids count as one prompt even under two indices.
+    // Prompts with equal ids count as one prompt even under two indices.
     let twice = self::group(vec![vec![1, 2], vec![1, 2]], &[(0, vec![3]), (1, vec![4])], Vec::new());
     assert_eq!(token_counts(&twice), TokenCounts { per_term: 0, per_sequence: 6, per_prompt: 4, tree: 4 });
 
@@ -396,9 +396,10 @@ fn the_documented_example_has_the_documented_counts() {
     let mut batch = Batch::default();
     pack_into(&mut batch, &[&group], &options(Scoring::Reward), &LOSS).unwrap();
     assert_eq!((batch.tokens(), batch.tokens_unshared), (337, 498));
-    // Lengths of segments: x has 14 tokens, then "Include the keywords" 3. Its branches are 5 with children
-    // of 16 and 16, and 2 with children of 18 and 19. Two prompts have a single response, which extends their
-    // segment.
+    // Lengths of segments: prompt x has 14 tokens and responses of 42 and 19. All other prompts go on with 3
+    // tokens, "Include the keywords", and then branch twice: into 5 tokens with continuations of 16 and 16,
+    // and into 2 tokens with continuations of 18 and 19. Two prompts have a single response, which extends
+    // their segment.
     let lengths: Vec<_> = batch.tree.starts.windows(2).map(|w| w[1] - w[0]).collect();
     assert_eq!(lengths, [14, 42, 19, 3, 5, 16, 42, 19, 16 + 42, 2, 18, 42, 19, 19 + 19]);
 

@@ -122,7 +122,7 @@ def make(out):
         randomise(model, 1000 + number)
         folder = out / "adapters" / name
         shutil.rmtree(folder, ignore_errors=True)
-        # Relative to the adapter's folder, so that the fixture works in every checkout.
+        # The path is relative to the adapter's folder, so that the fixture works in every checkout.
         model.peft_config["default"].base_model_name_or_path = f"../../models/{base}"
         model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)

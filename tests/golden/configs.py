@@ -59,7 +59,7 @@ def gpt2(config, **more):
 BUILDERS = {StableLmConfig: layer_norm, GPTNeoXConfig: layer_norm, GPT2Config: gpt2}
 
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
-# Every optional key, and a ramp that ends between two frequencies.
+# YaRN with every optional key. Its ramp ends between two frequencies.
 YARN_OF_ALL_KEYS = {
     **YARN,
     "rope_theta": 500.0,

@@ -23,7 +23,7 @@ SMALL = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, 
 STRIDE = 7
 
 TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
-# As in Phi-4-mini.
+# LongRoPE on half of each head, as in Phi-4-mini.
 PARTIAL_LONGROPE = {**LONGROPE, "partial_rotary_factor": 0.5, "short_factor": [1.0, 1.5], "long_factor": [1.0, 4.0]}
 # Models with the opposite setting of tied embeddings: name, class of the configuration, seed, keys.
 SECOND = [

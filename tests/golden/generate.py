@@ -19,7 +19,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 FOLDER = Path(__file__).parent
-# The prompts of the second and the third list start from the same random state.
+# Models in four lists. The random prompts of the second and of the third list start from the same random
+# state.
 MODELS = [
     ["llama", "qwen2", "mistral", "ministral", "seed_oss", "smollm3", "phi3", "qwen3"],
     ["llama_bias", "granite", "stablelm", "gpt_neox", "gpt2"],

@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-# Name, model, task, seed, settings of the adapter. Every layer has some target, of every kind in some case.
+# Name, model, task, seed, settings of the adapter. Every case has targets in each layer, and all cases
+# together have every kind of linear layer as a target.
 CASES = [
     ("lora-qwen2", "qwen2", "CAUSAL_LM", 210, {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}),
     (
@@ -94,7 +95,7 @@ def case(out, models, name, base, task, seed, settings):
     model.save_pretrained(folder)
     (folder / "README.md").unlink()
     config = folder / "adapter_config.json"
-    # The path of this machine means nothing elsewhere.
+    # The absolute path exists only on this machine, so it is replaced by a relative one.
     config.write_text(config.read_text().replace(str(models / base), f"../../models/{base}"))
     pairs = make_pairs(seed + 3)
     score = scores_of if task == "SEQ_CLS" else lambda *args: response_logps(*args).sum()

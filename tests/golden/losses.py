@@ -27,7 +27,7 @@ LEARNING_RATE = 1e-4
 PLAIN = ["sigmoid", "hinge", "ipo", "apo_zero", "apo_down", "nca_pair", "bco_pair", "sppo_hard", "discopop", "sft", "sigmoid_norm"]
 SMOOTHED = ["robust", "exo_pair", "aot", "aot_unpaired"]
 DIVERGENCES = [("sigmoid", "forward_kl"), ("ipo", "js_divergence"), ("sigmoid_norm", "alpha_divergence"), ("hinge", "alpha_divergence")]
-# Options that weigh the tokens beyond the shorter response, or pairs.
+# Options that give weights to the tokens beyond the shorter response, or to pairs.
 WEIGHED = [
     {"loss_type": ["sigmoid"], "ld_alpha": 0.3},
     {"loss_type": ["ipo"], "ld_alpha": 0.0},
@@ -94,7 +94,7 @@ def row_losses(trainer, row, beta, smoothing):
         slopes = [per_token.grad[0, 0].item(), per_token.grad[1, 0].item()]
         losses.append({"options": {**options, "beta": beta}, "loss": loss.item(), "slopes": slopes})
     means = [row["chosen"] / row["chosen_tokens"], row["rejected"] / row["rejected_tokens"]]
-    # SimPO and ORPO here are the comparison's loss without the likelihood term.
+    # SimPO and ORPO are computed without the likelihood term, like mapl's losses with `nll_weight` 0.
     device = SimpleNamespace(device="cpu")
     simpo = SimpleNamespace(loss_type="simpo", simpo_gamma=0.7, beta=beta, label_smoothing=smoothing, alpha=0.0, accelerator=device)
     orpo = SimpleNamespace(beta=beta, accelerator=device)

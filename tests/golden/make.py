@@ -61,7 +61,7 @@ def randomise(model, seed, base=None):
         if name.endswith("bias"):
             scale, middle = 0.3, 0.0
         elif "norm" in name or ".ln_" in name:
-            # Gemma stores the distance from 1.
+            # Gemma stores the difference of a norm weight from 1.
             scale, middle = 0.2, 0.0 if "Gemma" in type(model).__name__ else 1.0
         elif any(table in name for table in ["embed_tokens", "embed_in", "wte", "wpe"]):
             scale, middle = 0.5, 0.0
@@ -404,7 +404,8 @@ def main():
     model = save(build(rm, qwen2(num_labels=1), 51), models / "qwen2-reward")
     write_json(out / "qwen2-reward.json", reward_case(out, "qwen2-reward", model, make_pairs(53)))
 
-    # Further families, stored as bf16. The body's gradients come from the reward model.
+    # Further families, stored as bf16. Models outside TRAINED have gradients only in the fixture of their
+    # reward model.
     for name, config, seed, language, reward in FAMILIES:
         language = {"tie_word_embeddings": False, **language}
         policy, reference, trained = build(lm, small(config, **language), seed + 1), None, name in TRAINED

@@ -42,7 +42,7 @@ def rates(name, kwargs, warmup, total):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
     schedule = get_scheduler(name, optimizer, warmup, total, scheduler_specific_kwargs=kwargs)
     found = []
-    # Two steps beyond the end: a run may be resumed there.
+    # Records two steps beyond the end, because a run may be resumed there.
     for _ in range(total + 3):
         found.append(schedule.get_last_lr()[0])
         optimizer.step()

@@ -115,8 +115,9 @@ fn layer_norm_bwd<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     runs::layer_norm_bwd(on, d, [&rows, &rows, &stats, &weight, &rows, &weight], Write::Add)
 }
 
-/// The registers of a warp hold a whole row, so the teams of a block add their sums through shared memory.
-/// The last slice is the second one of a block, and three teams have no token in it.
+/// The registers of a warp hold a whole row, so a block has several teams, which add their sums through
+/// shared memory. The last slice of tokens is the second one that its block processes, and three teams have
+/// no token in it.
 fn layer_norm_bwd_of_warps<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     let d = LayerNormDims { tokens: 289, hidden: 152, eps: 1e-6 };
     let (rows, weight, stats) = (normal("rows", 43_928, 1.0), normal("w", 304, 1.0), normal("stats", 578, 1.0));
@@ -222,8 +223,8 @@ fn grad_norm<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     runs::grad_norm(on, 1.0, &normal("grads", 300_000, 1.0), &[1e-3, 3.0, 0.0, 0.0, 0.0, 0.0])
 }
 
-/// A block of the join kernel processes two rounds of rows. The rows that it recomputes are in several warps,
-/// and in different warps in the second round from the first.
+/// A block of the kernel `head_join_sm90` processes two rounds of rows. The rows that it recomputes are in
+/// several warps, and in different warps in the second round from the first.
 fn hopper_head(on: &On<'_, Kernels<Emulator, half::bf16>>) -> Outputs {
     let d = HeadDims { tokens: 1, hidden: 16, vocab: 40, rows: 290, softcap: None };
     let x: Vec<f64> = normal("x", d.hidden, 1.0).iter().map(|x| x.abs()).collect();
@@ -237,9 +238,9 @@ fn hopper_head(on: &On<'_, Kernels<Emulator, half::bf16>>) -> Outputs {
 /// The first barrier of these kernels stands between the initialisation of mbarriers and their use.
 #[test]
 fn hopper_kernels_need_every_barrier() {
-    // One of the GEMM loop, two of the join, two of its reduction.
+    // The GEMM loop has one barrier, the join kernel two, and the reduction of the join kernel two.
     assert!(check_with("head_logprob_fwd on Hopper", Hopper::Chosen, hopper_head) >= 5);
-    // Forward, gradients of queries, gradients of keys and values.
+    // The forward, the gradient of queries, and the gradient of keys and values have one barrier each.
     assert!(check_with("attention on Hopper", Hopper::Chosen, fences::attention) >= 3);
 }
 

@@ -1,5 +1,5 @@
-//! Proxy fences of the Hopper kernels: with the emulator's check of proxy fences, results are those
-//! without it. Without the fences at any one source line, the check reports an error.
+//! Proxy fences of the Hopper kernels: the emulator's check of proxy fences does not change results. Without
+//! the fences at any one source line, the check reports an error.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -16,7 +16,8 @@ use mapl::backend::{Backend as _, Write};
 
 use crate::alone;
 
-/// Enough for two clusters, so that different blocks compute the splits of a tile.
+/// Number of multiprocessors. It suffices for two clusters, so that different blocks compute the splits of a
+/// tile.
 const PROCESSORS: usize = 4;
 
 type Run = fn(&On<'_, Kernels<Emulator, bf16>>) -> Outputs;
@@ -106,8 +107,8 @@ fn head_bwd(on: &On<'_, Kernels<Emulator, bf16>>) -> Outputs {
     runs::head_logprob_bwd(on, HEAD, &inputs)
 }
 
-/// The tree has a second response, whose key tile across the branch and last key tile are copied row by row.
-/// It also has steps with fewer tokens than their boxes, and rows of a step that no box writes.
+/// The tree has a second response. The key tile across its branch and its last key tile are copied row by
+/// row. The tree also has steps with fewer tokens than their boxes, and rows of a step that no box writes.
 pub(crate) fn attention(on: &On<'_, Kernels<Emulator, bf16>>) -> Outputs {
     let tree = HostTree::new().tree(&[(20, None), (9, Some(0)), (12, Some(0))]);
     let d = tree.dims(7, 1, 40);
@@ -123,7 +124,7 @@ fn hopper_attention_kernels_need_every_proxy_fence() {
     assert!(check_every_fence("attention", Hopper::Chosen, attention) >= 3);
 }
 
-/// The widest tile and a ping-pong tile; all tiles with `MAPL_TEST_FULL=1`.
+/// Tests the widest tile and a ping-pong tile, or all tiles with `MAPL_TEST_FULL=1`.
 #[test]
 fn hopper_linear_kernels_need_every_proxy_fence() {
     let tiles = if full() { &Tile::ALL[..] } else { &[Tile::N256, Tile::N128PingPong] };

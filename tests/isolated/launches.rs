@@ -173,7 +173,7 @@ fn all_ops<B: Backend>(on: &On<B>) -> Vec<(&'static str, Outputs)> {
         ("embedding_bwd", runs::embedding_bwd(on, d, &ids, &dy, &vec![0.0; vocab * hidden], Write::Overwrite)),
     ];
     let write = Write::Add;
-    // Rows of which each is processed by a warp, and rows of which each is processed by a block.
+    // A short row is processed by a warp, a long row by a block.
     let long = (22, 1100);
     for (labels, (tokens, hidden)) in
         [(["norm_fwd", "norm_bwd"], (tokens, hidden)), (["norm_fwd of long rows", "norm_bwd of long rows"], long)]
@@ -300,7 +300,7 @@ const SINGLE: [&str; 6] =
 fn any_grid<A: Element>(inputs: Precision, ending: &str) {
     let expected_names: BTreeSet<String> =
         PAIRS.iter().map(|name| format!("{name}_{ending}")).chain(SINGLE.map(str::to_owned)).collect();
-    // With and without 16-byte accesses.
+    // An offset of 8 elements allows 16-byte accesses, an offset of 5 does not.
     for before in [8, 5] {
         let mut first: Option<Vec<(&str, Outputs)>> = None;
         for (blocks, schedule) in [

@@ -9,7 +9,7 @@ use mapl::rng::Rng;
 use serde_json::json;
 
 thread_local! {
-    /// Bytes that this thread holds, and the most it held.
+    /// Bytes that this thread holds, and the largest number of bytes that it has held.
     static HELD: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
 

@@ -120,7 +120,7 @@ def main():
     parser.add_argument("--program", type=Path, help=program_help)
     parser.add_argument("--jobs", type=int, default=1, help="number of kernel faults that run in parallel")
     settings = parser.parse_args()
-    # The tests run in another folder.
+    # The tests run in a different folder, so this path must be absolute.
     settings.target = settings.target.resolve()
     table = json.loads((Path(__file__).parent / "faults.json").read_text())
     unknown = set(settings.names) - {fault["name"] for fault in table["faults"]}

@@ -416,7 +416,7 @@ fn invalid_sizes_are_rejected() {
         qkv_in_place: ViewMut::first(&mut qkv, 3),
     });
     assert!(matches!(odd, Err(Error::Contract { what: "rotated", .. })), "{odd:?}");
-    // A rotation whose tokens or width differ from those of the linear layer.
+    // It is an error if the tokens or the width of the rotation differ from those of the linear layer.
     let rotated = |tokens, heads| {
         let mut y = act(&b);
         let linear = LinearFwd {

@@ -11,7 +11,7 @@ use mapl::backend::Write;
 use mapl::backend::contract::*;
 use mapl::backend::cpu::{Cpu, Element, Units};
 
-/// Runs a property in f32, and in bf16 on every unit of [`bf16_units`].
+/// Checks a property in f32, and in bf16 on every unit of [`bf16_units`].
 fn on_each_unit(f32: impl Fn(Units), bf16: impl Fn(Units)) {
     f32(Units::F32);
     bf16_units().into_iter().for_each(bf16);
@@ -153,7 +153,8 @@ fn cached_attention<A: Element>(units: Units) {
     }
 }
 
-/// Ranges of `total` rows: one row, a few, more than the limit of the small GEMM, all the rest.
+/// Returns ranges of `total` rows: one row, a few, more than the limit of the small GEMM, and all rows from a
+/// start on.
 fn pieces(total: usize) -> Vec<std::ops::Range<usize>> {
     let mut ranges = vec![0..1, total - 1..total];
     for start in [0, 1, 5, 40] {

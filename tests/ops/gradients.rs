@@ -1,10 +1,10 @@
-//! Gradients of the f64 reference against finite differences, one op at a time; the optimiser
-//! against its formulas; empty and extreme inputs. `tests/training/grads.rs` checks the gradient of
-//! the whole model, and `tests/ops/backends` compares the other backends with the reference.
+//! Gradients of the f64 reference against finite differences, one op at a time; the optimiser against its
+//! formulas; empty and extreme inputs. `tests/training/grads.rs` checks the gradient of the whole model, and
+//! `tests/ops/backends` compares the other backends with the reference.
 //!
-//! A case gives an op's inputs, its forward and its gradient; [`difference::check`] compares them.
-//! The list below generates the tests, so every listed case runs. An op without a case fails
-//! `every_op_has_a_case`. An op without a gradient is compared with one that has one.
+//! A case gives an op's inputs, its forward and its gradient; [`difference::check`] compares them. The list
+//! below generates the tests, so every listed case runs. An op without a case fails `every_op_has_a_case`. An
+//! op without a gradient is compared with an op that has a gradient.
 
 mod attention;
 mod difference;

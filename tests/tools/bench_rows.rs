@@ -92,7 +92,7 @@ fn verdicts_account_for_noise() {
         row("faster", 100.0, 98.0, 103.0, 97.0),
         row("disturbed", 100.0, 98.0, 103.0, 97.0),
         row("restless", 100.0, 80.0, 150.0, 70.0),
-        // Spreads that add up to 0.6 of the medians.
+        // The spreads (p80 - p20) of the earlier and the new row add up to 0.6 of their medians.
         row("wide", 100.0, 90.0, 120.0, 85.0),
         row("within the threshold", 100.0, 90.0, 120.0, 85.0),
         row("loaded", 100.0, 98.0, 103.0, 97.0),
@@ -139,7 +139,7 @@ fn verdicts_account_for_noise() {
         assert_eq!(verdict(op), expected, "{op}");
     }
     assert_eq!(pairs.len(), expected.len());
-    // One row exceeds its threshold ratio, the other stays below it.
+    // The row "wide" exceeds its threshold ratio, and "within the threshold" stays below it.
     let edge = |op: &str| pairs.iter().find(|pair| pair.op == op).and_then(|p| p.noise.zip(p.ratio)).unwrap();
     assert!(edge("wide").0 < edge("wide").1 && edge("within the threshold").0 > edge("within the threshold").1);
     assert!((edge("faster").0 - 1.05 * (62.0 / 60.0) / (97.0 / 100.0)).abs() < 1e-12, "{:?}", edge("faster"));

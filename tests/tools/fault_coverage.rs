@@ -10,7 +10,7 @@ use crate::test_names::read;
 /// removes the proxy fences of every source line.
 const CALLS: &str = r"\b(sync_block|sync_named|arrive_named|wait_mbarrier|arrive_mbarrier|arrive_expect_tx|arrive_remote_after_reads|release|release_stage|take_turn|pass_turn|fence_mbarrier_init|wgmma_fence|wgmma_wait|wgmma_commit|tma_wait_read|tma_wait|tma_commit|cp_async_wait|cp_async_commit|wait_semaphore|store_release|arrive_cluster_relaxed|wait_cluster|wait_for_earlier_launch|publish_staging|acquire_staging)(<[^>]*>)?\(";
 
-/// Code with a call on which no result depends, and the reason.
+/// Pieces of code with a call on which no result depends, each with the reason.
 const FREE: [(&str, &str); 2] = [
     (
         "            pin_accumulators(scores);\n            wait_mbarrier(full_k, kv.phase);\n            kv.advance();\n",
@@ -22,7 +22,7 @@ const FREE: [(&str, &str); 2] = [
     ),
 ];
 
-/// Lines of a file whose call no fault removes.
+/// Returns the lines of a file with a call that no fault removes.
 fn uncovered(file: &str, text: &str, faults: &serde_json::Value) -> Vec<String> {
     let calls = Regex::new(CALLS).unwrap();
     let of_file: Vec<(&str, &str)> = faults["faults"]

@@ -62,7 +62,8 @@ fn the_table_matches_ptxas() {
     assert!(committed == table, "kernels/resources.csv differs from this build, which has:\n{}", changed.join("\n"));
 }
 
-/// The rungs of `benches/ladder`: two of them, or all with `MAPL_TEST_FULL=1`.
+/// Compiles the rungs (successive versions of a kernel) in `benches/ladder`: two of them, or all with
+/// `MAPL_TEST_FULL=1`.
 #[test]
 fn no_rung_of_a_ladder_spills() {
     if !compiled() {

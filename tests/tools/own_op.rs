@@ -6,7 +6,7 @@ use mapl::bench::op::{Grid, KernelFile, Op, Operand, Results, Values, check_grad
 
 type Reference = fn(&Values) -> mapl::Result<Results>;
 
-/// An op of 64 elements that the tests put together.
+/// An op on 64 elements, which each test assembles.
 struct Case {
     name: &'static str,
     operands: Vec<Operand>,
@@ -134,12 +134,13 @@ fn a_kernel_line_that_does_not_fit_the_contract_is_refused() {
 fn a_plan_is_the_hand_calculation() {
     let file = KernelFile::text("case", KERNEL).unwrap();
     let [plan] = &file.plan(&case("tripled", &[x(), y()], tripled), "h200").unwrap()[..] else { panic!("one kernel") };
-    // 64 elements of 4 bytes, read and written, at 4.3 TB/s; 790 TFLOP/s; 1.8 us of a launch.
+    // The op reads and writes 64 elements of 4 bytes. The rates are 4.3 TB/s and 790 TFLOP/s, and a launch
+    // costs 1.8 us.
     assert_eq!((plan.bytes, plan.flops, plan.blocks), (512, 64, 2));
     assert!((plan.by_bytes_us - 1e6 * 512.0 / 4.3e12).abs() < 1e-12, "{plan}");
     assert!((plan.by_flops_us - 1e6 * 64.0 / 790e12).abs() < 1e-12, "{plan}");
     assert!((plan.predicted_us - plan.floor_us - 1.8).abs() < 1e-9, "{plan}");
-    // Blocks of one warp: at most 32 on each of 132 multiprocessors.
+    // A block is one warp, and each of the 132 multiprocessors holds at most 32 blocks.
     assert_eq!((plan.blocks_per_processor, plan.limit), (32, "blocks"));
     assert!((plan.waves - 2.0 / (32.0 * 132.0)).abs() < 1e-12);
     // y moves only 16 elements; an element has 4 bytes in f32 and 2 in bf16. The plan has only the entry
@@ -167,7 +168,7 @@ fn a_wrong_or_missing_gradient_is_named() {
     let stray = d(&[Operand::input("z", [64])], |_| Ok(Vec::new()));
     let error = check_gradient(&forward, &stray).unwrap_err().to_string();
     assert!(error.contains("z is neither an operand of tripled"), "{error}");
-    // A gradient that is written in place under a different name, and a gradient that is added.
+    // A gradient may be written in place under a different name, or added to the content of its operand.
     let in_place: Reference = |o| Ok(vec![("dy", o.of("dy")?.iter().map(|d| 3.0 * d).collect())]);
     check_gradient(&forward, &d(&[Operand::in_out("dy", [64]).gradient_of("x")], in_place)).unwrap();
     let added: Reference =

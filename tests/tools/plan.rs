@@ -98,8 +98,8 @@ fn recorded() -> Vec<(String, f64)> {
     record["ops"].as_array().unwrap().iter().map(op).collect()
 }
 
-/// The plan uses the attention, norm and bias-gradient kernels of the record, and today's other kernels. The
-/// prediction holds for the sum and for the ops with the longest times.
+/// The plan uses the attention, norm and bias-gradient kernels of the record, and the current versions of all
+/// other kernels. The prediction holds for the sum and for the ops with the longest times.
 #[test]
 fn the_recorded_step_is_predicted_within_a_tenth() {
     let options = PlanOptions { recorded_kernels: true, ..PlanOptions::default() };
@@ -177,7 +177,7 @@ fn the_floor_of_decoding_is_that_of_weights_and_cache() {
     assert_eq!(small.cache_bytes, 8 * 640 * 24 * 2 * 128 * 2);
     near("weights", small.weight_bytes as f64, 2.0 * 494e6);
     assert_eq!(small.byte_floor_seconds, (small.weight_bytes + small.cache_bytes) as f64 / gpu.copy);
-    // The ops read what the floor by bytes counts, and little else.
+    // The ops read little more than the bytes that the lower bound counts.
     near("sum of the ops", small.floor_seconds, small.byte_floor_seconds);
     assert!(small.predicted_seconds >= small.floor_seconds);
     let bytes = |plan: &DecodePlan, op: &str| plan.ops.iter().find(|one| one.op == op).unwrap().bytes;
@@ -190,8 +190,8 @@ fn the_floor_of_decoding_is_that_of_weights_and_cache() {
     }
 }
 
-/// Llama-3.1-8B in bf16 on 4 GPUs of 80 GB, DPO of 4 pairs per GPU. The state has 16 bytes per parameter, and
-/// the reference 2. Only slices of all of them fit.
+/// Llama-3.1-8B in bf16 on 4 GPUs of 80 GB, DPO of 4 pairs per GPU. Weights, gradients and optimiser state
+/// have 18 bytes per parameter, and the reference 2, so a GPU can hold only a quarter of them.
 #[test]
 fn an_8b_model_fits_4_gpus_with_sharded_weights() {
     let config = presets::config("llama-3.1-8b").unwrap();

@@ -1,7 +1,7 @@
 //! `docs/public-api.txt` lists the public items of the library. The list is made from the sources by a parser
-//! of items, which needs no other toolchain: modules from `lib.rs` down, re-exports, fields, variants,
-//! methods and implemented traits. Functions of macros are listed as the macro contains them; derived traits
-//! and the launchers that `build.rs` generates are not listed.
+//! of items, so no other toolchain is needed. It follows modules from `lib.rs` down and contains re-exports,
+//! fields, variants, methods and implemented traits. Functions of macros are listed as the macro contains
+//! them; derived traits and the launchers that `build.rs` generates are not listed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -61,7 +61,7 @@ struct Item {
     of_tests: bool,
 }
 
-/// Place after the bracket that closes the one at `from`.
+/// Returns the index after the bracket that closes the one at `from`.
 fn closed(c: &[char], from: usize) -> usize {
     let (mut depth, mut i) = (0, from);
     while i < c.len() {

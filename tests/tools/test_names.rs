@@ -1,5 +1,5 @@
-//! Scripts that select tests by name select tests that exist: a filter without a match would pass
-//! and prove nothing.
+//! Names by which scripts select tests must match existing tests: a filter without a match would pass and
+//! prove nothing.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ fn matches(program: &str, filter: &str) -> bool {
         let path = tests.join(modules.replace("::", "/")).with_extension("rs");
         std::fs::read_to_string(path).ok()
     };
-    // A last part without a following name is a module itself.
+    // If no test name follows, the last part is itself a module.
     if text(filter.trim_end_matches("::")).is_some() {
         return true;
     }

@@ -32,7 +32,8 @@ fn log_probs<B: Backend>(backend: &B, folder: impl Fn(&str) -> std::path::PathBu
             for (t, expected) in sequence.logps.iter().enumerate() {
                 close(&format!("{name} sequence {i} token {t}"), got.logp[t], *expected, 2e-5, 0.0);
             }
-            // Otherwise the fixtures could not tell a merged model from its base.
+            // The base must give different scores; otherwise the fixtures could not tell a merged model from
+            // its base.
             let of_base = forward(backend, &mut base, &[&group], LOGP).score[0];
             assert!((of_base - sequence.logp).abs() > 1e-2, "{name} sequence {i}: {of_base} {}", sequence.logp);
         }

@@ -51,8 +51,8 @@ fn settings(output_dir: &Path) -> RunSettings {
     }
 }
 
-/// Runs training with a fault at device call number `fault`, counted from the end of loading. Also
-/// returns the number of calls before that point.
+/// Runs training and makes device call number `fault`, counted from the end of loading, fail. Also returns
+/// the number of calls before the end of loading.
 fn run(tokenizer: &Tokenizer, output_dir: &Path, fault: Option<usize>) -> (Result<RunSummary>, Observed, usize) {
     // Hardly any kernel runs: host code must not depend on their results, and there are thousands
     // of runs.

@@ -26,7 +26,7 @@ struct Text {
     prompt: Vec<u32>,
     repetition_penalty: f64,
     tokens: Vec<u32>,
-    /// Smallest difference of the two largest logits along the text.
+    /// Smallest difference between the two largest logits of a step, over all steps of the text.
     gap: f64,
 }
 
@@ -152,7 +152,7 @@ fn a_text_depends_on_its_prompt_seed_and_settings_only() {
     assert_eq!(turned, all);
     let alone = run(sampling(), limits(20, 4), &prompts(&ids[3..4], 1));
     assert_eq!(alone[0][0], all[3][0]);
-    // The seed matters. A lower limit of new tokens only cuts the text off.
+    // A different seed changes the texts. A lower limit of new tokens only cuts the texts off.
     assert_ne!(run(sampling(), Limits { seed: 6, ..limits(20, 4) }, &prompts(&ids, 3)), all);
     let short = run(sampling(), limits(5, 4), &prompts(&ids, 3));
     for (short, long) in short.iter().flatten().zip(all.iter().flatten()) {
@@ -162,7 +162,8 @@ fn a_text_depends_on_its_prompt_seed_and_settings_only() {
 
 #[test]
 fn samples_of_one_prompt_use_one_sample_of_room_at_least() {
-    // 40 samples of a long prompt with one row at a time, and samples that end with their first token.
+    // Generates 40 samples of a long prompt with one row and with 16 rows at a time, and samples that end
+    // with their first token.
     let ids = random_ids("room", &[90]);
     let one = run(sampling(), limits(12, 1), &prompts(&ids, 40));
     assert_eq!(one[0].len(), 40);
@@ -173,7 +174,7 @@ fn samples_of_one_prompt_use_one_sample_of_room_at_least() {
     assert_eq!(run(sampling(), limits(12, 4), &prompts(&ids, 0)), [vec![]]);
 }
 
-/// The model has 128 positions.
+/// The model has 128 positions, so its texts end there.
 #[test]
 fn texts_end_where_the_positions_end() {
     let ids = random_ids("positions", &[120, 127, 3]);
@@ -221,7 +222,8 @@ fn prompts_share_what_they_start_with_and_keep_their_texts() {
     let start = random_ids("start", &[40]).remove(0);
     let ends = random_ids("ends", &[1, 3, 9, 5, 2]);
     let mut ids: Vec<Vec<u32>> = ends.iter().map(|end| [&start[..], end].concat()).collect();
-    // The start itself, a part of it, a prompt with another beginning, and the same prompt again.
+    // Adds the common start itself, a part of it, a prompt with a different beginning, and the second prompt
+    // again.
     ids.extend([start.clone(), start[..25].to_vec(), random_ids("other", &[30]).remove(0), ids[1].clone()]);
     let alone: Vec<Vec<Generated>> =
         ids.iter().map(|ids| run(sampling(), limits(9, 1), &prompts(std::slice::from_ref(ids), 2)).remove(0)).collect();

@@ -37,7 +37,7 @@ fn model<B: Backend>(backend: &B, name: &str) -> Model<B> {
     load(backend, &folder, ModelConfig::read(&folder).unwrap(), LoadAs::Exact, 0).unwrap().model
 }
 
-/// A group with one sequence, compared with itself under another index.
+/// Returns a group that compares one sequence with a copy of itself under a different response index.
 pub(crate) fn single(prompt: &[u32], response: &[u32]) -> TokenizedGroup {
     group("single", &[prompt], &[response, response], &[(Kind::Base, &[(0, 0, 1), (0, 1, -1)])])
 }
@@ -112,7 +112,7 @@ fn log_probs<B: Backend>(backend: &B) {
             close(&format!("{name} sequence {i}"), got.score[0], sequence.logp, 2e-5, 0.0);
             assert_eq!(got.score[0], got.score[1], "equal responses must have equal scores");
         }
-        // Rows of one sequence follow each other.
+        // Logits of one sequence are adjacent in the list, so its hidden rows are computed once.
         let mut last: Option<(usize, Vec<f64>)> = None;
         for logits in &case.logits {
             let hidden = match last.take() {
@@ -160,7 +160,7 @@ pub(crate) fn named<B: Backend>(backend: &B, trainer: &Trainer<'_, B>, grads: bo
         }
         values
     };
-    // The values are in the order of files.
+    // Values are returned in the element order of weight files, which may differ from the order in memory.
     let stored = |spec: &TensorSpec, values: Vec<f64>| (0..values.len()).map(|i| values[spec.place(i)]).collect();
     trainer.policy.layout.slots.iter().map(|s| (s.spec.name.clone(), stored(&s.spec, read(s.range())))).collect()
 }
@@ -256,8 +256,8 @@ fn bradley_terry<B: Backend>(backend: &B) {
     }
 }
 
-/// Runs the op on one comparison per loss and row of the table, with the gradient of the summed
-/// log-probabilities.
+/// Runs `preference_fwd` on one comparison for each loss and row of the table. Checks the loss and its
+/// derivatives by the two summed log-probabilities.
 fn curves<B: Backend>(backend: &B) {
     let acc = |values: &[f64]| {
         let mut buffer = backend.zeros_acc(values.len()).unwrap();
@@ -274,7 +274,7 @@ fn curves<B: Backend>(backend: &B) {
         let tokens = [row.chosen_tokens, row.rejected_tokens].map(f64::from);
         for stored in &row.losses {
             let what = format!("row {r} {:?} {:?}", stored.options.loss_type, stored.options);
-            // The exponential of the forward divergence exceeds f32.
+            // Skips rows for which the exponential of the forward KL divergence exceeds the f32 range.
             let least = (row.chosen - row.reference_chosen).min(row.rejected - row.reference_rejected);
             let forward = stored.options.f_divergence_type == Some(Divergence::ForwardKl);
             if forward && least < -80.0 && B::PRECISION != Precision::F64 {
@@ -347,7 +347,8 @@ fn steps_of_every_loss<B: Backend>(backend: &B) {
     let table = loss_steps();
     let settings = AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
     let mut names = BTreeSet::new();
-    // The emulator runs every fourth loss; the tests of the op compare every loss there with the reference.
+    // The emulator runs only every fourth loss; `tests/ops/backends/preference.rs` compares every loss there
+    // with the reference.
     let sampled = B::NAME == "emulator" && !common::full();
     for case in table.losses.iter().step_by(if sampled { 4 } else { 1 }) {
         names.extend(case.options.loss_type.iter().map(|of| of.name()));

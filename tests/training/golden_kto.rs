@@ -59,7 +59,7 @@ fn evaluations<B: Backend>(backend: &B) {
         let loss = resolve(Method::Dpo, case.options.clone());
         let mut trainer = trainer(backend, &table.model, case.reference.as_deref(), loss, SETTINGS);
         let mut evaluator = trainer.evaluator().unwrap();
-        // Batches of one group, and of all.
+        // Evaluates in batches of one group, and in one batch of all groups.
         for budget in [1, 4096] {
             evaluator.set_token_budget(budget);
             let (_, tally) = trainer.evaluate(&mut evaluator, &groups).unwrap();

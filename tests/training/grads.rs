@@ -110,8 +110,8 @@ fn dpo_gradient_of_qwen3_with_norms_of_heads_is_correct() {
     check("qwen3", resolve(Method::Dpo, LossOptions::default()), &groups()[1..]);
 }
 
-/// Soft caps in attention and in the head, four norms, GeGLU, and scaled embeddings that are tied to the
-/// head.
+/// Gemma 2 has soft caps in attention and in the head, four norms per layer, GeGLU, and scaled embeddings
+/// that are tied to the head.
 #[test]
 fn dpo_gradient_of_gemma_2_is_correct() {
     check("gemma2", resolve(Method::Dpo, LossOptions::default()), &groups()[1..]);

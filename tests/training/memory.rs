@@ -301,8 +301,8 @@ fn the_plan_counts_the_cache_of_generation() {
 }
 
 /// Bytes of each of 4 ranks. With a sharded optimizer a rank holds a quarter of the moments and of the
-/// full-precision weights. With sharded weights it holds a quarter of all state, and windows for two layers
-/// and one end of the model.
+/// full-precision weights. With sharded weights it holds a quarter of all state, and buffers (windows) for
+/// the gathered weights of two layers and of the embedding or the head.
 #[test]
 fn the_plan_shows_the_bytes_of_each_rank_and_names_what_fits() {
     // Matrices are large, so that the padding of the norms' slices hardly counts.

@@ -304,8 +304,8 @@ fn every_flipped_bit_and_truncation_is_detected() {
             _ => "checksum",
         };
         assert!(why.contains(reason), "byte {at}: {why}");
-        // Through the cache, at a sample of positions: the message names the file, all values are
-        // computed again, and the file is repaired.
+        // For a sample of positions, the damaged file is also opened through the cache. The message names the
+        // file, all values are computed again, and the file is repaired.
         if at % 41 == 7 {
             let mut again = place.open();
             let message = again.refusal().unwrap();

@@ -281,8 +281,8 @@ fn launches_of_a_layer(family: &str) -> Option<(BTreeMap<&'static str, usize>, C
     Some((layer, three))
 }
 
-/// Compared with a Qwen2 layer, a layer of another family launches more or fewer kernels only for the
-/// biases and norms in its row of the table.
+/// Compared with a Qwen2 layer, a layer of another family launches more or fewer kernels only for the biases
+/// and norms in its row of the family table.
 #[test]
 fn launches_of_other_families_differ_by_their_rows() {
     let Some((layer, _)) = launches_of_a_layer("qwen2") else { return };

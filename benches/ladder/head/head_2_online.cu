@@ -2,7 +2,7 @@
 //
 //   state (max, sum) of no terms: (-inf, 0)
 //   add z:   a larger z rescales the sum by exp(max - z) and becomes the maximum; else sum += exp(z - max)
-//   combine: both sums, rescaled to the larger maximum
+//   combine: the sum of both sums, each rescaled to the larger maximum
 //
 // The logits are read once instead of twice. They are still stored.
 #include "common.cuh"
@@ -51,7 +51,7 @@ KERNEL(256, head_online)(const float* logits,  // (rows, vocab)
     if (lane_index() == 0) {
         partial[warp] = state;
     }
-    // The states of all warps are written before they are combined.
+    // Waits until the states of all warps are written.
     sync_block();
     if (threadIdx.x == 0) {
         for (int i = 1; i < 256 / WARP; ++i) {

@@ -6,7 +6,7 @@
 //   combine the 16 threads of each row
 //
 // The logits cause no memory traffic. There are few blocks: with 64 rows each, 8,192 rows give 128 blocks,
-// one for each multiprocessor, and every block reads the whole head.
+// less than one per multiprocessor of an H200, and every block reads the whole head.
 #include "common.cuh"
 #include "counted.cuh"
 #include "reduce.cuh"
@@ -37,7 +37,7 @@ KERNEL(256, head_fused)(const bf16* hidden,  // (tokens, hidden_size)
     Counted<const Vec16> a = reinterpret_cast<const Vec16*>(hidden), b = reinterpret_cast<const Vec16*>(head);
     Counted<Vec16> left = hidden_tile, right = head_tile;
     int down = int(threadIdx.x) / 16, across = int(threadIdx.x) % 16, row = int(blockIdx.x) * TILE;
-    // The chunk of each tile that this thread copies.
+    // This thread copies chunk q of row r of each tile.
     int r = int(threadIdx.x) / CHUNKS, q = int(threadIdx.x) % CHUNKS;
     long long from = (long long)source[row + r] * hidden_size;
     LogSumExp state[EACH];
@@ -87,7 +87,7 @@ KERNEL(256, head_fused)(const bf16* hidden,  // (tokens, hidden_size)
             }
         }
     }
-    // The targets' logits are written before they are read.
+    // Waits until the targets' logits are written.
     sync_block();
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {

@@ -4,7 +4,7 @@
 //     z = 128 x 128 logits by mma.sync (rung 6 of the product ladder)
 //     each thread combines its 8 logits of a row: their maximum first, then one exponential per logit
 //
-// The GEMM needs a tenth of the time of rung 3. Tiles are larger, so there are even fewer blocks: 64 for
+// The GEMM needs a tenth of the time of rung 3's GEMM. Tiles are larger, so there are even fewer blocks: 64 for
 // 8,192 rows, less than half of an H200's multiprocessors.
 #include "common.cuh"
 #include "head_tiles.cuh"

@@ -119,7 +119,7 @@ struct RowStates {
                 }
             }
         }
-        // The states of all warps are written before they are combined.
+        // Waits until the states of all warps are written.
         sync_block();
         for (int r = int(threadIdx.x); r < TILE; r += Gemm::THREADS) {
             LogSumExp combined = partials[r * ACROSS];

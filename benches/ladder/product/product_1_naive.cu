@@ -2,8 +2,8 @@
 //
 //   y[row, column] = sum over p of x[row, p] weight[column, p]
 //
-// The lanes of a warp compute adjacent rows, so each lane reads a different row of x: 32 sectors of 32 bytes
-// for 64 bytes of data.
+// The lanes of a warp compute adjacent rows, so each lane reads a different row of x. A load touches 32 sectors
+// of 32 bytes for 64 bytes of data.
 #include "common.cuh"
 #include "counted.cuh"
 

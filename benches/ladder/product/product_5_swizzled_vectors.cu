@@ -15,7 +15,7 @@ constexpr int TILE = 64, DEPTH = 32, EACH = 4;
 /// Chunks of 16 bytes in a row of a tile, and elements of a chunk.
 constexpr int CHUNKS = 4, CHUNK = 8;
 
-/// Place of a chunk in a tile.
+/// Index of a 16-byte chunk in a swizzled tile.
 DEVICE int swizzled(int row, int chunk) {
     return row * CHUNKS + (chunk ^ (row / 2 % CHUNKS));
 }
@@ -35,7 +35,7 @@ KERNEL(256, product_swizzled_vectors)(const bf16* x,       // (tokens, inputs)
     Counted<bf16> c = y;
     int down = int(threadIdx.x) / 16, across = int(threadIdx.x) % 16;
     int row = int(blockIdx.y) * TILE, column = int(blockIdx.x) * TILE;
-    // The chunk of each tile that this thread copies.
+    // This thread copies chunk q of row r of each tile.
     int r = int(threadIdx.x) / CHUNKS, q = int(threadIdx.x) % CHUNKS;
     float sum[EACH][EACH] = {};
     for (int first = 0; first < inputs; first += DEPTH) {

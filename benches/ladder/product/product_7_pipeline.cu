@@ -45,7 +45,7 @@ KERNEL(256, product_pipeline)(const bf16* x,       // (tokens, inputs)
     }
     for (int step = 0; step < steps; ++step) {
         cp_async_wait<STAGES - 2>();
-        // The copies of all threads for this step have arrived, and no warp reads the stage that is
+        // Waits until the copies of all threads for this step have arrived and no warp reads the stage that is
         // filled next.
         sync_block();
         if (step + STAGES - 1 < steps) {

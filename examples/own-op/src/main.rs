@@ -7,7 +7,7 @@ use mapl::bench::op::{Grid, KernelFile, Op, Operand, Results, Values};
 
 const KERNELS: &str = include_str!("../kernels/squared_glu.cu");
 
-/// A pass of the op: `tokens` rows of `hidden` elements.
+/// The forward or the backward pass of the op on `tokens` rows of `hidden` elements.
 struct SquaredGlu {
     backward: bool,
     tokens: usize,

@@ -24,7 +24,7 @@ pub struct AttentionDims {
     pub kv_heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// Segments of the trees.
+    /// Number of segments in all trees.
     pub segments: usize,
     /// Total length of all ancestor lists.
     pub ancestors: usize,
@@ -36,7 +36,7 @@ pub struct AttentionDims {
     pub longest_path: usize,
     /// Softmax scale, usually 1 / sqrt(head_dim).
     pub scale: f64,
-    /// Sliding window: number of keys that a query sees at most. `None` for all keys of its path.
+    /// Sliding window: maximum number of keys that a query sees. `None` for all keys of its path.
     pub window: Option<usize>,
     /// Soft cap c: the softmax is computed over `c tanh(s / c)` for scaled scores s.
     pub softcap: Option<f64>,
@@ -61,9 +61,8 @@ impl AttentionDims {
     /// Tolerance of `o` for inputs of order one. The error comes from scores of head_dim terms, a softmax
     /// over the path and a weighted mean.
     ///
-    /// In bf16 the probabilities are rounded for the mean, each by at most the roundoff of `Act`.
-    /// They sum to 1, so a mean of values of order one is off by at most that roundoff, even if it
-    /// is near 0.
+    /// In bf16 the probabilities are rounded before the weighted mean, each by at most the roundoff of `Act`.
+    /// They sum to 1, so a mean of values of order one is off by at most that roundoff, even if it is near 0.
     pub fn tolerance(&self, precision: Precision) -> Tolerance {
         let sums = Tolerance::dot(precision, self.head_dim + self.longest_path).scaled(2.0);
         Tolerance { atol: sums.atol + Self::rounding(precision), ..sums }
@@ -78,12 +77,11 @@ impl AttentionDims {
     /// Tolerance of `dqkv` for inputs of order one. A key's gradient sums dot products of head_dim terms over
     /// all queries that see the key, in `group` query heads.
     ///
-    /// In bf16 the probabilities P and the score gradients dS are rounded for these sums, and
-    /// `delta = do · o` uses a rounded `o`. The error of each term is at most its roundoff u. The
-    /// terms are of order P, so the errors add up like a random walk to u sqrt(sum of P²). For a
-    /// query, P sums to 1 and the error is at most u. For a key, P falls like 1 / position of the
-    /// query and the error is about u sqrt(group). The factor 4 covers the largest error among many
-    /// elements.
+    /// In bf16 the probabilities P and the score gradients dS are rounded for these sums, and `delta = do ·
+    /// o` uses a rounded `o`. The relative error of each term is at most u, the roundoff of `Act`. The terms
+    /// are of order P, so the errors add up like a random walk to u sqrt(sum of P²). For a query, P sums to 1
+    /// and the error is at most u. For a key, P falls like 1 / position of the query and the error is about u
+    /// sqrt(group). The factor 4 covers the largest error among many elements.
     pub fn gradient_tolerance(&self, precision: Precision) -> Tolerance {
         let group = (self.heads / self.kv_heads.max(1)).max(1) as f64;
         let queries = (self.tokens as f64 * group).max(1.0);
@@ -206,7 +204,7 @@ impl<B: Backend> AttentionBwd<'_, B> {
 /// Sizes of [`AttentionCachedFwd`].
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionCachedDims {
-    /// New tokens of all sequences.
+    /// Number of new tokens in all sequences.
     pub tokens: usize,
     /// Query heads; a multiple of `kv_heads`.
     pub heads: usize,
@@ -222,13 +220,14 @@ pub struct AttentionCachedDims {
     pub slots: usize,
     /// Number of visible (query, key) pairs, for the FLOPs.
     pub pairs: u64,
-    /// Number of cache rows that any new token of a sequence sees, summed over the sequences, for the bytes.
+    /// Number of cache rows that at least one new token of a sequence sees, summed over the sequences, for
+    /// the byte count.
     pub keys: u64,
     /// Number of rows on the longest path.
     pub longest_path: usize,
     /// Softmax scale, usually 1 / sqrt(head_dim).
     pub scale: f64,
-    /// Sliding window: number of keys that a query sees at most. `None` for all keys of its path.
+    /// Sliding window: maximum number of keys that a query sees. `None` for all keys of its path.
     pub window: Option<usize>,
     /// Soft cap c: the softmax is computed over `c tanh(s / c)` for scaled scores s.
     pub softcap: Option<f64>,
@@ -267,7 +266,7 @@ impl AttentionCachedDims {
 /// Cache rows of the sequences of a call. The path of sequence s is the list of spans
 /// `span_offsets[s]..span_offsets[s + 1]`, in order. A span is a range of consecutive cache rows. The last
 /// rows of the path belong to the sequence's new tokens, in order. A token sees its row of the path and all
-/// rows before it. With a window, it sees only the last rows of these.
+/// rows before it. With a window, it sees only the last `window` of these rows.
 pub struct Paths<'a, I> {
     /// (sequences + 1) first new token of each sequence
     pub starts: View<'a, I>,

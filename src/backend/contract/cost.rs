@@ -1,6 +1,6 @@
-//! Cost of an op call according to its contract: the bytes that must move at least once and the
-//! FLOPs that are executed. Reports and benches take costs from here only. If a call exceeds the
-//! roofline, a formula here is wrong.
+//! Cost of an op call according to its contract: the bytes that must move at least once and the FLOPs that
+//! are executed. Reports and benchmarks use only these costs. If a call exceeds the roofline, a formula here
+//! is wrong.
 
 use super::*;
 use crate::backend::{Backend, Write};
@@ -20,7 +20,7 @@ impl Cost {
     }
 }
 
-/// Cost of an op's arguments.
+/// Op arguments that determine the cost of the call.
 pub trait Costed {
     /// Bytes and FLOPs of the call.
     fn cost(&self) -> Cost;
@@ -262,7 +262,7 @@ impl<B: Backend> Costed for HeadLogprobBwd<'_, B> {
     }
 }
 
-/// Bytes and number of GEMMs of the gradient of the head; both are 0 if it is not wanted.
+/// Bytes and number of GEMMs of the head gradient; both are 0 if `wanted` is false.
 fn head_gradient<B: Backend>(d: &HeadDims, wanted: bool, write: Write) -> (u64, u64) {
     if wanted { (out::<B>(d.vocab * d.hidden, write), 1) } else { (0, 0) }
 }
@@ -287,9 +287,9 @@ impl<B: Backend> Costed for HeadPreference<'_, B> {
     }
 }
 
-/// Cost of `comparisons` comparisons over `seqs` sequences. The comparisons have `uses` terms in
-/// total. `extra` is the number of optional inputs per sequence (reference score, head rows, direct
-/// gradient).
+/// Cost of `comparisons` comparisons over `seqs` sequences. The comparisons have `uses` terms in total.
+/// `extra` is the number of optional values per sequence (reference score, inverse head rows, direct
+/// gradient, and two for pair weights).
 fn comparisons<B: Backend>(seqs: usize, comparisons: usize, uses: usize, (extra, curves): (usize, usize)) -> Cost {
     let numbers = acc::<B>((2 + extra) * seqs + 7 * comparisons);
     let indices = idx((2 * TERMS + 1) * comparisons + seqs + 1 + uses);
@@ -374,7 +374,8 @@ pub enum Bound {
     Gemm,
 }
 
-/// Ops whose FLOPs run as GEMMs. The FLOPs of all other ops are free compared with their bytes.
+/// Ops whose FLOPs run as GEMMs. For all other ops the time of the FLOPs is negligible compared with that of
+/// the memory traffic.
 const GEMM_OPS: [&str; 12] = [
     "linear_fwd",
     "linear_bwd_input",

@@ -1,9 +1,9 @@
 //! Loss curves of a comparison with their slopes, in f64. Every backend follows these definitions.
 //!
 //! Most curves are functions of the argument z only. Others are functions of two arguments: a is the rho of
-//! the chosen term, b that of the rejected term. They need exactly one trained (not detached) term of each
-//! sign. Curves that sort (AOT) sort such terms over the batch's comparisons of one kind, and match them by
-//! rank.
+//! the chosen term, b that of the rejected term ([`Link`] defines rho). These curves need exactly one trained
+//! (not detached) term of each sign. The AOT curves sort these terms over all comparisons of one kind in the
+//! batch, and match them by rank.
 
 use super::{OwnCurve, Result, expect};
 
@@ -54,7 +54,8 @@ pub enum Curve {
         /// Probability that a label is wrong.
         smoothing: f64,
     },
-    /// The curve of [`Curve::Sigmoid`] at `a - b` of equal rank, unpaired AOT (arXiv 2406.05882).
+    /// The curve of [`Curve::Sigmoid`] at `a - b`, where a and b have the same rank, unpaired AOT (arXiv
+    /// 2406.05882).
     AotUnpaired {
         /// Probability that a label is wrong.
         smoothing: f64,
@@ -73,7 +74,7 @@ pub enum Curve {
 pub struct WeightedCurve {
     /// The curve.
     pub curve: Curve,
-    /// Factor on the weight of every comparison. At 0 the curve adds 0 to a comparison with a finite loss.
+    /// Factor on the weight of every comparison. A curve with weight 0 adds 0 if its value is finite.
     pub weight: f64,
     /// Whether every rho of this curve is divided by the number of head rows of its sequence.
     pub per_token: bool,
@@ -298,7 +299,7 @@ pub(crate) fn divergence(ratios: impl Iterator<Item = f64>) -> f64 {
     if mean < 0.0 { 0.0 } else { mean }
 }
 
-/// The two numbers of a comparison that a curve of the batch sorts.
+/// The two values of a comparison that a sorting curve (AOT) sorts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SortKeys {
     /// Only comparisons of the same kind are sorted together.
@@ -307,8 +308,9 @@ pub(crate) struct SortKeys {
     pub y: f64,
 }
 
-/// Returns two arguments of the sorting curve for each comparison: its x minus the y of the same rank, and
-/// the x of the same rank as its y, minus its y. Equal numbers rank in the order of the comparisons.
+/// Returns two arguments of the sorting curve for each comparison. The first is its x minus the y of the same
+/// rank. The second is the x that has the rank of its y, minus its y. Equal values rank in the order of the
+/// comparisons.
 pub(crate) fn matched(keys: &[SortKeys]) -> Vec<[f64; 2]> {
     let order = |number: fn(&SortKeys) -> f64| {
         let mut order: Vec<usize> = (0..keys.len()).collect();
@@ -426,10 +428,10 @@ pub(crate) mod tests {
         // Kind 0: x -1 2 3 with y -4 1 7. Kind 1: x -0 0.5 with y 8 9.
         let expected = [[-4.0, 1.0], [-8.5, -8.5], [3.0, -4.0], [1.0, 3.0], [-8.0, -8.0]];
         assert_eq!(matched(&keys), expected);
-        // Ties keep the order of the comparisons, and a batch of one matches itself.
+        // Ties keep the order of the comparisons, and a single comparison is matched with itself.
         assert_eq!(matched(&[key(0, 1.0, 5.0), key(0, 1.0, 2.0)]), [[-1.0, -4.0], [-4.0, -1.0]]);
         assert_eq!(matched(&[key(2, 1.0, 0.25)]), [[0.75; 2]]);
-        // NaN is last, so the others keep their partners.
+        // NaN ranks last, so the ranks of the other values do not change.
         let with_nan = matched(&[key(0, -f64::NAN, 1.0), key(0, 4.0, 3.0), key(0, 2.0, 9.0)]);
         assert!(with_nan[0][0].is_nan() && with_nan[2][1].is_nan());
         assert_eq!([with_nan[0][1], with_nan[1][0], with_nan[1][1], with_nan[2][0]], [1.0, 1.0, 1.0, 1.0]);

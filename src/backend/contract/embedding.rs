@@ -42,9 +42,9 @@ impl<B: Backend> EmbeddingFwd<'_, B> {
     }
 }
 
-/// Items grouped by key: the items of key `keys[k]` are `order[offsets[k]..offsets[k + 1]]`,
-/// ascending. Grouping turns a scatter with colliding targets into a gather, so that every sum has
-/// one owner and a fixed order. Runs with a negative key hold padding and are skipped.
+/// Items grouped by key: the items of key `keys[k]` are `order[offsets[k]..offsets[k + 1]]`, ascending.
+/// Grouping turns a scatter with colliding targets into a gather, so that every sum has one writer and a
+/// fixed order. Runs with a negative key hold padding and are skipped.
 pub struct Runs<'a, I> {
     /// (items) permutation of the items, sorted by key, then by item; padding last
     pub order: View<'a, I>,

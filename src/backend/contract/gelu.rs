@@ -3,7 +3,7 @@
 use super::{Precision, Result, Tolerance, expect_len};
 use crate::backend::{Backend, View, ViewMut};
 
-/// Form of GELU.
+/// Exact GELU or its tanh approximation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gelu {
     /// `x Φ(x)`, where Φ is the CDF of the standard normal distribution.
@@ -19,7 +19,7 @@ pub struct GeluDims {
     pub tokens: usize,
     /// Columns of the activation.
     pub intermediate: usize,
-    /// Exact or tanh form.
+    /// Exact GELU or its tanh approximation.
     pub form: Gelu,
 }
 
@@ -53,7 +53,7 @@ impl<B: Backend> GeluFwd<'_, B> {
     }
 }
 
-/// Gradient of [`GeluFwd`]: the gradient of act becomes the gradient of x.
+/// Gradient of [`GeluFwd`]: the gradient of x replaces the gradient of act in place.
 pub struct GeluBwd<'a, B: Backend> {
     /// Sizes of the call.
     pub dims: GeluDims,

@@ -100,10 +100,10 @@ impl LinearGluDims {
         GluDims { tokens: self.tokens, intermediate: self.intermediate, gelu: None }
     }
 
-    /// Tolerance of either pass for inputs of order one and weights of order 1/sqrt(K), where K is
-    /// the length of the dot products. It is the error of the GEMM times the slope of the
-    /// activation, plus the rounding of gate and up (or dact) before the activation. That rounding
-    /// is relative to gate and up, and the result may be far smaller.
+    /// Tolerance of the forward and of the backward, for inputs of order one and weights of order 1/sqrt(K),
+    /// where K is the length of the dot products. The tolerance is the error of the GEMM times the slope of
+    /// the activation, plus the rounding of gate and up (or dact) before the activation. That rounding is
+    /// relative to gate and up, and the result may be far smaller.
     pub fn tolerance(&self, precision: Precision) -> Tolerance {
         let product = Tolerance::dot(precision, self.hidden).scaled(4.0);
         let stored = precision.act_roundoff();
@@ -111,8 +111,8 @@ impl LinearGluDims {
     }
 }
 
-/// `gate_up = x weightᵀ`, `act = silu(gate) * up`. The activation uses gate and up rounded to
-/// `Act`. The result has the bits of [`super::LinearFwd`] followed by [`super::GluFwd`].
+/// `gate_up = x weightᵀ`, `act = silu(gate) * up`. The activation uses gate and up rounded to `Act`. The
+/// result is bit-identical to that of [`super::LinearFwd`] followed by [`super::GluFwd`].
 pub struct LinearGluFwd<'a, B: Backend> {
     /// Sizes of the call.
     pub dims: LinearGluDims,

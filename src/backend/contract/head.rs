@@ -1,4 +1,5 @@
-//! Contracts of the vocabulary head and of its oracle over stored logits.
+//! Contracts of the vocabulary head, and of log-probs from stored logits, with which tests and benchmarks
+//! compare the head.
 
 use super::{Precision, Result, Runs, Tolerance, check_softcap, expect_len};
 use crate::backend::{Backend, View, ViewMut, Write};
@@ -44,10 +45,10 @@ impl HeadDims {
         self.tolerance(precision).scaled(4.0)
     }
 
-    /// Tolerance of gradients with elements that sum `terms` products, for inputs of order one. A backend may
-    /// store dlogits as `Act` between two GEMMs. The rounding error of a target's dlogit then stays in the
-    /// sum, however small the sum is. The largest of many products of two normal numbers is about 8, which
-    /// bf16 rounds by up to 4 / 256.
+    /// Tolerance of gradients whose elements are sums of `terms` products, for inputs of order one. A backend
+    /// may store dlogits as `Act` between two GEMMs. The rounding error of a target's dlogit then stays in
+    /// the sum, however small the sum is. The largest of many products of two standard normal values is about
+    /// 8, which bf16 rounds by up to 4 / 256.
     pub fn gradient_tolerance(&self, precision: Precision, terms: usize) -> Tolerance {
         let dot = Tolerance::dot(precision, self.hidden + terms).scaled(2.0);
         Tolerance { atol: dot.atol + 4.0 * precision.act_roundoff(), ..dot }
@@ -61,7 +62,7 @@ pub const ROW_STATS: usize = 3;
 ///
 /// The statistics of a row are for logs only and have no gradient. They use the logits z after the soft cap:
 ///
-/// - `entropy`: of the softmax, in nats. A logit of -inf adds 0.
+/// - `entropy`: entropy of the softmax, in nats. A logit of -inf adds 0.
 /// - `mean_logit`: mean of z over the vocabulary.
 /// - `is_top1`: 1 if the target has the largest logit (the first one if several are equal), else 0.
 ///
@@ -105,7 +106,8 @@ impl<B: Backend> HeadLogprobFwd<'_, B> {
 /// - `dhidden = dlogits head`, summed over the head rows of a hidden row in ascending order
 /// - `dhead (+)= dlogitsᵀ hidden`
 ///
-/// Without `dhead` the head is frozen: the op skips its gradient, and `dhidden` has the same bits.
+/// Without `dhead` the head is frozen: the op skips the head's gradient, and `dhidden` has the same bits as
+/// with it.
 pub struct HeadLogprobBwd<'a, B: Backend> {
     /// Sizes of the call.
     pub dims: HeadDims,

@@ -32,8 +32,8 @@ pub struct Chunk {
 
 /// Splits a batch into chunks of whole groups. A chunk receives groups as long as it has at most `max_rows`
 /// head rows; a group with more rows is a separate chunk. A group without rows joins the previous chunk, or
-/// the first chunk, so that a chunk has no rows only if the batch has none. A batch without groups has no
-/// chunks.
+/// the next one if it is at the start of the batch. A chunk therefore has no rows only if the batch has none.
+/// A batch without groups has no chunks.
 pub fn chunks_of(groups: &[GroupEnd], max_rows: usize) -> Vec<Chunk> {
     let mut chunks: Vec<Chunk> = Vec::new();
     let mut start = GroupEnd::default();
@@ -66,7 +66,7 @@ pub struct ComparisonLoss<'a, B: Backend> {
     pub inverse_rows: Option<View<'a, B::Acc>>,
     /// As [`PreferenceFwd::pair_weights`].
     pub pair_weights: Option<PairWeights<'a, B>>,
-    /// All terms of a comparison are sequences of one group.
+    /// Terms of the comparisons. All terms of a comparison are sequences of one group.
     pub table: Comparisons<'a, B>,
     /// (comparisons), overwritten
     pub loss: ViewMut<'a, B::Acc>,
@@ -255,10 +255,10 @@ pub struct HeadPreferenceErrors {
 }
 
 impl HeadPreferenceErrors {
-    /// Tolerance of an output, given by the name of its field. Log-probs are sums in `Acc`,
-    /// whatever the type of activations, so the outputs derived from them (`score` to `dlogp`) have
-    /// errors of `Acc`. A backend may compute the gradients from terms stored as `Act`; their
-    /// errors follow [`HeadDims::gradient_tolerance`].
+    /// Tolerance of an output, given by the name of its field. Log-probs are sums in `Acc`, whatever the type
+    /// of activations, so the outputs derived from them (`score` to `dlogp`) have the rounding errors of
+    /// `Acc`. A backend may compute the gradients from terms stored as `Act`; their errors follow
+    /// [`HeadDims::gradient_tolerance`].
     pub fn tolerance(&self, precision: Precision, output: &str) -> Tolerance {
         let acc_precision = if precision == Precision::Bf16 { Precision::F32 } else { precision };
         let rows = self.longest.max(1);

@@ -15,8 +15,8 @@ pub struct LinearDims {
 }
 
 impl LinearDims {
-    /// Bytes of one GEMM: both operands read, the result written. Counts `dweight` with the width
-    /// of `Act`; a backend with wider weight gradients moves more.
+    /// Bytes of one GEMM: both operands read, the result written. `dweight` is counted with the width of
+    /// `Act`; a backend with wider weight gradients moves more bytes.
     pub(super) fn bytes(&self, precision: Precision) -> u64 {
         let (t, i, o) = (self.tokens as u64, self.inputs as u64, self.outputs as u64);
         (t * i + i * o + t * o) * precision.act_bytes()
@@ -100,7 +100,7 @@ impl LinearDims {
     }
 }
 
-/// `dweight (+)= dyᵀ x`, and optionally the norms of its patches. With them,
+/// `dweight (+)= dyᵀ x`, and optionally the norms of its patches. With these norms,
 /// [`GradNorm`](super::GradNorm) does not need to read `dweight`.
 pub struct LinearBwdWeight<'a, B: Backend> {
     /// Sizes of the call.

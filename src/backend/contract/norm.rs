@@ -28,11 +28,10 @@ impl NormDims {
     }
 }
 
-/// RMSNorm with an optional residual: `sum = x + residual`, or `sum = x` without one;
-/// `rstd = 1 / sqrt(mean(sum²) + eps)`; `y = base + sum * rstd * (offset + weight)`, where a missing base is
-/// 0.
-/// The base serves a post-norm, which normalises the output of a block before the residual stream adds it.
-/// The gradient of the base is the gradient of `y`.
+/// RMSNorm with an optional residual: `sum = x + residual`, or `sum = x` without one; `rstd = 1 /
+/// sqrt(mean(sum²) + eps)`; `y = base + sum * rstd * (offset + weight)`, where a missing base is 0. `base`
+/// serves a post-norm, which normalises the output of a block before it is added to the residual stream. The
+/// gradient of the base is the gradient of `y`.
 pub struct NormFwd<'a, B: Backend> {
     /// Sizes of the call.
     pub dims: NormDims,
@@ -122,8 +121,8 @@ pub struct QkNormDims {
     pub kv_heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// Whether one norm covers all query heads of a token and one all its key heads, instead of one norm per
-    /// head.
+    /// Whether a token has one norm over all its query heads and one over all its key heads, instead of one
+    /// norm per head.
     pub whole: bool,
     /// Epsilon, added to the mean square before the square root.
     pub eps: f64,
@@ -145,8 +144,8 @@ impl QkNormDims {
         self.widths().iter().sum()
     }
 
-    /// Rows of a token that are normalised as a unit: the first element of each, and the range of its
-    /// weights.
+    /// Returns, for each row of a token that is normalised as a unit, the index of its first element and the
+    /// range of its weights.
     pub(in crate::backend) fn rows(&self) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> + use<> {
         let ([queries, keys], [all_queries, all_keys]) =
             (self.widths(), [self.heads, self.kv_heads].map(|heads| heads * self.head_dim));
@@ -200,8 +199,8 @@ impl<B: Backend> QkNormFwd<'_, B> {
     }
 }
 
-/// Gradient of [`QkNormFwd`]. The gradients of queries and keys become the gradients of the input;
-/// those of the values stay unchanged.
+/// Gradient of [`QkNormFwd`]. In `dqkv_in_place`, the gradients of queries and keys are replaced by the
+/// gradients of the norm's input. The gradients of the values do not change.
 pub struct QkNormBwd<'a, B: Backend> {
     /// Sizes of the call.
     pub dims: QkNormDims,

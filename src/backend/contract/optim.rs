@@ -6,8 +6,8 @@ use std::ops::Range;
 use super::{Result, expect, expect_len};
 use crate::backend::{Backend, View, ViewMut};
 
-/// Length of the control vector. It lives on the device, so that a step needs no value from the
-/// host except the learning rate.
+/// Length of the control vector. The vector lives on the device, so that a step needs no value from the host
+/// except the learning rate.
 pub const CONTROL: usize = 6;
 /// Entry: learning rate of the next update, written by the host.
 pub const CONTROL_LEARNING_RATE: usize = 0;
@@ -28,12 +28,12 @@ pub struct KnownNorms<'a, B: Backend> {
     /// Elements of the gradient.
     pub range: Range<usize>,
     /// Norms whose squares add up to the sum of squares of the range. They are the patch norms of all weight
-    /// gradients in it, as [`LinearBwdWeight`](super::LinearBwdWeight) writes them.
+    /// gradients in the range, as [`LinearBwdWeight`](super::LinearBwdWeight) writes them.
     pub norms: View<'a, B::Acc>,
 }
 
-/// Global norm of the gradient in a fixed order of summation, clip factor, and check for finite
-/// values. Updates the control vector, except the learning rate.
+/// Computes the global norm of the gradient, in a fixed order of summation, and the clip factor. Also checks
+/// that the norm is finite. Updates the control vector, except the learning rate.
 pub struct GradNorm<'a, B: Backend> {
     /// Number of elements.
     pub len: usize,
@@ -83,7 +83,7 @@ pub struct AdamW<'a, B: Backend> {
     pub beta1: f64,
     /// Decay of the second moment.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,

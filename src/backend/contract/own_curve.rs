@@ -1,9 +1,9 @@
-//! User-defined loss curves: functions of the argument z, from any crate.
+//! User-defined loss curves. A curve is a function of the argument z and can be defined in any crate.
 
 use crate::{Error, Result};
 
 /// A curve over z, the argument of a comparison. [`Curve::Own`](super::Curve::Own) passes it to every
-/// backend. The kernel backend evaluates it on the host, so a step waits for the scores once.
+/// backend. The kernel backend evaluates it on the host, so the host waits for the scores once per step.
 ///
 /// ```
 /// use mapl::backend::contract::OwnCurve;
@@ -25,7 +25,8 @@ pub struct OwnCurve {
     pub at: fn(f64) -> (f64, f64),
 }
 
-/// Points from -`REACH` to `REACH` at which the slope is compared. `OFF` shifts them off the usual kinks.
+/// The slope is checked at `PLACES` points from -`REACH` to `REACH`. `OFF` shifts the points, because kinks
+/// are usually at round values.
 const REACH: f64 = 20.0;
 const PLACES: u32 = 161;
 const OFF: f64 = 0.017;

@@ -40,7 +40,7 @@ pub struct Comparisons<'a, B: Backend> {
     pub kind_scale: View<'a, B::Acc>,
     /// (seqs + 1) CSR offsets into `uses`
     pub use_offsets: View<'a, B::Idx>,
-    /// (used slots) `comparison * TERMS + slot` for each use of a sequence, in comparison order
+    /// (used slots) `comparison * TERMS + slot` of each use, grouped by sequence, then in comparison order
     pub uses: View<'a, B::Idx>,
 }
 
@@ -67,9 +67,9 @@ impl<B: Backend> Comparisons<'_, B> {
     }
 }
 
-/// Log-probs of the sequences that weight their comparisons (WPO, arXiv 2406.11827). Let `p` be a token's
-/// log-prob, and `q` its log-prob under doubled logits. Then `q - p` is the log of the token's probability
-/// divided by the sum of the squared probabilities of all tokens.
+/// Per-sequence log-probs from which the weights of the comparisons are computed (WPO, arXiv 2406.11827). Let
+/// `p` be a token's log-prob, and `q` its log-prob under doubled logits. Then `q - p` is the log of the
+/// token's probability divided by the sum of the squared probabilities of all tokens.
 pub struct PairWeights<'a, B: Backend> {
     /// (seqs) mean log-prob under doubled logits
     pub doubled: View<'a, B::Acc>,
@@ -93,16 +93,16 @@ impl<B: Backend> PairWeights<'_, B> {
     }
 }
 
-/// Comparison losses. For each curve and each term k, `rho_k = scale * link(score_k - reference_k)` with the
-/// scores of the term's sequence. If the curve is per token, rho_k is divided by the number of head rows of
-/// that sequence:
+/// Comparison losses. For each curve and each term k, `rho_k = scale * link(score_k - reference_k)` where the
+/// scores are those of the term's sequence. If the curve is per token, rho_k is divided by the number of head
+/// rows of that sequence:
 ///
 /// - `logit = sum over trained terms of sign_k rho_k`
 ///   `+ clip(sum over detached terms of sign_k rho_k)`
 /// - `z = logit - margin`
 /// - `a` and `b`: sums of rho over the trained terms of positive and of negative sign
-/// - a curve that sorts has z = `x - y` of equal rank; the comparisons of one kind that it sorts have the
-///   same weight
+/// - for a curve that sorts (AOT), z is `x - y`, where x and y have the same rank; the comparisons of one
+///   kind that it sorts must have the same weight
 /// - [`Curve::Kto`](super::Curve::Kto) has `z = logit - margin - sign scale KL`
 /// - with [`PairWeights`], `weight` is multiplied by `exp(sum over terms of (doubled_k - plain_k))`, which
 ///   gets no gradient
@@ -132,7 +132,7 @@ pub struct PreferenceFwd<'a, B: Backend> {
     pub score: View<'a, B::Acc>,
     /// (seqs) scores of the frozen reference model; absent for rewards and reference-free training
     pub reference: Option<View<'a, B::Acc>>,
-    /// (seqs) 1 / head rows of each sequence; needed if a curve is per token
+    /// (seqs) 1 / number of head rows of each sequence; needed if a curve is per token
     pub inverse_rows: Option<View<'a, B::Acc>>,
     /// The comparisons.
     pub table: Comparisons<'a, B>,

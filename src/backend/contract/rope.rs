@@ -9,7 +9,7 @@ use crate::backend::{Backend, View, ViewMut};
 pub struct RopeDims {
     /// Tokens of the batch.
     pub tokens: usize,
-    /// Heads of queries.
+    /// Rotated heads of a fused row: queries, then keys.
     pub heads: usize,
     /// Heads after the rotated ones, which the op leaves unchanged.
     pub unrotated_heads: usize,
@@ -82,7 +82,7 @@ pub struct Rotation<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Rotation<'a, B> {
-    /// The rotation as a separate op on these fused rows.
+    /// Returns the rotation as a separate op on the fused rows `qkv_in_place`.
     pub fn of(&self, qkv_in_place: ViewMut<'a, B::Act>) -> Rope<'a, B> {
         Rope { dims: self.dims, positions: self.positions, cos: self.cos, sin: self.sin, qkv_in_place }
     }
@@ -116,7 +116,7 @@ impl<B: Backend> LinearRopeFwd<'_, B> {
 pub struct AttentionRopeBwd<'a, B: Backend> {
     /// The gradient of attention.
     pub attention: AttentionBwd<'a, B>,
-    /// Rotation of the queries and keys; `attention.dqkv` rotates back.
+    /// Rotation of the queries and keys; the op applies its inverse to `attention.dqkv`.
     pub rotation: Rotation<'a, B>,
 }
 

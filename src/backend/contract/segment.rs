@@ -15,7 +15,7 @@ pub enum Reduce {
 /// Down-weights the last rows of a sequence (LD-DPO, arXiv 2409.06411). A mean still divides by the number of
 /// all rows.
 pub struct Tail<'a, B: Backend> {
-    /// (seqs) rows of the sequence before its tail, a whole number
+    /// (seqs) number of rows before the tail of each sequence, stored as `Acc`
     pub starts: View<'a, B::Acc>,
     /// Factor on the values of the tail, from 0 to 1.
     pub alpha: f64,
@@ -36,7 +36,7 @@ impl<'a, B: Backend> Tail<'a, B> {
         expect(op, "tail_alpha", (0.0..=1.0).contains(&self.alpha), "0 to 1", self.alpha)
     }
 
-    /// The tails of `count` sequences from `first` on.
+    /// Returns the tails of `count` sequences, starting with sequence `first`.
     pub fn part(self, first: usize, count: usize) -> Self {
         Self { starts: self.starts.part(first, count), ..self }
     }
@@ -55,7 +55,7 @@ pub struct SegmentSumFwd<'a, B: Backend> {
     pub values: View<'a, B::Acc>,
     /// (seqs + 1)
     pub offsets: View<'a, B::Idx>,
-    /// Weights of the rows after a sequence's `starts`.
+    /// Down-weighting of the last rows of each sequence.
     pub tail: Option<Tail<'a, B>>,
     /// (seqs)
     pub sums: ViewMut<'a, B::Acc>,
@@ -83,7 +83,7 @@ pub struct SegmentSumBwd<'a, B: Backend> {
     pub dsums: View<'a, B::Acc>,
     /// (seqs + 1)
     pub offsets: View<'a, B::Idx>,
-    /// Weights of the rows after a sequence's `starts`.
+    /// Down-weighting of the last rows of each sequence.
     pub tail: Option<Tail<'a, B>>,
     /// (rows)
     pub dvalues: ViewMut<'a, B::Acc>,

@@ -1,8 +1,8 @@
 //! GEMM of one tile of bf16 matrices with AMX tile registers.
 //!
 //! ```text
-//! left operand: rows as they are, or packed in tiles of 16 rows and 32 k (`pack`); so are the last k of a
-//!     depth that is not a multiple of 32
+//! left operand: contiguous rows are used in place; other rows are packed in tiles of 16 rows and 32 k (`pack`);
+//!     if the depth is not a multiple of 32, its last k are always packed
 //! for each panel of 32 columns of the right operand, packed with two consecutive k next to each other:
 //!     for each block of 32 rows:
 //!         2 x 2 tiles of sums = 0
@@ -13,16 +13,17 @@
 //! ```
 //!
 //! Blocks at the edges have tiles with fewer rows or columns, and no tiles for an empty half. The order of
-//! summation does not depend on the shape of a tile. Each step sums 32 k, and TDPBF16PS first sums the even
-//! and the odd ones of a step separately (`model`). Both operands are padded with 0 after the last k. So an
-//! element depends on its row, its column and the depth only.
+//! summation does not depend on the shape of a tile. Each step sums 32 products, and TDPBF16PS first sums
+//! those of even and of odd k separately (`model`). Both operands are padded with 0 after the last k. An
+//! element therefore depends only on its row of the left operand, its column of the right operand and the
+//! depth.
 //!
 //! At a depth of [`DEPTH`] a panel occupies 32 KiB, which leaves space in an L1 cache of 48 KiB. The rows of
 //! the left operand stream from the L2 cache, so half of the loaded bytes come from L2.
 //!
-//! [`gemm`] is written over the operations of [`unit`], which are processor instructions (`hardware`) or run
-//! in software (`model`). Tiles are configured at the start of a GEMM and released at its end, so no thread
-//! keeps tile state between GEMMs.
+//! [`gemm`] uses the operations of the trait in [`unit`]. `hardware` implements them as processor
+//! instructions, and `model` in software. Tiles are configured at the start of a GEMM and released at its
+//! end, so no thread keeps tile state between GEMMs.
 
 mod grant;
 #[cfg(target_arch = "x86_64")]
@@ -48,9 +49,9 @@ use crate::backend::Write;
 
 /// Maximum depth of one accumulation.
 pub(super) const DEPTH: usize = 512;
-/// Number of columns of a panel, and of rows of a block.
+/// Number of columns of a panel, and number of rows of a block.
 const PANEL: usize = 2 * LANES;
-/// Number of k of one product of tiles.
+/// Number of k that one tile product (TDPBF16PS) sums.
 const STEP: usize = 2 * LANES;
 
 /// A row of a tile, aligned so that no load crosses a cache line.
@@ -58,7 +59,7 @@ const STEP: usize = 2 * LANES;
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Line([u32; LANES]);
 
-/// Buffers of a thread. They grow to the largest tile of the thread.
+/// Packing buffers of a thread. They grow to the largest size that the thread has needed.
 #[derive(Default)]
 struct Packed {
     left: Vec<Line>,
@@ -80,8 +81,8 @@ fn reserve(buffer: &mut Vec<Line>, words: usize) -> &mut [u32] {
     &mut bytemuck::cast_slice_mut(buffer)[..words]
 }
 
-/// Left operand in memory, with sizes in bytes. A tile of 16 rows starts at `rows_on` times the index of its
-/// 16 rows plus `step_on` times the index of the step. Its rows are `row` bytes apart.
+/// Left operand in memory, with sizes in bytes. The tile of row group g (16 rows) and step s starts at `g *
+/// rows_on + s * step_on`. Its rows are `row` bytes apart.
 #[derive(Clone, Copy)]
 struct Left<'a> {
     bytes: &'a [u8],
@@ -104,7 +105,7 @@ impl<'a> Left<'a> {
     }
 }
 
-/// Releases the tiles of a thread when it is dropped.
+/// Tiles of a thread and the block shape for which they are configured. Releases the tiles on drop.
 struct Configured<'a, U: Unit> {
     unit: &'a mut U,
     shape: [usize; 2],
@@ -114,7 +115,7 @@ impl<U: Unit> Configured<'_, U> {
     /// Returns the unit, configured with tiles for a block of these rows and columns.
     fn shaped(&mut self, shape: [usize; 2]) -> &mut U {
         if self.shape != shape {
-            // SAFETY: `Config::of` only makes valid configurations.
+            // SAFETY: `Config::of` returns only valid configurations.
             unsafe { self.unit.configure(&Config::of(shape)) };
             self.shape = shape;
         }
@@ -158,7 +159,7 @@ fn gemm<U: Unit>(
 ) {
     let (m, n, depth, vectors) = (a.rows, b.cols, a.cols, has_vectors());
     let steps = depth.div_ceil(STEP);
-    // Steps whose tiles are loaded from the operand itself; the remaining steps are packed.
+    // Number of steps whose tiles are loaded from the operand itself; the remaining steps are packed.
     let direct = if a.col_stride == 1 { depth / STEP } else { 0 };
     let rest = reserve(&mut packed.left, m.div_ceil(ROWS) * (steps - direct) * TILE_WORDS);
     if direct < steps {
@@ -176,9 +177,9 @@ fn gemm<U: Unit>(
             let sums = bytemuck::cast_slice_mut(reserve(&mut packed.sums, PANEL * PANEL));
             let mut sums = Tile::new(sums, rows, cols, PANEL);
             let (to, at) = if add { (&mut sums.reborrow(), [0, 0]) } else { (&mut c.reborrow(), [i, j]) };
-            // SAFETY: `shaped` configured the tiles for the block. The block's rows are inside `a` for the
-            // whole steps of a direct operand, and packed operands consist of whole tiles. `to` contains the
-            // block at `at`.
+            // SAFETY: `shaped` configured the tiles for the block. For a direct operand, the block's rows are
+            // inside `a` in every whole step; packed operands consist of whole tiles. `to` contains the block
+            // at `at`.
             unsafe {
                 match (rows > ROWS, cols > LANES) {
                     (true, true) => block::<U, true, true>(unit, &parts, i / ROWS, panel, to, at),
@@ -218,7 +219,8 @@ unsafe fn block<U: Unit, const DOWN: bool, const ACROSS: bool>(
     const FIRST: u8 = RIGHT[0];
     const SECOND: u8 = RIGHT[1];
     const PANEL_ROW: usize = PANEL * size_of::<u32>();
-    // SAFETY: the caller of this function guarantees what the operations of `Unit` need.
+    // SAFETY: the caller guarantees the tile configuration and the bounds that the operations of `Unit`
+    // require.
     unsafe {
         unit.zero::<TOP_LEFT>();
         if ACROSS {
@@ -279,8 +281,8 @@ pub(super) fn on_tiles(c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, wri
     }
 }
 
-/// `c (+)= a b` on tiles that were granted. Only the functions that are called from here contain tile
-/// instructions; a test checks the machine code.
+/// `c (+)= a b` on the processor's tiles, whose use `granted` permits. Only the functions called from here
+/// contain tile instructions; a test checks the machine code.
 #[inline(never)]
 fn on_hardware(granted: grant::Granted, c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat<'_, bf16>, write: Write) {
     #[cfg(target_arch = "x86_64")]
@@ -289,7 +291,7 @@ fn on_hardware(granted: grant::Granted, c: &mut Tile<'_>, a: Mat<'_, bf16>, b: M
     let _ = (granted, c, a, b, write);
 }
 
-/// The result of the request for tiles, once per process.
+/// Result of the request for tiles, which is made once per process.
 static USABLE: OnceLock<Result<grant::Granted, Lack>> = OnceLock::new();
 
 /// Returns the grant. The first call requests it and checks it with one small GEMM.
@@ -306,7 +308,7 @@ pub(super) fn lack() -> Option<&'static Lack> {
     usable().as_ref().err()
 }
 
-/// Same as [`lack`], but also `None` if nothing has requested the tiles yet.
+/// Same as [`lack`], but requests nothing: returns `None` if no call has requested the tiles yet.
 pub(super) fn known_lack() -> Option<&'static Lack> {
     USABLE.get()?.as_ref().err()
 }
@@ -316,8 +318,8 @@ pub(super) fn is_present() -> bool {
     grant::is_present()
 }
 
-/// Compares a GEMM with edges on all sides with the same GEMM on the model. The check is at run time, because
-/// the tests have not run on a processor with tiles.
+/// Compares a GEMM whose sizes are not multiples of the tile sizes with the same GEMM on the software model.
+/// The check is at run time, because the tests have not run on a processor with tiles.
 fn tried(gemm: impl FnOnce(&mut Tile<'_>, Mat<'_, bf16>, Mat<'_, bf16>)) -> Result<(), Lack> {
     let [m, n, depth] = [37, 21, 2 * STEP + 5];
     let of = |len: usize, factor: usize| -> Vec<bf16> {
@@ -339,7 +341,8 @@ fn tried(gemm: impl FnOnce(&mut Tile<'_>, Mat<'_, bf16>, Mat<'_, bf16>)) -> Resu
     ))
 }
 
-/// Results whose bits depend on the unit's order of summation: on this processor's tiles, or on the model.
+/// Returns results whose bits depend on the order of summation, computed on this processor's tiles or on the
+/// model.
 pub(super) fn samples(on_processor: bool) -> Vec<f32> {
     // Powers of two at the edge of a sum's precision, values that cause ties, and a subnormal number.
     const VALUES: [f32; 7] = [1.0, 1.007_812_5, -4096.0, 0.003_906_25, 5.9e-8, 1e-39, -1.992_187_5];

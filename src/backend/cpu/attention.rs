@@ -12,10 +12,10 @@
 //! ```
 //!
 //! With a sliding window, keys before the window also have probability zero. Blocks of [`DEPTH`] keys that no
-//! query of the block sees are skipped. The GEMMs add such blocks one by one, so skipping changes no bit.
-//! If the processor has bf16 dot products, the GEMMs of a bf16 backend read queries, keys and values as they
-//! are stored. Scores are then scaled after the GEMM, and P is rounded to bf16. Otherwise a bf16 backend
-//! computes in f32.
+//! query of the block sees are skipped. The GEMMs add the sums of these blocks one by one, so skipping a
+//! block changes no bit. If the processor has bf16 dot products, the GEMMs of a bf16 backend read queries,
+//! keys and values as they are stored. Scores are then scaled after the GEMM, and P is rounded to bf16.
+//! Otherwise a bf16 backend computes in f32.
 //!
 //! Unlike FlashAttention, a block computes its softmax over the whole path at once, without
 //! rescaling.
@@ -107,7 +107,7 @@ impl Heads {
 }
 
 vectorised! {
-    /// Copies the first `length` elements of every `width`, times `scale`.
+    /// Copies the first `length` elements of each row of `width` elements, times `scale`.
     fn scale_queries(to: &mut [f32], from: &[f32], length: usize, width: usize, scale: f32) {
         for row in 0..to.len() / length {
             let (to, from) = (&mut to[row * length..][..length], &from[row * width..][..length]);

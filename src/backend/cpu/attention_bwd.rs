@@ -61,8 +61,8 @@ pub(super) fn attention_bwd<A: Element>(cpu: &Cpu<A>, a: AttentionBwd<'_, Cpu<A>
         dv.fill(0.0);
         let mut work = Backward::new(cpu, &inputs, kv_head, capacity);
         let mut path = Path::new(segments);
-        // Steps are collected first, because the gradients of the old steps must be read before the rows of
-        // the new steps replace them.
+        // The steps that leave and join the path are collected first, because the gradients of the old steps
+        // must be read before the rows of the new steps replace them.
         for segment in segments.tree(tree) {
             let own = segments.rows(segment);
             let (mut left, mut joined) = (Vec::new(), Vec::new());

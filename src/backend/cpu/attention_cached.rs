@@ -5,7 +5,7 @@
 //! for each unit of new tokens of a sequence and each key-value head, in parallel:
 //!     few queries, with AVX-512 and in f32: read keys and values in place
 //!     else: gather the keys (transposed) and values of the path up to the unit's last token
-//!     the blocks of queries as in `attention`
+//!     compute the blocks of queries as in `attention`
 //! ```
 //!
 //! The arithmetic is the same as in `attention`, so the output of a token has the same bits as in a batch of
@@ -67,7 +67,8 @@ impl Tables<'_> {
 #[cfg(target_arch = "x86_64")]
 const FEW_QUERIES: usize = 12;
 
-/// Whether a unit's queries read keys and values where the cache has them. The bits are the same.
+/// Whether the queries of a unit read keys and values in place, in the cache. The choice does not change the
+/// bits of the results.
 fn reads_in_place(queries: usize, head_dim: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
     return queries <= FEW_QUERIES
@@ -81,8 +82,8 @@ pub(super) fn attention_cached_fwd<A: Element>(cpu: &Cpu<A>, a: AttentionCachedF
     attention(cpu, a, reads_in_place);
 }
 
-/// [`attention_cached_fwd`]. `in_place` tells for the number of query rows of a unit, and the elements of a
-/// head, whether a unit may read the cache in place.
+/// Computes [`attention_cached_fwd`]. `in_place` decides, from the number of query rows of a unit and the
+/// head dimension, whether the unit may read the cache in place.
 fn attention<A: Element>(cpu: &Cpu<A>, a: AttentionCachedFwd<'_, Cpu<A>>, in_place: fn(usize, usize) -> bool) {
     let (d, qkv, cache) = (a.dims, a.qkv.slice(), a.cache.into_slice());
     if d.tokens == 0 || d.heads * d.head_dim == 0 {
@@ -148,7 +149,8 @@ impl<A: Element> Task<'_, A> {
         Heads { width: d.cache_width(), key, value, ..self.heads() }
     }
 
-    /// Calls `visit` for the rows of each span that a query of the unit may see, and the position of the first.
+    /// Calls `visit` for each span, with its rows that a query of the unit may see and the position of the
+    /// first of these rows.
     fn visit_spans(&self, visible: Visible, mut visit: impl FnMut(Range<usize>, usize)) {
         let first = self.first();
         let (hidden, end) = (visible.first(first), first + self.unit.rows.len());
@@ -194,7 +196,7 @@ impl<A: Element> Task<'_, A> {
         }
     }
 
-    /// Computes few queries, which read the cache in place.
+    /// Computes a unit of at most `FEW_QUERIES` query rows, which read the cache in place.
     #[cfg(target_arch = "x86_64")]
     fn in_place(&self, cpu: &Cpu<A>, qkv: &[f32], cache: &[f32], o: &mut Tile<'_>) {
         use super::attention_softmax::{Rows, softmax_rows};
@@ -217,7 +219,7 @@ impl<A: Element> Task<'_, A> {
         assert!(count <= FEW_QUERIES && super::simd::level() == super::simd::Level::Avx512);
         heads.queries(&mut queries, qkv, tokens.clone(), d.scale as f32);
         self.visit_spans(visible, |rows, at| {
-            // SAFETY: the processor has AVX-512.
+            // SAFETY: the assertion above has checked that the processor has AVX-512.
             unsafe { scores(&mut work, layout, at - first, &queries, head(stored.key), rows.clone()) }
             spans.push(rows);
         });
@@ -225,7 +227,7 @@ impl<A: Element> Task<'_, A> {
         let (stride, softcap) = (layout.stride, d.softcap.map(|cap| cap as f32));
         let rows = Rows { count, group, position, first, keys, stride, visible, scale: None, softcap };
         softmax_rows(&mut work, None, &mut stats, rows);
-        // SAFETY: the processor has AVX-512.
+        // SAFETY: the assertion above has checked that the processor has AVX-512.
         unsafe { outputs(&mut out, &work, layout, keys, head(stored.value), &spans) }
         let inverse = stats.map(|[_, sum]| 1.0 / sum);
         scale_heads(o, 0, &out, &inverse[..count], tokens.len());
@@ -246,7 +248,7 @@ mod tests {
         (0..len).map(|i| ((i * factor + 17) % 2003) as f32 / 1000.0 - 1.0).collect()
     }
 
-    /// Results for sequences with these spans and numbers of new tokens.
+    /// Runs the op for sequences with these spans and numbers of new tokens. Returns the bits of the output.
     fn run(
         sequences: &[(&[Range<usize>], usize)],
         [heads, kv_heads, head_dim]: [usize; 3],
@@ -279,7 +281,7 @@ mod tests {
             softcap,
         };
         let qkv = numbers(tokens * dims.fused_heads() * head_dim, 7919);
-        // Products of tiny numbers are -0 now and then.
+        // Every fifth cached value is tiny, so that some products underflow to -0.
         let mut cache = numbers(SLOTS * dims.cache_width(), 104_729);
         cache.iter_mut().step_by(5).for_each(|x| *x *= 1e-38);
         let mut o = vec![0.0f32; tokens * heads * head_dim];

@@ -1,5 +1,5 @@
 //! Softmax of the scores of a block of queries, and its gradient. All rows of a block are processed in one
-//! call, because the rows of short sequences cost less than a call for each.
+//! call, because a row of a short sequence costs less than a call.
 
 use std::ops::Range;
 
@@ -22,7 +22,7 @@ pub(super) struct Rows {
     pub group: usize,
     pub position: usize,
     pub first: usize,
-    /// A multiple of [`LANES`].
+    /// Number of keys, a multiple of [`LANES`].
     pub keys: usize,
     /// Elements from one row to the next.
     pub stride: usize,
@@ -55,7 +55,7 @@ fn within(lane: usize, [start, end]: [i32; 2], value: f32, other: f32) -> f32 {
     if (lane as i32 >= start) & ((lane as i32) < end) { value } else { other }
 }
 
-/// Scores of a vector: scaled, capped, and `-inf` where the key is not seen.
+/// Returns the scores of a vector, scaled and capped, with `-inf` where the key is not seen.
 #[inline(always)]
 fn masked<const FMA: bool>(values: &[f32; LANES], seen: [i32; 2], rows: &Rows) -> [f32; LANES] {
     let mut values = *values;
@@ -258,13 +258,14 @@ mod tests {
         (0..len).map(|i| ((i * factor + 17) % 2003) as f32 / 250.0 - 4.0).collect()
     }
 
-    /// Bits of the values, with the same NaN for every NaN. The sign of a NaN depends on the order of an
-    /// instruction's operands.
+    /// Returns the bits of the values, with one bit pattern for all NaNs. The sign of a NaN depends on the
+    /// order of an instruction's operands.
     fn bits(values: &[f32]) -> Vec<u32> {
         values.iter().map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }).collect()
     }
 
-    /// Blocks of queries: from the start of a path and from its middle, with and without a window.
+    /// Returns blocks of queries that begin at the start of a path or in its middle, with and without a
+    /// window.
     fn blocks() -> impl Iterator<Item = Rows> {
         let shapes = [(1usize, 1usize, 0), (5, 1, 0), (6, 2, 14), (36, 2, 20), (21, 3, 61), (64, 8, 500)];
         let forms = [(None, None), (Some(0.2), None), (None, Some(3)), (Some(0.3), Some(40))];
@@ -286,7 +287,8 @@ mod tests {
         {
             let mut scores = numbers(rows.count * rows.stride, 7919);
             if let Some(fault) = fault {
-                // The first key that row 0 sees, all keys of row 1, and a key that nothing sees.
+                // Puts the fault at the first key that row 0 sees, at all keys of row 1, and at a key that
+                // row 0 does not see.
                 scores[rows.seen(0).start] = fault;
                 scores[rows.stride % (rows.count * rows.stride)..][..rows.keys].fill(fault);
                 scores[rows.keys - 1] = fault;

@@ -1,7 +1,7 @@
 //! GEMM of one tile with AVX-512.
 //!
 //! ```text
-//! left operand: rows as they are, or strips of at most 14 rows, packed by columns
+//! left operand: in place, or packed by columns in strips of at most 14 rows
 //! for each panel of 32 columns of the right operand, packed unless few rows use it:
 //!     for each strip:
 //!         14 x 2 registers of sums;  for k, in order: sum = fma(a[k], b[k], sum)
@@ -27,9 +27,9 @@ const LANES: usize = 16;
 const ROWS: usize = 14;
 /// Number of columns of a panel.
 const PANEL: usize = 2 * LANES;
-/// Minimum number of rows for which the right operand is packed, if its rows are contiguous.
+/// Minimum number of result rows for which the right operand is packed, if its rows are contiguous.
 const PACK_ROWS: usize = 5 * ROWS;
-/// Minimum number of columns for which the left operand is packed, if its columns are contiguous.
+/// Minimum number of result columns for which the left operand is packed, if its columns are contiguous.
 const PACK_COLS: usize = 3 * PANEL;
 
 /// Operand of a GEMM. Element (i, j) is at `data + i * row + j * col`.
@@ -53,7 +53,7 @@ impl Operand {
 pub(super) struct Target {
     pub data: *mut f32,
     pub stride: usize,
-    /// Adds to the elements of the result instead of replacing them.
+    /// Whether the GEMM adds to the elements of the result instead of replacing them.
     pub add: bool,
 }
 
@@ -98,7 +98,7 @@ impl Prefetch {
         }
     }
 
-    /// Prefetches the same line in every iteration, so no new lines.
+    /// Returns a prefetch that repeats one line in every iteration, so it loads no further lines.
     #[inline(always)]
     pub fn none(data: *const u8) -> Self {
         Self { data, inner: 0, outer: 0, length: usize::MAX }
@@ -397,8 +397,8 @@ pub(super) unsafe fn store_square(to: *mut f32, from: *const u8, stride: usize) 
             $(_mm512_storeu_ps(to.add($row * PANEL), $square[$row]);)*
         };
     }
-    // SAFETY: the caller guarantees that columns and lines are in bounds. An array in a loop would pass
-    // through memory.
+    // SAFETY: the caller guarantees that columns and lines are in bounds. Macros unroll the lines, because an
+    // array that is filled in a loop would be stored to memory.
     unsafe {
         let square = transposed(lines!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15));
         store!(square, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);

@@ -1,7 +1,7 @@
 //! GEMM of one tile of bf16 matrices with the dot products of AVX-512 BF16.
 //!
 //! ```text
-//! left operand: rows as they are, or strips of at most 14 rows, packed by pairs of columns
+//! left operand: in place if its rows are contiguous, else packed by pairs of columns in strips of at most 14 rows
 //! for each panel of 32 columns of the right operand, packed with two consecutive k next to each other:
 //!     for each strip:
 //!         14 x 2 registers of sums;  for each pair of k, in order: sum = vdpbf16ps(sum, a pair, b pair)
@@ -11,8 +11,8 @@
 //!
 //! The structure is that of `avx512`, with pairs of bf16 where that file has f32. `vdpbf16ps` adds the two
 //! products of a pair to the sum in an order and with roundings that differ between processors.
-//! [`Units::numerics`](super::units::Units) distinguishes them. The instruction treats subnormal numbers as
-//! zero. An odd depth ends with a pair whose second product is 0.
+//! [`Units::numerics`](super::units::Units) distinguishes these processors. The instruction treats subnormal
+//! numbers as zero. An odd depth ends with a pair whose second product is 0.
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
@@ -96,7 +96,7 @@ pub(super) unsafe fn gemm([m, n, depth]: [usize; 3], c: Target, a: Operand, b: O
     // SAFETY: the caller guarantees the bounds of the operands; the packed ones have the lengths set here.
     unsafe {
         if !direct {
-            // Strips are packed in pairs.
+            // `pack_left` writes two strips at a time.
             reserve(&mut left, m.div_ceil(height).next_multiple_of(2) * strip + LANES);
             pack_left(left.as_mut_ptr(), a, [m, height, strip], depth);
         }
@@ -413,7 +413,7 @@ unsafe fn pack_left(to: *mut u32, a: Operand, [m, height, strip]: [usize; 3], de
     }
 }
 
-/// Results of dot products whose bits depend on how a processor sums a pair.
+/// Returns results of dot products whose bits depend on how a processor sums a pair.
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub(super) fn samples() -> [f32; 3 * LANES] {
     // Powers of two at the edge of a sum's precision, values that cause ties, and a subnormal number.

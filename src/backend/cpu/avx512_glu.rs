@@ -8,7 +8,7 @@ use half::bf16;
 use super::avx512_math::{exp, first, rounded_fast, widened};
 use super::simd::LANES;
 
-/// Elements of a row from `at` on.
+/// Loads up to [`LANES`] elements of a row, from `at` on, as f32.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx")]
 fn load(row: &[bf16], at: usize) -> __m512 {

@@ -1,4 +1,5 @@
-//! Functions of `math` and `simd` for AVX-512 registers. Results have the same bits as the loops there.
+//! Functions of `math` and `simd` for AVX-512 registers. Results have the same bits as those of the loops in
+//! these modules.
 
 use std::arch::x86_64::*;
 
@@ -54,7 +55,7 @@ pub(super) fn exp(x: __m512) -> __m512 {
     let p = _mm512_add_ps(_mm512_set1_ps(1.0), _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r));
     let n = _mm512_sub_epi32(_mm512_castps_si512(shifted), _mm512_castps_si512(rounder));
     let half = _mm512_srai_epi32::<1>(n);
-    // No closures: without optimisation across parts of the crate they become calls.
+    // This code avoids closures, which become calls unless the compiler optimises across codegen units.
     let bias = _mm512_set1_epi32(127);
     let low = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(half, bias)));
     let high = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(_mm512_sub_epi32(n, half), bias)));
@@ -71,7 +72,7 @@ pub(super) fn sum_lanes(x: __m512) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps::<1>(x, x)))
 }
 
-/// Largest lane; no lane is NaN.
+/// Returns the largest lane. No lane may be NaN.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx")]
 pub(super) fn largest_lane(x: __m512) -> f32 {

@@ -1,6 +1,6 @@
 //! Softmax of rows with AVX-512, and its gradient for attention. Results have the same bits as the loops in
-//! `math` and `attention_softmax`. From those loops the compiler generates many times as many instructions,
-//! because rows are short and partly hidden.
+//! `math` and `attention_softmax`. For those loops the compiler generates far more instructions, because rows
+//! are short and partly hidden.
 
 use std::arch::x86_64::*;
 
@@ -54,7 +54,7 @@ fn seen_in(seen: &std::ops::Range<usize>, index: usize) -> __mmask16 {
     first(seen.end.saturating_sub(at)) & !first(seen.start.saturating_sub(at))
 }
 
-/// Scores of a vector, scaled, and `-inf` where the key is not seen.
+/// Returns the scaled scores of a vector, with `-inf` where the key is not seen.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn masked(values: &[f32; LANES], seen: __mmask16, scale: __m512) -> __m512 {
@@ -108,11 +108,11 @@ pub(super) fn softmax_rows(scores: &mut [f32], mut rounded: Option<&mut [bf16]>,
     }
 }
 
-/// Number of rows that run each step together, because a step of a row waits for the previous step of that
-/// row.
+/// Number of rows that are processed together, step by step. In a row each step waits for the previous one,
+/// so the latencies of several rows overlap.
 const TOGETHER: usize = 8;
 
-/// The vectors of a row up to the last key that it sees, and those after.
+/// Splits the vectors of a row after the last key that the row sees.
 #[inline(always)]
 fn parts<'a, T>(data: &'a mut [T], row: usize, rows: &Rows) -> (&'a mut [[T; LANES]], &'a mut [[T; LANES]]) {
     let (vectors, _) = data[row * rows.stride..][..rows.keys].as_chunks_mut::<LANES>();

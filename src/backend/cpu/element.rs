@@ -2,7 +2,8 @@
 //!
 //! An op computes on f32 values, which [`Cpu::load`], [`Cpu::update`] and [`Cpu::store`] return. For f32 the
 //! values are the buffer itself. For bf16 they are a copy in the workspace. The copy of an output is rounded
-//! to the buffer when its guard is dropped. So bf16 rounds exactly where an activation is stored.
+//! to the buffer when its guard is dropped. Values are therefore rounded to bf16 only where an activation is
+//! stored.
 
 use std::fmt::Debug;
 use std::marker::PhantomData;
@@ -24,7 +25,7 @@ use crate::backend::Write;
 use crate::backend::contract::Precision;
 use crate::backend::host::nearest_bf16;
 
-/// Storage of weights and activations: f32 or bf16.
+/// Element type of weights and activations: f32 or bf16.
 pub trait Element: Pod + Debug + Send + Sync + 'static {
     /// Precision of a backend with this element type.
     const PRECISION: Precision;
@@ -252,7 +253,7 @@ pub(super) struct StoredTile<'a, 'b, A: Element> {
 }
 
 impl<A: Element> StoredTile<'_, '_, A> {
-    /// The values.
+    /// Returns the values as a tile.
     pub fn tile(&mut self) -> Tile<'_> {
         let (rows, cols) = (self.to.rows(), self.to.cols());
         match (A::exact_tile(&mut self.to), &mut self.values) {
@@ -285,7 +286,7 @@ impl<A: Element> Cpu<A> {
         product16_rounded(self.units, &mut c, a.with(left), b.with(right))
     }
 
-    /// Values of a slice.
+    /// Returns the values of a slice as f32.
     pub(super) fn load<'a, T: Element>(&'a self, from: &'a [T]) -> Values<'a> {
         T::exact(from).map_or_else(
             || {
@@ -297,7 +298,7 @@ impl<A: Element> Cpu<A> {
         )
     }
 
-    /// Values of a long slice, converted on all threads.
+    /// Returns the values of a long slice as f32, converted on all threads.
     pub(super) fn load_all<'a, T: Element>(&'a self, from: &'a [T]) -> Values<'a> {
         T::exact(from).map_or_else(
             || {
@@ -316,7 +317,8 @@ impl<A: Element> Cpu<A> {
         A::narrow(from).filter(|_| self.units.multiply_bf16())
     }
 
-    /// Values that replace a slice. They are unspecified at first.
+    /// Returns f32 values that replace the elements of a slice. The caller must set them, because they are
+    /// unspecified at first.
     pub(super) fn store<'a, T: Element>(&'a self, to: &'a mut [T]) -> Stored<'a, T> {
         if T::PRECISION != Precision::F32 {
             return Stored::Rounded(self.scratch.take(to.len()), to);
@@ -324,7 +326,7 @@ impl<A: Element> Cpu<A> {
         Stored::Here(T::exact_mut(to).unwrap_or_default())
     }
 
-    /// Values of a slice, to be changed.
+    /// Returns the values of a slice as f32. Changes are stored to the slice.
     pub(super) fn update<'a, T: Element>(&'a self, to: &'a mut [T]) -> Stored<'a, T> {
         let mut values = self.store(to);
         if let Stored::Rounded(values, to) = &mut values {
@@ -333,8 +335,8 @@ impl<A: Element> Cpu<A> {
         values
     }
 
-    /// Values that are stored to a tile. With `Write::Add` they start as the elements of the tile, else they
-    /// are unspecified.
+    /// Returns f32 values that are stored to a tile. With `Write::Add` they start as the elements of the
+    /// tile, else they are unspecified at first.
     pub(super) fn store_tile<'b, T: Element>(&self, mut to: Tile<'b, T>, write: Write) -> StoredTile<'_, 'b, T> {
         let (rows, cols) = (to.rows(), to.cols());
         let mut values = (T::PRECISION != Precision::F32).then(|| self.scratch.take(rows * cols));

@@ -1,5 +1,5 @@
-//! Token embedding: a gather of rows. Its gradient is a sum over tokens grouped by id, so that
-//! every row of the table has one owner.
+//! Token embedding: a gather of rows. Its gradient is a sum over tokens grouped by id, so that one task
+//! writes each row of the table.
 
 use rayon::prelude::*;
 
@@ -48,7 +48,7 @@ pub(super) fn add_runs<A: Element, T: Element, F: Element>(
             to.fill(0.0);
         }
         let first = task * rows;
-        // A negative key is larger than every row as usize, and padding is last.
+        // Padding comes last. Its key is negative, so as `usize` the key is larger than every row.
         let start = keys.partition_point(|&key| (key as usize) < first);
         for run in start..keys.len() {
             let row = keys[run] as usize - first;

@@ -77,7 +77,8 @@ vectorised! {
 }
 
 vectorised! {
-    /// The slope is the CDF of the normal distribution plus x times its density.
+    /// Multiplies `d` by the slope, which is the CDF of the standard normal distribution plus x times its
+    /// density.
     fn erf_row_bwd(d: &mut [f32], x: &[f32]) {
         for (d, x) in d.iter_mut().zip(x) {
             *d *= cumulative::<FMA>(*x) + x * (DENSITY * exp::<FMA>(-0.5 * x * x));
@@ -86,7 +87,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// (1 + tanh(u)) / 2 is the sigmoid of 2 u.
+    /// Computes (1 + tanh(u)) / 2 as the sigmoid of 2 u.
     fn tanh_row(act: &mut [f32], x: &[f32]) {
         for (act, x) in act.iter_mut().zip(x) {
             *act = x * sigmoid::<FMA>(x * fma::<FMA>(B, x * x, A));
@@ -95,7 +96,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// The slope is s + x s (1 - s) times the slope of 2 u, where s is the sigmoid of 2 u.
+    /// Multiplies `d` by the slope, s + x s (1 - s) times the slope of 2 u, where s is the sigmoid of 2 u.
     fn tanh_row_bwd(d: &mut [f32], x: &[f32]) {
         for (d, x) in d.iter_mut().zip(x) {
             let s = sigmoid::<FMA>(x * fma::<FMA>(B, x * x, A));

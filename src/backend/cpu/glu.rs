@@ -61,7 +61,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Computes one row.
+    /// Computes SwiGLU of one row.
     fn glu_row(act: &mut [f32], gate: &[f32], up: &[f32]) {
         for ((act, gate), up) in act.iter_mut().zip(gate).zip(up) {
             *act = gate * sigmoid::<FMA>(*gate) * up;
@@ -130,7 +130,7 @@ vectorised! {
     }
 }
 
-/// Stores gate and up in workspace if they are not requested.
+/// Stores gate and up in the workspace if the caller does not request them.
 pub(super) fn linear_glu_fwd<A: Element>(cpu: &Cpu<A>, a: LinearGluFwd<'_, Cpu<A>>) {
     let d = a.dims;
     let mut scratch = None;

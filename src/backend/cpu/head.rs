@@ -1,4 +1,4 @@
-//! Vocabulary head: projection, log-softmax and gather without stored logits; and the same over
+//! Vocabulary head: projection, log-softmax and gather without stored logits. Also log-softmax and gather of
 //! stored logits. The head rows are split into strips, the vocabulary into panels.
 //!
 //! ```text
@@ -43,8 +43,8 @@ const STRIP_UNIT: usize = 16;
 /// dlogits. The bounds of panels are multiples of [`PANEL_UNIT`].
 const PANEL: usize = 512;
 const PANEL_UNIT: usize = 64;
-/// Number of values stored per row and panel: largest logit, sum of exponentials, and the logit of
-/// the target if the panel contains it. The values of `head_stats.rs` follow, if they are wanted.
+/// Number of values stored per row and panel: largest logit, sum of exponentials, and the logit of the target
+/// if the panel contains it. The values of `head_stats.rs` follow if statistics are requested.
 pub(super) const PANEL_STATS: usize = 3;
 
 /// Returns the range from bound `i` to the next one.
@@ -117,7 +117,7 @@ pub(super) fn head_logprob_fwd<A: Element>(cpu: &Cpu<A>, a: HeadLogprobFwd<'_, C
     );
 }
 
-/// Number of strips and of panels of a block of the backward.
+/// Maximum number of strips, and of panels, in a block of the backward.
 const BLOCK: usize = 4;
 
 pub(super) fn head_logprob_bwd<A: Element>(cpu: &Cpu<A>, a: HeadLogprobBwd<'_, Cpu<A>>) {
@@ -160,7 +160,7 @@ pub(super) fn head_logprob_bwd<A: Element>(cpu: &Cpu<A>, a: HeadLogprobBwd<'_, C
                             capped.copy_from_slice(tile.row(i));
                         }
                         dlogits(tile.row(i), target, lse[r], dlogp[r]);
-                        // A row with a `dlogp` of 0 is 0 already, whatever its logits are.
+                        // `dlogits` has already zeroed a row with a `dlogp` of 0, whatever its logits are.
                         if let Some(cap) = d.softcap.filter(|_| dlogp[r] != 0.0) {
                             cap_row_bwd(tile.row(i), &capped, cap as f32);
                         }

@@ -23,7 +23,8 @@ pub(super) const EXP_TERMS: [f32; 6] = [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 
 #[inline(always)]
 pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     let x = if x > MAX_ARGUMENT { MAX_ARGUMENT } else { x };
-    // These results are not computed, because intermediate subnormal numbers would make them far slower.
+    // Results of 0 are not computed, because intermediate subnormal numbers would make the computation far
+    // slower.
     let vanishes = x <= MIN_ARGUMENT;
     let x = if vanishes { 0.0 } else { x };
     let shifted = x * std::f32::consts::LOG2_E + ROUNDER;

@@ -1,5 +1,4 @@
-//! GEMM in f32: a serial GEMM of one tile through the gemm crate, and a parallel GEMM over a grid
-//! of tiles.
+//! GEMM in f32: a serial GEMM of one tile, and a parallel GEMM over a grid of tiles.
 //!
 //! ```text
 //! parallel: divide C into tiles; for each tile of C, in parallel:
@@ -12,9 +11,9 @@
 //! not depend on the other rows of the call or on the number of threads.
 //!
 //! With AVX-512, every tile runs in `avx512`. On other processors the gemm crate computes most tiles. It has
-//! special cases with a different order of summation: matrices with a side of 1, a depth below 3, or at most
-//! 256 elements. Such shapes never reach the crate. They run in loops of this file, which give the same bits
-//! as the documented order.
+//! special cases with a different order of summation: results with one row, one column or at most 256
+//! elements, and depths below 3. Such shapes never reach the crate. They run in loops of this file, which
+//! give the same bits as the documented order.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -32,12 +31,12 @@ use crate::backend::Write;
 
 /// Maximum depth (K) of one accumulation. The gemm crate never splits a depth of 512 or less.
 pub(super) const DEPTH: usize = 512;
-/// Minimum number of rows of a GEMM in the gemm crate.
+/// Minimum number of rows of a GEMM that the gemm crate runs.
 const FEW_ROWS: usize = 32;
-/// Minimum number of columns of a GEMM in the gemm crate. With [`FEW_ROWS`], results have more than
+/// Minimum number of columns of a GEMM that the gemm crate runs. With [`FEW_ROWS`], results have more than
 /// 256 elements.
 const FEW_COLS: usize = 9;
-/// Minimum depth of a GEMM in the gemm crate.
+/// Minimum depth of a GEMM that the gemm crate runs.
 const SHALLOW: usize = 3;
 /// Maximum number of multiplications of a GEMM that runs faster in the loops of this file.
 const SMALL: usize = 32 * 32 * 16;
@@ -295,8 +294,8 @@ const COLS_UNIT: usize = 64;
 /// Target number of multiplications of a tile, about 20 microseconds, so that the overhead of a task is
 /// small.
 const TILE_WORK: usize = 1 << 20;
-/// Target number of tiles per thread for load balance, as long as a tile has more than
-/// [`TILE_WORK`].
+/// Target number of tiles per thread for load balance, as long as a tile has more than [`TILE_WORK`]
+/// multiplications.
 const TILES_PER_THREAD: usize = 6;
 
 /// Divides the result of a (rows, depth) by (depth, cols) GEMM into tiles. The sum of an element
@@ -332,7 +331,8 @@ fn crowds(stride: usize) -> bool {
     stride > 0 && stride.is_multiple_of(PAGE)
 }
 
-/// Bytes of the copy that [`par_matmul`] makes of a contiguous left operand with elements of `element` bytes.
+/// Bytes of the copy that [`par_matmul`] makes of a contiguous left operand with elements of `element` bytes;
+/// 0 if no copy is needed.
 pub(super) fn spread_bytes(rows: usize, cols: usize, element: usize) -> usize {
     if crowds(cols * element) { rows * apart(cols, LINE / element) * element } else { 0 }
 }
@@ -424,7 +424,7 @@ mod tests {
     use super::*;
 
     vectorised! {
-        /// The sum of an element, in the documented order.
+        /// Computes an element, summed in the documented order.
         fn element(a: &[f32], b: &[f32], old: f32, add: bool, out: &mut f32) {
             let mut from = 0;
             *out = old;
@@ -451,8 +451,8 @@ mod tests {
             (0..len).map(|i| ((i * factor + 17) % 2003) as f32 / 1000.0 - 1.0).collect()
         };
         let sizes = [(1, 1, 1), (3, 40, 5), (14, 32, 64), (15, 33, 2), (29, 16, 20), (75, 100, 513), (90, 17, 700)];
-        // Depths for strips of a left operand that is packed by columns: those that fill whole cache lines,
-        // and others.
+        // The left operand is packed in strips if its columns are contiguous. Some of these depths fill whole
+        // cache lines of a strip, and others do not.
         let strips = (1..=40).map(|depth| (43, 100, depth));
         for (m, n, depth) in sizes.into_iter().chain(strips) {
             let (x, y) = (random((m + 3) * (depth + 3), 7919), random((n + 3) * (depth + 3), 104_729));

@@ -1,12 +1,12 @@
 //! The backend for machines without a GPU, in f32 or bf16, with rayon threads. It has custom GEMMs for
 //! AVX-512 and AMX, and uses the gemm crate on other processors.
 //!
-//! Results have the same bits for any number of threads, and a row of a result does not depend on
-//! the other rows of the call. GEMMs are split into tiles, but every element is summed in the same
-//! order in any tile (`matmul`, `product16`). Sums over tokens are split into slices of fixed size,
-//! which are added in ascending order. Workspace grows during the first steps and is then reused.
-//! Beyond the contracts, the only error is [`adamw`](Backend::adamw) with a master copy of f32
-//! parameters, which do not need one.
+//! Results have the same bits for any number of threads, and a row of a result does not depend on the other
+//! rows of the call. GEMMs are split into tiles, but every element is summed in the same order in any tile
+//! (`matmul`, `product16`). Sums over tokens are split into slices of fixed size, which are added in
+//! ascending order. Workspace grows during the first steps and is then reused. Apart from the checks of the
+//! contracts, only [`adamw`](Backend::adamw) returns an error: it rejects a master copy of f32 parameters,
+//! which do not need one.
 //!
 //! In bf16, ops compute on f32 values and round where an activation is stored (`element`). GEMMs
 //! multiply bf16 and sum in f32.
@@ -92,7 +92,7 @@ impl Cpu {
 
 impl<A: Element> Default for Cpu<A> {
     fn default() -> Self {
-        // Only bf16 GEMMs use special units.
+        // Only bf16 GEMMs use units other than `Units::F32`.
         Self::on(if A::PRECISION == Precision::Bf16 { Units::chosen_or_f32() } else { Units::F32 })
     }
 }
@@ -108,7 +108,7 @@ impl<A: Element> Cpu<A> {
         self.units
     }
 
-    /// The same backend, with every op call timed.
+    /// Returns the backend with every op call timed.
     pub fn observed(self) -> Self {
         Self { probe: Some(Probe::default()), ..self }
     }

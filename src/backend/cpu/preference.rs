@@ -108,13 +108,13 @@ fn linked(link: Link, u: f32) -> (f32, f32) {
 /// Sums over the terms of a comparison for one curve.
 #[derive(Default)]
 struct Sums {
-    /// Signed rho of trained and of detached terms.
+    /// Sums of the signed rho of trained and of detached terms.
     signed: [f32; 2],
-    /// Signs of trained terms.
+    /// Sum of the signs of trained terms.
     signs: f32,
-    /// Rho of trained terms with a positive and with a negative sign.
+    /// Sums of the rho of trained terms with a positive and with a negative sign.
     by_sign: [f32; 2],
-    /// Scores of all terms.
+    /// Sum of the scores of all terms.
     scores: f32,
 }
 
@@ -180,7 +180,7 @@ pub(super) fn preference_fwd<A: Element>(a: PreferenceFwd<'_, Cpu<A>>) {
             terms().map(log).sum::<f32>().exp()
         });
         for (number, part) in a.curves.iter().enumerate() {
-            // Factor on the link of a sequence.
+            // Factor that turns the value of the link for a sequence into its rho.
             let scale_of = |s: usize| match inverse_rows.filter(|_| part.per_token) {
                 Some(rows) => scale[c] * rows[s],
                 None => scale[c],
@@ -219,8 +219,8 @@ pub(super) fn preference_fwd<A: Element>(a: PreferenceFwd<'_, Cpu<A>>) {
             let weight = weight[c] * part.weight as f32 * factor_of_terms;
             let value = weight * (f + center * pair_sum * pair_sum);
             loss[c] += value;
-            // The slope may be finite although logit or loss is not (-1 at -inf). A NaN gradient makes the
-            // optimiser skip the step.
+            // The slope may be finite although logit or loss is not; it is -1 at a logit of -inf, for
+            // example. A NaN gradient makes the optimiser skip the step.
             let finite = total.is_finite() && value.is_finite();
             let slopes = if finite { slopes } else { [f32::NAN; 2] };
             let factor = kind_scale[kind] * weight;
@@ -262,13 +262,13 @@ mod tests {
                 let (z, terms) = (f64::from(a - b), [a, b].map(f64::from));
                 let exact = curve::value_and_slopes(curve, curve::Arguments { z, terms, beta: 0.125 });
                 let size = f64::from(a.abs().max(b.abs()));
-                // The exponential of DiscoPOP carries the rounding of its argument z / temperature.
+                // The error of DiscoPOP's exponential includes the rounding of its argument z / temperature.
                 let steep = if matches!(curve, Curve::DiscoPop { .. }) { 32.0 } else { 1.0 };
                 let allowed = steep * (4e-7 * exact.value.abs() + 2e-7 * size);
                 assert!((f64::from(f) - exact.value).abs() <= allowed, "{curve:?} {a} {b}: {f} {}", exact.value);
                 for (slope, exact) in slopes.iter().zip(exact.slopes) {
                     let error = (f64::from(*slope) - exact).abs();
-                    // Some slopes are differences of two sigmoids.
+                    // Some slopes are differences of two sigmoids, so the tolerance has an absolute part.
                     assert!(
                         error <= steep * (4e-7 * exact.abs() + 2e-7),
                         "slope of {curve:?} at {a} {b}: {slope} {exact}"

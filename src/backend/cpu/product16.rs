@@ -126,7 +126,7 @@ mod tests {
         if by_rows { Mat::new(data, rows, cols, cols + 3) } else { Mat::new(data, cols, rows, rows + 3).t() }
     }
 
-    /// The units that this machine supports.
+    /// Returns the units that this machine supports.
     fn units() -> Vec<Units> {
         let all = [Units::F32, Units::Dot16, Units::Amx, Units::AmxModel];
         all.into_iter().filter(|units| units.is_usable()).collect()
@@ -139,8 +139,8 @@ mod tests {
     #[test]
     fn products_are_near_those_in_f64_in_any_layout() {
         let sizes = [(1, 1, 1), (3, 40, 5), (14, 32, 64), (15, 33, 2), (29, 16, 21), (75, 100, 1025), (90, 17, 33)];
-        // Depths for strips of a left operand that is packed by columns: those that fill whole cache lines,
-        // and others.
+        // The left operand is packed in strips if its columns are contiguous. Some of these depths fill whole
+        // cache lines of a strip, and others do not.
         let strips = (1..=50).map(|depth| (43, 40, depth));
         for (m, n, depth) in sizes.into_iter().chain(strips) {
             let (x, y) = (random((m + 3) * (depth + 3), 7919), random((n + 3) * (depth + 3), 104_729));

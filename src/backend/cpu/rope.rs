@@ -33,7 +33,7 @@ vectorised! {
     fn rotate(heads: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32], direction: f32) {
         for head in heads.chunks_exact_mut(head_dim) {
             let (a, b) = head[..2 * cos.len()].split_at_mut(cos.len());
-            // Heads are short: the start of a loop over zipped slices would take longer than their elements.
+            // Heads are short, so setting up a loop over zipped slices would cost more than the loop itself.
             let (b, sin) = (&mut b[..cos.len()], &sin[..cos.len()]);
             for i in 0..cos.len() {
                 let (x, y, sin) = (a[i], b[i], direction * sin[i]);

@@ -5,7 +5,7 @@ use super::Cpu;
 use super::element::Element;
 use crate::backend::contract::*;
 
-/// Rows of sequence s before its tail.
+/// Returns the number of rows of sequence s before its tail.
 fn head_of<A: Element>(tail: Tail<'_, Cpu<A>>, s: usize, rows: usize) -> usize {
     (tail.starts.slice()[s] as usize).min(rows)
 }

@@ -54,7 +54,7 @@ pub(super) enum Level {
     Baseline = 2,
 }
 
-/// Best level of this processor.
+/// Returns the best instruction set of this processor.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 pub(super) fn level() -> Level {
@@ -169,7 +169,7 @@ pub(super) fn max(values: &[f32]) -> f32 {
     largest_lane(lanes)
 }
 
-/// Side of the squares of [`transpose`].
+/// Number of rows, and of columns, that [`transpose`] transposes.
 pub(super) const SQUARE: usize = 8;
 
 /// Transposes a square: `to[j * to_stride + i] = from[i * from_stride + j]`.

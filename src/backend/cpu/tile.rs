@@ -105,7 +105,7 @@ impl<'a, T: Copy> Tile<'a, T> {
         Tile { borrow: PhantomData, ..*self }
     }
 
-    /// Pointer to the first row, for the gemm crate.
+    /// Pointer to the first element, for GEMM code outside this file.
     pub fn as_mut_ptr(&mut self) -> *mut T {
         self.start
     }

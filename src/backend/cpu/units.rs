@@ -1,4 +1,4 @@
-//! The units of the processor that bf16 products run on.
+//! The execution units of the processor on which bf16 products run.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -19,7 +19,7 @@ pub enum Units {
     Dot16,
     /// `TDPBF16PS` of AMX.
     Amx,
-    /// The code for AMX on a software model of its tiles: slow, for tests and for changes of that code.
+    /// The code for AMX on a software model of its tiles: slow, for tests and development of that code.
     AmxModel,
 }
 
@@ -32,9 +32,9 @@ impl fmt::Display for Units {
 /// A unit of the processor for GEMMs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
-    /// Use of the unit, or the reason why it is not used.
+    /// Name of the unit.
     pub name: &'static str,
-    /// Its use, or why it is not used.
+    /// Use of the unit, or the reason why it is not used.
     pub state: String,
 }
 
@@ -136,7 +136,7 @@ impl Units {
             (Units::AmxModel, _) => "bf16 products, on a software model of its tiles".into(),
             _ if !amx::is_present() => absent(),
             (_, Some(lack)) => lack.to_string(),
-            // The tiles were not requested from the operating system.
+            // Tiles that were never requested are masked, because `best` would have requested them.
             (_, None) => masked(),
         };
         let units = [("avx512", avx512), ("avx512_bf16", dot16), ("amx_bf16", tiles)];
@@ -167,7 +167,7 @@ fn has_avx512() -> bool {
     false
 }
 
-/// Sample results of AVX-512 BF16; none without it.
+/// Sample results of AVX-512 BF16; empty if the processor lacks it.
 fn dot16() -> Vec<f32> {
     #[cfg(target_arch = "x86_64")]
     if has_dot16() {

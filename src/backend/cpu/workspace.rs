@@ -21,7 +21,7 @@ pub(crate) struct StepSizes {
     /// Elements of the MLP's activation, and of the GEMM result before it.
     pub intermediate: usize,
     pub mlp: usize,
-    /// Whether a model runs inference, without storing its gates.
+    /// Whether the step only runs inference, so that gates are not stored.
     pub infers: bool,
 }
 

@@ -42,7 +42,7 @@ impl Shape {
         self.head == MAX_HEAD
     }
 
-    /// `BlockShape::ROWS`.
+    /// Number of rows of a tile (`BlockShape::ROWS` of the kernels).
     fn rows(self) -> usize {
         if self.wide() && self.size == 4 { 32 } else { 64 }
     }
@@ -52,37 +52,39 @@ impl Shape {
         rows * self.head * self.size
     }
 
-    /// `Forward::SHARED_BYTES`: queries, and two stages of keys and values.
+    /// Shared memory of the forward in bytes (`Forward::SHARED_BYTES`): queries, and two stages of keys and
+    /// values.
     fn forward_bytes(self) -> usize {
         let keys = if self.wide() { 64 } else { 128 } / self.size;
         self.tile_bytes(self.rows()) + 2 * 2 * self.tile_bytes(keys)
     }
 
-    /// `Backward::STAGES`.
+    /// Number of pipeline stages of the backward (`Backward::STAGES`).
     fn stages(self) -> usize {
         if self.wide() && self.size == 4 { 1 } else { 2 }
     }
 
-    /// `Backward::SHARED_BYTES_Q`: queries and gradients of outputs, and stages of keys and values.
+    /// Shared memory of the backward over queries in bytes (`Backward::SHARED_BYTES_Q`): queries and
+    /// gradients of outputs, and stages of keys and values.
     fn backward_q_bytes(self) -> usize {
         let keys = if self.wide() || self.size == 4 { 16 } else { 64 };
         2 * self.tile_bytes(self.rows()) + self.stages() * 2 * self.tile_bytes(keys)
     }
 
-    /// `Backward::SHARED_BYTES_KV`: keys and values, and stages of queries, gradients, logsumexps
-    /// and deltas.
+    /// Shared memory of the backward over keys in bytes (`Backward::SHARED_BYTES_KV`): keys and values, and
+    /// stages of queries, gradients, logsumexps and deltas.
     fn backward_kv_bytes(self) -> usize {
         let queries = if self.wide() || self.size == 4 { 16 } else { 32 };
         2 * self.tile_bytes(self.rows()) + self.stages() * 2 * (self.tile_bytes(queries) + queries * size_of::<f32>())
     }
 
-    /// Column parts of a query's gradient, one block each: HEAD / `Backward::PART_Q`.
+    /// Number of column parts of a query's gradient (HEAD / `Backward::PART_Q`). One block computes one part.
     fn parts_q(self) -> usize {
         if self.wide() && self.size == 4 { 2 } else { 1 }
     }
 
-    /// Column parts of the gradients of a key and value, one block each: HEAD /
-    /// `Backward::PART_KV`.
+    /// Number of column parts of the gradients of a key and value (HEAD / `Backward::PART_KV`). One block
+    /// computes one part.
     fn parts_kv(self) -> usize {
         match (self.size, self.head) {
             (4, 96) => 3,
@@ -91,7 +93,7 @@ impl Shape {
         }
     }
 
-    /// Upper bound on the tiles of all segments. Each segment has at most one partial tile.
+    /// Upper bound on the number of tiles of all segments. Each segment has at most one partial tile.
     fn tiles(self, d: &AttentionDims) -> usize {
         d.segments + d.tokens / self.rows()
     }
@@ -102,8 +104,8 @@ impl Shape {
     }
 }
 
-/// Blocks of a grid-stride loop over items: many per multiprocessor, because items differ in
-/// length.
+/// Number of blocks of a grid-stride loop over items. There are up to 16 per multiprocessor, because items
+/// differ in length.
 fn blocks<D: Device, A: Element>(k: &Kernels<D, A>, items: usize) -> usize {
     items.min(16 * k.device.properties().processors)
 }
@@ -133,7 +135,7 @@ macro_rules! launch_by_softcap {
     };
 }
 
-/// Builds the work list: the tiles of all segments, by depth.
+/// Builds the work list: the tiles of all segments, in ascending depth of the segments.
 fn plan<D: Device, A: Element>(
     k: &Kernels<D, A>,
     shape: Shape,

@@ -8,8 +8,8 @@ use super::{Kernels, int, read, write};
 use crate::backend::contract::*;
 use crate::{Error, Result};
 
-/// Maximum bytes of a launch's partial results. More tokens need several launches, which does not change any
-/// bit.
+/// Maximum bytes of a launch's partial results. More tokens need several launches, which do not change the
+/// bits of the results.
 const PART_BYTES: usize = 256 << 20;
 
 pub(super) fn attention_cached_fwd<D: Device, A: Element>(

@@ -50,7 +50,7 @@ fn is_set(name: &str) -> bool {
     env::var_os(name).is_some_and(|value| value == "1")
 }
 
-/// nvcc from the environment, from PATH, or from the packages of the active Python.
+/// Finds nvcc through `NVCC`, `CUDA_HOME` or `CUDA_PATH`, in PATH, or in the packages of the active Python.
 pub fn find_nvcc() -> Option<PathBuf> {
     let named = env::var_os("NVCC").map(PathBuf::from).into_iter();
     let homes =

@@ -1,6 +1,6 @@
-//! The device interface of the kernels' host code: memory, launches, properties. [`super::driver`]
-//! implements it for a GPU through the CUDA driver, [`super::emulator`] runs the same kernels on
-//! the CPU, and `rehearsal` only counts.
+//! The device interface of the kernels' host code: memory, launches, properties. [`super::driver`] implements
+//! it for a GPU through the CUDA driver, [`super::emulator`] runs the same kernels on the CPU, and
+//! `rehearsal` only counts allocated bytes and launches.
 
 use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
@@ -12,7 +12,7 @@ use crate::Result;
 use crate::backend::contract::Precision;
 use crate::backend::host::nearest_bf16;
 
-/// Storage of activations and weights: f32 or bf16.
+/// Element type of activations and weights: f32 or bf16.
 pub trait Element: bytemuck::Pod + Send + Sync + 'static {
     /// Precision of a backend with this element type.
     const PRECISION: Precision;
@@ -63,9 +63,9 @@ pub struct Kernel {
     pub threads: u32,
     /// Blocks per cluster; 1 without clusters.
     pub cluster: u32,
-    /// Blocks wait for one another, so all of them must be resident at once.
+    /// Whether blocks wait for one another, so that all of them must be resident at once.
     pub coresident: bool,
-    /// Blocks may start before the previous launch has ended; they wait for it themselves
+    /// Whether blocks may start before the previous launch has ended, and wait for it in the kernel
     /// (programmatic dependent launch).
     pub early: bool,
     /// Size of each parameter in bytes.
@@ -155,7 +155,7 @@ macro_rules! pointer {
                 Self::new(D::address(memory), start)
             }
 
-            /// Address, for choices by alignment.
+            /// Address. Launchers choose kernels by its alignment.
             pub fn address(self) -> u64 {
                 self.address
             }
@@ -174,7 +174,7 @@ pub struct Properties {
     pub processors: usize,
     /// Maximum shared memory of a block in bytes.
     pub shared_bytes: usize,
-    /// Major and minor version.
+    /// Major and minor compute capability.
     pub compute_capability: (u32, u32),
 }
 

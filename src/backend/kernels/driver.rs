@@ -2,8 +2,9 @@
 //! of the driver library is checked first, because cudarc panics without it.
 //!
 //! There are two streams in the primary context of one device: the work stream, and the copy stream for
-//! concurrent copies to the device (`driver/transfer.rs`). Errors are: no driver, a driver older than the
-//! CUDA version of the build, an unknown device number, no kernels in the build, a device older than sm_80.
+//! concurrent copies to the device (`driver/transfer.rs`). [`Driver::new`] returns an error in these cases:
+//! no driver, a driver with an older major CUDA version than that of the build, an unknown device index, no
+//! kernels in the build, a device older than sm_80.
 
 pub(crate) mod cublaslt;
 mod launch;
@@ -49,14 +50,14 @@ pub struct Driver {
 struct Loaded {
     modules: HashMap<usize, sys::CUmodule>,
     functions: HashMap<(usize, &'static str), sys::CUfunction>,
-    /// Resident clusters by kernel and bytes of dynamic shared memory.
+    /// Maximum number of resident clusters, by kernel and bytes of dynamic shared memory.
     clusters: HashMap<(&'static str, u32), u32>,
 }
 
 // SAFETY: driver handles may be used from any thread that has made the context current, and every
 // method does so.
 unsafe impl Send for Driver {}
-// SAFETY: as above; the driver synchronises its calls, and the maps are behind a lock.
+// SAFETY: as above; the driver synchronises its calls, and a mutex guards the maps.
 unsafe impl Sync for Driver {}
 
 /// Returns a function that converts a driver error of `call`.
@@ -93,13 +94,13 @@ fn failed(call: impl Display) -> impl Fn(DriverError) -> Error {
     }
 }
 
-/// Major and minor version: 13 and 0 of 13000.
+/// Splits a CUDA version number into major and minor version: 13000 is (13, 0).
 fn version(number: i32) -> (i32, i32) {
     (number / 1000, number % 1000 / 10)
 }
 
-/// Returns [`Error::Device`] if the driver is older than the CUDA version of the compiled kernels. Every
-/// driver of the same major version runs them (NVIDIA's minor version compatibility).
+/// Returns [`Error::Device`] if the driver's major CUDA version is older than that of the compiled kernels.
+/// Minor versions do not matter (NVIDIA's minor version compatibility).
 fn check_driver(driver: i32, build: i32) -> Result<()> {
     let ((has, _), (needs, minor)) = (version(driver), version(build));
     if has >= needs {

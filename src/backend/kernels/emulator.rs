@@ -1,6 +1,6 @@
 //! Runs the kernels on the CPU, for small models and for kernel development. Threads are fibers that run in
 //! one of several orders, so that tests find results that depend on the order. `kernels/emulator/` contains
-//! the C++ side, and this module contains every C++ call of the project.
+//! the C++ part, and this module contains every C++ call of the project.
 
 pub(crate) mod accesses;
 mod recording;
@@ -18,7 +18,7 @@ use super::own::{self, Entry, Target};
 use crate::{Error, Result};
 use recording::{Graph, Step};
 
-/// Fields as in `EmulatorRequest` of `kernels/emulator/api.cpp`.
+/// Has the fields of `EmulatorRequest` in `kernels/emulator/api.cpp`.
 #[repr(C)]
 struct Request {
     kernel: *const c_char,
@@ -62,7 +62,7 @@ type NoteSite = unsafe extern "C" fn(*mut c_void, *const c_char, c_int);
 
 #[cfg(not(mapl_emulator))]
 mod absent {
-    //! A build without a C++ compiler. No [`Emulator`] can be created, so none of these functions
+    //! Stubs for a build without a C++ compiler. No [`Emulator`] can be created, so none of these functions
     //! is called.
     use super::*;
     pub unsafe fn emulator_allocate(_: usize) -> *mut c_void {
@@ -112,8 +112,8 @@ thread_local! {
     static SHARED_ARRAYS: RefCell<HashMap<usize, usize>> = RefCell::default();
 }
 
-/// Bytes of a kernel's shared arrays, without dynamic shared memory, if this thread has launched the kernel.
-/// Within `own::with` the kernel is the custom one, else the shipped one.
+/// Bytes of a kernel's shared arrays, without dynamic shared memory; `None` if this thread has not launched
+/// the kernel. Within `own::with` the custom kernel is meant, otherwise the shipped one.
 pub fn shared_arrays(kernel: &Kernel) -> Option<usize> {
     let entry = own::emulated(kernel).or(kernel.emulated)?;
     SHARED_ARRAYS.with_borrow(|seen| seen.get(&(entry as usize)).copied())
@@ -144,8 +144,8 @@ impl Emulator {
         Ok(device)
     }
 
-    /// A Hopper device with a schedule and a number of multiprocessors. The grids of some kernels
-    /// depend on the number.
+    /// Creates a Hopper device with a schedule and a number of multiprocessors. The grids of some kernels
+    /// depend on the number of multiprocessors.
     pub fn with(schedule: Schedule, processors: usize) -> Result<Self> {
         if !cfg!(mapl_emulator) {
             return Err(Error::Device(
@@ -163,15 +163,15 @@ impl Emulator {
         Ok(Self { schedule, properties, omitted: None, proxies: false, recording: Mutex::new(None) })
     }
 
-    /// Enables the check of proxy fences. It is an error if a TMA store or wgmma reads a plain write without
-    /// a fence of the writing thread. Every wait then compares the block's shared memory, so the check is for
-    /// small sizes.
+    /// Enables the check of proxy fences. A launch then fails if a TMA store or wgmma reads a plain write
+    /// without a fence of the writing thread. Every wait compares the block's shared memory, so the check is
+    /// only for small sizes.
     pub fn with_proxies(self) -> Self {
         Self { proxies: true, ..self }
     }
 
-    /// Omits the barriers or proxy fences at one source position. Kernels are then wrong, and some order of
-    /// threads, or the check of proxy fences, must detect the error.
+    /// Omits the barriers or proxy fences at one source position. Kernels are then wrong. Tests require that
+    /// some order of threads, or the check of proxy fences, detects the error.
     pub fn without(self, site: Site) -> Self {
         Self { omitted: Some(site), ..self }
     }
@@ -248,7 +248,7 @@ impl Device for Emulator {
 
     fn allocate(&self, bytes: usize) -> Result<Memory> {
         self.not_recording("allocation")?;
-        // SAFETY: no precondition; null means that the allocation failed.
+        // SAFETY: the call has no precondition; null means that the allocation failed.
         let start = NonNull::new(unsafe { emulator_allocate(bytes) });
         start.map(|start| Memory { start, bytes }).ok_or_else(|| {
             Error::Memory(format!(
@@ -453,7 +453,7 @@ impl Emulator {
         // function), and the message has the given length.
         let failed = unsafe { emulator_launch(&request, message.as_mut_ptr(), message.len()) };
         if failed == 0 {
-            // SAFETY: no precondition.
+            // SAFETY: the call has no precondition.
             let arrays = unsafe { emulator_shared_arrays() };
             SHARED_ARRAYS.with_borrow_mut(|seen| seen.insert(entry as usize, arrays));
             accesses::collect(kernel);

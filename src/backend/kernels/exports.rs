@@ -28,7 +28,7 @@ pub enum Item {
 }
 
 impl Export {
-    /// Enumerators of an enum.
+    /// Enumerators of an enum; `None` for a constant.
     pub fn enumerators(&self) -> Option<&[String]> {
         match &self.item {
             Item::Enum(enumerators) => Some(enumerators),
@@ -136,7 +136,7 @@ pub fn variant(enumerator: &str) -> String {
     enumerator.split('_').filter(|word| !word.is_empty()).map(capital).collect()
 }
 
-/// Rust items of the exports.
+/// Returns the Rust items for the exports.
 pub fn items(exports: &[Export]) -> String {
     let mut text = String::new();
     for Export { name, item } in exports {

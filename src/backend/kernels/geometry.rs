@@ -1,5 +1,5 @@
-//! Tile shapes of the Hopper GEMMs, and the choice among them: the shape with the least predicted
-//! time. The prediction counts main loop stages, epilogues and the launch, but not memory.
+//! Tile shapes of the Hopper GEMMs, and the choice among them: the shape with the least predicted time. The
+//! prediction counts main loop stages, epilogues and the launch, but not memory traffic.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,21 +13,21 @@ use super::launchers::{
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TileTimes {
-    /// A launch with programmatic dependent launch.
+    /// Time of a launch with programmatic dependent launch.
     pub launch: f64,
     /// Additional time of a launch with clusters of two.
     pub cluster: f64,
-    /// Epilogue of a cooperative tile per 2-byte column.
+    /// Epilogue time of a cooperative tile per 2-byte column.
     pub cooperative: f64,
-    /// Epilogue of a ping-pong tile per 2-byte column, mostly overlapped.
+    /// Epilogue time of a ping-pong tile per 2-byte column, mostly overlapped.
     pub ping_pong: f64,
-    /// Epilogue of the last ping-pong tile per 2-byte column, not overlapped.
+    /// Epilogue time of the last ping-pong tile per 2-byte column, not overlapped.
     pub last_ping_pong: f64,
     /// Time that a split waits for the previous split.
     pub split: f64,
     /// Additional time of that wait per column.
     pub split_column: f64,
-    /// A stage of the main loop per column, in the order of [`Tile::ALL`].
+    /// Time of a main loop stage per column, in the order of [`Tile::ALL`].
     pub stage: [f64; 6],
 }
 
@@ -118,7 +118,7 @@ pub struct Sizes {
     pub m: usize,
     /// Columns of the result.
     pub n: usize,
-    /// Length of the sums.
+    /// Length of the dot products.
     pub k: usize,
     /// Size of an element of C in bytes.
     pub out_bytes: usize,
@@ -126,7 +126,8 @@ pub struct Sizes {
     pub may_split: bool,
 }
 
-/// Blocks of a launch without clusters over tiles of 128 rows by `width` columns.
+/// Number of blocks of a launch without clusters over tiles of 128 rows by `width` columns; at most one per
+/// tile and one per multiprocessor.
 pub(super) fn blocks_of(rows: usize, columns: usize, width: usize, processors: usize) -> usize {
     processors.clamp(1, (rows.div_ceil(ROWS) * columns.div_ceil(width)).max(1))
 }
@@ -231,8 +232,8 @@ pub(super) fn retile(
     fastest(times, s, choice.splits, processors, allowed).unwrap_or(choice)
 }
 
-/// The tile with the least time of those that `allowed` permits and that can have these splits; `None` if
-/// there is none.
+/// Returns the fastest of the tiles that `allowed` permits and that support `splits` splits; `None` if there
+/// is no such tile.
 pub(super) fn fastest(
     times: &TileTimes,
     s: Sizes,

@@ -1,5 +1,5 @@
-//! The gated activations, and the GEMMs around SwiGLU with the activation in their epilogue
-//! (`kernels/glu.cu`).
+//! Launchers of the gated activations, and of the two GEMMs with SwiGLU in their epilogue: the gate-up
+//! forward and the input gradient of the down projection (`kernels/glu.cu`).
 
 use super::device::{Device, Element};
 use super::launchers as launch;
@@ -8,11 +8,11 @@ use super::{Kernels, hopper, int, read, write, write_option};
 use crate::Result;
 use crate::backend::contract::*;
 
-/// Number of consecutive rows of the gate, then of the up projection, in the interleaved weight of
-/// the forward (`GateUpView`).
+/// The forward interleaves the gate and up weights (`GateUpView`): this many rows of the gate, then this many
+/// rows of the up projection.
 const INTERLEAVED_ROWS: usize = 8;
 
-/// Activation of the gate as the enum of the kernels.
+/// Converts the activation of the gate to the kernels' enum.
 fn gate(dims: GluDims) -> launch::Gate {
     match dims.gelu {
         None => launch::Gate::Silu,

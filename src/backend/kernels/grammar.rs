@@ -9,8 +9,8 @@
 //!         IF(AXIS: value ...; MARK ...), MARK, ...)(parameters) {
 //! ```
 //!
-//! KERNEL declares one entry point, KERNELS one entry point for each combination of the values of
-//! its axes.
+//! KERNEL declares one entry point. KERNELS declares a family, which has one entry point for each combination
+//! of the values of its axes.
 
 use super::exports::{Export, numbered, split};
 
@@ -60,14 +60,14 @@ pub struct Parameter {
     pub kind: Kind,
 }
 
-/// Kind of the values of an axis.
+/// Type of the values of an axis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AxisKind {
     /// `class T`: storage of activations, `f32 bf16`.
     Storage,
     /// `int AXIS`: numbers.
     Int,
-    /// An exported enum: `ending=ENUMERATOR`.
+    /// An exported enum, whose values are written `ending=ENUMERATOR`.
     Enum(String),
 }
 
@@ -82,7 +82,7 @@ pub struct Axis {
 /// A value of an axis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Value {
-    /// Part of the entry point's name.
+    /// Text that stands for the value in the entry point's name.
     pub ending: String,
     /// Template argument in C++.
     pub argument: String,
@@ -109,9 +109,9 @@ pub struct Declaration {
     /// Name of the only entry point, or prefix of the names of a family.
     pub name: String,
     pub parameters: Vec<Parameter>,
-    /// Axes in the order of FOR, which is their order in names; none for a KERNEL.
+    /// Axes in the order of FOR, which is also their order in the names of entry points; empty for a KERNEL.
     pub axes: Vec<Axis>,
-    /// Axis of each template parameter.
+    /// Index in `axes` of each template parameter's axis.
     pub template: Vec<usize>,
     /// Entry points; the last axis of FOR varies fastest.
     pub kernels: Vec<Kernel>,
@@ -284,7 +284,7 @@ fn axis(text: &str, template: &[(&str, &str)], exports: &[Export]) -> Result<Axi
     Ok(Axis { name: name.into(), kind, values })
 }
 
-/// Indices of the values of every combination; the last axis runs fastest.
+/// Returns every combination of values as one value index per axis; the last axis varies fastest.
 fn combinations(axes: &[Axis]) -> Vec<Vec<usize>> {
     axes.iter().fold(vec![Vec::new()], |all, axis| {
         let with = |start: &Vec<usize>, value| start.iter().copied().chain([value]).collect();

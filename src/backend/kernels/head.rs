@@ -1,5 +1,5 @@
-//! The vocabulary head (`kernels/head.cu`), in slices of the vocabulary in the forward and in
-//! chunks in the backward; and log-probabilities of stored logits (`kernels/head_logits.cu`).
+//! The vocabulary head (`kernels/head.cu`). The forward splits the vocabulary into slices, the backward into
+//! chunks. Also the log-probabilities of stored logits (`kernels/head_logits.cu`).
 
 use super::device::{ConstPtr, Device, Element, MutPtr};
 use super::launchers::{self as launch, HEAD_SLICE_TILES};
@@ -12,7 +12,8 @@ use crate::backend::contract::*;
 /// Number of vocabulary columns per chunk of the backward. Only the dlogits of one chunk are stored at a
 /// time. The value fixes the order of the sum over the vocabulary.
 const CHUNK: usize = 8192;
-/// The row stride of dlogits is a multiple of this many elements, at least 16 bytes in f32 and in bf16.
+/// The row stride of dlogits is a multiple of this many elements, so that every row starts at a multiple of
+/// 16 bytes.
 const STRIDE_UNIT: usize = 8;
 
 pub(super) fn head_logprob_fwd<D: Device, A: Element>(
@@ -163,8 +164,9 @@ pub(super) fn head_logprob_bwd<D: Device, A: Element>(
     gather(k, d, scratch.read(drows), 0..d.rows, a.runs, dhidden)
 }
 
-/// Sums drows into dhidden for the runs that begin in `rows`. `drows` starts at the first of `rows` and
-/// contains all rows of these runs. Hidden rows without a head row are not written.
+/// Sums drows into dhidden for the runs (head rows with the same source) that begin in `rows`. `drows` starts
+/// at the first of `rows` and contains all rows of these runs. Hidden rows without a head row are not
+/// written.
 pub(super) fn gather<D: Device, A: Element>(
     k: &Kernels<D, A>,
     d: HeadDims,

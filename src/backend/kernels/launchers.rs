@@ -15,8 +15,8 @@ use crate::{Error, Result};
 
 include!(concat!(env!("OUT_DIR"), "/launchers.rs"));
 
-/// Error for a family without a kernel for some values. `axes` has the name, value and known values of each
-/// axis.
+/// Error for axis values for which a family has no kernel. `axes` has the name, value and available values of
+/// each axis.
 fn no_instance(family: &str, axes: &[(&str, String, String)]) -> Error {
     let axes: Vec<String> =
         axes.iter().map(|(axis, value, known)| format!("{axis} {value} (available: {known})")).collect();

@@ -37,7 +37,7 @@ pub(super) fn layer_norm_bwd<D: Device, A: Element>(
     scratch.take()?;
     let team = team::<A>(d.hidden);
     let teams = launch::LayerNormBwd::<A>::THREADS / team;
-    // Shared memory for each team's sums of the weight and bias gradients.
+    // Shared memory for the weight and bias gradients that each team (the threads of one row) sums.
     let shared = if teams > 1 { teams * 2 * d.hidden * size_of::<f32>() } else { 0 };
     launch::LayerNormBwd::<A> {
         dy: read(a.dy),

@@ -12,18 +12,18 @@ use crate::backend::{ViewMut, Write as Mode};
 
 const _: () = assert!(PATCH.0 == PATCH_ROWS && PATCH.1 == PATCH_COLUMNS, "patches of the contract and of the kernels");
 
-/// Rows and columns of a block's tile.
+/// Number of rows, and of columns, of a block's tile.
 pub(super) const fn tile<A: Element>() -> usize {
     if size_of::<A>() == 2 { TILE_BF16 } else { TILE_F32 }
 }
 
-/// Shared memory of a block in bytes: `BlockGemm::SHARED_BYTES`.
+/// Shared memory of a block in bytes, equal to `BlockGemm::SHARED_BYTES` of the kernels.
 pub(super) const fn shared_bytes<A: Element>() -> usize {
     TILE_STAGES * 2 * tile::<A>() * TILE_DEPTH * size_of::<A>()
 }
 
-/// Blocks for a result of (rows, columns): two per multiprocessor, the occupancy that registers and
-/// shared memory allow.
+/// Number of blocks for a result of (rows, columns): one per tile, and at most two per multiprocessor, which
+/// is the occupancy that registers and shared memory allow.
 pub(super) fn blocks<D: Device, A: Element>(k: &Kernels<D, A>, rows: usize, columns: usize) -> usize {
     let tiles = rows.div_ceil(tile::<A>()) * columns.div_ceil(tile::<A>());
     tiles.min(2 * k.device.properties().processors)
@@ -166,6 +166,6 @@ pub(super) fn sum_slices<D: Device, A: Element>(
         width: int(width)?,
         add: adds(mode),
     }
-    // A block sums a column per lane of a warp.
+    // Each block sums `WARP` columns, one per lane.
     .launch(&k.device, k.row_blocks(width, WARP), 0)
 }

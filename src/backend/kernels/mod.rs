@@ -37,7 +37,7 @@ mod tensor_map;
 pub(crate) mod tile_file;
 mod transfer;
 
-// Shared with build.rs.
+// These modules are shared with build.rs.
 mod compile;
 #[allow(dead_code)]
 mod exports;
@@ -134,7 +134,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
         }
     }
 
-    /// As [`Kernels::new`], with every op call timed except in captured steps.
+    /// Like [`Kernels::new`], but every op call outside of captured steps is timed.
     pub fn probed(device: D) -> Self {
         Self { probe: Some(Probe::default()), ..Self::new(device) }
     }
@@ -160,7 +160,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
         Self { chosen: Some(Mutex::default()), ..self }
     }
 
-    /// Takes the GEMMs recorded since the last call, in the order of their launches.
+    /// Returns and clears the GEMMs recorded since the last call, in the order of their launches.
     pub fn take_chosen(&self) -> Vec<Chosen> {
         let Some(chosen) = &self.chosen else { return Vec::new() };
         std::mem::take(&mut *chosen.lock().unwrap_or_else(|e| e.into_inner()))
@@ -211,7 +211,8 @@ impl<D: Device, A: Element> Kernels<D, A> {
         self.device.clear(&mut view.buffer.memory, view.start * size, view.len * size)
     }
 
-    /// Blocks of a grid-stride loop over rows: enough to fill the device several times.
+    /// Number of blocks of a grid-stride loop over rows: one for `rows_per_block` rows, and at most eight per
+    /// multiprocessor.
     fn row_blocks(&self, rows: usize, rows_per_block: usize) -> usize {
         rows.div_ceil(rows_per_block).min(self.device.properties().processors * 8)
     }
@@ -227,7 +228,7 @@ fn adds(write: super::Write) -> i32 {
     i32::from(write == super::Write::Add)
 }
 
-/// A size as a kernel parameter. [`Error::Runtime`] if it does not fit 32 bits.
+/// Converts a size to a kernel parameter. Returns [`Error::Runtime`] if the size does not fit 32 bits.
 fn int(size: usize) -> Result<i32> {
     i32::try_from(size).map_err(|_| {
         Error::Runtime(format!(
@@ -292,7 +293,7 @@ impl<D: Device, A: Element> Backend for Kernels<D, A> {
     fn write_act(&self, to: ViewMut<'_, Self::Act>, source: &[f64]) -> Result<()> {
         self.upload(to, source)
     }
-    /// A single number, such as a step's learning rate, is enqueued and does not wait.
+    /// The write of a single number, such as a step's learning rate, is enqueued, so the call does not wait.
     fn write_acc(&self, to: ViewMut<'_, Self::Acc>, source: &[f64]) -> Result<()> {
         if let ([number], 1) = (source, to.len) {
             return self.device.put(&mut to.buffer.memory, to.start * size_of::<f32>(), (*number as f32).to_bits());

@@ -1,5 +1,6 @@
-//! Collectives of a device as NCCL calls, in place on its arrays. The trait [`Calls`] is implemented by the
-//! library on a GPU (`driver/nccl.rs`), and by a stand-in that records and computes in tests.
+//! Collectives of a device as NCCL calls, in place on its arrays. The trait [`Calls`] has two
+//! implementations: NCCL on a GPU (`driver/nccl.rs`), and a test double that records the calls and computes
+//! their results.
 //!
 //! ```text
 //! fork     the stream of the ranks waits for the ops so far
@@ -11,10 +12,11 @@
 //! ```
 //!
 //! Parameter shards have the same length, except the last, which also has a short rest
-//! ([`shard_of`](crate::ranks::collective::shard_of)), so both forms move the bytes of one ring. All calls
-//! are enqueued on one stream, in one order on every rank, and nothing waits on the host. Sums are f32.
+//! ([`shard_of`](crate::ranks::collective::shard_of)). `sum` and `gather` therefore use their first form,
+//! which moves about as many bytes as one ring. All calls are enqueued on one stream, in one order on every
+//! rank, and nothing waits on the host. Sums are f32.
 //!
-//! Parts outside of a buffer, and collectives while ops are recorded, are errors. A step's recorded
+//! A part outside of the buffer is an error, and so is a collective while ops are recorded. A step's recorded
 //! micro-batches therefore end before its collectives.
 
 use std::ops::Range;
@@ -30,7 +32,7 @@ use crate::backend::contract::Precision;
 use crate::backend::{Buffer as _, ViewMut};
 use crate::{Error, Result};
 
-/// Types of elements, with NCCL's numbers (`ncclDataType_t`).
+/// Element types, with their values in NCCL's enum (`ncclDataType_t`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Number {
     Byte = 1,
@@ -61,7 +63,7 @@ pub(crate) struct Operands {
 /// NCCL calls of one communicator, and the synchronisation of its stream with other streams. All reductions
 /// are sums.
 pub(crate) trait Calls: Send + Sync {
-    /// Number of this rank.
+    /// Index of this rank.
     fn rank(&self) -> usize;
     /// Number of ranks.
     fn size(&self) -> usize;
@@ -70,9 +72,9 @@ pub(crate) trait Calls: Send + Sync {
 
     /// Makes the stream of the ranks wait for the work that is enqueued on the stream `ops`.
     fn fork(&self, ops: u64) -> Result<()>;
-    /// Marks the end of the calls so far.
+    /// Records an event after the calls so far, and returns its ticket.
     fn mark(&self) -> Result<Ticket>;
-    /// Makes the stream `ops` wait for a mark.
+    /// Makes the stream `ops` wait for the event of a ticket.
     fn settle(&self, ticket: Ticket, ops: u64) -> Result<()>;
 
     /// `ncclGroupStart`.
@@ -83,44 +85,44 @@ pub(crate) trait Calls: Send + Sync {
     /// `ncclReduceScatter`: `from` has `len` elements for each rank, `to` has `len`.
     ///
     /// # Safety
-    /// Here and below, the caller guarantees that the addresses are on this device and have room for the
-    /// elements until the stream has completed the call.
+    /// The caller guarantees that the addresses are on this device and have room for the elements until the
+    /// stream has completed the call.
     unsafe fn reduce_scatter(&self, on: Operands, stream: u64) -> Result<()>;
     /// `ncclReduce` to one rank.
     ///
     /// # Safety
-    /// As above.
+    /// As for [`Calls::reduce_scatter`].
     unsafe fn reduce(&self, on: Operands, root: usize, stream: u64) -> Result<()>;
     /// `ncclAllReduce`.
     ///
     /// # Safety
-    /// As above.
+    /// As for [`Calls::reduce_scatter`].
     unsafe fn all_reduce(&self, on: Operands, stream: u64) -> Result<()>;
     /// `ncclAllGather`: `to` has `len` elements for each rank, `from` has `len`.
     ///
     /// # Safety
-    /// As above.
+    /// As for [`Calls::reduce_scatter`].
     unsafe fn all_gather(&self, on: Operands, stream: u64) -> Result<()>;
     /// `ncclBroadcast` by one rank.
     ///
     /// # Safety
-    /// As above.
+    /// As for [`Calls::reduce_scatter`].
     unsafe fn broadcast(&self, on: Operands, root: usize, stream: u64) -> Result<()>;
 
-    /// Error that has occurred since the calls returned, if any.
+    /// Error that an enqueued call has met after it returned to the host, if any.
     fn failure(&self) -> Option<String>;
     /// Ends calls in progress. No other call may follow.
     fn abort(&self);
 }
 
-/// Runs `work` between the start and the end of a group. The group ends in any case.
+/// Runs `work` between the start and the end of a group. The group is ended even if `work` fails.
 fn grouped(calls: &dyn Calls, work: impl FnOnce() -> Result<()>) -> Result<()> {
     calls.group_start()?;
     let done = work();
     calls.group_end().and(done)
 }
 
-/// Division of a buffer into parts, by the NCCL calls that it needs.
+/// Division of a buffer into parts. It decides which NCCL calls are used.
 #[derive(Debug, PartialEq, Eq)]
 enum Division {
     /// All parts have length `len`; the last rank also has `rest`.
@@ -142,7 +144,7 @@ impl Division {
     }
 }
 
-/// A buffer's place on the device.
+/// Device address and element type of a buffer.
 #[derive(Clone, Copy)]
 struct Place {
     address: u64,
@@ -228,7 +230,7 @@ impl Place {
 }
 
 impl<D: Device, A: Element> Kernels<D, A> {
-    /// Sets the calls that sum and gather over ranks. Without calls, the data goes through the host.
+    /// Sets the NCCL calls for sums and gathers over ranks. With `None`, the data goes through the host.
     pub(crate) fn with_ranks(self, calls: Option<Arc<dyn Calls>>) -> Self {
         Self { ranks: calls, ..self }
     }

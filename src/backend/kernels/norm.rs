@@ -40,7 +40,7 @@ pub(super) fn norm_bwd<D: Device, A: Element>(k: &Kernels<D, A>, mut a: NormBwd<
     scratch.take()?;
     let team = team::<A>(d.hidden);
     let teams = launch::NormBwd::<A>::THREADS / team;
-    // Shared memory for each team's sum of the weight gradient.
+    // Shared memory for the weight gradient that each team (the threads of one row) sums.
     let shared = if teams > 1 { teams * d.hidden * size_of::<f32>() } else { 0 };
     launch::NormBwd::<A> {
         dy: read(a.dy),

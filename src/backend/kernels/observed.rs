@@ -10,7 +10,7 @@ use crate::Result;
 use crate::backend::contract::Cost;
 use crate::backend::probe::OpTime;
 
-/// An op between two timestamps.
+/// An op call between two timestamps.
 pub(super) struct Observed<D: Device> {
     op: usize,
     cost: Cost,
@@ -19,7 +19,7 @@ pub(super) struct Observed<D: Device> {
 }
 
 impl<D: Device, A: Element> Kernels<D, A> {
-    /// Timestamp of the start of an op, if it is timed.
+    /// Returns a timestamp for the start of an op; `None` if the op is not timed.
     pub(super) fn stamp_start(&self) -> Result<Option<D::Stamp>> {
         if self.probe.is_none() || self.recording.load(Ordering::Relaxed) {
             return Ok(None);
@@ -27,7 +27,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
         self.device.stamp().map(Some)
     }
 
-    /// Notes an op that started at `from` and has been enqueued.
+    /// Records an op call that started at `from` and has been enqueued.
     pub(super) fn observe(&self, op: usize, cost: Cost, from: D::Stamp) -> Result<()> {
         let to = self.device.stamp()?;
         self.observed.lock().unwrap_or_else(|e| e.into_inner()).push(Observed { op, cost, from, to });

@@ -1,6 +1,6 @@
-//! The preference loss with a user-defined curve. The CPU backend computes it on the host, on copies of the
-//! scores and comparisons, since no kernel has the curve. The op waits for the device, so a step with it is
-//! not captured.
+//! The preference loss with a user-defined curve. No kernel implements the curve, so the CPU backend computes
+//! the loss on the host, on copies of the scores and comparisons. The op waits for the device, so a step with
+//! it is not captured.
 
 use super::device::{Device, Element};
 use super::{Array, Kernels};

@@ -20,8 +20,8 @@ fn gradient_pieces<D: Device>(scratch: &mut Scratch<'_, D>, comparisons: usize) 
     std::array::from_fn(|_| scratch.request::<f32>(comparisons))
 }
 
-/// A curve with its label smoothing and its temperature; 0 and 1 where it has none. `None` for a user-defined
-/// curve, which no kernel has.
+/// Returns the kernel's curve, its label smoothing (0 if it has none) and its temperature (1 if it has none).
+/// Returns `None` for a user-defined curve, which no kernel implements.
 fn curve_parameters(curve: Curve) -> Option<(launch::Curve, f64, f64)> {
     Some(match curve {
         Curve::Own(_) => return None,
@@ -43,7 +43,7 @@ fn curve_parameters(curve: Curve) -> Option<(launch::Curve, f64, f64)> {
     })
 }
 
-/// A link with alpha - 1, or 0 where it has no alpha.
+/// Returns the kernel's link, and its alpha - 1 (0 if it has no alpha).
 fn link_parameters(link: Link) -> (launch::Link, f64) {
     match link {
         Link::Identity => (launch::Link::Identity, 0.0),
@@ -118,7 +118,7 @@ pub(super) fn preference_fwd<D: Device, A: Element>(
             power: power as f32,
             curve_weight: part.weight as f32,
             is_first: i32::from(is_first),
-            // Centring belongs to the comparison, so only the first curve adds it.
+            // The centring term occurs once per comparison, so only the first curve adds it.
             center: if is_first { a.center as f32 } else { 0.0 },
         }
         .launch(&k.device, 1, 0)?;
@@ -140,7 +140,7 @@ mod tests {
             println!("SKIPPED: this build has no emulator");
             return;
         };
-        // One comparison of weight 1 without terms, and one sequence without a use.
+        // One comparison of weight 1 without terms, and one sequence that no comparison uses.
         let memory = |values: &[u32]| {
             let mut memory = device.allocate(64).unwrap();
             device.upload(&mut memory, 0, bytemuck::cast_slice(values)).unwrap();
@@ -169,8 +169,8 @@ mod tests {
             parameters.extend(last.iter().map(|x| (&raw const *x).cast_mut().cast::<c_void>()));
             let kernel = launch::PreferenceFwd::kernel();
             assert_eq!(parameters.len(), kernel.parameters.len());
-            // SAFETY: the parameters have the order and types of the kernel's fields, except that
-            // curve and link may be outside the enumeration, and the arrays cover one comparison.
+            // SAFETY: the parameters have the order and types of the kernel's fields, and the arrays cover
+            // one comparison. The kernel traps on a curve or link outside of the enumeration.
             unsafe { device.launch(kernel, Grid([1, 1, 1]), 0, &mut parameters) }
         };
         for curve in launch::Curve::ALL {

@@ -1,6 +1,6 @@
-//! A device for dry runs: it counts allocated bytes and launches, and has neither memory nor
-//! kernels. The host code of the kernels, run on it with the sizes of the largest batch, gives the
-//! memory of a run before anything is allocated.
+//! A device for dry runs: it counts allocated bytes and launches, and has neither memory nor kernels. The
+//! host code of the kernels runs on this device with the sizes of the largest batch. This gives the memory
+//! that a run needs before anything is allocated.
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -11,7 +11,7 @@ use super::device::{Device, Grid, Kernel, Properties};
 use super::tensor_map::{TensorMap, TensorMapSpec};
 use crate::Result;
 
-/// Dry-run device. Everything that is not counted succeeds and does nothing.
+/// Device for dry runs. Operations other than allocations and launches succeed and do nothing.
 pub struct Rehearsal {
     properties: Properties,
     bytes: Arc<AtomicU64>,
@@ -40,7 +40,7 @@ impl Rehearsal {
         }
     }
 
-    /// Takes the launches since the last call, by kernel and grid.
+    /// Returns and clears the launches since the last call, by kernel and grid.
     pub fn take_launches(&self) -> Vec<Launched> {
         let launches = std::mem::take(&mut *self.launches.lock().unwrap_or_else(|e| e.into_inner()));
         let launched = |((kernel, blocks, shared_bytes), count)| Launched { kernel, blocks, shared_bytes, count };
@@ -98,7 +98,7 @@ impl Device for Rehearsal {
         Ok(())
     }
 
-    /// Reads zeros.
+    /// Fills `to` with zeros.
     fn download(&self, _: &Memory, _: usize, to: &mut [u8]) -> Result<()> {
         to.fill(0);
         Ok(())

@@ -1,4 +1,4 @@
-//! Rotary positions (`kernels/rope.cu`).
+//! Rotary position embedding, RoPE (`kernels/rope.cu`).
 
 use super::device::{Device, Element};
 use super::launchers as launch;

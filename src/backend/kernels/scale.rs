@@ -1,4 +1,4 @@
-//! A factor on rows (`kernels/scale.cu`).
+//! Scaling of rows by a factor, with an optional addend (`kernels/scale.cu`).
 
 use super::device::{Device, Element};
 use super::launchers as launch;

@@ -14,7 +14,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
         self.scratch.lock().unwrap_or_else(|e| e.into_inner()).as_ref().map_or(0, |(_, bytes)| *bytes)
     }
 
-    /// Preallocates `bytes` of scratch memory. Ops that need no more then allocate nothing.
+    /// Preallocates `bytes` of scratch memory. Ops that need at most this much then allocate nothing.
     pub fn reserve_scratch(&self, bytes: usize) -> Result<()> {
         self.reserve_turns()?;
         self.scratch_after(bytes)?.take()
@@ -37,7 +37,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
         Ok(semaphores.as_ref().map_or(0, D::address))
     }
 
-    /// Scratch memory for the launches of one op. All of them must be enqueued while the guard is
+    /// Scratch memory for the launches of one op. The launches must be enqueued while the returned guard is
     /// held. The contents are left over from earlier ops.
     pub(super) fn scratch(&self) -> Result<Scratch<'_, D>> {
         let held = self.scratch.lock().unwrap_or_else(|e| e.into_inner());
@@ -45,7 +45,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
     }
 
     /// Scratch memory after the first `bytes`, which are left to the ops that this op calls. After
-    /// [`Scratch::take`] the guard may be dropped and the addresses used until this op has enqueued
+    /// [`Scratch::take`] the guard may be dropped. The addresses then stay valid until this op has enqueued
     /// its last launch, provided that no op in between requests more than `bytes`.
     pub(super) fn scratch_after(&self, bytes: usize) -> Result<Scratch<'_, D>> {
         let mut scratch = self.scratch()?;

@@ -1,7 +1,7 @@
-//! Tensor maps: the descriptors that TMA copies need, from which a kernel's `TensorMap` parameter
-//! is built. A [`TensorMapSpec`] holds the arguments of the driver's `cuTensorMapEncodeTiled`
-//! (interleave none, element strides 1, out-of-range elements zero) and follows its rules. Each
-//! device encodes them in its own way.
+//! Tensor maps: the descriptors that TMA copies need, from which a kernel's `TensorMap` parameter is built. A
+//! [`TensorMapSpec`] holds the arguments of the driver's `cuTensorMapEncodeTiled` (interleave none, element
+//! strides 1, out-of-range elements zero) and checks the driver's rules for them. The devices encode tensor
+//! maps differently.
 
 use crate::{Error, Result};
 

@@ -38,7 +38,7 @@ pub(crate) struct TileFile {
     kernels: String,
     pub nanoseconds: TileTimes,
     /// Number of measured times in the fit, and the error of the fit: root mean square of the relative
-    /// differences.
+    /// differences between predicted and measured times.
     pub times: usize,
     pub error: f64,
 }
@@ -60,7 +60,7 @@ impl TileFile {
         write_text(path, &(text + "\n"))
     }
 
-    /// Reads the file of a GPU, or says why it is not used.
+    /// Reads the file of a GPU. An error says why the file is not used.
     pub fn read(path: &Path, card: &str) -> Result<Self, String> {
         let bytes = input::read(path, input::MAX_CONFIG).map_err(|e| format!("cannot be read: {e}"))?;
         let file: Self = serde_json::from_slice(&bytes).map_err(|e| format!("is not a file of --tune: {e}"))?;
@@ -84,7 +84,7 @@ impl TileFile {
     }
 }
 
-/// Where the constants of a GPU come from.
+/// Source of the constants of a GPU.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
     /// No file.
@@ -94,7 +94,7 @@ pub(crate) enum Source {
     Ignored(PathBuf, String),
 }
 
-/// The file of a GPU in the cache folder.
+/// Path of a GPU's file in the cache folder; `None` if there is no cache folder.
 pub(crate) fn path_of(card: &str) -> Option<PathBuf> {
     let name: String =
         card.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();

@@ -8,10 +8,10 @@ use crate::backend::contract::expect_len;
 use crate::backend::{View, ViewMut};
 use crate::{Error, Result};
 
-/// Staging of a batch's transfer to the device: indices first, then numbers.
+/// Staging buffer for a batch on its way to the device: indices first, then numbers.
 pub struct UploadBuffer<D: Device> {
     upload_buffer: D::UploadBuffer,
-    /// First byte of the numbers.
+    /// Offset of the numbers in bytes.
     numbers_at: usize,
     /// Size in bytes.
     capacity: usize,
@@ -19,7 +19,7 @@ pub struct UploadBuffer<D: Device> {
     sent: (usize, usize),
 }
 
-/// Staging of a transfer of results to the host.
+/// Staging buffer for results on their way to the host.
 pub struct ReadbackBuffer<D: Device> {
     readback_buffer: D::ReadbackBuffer,
     len: usize,

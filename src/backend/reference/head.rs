@@ -6,7 +6,7 @@ use crate::backend::contract::*;
 
 type R = Reference;
 
-/// Logsumexp relative to the maximum; -inf for a row in which all elements are -inf.
+/// Logsumexp, computed relative to the maximum; -inf for a row in which all elements are -inf.
 fn logsumexp(row: &[f64]) -> f64 {
     let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if max == f64::NEG_INFINITY { max } else { max + row.iter().map(|x| (x - max).exp()).sum::<f64>().ln() }

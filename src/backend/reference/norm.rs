@@ -77,7 +77,8 @@ pub fn qk_norm_fwd(a: QkNormFwd<'_, R>) {
     }
 }
 
-/// As [`norm_bwd`], for each head, or for all query heads and all key heads of a token as one unit each.
+/// Applies the formula of [`norm_bwd`] to each head, or, for a norm over whole rows, once to all query heads
+/// and once to all key heads of a token.
 pub fn qk_norm_bwd(a: QkNormBwd<'_, R>) {
     let (d, x, weight) = (a.dims, a.x.slice(), factors(a.weight.slice(), a.dims.offset));
     let (dqkv, dweight) = (a.dqkv_in_place.into_slice(), a.dweight.into_slice());

@@ -22,7 +22,7 @@ pub fn preference_fwd(a: PreferenceFwd<'_, R>) {
         let used = (c * TERMS..(c + 1) * TERMS).filter(|&i| sequence[i] >= 0);
         used.map(|i| (sequence[i] as usize, sign[i])).collect()
     };
-    // Sorted and matched arguments of a curve over the whole batch, for each comparison.
+    // Arguments of a curve over the whole batch for each comparison, sorted and matched over the batch.
     let sorted = |curve: Curve| -> Vec<[f64; 2]> {
         let members: Vec<usize> = (0..a.comparisons).filter(|&c| weight[c] != 0.0).collect();
         let reference = |s: usize| a.reference.map_or(0.0, |r| r.slice()[s]);
@@ -65,7 +65,7 @@ pub fn preference_fwd(a: PreferenceFwd<'_, R>) {
         let weight_of_c = weight[c] * factor_of_terms;
         let link = |s: usize| curve::linked(a.link, ratio(s));
         for (number, part) in a.curves.iter().enumerate() {
-            // Factor on the link of a sequence.
+            // Factor by which the link of a sequence is multiplied.
             let scale_of = |s: usize| if part.per_token { scale[c] * inverse(a.inverse_rows, s) } else { scale[c] };
             let signed = |of: &dyn Fn(i32) -> bool| -> f64 {
                 let terms = terms.iter().filter(|(_, sign)| of(*sign));
@@ -82,7 +82,7 @@ pub fn preference_fwd(a: PreferenceFwd<'_, R>) {
                 terms: [signed(&|sign| sign == 1), -signed(&|sign| sign == -1)],
                 beta: scale[c],
             };
-            // Centring belongs to the comparison, so only the first curve adds it.
+            // The centring term occurs once per comparison, so only the first curve adds it.
             let centred = number == 0 && kind == 0 && terms.len() == 2 && a.center != 0.0;
             let both: f64 = if centred { terms.iter().map(|&(s, _)| score[s]).sum() } else { 0.0 };
             if number == 0 {

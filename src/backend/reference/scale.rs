@@ -1,4 +1,4 @@
-//! A factor on rows.
+//! Scaling of rows by a factor, with an optional addend.
 
 use super::Reference;
 use crate::backend::contract::*;

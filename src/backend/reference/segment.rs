@@ -5,7 +5,7 @@ use crate::backend::contract::*;
 
 type R = Reference;
 
-/// Weight of a row of sequence s.
+/// Weight of the row with index `row` in sequence `s`: 1 before the start of the tail, `alpha` from there on.
 fn weight_of(tail: Option<Tail<'_, R>>, s: usize, row: usize) -> f64 {
     tail.map_or(1.0, |tail| if (row as f64) < tail.starts.slice()[s] { 1.0 } else { tail.alpha })
 }

@@ -27,7 +27,7 @@ const SCHEDULES: [Schedule; 3] = [Schedule::Rising, Schedule::Falling, Schedule:
 /// Multiprocessors of an emulated GPU.
 const PROCESSORS: usize = 4;
 
-/// A kernel file: the text of `.cu`, checked and compiled at run time.
+/// A kernel file (`.cu`), which is checked, and compiled at run time.
 #[derive(Debug)]
 pub struct KernelFile {
     kernels: OwnKernels,
@@ -41,7 +41,7 @@ pub struct KernelFile {
 pub struct Verified {
     /// Name of the entry point.
     pub kernel: &'static str,
-    /// Storage of the entry point.
+    /// Precision in which the entry point stores activations.
     pub precision: Precision,
     /// Largest error as a share of its tolerance.
     pub error_share: f64,
@@ -56,7 +56,7 @@ impl KernelFile {
         Ok(Self { kernels: OwnKernels::read_file(path)?, name, _folder: None })
     }
 
-    /// As [`KernelFile::read`], for a source text, which is stored as `STEM.cu`.
+    /// Like [`KernelFile::read`], but for a source text, which is stored as `STEM.cu`.
     pub fn text(stem: &str, text: &str) -> Result<Self> {
         let within = std::env::temp_dir();
         let folder = tempfile::Builder::new().prefix("mapl-op").tempdir();
@@ -76,7 +76,7 @@ impl KernelFile {
         self.calls::<D>(op)?.iter().map(verified).collect()
     }
 
-    /// As [`KernelFile::verify`] on the emulator, in three orders of threads, which must give the same
+    /// Like [`KernelFile::verify`], but on the emulator, in three orders of threads that must give the same
     /// bits. Writing outside of an operand is an error too.
     pub fn verify_emulated(&self, op: &dyn Op) -> Result<Vec<Verified>> {
         let mut found = Vec::new();
@@ -310,7 +310,7 @@ fn precision_of(element: Element) -> Precision {
     }
 }
 
-/// An error with the name of the entry point.
+/// Adds the name of the entry point to an error.
 fn at_kernel(call: &SheetCall, error: Error) -> Error {
     match error {
         Error::Runtime(why) => Error::Runtime(format!("{} ({}): {why}", call.name(), call.shape)),

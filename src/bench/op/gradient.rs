@@ -5,8 +5,8 @@
 //! dL/dx[i] = sum of dy (8 (y(x + h) - y(x - h)) - (y(x + 2h) - y(x - 2h))) / 12 h
 //! ```
 //!
-//! A kink within 2h of an element would spoil its difference, so two steps are tried, and the nearer
-//! difference counts.
+//! A kink within 2h of an element would spoil its difference. Two steps are therefore tried, and the
+//! difference that is nearer to the op's gradient counts.
 
 use super::{Op, Operand, Role, Values, checked_operands, reference, wrong};
 use crate::Result;
@@ -22,9 +22,9 @@ const COMPARED: usize = 48;
 /// A gradient that agrees with finite differences.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GradientCheck {
-    /// Operand of the backward op.
+    /// Name of the operand of the backward op that holds the gradient.
     pub gradient: &'static str,
-    /// Input of the forward op.
+    /// Name of the input of the forward op.
     pub of: &'static str,
     /// Elements that were compared.
     pub compared: usize,

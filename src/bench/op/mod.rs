@@ -11,10 +11,10 @@
 //! plan        bytes, FLOPs, floor, waves, predicted time on a GPU by name          KernelFile::plan
 //! ```
 //!
-//! A size or scalar becomes the kernel's parameter of the same name, an operand the pointer of the
-//! same name, and `int` axes of a KERNELS line select the entry point of an equal size. Gradients are
-//! named `d` and the name of the variable. `examples/own-op` in the repository is a crate with such
-//! an op, its gradient, its kernels and its tests.
+//! Sizes and scalars are passed to the kernel parameters of the same name, and operands to the pointers of
+//! the same name. An `int` axis of a KERNELS line selects the entry point whose value equals the size of that
+//! name. Gradients are named `d` and the name of the variable. `examples/own-op` in the repository is a crate
+//! with such an op, its gradient, its kernels and its tests.
 //!
 //! Errors are: kernel parameters that are not a size, scalar or operand, operands that the kernel lacks,
 //! results of the reference that are missing or have a different length, tensor maps and enums.
@@ -61,7 +61,7 @@ pub trait Op: Sync {
     /// Floating-point operations of a call, counting a multiplication and an addition as two.
     fn flops(&self) -> u64;
 
-    /// Blocks of the launch; `threads` is the number of the KERNEL line.
+    /// Grid of the launch; `threads` is the block size in the KERNEL line.
     fn grid(&self, threads: usize) -> Grid;
 
     /// Dynamic shared memory of a block in bytes.
@@ -69,8 +69,9 @@ pub trait Op: Sync {
         0
     }
 
-    /// Tolerance of a written operand whose elements have this precision. By default an error of 1/128
-    /// for bf16, 1e-5 for f32 and 1e-12 for f64, relative to 1 + the expected size. Integers are exact.
+    /// Tolerance of a written operand whose elements have this precision. By default an error of 1/128 for
+    /// bf16, 1e-5 for f32 and 1e-12 for f64, relative to 1 + the magnitude of the expected value. Integers
+    /// are exact.
     fn tolerance(&self, operand: &str, precision: Precision) -> Tolerance {
         let _ = operand;
         let one = match precision {
@@ -114,7 +115,7 @@ pub struct Operand {
     shape: Vec<usize>,
     role: Role,
     contents: Contents,
-    /// Input of the forward op whose gradient this is, if the name does not say it.
+    /// Input of the forward op whose gradient this operand holds, if [`Operand::gradient_of`] sets it.
     gradient_of: Option<&'static str>,
     differentiable: bool,
     moved: Option<usize>,
@@ -157,7 +158,7 @@ impl Operand {
         Self { contents: Contents::Normal(deviation), ..self }
     }
 
-    /// Sets the contents to numbers drawn evenly from `from` to `to`.
+    /// Sets the contents to numbers drawn uniformly between `from` and `to`.
     pub fn uniform(self, from: f64, to: f64) -> Self {
         Self { contents: Contents::Uniform(from, to), ..self }
     }
@@ -193,7 +194,7 @@ impl Operand {
         self.role != Role::Input
     }
 
-    /// Whether the reference returns it.
+    /// Whether the reference returns the operand's contents, which are then compared.
     fn is_compared(&self) -> bool {
         matches!(self.role, Role::Output | Role::InOut)
     }
@@ -215,7 +216,8 @@ impl Operand {
 pub struct Values(Vec<(String, Vec<f64>)>);
 
 impl Values {
-    /// The elements of an operand. [`Error::Usage`] with the known names if there is none.
+    /// Returns the elements of an operand, or [`Error::Usage`] with the known names if no operand has this
+    /// name.
     pub fn of(&self, name: &str) -> Result<&[f64]> {
         let found = self.0.iter().find(|(known, _)| known == name);
         found.map(|(_, values)| &values[..]).ok_or_else(|| {

@@ -24,7 +24,7 @@ use crate::{Error, Result};
 pub struct Plan {
     /// Name of the entry point.
     pub kernel: &'static str,
-    /// Storage of the entry point.
+    /// Precision in which the entry point stores activations.
     pub precision: Precision,
     /// Name of the GPU in the list of data sheets.
     pub gpu: &'static str,
@@ -40,7 +40,7 @@ pub struct Plan {
     pub floor_us: f64,
     /// Blocks of the launch.
     pub blocks: u64,
-    /// How often the launch fills the GPU.
+    /// Blocks of the launch divided by the blocks that the GPU runs at once.
     pub waves: f64,
     /// Blocks that fit on a multiprocessor. This is an upper bound unless the file was compiled for GPUs,
     /// which gives registers and static shared memory.

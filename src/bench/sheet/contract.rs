@@ -15,7 +15,7 @@ pub struct OpOperand {
     pub rows: usize,
     pub columns: usize,
     pub written: bool,
-    /// Whether the op does not read the operand.
+    /// Whether the operand holds zeros before the call, because the op only writes it.
     pub zeros: bool,
     /// Contents before the call.
     pub values: Vec<f64>,
@@ -42,7 +42,7 @@ const SIZES: [&str; 7] = ["tokens", "inputs", "outputs", "hidden", "intermediate
 /// Epsilon of LayerNorm, added to the variance before the square root.
 const EPS: f64 = 1e-6;
 
-/// Operands of an op with these sizes. If results will be compared, the reference computes them.
+/// Operands of an op with these sizes. If `compared` is true, the reference computes the expected results.
 pub fn operands(
     op: &str,
     sizes: &[(String, f64)],

@@ -9,8 +9,8 @@
 //!          | function "(" formula, ... ")" | "sum" "(" name "," count "," formula ")"
 //! ```
 //!
-//! A formula has at most 1,000 characters and 64 levels of brackets and signs. A `sum` over more than 2^31
-//! is NaN.
+//! A formula has at most 1,000 characters and 64 levels of brackets and signs. A `sum` of more than 2^31
+//! terms is NaN.
 //!
 //! A name is a size, an index of the element (`i0`, `i1`, `i2`), the variable of an enclosing `sum`, or an
 //! operand. An operand stands for its element at the indices of the result, where axes of length 1 are
@@ -65,7 +65,7 @@ pub enum Formula {
     Place(usize),
     /// Variable of the enclosing sum at this depth.
     Variable(usize),
-    /// Element of an operand at the place of the result.
+    /// Element of an operand at the indices of the result's element.
     Here(usize),
     At(usize, Vec<Formula>),
     Call(&'static str, Vec<Formula>),
@@ -96,7 +96,7 @@ impl Formula {
         }
     }
 
-    /// The value; NaN for an element outside of its operand.
+    /// Returns the value, or NaN if the formula reads an element outside of its operand.
     pub fn value(&self, on: &Numbers<'_>) -> f64 {
         self.evaluate(on, &mut Vec::new())
     }
@@ -126,7 +126,8 @@ impl Formula {
                 }
                 on.operands[*operand][flat]
             }
-            // Only the chosen side is evaluated, so that a condition can guard an element.
+            // Only the chosen branch of `where` is evaluated, so that its condition can guard an element out
+            // of range.
             Self::Call("where", arguments) => {
                 let chosen = if arguments[0].evaluate(on, variables) != 0.0 { 1 } else { 2 };
                 arguments[chosen].evaluate(on, variables)
@@ -374,7 +375,7 @@ impl Parser<'_> {
         Ok(Formula::Here(operand))
     }
 
-    /// `sum(name, count, formula)`, after its opening parenthesis.
+    /// Parses the rest of `sum(name, count, formula)` after the opening parenthesis.
     fn sum_over(&mut self) -> Result<Formula, String> {
         let variable = self.word().to_owned();
         if !variable.starts_with(|c: char| c.is_ascii_alphabetic()) {

@@ -24,7 +24,7 @@ pub(in crate::bench) struct Launch {
     pub arguments: Vec<Argument>,
 }
 
-/// Returns an error for keys that name neither a parameter nor a property. The table of the first kernel
+/// Returns an error for keys that are neither parameters nor in [`KEYS`]. The table of the first kernel
 /// describes the operands of all kernels.
 pub(super) fn check_keys(
     parts: &[(&Declaration, &'static Kernel, &Table)],
@@ -49,7 +49,7 @@ pub(super) fn check_keys(
     Ok(())
 }
 
-/// Returns a number of a table, which must be whole and not negative; 0 if the key is absent.
+/// Returns the value of the key `name`, which must be a whole number of at least 0; 0 if the key is absent.
 pub(super) fn count(name: &str, table: &Table, sizes: &[(String, f64)]) -> Result<u64, String> {
     let Some(value) = table.get(name) else { return Ok(0) };
     let found = number(name, value, sizes)?;
@@ -60,7 +60,7 @@ pub(super) fn count(name: &str, table: &Table, sizes: &[(String, f64)]) -> Resul
 }
 
 impl Launch {
-    /// The launch of a kernel as its table describes it, on known operands.
+    /// Creates the launch of a kernel that `table` describes, on the operands of the call.
     pub fn new(
         declaration: &Declaration,
         kernel: &'static Kernel,

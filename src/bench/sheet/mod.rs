@@ -41,7 +41,7 @@ pub(super) enum Fill {
     Formula(Formula),
     /// All bits are 1, so that an element that the kernel does not write is detected.
     Unwritten,
-    /// Numbers of the op's operand.
+    /// Contents that the project's op named by the table has for this operand.
     Given(Vec<f64>),
 }
 
@@ -64,7 +64,7 @@ pub(crate) struct SheetOperand {
     pub(super) expected: Expected,
     /// Absolute and relative tolerance.
     pub(super) tolerance: (f64, f64),
-    /// Elements that the kernel moves: all of them once, twice if it reads and writes them.
+    /// Number of elements that the kernel moves: each once, or twice if the kernel reads and writes it.
     pub(super) moved: u64,
 }
 
@@ -93,7 +93,7 @@ pub(crate) struct Sheet {
 const KEYS: [&str; 5] = ["grid", "shared", "flops", "op", "next"];
 
 impl Sheet {
-    /// Reads the sheet of a kernel file: its name with `.toml`.
+    /// Reads the sheet of a kernel file. It has the name of the file with the extension `.toml`.
     pub fn beside(kernel_file: &Path) -> Result<Self> {
         let path = kernel_file.with_extension("toml");
         let bytes = input::read(&path, input::MAX_CONFIG).map_err(input::data_error(&path))?;
@@ -132,7 +132,7 @@ impl Sheet {
         Error::data(&self.path, 0, None, why)
     }
 
-    /// Returns an error for tables without a kernel.
+    /// Returns an error if a table has a name that is not in `known`.
     pub fn check_names(&self, known: &[&str]) -> Result<()> {
         match self.tables.iter().find(|(name, _)| !known.contains(&name.as_str())) {
             None => Ok(()),
@@ -163,7 +163,7 @@ impl Sheet {
         self.tables.iter().find(|(known, _)| known == name).map(|(_, table)| table)
     }
 
-    /// The kernel that runs after one with this table.
+    /// Returns the kernel that the key `next` of a table names, with its table; `None` without the key.
     fn next<'a>(
         &'a self,
         kernels: &'a OwnKernels,
@@ -290,7 +290,7 @@ impl Sheet {
                 unused.join(", ")
             ));
         }
-        // Shapes first: a formula may use every operand.
+        // The shapes come first, because a formula may use every operand.
         let mut shapes: Vec<(String, Vec<usize>)> = Vec::new();
         for (name, ..) in pointers {
             let given = match table.get(name) {
@@ -432,7 +432,7 @@ pub(super) fn default_tolerance(element: Element) -> (f64, f64) {
     (tolerance, tolerance)
 }
 
-/// A number or a formula as text; other values as TOML's debug form, which no formula parses.
+/// A number or a formula as text; other values in TOML's debug form, which is not a valid formula.
 fn text_of(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -442,7 +442,7 @@ fn text_of(value: &Value) -> String {
     }
 }
 
-/// Formulas of a list, or of a text with commas outside brackets.
+/// Splits a list, or a text at the commas outside of brackets, into formulas.
 fn list(value: &Value) -> Vec<String> {
     if let Value::Array(values) = value {
         return values.iter().map(text_of).collect();

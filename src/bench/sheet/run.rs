@@ -18,7 +18,7 @@ use crate::backend::kernels::emulator::accesses::{LaunchAccesses, count_accesses
 use crate::rng::Rng;
 use crate::{Error, Result};
 
-/// Samples of a run, and columns of its rows.
+/// Sampling effort of a run, and values for columns of its rows.
 pub(crate) struct SheetRun<'a> {
     pub effort: Effort,
     pub date: &'a str,
@@ -71,7 +71,7 @@ fn numbers(element: Element, bytes: &[u8]) -> Vec<f64> {
     }
 }
 
-/// Indices of an element.
+/// Converts the row-major index `flat` to one index per axis.
 fn place(shape: &[usize], mut flat: usize) -> Vec<usize> {
     let mut place = vec![0; shape.len()];
     for (at, &length) in place.iter_mut().zip(shape).rev() {
@@ -95,7 +95,7 @@ impl SheetOperand {
         self.shape.iter().product()
     }
 
-    /// Contents before the call, as stored.
+    /// Contents before the call, rounded to the element type.
     fn contents(&self) -> Vec<f64> {
         let mut rng = Rng::keyed(1, &["sheet", &self.name]);
         let values = match &self.fill {
@@ -232,7 +232,8 @@ impl SheetCall {
         Ok((share, results))
     }
 
-    /// Verifies and times the launches, and verifies them on other emulators. A wrong result is a failed row.
+    /// Verifies and times the launches on `device`, and verifies them on the emulators `others`. A wrong
+    /// result gives a row with [`Status::Failed`].
     pub fn row<D: Device>(
         &self,
         device: &D,
@@ -298,8 +299,8 @@ impl SheetCall {
         self.launches.iter().map(|launch| (launch.kernel, launch.shared_bytes))
     }
 
-    /// Median seconds of the launches, without verification. Operands without contents keep the bits of their
-    /// allocation.
+    /// Median seconds of the launches, without verification. Operands that the launches only write are not
+    /// filled before.
     pub fn median<D: Device>(&self, device: &D, effort: &Effort) -> Result<f64> {
         let mut memory = Vec::new();
         for operand in &self.operands {
@@ -312,7 +313,8 @@ impl SheetCall {
         Ok(self.times(device, &memory, effort)?.median)
     }
 
-    /// As [`SheetCall::verified`], with the accesses of every launch on the emulator.
+    /// Like [`SheetCall::verified`], but returns the accesses of every launch on the emulator instead of the
+    /// bytes.
     pub fn counted<D: Device>(&self, device: &D) -> Result<(f64, Vec<LaunchAccesses>)> {
         let (share, accesses) = count_accesses(|| self.verified(device));
         Ok((share?.0, accesses))

@@ -199,8 +199,8 @@ impl Call for Attention {
         }
     }
 
-    /// The last tree and its last query head. The backward pass needs all query heads of that key
-    /// and value head.
+    /// Checks the last tree and its last query head. A backward pass is checked on all query heads of the
+    /// last key-value head, because their gradients are summed.
     fn parts(&self) -> Vec<Part<Self>> {
         let len = self.shape.tokens();
         let group = self.heads / self.kv_heads.max(1);

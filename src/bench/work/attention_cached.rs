@@ -98,7 +98,7 @@ impl Call for AttentionCached {
         if name == "cache" { Tolerance::dot(precision, 1) } else { self.dims().tolerance(precision) }
     }
 
-    /// The last query head, with its key and value head.
+    /// Checks the last query head, with its key-value head.
     fn parts(&self) -> Vec<Part<Self>> {
         let of_head = |head: usize| head * self.head_dim..(head + 1) * self.head_dim;
         let (key, value) = (self.heads + self.kv_heads - 1, self.heads + 2 * self.kv_heads - 1);

@@ -1,4 +1,4 @@
-//! LayerNorm, GELU and the factor on rows.
+//! LayerNorm, GELU, and the scaling of rows.
 
 use super::{Call, Part, stored_as_acc};
 use crate::Result;
@@ -79,7 +79,7 @@ impl Call for LayerNorm {
         }
     }
 
-    /// Some rows for the per-row results; all rows for the weight gradient.
+    /// Checks per-row results on some rows, and the weight gradient on all rows.
     fn parts(&self) -> Vec<Part<Self>> {
         let tokens = spread(self.dims.tokens, 64);
         let call = Self { dims: LayerNormDims { tokens: tokens.len(), ..self.dims }, ..*self };
@@ -136,7 +136,7 @@ impl Call for PlainActivation {
     }
 }
 
-/// A factor on rows and a sum.
+/// Scaling of rows by a factor, with an addend.
 #[derive(Clone, Debug)]
 pub struct ScaleAdd {
     pub dims: ScaleDims,

@@ -61,7 +61,7 @@ impl Call for Embedding {
         let dims = self.dims;
         match self.backward {
             false => on.embedding_fwd(EmbeddingFwd { dims, ids: o.idx()?, table: o.act()?, x: o.act_out()? }),
-            // Added to the head's gradient, as in a tied model.
+            // The gradient is added to that of the head, as in a model with tied embeddings.
             true => on.embedding_bwd(EmbeddingBwd {
                 dims,
                 dx: o.act()?,

@@ -1,4 +1,4 @@
-//! SwiGLU, fused with its GEMM and on its own.
+//! SwiGLU, fused with its GEMM and as a separate op.
 
 use super::linear::root;
 use super::{Call, Part};
@@ -7,7 +7,7 @@ use crate::backend::Backend;
 use crate::backend::contract::*;
 use crate::bench::operand::{Axis, Cursor, Fill, Operand, Selection, spread};
 
-/// Selected indices of long axes in a check.
+/// Number of rows, and of columns, that a check selects on long axes.
 const ROWS: usize = 24;
 const COLUMNS: usize = 40;
 
@@ -91,7 +91,7 @@ impl Call for LinearGlu {
     }
 }
 
-/// SwiGLU on its own, or its gradient.
+/// SwiGLU as a separate op, or its gradient.
 #[derive(Clone, Debug)]
 pub struct Glu {
     pub backward: bool,

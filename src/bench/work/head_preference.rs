@@ -21,7 +21,7 @@ const SCALE: f64 = 0.1;
 #[derive(Clone, Debug)]
 pub struct PreferenceHead {
     pub dims: HeadDims,
-    /// (groups) head rows of both responses
+    /// (groups) number of head rows of each of the two responses
     pairs: Arc<Vec<[usize; 2]>>,
     ends: Arc<Vec<GroupEnd>>,
     source: Arc<Vec<i32>>,
@@ -128,7 +128,7 @@ impl Call for PreferenceHead {
             Some(*end)
         });
         let offsets = std::iter::once(0).chain(seq_ends).collect();
-        // The references are close to the scores, so that no loss is saturated.
+        // The reference log-probs are close to the scores, so that no loss is saturated.
         let logp = -(d.vocab as f64).ln() - 0.5;
         let reference = self.pairs.iter().flatten().map(|&rows| rows as f64 * logp).collect();
         let terms: Vec<Vec<(usize, i32)>> = (0..self.pairs.len()).map(|g| vec![(2 * g, 1), (2 * g + 1, -1)]).collect();

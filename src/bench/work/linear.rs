@@ -13,7 +13,7 @@ pub enum Pass {
     Residual,
     /// Forward with a bias, as in the query, key and value projection.
     Bias,
-    /// The layer itself.
+    /// Forward without residual and bias.
     Forward,
     /// Gradient of the input.
     Input,
@@ -33,7 +33,7 @@ pub struct Linear {
     pub dims: LinearDims,
 }
 
-/// Selected indices of long axes in a check.
+/// Number of rows, and of columns, that a check selects on long axes.
 const ROWS: usize = 24;
 const COLUMNS: usize = 40;
 

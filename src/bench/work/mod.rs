@@ -64,7 +64,7 @@ pub trait Call: Sized {
 pub struct Part<C> {
     /// The smaller call.
     pub call: C,
-    /// Indices of the call that it covers.
+    /// Indices of the larger call's operands that the smaller call covers.
     pub selection: Selection,
     /// Written operands that are compared; empty compares all.
     pub compared: &'static [&'static str],
@@ -155,7 +155,7 @@ works! {
 }
 
 impl Work {
-    /// The rotation that is a part of the call.
+    /// The rotation in the call, if it has one.
     pub(super) fn rotation(&self) -> Option<RopeDims> {
         match self {
             Self::RotatedLinear(call) => Some(call.rotation.dims),

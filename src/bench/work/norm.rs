@@ -86,7 +86,7 @@ impl Call for Norm {
         }
     }
 
-    /// Some rows for the per-row results; all rows for the weight gradient.
+    /// Checks per-row results on some rows, and the weight gradient on all rows.
     fn parts(&self) -> Vec<Part<Self>> {
         let call = |tokens| Self { dims: NormDims { tokens, ..self.dims }, ..*self };
         some_rows(self, self.dims.tokens, self.backward.then_some(&["dsum"]), call)
@@ -180,7 +180,7 @@ impl Call for QkNorm {
         }
     }
 
-    /// Some rows for the per-row results; all rows for the weight gradient.
+    /// Checks per-row results on some rows, and the weight gradient on all rows.
     fn parts(&self) -> Vec<Part<Self>> {
         let call = |tokens| Self { dims: QkNormDims { tokens, ..self.dims }, ..*self };
         some_rows(self, self.dims.tokens, self.backward.then_some(&["dqkv"]), call)

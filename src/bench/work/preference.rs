@@ -13,7 +13,7 @@ pub(super) struct ComparisonTable {
     pub seqs: usize,
     /// (comparisons) sequence and sign of each term
     pub terms: Vec<Vec<(usize, i32)>>,
-    /// (comparisons)
+    /// (comparisons) index of the comparison kind
     pub kinds: Vec<i32>,
     /// Scale of all comparisons.
     pub scale: f64,
@@ -54,7 +54,7 @@ impl ComparisonTable {
     }
 }
 
-/// Takes the operands of [`ComparisonTable::operands`] from a cursor.
+/// Reads the operands of [`ComparisonTable::operands`] from a cursor.
 pub(super) fn table_views<'a, B: Backend>(o: &mut Cursor<'a, B>) -> Result<Comparisons<'a, B>> {
     Ok(Comparisons {
         term_sequence: o.idx()?,
@@ -77,7 +77,7 @@ pub struct PreferenceLoss {
     pub groups: usize,
 }
 
-/// Sequences and comparisons of a group.
+/// Number of sequences of a group, and its comparisons as (kind, terms). A term is (sequence, sign).
 const SEQUENCES: usize = 8;
 const COMPARISONS: [(usize, &[(usize, i32)]); 5] = [
     (0, &[(0, 1), (1, -1)]),

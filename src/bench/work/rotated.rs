@@ -1,4 +1,4 @@
-//! Ops with a rotation: the projection to queries, keys and values, and the gradient of attention.
+//! Ops fused with RoPE: the projection to queries, keys and values, and the gradient of attention.
 
 use super::attention::Attention;
 use super::linear::root;
@@ -71,7 +71,7 @@ impl Call for RotatedLinear {
         Tolerance { atol: sums.atol + 7.0 * precision.act_roundoff(), ..sums }
     }
 
-    /// Whole heads: the first one, the last that rotates, and the last one.
+    /// Checks whole heads: the first one, the last that rotates, and the last one.
     fn parts(&self) -> Vec<Part<Self>> {
         let d = self.rotation.dims;
         let tokens = spread(d.tokens, ROWS);
@@ -91,7 +91,7 @@ impl Call for RotatedLinear {
 pub struct RotatedAttention {
     /// A backward call.
     pub attention: Attention,
-    /// Rotation of its queries and keys.
+    /// Rotation of the queries and keys of the attention.
     pub rotation: RotaryEmbedding,
 }
 

@@ -103,7 +103,7 @@ fn flags_of_trl_become_ours() {
         let expected: Vec<&str> = ["mapl", "dpo"].into_iter().chain(expected.split_whitespace()).collect();
         assert_eq!(normal(&format!("mapl dpo {given}")), expected, "{given}");
     }
-    // Other commands have no flags of TRL.
+    // Commands that do not train accept no flags of TRL.
     assert_eq!(normal("mapl score --bf16"), ["mapl", "score", "--bf16"]);
 }
 
@@ -153,8 +153,8 @@ fn fields() -> Vec<Field> {
 const COMMANDS: [(&str, &str); 4] =
     [("sft", "SFTConfig"), ("reward", "RewardConfig"), ("dpo", "DPOConfig"), ("kto", "KTOConfig")];
 
-/// Every argument of TRL's DPO, KTO, reward and SFT commands is a flag of mapl, or in the table. The command
-/// line accepts it in both spellings, or rejects it with a reason.
+/// Every argument of TRL's DPO, KTO, reward and SFT commands is a flag of mapl, or a row of `trl_flags`. The
+/// command line accepts it in both spellings, or rejects it with a reason.
 #[test]
 fn every_argument_of_trl_is_taken_or_refused_with_its_reason() {
     let (mut taken, mut others) = (0, 0);
@@ -201,7 +201,7 @@ fn every_argument_of_trl_is_taken_or_refused_with_its_reason() {
 #[test]
 fn defaults_of_trl_are_accepted() {
     let refused_defaults = ["dataset_train_split", "dataset_test_split"];
-    // Adapters and losses decide what their defaults mean.
+    // The meaning of these defaults depends on the adapter or the loss, so they are not tested.
     let unused = ["lora_r", "lora_alpha", "lora_dropout", "f_alpha_divergence_coef"];
     for field in fields() {
         if field.default == "-" || unused.contains(&field.name) {
@@ -213,7 +213,8 @@ fn defaults_of_trl_are_accepted() {
     }
 }
 
-/// The advice of a row names flags that every training command has, and each row can be reached.
+/// No name is listed twice in `trl_flags`. Advice and replacements name only flags that every training
+/// command has.
 #[test]
 fn the_advice_of_the_table_is_true() {
     let mut names = BTreeSet::new();

@@ -7,7 +7,7 @@ use crate::perf::ceilings::gemms;
 use crate::{Error, Result};
 
 impl BenchArgs {
-    /// Runs the selected calls in these precisions. In bf16, a line with the rates of both comes first.
+    /// Runs the selected calls in these precisions. For bf16, prints the GEMM rates of f32 and bf16 first.
     pub(super) fn on_cpu(&self, dtypes: &[Dtype], record: &mut RunRecord) -> Result<()> {
         let options = self.options(false, false);
         for dtype in dtypes {

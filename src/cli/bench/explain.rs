@@ -17,7 +17,7 @@ use crate::study::plan::GpuRates;
 use crate::terminal::{emit, say};
 use crate::{Error, Result};
 
-/// Calls that are explained without `--model` and `--tokens`.
+/// Default model and number of tokens of `--explain`.
 const MODEL: &str = "qwen2.5-0.5b";
 const TOKENS: usize = 8192;
 /// File that the profiler writes.

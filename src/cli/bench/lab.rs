@@ -58,7 +58,7 @@ pub(super) struct LabArgs {
 }
 
 impl LabArgs {
-    /// Whether a run with these arguments has no rows.
+    /// Whether a run with these arguments gives no rows of a record.
     pub fn times_nothing(&self) -> bool {
         self.ladder.is_some() || self.tune
     }

@@ -22,7 +22,8 @@ use crate::terminal::complain;
 use crate::{Error, Result};
 
 impl BenchArgs {
-    /// These arguments with the devices that run kernels, and the kernels of `--kernel`.
+    /// Returns the arguments with `auto` devices replaced by devices that run kernels, and the kernels of
+    /// `--kernel`.
     pub(super) fn with_own(&self) -> Result<(Self, Option<OwnContender>)> {
         let Some(path) = &self.kernel else { return Ok((self.clone(), None)) };
         if std::env::var_os(own::VARIABLE).is_some_and(|folder| !folder.is_empty()) {
@@ -76,7 +77,7 @@ impl BenchArgs {
         let (kernels, name) = (contender.kernels, contender.name.as_str());
         let emulated = D::NAME == Emulator::NAME;
         kernels.prepare(if emulated { Target::Emulator } else { Target::Gpu })?;
-        // The report of ptxas describes the kernel on a GPU.
+        // A build for GPUs gives the report of ptxas on the kernel's resources.
         if emulated && own::has_nvcc() {
             kernels.prepare(Target::Gpu)?;
         }

@@ -1,6 +1,6 @@
 //! Measurements of one text for the checkers, computed on first use and cached, because many
-//! instructions check the same response. Words are IFEval's `\w+` in NLTK's tokenizer: runs of letters,
-//! combining marks, digits and connectors such as the underscore. Sentences and words in capitals
+//! instructions check the same response. Words are matches of `\w+`, as in the NLTK tokenizer of IFEval: runs
+//! of letters, combining marks, digits and connectors such as the underscore. Sentences and words in capitals
 //! follow this project's own rules and only approximate IFEval's, which uses NLTK.
 //!
 //! Time and memory are linear in the text: words are stored as ranges of the text, 8 bytes each.
@@ -182,7 +182,7 @@ struct Span {
 }
 
 impl Span {
-    /// `None` beyond 4 GiB, far above the longest row.
+    /// Returns `None` for a start or a length beyond 4 GiB, which no row reaches.
     fn new(range: Range<usize>) -> Option<Self> {
         Some(Self { start: u32::try_from(range.start).ok()?, len: u32::try_from(range.len()).ok()? })
     }
@@ -253,7 +253,8 @@ const ABBREVIATIONS: [&str; 31] = [
     "fig", "inc", "ltd", "co", "corp", "dept", "est", "gen", "gov", "rep", "sen", "rev", "hon", "ca",
 ];
 
-/// Content of a line so far. A line may start with white space, then marks of emphasis and headings, then digits.
+/// Characters found so far in a line. A line may start with white space, then emphasis and heading marks, then
+/// digits; after any other character it counts as text.
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
 enum LineStart {
     Space,
@@ -363,7 +364,8 @@ mod tests {
         assert_eq!(sentences("यह पहला है। यह दूसरा है।"), 2);
     }
 
-    /// The time is linear in a line's length. With quadratic time, this test would run for hours.
+    /// Counting sentences needs time linear in the length of a line. With quadratic time, this test would run
+    /// for hours.
     #[test]
     fn long_lines_are_counted() {
         assert_eq!(sentences(&"a b. ".repeat(1 << 20)), 1 << 20);
@@ -380,7 +382,7 @@ mod tests {
         assert_eq!(words("Größe, éclair — ок"), ["größe", "éclair", "ок"]);
     }
 
-    /// Counts of NLTK 3.10.4, `RegexpTokenizer(r"\w+")`.
+    /// The expected word counts are those of NLTK 3.10.4, `RegexpTokenizer(r"\w+")`.
     #[test]
     fn combining_marks_belong_to_words() {
         for (text, count) in [
@@ -419,7 +421,7 @@ mod tests {
         // As in `\bC\+\+\b`: a word character would have to follow the plus.
         assert!(!text.contains_whole("c++"));
         assert!(!text.contains_whole(""));
-        // Occurrences overlap: only the second one has boundaries.
+        // Occurrences overlap, and only the second one lies between word boundaries.
         assert!(Analysis::new("xa a a a").contains_whole("a a a"));
         assert!(!Analysis::new("xaba").contains_whole("aba"));
     }

@@ -1,4 +1,4 @@
-//! Family `change_case`: words in capitals; the whole response in capitals or in lower case.
+//! IFEval family `change_case`: words in capitals; the whole response in capitals or in lower case.
 
 use super::analysis::{is_lower, is_upper};
 use super::language::reads_as_english;

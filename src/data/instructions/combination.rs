@@ -1,4 +1,4 @@
-//! Family `combination`: two responses in one answer; the request repeated before the answer.
+//! IFEval family `combination`: two responses in one answer; the request repeated before the answer.
 
 use super::wording::pick;
 use super::{Function, FunctionKind, kwargs, no_arguments, text_argument};

@@ -3,12 +3,13 @@
 
 use super::{Analysis, Kwargs, Relation, count_argument, text_argument, words_argument};
 
-/// True if the two functions must not be in one prompt. Symmetric; every id conflicts with itself.
+/// True if the two functions must not be in one prompt. The relation is symmetric, and every id conflicts with
+/// itself.
 pub fn conflicts(a: &str, b: &str) -> bool {
     a == b || lists(a, b) || lists(b, a)
 }
 
-/// One direction of the list: true if `a` names `b`.
+/// True if IFEval's list names `b` as a conflict of `a`; it need not name `a` as a conflict of `b`.
 fn lists(a: &str, b: &str) -> bool {
     match a {
         "detectable_format:constrained_response" => true,
@@ -49,9 +50,9 @@ fn lists(a: &str, b: &str) -> bool {
     }
 }
 
-/// True if no response can satisfy both instructions. A word is required and forbidden, or an end
-/// phrase or an opening word contains a forbidden word. Or the required words exceed a limit on
-/// words, on a keyword or on a letter. Symmetric.
+/// True if no response can satisfy both instructions. One instruction forbids a word that the other requires,
+/// also in an end phrase or as an opening word. Or the required words exceed a limit on the number of words, of
+/// a keyword or of a letter. The relation is symmetric.
 pub fn clash(a: (&str, &Kwargs), b: (&str, &Kwargs)) -> bool {
     one_way(a.1, b.1) || one_way(b.1, a.1)
 }
@@ -111,8 +112,8 @@ mod tests {
     #[test]
     fn the_closure_wins_over_exceptions() {
         assert!(!conflicts("detectable_format:json_format", "keywords:existence"));
-        // One direction suffices: repeat_prompt lists forbidden words, and json_format lists the
-        // title.
+        // Two functions conflict if either of them lists the other: repeat_prompt lists forbidden words, and
+        // json_format lists the title.
         assert!(conflicts("combination:repeat_prompt", "keywords:forbidden_words"));
         assert!(conflicts("detectable_format:title", "detectable_format:json_format"));
         assert!(conflicts("startend:quotation", "detectable_format:title"));

@@ -1,4 +1,4 @@
-//! Family `detectable_content`: placeholders in square brackets; a postscript.
+//! IFEval family `detectable_content`: placeholders in square brackets; a postscript.
 
 use std::sync::LazyLock;
 

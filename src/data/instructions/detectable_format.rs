@@ -1,5 +1,5 @@
-//! Family `detectable_format`: bullet points, highlighted passages, sections, JSON, title, one of
-//! three fixed answers.
+//! IFEval family `detectable_format`: bullet points, highlighted passages, sections, JSON, title, one of three
+//! fixed answers.
 
 use std::sync::LazyLock;
 
@@ -208,7 +208,7 @@ mod tests {
         let count = |text| highlights(&Analysis::new(text));
         assert_eq!(count("*a* and *b*"), 2);
         assert_eq!(count("* *"), 0);
-        // The inside of a double pair contains no single pair: `**` occurs twice, both times empty.
+        // The pattern for single asterisks matches only the two `**`, which are empty, so the passage counts once.
         assert_eq!(count("**bold**"), 1);
     }
 

@@ -1,6 +1,6 @@
-//! Family `keywords`: existence, frequency, forbidden words, letter frequency. Keywords are plain
-//! text and ignore case. Existence and frequency match inside words; forbidden words match whole
-//! words, as in IFEval.
+//! IFEval family `keywords`: existence, frequency, forbidden words, letter frequency. Keywords are plain text
+//! and ignore case. Existence and frequency match inside words; forbidden words match whole words, as in
+//! IFEval.
 
 use super::lexical::{forbidden_words, required_words, words_not_in_prompt};
 use super::quantity::{bound, draw_threshold, flagged_counts, meets};
@@ -58,7 +58,8 @@ const LETTER: [&str; 2] = ["let_frequency", "let_relation"];
 /// times" reads better than "less than 1 time"; otherwise it uses the first feasible one.
 const KEYWORDS_TRIED: usize = 40;
 
-/// Words of an argument; `None` above the limit, because a search for more would take minutes.
+/// Returns the words of an argument; `None` if their number times the length of the response is above the
+/// limit, because the search would last minutes.
 fn searchable<'a>(kwargs: &'a Kwargs, key: &str, response: &Analysis) -> Option<Vec<&'a str>> {
     const MAX_BYTES_SEARCHED: usize = 1 << 31;
     let words = words_argument(kwargs, key)?;

@@ -1,6 +1,6 @@
-//! Family `language`: the language of the response, detected by script and by function words. The
-//! detector is small and approximate. It returns `None` for text that is too short or too mixed,
-//! while IFEval's langdetect always guesses.
+//! IFEval family `language`: the language of the response, detected by script and by function words. The
+//! detector is small and approximate. It returns `None` for text that is too short or too mixed, while IFEval's
+//! langdetect always guesses.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -80,7 +80,7 @@ fn language_name(code: &str) -> Option<&'static str> {
     }
 }
 
-/// Frequent function words of Latin-script languages other than English, and of Cyrillic ones.
+/// Frequent function words of Latin-script languages other than English, and of Cyrillic-script languages.
 const FUNCTION_WORDS: [(&str, &[&str]); 15] = [
     ("es", &["el", "los", "las", "una", "que", "por", "con", "para", "es", "del", "y", "como", "pero", "está", "muy"]),
     ("pt", &["os", "uma", "que", "não", "com", "para", "do", "da", "em", "você", "são", "mais", "também", "e", "ao"]),
@@ -158,8 +158,8 @@ fn detect(response: &Analysis) -> Option<&'static str> {
     by_function_words(response)
 }
 
-/// Returns the language with the most function words. It needs at least two, at least a tenth of
-/// all words, and more than any other language.
+/// Returns the language with the most function words. This language needs at least two function words, at least
+/// a tenth of all words, and more than any other language.
 fn by_function_words(response: &Analysis) -> Option<&'static str> {
     // Languages of each word, as indices into `FUNCTION_WORDS`.
     static LANGUAGES_OF: LazyLock<HashMap<&str, Vec<usize>>> = LazyLock::new(|| {

@@ -1,5 +1,5 @@
-//! Family `length_constraints`: number of words, of sentences, and of paragraphs separated by
-//! `***`; first word of a paragraph, with paragraphs separated by blank lines.
+//! IFEval family `length_constraints`: number of words, of sentences, and of paragraphs separated by `***`;
+//! first word of a paragraph, with paragraphs separated by blank lines.
 
 use std::sync::LazyLock;
 
@@ -93,8 +93,8 @@ fn sentences_phrase(kwargs: &Kwargs, variant: usize) -> Option<String> {
     )
 }
 
-/// Number of paragraphs separated by `***`. `None` if a paragraph between two dividers is empty:
-/// such a text satisfies no number.
+/// Number of paragraphs separated by `***`. `None` if a paragraph between two dividers is empty, because such a
+/// text satisfies no required number.
 fn divided_paragraphs(text: &str) -> Option<usize> {
     static DIVIDER: LazyLock<Regex> = LazyLock::new(|| compile(r"\s?\*\*\*\s?"));
     let parts: Vec<&str> = DIVIDER.split(text).collect();
@@ -141,7 +141,8 @@ impl<'a> Blocks<'a> {
         Some(word[..end].to_lowercase())
     }
 
-    /// Draws a paragraph with a purely alphabetic first word, as (number from 1, word).
+    /// Draws a paragraph with a purely alphabetic first word. Returns the paragraph's number, counted from 1,
+    /// and the word.
     fn opening(&self, rng: &mut Rng) -> Option<(usize, String)> {
         let plain = |w: &String| !w.is_empty() && w.chars().all(char::is_alphabetic);
         let openings: Vec<(usize, String)> =
@@ -150,8 +151,8 @@ impl<'a> Blocks<'a> {
     }
 }
 
-/// Draws the number of paragraphs and an opening word from a satisfying response. Without one, draws them
-/// from a free response, or from a violating response with a different number of paragraphs.
+/// Draws the number of paragraphs and an opening word from a satisfying response. Without one, draws them from
+/// a response without a flag, or from a violating response with a different number of paragraphs.
 fn draw_nth_paragraph(request: &Request, rng: &mut Rng) -> Option<Kwargs> {
     let arguments = |count: usize, (nth, word): (usize, String)| {
         kwargs([("num_paragraphs", count.into()), ("nth_paragraph", nth.into()), ("first_word", word.into())])

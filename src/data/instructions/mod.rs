@@ -61,7 +61,7 @@ pub enum FunctionKind {
 pub struct Target<'a> {
     /// The response.
     pub response: &'a Analysis<'a>,
-    /// Whether the instruction is followed, if it is known.
+    /// Required flag of the response; `None` if the response is unconstrained.
     pub flag: Option<bool>,
 }
 
@@ -72,9 +72,9 @@ pub struct Request<'a> {
     pub targets: &'a [Target<'a>],
     /// The original prompt. Its words are not used as keywords.
     pub prompt: &'a Analysis<'a>,
-    /// Arguments of the same function in the prompt that this one is compared with. If both relations are
-    /// feasible, the relation opposite to the partner's is drawn. With equal relations, the laxer prompt
-    /// would be recognisable as the better one without reading a response.
+    /// Arguments of the same function in the other prompt of the comparison. If both relations are feasible,
+    /// the relation opposite to that of these arguments is drawn. With equal relations, the laxer prompt would
+    /// be recognisable as the better one without reading a response.
     pub partner: Option<&'a Kwargs>,
 }
 
@@ -160,7 +160,7 @@ impl Function {
     }
 }
 
-/// Returns all 25 functions, by family, in the order of every table.
+/// Returns all 25 functions, by family, in the order in which tables list them.
 pub fn all() -> &'static [&'static Function] {
     static ALL: std::sync::LazyLock<Vec<&'static Function>> = std::sync::LazyLock::new(|| {
         let families: [&'static [Function]; 9] = [
@@ -184,7 +184,7 @@ pub fn by_id(id: &str) -> Option<&'static Function> {
     all().iter().copied().find(|f| f.id == id)
 }
 
-/// Returns no arguments; the check of the flags decides whether the function is feasible.
+/// Draws no arguments. [`Function::draw`] then checks whether the responses have the required flags.
 fn no_arguments(_: &Request, _: &mut Rng) -> Option<Kwargs> {
     Some(Kwargs::new())
 }

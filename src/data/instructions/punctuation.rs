@@ -1,4 +1,4 @@
-//! Family `punctuation`: no comma.
+//! IFEval family `punctuation`: a response without commas.
 
 use super::wording::pick;
 use super::{Function, FunctionKind, no_arguments};

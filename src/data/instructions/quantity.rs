@@ -1,9 +1,10 @@
-//! Instructions about a count: relations, and thresholds that give each response its flag.
+//! Instructions about a count: relations, and thresholds with which each response meets or fails the
+//! instruction as its flag requires.
 //!
-//! If two responses have opposite flags, the threshold is uniform between their counts. This keeps
-//! prompts from revealing the answer: over both responses of a pair, a prompt with any number and
-//! relation is the better one exactly as often as the worse one. If a flag constrains only one
-//! response, the threshold is at a random distance from its count.
+//! If two responses have opposite flags, the threshold is uniform between their counts. This keeps a prompt
+//! from revealing that it is the better one: over both responses of a pair, a prompt with any number and
+//! relation is the better one exactly as often as the worse one. If only one response has a flag, the threshold
+//! is at a random distance from the count of that response.
 
 use serde_json::Value;
 
@@ -57,7 +58,8 @@ impl Relation {
     }
 }
 
-/// Thresholds from `low` to `high` give each count its flag.
+/// Range of the thresholds, from `low` to `high`, with which each count meets or fails the relation as its flag
+/// requires.
 #[derive(Clone, Copy)]
 struct Interval {
     low: usize,
@@ -75,7 +77,8 @@ impl Interval {
                 low = Some(low.map_or(count + 1, |l: usize| l.max(count + 1)));
             }
         }
-        // An open side extends by two fifths of the count, and by at least 2.
+        // If the counts set only one bound, the interval extends from it by two fifths of the count, and by at
+        // least 2.
         let (low, high) = match (low, high) {
             (Some(low), Some(high)) => (low, high),
             (None, Some(high)) => (high.saturating_sub((high * 2 / 5).max(2)), high),
@@ -87,8 +90,8 @@ impl Interval {
     }
 
     /// Draws a threshold of the interval. "Less than 1" reads unnaturally, so 1 is drawn only if no other
-    /// threshold is left, for both relations alike. Half of the numbers from 20 are rounded to multiples of 5
-    /// or 10, as people write them.
+    /// threshold is left, for both relations alike. Half of the thresholds of 20 and more are rounded to
+    /// multiples of 5 or 10, as people write them.
     fn draw(self, rng: &mut Rng) -> usize {
         let low = if self.high >= 2 { self.low.max(2) } else { self.low };
         let threshold = rng.range(low, self.high);
@@ -112,7 +115,7 @@ pub(super) fn draw_threshold(
     Some((relation, interval.draw(rng)))
 }
 
-/// Counts of the responses that have a flag.
+/// Returns the count and the flag of each response that has a flag.
 pub(super) fn flagged_counts(request: &Request, count: impl Fn(&Analysis) -> usize) -> Vec<(usize, bool)> {
     request.targets.iter().filter_map(|t| Some((count(t.response), t.flag?))).collect()
 }
@@ -128,7 +131,7 @@ pub(super) fn draw_two_sided(
     Some(kwargs([(number_key, threshold.into()), (relation_key, relation.name().into())]))
 }
 
-/// Reads number and relation of a two-sided function.
+/// Reads threshold and relation from the arguments of a two-sided function.
 pub(super) fn bound(kwargs: &Kwargs, [number_key, relation_key]: [&str; 2]) -> Option<(usize, Relation)> {
     Some((count_argument(kwargs, number_key)?, Relation::parse(text_argument(kwargs, relation_key)?)?))
 }
@@ -148,8 +151,8 @@ pub(super) fn draw_minimum(request: &Request, rng: &mut Rng, count: impl Fn(&Ana
 }
 
 /// Draws a number of at least 1 that equals the count of every satisfying response and of no violating
-/// response. Without a satisfying response, returns the count of a free response, or else a number near the
-/// count of a violating response.
+/// response. Without a satisfying response, returns the count of a response without a flag, or else a number
+/// near the count of a violating response.
 pub(super) fn draw_exact(request: &Request, rng: &mut Rng, count: impl Fn(&Analysis) -> usize) -> Option<usize> {
     let violated: Vec<usize> = request.violated().map(&count).collect();
     let fits = |m: &usize| *m >= 1 && !violated.contains(m);
@@ -197,7 +200,7 @@ mod tests {
         let partner = kwargs([("relation", "less than".into())]);
         let (relation, t) = draw_threshold(&[(50, false)], Some(&partner), &mut rng).unwrap();
         assert!(relation == Relation::AtLeast && t > 50);
-        // Only "at least" can be violated by a count of zero.
+        // A count of zero can violate only "at least".
         assert_eq!(draw_threshold(&[(0, false)], None, &mut rng).unwrap().0, Relation::AtLeast);
     }
 

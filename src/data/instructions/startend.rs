@@ -1,4 +1,4 @@
-//! Family `startend`: last phrase of a response; quotation marks around the response.
+//! IFEval family `startend`: last phrase of a response; quotation marks around the response.
 
 use super::wording::pick;
 use super::{Analysis, Function, FunctionKind, Kwargs, Request, kwargs, no_arguments, text_argument};
@@ -61,7 +61,7 @@ fn tail<'a>(response: &Analysis<'a>, count: usize) -> Option<&'a str> {
 }
 
 /// Draws an ending that all satisfying responses and no violating responses have. It comes from a satisfying
-/// response; without one, from a free response or from the fallbacks.
+/// response; without one, from a response without a flag or from the fallbacks.
 fn draw_ending(request: &Request, rng: &mut Rng) -> Option<Kwargs> {
     let mut counts: Vec<usize> = (PHRASE_WORDS.0..=PHRASE_WORDS.1).chain([1]).collect();
     let last = counts.len() - 1;

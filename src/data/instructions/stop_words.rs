@@ -1,7 +1,7 @@
 //! English function words. They are never keywords, and their share separates English from other
 //! Latin-script text.
 
-/// Sorted, lower case.
+/// Function words in lower case, sorted for a binary search.
 const STOP_WORDS: [&str; 267] = [
     "a",
     "about",

@@ -16,8 +16,8 @@ pub(super) fn noun<'a>(n: usize, one: &'a str, many: &'a str) -> &'a str {
     if n == 1 { one } else { many }
 }
 
-/// Returns the relation in words. Both relations have the same number of wordings, so the number of
-/// a phrasing does not reveal the relation.
+/// Returns the relation in words. Both relations have the same number of wordings, so `variant` does not reveal
+/// the relation.
 pub(super) fn relation(relation: Relation, variant: usize) -> &'static str {
     match (relation, variant % 2) {
         (Relation::AtLeast, 0) => "at least",

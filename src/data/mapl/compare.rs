@@ -1,5 +1,5 @@
-//! Adds prompts and comparisons to a group from drawn instructions, and checks every flag again
-//! before it does.
+//! Adds prompts and comparisons to a group from drawn instructions. Before each addition, it checks again that
+//! the responses meet or fail the instructions as required.
 
 use super::DropReason;
 use super::assemble::with_instructions;
@@ -9,7 +9,7 @@ use crate::data::group::{Comparison, Direction, Instruction, Kind, PreferenceGro
 use crate::data::instructions::Analysis;
 use crate::data::options::{BuildOptions, InterDir, InterLoss, InterPrompts, IntraAnchor, IntraResponses, IntraRule};
 
-/// Response that meets the instructions of an inter prompt; the other response fails them.
+/// Returns the response that meets the instructions of an inter prompt; the other response fails them.
 fn winner(direction: Direction) -> Side {
     match direction {
         Direction::Up => Side::Chosen,
@@ -17,8 +17,8 @@ fn winner(direction: Direction) -> Side {
     }
 }
 
-/// Instructions of the inter prompts of one draw. If intra comparisons share them, both may be
-/// drawn although `--inter-dir` names one direction.
+/// Instructions of the inter prompts of one draw. If intra comparisons share these prompts, both directions may
+/// be drawn although `--inter-dir` names one.
 #[derive(Default)]
 struct InterSlates {
     up: Option<Vec<Slot>>,
@@ -47,7 +47,7 @@ impl<'a> Builder<'a> {
         Self { group: group.clone(), analyses, options }
     }
 
-    /// Returns the group with everything added.
+    /// Returns the group with the added prompts and comparisons.
     pub(super) fn finish(self) -> PreferenceGroup {
         self.group
     }
@@ -95,8 +95,8 @@ impl<'a> Builder<'a> {
 
     /// Draws the instructions of the inter prompts, as far as they are feasible. With shared
     /// prompts both directions use the same functions, even if inter comparisons go in one
-    /// direction only. The intra comparisons of the two responses then mirror each other, and no
-    /// prompt reveals its side.
+    /// direction only. The intra comparisons of the two responses then mirror each other, so no prompt reveals
+    /// whether it is the better one.
     fn inter_slates(&self, drawer: &mut Drawer, report: &mut Report) -> InterSlates {
         let purpose = |direction| Purpose::Opposed(winner(direction), true);
         let both_directions = match self.options.inter_prompts {
@@ -142,8 +142,8 @@ impl<'a> Builder<'a> {
         let response = pair[side.index()];
         let (better, worse, rule) = match self.options.intra_anchor {
             IntraAnchor::Bare => {
-                // For the chosen response, x beats a prompt that the response fails. For the rejected
-                // response, a prompt that the response meets beats x.
+                // For the chosen response, the original prompt x is better than a prompt that the response
+                // fails. For the rejected response, a prompt that the response meets is better than x.
                 let flag = side == Side::Rejected;
                 let [slots] = drawer.slates([Purpose::Leaning(side, flag)], report)?;
                 let prompt = self.add_prompt(x, &slots, |_| Some(flag), response)?;
@@ -185,9 +185,9 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// Returns instructions that the response meets throughout (if `flag`) or fails throughout, and
-    /// instructions to compare them with. The former come from an inter prompt if prompts are shared and its
-    /// flags can be flipped. Otherwise they are drawn for this response.
+    /// Returns the instructions of two prompts to compare. The response meets all instructions of the first
+    /// prompt if `flag` is true, and fails all of them otherwise. The first prompt is an inter prompt if
+    /// prompts are shared and its flags can be flipped. Otherwise its instructions are drawn for this response.
     fn intra_slots(
         &self,
         side: Side,
@@ -206,9 +206,9 @@ impl<'a> Builder<'a> {
         {
             return Ok((given.to_vec(), other));
         }
-        // Both flags are drawn, to make sure that they can be flipped. Functions that can oppose
-        // the responses in both directions are tried first: with only "at least", the size of a
-        // count reveals the laxer prompt.
+        // Arguments are drawn for both flags, to make sure that the flags can be flipped. Functions that can
+        // oppose the responses in both directions are tried first: with only "at least", the size of a count
+        // reveals the laxer prompt.
         let both = |purpose: fn(Side, bool) -> Purpose| [purpose(side, flag), purpose(side, !flag)];
         let opposed = drawer.slates(both(Purpose::Opposed), report);
         let [given, _] = opposed.or_else(|_| drawer.slates(both(Purpose::Leaning), report))?;
@@ -240,14 +240,13 @@ impl<'a> Builder<'a> {
                     vec![term(prompt, winner, 1), term(x, loser, 1), term(prompt, loser, -1), term(x, winner, -1)];
             }
             InterLoss::Pair => {}
-            // The pair differs on every instruction of an inter prompt.
+            // The two responses differ on every instruction of an inter prompt.
             InterLoss::PairMargin => comparison.margin = self.options.gamma * slots.len() as f64,
         }
         self.add_comparison(comparison)
     }
 
-    /// True if every instruction has a checked flag for `response`, and instruction `i` has
-    /// `flag(i)`.
+    /// True if the check of every instruction `i` decides for `response`, and its result is `flag(i)`.
     fn flags_hold(&self, slots: &[Slot], flag: impl Fn(usize) -> Option<bool>, response: usize) -> bool {
         let check = |(i, slot): (usize, &Slot)| {
             let found = slot.function.check(&slot.kwargs, &self.analyses[response]);

@@ -2,8 +2,8 @@
 //!
 //! An instruction that constrains one response gives the other response the opposite flag if that
 //! is feasible. Over both responses of a pair, every prompt is then the better one as often as the
-//! worse one. Without a response, neither length, words, relation nor number of a prompt reveals
-//! whether it is the better one.
+//! worse one. To a reader of the prompt only, neither its length, words, relations nor numbers reveal whether
+//! it is the better one.
 
 use super::DropReason;
 use super::report::Report;
@@ -21,7 +21,7 @@ pub(super) enum Side {
     Rejected,
 }
 
-/// A flag for each response of a pair, chosen first.
+/// Required flag of each response of a pair, the chosen response first; `None` leaves a response unconstrained.
 type Flags = [Option<bool>; 2];
 
 impl Side {
@@ -33,7 +33,7 @@ impl Side {
         }
     }
 
-    /// This response has `flag`; the other is unconstrained.
+    /// Returns flags in which this response has `flag` and the other response is unconstrained.
     fn only(self, flag: bool) -> Flags {
         match self {
             Side::Chosen => [Some(flag), None],
@@ -41,7 +41,7 @@ impl Side {
         }
     }
 
-    /// This response has `flag`; the other has the opposite flag.
+    /// Returns flags in which this response has `flag` and the other response has the opposite flag.
     fn opposed(self, flag: bool) -> Flags {
         match self {
             Side::Chosen => [Some(flag), Some(!flag)],
@@ -59,7 +59,7 @@ pub(super) struct Slot {
     pub kwargs: Kwargs,
 }
 
-/// Random draws for one pair.
+/// Draws instructions for one pair of responses.
 pub(super) struct Drawer<'a> {
     /// Chosen and rejected response.
     pub responses: [&'a Analysis<'a>; 2],
@@ -71,7 +71,7 @@ pub(super) struct Drawer<'a> {
     pub rng: Rng,
 }
 
-/// Flags that a prompt is drawn for.
+/// Required flags for which the instructions of a prompt are drawn.
 #[derive(Clone, Copy)]
 pub(super) enum Purpose {
     /// This response has this flag, and the other response the opposite flag.
@@ -143,16 +143,15 @@ impl Drawer<'_> {
                 slate.push(Slot { function, variant, kwargs });
             }
         }
-        // The slots are shuffled again. Their order of acceptance favours no side, but functions that are
-        // often feasible come early.
+        // The slots are shuffled, because functions that are often feasible were accepted early.
         let mut order: Vec<usize> = (0..slates[0].len()).collect();
         self.rng.shuffle(&mut order);
         slates.map(|slate| order.iter().map(|&i| slate[i].clone()).collect())
     }
 
-    /// Returns the instructions to compare `given` with. The response has `flag` on every
-    /// instruction of `given`. Some instructions get new arguments that flip the flag; the others
-    /// stay unchanged.
+    /// Returns the instructions of a prompt that is compared with the prompt of `given`. The response has
+    /// `flag` on every instruction of `given`. Some instructions get new arguments that flip the flag; the
+    /// others stay unchanged.
     pub(super) fn contrast(&mut self, given: &[Slot], side: Side, flag: bool) -> Result<Vec<Slot>, DropReason> {
         let changes = match self.options.violations {
             Violations::Uniform => self.rng.range(1, given.len()),

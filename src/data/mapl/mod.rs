@@ -21,16 +21,15 @@
 //! | chosen | better = up, worse = other | worse = down, better = other |
 //! | rejected | better = down, worse = other | worse = up, better = other |
 //!
-//! The code departs from this in four points. `given` is drawn separately for the response if
-//! prompts are not shared or the shared one cannot be flipped. With `--intra-anchor bare` one of
-//! the two prompts is x. A comparison without feasible functions is drawn again, shortened or
-//! dropped, see `--inter-infeasible`. Every flag is checked again on the drawn arguments before a
-//! prompt is added, and equal prompts and comparisons are added once.
+//! The code departs from this in four points. `given` is drawn separately for the response if prompts are not
+//! shared, or if the flags of the shared prompt cannot be flipped. With `--intra-anchor bare` one of the two
+//! prompts is x. A comparison with too few feasible functions is drawn again, built with fewer instructions or
+//! dropped, see `--inter-infeasible`. Every flag is checked again on the drawn arguments before a prompt is
+//! added, and equal prompts and comparisons are added once.
 //!
-//! Randomness depends only on the data seed, the row's key ([`draw_keys`]), the number of the pair
-//! in the row and, under `--redraw epoch`, the epoch. The result does not depend on threads, ranks,
-//! ids, file names or the order of rows. Rows that already carry intra or inter comparisons are left
-//! unchanged.
+//! Randomness depends only on the data seed, the row's key ([`draw_keys`]), the index of the pair in the row
+//! and, under `--redraw epoch`, the epoch. The result does not depend on threads, ranks, ids, file names or the
+//! order of rows. Rows that already carry intra or inter comparisons are left unchanged.
 
 use std::collections::HashMap;
 
@@ -117,9 +116,9 @@ fn content_key(group: &PreferenceGroup) -> String {
     blake3::hash(&text).to_hex().to_string()
 }
 
-/// Builds one group, with the key of the first row with its content. `epoch` matters only under `--redraw
-/// epoch`. The base comparisons of the row are kept unchanged, even if nothing else can be built. Under the
-/// objective `base` the result has no comparison if the row has no base comparison.
+/// Builds one group, with the draws of the first row of a file with this content. `epoch` matters only under
+/// `--redraw epoch`. The base comparisons of the row are kept unchanged, even if nothing else can be built.
+/// Under the objective `base` the result has no comparison if the row has no base comparison.
 pub fn build_group(group: &PreferenceGroup, options: &BuildOptions, epoch: u64) -> (PreferenceGroup, Report) {
     build_keyed(group, &draw_key(&content_key(group), 0), options, epoch)
 }
@@ -183,7 +182,7 @@ fn build(
     for comparison in &group.comparisons {
         let Some((x, chosen, rejected)) = pair(comparison) else { continue };
         let prompt = Analysis::new(turn_text(&group.prompts[x], options));
-        // A row usually has one pair; the number distinguishes several.
+        // The index of the pair gives several pairs of one row different draws.
         let mut labels = vec!["mapl".to_owned(), key.to_owned(), pairs.to_string()];
         match options.redraw {
             Redraw::Never => {}
@@ -206,7 +205,8 @@ fn build(
     builder.finish()
 }
 
-/// Prompt, chosen and rejected response of an ordinary base comparison.
+/// Returns the indices of the prompt, the chosen and the rejected response of a comparison of two responses to
+/// one prompt; `None` for other comparisons.
 fn pair(comparison: &Comparison) -> Option<(usize, usize, usize)> {
     let [a, b] = comparison.terms[..] else { return None };
     let (better, worse) = if a.sign > 0 { (a, b) } else { (b, a) };

@@ -1,5 +1,5 @@
-//! Counts of a construction: what was built, what was dropped and why, and whether the two sides of
-//! the comparisons are balanced. Reports of groups can be added in any order; `table` prints them.
+//! Counts of a construction: what was built, what was dropped and why, and the balance between better and worse
+//! prompts and between the two responses. Reports of groups can be added in any order; `table` prints them.
 
 use std::collections::BTreeMap;
 
@@ -103,11 +103,11 @@ pub struct Report {
     pub rules: [u64; 3],
     /// Inter comparisons up and down.
     pub directions: [u64; 2],
-    /// By function id.
+    /// Counts by function id.
     pub functions: BTreeMap<String, FunctionCounts>,
     /// Dropped comparisons and rows, by kind or "row", then by reason.
     pub dropped: BTreeMap<String, BTreeMap<String, u64>>,
-    /// By number of instructions k.
+    /// Comparisons by number of instructions k.
     pub sizes: BTreeMap<usize, SizeCounts>,
     /// Intra comparisons, by the number of instructions with different arguments in the two
     /// prompts.

@@ -89,7 +89,7 @@ impl Report {
             let row = vec![blank(), blank(), blank(), n.to_string()];
             lines.push((format!("  with {}", counted(changed, "changed argument")), row));
         }
-        // Registry order; ids that are not in the registry come last.
+        // Functions are listed in the order of `instructions::all`; unknown ids come last.
         let known = instructions::all().iter().map(|f| f.id);
         let unknown = self.functions.keys().map(String::as_str).filter(|id| instructions::by_id(id).is_none());
         for id in known.chain(unknown) {

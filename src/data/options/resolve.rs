@@ -90,7 +90,8 @@ impl BuildArgs {
         refuse_if(o.inter_loss != InterLoss::PairMargin && self.gamma.is_some(), "gamma", || {
             "without --inter-loss pair-margin".into()
         })?;
-        // Without intra prompts to share, the two directions may still share their functions.
+        // Without intra comparisons of instructed prompts, `--inter-prompts` decides only whether both
+        // directions use the same functions.
         let unshared = bare || !o.build_intra;
         refuse_if(unshared && o.inter_dir != InterDir::Both && self.inter_prompts.is_some(), "inter-prompts", || {
             let cause = if bare { "with --intra-anchor bare" } else { "without intra comparisons" };

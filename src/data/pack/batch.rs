@@ -30,7 +30,7 @@ pub struct TreeTable {
     pub starts: Vec<i32>,
     /// (segments + 1) CSR offsets into `ancestors`
     pub ancestor_offsets: Vec<i32>,
-    /// (ancestors) root first
+    /// (ancestors) indices of the ancestors of each segment, root first
     pub ancestors: Vec<i32>,
     /// (trees + 1) first segment of each tree
     pub trees: Vec<i32>,
@@ -70,7 +70,7 @@ pub struct ComparisonTable {
     pub margin: Vec<f64>,
     /// (comparisons) loss weight
     pub weight: Vec<f64>,
-    /// (comparisons, 2) low and high, infinite if the comparison has no bounds
+    /// (comparisons, 2) low and high clip bounds of the detached terms, infinite if the comparison has none
     pub detached_clip: Vec<f64>,
     /// (seqs + 1) CSR offsets into `uses`
     pub use_offsets: Vec<i32>,
@@ -130,7 +130,7 @@ pub struct Batch {
     pub position_runs: RunTable,
     /// The prefix trees.
     pub tree: TreeTable,
-    /// Visible (query, key) pairs.
+    /// Number of (query, key) pairs in which the query attends to the key.
     pub pairs: u64,
     /// Length in tokens of the longest path from a root to the end of a segment; every position is
     /// smaller.
@@ -143,8 +143,7 @@ pub struct Batch {
     pub head_runs: RunTable,
     /// (seqs + 1) head rows of each sequence, in token order
     pub seq_offsets: Vec<i32>,
-    /// (seqs) row of each sequence's last token, all distinct; empty under
-    /// [`super::Scoring::LogProb`]
+    /// (seqs) row at which the reward of each sequence is read, all distinct; empty under [`super::Scoring::LogProb`]
     pub last_rows: Vec<i32>,
     /// (seqs) in group order, then in the order of
     /// [`crate::data::tokenized::TokenizedGroup::sequences`]

@@ -29,14 +29,14 @@ pub struct BatchLimits {
     pub trees: usize,
     /// Length of the longest path in tokens.
     pub longest_path: usize,
-    /// Token rows that are grouped by position: all or none.
+    /// Token rows that are grouped by position: all token rows, or 0 without this grouping.
     pub position_rows: usize,
 }
 
 /// Table sizes of every group of a data set, each packed separately.
 #[derive(Clone, Debug, Default)]
 pub struct GroupSizes {
-    /// By field: one entry per group, descending.
+    /// For each field, one size per group, in descending order.
     fields: [Vec<usize>; FIELDS],
     longest_path: usize,
     /// Whether token rows are grouped by position.
@@ -89,7 +89,7 @@ impl GroupSizes {
             groups: batch.min(self.groups()),
             tokens,
             rows,
-            // The list is descending.
+            // The list is in descending order.
             group_rows: if batch > 0 { self.fields[ROWS].first().copied().unwrap_or(0) } else { 0 },
             seqs,
             comparisons,

@@ -139,7 +139,7 @@ pub(super) fn read_lists(row: &mut Row<'_>) -> Result<Parsed, String> {
 fn own_numbers(list: &[Value], key: Option<&str>) -> Option<(Vec<Option<f64>>, bool)> {
     let under = |key: &str| -> Vec<Option<f64>> {
         let sign = if LOWER.contains(&key) { -1.0 } else { 1.0 };
-        // The value of a message with `from` is its text.
+        // In a message with the key `from`, the key `value` holds the text.
         let is_text = |entry: &Value| key == "value" && entry.get("from").is_some();
         let of = |entry: &Value| entry.get(key).filter(|_| !is_text(entry)).and_then(number);
         list.iter().map(|entry| of(entry).map(|number| sign * number)).collect()
@@ -245,7 +245,7 @@ pub(super) fn group(
     Ok(Parsed { ties, tied: pairs.is_empty(), ..Parsed::new(format, group) })
 }
 
-/// Gap of two scores as a margin. Training computes in f32.
+/// Returns the gap of two scores as a margin. The gap must be finite in f32, in which training computes.
 pub(super) fn finite_gap(better: f64, worse: f64) -> Result<f64, String> {
     let gap = better - worse;
     if (gap as f32).is_finite() {
@@ -257,7 +257,7 @@ pub(super) fn finite_gap(better: f64, worse: f64) -> Result<f64, String> {
 }
 
 impl Pairs {
-    /// Pairs (better, worse) of responses with these numbers, and the number of ties that are left out.
+    /// Returns the selected pairs (better, worse) of responses with these numbers, and the number of ties left out.
     fn select(self, numbers: &[f64]) -> (Vec<(usize, usize)>, usize) {
         let best = numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let worst = numbers.iter().copied().fold(f64::INFINITY, f64::min);

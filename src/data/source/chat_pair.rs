@@ -1,12 +1,12 @@
 //! Pairs of conversations. `chosen` and `rejected` are lists of messages, or texts that answer a
-//! question; what comes before them is in other columns (`context`) or at the start of both. Either
-//! way both sides are completed to whole conversations.
+//! question; the turns before the response are in other columns (`context`) or at the start of both lists. In
+//! both cases, `chosen` and `rejected` are completed to whole conversations.
 //!
 //! The two conversations must be equal up to the last message, the assistant's response. Conversations that
 //! end in the same response after different turns are read as an intra comparison: one response under two
-//! prompts. Conversations that differ in both are compared as a whole by a reward model, each response under
-//! its own prompt. For other methods they are an error, because a policy compares two responses to one
-//! prompt.
+//! prompts. A reward model also compares conversations that differ in earlier turns and in the response, each
+//! response under its own prompt. For other methods such conversations are an error, because a policy compares
+//! two responses to one prompt.
 
 use super::super::group::{Comparison, Kind, Message, PreferenceGroup, Prompt, Response};
 use super::context::Context;

@@ -25,7 +25,8 @@ const BUFFER: usize = 1 << 18;
 /// Memory limit of an xz decoder, in KiB; the highest preset needs 65 MiB.
 const XZ_MEMORY: u32 = 1 << 20;
 
-/// Number of first bytes that decide the kind of a file. The mark of a tar archive is the last one, before byte 262.
+/// Number of first bytes that decide the kind of a file. Of all signatures, that of a tar archive ends last,
+/// before byte 262.
 const HEAD: usize = 512;
 
 /// A data file after unpacking.
@@ -35,7 +36,7 @@ pub(super) enum Opened {
     Parquet(File),
 }
 
-/// Opens a file for its rows.
+/// Opens a data file to read its rows.
 pub(super) fn open(path: &Path) -> Result<Opened> {
     let mut raw = open_raw(path)?;
     if raw.head(HEAD).map_err(Error::io("read", path))?.starts_with(PARQUET) {
@@ -170,7 +171,7 @@ impl Read for Headed {
     }
 }
 
-/// The regular file of a path, or a temporary copy of a pipe.
+/// Returns the regular file at a path, or a temporary copy of a pipe's content.
 fn seekable(path: &Path, mut raw: Headed) -> Result<File> {
     if !is_dash(path) && path.is_file() {
         return File::open(path).map_err(Error::io("open", path));
@@ -240,7 +241,7 @@ fn damaged(why: impl std::fmt::Display) -> io::Error {
 }
 
 impl ZstdFrames {
-    /// Starts the next frame; `None` at the end of the file. Skippable frames hold no data.
+    /// Starts the next frame; `None` at the end of the file. Skippable frames, which hold no data, are passed over.
     fn next_frame(&mut self) -> io::Result<Option<FrameDecoder>> {
         loop {
             if self.source.fill_buf()?.is_empty() {

@@ -34,7 +34,7 @@ const QUESTIONS: [&str; 14] = [
 
 /// The question of a row.
 pub(super) enum Question {
-    /// The row has no question column; the sides contain the question.
+    /// The row has no question column; its responses are conversations that contain the question.
     Within,
     Text(String),
     Turns(Vec<Message>),
@@ -49,8 +49,9 @@ pub(super) struct Context {
     column: &'static str,
 }
 
-/// True if the row has more than `prompt` before its responses, or a question under a different name. A
-/// column of system texts counts even if it is empty in this row, so that all rows are read alike.
+/// True if the turns before the responses are more than a `prompt`: a system text, a history, or a question
+/// under a different name. A column of system texts counts even if it is empty in this row, so that all rows
+/// are read alike.
 pub(super) fn is_conversation(row: &Row<'_>) -> bool {
     let system = row.keys().any(|key| SYSTEMS.contains(&key));
     system || history_column(row) || (!row.has("prompt") && question_column(row).is_some())
@@ -70,7 +71,7 @@ fn question_column(row: &Row<'_>) -> Option<&'static str> {
         (_, Some(Value::String(text))) => !text.trim().is_empty(),
         // Lists under these names hold earlier turns, or no conversation at all.
         ("history" | "instruction" | "question" | "query" | "input" | "problem" | "post", Some(_)) => false,
-        // A copy of a side contains the response too, so it is not the question.
+        // A list that repeats `chosen` or `rejected` contains the response too, so it is not the question.
         (_, Some(list @ Value::Array(entries))) => match messages(list.clone(), key) {
             Ok(turns) => {
                 let copied = |side: &Option<Vec<Message>>| side.as_ref().is_some_and(|side| holds(side, &turns));
@@ -84,7 +85,7 @@ fn question_column(row: &Row<'_>) -> Option<&'static str> {
 }
 
 impl Context {
-    /// Takes the columns before the responses from the row.
+    /// Removes the columns with the turns before the responses from the row.
     pub(super) fn take(row: &mut Row<'_>) -> Result<Self, String> {
         let system = match SYSTEMS.into_iter().find(|key| row.has(key)) {
             None => None,
@@ -99,7 +100,7 @@ impl Context {
             None => Question::Within,
             Some(column) if row.peek_text(column).is_some() => {
                 let mut text = row.text(column)?;
-                // Alpaca: the input follows the instruction.
+                // In Alpaca's format, the input follows the instruction.
                 if column == "instruction" && row.peek_text("input").is_some() {
                     let input = row.text("input")?;
                     if !input.trim().is_empty() {
@@ -139,8 +140,8 @@ impl Context {
         }
     }
 
-    /// Returns the whole conversation of a side. The side may already contain the context, apart from white
-    /// space at the ends of texts.
+    /// Returns the whole conversation that ends with `side`, the messages of one response. If `side` already
+    /// contains the context, apart from white space at the ends of texts, the context is not added again.
     pub(super) fn before(&self, side: Vec<Message>, key: &str) -> Result<Vec<Message>, String> {
         let mut turns = match &self.question {
             Question::Within => side,
@@ -171,7 +172,7 @@ impl Context {
     }
 }
 
-/// Returns the conversation of a side, with the question inserted if it has no user turn.
+/// Returns the conversation `side`, with the question inserted if it has no user turn.
 fn with_question(question: &str, column: &str, side: Vec<Message>, key: &str) -> Result<Vec<Message>, String> {
     let mut users = side.iter().filter(|turn| turn.role == "user").peekable();
     if users.peek().is_none() {
@@ -191,7 +192,7 @@ fn with_question(question: &str, column: &str, side: Vec<Message>, key: &str) ->
     ))
 }
 
-/// Turns of `history`: pairs of question and answer, or messages.
+/// Returns the turns of `history`, which holds pairs of question and answer, or messages.
 fn earlier_turns(row: &mut Row<'_>) -> Result<Vec<Message>, String> {
     let Some(Value::Array(list)) = row.take("history") else { return Ok(Vec::new()) };
     if list.is_empty() {
@@ -237,8 +238,9 @@ pub(super) fn is_dialogue(text: &str) -> bool {
 /// Starts of the turns of user and assistant, as HH and HelpSteer 2 write them.
 const MARKS: [[&str; 2]; 2] = [["\n\nHuman:", "\n\nAssistant:"], ["<extra_id_1>User", "<extra_id_1>Assistant"]];
 
-/// Turns of a question that is written as a dialogue: with `\n\nHuman:` and `\n\nAssistant:`, where the
-/// last turn is the user's or an empty assistant turn, or with the marks of HelpSteer 2.
+/// Returns the turns of a question that is written as a dialogue, `None` for other texts. Dialogues are written
+/// with `\n\nHuman:` and `\n\nAssistant:`, where the last turn is the user's or an empty assistant turn, or
+/// with the marks of HelpSteer 2.
 fn dialogue(text: &str) -> Option<Vec<Message>> {
     let [user, assistant] = MARKS.into_iter().find(|[user, assistant]| match *user {
         "\n\nHuman:" => text.starts_with(user),

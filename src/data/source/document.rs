@@ -53,7 +53,7 @@ pub(super) fn may_start(line: &[u8], row: Option<&RowObject>) -> bool {
     }
 }
 
-/// Reads a document, as described above; `None` for JSON lines and other text.
+/// Parses a document (see the module comment); `None` for JSON lines and other text.
 pub(super) fn parse(text: &[u8]) -> Option<Document> {
     let marked = mark(text);
     let clean = marked.as_deref().unwrap_or(text);
@@ -122,7 +122,7 @@ fn list_key(object: &Map<String, Value>) -> Option<&'static str> {
     DATA.into_iter().find(rows)
 }
 
-/// Rows of an object of columns.
+/// Returns the rows of an object of columns; `None` for other objects.
 fn columns(object: &Map<String, Value>) -> Option<Vec<Map<String, Value>>> {
     let many = |value: &Value| value.as_array().is_some_and(|list| list.iter().all(|v| v.is_string() || v.is_array()));
     if let [Some(first), ..] = [object.values().find_map(Value::as_array)]
@@ -143,7 +143,7 @@ fn columns(object: &Map<String, Value>) -> Option<Vec<Map<String, Value>>> {
     Some(keys.keys().map(row).collect())
 }
 
-/// Start and end of the list under `key` of a valid JSON object.
+/// Returns start and end of the text of the list under `key` in a valid JSON object.
 fn list_of(text: &[u8], key: &str) -> Option<(usize, usize)> {
     let (mut depth, mut at, mut start) = (0, 0, None);
     let mut last = &text[..0];

@@ -51,7 +51,7 @@ pub(super) struct Row<'a> {
     /// Whether rows may have columns that no reader uses, whatever the columns hold.
     pub(super) any_columns: bool,
     margin_given: bool,
-    /// Keys with values that the object cannot represent.
+    /// Keys with odd values ([`super::odd_values`]), which the object cannot represent.
     pub(super) odd: Vec<Odd>,
 }
 
@@ -222,7 +222,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// A required string.
+    /// Removes and returns a required string.
     pub(super) fn text(&mut self, key: &'static str) -> Result<String, String> {
         match self.take(key) {
             Some(Value::String(text)) => Ok(text),
@@ -236,7 +236,7 @@ impl<'a> Row<'a> {
         self.get(key).and_then(Value::as_str)
     }
 
-    /// A required list of messages; a single message object counts as a list of one.
+    /// Removes and returns a required list of messages; a single message object counts as a list of one.
     pub(super) fn messages(&mut self, key: &'static str) -> Result<Vec<Message>, String> {
         match self.take(key) {
             Some(value) => messages(value, &format!("\"{key}\"")),
@@ -250,7 +250,7 @@ impl<'a> Row<'a> {
         match self.take("margin") {
             None => Ok(0.0),
             Some(Value::Number(number)) => match number.as_f64() {
-                // Training computes in f32.
+                // Training computes in f32, so the margin must be finite there.
                 Some(margin) if (margin as f32).is_finite() => Ok(margin),
                 _ => Err(format!("\"margin\" must be finite in single precision (below about 3.4e38), found {number}")),
             },
@@ -273,20 +273,20 @@ impl<'a> Row<'a> {
         self.object.insert(key.to_owned(), value);
     }
 
-    /// Scores of the chosen and the rejected response, if both are finite numbers. They are not
-    /// trained on, so they stay unused.
+    /// Scores of the chosen and the rejected response, if both are finite numbers. Training does not read them,
+    /// so their keys stay unused.
     pub(super) fn scores(&self) -> Option<[f64; 2]> {
         let score = |key: &str| self.get(key).and_then(number);
         SCORES.iter().find_map(|[chosen, rejected]| Some([score(chosen)?, score(rejected)?]))
     }
 
-    /// Marks the scores of the sides as used.
+    /// Marks the scores of the chosen and the rejected response as used.
     pub(super) fn use_scores(&mut self) {
         let given: Vec<&'static str> = SCORES.as_flattened().iter().copied().filter(|key| self.has(key)).collect();
         self.used.extend(given);
     }
 
-    /// Describes the scores of the sides in the row, for messages.
+    /// Describes the scores of the chosen and the rejected response, for messages.
     pub(super) fn scores_for_message(&self) -> String {
         let given = SCORES.as_flattened().iter().filter_map(|key| Some((key, self.get(key)?)));
         let shown: Vec<String> = given.map(|(key, value)| format!("\"{key}\" as {}", describe(value))).collect();

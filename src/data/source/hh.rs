@@ -1,7 +1,7 @@
 //! Human/Assistant dialogues: `chosen` and `rejected` as text, with turns that start with
-//! `\n\nHuman:` and `\n\nAssistant:`. The prompt ends with the last `\n\nAssistant:`; both sides
-//! must be equal up to there, unless a reward model compares whole dialogues. The text is read
-//! unedited, so the space after the colon belongs to the response.
+//! `\n\nHuman:` and `\n\nAssistant:`. The prompt ends with the last `\n\nAssistant:`; both texts must be equal
+//! up to there, unless a reward model compares whole dialogues. The text is read unedited, so the space after
+//! the colon belongs to the response.
 
 use super::super::group::{Prompt, Response};
 use super::chat_pair::whole_conversations;
@@ -12,7 +12,7 @@ use super::{Format, Parsed, text_pair};
 const HUMAN: &str = "\n\nHuman:";
 const ASSISTANT: &str = "\n\nAssistant:";
 
-/// True if both sides are dialogues.
+/// True if `chosen` and `rejected` are dialogues.
 pub(super) fn matches(row: &Row<'_>) -> bool {
     ["chosen", "rejected"].iter().all(|key| row.peek_text(key).is_some_and(|text| text.starts_with(HUMAN)))
 }

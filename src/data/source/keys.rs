@@ -85,12 +85,12 @@ fn string_end(text: &[u8], start: usize) -> Option<usize> {
     }
 }
 
-/// The number under `key` of a row's text as it is written; `None` for other values.
+/// Returns the number under `key` exactly as the row's text writes it; `None` for other values.
 pub(crate) fn written_number(row: &str, key: &str) -> Option<String> {
     number_text(row.trim_start().strip_prefix('{')?.as_bytes(), key)
 }
 
-/// The text of a JSON value without white space between its parts.
+/// Returns the text of a JSON value without white space outside strings.
 pub(super) fn on_one_line(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let (mut in_string, mut escaped) = (false, false);

@@ -19,7 +19,7 @@ const MAGIC: [(&[u8], &str, &str); 17] = [
     (b"\x93NUMPY", "a NumPy array", TABLE),
     (b"SQLite format 3\0", "an SQLite database", "export its rows as JSON, one object per line (`sqlite3 -json`)"),
     (b"%PDF", "a PDF", "pass a file with rows"),
-    // The mark of UTF-32 comes before that of UTF-16, which is a prefix of it.
+    // The byte-order mark of UTF-32 comes before that of UTF-16, which is a prefix of it.
     (b"\xff\xfe\0\0", "UTF-32 text", UTF8),
     (b"\0\0\xfe\xff", "UTF-32 text", UTF8),
     (b"\xff\xfe", "UTF-16 text", UTF8),
@@ -33,7 +33,7 @@ const UTF8: &str = "save it as UTF-8 (`iconv -t UTF-8 -f` with its encoding)";
 /// First bytes of a Parquet file.
 pub(super) const PARQUET: &[u8] = b"PAR1";
 
-/// Column names of preference data, for the header of a table.
+/// Column names of preference data, by which the header of a table is recognised.
 const COLUMNS: [&str; 15] = [
     "prompt",
     "chosen",

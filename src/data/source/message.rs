@@ -54,7 +54,7 @@ pub(super) fn message(value: Value, what: &str) -> Result<Message, String> {
             ("role" | "content", other) => {
                 return Err(format!("{what}: \"{key}\" must be a string, found {}", describe(&other)));
             }
-            // Tables write every key of every message.
+            // Tables write every key of every message, so an empty value counts as absent.
             (_, Value::Array(list)) if list.is_empty() => {}
             (_, Value::Object(object)) if object.is_empty() => {}
             (_, Value::String(text)) if text.is_empty() => {}
@@ -62,7 +62,7 @@ pub(super) fn message(value: Value, what: &str) -> Result<Message, String> {
                 return Err(format!("{what}: \"tool_calls\" must be a list, found {}", describe(&other)));
             }
             (known, value) if EXTRA.contains(&known) => drop(extra.insert(key, value)),
-            // A tool's result has the name of the tool.
+            // The message with a tool's result also has the tool's name.
             ("name", value) if of_tool => drop(extra.insert(key, value)),
             _ => {
                 return Err(format!(
@@ -79,7 +79,7 @@ pub(super) fn message(value: Value, what: &str) -> Result<Message, String> {
     Ok(Message { role, content, extra })
 }
 
-/// Replaces `from` and `value` by `role` and `content`, and the text of a function call by the call.
+/// Replaces `from` and `value` by `role` and `content`, and the text of a `function_call` by `tool_calls`.
 fn spell_with_role(object: &mut Map<String, Value>, what: &str) -> Result<(), String> {
     let (from, value) = (object.shift_remove("from"), object.shift_remove("value"));
     let from = from.unwrap_or_default();
@@ -106,7 +106,7 @@ fn spell_with_role(object: &mut Map<String, Value>, what: &str) -> Result<(), St
     Ok(())
 }
 
-/// Text of content that is a list of parts.
+/// Returns the text of a content that is a list of parts.
 fn joined(parts: Vec<Value>, what: &str) -> Result<String, String> {
     let mut text = String::new();
     for part in parts {
@@ -137,8 +137,8 @@ pub(super) fn alike(a: &Message, b: &Message) -> bool {
     a.role == b.role && a.content.trim() == b.content.trim() && a.extra == b.extra
 }
 
-/// True if the conversation `turns` contains the messages of `part` consecutively. Turns that begin with an
-/// answer continue earlier turns, so `part` must be at their start.
+/// True if the conversation `turns` contains the messages of `part` consecutively. If `turns` begin with an
+/// assistant message, they continue earlier turns, so `part` must be at their start.
 pub(super) fn holds(turns: &[Message], part: &[Message]) -> bool {
     let continues = turns.first().is_some_and(|turn| turn.role == "assistant");
     let same = |window: &[Message]| window.iter().zip(part).all(|(a, b)| alike(a, b));

@@ -10,8 +10,7 @@
 //! - `unpaired`: rows with one response and a label, and pairs that are split into such rows
 //! - `context`: system text, earlier turns and question of a row, under any known column name
 //! - `overlooked`: unused columns that may hold a part of the conversation
-//! - `sft`: prompt and completion, conversations, plain text, and the chosen side of preference
-//!   rows
+//! - `sft`: prompt and completion, conversations, plain text, and the chosen responses of preference rows
 //! - `prompts`: rows that ask for a response, and prompts with one response; `samples`: responses by
 //!   prompt; `turns`: text as turns
 //! - `kinds`: unsupported kinds of files; `odd_values`: NaN and other values that JSON cannot represent;
@@ -174,13 +173,14 @@ pub fn read_files_with_reports(paths: &[PathBuf], options: &ReadOptions) -> Resu
     read_all(paths, options, preference_row)
 }
 
-/// [`read_files_with_reports`] that also accepts rows with one response and a label ([`PreferenceGroup::label`]).
+/// Same as [`read_files_with_reports`], but also accepts rows with one response and a label
+/// ([`PreferenceGroup::label`]).
 pub fn read_evaluated_files(paths: &[PathBuf], options: &ReadOptions) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
     read_all(paths, options, evaluated_row)
 }
 
-/// [`read_evaluated_files`] that also accepts rows of a prompt with one response, which become groups without
-/// comparisons.
+/// Same as [`read_evaluated_files`], but also accepts rows of a prompt with one response, which become groups
+/// without comparisons.
 pub fn read_scored_files(paths: &[PathBuf], options: &ReadOptions) -> Result<(Vec<SourceRow>, Vec<FileReport>)> {
     read_all(paths, options, scored_row)
 }
@@ -215,8 +215,8 @@ impl Refused {
     const KEPT: usize = 20;
 }
 
-/// [`read_files_with_reports`] that skips and collects rejected rows, and the rest of a file after damage.
-/// Files that cannot be opened or read are still errors.
+/// Same as [`read_files_with_reports`], but skips and collects rejected rows, and skips the rest of a damaged
+/// file. Files that cannot be opened or read are still errors.
 pub fn read_files_leniently(
     paths: &[PathBuf],
     options: &ReadOptions,
@@ -278,13 +278,13 @@ type RowReader = fn(&mut Row<'_>) -> Result<Parsed, String>;
 struct Parsed {
     format: Format,
     group: PreferenceGroup,
-    /// True if both sides start with the whole prompt.
+    /// True if `chosen` and `rejected` both start with the whole prompt.
     prompt_repeated: bool,
-    /// Pairs of equally good responses.
+    /// Number of pairs of equally good responses.
     ties: usize,
     /// True if the row has ties only, and so no pair to compare.
     tied: bool,
-    /// Responses without a number.
+    /// Number of responses without a score or rank.
     unrated: usize,
 }
 

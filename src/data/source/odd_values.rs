@@ -1,4 +1,4 @@
-//! Values that a row may hold although JSON, or this program, cannot represent them:
+//! Odd values, which a row may hold although JSON, or this program, cannot represent them:
 //!
 //! - NaN, Infinity and -Infinity, which Python's json module writes: read as `null`
 //! - numbers beyond double precision, such as 1e999: read as `null`
@@ -23,7 +23,7 @@ pub(crate) enum What {
     LongInteger,
 }
 
-/// A key of a row, and the kind of such a value that it held at any depth.
+/// A key of a row, and the kind of odd value that it held at any depth.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Odd {
     pub key: String,
@@ -32,8 +32,8 @@ pub(crate) struct Odd {
 
 const WORDS: [(&str, What); 3] = [("NaN", What::Nan), ("Infinity", What::Infinity), ("-Infinity", What::MinusInfinity)];
 
-/// Start of a placeholder, which replaces a value until its row is known. The letter of [`What::code`] and a
-/// NUL follow.
+/// Start of a placeholder, which replaces an odd value until its row is known. The letter of [`What::code`] and
+/// a NUL follow.
 const MARK: &str = "\0odd value\0";
 
 /// Maximum length of a recorded key, and of a number, in bytes.
@@ -81,7 +81,7 @@ impl What {
     }
 }
 
-/// Replaces values that cannot be represented, byte by byte.
+/// Replaces odd values in a text that it reads byte by byte.
 #[derive(Debug)]
 pub(super) struct Rewriter {
     /// Depth of brackets inside a row: 1 for lines, 2 for the elements of an array.
@@ -96,7 +96,7 @@ pub(super) struct Rewriter {
     key: Vec<u8>,
     /// Bytes that are held back: a word or a number outside strings, or an escape in a string.
     held: Vec<u8>,
-    /// Kinds of such values in the key itself.
+    /// Kinds of odd values in the key itself.
     in_key: Vec<What>,
     found: Vec<Odd>,
     /// Whether placeholders ([`MARK`]) are written.
@@ -111,10 +111,10 @@ impl Rewriter {
         Self { row, depth: 0, in_string, after_colon, naming, key, held, in_key, found, marks }
     }
 
-    /// Reads one byte, and appends what is complete to `out`.
+    /// Reads one byte. Appends to `out` all bytes that need not be held back any longer.
     pub fn push(&mut self, byte: u8, out: &mut Vec<u8>) {
         if self.in_string {
-            // One or seven held bytes end with a backslash.
+            // If one or seven bytes are held, the last one is a backslash, which escapes a quote.
             let closing = byte == b'"' && !matches!(self.held.len(), 1 | 7);
             if self.naming && !closing && self.key.len() < MAX_KEY {
                 self.key.push(byte);
@@ -150,7 +150,7 @@ impl Rewriter {
         out.push(byte);
     }
 
-    /// A byte of a string.
+    /// Reads one byte of a string.
     fn push_text(&mut self, byte: u8, out: &mut Vec<u8>) {
         let held = self.held.len();
         let digit = byte.is_ascii_hexdigit();
@@ -182,7 +182,7 @@ impl Rewriter {
                 out.append(&mut self.held);
                 self.push_text(byte, out);
             }
-            // The first half of a surrogate pair without a second half.
+            // The held bytes start with the first half of a surrogate pair, which has no second half.
             (6.., _) => {
                 self.held.drain(..6);
                 self.odd(What::Surrogate, out);
@@ -254,7 +254,7 @@ impl Rewriter {
         }
     }
 
-    /// Records such a value in a string; with `marks`, also writes its placeholder.
+    /// Records an odd value in a string; with `marks`, also writes its placeholder.
     fn odd(&mut self, what: What, out: &mut Vec<u8>) {
         if self.naming {
             self.in_key.push(what);
@@ -284,7 +284,7 @@ impl Rewriter {
         }
     }
 
-    /// Rewrites a whole text; `None` if it holds no such value.
+    /// Rewrites a whole text; `None` if it holds no odd value.
     fn whole(mut self, text: &[u8]) -> Option<(Vec<u8>, Vec<Odd>)> {
         let mut out = Vec::with_capacity(text.len());
         text.iter().for_each(|&byte| self.push(byte, &mut out));
@@ -298,7 +298,7 @@ impl Rewriter {
     }
 }
 
-/// Returns the kind of a number that is valid JSON and that this program cannot represent.
+/// Returns the kind of a number that is valid JSON but that this program cannot represent; `None` for other texts.
 fn odd_number(text: &str) -> Option<What> {
     if !text.starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
         return None;
@@ -311,7 +311,7 @@ fn odd_number(text: &str) -> Option<What> {
     (integer && text.parse::<i64>().is_err() && text.parse::<u64>().is_err()).then_some(What::LongInteger)
 }
 
-/// Rewrites one row of text; `None` if it holds no such value.
+/// Rewrites one row of text; `None` if it holds no odd value.
 pub(super) fn rewrite(text: &[u8]) -> Option<(Vec<u8>, Vec<Odd>)> {
     Rewriter::new(1).whole(text)
 }
@@ -326,7 +326,7 @@ pub(super) fn long_integers(text: &[u8]) -> Vec<Odd> {
 
 /// True if the text has a run of at least [`LONG`] digits.
 fn has_long_run(text: &[u8]) -> bool {
-    // A run of LONG digits contains one of every LONG consecutive bytes, so only these are read first.
+    // A run of LONG digits contains one of every LONG consecutive bytes, so testing one byte in LONG finds it.
     let mut at = LONG - 1;
     while let Some(byte) = text.get(at) {
         if byte.is_ascii_digit() {
@@ -342,12 +342,12 @@ fn has_long_run(text: &[u8]) -> bool {
     false
 }
 
-/// Text with placeholders for [`unmark`] instead of such values; `None` if it holds none.
+/// Replaces the odd values in a text by placeholders for [`unmark`]; `None` if it holds none.
 pub(super) fn mark(text: &[u8]) -> Option<Vec<u8>> {
     Rewriter { marks: true, ..Rewriter::new(1) }.whole(text).map(|(text, _)| text)
 }
 
-/// Replaces the placeholders in a value by the values of a row, and returns the kinds of the replaced values.
+/// Replaces the placeholders in a value by the values that the module comment lists, and returns their kinds.
 /// Long integers become text if `long_as_text` is set, and are rounded otherwise.
 pub(super) fn unmark(value: &mut Value, long_as_text: bool) -> Vec<What> {
     match value {

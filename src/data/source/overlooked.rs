@@ -59,7 +59,7 @@ const TEXTS: [&str; 7] = ["prompt", "chosen", "rejected", "completion", "text", 
 /// Number of rows in which something occurs, and the line of the first such row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Occurrences {
-    /// Rows with the key.
+    /// Number of rows.
     pub rows: usize,
     /// Line of the first row, from 1.
     pub first_line: usize,
@@ -135,8 +135,8 @@ pub(super) fn stored_messages(row: &Row<'_>) -> Vec<String> {
     stored.map(|(name, _)| name.to_owned()).collect()
 }
 
-/// Returns the columns that may hold a part of the conversation, by their names, with their texts. Must be
-/// called before the row is read.
+/// Returns the columns whose names say that they may hold a part of the conversation, each with its texts. Must
+/// be called before the row is read.
 pub(super) fn conversation_columns(row: &Row<'_>) -> Vec<(String, Vec<String>)> {
     let known = |name: &str| CONVERSATION.iter().any(|known| known.eq_ignore_ascii_case(name));
     let number = |name: &str, value: &Value| may_be_number(name) && value.is_number();
@@ -223,7 +223,7 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// Whether a column may hold a question that is a number. Others hold counts, such as `turns`.
+/// Whether a column may hold a question that is a number. Numbers in other columns, such as `turns`, are counts.
 fn may_be_number(name: &str) -> bool {
     ["input", "instruction", "question", "query", "problem", "context", "user_input"].contains(&name)
 }

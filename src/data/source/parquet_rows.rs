@@ -1,6 +1,6 @@
-//! Rows of a Parquet file, with uncompressed, snappy or gzip pages. Rows are numbered from 1 instead of
-//! lines. Bytes without a type are text if they are UTF-8. NaN and infinities are `null`, and the keys that
-//! held them are recorded, as in JSON.
+//! Reads the rows of a Parquet file with uncompressed, snappy or gzip pages. Messages give the row number, from
+//! 1, as the line number. Bytes without a type are text if they are UTF-8. NaN and infinities become `null`,
+//! and the keys that held them are recorded, as for JSON files (`odd_values`).
 
 use std::fs::File;
 use std::path::Path;
@@ -21,7 +21,7 @@ use crate::{Error, Result};
 
 /// Text of the library's error for a codec that this build lacks.
 const DISABLED: &str = "Disabled feature at compile time";
-/// Advice for other codecs.
+/// Advice for a file whose pages use an unsupported codec.
 const COMPRESSION: &str = "write it with compression=\"snappy\" or \"gzip\"";
 
 /// Calls `f` for every row.
@@ -57,7 +57,7 @@ fn twice(fields: &[Arc<Type>]) -> Option<&str> {
     (0..fields.len()).find(repeated).map(|i| fields[i].name()).or_else(inner)
 }
 
-/// Calls the library, which may panic on a damaged file.
+/// Calls the Parquet library, and turns its errors, and its panics on damaged files, into messages.
 fn call<T>(call: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> {
     match guarded_quietly(Stage::Other, call)? {
         Ok(value) => Ok(value),
@@ -72,7 +72,7 @@ fn call<T>(call: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, String> 
     }
 }
 
-/// JSON of a field; `odd` is set to the kind of a number that JSON lacks.
+/// Converts a field to JSON; `odd` is set to the kind of a number that JSON cannot represent.
 fn value(field: &Field, odd: &mut Option<What>) -> Value {
     let mut number = |number: f64| match Number::from_f64(number) {
         Some(number) => Value::Number(number),
@@ -122,7 +122,7 @@ fn value(field: &Field, odd: &mut Option<What>) -> Value {
     }
 }
 
-/// Bytes of text in a value.
+/// Returns the number of text bytes in a value; a value that is not text counts as 8 bytes.
 fn text_bytes(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len(),

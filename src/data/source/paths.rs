@@ -12,7 +12,7 @@ use crate::{Error, Result};
 /// Extensions of data files, without the extension of a compression.
 const ENDS: [&str; 6] = [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"];
 const PACKED: [&str; 4] = [".gz", ".zst", ".bz2", ".xz"];
-/// Files that describe a data set.
+/// JSON files that describe a data set and hold no rows.
 const NOTES: [&str; 4] = ["dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"];
 /// Files of a model folder.
 const MODEL: [&str; 3] = ["config.json", "tokenizer.json", "model.safetensors"];

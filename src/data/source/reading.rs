@@ -1,4 +1,5 @@
-//! The loop over files and rows: applies the options, calls a reader for every row, and counts.
+//! The loop over files and rows: applies the options, calls a reader for every row, and counts rows, formats
+//! and unused keys.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -160,7 +161,7 @@ pub(super) fn read_with(
 struct ReadRow {
     parsed: Parsed,
     scores: Option<[f64; 2]>,
-    /// Text columns that hold messages.
+    /// Names of the columns in which lists of messages are stored as text.
     stored: Vec<String>,
 }
 
@@ -184,7 +185,7 @@ fn read_row(row: &mut Row<'_>, options: &ReadOptions, reader: RowReader) -> Resu
     Ok(ReadRow { parsed, scores, stored })
 }
 
-/// Counts a row that cannot be read, by reason, if the option allows one more.
+/// Counts a row that cannot be read, by reason, if `--skip-bad-rows` allows one more such row.
 fn skip(error: Error, options: &ReadOptions, bad: &mut usize, skipped: &mut Vec<Skipped>) -> Result<()> {
     let Some(limit) = options.skip_bad_rows else { return Err(error) };
     let (Error::Data { line, why, .. }, true) = (&error, *bad < limit) else {

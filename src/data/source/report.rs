@@ -22,14 +22,14 @@ pub struct FileReport {
     pub formats: Vec<(Format, usize)>,
     /// Keys that no reader uses, in ascending order.
     pub ignored_keys: BTreeSet<String>,
-    /// Text pairs in which both sides start with the whole prompt: a sign that the prompt is
-    /// duplicated.
+    /// Number of text pairs in which `chosen` and `rejected` both start with the whole prompt, a sign that the
+    /// prompt is duplicated.
     pub prompt_repeated: usize,
     /// Rows left out because no response is better than another.
     pub tied_rows: usize,
     /// Pairs left out because their responses are equally good, those of `tied_rows` included.
     pub tied_pairs: usize,
-    /// Responses of lists left out because they have no number.
+    /// Responses of lists left out because they have no score or rank.
     pub unrated: usize,
     /// Rows left out because they cannot be read, by reason.
     pub skipped: Vec<Skipped>,
@@ -43,11 +43,11 @@ pub struct FileReport {
 /// Rows that were left out for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Skipped {
-    /// Why.
+    /// Reason.
     pub why: String,
     /// Number of rows.
     pub rows: usize,
-    /// Line of the first of them.
+    /// Line of the first such row.
     pub first_line: usize,
 }
 

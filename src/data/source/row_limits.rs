@@ -1,6 +1,6 @@
 //! Limits of one row. Checks and training read the texts of a row once for each of its comparisons and
 //! instructions, so the time and memory of a row grow with the product of their number and the size of the
-//! texts. Both are far below the limits in rows that fit a model.
+//! texts. Rows that fit into a model's context are far below the limits.
 
 use super::super::group::{Message, PreferenceGroup, Prompt};
 

@@ -1,7 +1,7 @@
 //! Reads a file as a stream of JSON objects with line numbers: JSONL (one object per line) or one JSON array
 //! of objects; other JSON (`document`), tables of text (`table`) and Parquet (`parquet_rows`) become such
-//! objects. The first bytes of a file decide its kind, and the name does not; `container` unpacks compressed
-//! files.
+//! objects. The first bytes of a file decide its kind; only tables are recognised by their names too.
+//! `container` unpacks compressed files.
 //!
 //! Each of these is an error with a line number: lines longer than [`MAX_LINE`] bytes, invalid UTF-8, NUL
 //! bytes, malformed JSON, nesting deeper than serde_json allows (128), values that are not objects, and
@@ -70,7 +70,7 @@ impl RowObject {
         if let Some(Odd { key, what }) = self.odd.iter().find(|odd| !is_kept(odd)) {
             return Err(format!("\"{}\" could not be written again: it holds {}", shorten(key), what.fault()));
         }
-        // Strings and JSON values only, so the conversion cannot fail.
+        // The keys are strings and the values are JSON, so the conversion cannot fail.
         let written = || serde_json::to_string(&self.object).unwrap_or_default();
         let text = self.text.as_deref().map_or_else(written, on_one_line);
         Ok(text.strip_suffix('}').unwrap_or(&text).to_owned())
@@ -126,7 +126,8 @@ fn text_rows(
                 let what = "is a line for Excel that names the separator, not the header; remove the line";
                 return Err(Error::data(path, line, None, what));
             }
-            // The first cell of a header may be empty, as pandas writes it for the index.
+            // The first cell of a header may be empty, as pandas writes it for the index, so a leading tab is
+            // put back.
             if skipped.contains(&b'\t') {
                 reader.put_back(&skipped);
             }
@@ -218,7 +219,7 @@ fn line_rows_from(
                 if let Some(found) = document::parse(&buffer) {
                     return found.rows(path, line, columns, f);
                 }
-                // The text is JSON lines after all.
+                // The text is not such a document, so it is read as JSON lines.
                 let rest = buffer.iter().position(|&byte| byte == b'\n').map_or(&[][..], |end| &buffer[end + 1..]);
                 f(line, row.map_err(fail))?;
                 let mut rest = rest.chain(reader);
@@ -231,7 +232,7 @@ fn line_rows_from(
     }
 }
 
-/// Returns what grows while a file is read, and advice.
+/// Returns the name of the data that grows while a file is read, and advice, for the error about low memory.
 pub(super) fn grown(path: &Path, line: usize) -> [String; 2] {
     let advice = "all rows are held in memory: split the file, or use a machine with more memory";
     [format!("rows, at {}:{line}", path.display()), advice.into()]
@@ -274,7 +275,7 @@ fn into_object(value: Value) -> Result<Map<String, Value>, String> {
     }
 }
 
-/// serde_json's message, with the line number replaced by the column; the caller knows the line.
+/// Returns serde_json's message with only the column of the position; the caller adds the line.
 pub(super) fn json_message(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let why = message.rsplit_once(" at line ").map_or(message.as_str(), |(why, _)| why);
@@ -322,7 +323,7 @@ struct ArrayPosition {
     /// byte, which serde_json has read ahead.
     row_bytes: Cell<usize>,
     text: RefCell<Vec<u8>>,
-    /// Replaces values that cannot be represented.
+    /// Replaces odd values ([`super::odd_values`]).
     rewriter: RefCell<Rewriter>,
 }
 
@@ -397,7 +398,7 @@ impl<'de> Visitor<'de> for Elements<'_> {
                 let inner = self.position.text.borrow();
                 distinct_keys(&object, &inner)?;
                 keep_id_text(&mut object, &inner, self.columns.ids);
-                // Only long integers are unchanged in the rewritten text.
+                // Rewriting changes every odd value but a long integer, so a row with other odd values keeps no text.
                 let whole = self.columns.keep_text && odd.iter().all(|odd| odd.what == What::LongInteger);
                 let text = whole.then(|| format!("{{{}", String::from_utf8_lossy(&inner)));
                 Ok(RowObject { object, odd, text })

@@ -32,7 +32,7 @@ pub struct SampleFiles {
     pub prompts: Vec<Samples>,
     /// Rows read.
     pub rows: usize,
-    /// Empty responses.
+    /// Number of empty responses, which are left out.
     pub empty: usize,
 }
 

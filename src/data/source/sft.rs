@@ -1,5 +1,5 @@
 //! Rows for supervised fine-tuning: `{"prompt", "completion"}` as text or messages, `{"messages"}`,
-//! `{"text"}`, and the chosen sides of preference rows.
+//! `{"text"}`, and the chosen responses of preference rows.
 //!
 //! A row becomes a group without comparisons; each response answers the prompt with the same index.
 //! This form exists only in memory and is never written to disk. A conversation gives one prompt
@@ -34,7 +34,7 @@ pub(super) fn sft_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     let several = list_column(row).is_some() || shape(row)?.is_some();
     if several || super::group_row::matches(row) || row.has("chosen") || row.has("rejected") {
         let mut parsed = preference_row(row)?;
-        // A tie has no chosen side; it is left out and counted.
+        // A tie has no chosen response; it is left out and counted.
         if !parsed.tied {
             chosen_sides(&mut parsed.group)?;
         }
@@ -78,7 +78,7 @@ pub(super) fn pairs_of(row: &mut Row<'_>) -> Result<(Format, Pairs), String> {
     })
 }
 
-/// Replaces the comparisons with the chosen sides of the base comparisons.
+/// Keeps only the chosen response of each base comparison, with its prompt, and removes all comparisons.
 fn chosen_sides(group: &mut PreferenceGroup) -> Result<(), String> {
     let base = group.comparisons.iter().filter(|c| c.kind == Kind::Base && c.terms.len() == 2);
     let mut pairs: Vec<(usize, usize)> =
@@ -122,14 +122,14 @@ fn completion(row: &mut Row<'_>, key: &'static str) -> Result<Pairs, String> {
     }
 }
 
-/// Returns one pair per answer of a whole conversation, with the row's system text at its start.
+/// Returns one (prompt, response) pair per assistant turn of a conversation, which starts with the row's system text.
 fn conversation(row: &mut Row<'_>, key: &'static str) -> Result<Pairs, String> {
     let turns = row.messages(key)?;
     let turns = Context::take(row)?.before(turns, key)?;
     answers(Vec::new(), turns, &format!("\"{key}\""))
 }
 
-/// Returns one pair per assistant turn of `turns`, which continue `before`.
+/// Returns one (prompt, response) pair per assistant turn of `turns`, which continue `before`.
 fn answers(before: Vec<Message>, turns: Vec<Message>, what: &str) -> Result<Pairs, String> {
     check_turns(&turns, what)?;
     let mut pairs = Vec::new();

@@ -67,8 +67,8 @@ fn several(row: &mut Row<'_>) -> Result<Parsed, String> {
 }
 
 /// Renames the parts of a row in OpenAI's preference format: `input` holds messages and tools, and
-/// `preferred_output` and `non_preferred_output` are the sides. An `input` with other parts stays, and is
-/// rejected later if it holds text of the conversation.
+/// `preferred_output` and `non_preferred_output` are the chosen and the rejected response. An `input` with
+/// other parts stays, and is rejected later if it holds text of the conversation.
 fn unfold_openai(row: &mut Row<'_>) -> Result<(), String> {
     const SIDES: [(&str, &str); 2] = [("preferred_output", "chosen"), ("non_preferred_output", "rejected")];
     if !SIDES.iter().all(|(from, _)| row.has(from)) {

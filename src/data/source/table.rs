@@ -171,7 +171,7 @@ fn text_list(text: &str) -> Option<Value> {
     (!list.is_empty()).then(|| list.into())
 }
 
-/// Value of a cell that is read as the key `column`.
+/// Returns the value of a cell that is read as the key `column`.
 fn value(column: &str, text: &str) -> Value {
     let parsed = || serde_json::from_str::<Value>(text).ok();
     let json = text.starts_with(['[', '{']) && (JSON.contains(&column) || spells_messages(text));

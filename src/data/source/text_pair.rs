@@ -2,11 +2,10 @@
 //! `rejected` with a common prefix). Text is never edited: prompt and response together are always
 //! the given text.
 //!
-//! Without `prompt`, the prompt is the common prefix of both sides, cut back to a place where white
-//! space follows in both. White space starts the next word in byte-level and SentencePiece
-//! vocabularies alike. Text without such a place is cut after the last shared punctuation mark, or
-//! not at all. Cutting back never changes a comparison: the shared words move into both responses,
-//! where they score alike.
+//! Without `prompt`, the prompt is the common prefix of both texts, cut back to a position at which both
+//! continue with white space. White space starts the next word in byte-level and SentencePiece vocabularies
+//! alike. Texts without such a position are cut after the last shared punctuation mark, or not at all. Cutting
+//! back never changes a comparison: the shared words move into both responses, where they score alike.
 
 use super::super::group::{PreferenceGroup, Prompt, Response};
 use super::fields::Row;
@@ -42,11 +41,11 @@ pub(super) fn pair(
     Ok(group)
 }
 
-/// Length in bytes of the prompt shared by both sides (rule at the top of this file). Neither
-/// response becomes empty.
+/// Returns the length in bytes of the prompt that both texts share (see the module comment). Neither response
+/// becomes empty.
 fn shared_prompt(a: &str, b: &str) -> usize {
     let shared: usize = a.chars().zip(b.chars()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum();
-    // The prompt may end at `shared` itself only if both sides continue after it.
+    // The prompt may end at `shared` itself only if both texts continue after it.
     let starts =
         |cut: usize, test: fn(char) -> bool| [a, b].iter().all(|side| side[cut..].chars().next().is_some_and(test));
     let ends = |cut: usize, test: fn(char) -> bool| a[..cut].chars().next_back().is_some_and(test);

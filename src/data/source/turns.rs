@@ -1,9 +1,9 @@
 //! `--apply-chat-template`: plain text as turns of a conversation. The prompt is the user's turn, or the
 //! turns of a dialogue with `\n\nHuman:` and `\n\nAssistant:`; a response is the assistant's turn.
 //!
-//! Texts stay as they are, except that the turns of a dialogue lose the white space around them, which
-//! belongs to its marks. Pairs whose prompt is only the common prefix of their sides, and rows of text
-//! without a prompt, are errors.
+//! Texts stay as they are, except that the turns of a dialogue lose the white space around them, which belongs
+//! to the marks `Human:` and `Assistant:`. Pairs whose prompt is only the common prefix of `chosen` and
+//! `rejected`, and rows of text without a prompt, are errors.
 
 use super::super::group::{Message, PreferenceGroup, Prompt, Response};
 use super::Format;

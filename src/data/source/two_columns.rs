@@ -1,5 +1,5 @@
 //! Two responses in separate columns, with a label that says which is better, in the formats of published
-//! data sets. A label that says neither is a tie.
+//! data sets. A row whose label names neither response is a tie.
 
 use serde_json::Value;
 
@@ -8,14 +8,16 @@ use super::context::Context;
 use super::fields::{Row, describe, number};
 use super::{Format, Parsed};
 
-/// Reading of a label.
+/// Meaning of a label.
 #[derive(Clone, Copy)]
 enum Label {
-    /// 0 for the first response, 1 for the second.
+    /// 0 if the first response is better, 1 if the second is.
     Index,
-    /// 1 for the first response, 0 for the second (SHP). The scores give the gap.
+    /// 1 if the first response is better, 0 if the second is (SHP). With `--score-margin`, the scores in these
+    /// two columns give the margin.
     First([&'static str; 2]),
-    /// Below 0 for the first response, above 0 for the second, with the strength as the gap (HelpSteer).
+    /// Below 0 if the first response is better, above 0 if the second is; the absolute value can be the margin
+    /// (HelpSteer).
     Strength,
     /// The name of the winner (arena).
     Winner,
@@ -25,7 +27,7 @@ enum Label {
     Scores([&'static str; 2]),
 }
 
-/// Columns of the responses, column of the label, and how it is read.
+/// Columns of the responses, column of the label, and meaning of the label.
 const SHAPES: [([&str; 2], &str, Label); 9] = [
     (["response_0", "response_1"], "better_response_id", Label::Index),
     (["response_1", "response_2"], "preference_strength", Label::Strength),
@@ -138,7 +140,7 @@ pub(super) fn label_of(row: &Row<'_>) -> Option<(&'static str, i8)> {
     })
 }
 
-/// Returns the message for a row with one completion and a label, as for KTO.
+/// Returns the error message for a row with one completion and a label, as for KTO; `None` for other rows.
 pub(super) fn unpaired(row: &Row<'_>) -> Option<String> {
     let (label, _) = label_of(row)?;
     let one = ["completion", "messages", "conversations", "response", "output", "answer", "text"];

@@ -1,6 +1,6 @@
 //! Rows with one response and a label, for KTO: `{"prompt", "completion", "label"}`, conversations with
 //! a label, and LLaMA-Factory's `kto_tag`. A row becomes a group with one comparison of one term, whose
-//! sign is the label. This form exists only in memory.
+//! sign is the label. Such groups exist only in memory and are never written to a file.
 //!
 //! Pairs become two such rows. As in TRL's `unpair_preference_dataset`, rows are split in blocks of
 //! [`BLOCK`]: all chosen responses of a block come before all rejected ones. These are errors: comparisons of
@@ -64,7 +64,7 @@ pub fn split_pairs(rows: Vec<SourceRow>) -> Result<(Vec<SourceRow>, usize)> {
     Ok((all, pairs))
 }
 
-/// The two terms of a pair, with the names of their sides.
+/// Returns the two terms of a pair, the first named `chosen` and the second `rejected`.
 fn sides(row: &SourceRow, comparison: &Comparison) -> Result<[(Term, &'static str); 2]> {
     let refuse = |what: String| {
         let kind = comparison.kind.name();

@@ -98,8 +98,8 @@ fn the_chosen_response_is_on_topic_and_the_rejected_one_is_not() {
         assert!(good >= 2.0 / 3.0 && bad <= 1.0 / 3.0, "{good} {bad} {group:?}");
         strayed += usize::from(good < 1.0) + usize::from(bad > 0.0);
     }
-    // 40 % of the pairs stray on one side, except for the few responses too short to replace a
-    // third.
+    // In 40 % of the pairs one response strays, except for the few responses too short to replace a third of
+    // the words.
     assert!((1300..1700).contains(&strayed), "{strayed}");
 }
 
@@ -122,7 +122,7 @@ fn nothing_in_the_responses_predicts_the_side_without_the_prompt() {
     let groups = rows(10_000, 3, Split::Train);
     let distinct = |text: &str| topics_of(text).into_iter().collect::<BTreeSet<_>>().len();
     let vocabulary = |text: &str| tokens(text).into_iter().collect::<BTreeSet<_>>().len();
-    // At least 3,000 pairs differ in each measure: three standard deviations are below 0.03.
+    // At least 3,000 pairs differ in each measure, so three standard deviations of the share are below 0.03.
     for (name, p) in [
         ("words", larger_when_chosen(&groups, |t| tokens(t).len())),
         ("bytes", larger_when_chosen(&groups, str::len)),
@@ -189,7 +189,7 @@ fn most_pairs_admit_each_instruction_function_in_both_directions() {
     // A two-sided threshold is between the counts, so different counts give both directions.
     assert!(percent(&|a, b| tokens(a).len() != tokens(b).len()) >= 85);
     assert!(percent(&|a, b| sentences(a) != sentences(b)) >= 65);
-    // A keyword that only one response has: existence, forbidden words and frequency.
+    // The functions existence, forbidden words and frequency need a keyword that only one response has.
     assert!(percent(&|a, b| keywords(a).difference(&keywords(b)).count() >= 1) >= 99);
     assert!(percent(&|a, b| keywords(a).difference(&keywords(b)).count() >= 2) >= 90);
     assert!(percent(&|a, b| last(a) != last(b)) >= 97);

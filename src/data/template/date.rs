@@ -1,11 +1,11 @@
-//! `strftime_now` for chat templates. The clock is read once per process, in UTC. `SOURCE_DATE_EPOCH`
-//! (seconds since 1970) replaces the clock, to repeat a run of a different day. Format codes that depend on a
-//! locale or time zone are an error.
+//! The function `strftime_now` of chat templates. The clock is read once per process, in UTC.
+//! `SOURCE_DATE_EPOCH` (seconds since 1970) replaces the clock, so that a run of an earlier day can be
+//! reproduced. Format codes that depend on a locale or time zone are an error.
 
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// End of the year 9999; later years do not fit in four digits.
+/// Last second of the year 9999, in seconds since 1970; later years do not fit in four digits.
 const LAST_SECOND: u64 = 253_402_300_799;
 
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
@@ -24,10 +24,10 @@ const MONTHS: [&str; 12] = [
     "December",
 ];
 
-/// Seconds since 1970 that every template of this process sees.
+/// Time that every template of this process sees, in seconds since 1970.
 static NOW: OnceLock<u64> = OnceLock::new();
 
-/// The frozen time in seconds since 1970.
+/// Returns the frozen time in seconds since 1970. The first call in a process freezes it.
 pub(crate) fn now() -> u64 {
     *NOW.get_or_init(|| {
         let fixed = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.trim().parse().ok());
@@ -37,7 +37,7 @@ pub(crate) fn now() -> u64 {
     })
 }
 
-/// Sets the frozen time of a worker process to its parent's. Has no effect if the time was read before.
+/// Sets the frozen time of a worker process to its parent's. Has no effect after the first call of [`now`].
 pub(crate) fn freeze_date(seconds: u64) {
     let _ = NOW.set(seconds.min(LAST_SECOND));
 }

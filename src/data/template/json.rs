@@ -1,13 +1,13 @@
-//! The `tojson` filter as transformers defines it: Python's `json.dumps` with `", "` and `": "`.
-//! Characters outside ASCII are kept unless `ensure_ascii` is set, HTML is not escaped, and keys
-//! keep their order unless `sort_keys` is set.
+//! The `tojson` filter as transformers defines it: Python's `json.dumps` with the separators `", "` and `": "`.
+//! Characters outside ASCII are kept unless `ensure_ascii` is set, HTML is not escaped, and keys keep their
+//! order unless `sort_keys` is set.
 
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Error, ErrorKind};
 
 use super::limits::check_items;
 
-/// Settings of one call.
+/// Settings of one call of `tojson`.
 struct JsonFormat {
     ensure_ascii: bool,
     sort_keys: bool,

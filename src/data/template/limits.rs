@@ -98,10 +98,11 @@ fn check_numbers(conversion: &str) -> Result<(), Error> {
     digits.map(|digits| check_width(digits.parse().unwrap_or(usize::MAX))).try_for_each(|checked| checked.map(|_| ()))
 }
 
-/// Checks the widths in a text for the filter `format`, including the widths that `*` reads from `values`.
+/// Checks the widths in a format string of the filter `format`. If a width is `*`, all numbers in `values` are
+/// checked too.
 fn percent_widths(text: &str, values: &[Value]) -> Result<(), Error> {
     for part in text.split('%').skip(1) {
-        // A key in parentheses may come first.
+        // A key in parentheses may precede the width, as in `%(key)5d`.
         let part = part.strip_prefix('(').and_then(|key| key.split_once(')')).map_or(part, |(_, rest)| rest);
         let end = part.find(|c: char| !c.is_ascii_digit() && !"-+ #.*".contains(c)).unwrap_or(part.len());
         check_numbers(&part[..end])?;
@@ -114,7 +115,8 @@ fn percent_widths(text: &str, values: &[Value]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Checks the widths in a text for the method `format`: the numbers after a colon in braces.
+/// Checks the widths in a format string of Python's `str.format`, which are the numbers after a colon in
+/// braces.
 fn brace_widths(text: &str) -> Result<(), Error> {
     let fields = text.split('{').skip(1).filter_map(|part| part.split('}').next());
     fields.filter_map(|field| field.split_once(':')).try_for_each(|(_, conversion)| check_numbers(conversion))

@@ -6,7 +6,7 @@ use minijinja::{Error, ErrorKind};
 
 use super::limits::check_width;
 
-/// Calls a string method; `None` if it is not in this file.
+/// Calls a string method; `None` if this file does not implement it.
 pub(super) fn text(text: &str, method: &str, args: &[Value]) -> Option<Result<Value, Error>> {
     let whole = || from_args::<()>(args);
     Some(match method {
@@ -31,7 +31,7 @@ fn refuse(why: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, why.into())
 }
 
-/// Byte offset of code point `at`; the end if there are fewer.
+/// Returns the byte offset of code point `at`, or the length of the text if it has fewer code points.
 fn offset(text: &str, at: usize) -> usize {
     text.char_indices().nth(at).map_or(text.len(), |(offset, _)| offset)
 }
@@ -64,7 +64,7 @@ fn position(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
 fn count(text: &str, args: &[Value]) -> Result<Value, Error> {
     let (what, start, end) = from_args::<(&str, Option<i64>, Option<i64>)>(args)?;
     let Some((part, _)) = slice(text, start, end) else { return Ok(0.into()) };
-    // The empty text is found before every character and at the end.
+    // An empty `what` is found before every character and at the end, as in Python.
     Ok(part.matches(what).count().into())
 }
 
@@ -136,8 +136,9 @@ fn split(text: &str, from_start: bool, args: &[Value]) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-/// Splits a text at white space. After `limit` splits the rest is one part, which keeps the white space at
-/// its far end. If `from_start` is false, the parts are in reverse order.
+/// Splits a text at white space. After `limit` splits, the remaining text is one part, which keeps its trailing
+/// white space. If `from_start` is false, splitting starts at the end, the last part keeps its leading white
+/// space, and the parts are in reverse order.
 fn split_at_space(text: &str, from_start: bool, limit: usize) -> Vec<&str> {
     let trim =
         |text| if from_start { str::trim_start_matches(text, is_space) } else { text.trim_end_matches(is_space) };

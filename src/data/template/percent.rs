@@ -1,9 +1,8 @@
-//! Python's `%` formatting. minijinja has no `%` for strings, so `'...' % value` becomes
-//! `'...'|format(value)` in the source. A format that is not a string literal is left as it is and
-//! fails with minijinja's message.
+//! Python's `%` formatting. minijinja has no `%` for strings, so `'...' % value` becomes `'...'|format(value)`
+//! in the source. A format string that is not a literal is left as it is and fails with minijinja's message.
 
-/// Maximum nesting of rewritten operands. Deeper ones are left as they are: the source comes with a
-/// model folder, and unbounded recursion would overflow the stack.
+/// Maximum nesting of rewritten operands. Deeper operands are left as they are, because unbounded recursion on
+/// an untrusted source could overflow the stack.
 const MAX_NESTING: usize = 16;
 
 /// Rewrites every `%` after a string literal inside `{{ }}` and `{% %}`.
@@ -42,7 +41,7 @@ pub(super) fn rewrite(source: &str) -> String {
     out
 }
 
-/// Returns the offset of the closing mark `close`, ignoring string literals.
+/// Returns the offset of the closing delimiter `close`, ignoring string literals.
 pub(super) fn end_of_code(text: &str, close: &str) -> Option<usize> {
     let mut at = 0;
     while at < text.len() {
@@ -54,7 +53,8 @@ pub(super) fn end_of_code(text: &str, close: &str) -> Option<usize> {
     None
 }
 
-/// Returns the length in bytes of the string literal at the start of a text, or of the first character.
+/// Returns the length in bytes of the string literal at the start of a text. If the text starts with something
+/// else, returns the length of its first character.
 pub(super) fn step(text: &str) -> usize {
     let first = text.chars().next().map_or(1, char::len_utf8);
     let Some(quote) = text.chars().next().filter(|c| "'\"".contains(*c)) else { return first };

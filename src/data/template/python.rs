@@ -1,4 +1,4 @@
-//! Filters and tests that minijinja lacks or that differ from Jinja 2's.
+//! Filters and tests of Jinja 2 that minijinja lacks or implements differently.
 
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind};
@@ -27,7 +27,7 @@ pub(super) fn apply(env: &mut Environment<'static>) {
     env.add_filter("round", round);
 }
 
-/// `None`, numbers and booleans cannot be iterated; an undefined value is an empty list.
+/// True if a value can be iterated. `None`, numbers and booleans cannot; an undefined value is an empty list.
 fn is_iterable(value: &Value) -> bool {
     !value.is_none() && (value.is_undefined() || value.try_iter().is_ok() || value.as_str().is_some())
 }

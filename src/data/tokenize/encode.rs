@@ -1,4 +1,4 @@
-//! Boundary between a prompt and its response, on ids.
+//! Token ids of prompts and responses, and the boundary between them.
 //!
 //! - Conversations: the chat template renders the prompt (with the generation prompt) and the whole
 //!   conversation; both are tokenised without added special tokens. For a policy the prompt's ids must be a
@@ -10,8 +10,8 @@
 //!   response are tokenised separately, as in generation, and no leading space is added to the response. Such
 //!   sequences are counted.
 //!
-//! In a row for supervised fine-tuning with an empty prompt, the first token is context, and the other tokens
-//! contribute to the loss.
+//! In a row for supervised fine-tuning with an empty prompt, the first response token becomes the prompt, and
+//! only the other tokens contribute to the loss.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,12 +22,12 @@ use super::super::tokenizer::Tokenizer;
 use super::lost::Lost;
 use crate::Result;
 
-/// A group as ids, before the length limit.
+/// A group as token ids, before the length limit is applied.
 #[derive(Default)]
 pub(in super::super) struct Encoded {
     /// One entry per prompt of the group; empty for prompts that no pair uses.
     pub prompt_ids: Vec<Vec<u32>>,
-    /// In the order of the pairs.
+    /// One sequence per (prompt, response) pair, in the order of the pairs.
     pub sequences: Vec<Sequence>,
     /// Number of plain-text sequences.
     pub plain: usize,
@@ -44,11 +44,11 @@ impl Encoded {
     }
 }
 
-/// Rules of [`encode`].
+/// Settings of [`encode`].
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(in super::super) struct Rules {
     pub allow_double_bos: bool,
-    /// The ids are for a reward model, which needs no boundary.
+    /// The ids are for a reward model, which needs no boundary between prompt and response.
     pub reward: bool,
 }
 
@@ -99,7 +99,7 @@ pub(super) fn encode(
     Ok(out)
 }
 
-/// A data error at a sequence of a row.
+/// Returns a data error that names a sequence of a row.
 fn at(row: &SourceRow, (prompt, response): (usize, usize), why: &str) -> crate::Error {
     row.error(format!("prompt {prompt} with response {response}: {why}"))
 }
@@ -133,7 +133,8 @@ fn text_responses(
 /// tokens merge across the boundary.
 fn text_response(prompt: &str, answer: &str, opening: &[u32], tokenizer: &Tokenizer) -> Result<(Vec<u32>, bool)> {
     let mut whole = tokenizer.encode(&format!("{prompt}{answer}"), true)?;
-    // Text that already ends with an EOS token gets no second one from the post-processor.
+    // If the text already ends with an EOS token, the special tokens that the post-processor appends are
+    // removed.
     let open = tokenizer.without_suffix(&whole).len();
     if whole[..open].last().is_some_and(|last| tokenizer.end_ids().contains(last)) {
         whole.truncate(open);
@@ -149,7 +150,7 @@ fn text_response(prompt: &str, answer: &str, opening: &[u32], tokenizer: &Tokeni
     Ok((ids, merged))
 }
 
-/// Encodes the answers to a conversation.
+/// Encodes the responses to a conversation.
 fn chat_responses(
     turns: &[Message],
     row: &SourceRow,
@@ -187,7 +188,7 @@ fn chat_responses(
     Ok((opening[..shared].to_vec(), responses))
 }
 
-/// The messages of a conversation with its answer.
+/// Appends a response to the turns of a conversation.
 fn conversation(turns: &[Message], answer: &Response) -> Vec<Message> {
     let answer = match answer {
         Response::Message(message) => message.clone(),
@@ -231,7 +232,7 @@ pub(crate) fn common_prefix(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// Message for a conversation that does not start with its prompt.
+/// Error message for a conversation whose ids do not start with the prompt's ids.
 fn no_boundary(opening: &[u32], whole: &[u32], group: &PreferenceGroup, tokenizer: &Tokenizer) -> Result<String> {
     let kwargs = tokenizer.kwargs_of(group.chat_template_kwargs.as_ref());
     let same = common_prefix(opening, whole);

@@ -1,5 +1,5 @@
-//! The length limit. A unit (a comparison, or one pair in supervised fine-tuning) is kept or
-//! dropped as a whole, and all uses of a prompt or response are cut alike:
+//! Applies the length limit. A unit (a comparison, or one pair in supervised fine-tuning) is kept or dropped as
+//! a whole, and all uses of a prompt or response are cut alike:
 //!
 //! - `drop`: units with a sequence above the limit are dropped
 //! - `truncate-prompt-left`: all prompts of the row lose the same number of tokens from their
@@ -15,7 +15,7 @@ use super::super::tokenized::Sequence;
 use super::encode::Encoded;
 use super::{OnTooLong, TokenizeReport};
 
-/// Sequences that are kept or dropped together, with their signs.
+/// Sequence indices that are kept or dropped together, with the signs of their terms.
 pub(super) type Unit = Vec<(usize, i8)>;
 
 /// A group within the limit.
@@ -28,7 +28,8 @@ pub(super) struct Fitted {
     pub kept: Vec<bool>,
 }
 
-/// Comparisons of a group as units over `pairs`, which must be sorted.
+/// Returns one unit per comparison of a group. Its sequence indices are positions in `pairs`, which must be
+/// sorted.
 pub(super) fn comparison_units(group: &PreferenceGroup, pairs: &[(usize, usize)]) -> Vec<Unit> {
     let unit = |terms: &[super::super::group::Term]| {
         terms.iter().filter_map(|t| Some((pairs.binary_search(&(t.prompt, t.response)).ok()?, t.sign))).collect()
@@ -50,7 +51,7 @@ pub(super) fn fit(
     report: &mut TokenizeReport,
 ) -> Result<Fitted, String> {
     let min_prompt = |ids: &[u32]| ids.len().min(if bos.is_some() && ids.first().copied() == bos { 2 } else { 1 });
-    // Minimum length of a sequence under the chosen rule.
+    // Length of a sequence after the largest cut that `on_too_long` allows.
     let min_length = |s: &Sequence| {
         let (prompt, response) = (&encoded.prompt_ids[s.prompt], s.response_ids.len());
         match on_too_long {
@@ -202,7 +203,8 @@ mod tests {
 
     #[test]
     fn prompts_of_a_row_lose_the_same_tokens_and_keep_their_bos() {
-        // One response under two prompts that share 0 1 2; only the second is too long.
+        // One response follows two prompts that share the ids 0 1 2. The sequences are one and two tokens too
+        // long.
         let group = encoded(&[&[0, 1, 2, 3, 4], &[0, 1, 2, 3, 5, 6]], &[(0, 0, &[9, 8]), (1, 0, &[9, 8])]);
         let mut report = TokenizeReport::default();
         let units = vec![vec![(0, 1), (1, -1)]];

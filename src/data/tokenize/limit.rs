@@ -7,9 +7,9 @@
 
 use super::Lengths;
 
-/// Smallest default.
+/// Smallest default of the maximum length, in tokens.
 const DEFAULT: usize = 1024;
-/// Largest default.
+/// Largest default of the maximum length, in tokens.
 const LARGEST_DEFAULT: usize = 4096;
 /// A default above the smallest one is a multiple of this.
 const STEP: usize = 64;
@@ -17,7 +17,7 @@ const STEP: usize = 64;
 /// Maximum length of a sequence in tokens, before the lengths of the data are known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LengthLimit {
-    /// As given; `None` for the default.
+    /// Value of `--max-length`; `None` for the default.
     pub given: Option<usize>,
     /// Position limit of the model; `None` for no bound.
     pub positions: Option<usize>,

@@ -11,18 +11,18 @@ use serde::{Deserialize, Serialize};
 
 use super::super::group::{Comparison, Message, PreferenceGroup};
 
-/// Messages whose text a rendered conversation lacks.
+/// Counts of texts of messages and tools, and of those that a rendered conversation lacks.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(in super::super) struct Lost {
-    /// Messages with text, and tools with a name.
+    /// Number of checked texts: contents, reasoning and tool calls of messages, and names of tools.
     pub messages: usize,
     pub missing: usize,
-    /// The first missing one: its role and the start of its text.
+    /// The first missing text, with the role or tool that it belongs to.
     pub first: Option<String>,
 }
 
 impl Lost {
-    /// Counts a message of a rendered conversation.
+    /// Counts the texts of a message, and those that `rendered` lacks.
     pub(super) fn message(&mut self, message: &Message, rendered: &str) {
         self.text(&format!("the {} turn", message.role), &message.content, rendered);
         for (key, value) in &message.extra {
@@ -38,7 +38,7 @@ impl Lost {
         }
     }
 
-    /// Counts the tools of a rendered conversation.
+    /// Counts the names of a group's tools, and those that `rendered` lacks.
     pub(super) fn tools(&mut self, group: &PreferenceGroup, rendered: &str) {
         let tools = group.tools.iter().filter_map(|tools| tools.as_array()).flatten();
         for name in tools.filter_map(|tool| tool.get("function").unwrap_or(tool).get("name")?.as_str()) {

@@ -1,5 +1,6 @@
 //! Tokenised rows for display. Nothing is left out: a row that training would drop is shown whole, with the
-//! comparisons to be dropped marked. Shares above a limit are not an error here.
+//! comparisons to be dropped marked. The limits on dropped comparisons and boundary mismatches do not apply
+//! here.
 
 use rayon::prelude::*;
 
@@ -17,15 +18,15 @@ pub struct Preview {
     pub group: TokenizedGroup,
     /// Whether training keeps each comparison, or each response of a row without comparisons.
     pub kept: Vec<bool>,
-    /// Tokens of the longest sequence, before the limit.
+    /// Number of tokens of the longest sequence, before the limit is applied.
     pub longest: usize,
 }
 
-/// The first `shown` rows as training would see them, and counts of these rows. The default maximum length
-/// follows from the lengths of all rows; rows that cannot be tokenised are ignored there.
+/// Returns the first `shown` rows as training would see them, and counts of these rows. The default maximum
+/// length is computed from all rows that can be tokenised.
 ///
 /// # Errors
-/// A shown row that cannot be tokenised.
+/// Returns an error if one of the shown rows cannot be tokenised.
 pub fn preview_rows(
     purpose: Purpose,
     mut rows: Vec<SourceRow>,

@@ -1,4 +1,4 @@
-//! Rows that a worker process encodes, with one request per row.
+//! Encodes rows in worker processes, with one request per row.
 
 use super::super::requests::{EncodedRow, Request, json};
 use super::super::source::SourceRow;
@@ -29,7 +29,7 @@ pub(super) fn encode_row(
         rules,
     };
     let group = json(&row.group);
-    // Every sequence is encoded separately, together with its prompt.
+    // Upper bound on the text to encode, which sets the time limit: every sequence is encoded with its prompt.
     let bytes = group.len().saturating_mul(1 + pairs.len());
     let outcome = remote.ask_about_row::<EncodedRow>(&request, &group, bytes).map_err(|failure| match &failure {
         Failure::Died { .. } => row.error(remote.blame(&failure).to_string()),

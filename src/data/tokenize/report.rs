@@ -34,7 +34,7 @@ impl Lengths {
     }
 }
 
-/// A part of a row, for a message.
+/// A row and a finding in it, for a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Example {
     /// File, line and id of the row.
@@ -83,11 +83,11 @@ pub struct TokenizeReport {
     pub dropped_equal_ids: usize,
     /// The first comparison with equal ids.
     pub first_equal_ids: Option<Example>,
-    /// Messages with text, and tools, of rendered conversations.
+    /// Texts of messages, and tools, that rendered conversations should contain.
     pub messages: usize,
-    /// Messages and tools whose text the rendered conversation lacks.
+    /// Those of `messages` that the rendered conversation lacks.
     pub lost_messages: usize,
-    /// The first of them, with its role and the start of its text.
+    /// The first text that a rendered conversation lacks, with its role.
     pub first_lost_message: Option<Example>,
     /// Prompts cut on the left.
     pub truncated_prompts: usize,
@@ -114,7 +114,7 @@ pub struct TokenizeReport {
     pub max_length: usize,
 }
 
-/// Advice for comparisons with sides of equal ids.
+/// Advice for comparisons whose sides have equal ids.
 const EQUAL_IDS: &str = "pass a template that keeps this text with --chat-template-path, or correct the rows";
 
 impl TokenizeReport {
@@ -229,7 +229,7 @@ impl TokenizeReport {
         })
     }
 
-    /// Warnings about text that did not reach the ids.
+    /// Warnings about text of the rows that is missing from their ids.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some(first) = &self.first_lost_message {

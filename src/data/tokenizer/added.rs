@@ -7,7 +7,8 @@
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
-/// Adds the tokens, and returns a note that names them. `named` are the special tokens by name.
+/// Adds these tokens to `inner` and returns a note that lists them. `named` holds the special tokens as pairs
+/// (name, token).
 pub(super) fn complete(
     inner: &mut Inner,
     config: &Map<String, Value>,

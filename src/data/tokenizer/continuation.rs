@@ -1,10 +1,10 @@
 //! A tokenizer for text that continues other text.
 //!
-//! Some tokenizers put a space in front of every text (SentencePiece calls it the dummy prefix), so
-//! that the first word gets the same token as a word after a space. A response that is encoded by
-//! itself would get a space that its row does not have. The tokenizer here is the same without the
-//! space: no `Prepend` normaliser, `Metaspace` with the scheme `never`, `ByteLevel` without
-//! `add_prefix_space`, and no removal of white space at the start.
+//! Some tokenizers put a space in front of every text (SentencePiece calls it the dummy prefix), so that the
+//! first word gets the same token as a word after a space. A response that is encoded by itself would get a
+//! space that its row does not have. This module copies the tokenizer without that space: no `Prepend`
+//! normaliser, `Metaspace` with the scheme `never`, `ByteLevel` without `add_prefix_space`, and no removal of
+//! white space at the start.
 
 use serde_json::{Value, json};
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, Tokenizer as Inner};
@@ -31,7 +31,8 @@ pub(super) fn continuing(inner: &Inner) -> Result<Option<Inner>, String> {
     Ok(Some(inner))
 }
 
-/// Removes what a normaliser or pre-tokeniser puts in front of a text; true if it changed.
+/// Removes the prefix that a normaliser or pre-tokeniser puts in front of a text. Returns true if `part`
+/// changed.
 fn drop_prefix(part: &mut Value) -> bool {
     let (key, without) = match part["type"].as_str() {
         Some("Prepend") => {

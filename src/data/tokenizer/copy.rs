@@ -16,17 +16,17 @@ impl Tokenizer {
         self.outside.as_ref().map_or(Ok(()), |(file, why)| Err(Error::model(file, why)))
     }
 
-    /// Writes the tokenizer's files into a folder with the bytes that were read, each of them
-    /// atomically. A template of [`Tokenizer::set_template_file`] replaces the folder's templates.
-    /// Tokenizer files of an earlier save that this tokenizer does not have are removed. Copying
-    /// onto itself does nothing.
+    /// Writes the tokenizer's files into a folder with the bytes that were read, each of them atomically. A
+    /// template of [`Tokenizer::set_template_file`] replaces the folder's templates. Tokenizer files of an
+    /// earlier save that this tokenizer does not have are removed. Copying a folder onto itself does nothing.
     pub fn copy_to(&self, target: &Path) -> Result<()> {
         let Some(dir) = &self.dir else {
             return Err(Error::Runtime("a new tokenizer has no files to copy; save it first".into()));
         };
         self.check_copied()?;
         std::fs::create_dir_all(target).map_err(Error::io("create", target))?;
-        // The folder may have been removed since it was read.
+        // `canonicalize` fails if the folder has been removed since it was read; the stored bytes are then
+        // written.
         if let (Ok(own), Ok(target)) = (dir.canonicalize(), target.canonicalize())
             && own == target
         {

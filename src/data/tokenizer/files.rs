@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// A file as it was read.
 #[derive(Clone, Debug)]
 pub struct StoredFile {
-    /// Name in its folder.
+    /// Path that the file was read from.
     pub path: PathBuf,
     /// Contents.
     pub bytes: Vec<u8>,
@@ -49,8 +49,8 @@ pub(super) fn template_files<'a>(dir: &Path, files: &'a [StoredFile]) -> Vec<(St
     files.iter().filter_map(|file| Some((name(file)?, file))).collect()
 }
 
-/// The default chat template of a folder: `chat_template.jinja`, or the text in
-/// `tokenizer_config.json`. `None` without one.
+/// The default chat template of a folder: `chat_template.jinja`, or the text in `tokenizer_config.json`. `None`
+/// if the folder has neither.
 pub fn template_of(dir: &Path) -> Result<Option<StoredFile>> {
     let file = dir.join(TEMPLATE_FILE);
     if input::is_named(&file) {
@@ -76,8 +76,8 @@ pub(super) fn stored_files(dir: &Path) -> Result<Vec<StoredFile>> {
     paths.into_iter().map(StoredFile::read).collect()
 }
 
-/// Reads the object of `tokenizer.json`. The JSON is parsed before the tokenizers crate sees it, because parts of
-/// the crate panic on broken JSON.
+/// Builds a tokenizer from the JSON object of `tokenizer.json`. The JSON is parsed before the tokenizers crate
+/// sees it, because parts of the crate panic on broken JSON.
 pub(super) fn read_inner(file: &Path, object: Map<String, Value>) -> Result<Inner> {
     let fail = |why: String| Error::model(file, why);
     if object.get("model").and_then(|model| model.get("dropout")).and_then(Value::as_f64).is_some_and(|rate| rate > 0.0)

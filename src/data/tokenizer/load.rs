@@ -265,7 +265,7 @@ impl Tokenizer {
         self.set_template(StoredFile::read_template(file)?)
     }
 
-    /// [`Tokenizer::set_template_file`] with the content of a file.
+    /// Like [`Tokenizer::set_template_file`], with a file that has already been read.
     pub(crate) fn set_template(&mut self, stored: StoredFile) -> Result<()> {
         let Some(program) = self.remote().map(|remote| remote.program.clone()) else {
             return self.replace_template(stored);

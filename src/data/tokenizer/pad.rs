@@ -1,12 +1,12 @@
 //! Pad token of a reward model. transformers reads a reward at the rightmost token whose id is not
-//! `pad_token_id`, so a pad token at the end of texts moves the position at which the reward is read.
+//! `pad_token_id`, so the reward of a text that ends with the pad token is read at an earlier token.
 //!
 //! ```text
 //! ends = last token of every sequence
 //! take the tokenizer's pad token, or the model's, unless it is in ends
-//! else the first special token that is neither an end nor a start token, is not in the data and not
+//! else the first special token that is neither an EOS nor the BOS token, is not in the data and not
 //!      in the chat template: with "pad" in its name, then "reserved" or "unused", then unk, then others
-//! else none: the pad token stays, and rewards are read before it
+//! else the pad token is unchanged, and the reward of a text that ends with it is read before it
 //! ```
 
 use std::collections::HashSet;
@@ -27,7 +27,7 @@ pub struct PadChoice {
 }
 
 impl PadChoice {
-    /// Part of a run's fingerprint: the place where rewards are read, if it is not the last token.
+    /// Entry of a run's fingerprint as (name, value); `None` if every reward is read at the last token.
     pub fn fingerprint(self) -> Option<(String, String)> {
         self.ends_texts.then(|| ("pad token, before which rewards are read".to_owned(), self.id.to_string()))
     }
@@ -112,7 +112,8 @@ fn other_special(
 }
 
 impl Tokenizer {
-    /// Id of the token with this text: a special token, or a text that is one token.
+    /// Returns the id of the special token with this text, or of the only token that the text encodes to.
+    /// `None` if the text encodes to several tokens.
     pub fn id_of(&self, token: &str) -> Result<Option<u32>> {
         if let Some((id, _)) = self.special.iter().find(|(_, known)| known == token) {
             return Ok(Some(*id));

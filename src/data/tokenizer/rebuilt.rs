@@ -1,16 +1,17 @@
 //! Folders for which transformers 5 builds a different tokenizer from the one in `tokenizer.json`. Some
 //! tokenizer classes read only the vocabulary and the merges from the file and define the normaliser and the
-//! pre-tokenizer themselves. mapl uses the ids of `tokenizer.json`, so a folder for which the two differ gets
-//! a warning.
+//! pre-tokenizer themselves. mapl uses the ids of `tokenizer.json`, so a folder for which the two tokenizers
+//! differ gets a warning.
 //!
 //! ```text
 //! class = that of the model type, if transformers registers one and does not trust the folder's
 //!         (Qwen2), else tokenizer_class of tokenizer_config.json, else that of config.json, else that
 //!         of the model type
-//! a class of the table splits texts as the table says; every other class as tokenizer.json does
+//! a class in the table REBUILDING splits texts as listed there; every other class as tokenizer.json does
 //! ```
 //!
-//! Found with AutoTokenizer of transformers 5.23 (`tests/golden/rebuilt.py`).
+//! These rules were derived from the behaviour of AutoTokenizer in transformers 5.23
+//! (`tests/golden/rebuilt.py`).
 
 use std::path::Path;
 
@@ -100,14 +101,14 @@ pub(super) fn warning(dir: &Path, files: &[StoredFile], config: Option<&Map<Stri
     })
 }
 
-/// Returns the class with which AutoTokenizer loads a folder, if it is in [`REBUILDING`]. `byte_level` says
-/// whether tokenizer.json works on bytes.
+/// Returns the class with which AutoTokenizer loads a folder, if it is in [`REBUILDING`]. `byte_level` is true
+/// if tokenizer.json holds a byte-level tokenizer.
 fn class(model_type: &str, named: Option<&str>, byte_level: bool) -> Option<&'static str> {
     let named = named.map(|name| name.strip_suffix("Fast").unwrap_or(name));
     let registered = REGISTERED.iter().find(|(name, ..)| *name == model_type);
     let rebuilding = |name: &str| REBUILDING.iter().map(|(class, ..)| *class).find(|class| *class == name);
     match (registered, named) {
-        // Folders of Llama 3 name the class of Llama 2.
+        // Folders of Llama 3 name the class of Llama 2, although their tokenizer is byte-level.
         (None, Some("LlamaTokenizer")) | (Some((.., false)), Some("LlamaTokenizer")) if byte_level => None,
         (Some((_, own, true)), _) => rebuilding(own),
         (Some((_, BACKEND, _)), _) => None,

@@ -1,4 +1,4 @@
-//! A tokenizer in worker processes, which sends requests instead of calling the library.
+//! A tokenizer in worker processes. Its methods send requests instead of calling the tokenizers library.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,10 +20,10 @@ pub(crate) struct Remote {
     pub(super) program: Program,
     pool: Pool,
     pub(super) vocab_size: usize,
-    /// Files to name in errors.
+    /// Files of the tokenizer and of the chat template, which errors name.
     tokenizer: PathBuf,
     template: PathBuf,
-    /// Entries of earlier requests.
+    /// Vocabulary entries that workers have already returned, by token id.
     entries: RwLock<HashMap<u32, Entry>>,
 }
 
@@ -74,7 +74,7 @@ impl Remote {
         text(&frame)
     }
 
-    /// A vocabulary entry.
+    /// Returns the vocabulary entry of a token id.
     pub(super) fn entry(&self, id: u32) -> Result<Entry> {
         let known = self.entries.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
         if let Some(entry) = known {
@@ -106,7 +106,7 @@ impl Remote {
         Ok(ask(&self.pool, request, &[row], bytes)?.map_err(Fault::into_error))
     }
 
-    /// Number of workers that died during a request, and whether the pool gave up after them.
+    /// Number of workers that died during a request, and true if the pool therefore starts no more workers.
     pub(in super::super) fn deaths(&self) -> (usize, bool) {
         self.pool.deaths()
     }

@@ -1,4 +1,4 @@
-//! Trains a byte-level BPE and writes it as a folder that transformers loads.
+//! Trains a byte-level BPE tokenizer and writes it as a folder that transformers loads.
 //!
 //! The vocabulary holds the special tokens first, then all 256 bytes, then merges by decreasing
 //! frequency. Every text can be encoded, so the vocabulary needs no unknown token. Equal texts in equal order
@@ -31,7 +31,7 @@ const SPECIAL_TOKENS: [&str; 4] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"
 const EOS: &str = "<|im_end|>";
 const PAD: &str = "<|pad|>";
 
-/// Chat template of a new tokenizer. The line break between two turns belongs to the second one, so a
+/// Chat template of a new tokenizer. The line break between two turns is rendered with the second turn, so a
 /// response ends exactly with its EOS token.
 const CHAT_TEMPLATE: &str = "\
 {%- for turn in messages -%}
@@ -209,7 +209,8 @@ mod tests {
     #[test]
     fn a_failed_save_leaves_neither_a_file_nor_a_temporary() {
         let folder = tempfile::tempdir().unwrap();
-        // A folder has the name of the last file, so its rename fails after three files have been renamed.
+        // A folder already has the name of the last file, so the last rename fails after three files have been
+        // renamed.
         let dir = folder.path().join("tok");
         std::fs::create_dir_all(dir.join("tokenizer.json/held")).unwrap();
         assert_eq!(train_bpe(texts(), 280).unwrap().save_new(&dir).unwrap_err().exit_code(), 1);

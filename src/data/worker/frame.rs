@@ -1,10 +1,10 @@
 //! Messages between a process and its worker. A message is one integer and a list of byte strings.
 //!
 //! ```text
-//! mark u32 | number u32 | parts u32 | length of each part, u64 | parts
+//! magic number (MARK) u32 | integer u32 | number of parts u32 | length of each part, u64 | parts
 //! ```
 //!
-//! All numbers are little-endian. A reader rejects a wrong mark, too many parts and a message above
+//! All numbers are little-endian. A reader rejects a wrong magic number, too many parts and a message above
 //! [`MAX_BYTES`], so that stray output of a library is not read as a message.
 
 use std::io::{self, Read};
@@ -19,13 +19,13 @@ pub(crate) const MAX_BYTES: u64 = 8 << 30;
 /// A message.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Frame {
-    /// Seconds of processor time in a request; unused in a response.
+    /// Limit of processor time in seconds, in a request; 0 in a response.
     pub number: u32,
     pub parts: Vec<Vec<u8>>,
 }
 
 impl Frame {
-    /// Part `at`; empty if there are fewer.
+    /// Returns part `at`, or an empty slice if the message has fewer parts.
     pub(crate) fn part(&self, at: usize) -> &[u8] {
         self.parts.get(at).map_or(&[], Vec::as_slice)
     }

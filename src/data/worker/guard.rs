@@ -1,11 +1,11 @@
-//! Calls into a library that may panic, and a note of the step that a child is running.
+//! Calls a library that may panic, and records the step that a child process is running.
 
 use std::cell::Cell;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::sync::{Once, OnceLock};
 
-/// Step of a request, noted before it starts. The parent reads the note after a child's death.
+/// Step of a request, recorded before it starts. If a child dies, its parent reads the last recorded step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Stage {
@@ -51,7 +51,7 @@ impl Stage {
     }
 }
 
-/// File of the note; set in a child only.
+/// File that holds the current step; set only in a child process.
 static NOTE: OnceLock<File> = OnceLock::new();
 
 /// Sets the file that [`note`] writes to.
@@ -60,11 +60,11 @@ pub(super) fn note_to(file: File) {
     let _ = NOTE.set(file);
 }
 
-/// Notes the step that starts now.
+/// Records the step that starts now.
 pub(crate) fn note(stage: Stage) {
     #[cfg(unix)]
     if let Some(file) = NOTE.get() {
-        // A lost note only makes a message less exact.
+        // If the write fails, only the parent's error message is less exact.
         let _ = std::os::unix::fs::FileExt::write_at(file, &[stage as u8], 0);
     }
 }
@@ -72,7 +72,8 @@ pub(crate) fn note(stage: Stage) {
 /// Calls a library and converts its panic to an error text.
 pub(crate) fn guarded<T>(stage: Stage, call: impl FnOnce() -> T) -> Result<T, String> {
     note(stage);
-    // State that a panic leaves inconsistent is not used again, because a loaded library object is only read.
+    // `AssertUnwindSafe` is correct because calls only read loaded library objects, and an object that a failed
+    // call was building is discarded.
     catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         format!("the library stopped: {}", text.unwrap_or("no reason was given"))
@@ -80,7 +81,7 @@ pub(crate) fn guarded<T>(stage: Stage, call: impl FnOnce() -> T) -> Result<T, St
 }
 
 thread_local! {
-    /// Whether a panic of this thread prints nothing.
+    /// True while panics of this thread print nothing.
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 

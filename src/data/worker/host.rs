@@ -1,7 +1,7 @@
-//! The child's side: sets the limits, then sends one response for each request.
+//! Code that runs in a child process: sets the limits, then sends one response for each request.
 //!
-//! - Memory, core files and written files are limited for the whole life of the child, processor
-//!   time for each request.
+//! - The limits on memory, core files and the size of written files hold for the whole life of the child. The
+//!   limit on processor time is set for each request.
 //! - Requests are answered on a thread with a large stack.
 //! - The child ends as soon as its parent has ended, even during a request: a thread waits for the
 //!   hang-up of the request pipe.
@@ -27,14 +27,15 @@ pub(super) const STACK: usize = 64 << 20;
 /// Maximum size in bytes of a file that the child writes, which is only its stderr.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Answers requests from standard input until it ends. `memory` is the limit in bytes.
+/// Serves requests from standard input until its end. `memory` is the limit on the address space in bytes.
 pub(crate) fn serve(memory: u64, answer: impl FnMut(Frame) -> Vec<Vec<u8>> + Send + 'static) -> io::Result<()> {
     std::panic::set_hook(Box::new(|_| {}));
     for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1] {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
     }
     guard::note_to(io::stderr().as_fd().try_clone_to_owned()?.into());
-    // If the system runs out of memory, the child should be killed first. Not every system allows this.
+    // If the system runs out of memory, the kernel should kill the child first. Errors are ignored, because not
+    // every system allows this setting.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     limit(Resource::Core, 0)?;
     limit(Resource::Fsize, MAX_FILE)?;
@@ -42,7 +43,7 @@ pub(crate) fn serve(memory: u64, answer: impl FnMut(Frame) -> Vec<Vec<u8>> + Sen
     std::thread::Builder::new().spawn(|| {
         let stdin = io::stdin();
         loop {
-            // Without requested events, only the hang-up ends the wait.
+            // No events are requested, so only a hang-up ends the wait.
             let mut pipe = [PollFd::new(&stdin, PollFlags::empty())];
             match poll(&mut pipe, None) {
                 Err(rustix::io::Errno::INTR) => {}
@@ -68,7 +69,7 @@ fn answer_all(mut answer: impl FnMut(Frame) -> Vec<Vec<u8>>) -> io::Result<()> {
         let head = frame::head(0, &parts);
         let bytes: usize = parts.iter().map(|part| part.len()).sum();
         if bytes < 1 << 16 {
-            // One call, so that the parent wakes once.
+            // A short response is written in one call, so that the parent wakes only once.
             to.write_all(&[&head[..], &parts.concat()].concat())?;
         } else {
             to.write_all(&head)?;
@@ -78,7 +79,7 @@ fn answer_all(mut answer: impl FnMut(Frame) -> Vec<Vec<u8>>) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets a limit, at most as high as the system allows.
+/// Sets the soft limit of a resource to `most`, or to the hard limit if that is lower.
 fn limit(resource: Resource, most: u64) -> io::Result<()> {
     let maximum = getrlimit(resource).maximum;
     let current = maximum.map_or(most, |maximum| maximum.min(most));

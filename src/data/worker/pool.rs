@@ -2,7 +2,7 @@
 //!
 //! Every child loads the tokenizer again, which needs seconds for a large vocabulary. A further child is
 //! therefore started only after the existing ones have worked for as long as it would need to load. The total
-//! time is then at most twice that of the best choice. A child that ended is replaced.
+//! time is then at most twice that of the best number of children. A child that ended is replaced.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,11 +11,12 @@ use super::frame::Frame;
 use super::process::{Death, Process};
 use super::{Failure, Program, SECONDS_PER_BYTE};
 
-/// Maximum number of children: each holds the tokenizer in memory.
+/// Maximum number of children. The bound is needed because each child holds the tokenizer in memory.
 const MAX_CHILDREN: usize = 16;
 
-/// Number of children that may end because of a limit or a crash. A row that ends one is an error. A
-/// tokenizer or template that ends many could use up the time limit for every row.
+/// Number of deaths by a limit or a crash after which children receive no more requests. Every death is an
+/// error of the row that caused it. Without this bound, a bad tokenizer or template could use up the time limit
+/// for every row.
 const MAX_DEATHS: usize = 3;
 
 /// Lower bound of the loading speed, in bytes of a model folder per second.
@@ -24,10 +25,10 @@ const LOADED_PER_SECOND: u64 = 500_000;
 /// Number of times that a request is sent again after its child was killed from outside.
 const MAX_REPEATS: usize = 2;
 
-/// Children with a tokenizer loaded.
+/// Child processes with a loaded tokenizer.
 pub(crate) struct Pool {
     program: Program,
-    /// Request that every child gets first.
+    /// Parts of the request that loads the tokenizer, which every child receives first.
     load: Vec<Vec<u8>>,
     state: Mutex<State>,
     /// Signalled if a child becomes free or ends.
@@ -41,9 +42,9 @@ struct State {
     alive: usize,
     /// Maximum of `alive`.
     most: usize,
-    /// Time of requests since the last start of a child.
+    /// Total duration of requests since the last child was started.
     worked: Duration,
-    /// Time to start and load a child.
+    /// Duration of starting the first child and loading its tokenizer.
     start: Duration,
     deaths: usize,
     /// The failure after which no child receives another request.
@@ -114,7 +115,7 @@ impl Pool {
         outcome
     }
 
-    /// Number of children that died during a request, and whether the pool gave up after them.
+    /// Number of children that died during a request, and true if children therefore receive no more requests.
     pub(crate) fn deaths(&self) -> (usize, bool) {
         let state = self.lock();
         (state.deaths, state.given_up.is_some())
@@ -153,7 +154,7 @@ impl Pool {
                 state.alive -= 1;
                 let alone = state.alive == 0;
                 if !alone {
-                    // The pool continues with the other children.
+                    // The pool continues with the other children and starts no more.
                     state.most = state.alive;
                 }
                 drop(state);

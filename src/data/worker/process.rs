@@ -1,8 +1,8 @@
 //! One child process: its start, requests with responses, and the cause of its end.
 //!
-//! The parent's pipes are non-blocking, so a stopped or stuck child cannot block the parent. The child's
-//! stderr is a file in memory. Byte 0 is the note of the step that the child is running; error output of
-//! Rust's runtime and of other libraries starts at byte [`WORDS`].
+//! The parent's pipes are non-blocking, so a stopped or stuck child cannot block the parent. The child's stderr
+//! is a file in memory. Byte 0 is the step that the child is running ([`Stage`]); error output of Rust's
+//! runtime and of other libraries starts at byte [`WORDS`].
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -18,7 +18,7 @@ use rustix::process::{Resource, getrlimit};
 use super::frame::{self, Frame};
 use super::{COMMAND, Failure, Limits, Program, Stage, host};
 
-/// Offset of the child's error output in its file.
+/// Offset of the child's error output in the file that is its stderr.
 const WORDS: u64 = 8;
 
 /// A child that accepts requests.
@@ -51,7 +51,8 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(note.try_clone()?)
-            // Signals of the terminal are for the parent, which may want to save its work first.
+            // A separate process group keeps terminal signals from the child. The parent may want to save its
+            // work first.
             .process_group(0)
             .spawn()?;
         let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
@@ -96,7 +97,7 @@ impl Process {
         Ok(())
     }
 
-    /// Ends the child and finds out why it did not answer.
+    /// Ends the child and finds out why it sent no response.
     fn end(&mut self, seconds: u64, known: Option<String>) -> Death {
         if known.is_some() {
             let _ = self.child.kill();
@@ -157,7 +158,7 @@ impl Read for Answer<'_> {
     }
 }
 
-/// Cause of a child's end, and whether it came from outside.
+/// Returns the cause of a child's end, and true if the child was killed from outside.
 fn cause(status: ExitStatus, words: &str, seconds: u64, limits: Limits) -> (String, bool) {
     use signal_hook::consts::{SIGABRT, SIGBUS, SIGHUP, SIGINT, SIGKILL, SIGSEGV, SIGTERM};
     /// SIGXCPU, which signal-hook does not list.
@@ -175,7 +176,7 @@ fn cause(status: ExitStatus, words: &str, seconds: u64, limits: Limits) -> (Stri
             (format!("was ended by signal {signal}; the system may be out of memory"), true)
         }
         Some(signal) => own(format!("crashed with signal {signal}")),
-        // The allocator of the binary ends the process with this code.
+        // The allocator of the mapl binary ends the process with this code if an allocation fails.
         None if status.code() == Some(7) => own(format!("needed more than {} MiB of memory", limits.memory >> 20)),
         None => {
             let words = words.lines().next().unwrap_or_default();

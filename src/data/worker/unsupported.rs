@@ -1,5 +1,5 @@
-//! The pool on systems without worker processes. No value of it exists, because [`super::enabled`] returns
-//! `None` there.
+//! The pool on systems without worker processes. No pool is ever created, because [`super::enabled`] returns
+//! `None` on these systems.
 
 use super::frame::Frame;
 use super::{Failure, Program};

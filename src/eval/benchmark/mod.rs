@@ -65,7 +65,7 @@ pub enum Shape {
     },
     /// The best response, then the losers; `pair` for the pairwise set, which has one loser.
     Best {
-        /// Whether it is a pair.
+        /// True for a row of the pairwise set.
         pair: bool,
         /// Goal of the row.
         goal: String,
@@ -82,18 +82,18 @@ pub enum Shape {
     Ties {
         /// True for a tied prompt, false for a reference prompt.
         tied: bool,
-        /// Number of the prompt.
+        /// Number N of the prompt in the row id `tied:N` or `ref:N`.
         prompt: i64,
         /// Number of correct responses.
         correct: usize,
     },
     /// Edges from the preferred response to the other one.
     Graph {
-        /// Kind of graph.
+        /// Instruction type of the row.
         kind: String,
         /// Model that wrote the responses.
         generator: Option<String>,
-        /// Turn of the conversation.
+        /// Turn of the conversation that the responses answer; 5 for all later turns.
         turn: usize,
         /// Number of constraints.
         constraints: usize,

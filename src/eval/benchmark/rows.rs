@@ -16,10 +16,10 @@ use crate::{Error, Result};
 
 type Row = Map<String, Value>;
 
-/// The benchmark that has rows with these keys.
+/// Returns the benchmark whose rows have the keys of `row`.
 fn recognise(row: &Row) -> Option<Benchmark> {
     let has = |keys: &[&str]| keys.iter().all(|key| row.contains_key(*key));
-    // A list of messages is a conversation.
+    // In ordinary rows, `chosen` and `rejected` may be lists of messages, so only lists of strings count.
     let texts = |list: &Vec<Value>| !list.is_empty() && list.iter().all(Value::is_string);
     let lists = ["chosen", "rejected"].iter().all(|key| row.get(*key).and_then(Value::as_array).is_some_and(texts));
     match () {
@@ -31,11 +31,11 @@ fn recognise(row: &Row) -> Option<Benchmark> {
     }
 }
 
-/// Returns the benchmark of the first row of a regular file; `None` if the row is of no benchmark. Other
-/// files can be read only once, so they are not opened and give `None`.
+/// Returns the benchmark of the first row of a regular file; `None` if the row is of no benchmark. Other files,
+/// such as pipes, can be read only once, so they are not opened and give `None`.
 ///
 /// # Errors
-/// None at present: a damaged first row gives `None`.
+/// No error is returned at present. A damaged first row gives `None`.
 pub fn recognise_file(path: &Path) -> Result<Option<Benchmark>> {
     if !path.is_file() {
         return Ok(None);
@@ -57,7 +57,7 @@ pub fn recognise_file(path: &Path) -> Result<Option<Benchmark>> {
 /// Reads all rows of a benchmark.
 ///
 /// # Errors
-/// [`Error::Data`] at the first row that is not one of the benchmark.
+/// [`Error::Data`] at the first row that does not belong to the benchmark.
 pub fn read(benchmark: Benchmark, files: &[PathBuf]) -> Result<Vec<Item>> {
     refuse_pipe_named_twice(files)?;
     let mut items = Vec::new();
@@ -94,7 +94,7 @@ pub fn read(benchmark: Benchmark, files: &[PathBuf]) -> Result<Vec<Item>> {
     Ok(items)
 }
 
-/// Keys of the rows of a benchmark.
+/// Says which keys the rows of a benchmark need, for messages.
 fn needs(benchmark: Benchmark) -> &'static str {
     match benchmark {
         Benchmark::RmBench => "it needs \"prompt\", \"domain\" and lists of texts \"chosen\" and \"rejected\"",
@@ -122,7 +122,7 @@ fn text<'a>(row: &'a Row, key: &str) -> Result<&'a str, String> {
     row.get(key).and_then(Value::as_str).ok_or_else(|| format!("\"{key}\" is missing or not a string"))
 }
 
-/// Texts of a list, none of them empty.
+/// Returns the texts of a list. An empty list or text is an error.
 fn texts(row: &Row, key: &str) -> Result<Vec<String>, String> {
     let list = row.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let found: Option<Vec<String>> =
@@ -133,7 +133,7 @@ fn texts(row: &Row, key: &str) -> Result<Vec<String>, String> {
     }
 }
 
-/// The id of a row: one of the keys, or its place among the rows.
+/// Returns the id of a row: the value of the first key of `keys` that it has, or else its index among the rows.
 fn id(row: &Row, keys: &[&str], index: usize) -> String {
     let given = keys.iter().find_map(|key| match row.get(*key)? {
         Value::String(text) => Some(text.clone()),
@@ -143,7 +143,7 @@ fn id(row: &Row, keys: &[&str], index: usize) -> String {
     given.unwrap_or_else(|| index.to_string())
 }
 
-/// A conversation: only roles and texts count, as in the benchmarks' own scripts.
+/// Reads a conversation. Only roles and contents are used, as in the scripts of the benchmarks.
 fn conversation(row: &Row, key: &str) -> Result<Prompt, String> {
     let wrong = || format!("\"{key}\" must be a list of messages with \"role\" and \"content\"");
     let list = row.get(key).and_then(Value::as_array).filter(|list| !list.is_empty()).ok_or_else(wrong)?;

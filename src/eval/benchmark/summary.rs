@@ -22,7 +22,7 @@ pub struct Line {
     pub value: Estimate,
 }
 
-/// The category within which a row is drawn.
+/// Returns the category of a row. The bootstrap draws rows within each category.
 fn stratum(shape: &Shape) -> String {
     match shape {
         Shape::Styles { domain } => domain.clone(),
@@ -33,7 +33,7 @@ fn stratum(shape: &Shape) -> String {
     }
 }
 
-/// Rows that are drawn together, by category.
+/// Returns the indices of rows that are drawn together, grouped by category.
 fn units(rows: &[Judged<'_>]) -> Vec<Vec<Vec<usize>>> {
     let mut strata: BTreeMap<String, Vec<Vec<usize>>> = BTreeMap::new();
     let mut prompts: HashMap<i64, usize> = HashMap::new();
@@ -65,7 +65,7 @@ pub fn summarise(benchmark: Benchmark, rows: &[Judged<'_>], resampling: Resampli
                 sample.extend(units[rng.below(units.len())].iter().map(|&i| &rows[i]));
             }
         }
-        // A figure may be missing if its category is finer than the categories of the draw.
+        // A sample may lack a figure whose category is finer than the categories within which rows are drawn.
         for Figure { name, value, .. } in figures(benchmark, &sample) {
             drawn.entry(name).or_default().push(value);
         }

@@ -1,4 +1,4 @@
-//! Marks, quotations, lines and lists.
+//! IFBench instructions on punctuation marks, quotations, lines and lists.
 
 use std::sync::LazyLock;
 
@@ -136,7 +136,7 @@ fn is_staircase(text: &str) -> bool {
     indents.windows(2).all(|pair| pair[0] < pair[1])
 }
 
-/// At least two sentences, then at least two lines with `*`, and nothing else.
+/// True if the text is at least two sentences, then at least two lines that start with `*`, and nothing else.
 fn has_sentences_then_bullets(text: &str) -> bool {
     let (mut in_sentences, mut count, mut bullets) = (true, 0, 0);
     for line in text.split('\n').map(str::trim) {
@@ -156,7 +156,7 @@ fn has_sentences_then_bullets(text: &str) -> bool {
     bullets >= 2
 }
 
-/// Four questions with five options each, every question longer than the one before.
+/// True if the text is four questions with five options each, every question longer than the one before.
 fn has_four_questions(text: &str) -> bool {
     static QUESTION: LazyLock<Regex> = LazyLock::new(|| pattern(r"\n*Question \d+[.|):;]?\s*"));
     static OPTION: LazyLock<Regex> = LazyLock::new(|| pattern(r"^[A-Ea-e][.|)]\s*\w"));

@@ -1,4 +1,4 @@
-//! Properties of sentences, copies of given texts, and words at given places.
+//! IFBench instructions on sentences, copies of given texts, and words at given positions.
 
 use std::collections::HashSet;
 
@@ -78,7 +78,7 @@ pub(super) static RULES: [(&str, Rule); 15] = [
     }),
 ];
 
-/// Number of sentences that end with `.`, `?` and `!`.
+/// Number of sentences that end with `.`, with `?` and with `!`.
 fn endings(text: &str) -> [usize; 3] {
     let found = sentences(text);
     ['.', '?', '!'].map(|end| found.iter().filter(|sentence| sentence.ends_with(end)).count())
@@ -89,7 +89,7 @@ fn trigrams(text: &str) -> HashSet<[char; 3]> {
     chars.windows(3).map(|gram| [gram[0], gram[1], gram[2]]).collect()
 }
 
-/// Number of words in runs of words with the same first character.
+/// Number of words in runs of at least two adjacent words with the same first character.
 fn alliteration(sentence: &str) -> usize {
     let lower = sentence.to_lowercase();
     let words = lower.split_whitespace().filter_map(|word| first(word.trim_start_matches(is_edge)));

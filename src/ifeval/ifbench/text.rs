@@ -27,8 +27,8 @@ pub(super) fn first(word: &str) -> Option<char> {
     word.chars().next()
 }
 
-/// Sentences by a list of rules: full stops of titles, initials, numbers and addresses are masked,
-/// then every `.`, `?` and `!` ends a sentence. Quotation marks after an end move before it.
+/// Sentences by a list of rules: full stops of titles, initials, numbers and addresses are masked, then every
+/// `.`, `?` and `!` ends a sentence. A quotation mark that follows such a mark is moved before it.
 pub(super) fn sentences(text: &str) -> Vec<String> {
     // (pattern, replacement); `\u{1}` is a masked full stop and `\u{2}` the end of a sentence.
     const STARTERS: &str = r"(Mr|Mrs|Ms|Dr|Prof|Capt|Cpt|Lt|He\s|She\s|It\s|They\s|Their\s|Our\s|We\s|But\s|However\s|That\s|This\s|Wherever)";

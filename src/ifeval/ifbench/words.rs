@@ -1,4 +1,4 @@
-//! Counts, lengths and orders of words.
+//! IFBench instructions on counts, lengths and orders of words.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;

@@ -1,7 +1,9 @@
-//! Finds the base of an adapter. Its folder is the first of: the one that the user names (`--base-model`);
-//! `base_model_name_or_path` of `adapter_config.json` as a folder, relative to the current folder as in PEFT, or
-//! else to the adapter's folder; that name in the local cache of the Hugging Face Hub; the adapter's folder, if
-//! it also holds a whole model.
+//! Finds the folder of an adapter's base model. The first of these is used:
+//! - the folder that the user names (`--base-model`)
+//! - `base_model_name_or_path` of `adapter_config.json` as a folder, relative to the current folder as in PEFT,
+//!   or else to the adapter's folder
+//! - the model of that name in the local cache of the Hugging Face Hub
+//! - the adapter's folder, if it also holds a whole model
 
 use std::path::{Path, PathBuf};
 

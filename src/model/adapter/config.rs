@@ -51,7 +51,7 @@ pub struct AdapterConfig {
     pub base_model_name_or_path: Option<String>,
     /// Branch, tag or commit of a base on the Hub.
     pub revision: Option<String>,
-    /// Task of PEFT.
+    /// Task type of PEFT.
     pub task_type: Option<TaskType>,
     /// Rank of modules that `rank_pattern` does not name.
     pub r: usize,
@@ -61,21 +61,22 @@ pub struct AdapterConfig {
     pub lora_dropout: f64,
     /// The factor is alpha / sqrt(rank) instead of alpha / rank.
     pub use_rslora: bool,
-    /// Layers that are adapted.
+    /// Modules that are adapted.
     pub target_modules: Targets,
     /// Modules that are left out although `target_modules` names them.
     pub exclude_modules: Option<Targets>,
     /// Layers with adapters; all if `None`. Needs names in `target_modules`.
     pub layers_to_transform: Option<Vec<usize>>,
-    /// Names of the list of layers, for `layers_to_transform`; any name matches if empty.
+    /// Names of the module list that a layer number indexes, for `layers_to_transform`; any name matches if
+    /// empty.
     pub layers_pattern: Vec<String>,
-    /// Ranks by regular expression of the end of a module's name; the first match counts.
+    /// Rank for each regular expression, matched against the end of a module's name; the first match counts.
     pub rank_pattern: Vec<(String, usize)>,
-    /// Alphas by the same kind of expression.
+    /// Alpha for each regular expression, matched in the same way.
     pub alpha_pattern: Vec<(String, f64)>,
     /// Modules that are stored whole, such as a reward head.
     pub modules_to_save: Vec<String>,
-    /// Trained embedding and head stay one table, if the base ties them.
+    /// If the base ties embedding and head, they stay one table when they are trained.
     pub ensure_weight_tying: bool,
     /// Weights of the adapted layers are stored as (inputs, outputs), as in GPT-2. Like PEFT, this program uses
     /// the storage order of each layer and ignores the value.
@@ -301,7 +302,7 @@ impl Targets {
     }
 }
 
-/// A number, without a fraction if it has none: PEFT documents alpha as an integer.
+/// Returns a number as JSON, as an integer if it has no fraction: PEFT documents alpha as an integer.
 fn number(x: f64) -> Value {
     if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
 }
@@ -384,7 +385,7 @@ fn targets(keys: Keys, key: &str) -> Result<Option<Targets>> {
     })
 }
 
-/// Values by expression, in the order of the file.
+/// Reads an object from regular expressions to values, in the order of the file.
 fn pattern<T>(keys: Keys, key: &str, allowed: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Vec<(String, T)>> {
     let Some(map) = keys.object(key)? else { return Ok(Vec::new()) };
     let inner = Keys { map, path: keys.path, prefix: &format!("{key}."), names: &[] };

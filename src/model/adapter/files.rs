@@ -98,13 +98,13 @@ impl AdapterFiles {
         self.modules.len() + self.whole.len()
     }
 
-    /// Passes a tensor, by its name in [`AdapterConfig::tensors`], to `sink(offset, values)` as
-    /// [`WeightFiles::read`] does.
+    /// Passes the values of a tensor to `sink(offset, values)` in chunks, as [`WeightFiles::read`] does. `name`
+    /// is the name in [`AdapterConfig::tensors`].
     pub fn read(&self, name: &str, sink: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
         self.weights.read(name, sink)
     }
 
-    /// Reader of a tensor that is stored whole, by its name in the model.
+    /// Reader of a tensor that is stored whole, by its name in the model; `None` if it is not stored whole.
     pub(crate) fn whole_reader(&self, tensor: &str) -> Result<Option<TensorReader<'_>>> {
         if !self.holds_whole(tensor) {
             return Ok(None);
@@ -181,7 +181,8 @@ impl Product {
     }
 }
 
-/// Returns an error if a stored head differs from the embedding table that it is tied to.
+/// Returns an error if the adapter stores a head without an equal embedding table, although the base ties the
+/// two.
 fn check_tied_tables(path: &Path, weights: &WeightFiles, whole: &BTreeSet<String>, model: &ModelConfig) -> Result<()> {
     if !ties(model) || !whole.contains(LM_HEAD) {
         return Ok(());
@@ -337,8 +338,8 @@ impl Opened<'_> {
         format!("holds the tensor {name:?} of shape {shape:?}, {reason}")
     }
 
-    /// Returns an error for a change to one of two tied tensors: PEFT changes a copy, so the result has two
-    /// tables.
+    /// Returns an error if the adapter changes the embedding table or the head of a base that ties the two. PEFT
+    /// changes a copy, so the result has two tables.
     fn check_ties(&self, config: &AdapterConfig, modules: &[AdaptedModule], whole: &BTreeSet<String>) -> Result<()> {
         if !ties(self.model) {
             return Ok(());
@@ -369,7 +370,7 @@ impl Opened<'_> {
 }
 
 impl AdapterFolder {
-    /// The checked weights, for a model with this configuration.
+    /// Opens the weights and checks them for a model with this configuration.
     pub(crate) fn open(&self, model: &ModelConfig) -> Result<AdapterFiles> {
         AdapterFiles::open(&self.path, &self.config, model)
     }
@@ -389,7 +390,7 @@ mod tests {
     use super::*;
     use crate::rng::Rng;
 
-    /// Large matrices are read in parts that begin and end within rows.
+    /// Large matrices are read in parts that begin and end within rows, so the product is added in such parts.
     #[test]
     fn a_product_is_the_same_in_parts_and_equals_the_sum_over_ranks() {
         let (rows, columns, rank) = (7, 11, 3);

@@ -1,5 +1,5 @@
-//! LoRA adapters in PEFT's layout: a folder with `adapter_config.json` and
-//! `adapter_model.safetensors`, next to the folder of its base.
+//! LoRA adapters in PEFT's layout: a folder with `adapter_config.json` and `adapter_model.safetensors`. The base
+//! model has a separate folder.
 //!
 //! ```text
 //! for every adapted module:  W' = W + factor B A      factor = alpha / rank, or alpha / sqrt(rank)
@@ -9,7 +9,7 @@
 //! - `config`: `adapter_config.json`, read, checked and written
 //! - `targets`: the modules that an adapter changes, with their ranks and factors
 //! - `base`: the folder of the base
-//! - `files`: the weights of an adapter, checked, and their product with a base's
+//! - `files`: the checked weights of an adapter, and the products that are added to weights of the base
 //! - `write`: an adapter folder that PEFT loads
 
 pub(crate) mod base;

@@ -29,7 +29,7 @@ impl AdaptedModule {
         matches!(self.tensor.role, Role::Embedding | Role::Positions)
     }
 
-    /// Whether the product B A adds to the transpose of the stored tensor.
+    /// Whether the product B A is added to the transpose of the stored tensor.
     pub fn is_transposed(&self) -> bool {
         self.is_embedding() || self.tensor.order == Order::Columns
     }
@@ -104,7 +104,7 @@ fn compiled(expression: &str, written: &str) -> Result<Regex, String> {
     })
 }
 
-/// The value of the first expression that matches the end of a name.
+/// Values by regular expression. The value of the first expression that matches the end of a name counts.
 struct Patterns<T>(Vec<(Regex, T)>);
 
 impl<T: Copy> Patterns<T> {

@@ -42,8 +42,8 @@ impl AdapterConfig {
 }
 
 /// Writes an adapter into an existing folder, with the weights of `tensors` ([`AdapterConfig::tensors`]) as
-/// `dtype`. `fill` supplies the values as for a whole model. The weight file gets its final name last, so a
-/// folder that has it is complete.
+/// `dtype`. `fill` supplies the values of each tensor. The weight file gets its final name last, so a folder
+/// that has it is complete.
 pub fn write_adapter(
     folder: &Path,
     config: &AdapterConfig,

@@ -9,10 +9,9 @@ use crate::rng::Rng;
 /// Elements drawn or copied at a time.
 const CHUNK: usize = 1 << 18;
 
-/// Adds adapters to a model, which freezes its weights. A is uniform in +-1/sqrt(inputs), which is the
-/// Kaiming initialisation with a = sqrt(5) that PEFT uses; B is zero, so the model computes the same
-/// as before. A reward head is copied from the model. The numbers of A depend only on the seed and the
-/// tensor's name.
+/// Adds adapters to a model, which freezes its weights. A is uniform in +-1/sqrt(inputs), which is the Kaiming
+/// initialisation with a = sqrt(5) that PEFT uses. B is zero, so the model computes the same as before. A reward
+/// head is copied from the model. The values of A depend only on the seed and the tensor's name.
 pub fn draw<B: Backend>(backend: &B, model: &mut Model<B>, spec: LoraSpec, seed: u64) -> Result<()> {
     let mut lora = Lora::zeros(backend, &model.config, spec)?;
     let layout = lora.layout.clone();

@@ -30,7 +30,7 @@ impl Group {
     /// All groups, in the order of the forward.
     pub const ALL: [Group; 4] = [Group::Qkv, Group::Output, Group::GateUp, Group::Down];
 
-    /// The group of a matrix.
+    /// The GEMM that a matrix belongs to.
     fn of(role: Role) -> Option<Self> {
         match role {
             Role::Query | Role::Key | Role::Value | Role::Qkv => Some(Group::Qkv),
@@ -80,7 +80,7 @@ pub struct GroupAdapter {
     pub scaled: Range<usize>,
 }
 
-/// Places of all adapter tensors.
+/// Ranges of all adapter tensors in their arena.
 #[derive(Clone, Debug)]
 pub struct LoraLayout {
     /// Rank, scale and layers.
@@ -91,7 +91,7 @@ pub struct LoraLayout {
     pub len: usize,
     /// Adapters of each layer by [`Group`].
     pub layers: Vec<[Option<GroupAdapter>; 4]>,
-    /// (hidden): reward models
+    /// (hidden); present in reward models
     pub score: Option<Range<usize>>,
     /// Number of elements of all block-diagonal matrices.
     pub scaled: usize,
@@ -194,7 +194,7 @@ impl LoraLayout {
         self.layers.get(layer)?[group as usize].as_ref()
     }
 
-    /// Whether a GEMM of every layer has adapters. All layers have the same ones.
+    /// Whether a GEMM of every layer has adapters. All layers have adapters on the same GEMMs.
     pub fn has(&self, group: Group) -> bool {
         self.group(0, group).is_some()
     }

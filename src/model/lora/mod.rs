@@ -12,7 +12,7 @@
 //! - [`layout`]: places of A, B and the score head in a separate arena
 //! - `workspace`: buffers of the passes
 //! - `pass`: forward and backward as op calls
-//! - `draw`: adapters as PEFT draws them
+//! - `draw`: random initial adapters, as PEFT draws them
 
 mod draw;
 pub mod layout;
@@ -35,10 +35,10 @@ use layout::LoraLayout;
 pub(super) use pass::Place;
 pub(super) use workspace::LoraWorkspace;
 
-/// Largest rank. Far above any use, far below an overflow.
+/// Largest rank, far above every rank in use and far below an overflow of sizes.
 pub const MAX_RANK: usize = 1 << 12;
 
-/// Layers with an adapter, and its size.
+/// Adapted layers, and the rank and scale of their adapters.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LoraSpec {
     /// Rank of the update.
@@ -93,7 +93,7 @@ pub(super) fn linear_layers(config: &ModelConfig) -> Vec<(String, Role)> {
 
 /// Adapters of a model.
 pub struct Lora<B: Backend> {
-    /// Places of the adapters.
+    /// Ranges of the adapters in `weights`.
     pub layout: Arc<LoraLayout>,
     /// (layout.len)
     pub weights: B::Act,

@@ -1,9 +1,9 @@
 //! Forward and backward of adapters as op calls.
 //!
-//! The factor s multiplies B in the forward and h in the gradient of B. Both products are GEMMs with s I, so
-//! every sum has one nonzero term: the result is rounded once and, if s is a power of two, not at all. The
-//! optimiser sees A and B as PEFT defines them. h itself has no factor, so dA needs none: the gradient of h
-//! is computed with s B.
+//! The factor s multiplies B in the forward and h in the gradient of B. s B and s h are GEMMs with the matrix s
+//! I, so every sum has one nonzero term. The result is rounded once, or not at all if s is a power of two. The
+//! optimiser sees A and B as PEFT defines them. The gradient of h is computed with s B, so dA needs no further
+//! factor.
 
 use super::super::decoder_grad::slot;
 use super::Lora;
@@ -13,7 +13,7 @@ use crate::backend::contract::*;
 use crate::backend::{Backend, View, ViewMut, Write};
 use crate::{Error, Result};
 
-/// Identifies a GEMM of the model and its input.
+/// Identifies a GEMM of the model, the buffers of its layer, and its number of tokens.
 #[derive(Clone, Copy)]
 pub struct Place {
     pub layer: usize,
@@ -24,7 +24,7 @@ pub struct Place {
 }
 
 impl<B: Backend> Lora<B> {
-    /// Computes the scaled B of all layers from the current weights. Every forward starts with it.
+    /// Computes s B of all layers from the current weights. Every forward calls it first.
     pub fn scale_b(&self, backend: &B, work: &mut LoraWorkspace<B>) -> Result<()> {
         let rank = self.layout.spec.rank;
         for adapter in self.layout.layers.iter().flatten().flatten() {
@@ -50,7 +50,7 @@ impl<B: Backend> Lora<B> {
         Ok(())
     }
 
-    /// Computes h from the input of a GEMM, which the backward needs too.
+    /// Computes h from the input of a GEMM. The backward needs h too.
     pub fn reduce(&self, backend: &B, work: &mut LoraWorkspace<B>, place: Place, x: View<'_, B::Act>) -> Result<()> {
         let Place { layer, set, group, tokens } = place;
         let Some(adapter) = self.layout.group(layer, group) else { return Ok(()) };
@@ -66,8 +66,8 @@ impl<B: Backend> Lora<B> {
         })
     }
 
-    /// Low-rank part of a GEMM's output from its h, plus `residual`: (tokens, outputs). `None` if the
-    /// GEMM has no adapter.
+    /// Computes the low-rank part of a GEMM's output, (tokens, outputs), from its h, and adds `residual`.
+    /// Returns `None` if the GEMM has no adapter.
     pub fn expand<'w>(
         &self,
         backend: &B,
@@ -91,9 +91,9 @@ impl<B: Backend> Lora<B> {
         Ok(Some(View::first(wide, tokens * outputs)))
     }
 
-    /// Computes the gradients of a GEMM's adapters. Writes or adds their part of the input's gradient to
-    /// `dx`, and returns the write mode for the base's part. The smaller part comes first, so that it is not
-    /// rounded at the magnitude of the larger one.
+    /// Computes the gradients of a GEMM's adapters. Writes or adds their part of the input's gradient to `dx`,
+    /// and returns the write mode for the base's part. The adapters' part is smaller and comes first, so that it
+    /// is not rounded at the magnitude of the base's part.
     pub fn backward(
         &self,
         backend: &B,
@@ -171,7 +171,7 @@ impl<B: Backend> Lora<B> {
     }
 }
 
-/// Copies a target's columns of a fused matrix.
+/// Copies a target's columns of a fused matrix to a contiguous matrix.
 fn gather<B: Backend>(
     backend: &B,
     from: View<'_, B::Act>,

@@ -40,7 +40,7 @@ pub(super) struct BackwardBuffers<B: Backend> {
     pub scaled_low: B::Act,
     /// (tokens, width) gradient of h
     pub dlow: B::Act,
-    /// By group and target: pieces of the target's columns, unless it has all columns.
+    /// By group and target: pieces of the target's columns; `None` if the target has all columns
     pub pieces: [Vec<Option<Pieces<B>>>; 4],
     /// (norm_width, or 2 head_dim) unused gradients of frozen norms
     pub dnorm: B::Acc,
@@ -50,7 +50,7 @@ pub(super) struct BackwardBuffers<B: Backend> {
 pub(super) struct Pieces<B: Backend> {
     /// Elements of a piece.
     pub len: usize,
-    /// Pieces per token, of the target and (`row`) of the whole output.
+    /// Pieces per token in the target's columns; `row` counts those in all columns.
     pub count: usize,
     pub row: usize,
     /// (tokens, count)
@@ -62,8 +62,8 @@ pub(super) struct Factor<B: Backend> {
     rank: usize,
     /// ((2 MAX_TARGETS - 1) rank, rank): s I between zeros
     pub high: B::Act,
-    /// The remainder of s that rounding removed from `high`, in the same form; only bf16 loses enough to
-    /// matter.
+    /// The remainder of s that rounding removed from `high`, as a matrix of the same layout. Only bf16 loses
+    /// enough to need it.
     pub low: Option<Remainder<B>>,
 }
 
@@ -103,7 +103,7 @@ impl<B: Backend> Factor<B> {
         Ok(Self { rank, high: matrix(rounded)?, low })
     }
 
-    /// First element of the (width, rank) matrix with s I at rows `index rank..`.
+    /// Index in `high` of the first element of the (width, rank) matrix with s I at rows `index * rank..`.
     pub fn start(&self, index: usize) -> usize {
         (MAX_TARGETS - 1 - index) * self.rank * self.rank
     }

@@ -35,9 +35,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Starts sampling every `interval`. `meters` runs on the thread and returns the meters and
-    /// what is unavailable from the start. If there is a `log`, every sample is written to it as a
-    /// line.
+    /// Starts sampling every `interval`. `meters` runs on the sampling thread, and returns the meters and the
+    /// readings that are unavailable from the start. If `log` is given, every sample is written to it as a line.
     pub fn start(
         interval: Duration,
         log: Option<&Path>,
@@ -82,7 +81,7 @@ impl Sampler {
                     }
                 }
                 count += 1;
-                // Relative to the start, so that slow readings do not accumulate delay.
+                // The next sample is due relative to the start, so that slow readings do not accumulate delay.
                 let next = interval.mul_f64(count as f64).saturating_sub(began.elapsed());
                 match stopped.recv_timeout(next.max(Duration::from_millis(1))) {
                     Err(RecvTimeoutError::Timeout) => {}

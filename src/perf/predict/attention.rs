@@ -1,5 +1,5 @@
-//! Predicted time of attention over prefix trees: the items of a kernel's work list, run by as many
-//! blocks as the GPU holds.
+//! Predicts the time of attention over prefix trees. The prediction runs the items of a kernel's work list on as
+//! many blocks as the GPU holds.
 //!
 //! ```text
 //! tile = instructions of the main loop x warps of a scheduler / clock / share    portable
@@ -8,13 +8,13 @@
 //! time = launches + the block that ends last
 //! ```
 //!
-//! On Hopper the two parts are added, so a kernel that overlaps them is faster than predicted.
-//! FlashAttention-3 needs about their sum at head_dim 64 (arXiv 2407.08608). The portable kernels use the
-//! share [`PORTABLE_SHARE`] of a scheduler's issue slots, which includes the time of their products.
+//! On Hopper, the two terms of a tile are added, so a kernel that overlaps them is faster than predicted.
+//! FlashAttention-3 needs about their sum at head_dim 64 (arXiv 2407.08608). The portable kernels use the share
+//! [`PORTABLE_SHARE`] of a scheduler's issue slots, which includes the time of their products.
 
 use super::LAUNCH_SECONDS;
 
-/// Tables of the loops of every kernel, and of the registers of its threads.
+/// Tables with the instructions of every kernel's loops, and with the registers per thread.
 const LOOPS: &str = include_str!("../../../kernels/sass.csv");
 const REGISTERS: &str = include_str!("../../../kernels/resources.csv");
 /// Clock of an H200 under load, in cycles per second.
@@ -22,13 +22,13 @@ pub(super) const CLOCK: f64 = 1.755e9;
 /// FLOP/s of a multiprocessor's tensor cores in the main loop of a GEMM of 192 columns
 /// (`geometry::Tile::stage_ns`).
 const TENSOR_FLOPS: f64 = 2.0 * 128.0 * 64.0 / 2.45e-9;
-/// Share of the issue slots that the portable kernels use. Fitted to the recorded step.
+/// Share of the issue slots that the portable kernels use. Fitted to the recorded step (`predict`).
 const PORTABLE_SHARE: f64 = 0.7;
 /// Instructions of the portable kernels' main loops at head_dim 64 when the step was recorded. Since then an
 /// exponential needs one instruction instead of four.
 const RECORDED_LOOPS: [(&str, f64); 3] =
     [("attention_fwd_64_bf16", 1525.0), ("attention_bwd_q_64_bf16", 1575.0), ("attention_bwd_kv_64_bf16", 1457.0)];
-/// Cycles of an item on Hopper for the first loads and the results. An assumption.
+/// Assumed cycles of an item on Hopper for the first loads and the results.
 const ITEM_CYCLES: f64 = 1500.0;
 /// Rows of a tile of the portable kernels in bf16, and queries per step of their key and value backward.
 const ROWS: usize = 64;
@@ -44,7 +44,7 @@ pub(crate) struct Segments<'a> {
     pub starts: &'a [i32],
     /// (segments + 1) offsets into `ancestors`
     pub offsets: &'a [i32],
-    /// root first
+    /// Ancestors of each segment, root first
     pub ancestors: &'a [i32],
     /// (trees + 1) first segment of each tree
     pub trees: &'a [i32],
@@ -88,7 +88,7 @@ impl Segments<'_> {
         self.tiles(tokens).map(|(s, first, n)| (self.rows_above(s) + first + n).div_ceil(keys) as f64).collect()
     }
 
-    /// Number of steps of `step` queries that see each tile of `tokens` keys. The queries are those of its
+    /// Number of steps of `step` queries that attend to each tile of `tokens` keys. The queries are those of its
     /// segment and of the segment's descendants.
     fn query_steps(&self, tokens: usize, step: usize) -> Vec<f64> {
         let descends = |other: usize, s: usize| self.above(other).contains(&(s as i32));
@@ -103,13 +103,13 @@ impl Segments<'_> {
     }
 }
 
-/// Kernels of a call.
+/// Kernel family of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Family {
     Hopper,
     Portable,
-    /// Portable kernels of the recorded step: with the loops of that time, and with the items of the key and
-    /// value backward in the order of the batch.
+    /// Portable kernels as in the recorded step: with their main loops at that time, and with the items of the
+    /// key and value backward in batch order.
     Recorded,
 }
 
@@ -120,7 +120,8 @@ impl Family {
     }
 }
 
-/// Reads column `at`, counted after the columns `start`, from the row of a table that starts with `start`.
+/// Reads a column from the row of a table that starts with `start`. `at` is the index of the column after
+/// `start`.
 fn column(table: &str, start: &str, at: usize) -> Option<f64> {
     table.lines().find_map(|line| line.strip_prefix(start)?.split(',').nth(at)?.parse().ok())
 }
@@ -142,7 +143,7 @@ fn makespan(items: impl Iterator<Item = f64>, workers: usize) -> f64 {
     let mut last = 0;
     for item in items {
         let std::cmp::Reverse(start) = free.pop().unwrap_or_default();
-        // Picoseconds, so that times are ordered.
+        // Integer picoseconds, because the heap needs a total order.
         let end = start + (item * 1e12) as u64;
         last = last.max(end);
         free.push(std::cmp::Reverse(end));
@@ -150,7 +151,7 @@ fn makespan(items: impl Iterator<Item = f64>, workers: usize) -> f64 {
     last as f64 * 1e-12
 }
 
-/// Seconds of one call; `None` if no kernel has heads of this size.
+/// Seconds of one call; `None` if no kernel supports this head size.
 pub(crate) fn seconds(family: Family, backward: bool, tree: &Segments<'_>, h: Heads, gpus: usize) -> Option<f64> {
     match (family, backward) {
         (Family::Hopper, false) => hopper_paths("attention_fwd_sm90", 2.0, tree, h, gpus),
@@ -171,7 +172,7 @@ pub(crate) fn seconds(family: Family, backward: bool, tree: &Segments<'_>, h: He
     }
 }
 
-/// Kernel for the smallest padded head size, and that size.
+/// Returns the kernel with the smallest head size of at least `head_dim`, and this size.
 fn kernel_of(stem: &str, sizes: &[usize], end: &str, head_dim: usize) -> Option<(String, usize)> {
     let size = sizes.iter().copied().find(|&size| head_dim <= size)?;
     Some((format!("{stem}_{size}{end}"), size))
@@ -187,7 +188,7 @@ fn hopper_tile(kernel: &str, products: f64, rows: usize, head: usize) -> Option<
     Some(2.0 * loop_instructions(kernel)? / CLOCK + flops / TENSOR_FLOPS)
 }
 
-/// Seconds of work list and kernel, with the longest items first.
+/// Seconds of the work-list kernel and of the attention kernel, which runs the longest items first.
 fn hopper(items: Vec<f64>, tile: f64, kv_heads: usize, processors: usize) -> f64 {
     let mut items = items;
     items.sort_by(|a, b| b.total_cmp(a));
@@ -209,7 +210,8 @@ fn hopper_keys(tree: &Segments<'_>, h: Heads, processors: usize) -> Option<f64> 
     Some(hopper(items, step, h.kv_heads, processors))
 }
 
-/// Seconds of work list and portable kernel. Each item of `items` runs once for each of `heads` heads.
+/// Seconds of the work-list kernel and of a portable kernel, which runs each item of `items` once for each of
+/// `heads` heads.
 fn portable(kernel: &str, family: Family, items: &[f64], heads: usize, processors: usize) -> Option<f64> {
     let held = blocks_held(kernel);
     let recorded = RECORDED_LOOPS.iter().find(|(name, _)| family == Family::Recorded && *name == kernel);

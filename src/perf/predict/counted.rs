@@ -1,19 +1,19 @@
-//! Lower bound on the time of a kernel from its counts: its operands through memory, its products, and the
-//! passes of its accesses through shared memory and the L1 cache.
+//! Computes a lower bound on the time of a kernel from counts: bytes through memory, FLOPs, and passes of its
+//! accesses through shared memory and the L1 cache.
 //!
 //! ```text
 //! time = launches + max(bytes / copy rate, FLOPs / rate of the unit, cycles / clock)
 //! cycles = (passes through the banks + sectors / 4) / multiprocessors with a block
 //! ```
 //!
-//! Shared memory and L1 are one memory: a multiprocessor moves 128 bytes of it in a cycle, which is a pass of
-//! 32 banks or four sectors (CUDA C++ Programming Guide, compute capability 9.0). The floor does not include
-//! latency, instruction issue and L2, so a kernel may need several times its floor.
+//! Shared memory and L1 are one memory: a multiprocessor moves 128 bytes of it in a cycle, which is a pass of 32
+//! banks or four sectors (CUDA C++ Programming Guide, compute capability 9.0). The bound does not include
+//! latency, instruction issue and L2, so a kernel may need several times this time.
 
 use super::LAUNCH_SECONDS;
 use super::attention::CLOCK;
 
-/// Products and sums that the CUDA cores of a multiprocessor finish in a cycle.
+/// Multiply-adds that the CUDA cores of a multiprocessor finish in a cycle.
 const LANES: f64 = 128.0;
 /// Sectors of 32 bytes in 128 bytes.
 const SECTORS: f64 = 4.0;
@@ -22,7 +22,7 @@ const SECTORS: f64 = 4.0;
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct CountedCall {
     pub launches: f64,
-    /// Blocks of the launch with the products.
+    /// Blocks of the launch that computes the products.
     pub blocks: f64,
     /// Bytes of operands and results, each once, and of stored intermediates, written and read.
     pub bytes: f64,
@@ -44,7 +44,7 @@ pub(crate) struct GpuFloor {
 }
 
 impl CountedCall {
-    /// Floor in seconds, and the name of the resource that sets it.
+    /// Lower bound in seconds, and the name of the resource that sets it.
     pub fn floor(&self, gpu: &GpuFloor) -> (f64, &'static str) {
         let used = self.blocks.clamp(1.0, gpu.processors as f64);
         let share = used / gpu.processors as f64;
@@ -79,7 +79,7 @@ mod tests {
         // 8e10 FLOPs on 100 x 128 lanes of two FLOPs: 1.78 ms at 1.755 GHz.
         let (seconds, limit) = CountedCall { tensor_cores: false, ..call }.floor(&GPU);
         assert!((seconds - LAUNCH_SECONDS - 8e10 / (25_600.0 * 1.755e9)).abs() < 1e-12 && limit == "CUDA cores");
-        // 1.755e9 passes and 4 x 1.755e9 sectors: two cycles each on 100 multiprocessors.
+        // 1.755e9 passes and 4 x 1.755e9 sectors are 2 x 1.755e9 cycles, shared by 100 multiprocessors.
         let passes = CountedCall { passes: 1.755e9, sectors: 4.0 * 1.755e9, ..call };
         let (seconds, limit) = passes.floor(&GPU);
         assert!((seconds - LAUNCH_SECONDS - 0.02).abs() < 1e-12 && limit == "shared memory and L1");

@@ -31,13 +31,14 @@ const ADAMW_OF_COPY: f64 = 0.86;
 const ROW_BLOCKS: usize = 8;
 const ROW_WARPS: usize = 4;
 
-/// Tokens of a slice of norms and of the bias gradient in the recorded step, and slices of a column that
-/// sum_slices had in flight.
+/// Tokens per slice of the norm backward and of the bias gradient in the recorded step, and slices of a column
+/// that the kernel sum_slices had in flight.
 const RECORDED_SLICES: [usize; 2] = [16, 64];
 const RECORDED_IN_FLIGHT: usize = 8;
 
-/// Launches of a call of a row-wise op, and accesses that one thread makes one after the other. `kernel` is
-/// the name of the op's first kernel; the bare name of the op stands for the kernels of the recorded step.
+/// Returns the number of launches of a row-wise op's call, and the number of accesses that one thread makes one
+/// after the other. `kernel` is the name of the op's first kernel; the bare name of the op stands for the
+/// kernels of the recorded step.
 fn rounds(kernel: &str, tokens: usize, processors: usize) -> (usize, usize) {
     let blocks = ROW_BLOCKS * processors.max(1);
     let of_rows = tokens.div_ceil(blocks);
@@ -103,7 +104,7 @@ mod tests {
         let copied = row_wise("grad_norm", 1, 4_300_000_000, 16_384, gpu);
         assert!((copied - 2.0 * LAUNCH_SECONDS - 1e-3).abs() < 1e-12, "{copied}");
         assert_eq!(rounds("rope_fwd", 16_352, 132), (1, 8));
-        // Four rows for each warp; eight tokens of a slice for each, then 512 slices.
+        // The forward has four rows per warp. The backward has eight tokens per warp, then sums 512 slices.
         assert_eq!(rounds("norm_fwd_32_bf16", 16_384, 132), (1, 4));
         assert_eq!(rounds("norm_bwd_32_bf16", 16_384, 132), (2, 8 + 4));
         assert_eq!(rounds("norm_bwd_128_bf16", 16_384, 132), (2, 32 + 4));

@@ -30,7 +30,7 @@ fn join(place: &Place, rank: usize, size: usize, limit: Duration) -> Result<Met>
     meet(place, Seat { rank, size }, || Ok(id()), (limit, &|_| ()))
 }
 
-/// Sends a first message by hand and returns the answer's number.
+/// Sends `bytes` as a first message and returns the verdict of rank 0 as a number; `None` if rank 0 sends none.
 fn say_hello(port: u16, bytes: &[u8]) -> Option<u32> {
     let mut stream = loop {
         match TcpStream::connect(("127.0.0.1", port)) {

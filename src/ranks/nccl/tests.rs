@@ -1,5 +1,5 @@
-//! The sequence of NCCL's calls, and what they compute, on emulated devices. The stand-in carries the calls
-//! out between threads.
+//! Tests the sequence of NCCL calls and their results on emulated devices. The stand-in carries out the calls
+//! between threads.
 
 use std::ops::Range;
 

@@ -14,7 +14,7 @@ pub(super) const SMOOTHED_SHARE: usize = 50;
 /// Number of rows per series in the table of a chart.
 const TABLE_ROWS: usize = 10;
 
-/// Chart: its columns with their names, and its caption.
+/// Definition of a chart: title, columns with legend names, and caption.
 struct Curve {
     title: &'static str,
     /// Legend name (empty for a single line) and column of each line.
@@ -316,7 +316,7 @@ fn points(columns: &Columns, column: &str, smooth: bool) -> Vec<(f64, f64)> {
 fn without_undecided(columns: &Columns, column: &str, mut points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
     let Some([ties, comparisons]) = tie_names(column) else { return points };
     let (Some(ties), Some(comparisons)) = (columns.get(&ties), columns.get(&comparisons)) else { return points };
-    // Both columns come from the same rows.
+    // Both columns have the same steps, because they come from the same rows.
     let undecided: Vec<f64> = ties
         .iter()
         .zip(comparisons)
@@ -331,7 +331,7 @@ fn without_undecided(columns: &Columns, column: &str, mut points: Vec<(f64, f64)
     points
 }
 
-/// Tokens per second of each step, if the previous step is known.
+/// Tokens per second of each step whose previous step is logged.
 pub(super) fn throughput(columns: &Columns) -> Vec<(f64, f64)> {
     let (Some(tokens), Some(seconds)) = (columns.get("num_tokens"), columns.get("step_seconds")) else {
         return Vec::new();

@@ -17,12 +17,12 @@ use crate::{Error, Result};
 
 /// Name of the file with the events of a run.
 pub const METRICS_FILE: &str = "metrics.jsonl";
-/// Longest line of a log that is read, in bytes.
+/// Maximum length of a log line in bytes; a longer line is an error.
 const MAX_LINE: u64 = 64 << 20;
 /// Maximum length of a run name in a legend, in characters.
 const MAX_NAME: usize = 28;
 
-/// Points (step, value) by column name, in ascending steps.
+/// For each column name, its points (step, value) in ascending order of steps.
 pub type Columns = BTreeMap<String, Vec<(u64, f64)>>;
 
 /// One training run.
@@ -198,7 +198,8 @@ fn is_killed(manifest: &Value) -> bool {
     here && manifest["pid"].as_u64().is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
 }
 
-/// Unique names of runs: the folder name, with as many parent folders as necessary, or a number.
+/// Returns a unique name for each run: its folder name, after as many parent folders as necessary. If three
+/// parent folders are not enough, the folder name follows the index of the run.
 fn names(dirs: &[PathBuf]) -> Vec<String> {
     let whole: Vec<PathBuf> = dirs.iter().map(|dir| dir.canonicalize().unwrap_or_else(|_| dir.clone())).collect();
     let tail = |dir: &Path, parts: usize| {

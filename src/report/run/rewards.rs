@@ -8,7 +8,8 @@ use super::super::svg::Series;
 use super::super::{NO_VALUE, decimal, significant};
 use super::log::{EvalScores, RunLog, ScoredResponse};
 
-/// Maximum number of points per side; if there are more, every n-th point is drawn.
+/// Maximum number of points for the chosen responses, and for the rejected ones. If there are more, every
+/// n-th point is drawn.
 const MAX_POINTS: usize = 600;
 
 /// Statistics of the scored pairs of a run.

@@ -1,4 +1,4 @@
-//! Reports of made-up runs.
+//! Tests of run reports, with synthetic runs.
 
 use serde_json::json;
 
@@ -95,8 +95,8 @@ fn steps_at_which_everything_ties_are_a_gap() {
     kind(&mut tied.eval, "comparisons", [8.0, 8.0, 8.0]);
     let html = run_report(&[tied]);
     let svg = html.split("<svg").find(|svg| svg.contains("<title>Accuracy, intra</title>")).unwrap();
-    // The curve starts at step 50. The accuracy of 0 is drawn there because half of the comparisons are not
-    // ties.
+    // At step 0 all comparisons are ties, so the curve starts at step 50. Half of the comparisons of step 50
+    // are not ties, so its accuracy of 0 is drawn.
     assert!(svg.contains(r#"d="M254.0 256.0L446.0 98.5""#), "{svg}");
     assert!(html.contains("<th scope=\"row\" class=\"number\">0</th><td class=\"number\">–</td>"), "{html}");
 }

@@ -8,9 +8,11 @@ use super::super::{decimal, significant};
 use super::log::{Columns, RunLog};
 use super::rewards::{PairStatistics, has_reference};
 
-/// The start and the end value of a column are means over 1/10 of its points, at least one point.
+/// The start value of a column is the mean of its first 1/10 of points, and the end value that of its last
+/// 1/10; each has at least one point.
 const END_SHARE: usize = 10;
-/// A loss below this share of its start is saturated: almost no comparison has a gradient left.
+/// A loss whose end value is below this share of its start value is saturated: almost no comparison has a
+/// gradient left.
 const SATURATED: f64 = 0.01;
 /// Correlation of length and reward that triggers a warning.
 const LENGTH_CORRELATION: f64 = 0.5;
@@ -56,7 +58,7 @@ pub(super) fn last(columns: &Columns, column: &str) -> Option<f64> {
     columns.get(column).and_then(|points| points.last()).map(|p| p.1)
 }
 
-/// Means over the first and the last steps of a column.
+/// Returns the start value and the end value of a column (see [`END_SHARE`]).
 fn ends(columns: &Columns, column: &str) -> Option<(f64, f64)> {
     let points = columns.get(column)?;
     let n = points.len().div_ceil(END_SHARE);

@@ -46,7 +46,7 @@ pub struct DecodePlan {
     pub launches: Vec<LaunchEstimate>,
     /// Sum of the ops' floors.
     pub floor_seconds: f64,
-    /// As in [`super::StepPlan`].
+    /// Sum of the ops' predicted times.
     pub predicted_seconds: f64,
 }
 
@@ -72,7 +72,7 @@ impl DecodePlan {
         let mut cache = KvCache::new(&backend, config, slots)?;
         let mut acts = Activations::new(&backend, config, Mode::Infer, rows)?;
         let mut out = LastLogits::new(&backend)?;
-        // A rehearsal reads no index.
+        // A rehearsal does not read index values, so all index inputs share one table of zeros.
         let table = backend.zeros_idx(2 * rows + 2)?;
         let view = |len: usize| View::first(&table, len);
         let inputs = CachedInputs {

@@ -36,7 +36,7 @@ pub struct RankMemory {
     pub ranks: usize,
     /// Bytes of a GPU, if they were given.
     pub memory_bytes: Option<u64>,
-    /// The choices, those with less traffic and computation first.
+    /// Sharding choices, in order of increasing traffic and computation.
     pub choices: Vec<ChoiceMemory>,
     /// Flags of the first choice that fits into the memory of a GPU.
     pub fits: Option<String>,

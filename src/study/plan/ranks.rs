@@ -1,5 +1,5 @@
-//! Predicted step on several GPUs: bytes and time of every collective, the time hidden behind forward and
-//! backward, and the resulting weak scaling. Every figure is computed; none was measured.
+//! Predicted step on several GPUs: bytes and time of every collective, the time that overlaps with forward
+//! and backward, and the resulting weak scaling. Every figure is computed; none was measured.
 //!
 //! ```text
 //! collective   ring of n GPUs: (n-1)/n of the bytes pass every link, twice for an all-reduce; all of them
@@ -37,7 +37,8 @@ use queues::{CALL_SECONDS, Kind, LINK_STEP_SECONDS, NETWORK_STEP_SECONDS, Timeli
 /// GPUs per host in the scaling table.
 const HOST_CARDS: usize = 8;
 
-/// Rates between GPUs, in bytes per second in one direction for each GPU. They are given, not measured.
+/// Rates between GPUs, in bytes per second in one direction for each GPU. They are inputs of the plan and are
+/// not measured.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Fabric {
     /// Within a host.
@@ -136,7 +137,8 @@ struct Work {
     frozen_layer: f64,
     forward_layer: f64,
     backward_layer: f64,
-    /// Embedding, heads and losses, before the backward of the layers.
+    /// Forward of the embedding, and forward and backward of heads and losses. They run before the backward
+    /// of the layers.
     ends: f64,
     /// Gradient of the embedding.
     embedding_backward: f64,
@@ -184,7 +186,8 @@ impl Work {
         let is_update = |op: &str| op == "adamw" || op == "grad_norm";
         let is_backward = |op: &str| op.ends_with("_bwd") || op.contains("_bwd_");
         let forward = seconds(&|op| !at_ends(op) && !is_update(op) && !is_backward(op)) / layers.max(1) as f64;
-        // Policy and reference have the same size; adapters add little.
+        // The forward ops are those of policy and reference, which have the same size; adapters add little
+        // time.
         let frozen_layer = if plan.workload.dpo { forward / 2.0 } else { 0.0 };
         Self {
             frozen_layer,
@@ -233,7 +236,7 @@ fn step_of_whole_weights(sharding: Sharding, units: Units, work: Work, mut time:
         }
         _ => {
             update_of_shards(units.adapters, work, &mut time);
-            // The base of adapters is frozen, so it is not gathered.
+            // With adapters, the base weights are frozen, so they are not gathered after an update.
             let changed = if units.adapters.is_some() { 0 } else { units.total() };
             time.now(GATHER, Kind::AllGather, WEIGHT * changed);
         }
@@ -265,7 +268,7 @@ fn gathered_layers(time: &mut Timeline, units: Units, seconds: f64, mut behind: 
         }
         time.compute(seconds);
         behind(time);
-        // The window of this layer is free again.
+        // The buffer of this layer's gathered weights is free again.
         if layer + 2 < units.layers {
             ready.push_back(gather(time));
         }

@@ -88,7 +88,8 @@ mod tests {
 
     #[test]
     fn a_multiprocessor_holds_what_its_scarcest_resource_allows() {
-        // 128 threads of 168 registers: 4 warps of 5376, so 21504 per block and 3 blocks.
+        // 128 threads of 168 registers are 4 warps of 5376 registers. A block needs 21504 registers, so 3
+        // blocks fit.
         assert_eq!(blocks_per_multiprocessor(128, 168, 0), 3);
         assert_eq!(blocks_per_multiprocessor(256, 32, 0), 8);
         assert_eq!(blocks_per_multiprocessor(32, 16, 0), 32);

@@ -38,7 +38,7 @@ use crate::{Error, Result};
 #[serde(deny_unknown_fields)]
 struct SweepFile {
     method: String,
-    /// Names of values that the command line gives.
+    /// Names of the inputs, whose values `--set` gives on the command line.
     #[serde(default)]
     inputs: Vec<String>,
     #[serde(default)]
@@ -105,8 +105,8 @@ const RESERVED_IFEVAL: [&str; 6] = ["model", "output", "json", "compare", "respo
 const MAX_POINTS: usize = 1000;
 
 impl Grid {
-    /// Reads a file, with `out` as the output folder and the given values of its inputs.
-    /// [`Error::Data`] names the line of an error.
+    /// Reads a sweep's file. `out` is the output folder, and `given` holds the names and values of the
+    /// inputs. [`Error::Data`] names the line of an error.
     pub fn read(path: &Path, out: &Path, given: &[(String, String)]) -> Result<Self> {
         let bytes = input::read_once(path, input::MAX_CONFIG).map_err(input::data_error(path))?;
         let wrong = |line: usize, why: String| Error::Data { file: path.to_owned(), line, id: None, why };
@@ -264,7 +264,7 @@ impl SweepFile {
     }
 }
 
-/// Whether `text` can be a name in braces.
+/// Whether `text` can be the name of a placeholder such as `{name}`.
 fn is_name(text: &str) -> bool {
     let rest = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
     text.starts_with(|c: char| c.is_ascii_lowercase()) && text.chars().all(rest)
@@ -321,7 +321,7 @@ fn filled(words: &[String], places: &[(String, String)]) -> Result<Vec<String>, 
     words.iter().map(one).collect()
 }
 
-/// A value as a command line argument.
+/// Formats a value as a command line argument.
 fn value_text(value: &Value) -> Result<String, String> {
     match value {
         Value::String(text) => Ok(text.clone()),

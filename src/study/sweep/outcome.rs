@@ -12,7 +12,7 @@ use crate::eval::measure::{By, Quantity};
 use crate::files::input;
 use crate::{Error, Result};
 
-/// A row of the sweep. Unavailable values are absent.
+/// Results of one point, which are a row of the sweep's table. Unavailable values are absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Outcome {
     pub point: String,
@@ -37,7 +37,7 @@ pub struct Outcome {
     /// Estimated FLOPs of the whole run in units of 10^12: its steps times the mean FLOPs of the measured
     /// steps.
     pub tflop: Option<f64>,
-    /// Accuracies of the evaluation after the run, by measure, and metrics of the run's responses.
+    /// Accuracies of `mapl eval` after the run, by measure, and response metrics of `mapl ifeval`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub accuracy: BTreeMap<String, f64>,
 }
@@ -179,10 +179,10 @@ pub fn commands(point: &Point, words: &[String]) -> Value {
     }
 }
 
-/// Whether an earlier sweep with the same commands up to the training has left a finished run in `folder`,
-/// with its study.
+/// Whether `folder` holds a finished run and its study from an earlier sweep with the same preparation and
+/// training commands.
 pub fn is_trained(folder: &Path, commands: &Value) -> bool {
-    // A list is the training command alone.
+    // If `commands` is a list, it holds only the training command.
     fn parts(commands: &Value) -> (&Value, &[Value]) {
         let prepare = commands["prepare"].as_array().map_or(&[][..], Vec::as_slice);
         (if commands.is_array() { commands } else { &commands["train"] }, prepare)
@@ -193,7 +193,7 @@ pub fn is_trained(folder: &Path, commands: &Value) -> bool {
         && read(&folder.join("command.json")).is_some_and(|earlier| parts(&earlier) == parts(commands))
 }
 
-/// Returns a record, or `None` if it is missing or damaged.
+/// Reads a JSON file; `None` if it is missing or damaged.
 fn read(path: &Path) -> Option<Value> {
     serde_json::from_slice(&input::read(path, input::MAX_RECORD).ok()?).ok()
 }

@@ -26,7 +26,8 @@ pub struct Setting {
     /// Mean FLOPs of a run, in units of 10^12.
     pub tflop: Option<f64>,
     pub accuracy: BTreeMap<String, Mean>,
-    /// Accuracy minus the first setting's with the same seed; empty for the first setting.
+    /// Mean difference of the accuracy to the first setting's accuracy with the same seed; empty for the
+    /// first setting.
     pub difference: BTreeMap<String, Mean>,
 }
 
@@ -98,7 +99,7 @@ impl Mean {
         })
     }
 
-    /// The mean and half the width of its interval.
+    /// Formats the mean and half the width of its interval.
     fn text(&self, sign: bool) -> String {
         let value = if sign { format!("{:+.3}", self.value) } else { format!("{:.3}", self.value) };
         match self.interval {

@@ -71,7 +71,7 @@ pub struct HostBatch {
     pub(in crate::train) number_ranges: [Range<usize>; Number::COUNT],
     /// Ends of the groups; padding counts as one more group.
     pub(in crate::train) groups: Vec<GroupEnd>,
-    /// Visible pairs by distance ([`distances`]).
+    /// Number of visible (query, key) pairs by distance ([`distances`]).
     pub(in crate::train) distances: Vec<u32>,
     /// Weight of the tails (response tokens beyond the shared length), if the loss has one.
     pub(in crate::train) tail_alpha: Option<f64>,
@@ -145,12 +145,12 @@ impl HostBatch {
         self.sizes = BatchSizes::of_limits(shape, s.pairs);
     }
 
-    /// (seqs) direct gradient of each score; empty if the loss has none.
+    /// (seqs) gradient of each score that does not come from comparisons; empty if the loss has none.
     pub fn direct(&self) -> &[f64] {
         &self.numbers[self.number_ranges[Number::Direct as usize].clone()]
     }
 
-    /// Number of indices and numbers to transfer.
+    /// Lengths of the index array and of the number array.
     pub fn len(&self) -> (usize, usize) {
         (self.indices.len(), self.numbers.len())
     }
@@ -162,7 +162,8 @@ mod tests {
 
     #[test]
     fn pairs_within_every_window_are_the_sum_over_distances() {
-        // A prompt of 3 tokens with responses of 2 and 4, and a sequence of 1.
+        // Positions of a prompt of 3 tokens with responses of 2 and 4 tokens, and of a separate sequence of 1
+        // token.
         let positions = [0, 1, 2, 3, 4, 3, 4, 5, 6, 0];
         let mut counts = vec![9; 20];
         distances(&positions, 7, &mut counts);

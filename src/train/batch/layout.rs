@@ -19,11 +19,11 @@ pub(in crate::train) struct Source<'a> {
 /// Per-sequence numbers of a batch; each is empty or (seqs).
 #[derive(Clone, Copy, Default)]
 pub struct SequenceNumbers<'a> {
-    /// Direct gradient of each score.
+    /// Gradient of each score that does not come from comparisons.
     pub direct: &'a [f64],
     /// Cached scores of the frozen reference.
     pub frozen: &'a [f64],
-    /// 1 / head rows, if a loss curve is per token.
+    /// 1 / number of head rows of the sequence, if a loss curve is per token.
     pub inverse_rows: &'a [f64],
     /// Head rows before the tail, if the loss weights tails.
     pub tail_starts: &'a [f64],
@@ -35,7 +35,7 @@ pub struct SequenceNumbers<'a> {
 #[derive(Clone, Copy)]
 pub(in crate::train) enum IndexPadding {
     Value(usize),
-    /// -1: no token id, hidden row or sequence.
+    /// -1, which means no token id, hidden row or sequence.
     None,
     /// The table's last value, so that lists of padding items are empty.
     Last,
@@ -110,7 +110,7 @@ tables! {
     HeadOffsets[l.rows + 1] = &s.batch.head_runs.offsets, IndexPadding::Value(l.rows);
     HeadKeys[l.rows] = &s.batch.head_runs.keys, IndexPadding::None;
     SeqOffsets[l.seqs + 1] = &s.batch.seq_offsets, IndexPadding::Value(l.rows);
-    /// Used by reward models only: a batch with head rows has no last rows.
+    /// Row of each sequence's last token, for reward models; empty for a batch with head rows.
     LastRows[if l.rows == 0 { l.seqs } else { 0 }] =
         &s.batch.last_rows, IndexPadding::Value(l.tokens.saturating_sub(1));
     TermSequence[TERMS * l.comparisons] = &s.batch.comparisons.term_sequence, IndexPadding::None;
@@ -129,7 +129,7 @@ tables! {
     Weight[l.comparisons] = &s.batch.comparisons.weight, NumberPadding::Value(0.0);
     DetachedClip[2 * l.comparisons] = &s.batch.comparisons.detached_clip, NumberPadding::Value(0.0);
     KindScale[KINDS] = s.kind_scale, NumberPadding::Value(0.0);
-    /// (seqs) direct gradient of each score; empty if the loss has none.
+    /// (seqs) gradient of each score that does not come from comparisons; empty if the loss has none.
     Direct[l.seqs] = s.of_seqs.direct, NumberPadding::ZerosIfPresent;
     /// (seqs) cached scores of the frozen reference; empty without a cache.
     Frozen[l.seqs] = s.of_seqs.frozen, NumberPadding::ZerosIfPresent;
@@ -174,12 +174,12 @@ impl NumberPadding {
 }
 
 impl BatchLimits {
-    /// Index entries of all tables, for a batch in which every token id and hidden row is distinct.
+    /// Total length of the index tables, for a batch in which every token id and hidden row is distinct.
     pub fn indices(&self) -> usize {
         Index::lengths(self).iter().sum()
     }
 
-    /// Number entries of all tables.
+    /// Total length of the number tables.
     pub fn numbers(&self) -> usize {
         Number::lengths(self).iter().sum()
     }

@@ -204,8 +204,9 @@ impl PackedMicroBatch {
         (tally, not_finite)
     }
 
-    /// Adds the value of each of several loss curves to `tally`. The device returns only their sum, so the
-    /// host computes them from the scores; `score` and `reference` are (seqs).
+    /// For a loss with several curves, adds the value of each curve to `tally`. The device returns only the
+    /// sum of the curves, so the host computes each value from the scores. `score` and `reference` are
+    /// (seqs).
     fn tally_losses(&self, tally: &mut Tally, loss: &Loss, scores: (&[f64], &[f64])) {
         let comparisons = self.scored(scores);
         for (c, of) in comparisons.iter().zip(loss.values_of(&comparisons)).filter(|(c, _)| c.weight != 0.0) {

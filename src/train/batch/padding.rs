@@ -89,7 +89,8 @@ pub(in crate::train) fn segment_ends(start: usize, tokens: usize, segments: usiz
     (1..=segments).map(move |i| start + tokens.min(i * each))
 }
 
-/// Ends of the padding trees, in segments: each tree has one segment, and the last tree has the rest.
+/// Ends of the padding trees, in segments: each tree has one segment, except that the last tree has all
+/// remaining segments.
 pub(in crate::train) fn tree_ends(start: usize, segments: usize, trees: usize) -> impl Iterator<Item = usize> {
     (1..=trees).map(move |i| if i == trees { start + segments } else { start + segments.min(i) })
 }

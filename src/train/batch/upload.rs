@@ -29,7 +29,7 @@ pub struct DeviceBatch<B: Backend> {
     index_ranges: [Range<usize>; Index::COUNT],
     number_ranges: [Range<usize>; Number::COUNT],
     groups: Vec<GroupEnd>,
-    /// Visible pairs by distance.
+    /// Number of visible (query, key) pairs by distance between query and key.
     distances: Vec<u32>,
     /// Weight of the tails (response tokens beyond the shared length), if the loss has one.
     tail_alpha: Option<f64>,
@@ -256,8 +256,7 @@ impl<B: Backend> DeviceBatch<B> {
         self.index(Index::LastRows)
     }
 
-    /// (seqs) direct gradient of each score, in addition to the comparisons' gradient; `None` if the loss has
-    /// none.
+    /// (seqs) gradient of each score in addition to the comparisons' gradient; `None` if the loss has none.
     pub fn direct(&self) -> Option<View<'_, B::Acc>> {
         Some(self.number(Number::Direct)).filter(|view| view.len == self.sizes.seqs)
     }
@@ -299,7 +298,7 @@ mod tests {
     use super::*;
     use crate::backend::cpu::Cpu;
 
-    /// The rehearsal must see the largest chunk that any batch within the limits has.
+    /// The memory rehearsal must see the largest chunk of head rows that any batch within the limits has.
     #[test]
     fn the_largest_batch_has_the_largest_chunks() {
         let cpu = Cpu::new();

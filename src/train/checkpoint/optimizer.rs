@@ -51,7 +51,7 @@ pub fn restore<B: Backend>(trainer: &mut Trainer<'_, B>, folder: &Path) -> Resul
             return Err(file.too_long(part.end, total));
         }
         let read = |name: &str| file.values(name, Some(len));
-        // Copies the elements of the part that this rank holds.
+        // Copies those elements of the file that belong to this rank.
         let write = |to: &mut B::Acc, values: &[f64]| {
             held.within(&part).try_for_each(|Overlap { at, offsets }| {
                 backend.write_acc(ViewMut::new(to, at, offsets.len()), &values[offsets])
@@ -94,7 +94,8 @@ struct StateFile<'a> {
 }
 
 impl StateFile<'_> {
-    /// Values of a tensor, all finite; `len` is their number, if it is known.
+    /// Returns the values of a tensor. Values that are not finite are an error. `len` is the expected number
+    /// of values, if it is known.
     fn values(&self, name: &str, len: Option<usize>) -> Result<Vec<f64>> {
         let tensor = self.file.tensor(name).map_err(|e| Error::model(self.path, format!("tensor {name}: {e}")))?;
         let values = decode(&tensor);

@@ -32,7 +32,7 @@ use crate::{Error, Result};
 /// Interval between writes in a long pass, so that a killed pass can continue from the last write.
 const WRITE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Location of the cache and batch size of its pass.
+/// Location of the cache, and batch size of the pass that computes missing log-probs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CacheOptions {
     /// Folder of the cache files; created if missing.
@@ -134,8 +134,8 @@ impl FrozenCache {
         })
     }
 
-    /// Marks the model as the base of the policy. If [`FrozenCache::complete_by`] receives the policy, it
-    /// then uses it and loads no second model.
+    /// Marks the model as the base of the policy. [`FrozenCache::complete_by`] then scores with the policy,
+    /// if it receives one, and does not load a second model.
     pub fn of_base(mut self) -> Self {
         self.is_base = true;
         self
@@ -183,7 +183,8 @@ impl FrozenCache {
         Ok(report)
     }
 
-    /// Gives every rank the log-probs that rank 0 has read, so that all compute the same missing ones.
+    /// Gives every rank the log-probs that rank 0 has read, so that all ranks find the same log-probs
+    /// missing.
     fn share_known(&mut self) -> Result<()> {
         let ranks = world::collective();
         if ranks.is_alone() {
@@ -257,7 +258,7 @@ impl FrozenCache {
             self.entries.extend(round.into_iter().zip(scores));
             console.advance((total - missing.len()) as u64);
             if written.elapsed() > WRITE_INTERVAL && !follows() {
-                // The last write reports the error.
+                // An error is ignored here, because the write at the end of the pass reports it.
                 let _ = self.file.merge(&self.entries);
                 written = Instant::now();
             }

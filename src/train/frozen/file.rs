@@ -12,8 +12,9 @@
 //! | 16 + value, each | key, value; keys ascend |
 //!
 //! A file is never modified, only replaced by a complete one, so readers need no lock. Writers lock the
-//! folder if its file system has locks. Without locks, a lost race loses entries but never writes a wrong
-//! one. A file that deviates from this format, even by a single bit, is not used, and the reason is reported.
+//! folder if its file system has locks. Without locks, concurrent writers may lose each other's entries, but
+//! a wrong entry is never written. A file that deviates from this format, even by a single bit, is not used,
+//! and the reason is reported.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -54,7 +54,8 @@ impl<B: Backend> Frozen<B> {
         self.reserve_positions(backend, limits.longest_path)?;
         match self {
             Self::Online { model, scorer } => {
-                // Policy and reference share one set of windows, which has the size of the larger one.
+                // Policy and reference share one set of windows (buffers for gathered weights), which fits
+                // the larger model.
                 model.swap_windows(policy);
                 model.reserve_windows(backend)?;
                 model.swap_windows(policy);
@@ -82,8 +83,8 @@ impl<B: Backend> Frozen<B> {
         }
     }
 
-    /// Computes the scores of a batch; no-op with a cache. A model with sharded weights uses the windows of
-    /// the policy.
+    /// Computes the scores of a batch; no-op with a cache. A model with sharded weights gathers them into the
+    /// windows of the policy.
     pub fn forward(
         &mut self,
         backend: &B,
@@ -103,7 +104,7 @@ impl<B: Backend> Frozen<B> {
         }
     }
 
-    /// Takes part in the gathers of [`Frozen::forward`], without a batch.
+    /// Takes part in the weight gathers of [`Frozen::forward`] on the other ranks, without a batch.
     pub fn forward_idle(&mut self, backend: &B, policy: &mut Model<B>) -> Result<()> {
         match self {
             Self::Online { model, .. } => {

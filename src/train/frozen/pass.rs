@@ -40,7 +40,8 @@ impl<'m, B: Backend> ForwardPass<'m, B> {
         self.scorer.read_score(backend, self.packed.sequences.len())
     }
 
-    /// Takes part in the gathers of [`ForwardPass::scores`], without a batch.
+    /// Takes part in the weight gathers of [`ForwardPass::scores`] on the other ranks, without scoring a
+    /// batch.
     pub fn idle(&mut self, backend: &B) -> Result<()> {
         self.model.forward_idle(backend)
     }

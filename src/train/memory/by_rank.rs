@@ -12,7 +12,7 @@ pub(crate) const CHOICES: [(Sharded, &str); 3] = [
     (Sharded::Weights, "--shard-weights"),
 ];
 
-/// Bytes of the rank that needs the most, by choice.
+/// For each sharding choice, bytes of the rank that needs the most memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ByRank {
     ranks: usize,

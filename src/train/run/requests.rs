@@ -32,7 +32,7 @@ impl<B: Backend> Run<'_, '_, B> {
         let requests = Requests {
             stop: of_ranks.iter().find_map(|requests| requests.stop),
             save: of_ranks.iter().any(|requests| requests.save),
-            // The clocks of hosts differ, so the clock of rank 0 counts, which writes the checkpoints.
+            // The clocks of hosts differ, so only the clock of rank 0 is used. Rank 0 writes the checkpoints.
             overdue: of_ranks[0].overdue,
         };
         if requests.stop.is_some() && world::is_shared() {

@@ -1,4 +1,4 @@
-//! Checkpoints of a run, the best of them, and the final model.
+//! Saves and restores checkpoints, keeps track of the best one, and writes the final model.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -25,8 +25,8 @@ impl<B: Backend> Run<'_, '_, B> {
         state.check(folder, &self.data.fingerprint)?;
         checkpoint::restore(&mut self.trainer, folder)?;
         self.redraw(state.position.epoch)?;
-        // The data are unchanged since the checkpoint, so a position beyond their end means that it is
-        // damaged.
+        // The data are unchanged since the checkpoint, so a position beyond their end means that the
+        // checkpoint is damaged.
         self.loader = loader(self.settings, self.groups.len(), state.position)
             .map_err(|e| Error::model(folder, e.to_string()))?;
         self.progress = Progress::of(&self.loader);

@@ -31,8 +31,8 @@ impl<B: Backend> Run<'_, '_, B> {
         // Discards earlier op times, which are not part of the first step.
         self.trainer.backend.op_times()?;
         while self.step < self.total {
-            // Only one step is in flight if ops are timed. The same holds for several ranks, which agree
-            // after every step on what is due.
+            // Only one step is in flight if ops are timed, and on several ranks, because ranks agree after
+            // every step on what is due.
             let alone = self.trainer.backend.probe().is_none() && world::collective().is_alone();
             let limit = if B::ASYNCHRONOUS && alone { STEPS_IN_FLIGHT } else { 1 };
             while self.in_flight.len() < limit && self.begun < self.total && !self.must_finish_last() {
@@ -61,7 +61,7 @@ impl<B: Backend> Run<'_, '_, B> {
             None => self.pack_next()?,
         };
         let packed = self.prefetch.take()?;
-        // Requests the next batch already, unless its groups are not drawn yet.
+        // Requests the next batch now if its groups have already been drawn.
         let drawn = self.data.redraw.is_none() || self.loader.position().epoch == self.drawn_epoch;
         if self.begun + 1 < self.total && drawn {
             self.packing = Some(self.pack_next()?);

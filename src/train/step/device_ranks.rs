@@ -27,7 +27,8 @@ use crate::train::sharded_steps::pair;
 /// A rank, and the stand-in that logs its NCCL calls if it has a device.
 type Rank = (&'static dyn Collective, Option<Arc<StandIn>>);
 
-/// Ranks on devices, `None` without the emulator. The memory that the test leaks is small.
+/// Returns two ranks on emulated devices; `None` if the emulator is unavailable. The memory that the test
+/// leaks is small.
 fn on_devices() -> Option<Vec<Rank>> {
     StandIn::ranks(2)
         .into_iter()
@@ -98,7 +99,7 @@ pub(super) fn call(name: &'static str, len: usize, number: Number, root: Option<
 }
 
 /// Ranges of the gradient by unit in the order of the backward: final norm, layer, embedding. The score
-/// weight of a reward model is between the matrices and the rest of the layer.
+/// weight of a reward model is between the matrices and the other parameters of the layer.
 pub(super) fn spans(layout: &Layout) -> Vec<Range<usize>> {
     let (layer, norm) = (&layout.layers[0], layout.final_norm.start..layout.len);
     let embedding = 0..layer.qkv.start;
@@ -107,8 +108,8 @@ pub(super) fn spans(layout: &Layout) -> Vec<Range<usize>> {
     vec![score.start..rest.start, norm, matrices, rest, embedding]
 }
 
-/// Log entries of sums that begin during the backward, in its order. Ops after the backward wait for all of
-/// them.
+/// Log entries of sums that begin during the backward, in the order of the backward. Ops after the backward
+/// wait for all of them.
 pub(super) fn sums(first: u64, of_spans: Vec<Vec<Entry>>) -> Vec<Entry> {
     let tickets = || (first..).zip(&of_spans).map(|(ticket, _)| ticket);
     let begun = |(ticket, calls): (u64, &Vec<Entry>)| {
@@ -188,8 +189,8 @@ fn bf16_weights_are_gathered_as_they_are() {
     compare::<bf16>(Number::Bf16);
 }
 
-/// The gathers and sums of sharded weights are also device calls, and the same ones on every rank, with and
-/// without a batch.
+/// The gathers and sums of sharded weights are also device calls. Every rank makes the same calls, whether it
+/// has a batch or not.
 #[test]
 fn sharded_weights_are_gathered_and_summed_by_the_device() {
     let Some(ranks) = on_devices() else { return };

@@ -1,4 +1,4 @@
-//! DPO's start-up check: with equal weights, policy and frozen reference give equal bits.
+//! DPO's start-up check: with equal weights, policy and frozen reference give bit-identical scores.
 
 use super::Trainer;
 use crate::backend::Backend;

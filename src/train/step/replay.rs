@@ -16,7 +16,7 @@ pub(super) struct Phase {
 
 /// Graph capture of one shape and phase.
 pub(super) enum GraphState<B: Backend> {
-    /// Run once eagerly, so every buffer it needs is allocated.
+    /// The ops have run once eagerly, so every buffer that they need is allocated.
     WarmedUp,
     Captured(B::Graph),
     /// The device cannot capture graphs.

@@ -1,4 +1,5 @@
-//! Damaged data and models: the exit code, a message that names the place, and no file left behind.
+//! Tests of damaged data and models: the exit code is right, the message names the damaged file, and no file
+//! is left behind.
 
 use crate::workbench::Bench;
 
@@ -143,7 +144,7 @@ fn nothing_is_overwritten_without_a_flag() {
     run("--output-dir ./out/../model --overwrite-output-dir").fails(2, &["is an input of this command"]);
     run("--output-dir qwen").fails(2, &["config.json of another model"]);
     run("--output-dir file").fails(2, &["is a file"]);
-    // A failed start on damaged data does not remove the run to be overwritten.
+    // A run that fails on damaged data before training does not remove the earlier run in its output folder.
     bench.run("reward --model model --train-file file --output-dir out --overwrite-output-dir").fails(3, &["file:1"]);
     bench.run("reward --model tok --train-file pairs.jsonl --output-dir out --overwrite-output-dir").fails(6, &["tok"]);
     run("--output-dir out --overwrite-output-dir --objective rows --base-weight 0").fails(2, &["weight above 0"]);

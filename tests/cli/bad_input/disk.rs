@@ -1,4 +1,4 @@
-//! Full or read-only disks: an error that names the file, and no loss of earlier checkpoints.
+//! Tests of full or read-only disks: the error names the file, and earlier checkpoints are kept.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -157,7 +157,7 @@ fn a_folder_that_cannot_be_written_is_refused_before_training() {
 fn an_incomplete_metrics_line_does_not_stop_a_resumed_run() {
     let bench = Bench::new();
     bench.run(&RUN.replace("DIR", "out").replace("--max-steps 6", "--max-steps 2")).ok();
-    // The file ends as after a crash in the middle of a line.
+    // The file ends in the middle of a line, as after a crash.
     let mut text = bench.bytes("out/metrics.jsonl");
     text.extend_from_slice(b"{\"schema\":1,\"kind\":\"train\",\"step\":3,\"lo");
     bench.write("out/metrics.jsonl", text);
@@ -241,7 +241,7 @@ fn every_command_prints_or_writes_its_result() {
     }
     for name in names {
         let prints = PRINTING.iter().any(|words| words.starts_with(&format!("{name} ")) || *words == name);
-        // A conversation prints answers to what it reads; `chat.rs` has its tests.
+        // `chat` prints answers to the turns that it reads; `chat.rs` tests it.
         let other = ["study sweep", "chat"].contains(&&*name);
         assert!(prints || WRITING.contains(&&*name) || other, "{name} is in neither list");
     }
@@ -270,14 +270,15 @@ fn a_reader_that_leaves_is_no_error() {
         drop(reader);
         let output = bench.command(words).stdout(writer).output().unwrap();
         let err = String::from_utf8(output.stderr).unwrap();
-        // `data check` keeps the exit code of its verdict.
+        // `data check` still returns the exit code of its findings.
         let expected = if words.starts_with("data check") { bench.run(words).code } else { Some(0) };
         assert_eq!(output.status.code(), expected, "{words}: {err}");
         assert!(expected != Some(0) || !err.contains("error:"), "{words}: {err}");
     }
 }
 
-/// A file to which stdout is redirected holds exactly the rows; messages about them go elsewhere.
+/// Rows that a command writes to `/dev/stdout` are the same bytes as rows in a file; no message is among
+/// them.
 #[test]
 fn rows_on_stdout_are_whole() {
     let bench = Bench::new();

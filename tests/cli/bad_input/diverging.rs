@@ -117,7 +117,7 @@ fn a_run_that_ends_with_skipped_updates_has_diverged() {
         rows(&bench, 2, 2, 0);
         let good = ["2 updates in a row", "at step 4", "last good checkpoint: out/checkpoint-1;"];
         diverges(&run(command, ""), &good, &["checkpoint-1", "checkpoint-2", "checkpoint-3"]);
-        // The limit does not remove the last good checkpoint while updates are skipped.
+        // `--save-total-limit` does not remove the last good checkpoint while updates are skipped.
         diverges(&run(command, "--save-total-limit 2"), &good, &["checkpoint-1", "checkpoint-3"]);
     }
     rows(&bench, 3, 1, 0);
@@ -141,7 +141,7 @@ fn weights_that_are_not_finite_are_never_written() {
             .fails(4, &["are not finite after step 1, so nothing was saved", "no good checkpoint", "--learning-rate"]);
         assert!(contents(&bench, "out").is_empty());
     }
-    // A first update with learning rate 0 leaves a good checkpoint.
+    // With warm-up, the first update has learning rate 0, so the checkpoint after it is good.
     bench
         .run(&format!("{words} 3e38 --warmup-steps 2 --max-steps 3 --save-steps 1 --save-total-limit 1"))
         .fails(4, &["are not finite after step 2", "last good checkpoint: out/checkpoint-1;"]);
@@ -149,7 +149,7 @@ fn weights_that_are_not_finite_are_never_written() {
     mapl::train::checkpoint::verify(&bench.at("out/checkpoint-1")).unwrap();
 }
 
-/// Sets the first element of a tensor in a checkpoint's optimiser state, and the hashes to match.
+/// Sets the first element of a tensor in a checkpoint's optimiser state, and updates the checkpoint's hashes.
 fn set_moment(bench: &Bench, folder: &str, tensor: &str, value: f32) {
     let (name, state) = ("state/optimizer-rank00000.safetensors", format!("{folder}/state/state.json"));
     let mut bytes = bench.bytes(&format!("{folder}/{name}"));
@@ -209,7 +209,7 @@ fn scores_that_are_not_finite_are_counted_in_every_output() {
     let done = warned("eval --model big --input pairs.jsonl --output big.json --bootstrap 0");
     assert!(done.err.contains(warning) && done.out.contains("score, NaN or infinite: 48"), "{}", done.out);
     assert_eq!(bench.json("big.json")["scores"]["non_finite"], 48);
-    // A finite model has no warning and a count of 0.
+    // A model with finite scores has no warning, and its count of non-finite scores is 0.
     let done = bench.run("eval --model model --input pairs.jsonl --output good.json --bootstrap 0").ok();
     assert!(!done.err.contains("warning") && !done.out.contains("NaN or infinite"), "{}", done.err);
     assert_eq!(bench.json("good.json")["scores"]["non_finite"], 0);

@@ -42,10 +42,10 @@ fn nothing_from_a_file_acts_on_the_terminal() {
         assert_plain(&done.err, words);
     }
     bench.run("data build --input bad.jsonl --output b.jsonl").fails(3, &[r"(id \u{1b}[2Jx\u{9b}31m\u{202e}y\u{7f})"]);
-    // Results keep the true values.
+    // Result files keep the unescaped text.
     bench.run("score --model model --input rows.jsonl --output s.jsonl").ok();
     assert_eq!(bench.rows("s.jsonl")[0]["id"], format!("0{ACTING}"));
-    // The same holds for a run's log.
+    // `watch` escapes text from a run's log too.
     let event = json!({"schema": 1, "kind": "event", "step": 1, "event": ACTING, ACTING: "x"});
     bench.write(
         "out/metrics.jsonl",

@@ -142,8 +142,8 @@ fn limits_of_time_and_memory_end_a_worker_and_a_bad_folder_is_given_up() {
         assert_eq!(error.exit_code(), 3, "{error}");
         let text = error.to_string();
         assert!(text.contains("talk.jsonl:1 ") && text.contains("bad.jinja") && text.contains(limit), "{text}");
-        // Rows are tokenized one at a time, as checks do: the third death of a worker is blamed on the
-        // folder.
+        // If rows are tokenized one at a time, the third and later deaths of a worker are reported as errors
+        // of the tokenizer folder.
         let tokenizer = load();
         let outcome = |at: usize| tokenize_rows(vec![rows[at].clone()], &tokenizer, &TokenizeOptions::default());
         let codes: Vec<i32> = (0..400).map(|at| outcome(at).unwrap_err().exit_code()).collect();
@@ -152,9 +152,9 @@ fn limits_of_time_and_memory_end_a_worker_and_a_bad_folder_is_given_up() {
     assert!(started.elapsed() < Duration::from_secs(300));
 }
 
-/// Of two adjacent bad rows, the first is the last row of one thread's half, and the second is the first row
-/// of another's. The second therefore kills its worker first. With an earlier death, it uses up the deaths
-/// that a folder may have.
+/// Two adjacent rows, 500 and 501, are bad. With several threads, row 500 is the last one of a thread's half
+/// and row 501 the first one of the other half, so row 501 kills its worker first. With an earlier death, row
+/// 501 uses up the worker deaths that a folder may have. The error must still name row 500.
 #[test]
 fn the_first_bad_row_gets_its_error_whatever_the_others_used_up() {
     let bench = Bench::new();

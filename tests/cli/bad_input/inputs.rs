@@ -1,4 +1,5 @@
-//! Outputs that would destroy an input: exit code 2, a message with both paths, and every byte kept.
+//! Tests of outputs that would overwrite an input: the exit code is 2, the message names both paths, and no
+//! file changes.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
@@ -76,7 +77,8 @@ fn a_training_run_spares_its_inputs() {
             ),
         ],
     );
-    // Inputs in the folder that the run does not touch are allowed, and so is a checkpoint of the same run.
+    // An input in the output folder is allowed if the run does not overwrite it, and so is a checkpoint of
+    // the same run.
     std::fs::copy(bench.at("pairs.jsonl"), bench.at("out/rows.jsonl")).unwrap();
     let rest = "--save-steps 1 --per-device-train-batch-size 1 --quiet";
     let own = "--resume-from-checkpoint out/checkpoint-2 --max-steps 2";

@@ -31,7 +31,8 @@ fn a_file_of_a_model_that_is_not_regular_is_named() {
     .enumerate()
     {
         for (make, why) in KINDS {
-            // The commands share their readers, so they alternate over the files; each meets every kind.
+            // Both commands read model files with the same code, so each file is tested with one of them.
+            // Each command is tested with every kind of path.
             let commands = [
                 "dpo --model bad --train-file pairs.jsonl --output-dir out",
                 "score --model bad --input pairs.jsonl --output s.jsonl",
@@ -148,7 +149,8 @@ fn a_link_to_a_private_file_is_not_copied_into_a_model() {
         std::fs::remove_file(bench.at("model").join(file)).unwrap();
         assert!(!bench.at("out").exists() && !bench.at("new").exists());
     }
-    // Unknown keys of these two files are kept in the trained model.
+    // Unknown keys of these two files are copied into the trained model, so the files must not be links out
+    // of the folder.
     for file in ["config.json", "generation_config.json"] {
         let (inside, outside) = (bench.at("model").join(file), bench.at("outside.json"));
         std::fs::rename(&inside, &outside).unwrap();
@@ -156,7 +158,7 @@ fn a_link_to_a_private_file_is_not_copied_into_a_model() {
         bench.run(train).fails(6, &[&format!("model/{file}: is a link to"), "outside.json"]);
         std::fs::rename(&outside, &inside).unwrap();
     }
-    // Weights are converted and not copied.
+    // Weights are converted and not copied, so their file may be such a link.
     std::fs::rename(bench.at("model/model.safetensors"), bench.at("weights")).unwrap();
     symlink("../weights", bench.at("model/model.safetensors")).unwrap();
     bench.run(train).ok();
@@ -205,7 +207,7 @@ fn data_come_from_a_pipe_once() {
     bench
         .bash(&format!("{train} --train-file pairs.jsonl --chat-template-path /dev/zero"))
         .fails(6, &["/dev/zero: has more bytes; at most 16777216 are read"]);
-    // Results are read more than once, so they are files.
+    // Result files are read more than once, so a pipe is an error.
     bench.bash("$MAPL compare <(echo) <(echo)").fails(3, &["is a pipe"]);
     bench.bash("$MAPL bench --device cpu --compare <(echo)").fails(3, &["is a pipe"]);
 }

@@ -1,4 +1,5 @@
-//! Too little memory and no threads: exit codes 7 and 1 with advice, and nothing left behind.
+//! Tests of too little memory (exit code 7) and of threads that cannot start (exit code 1): the message has
+//! advice, and no file is left behind.
 
 use crate::workbench::Bench;
 
@@ -26,7 +27,7 @@ fn data_beyond_the_memory_limit_end_with_code_7() {
             .fails(7, &["out of memory", "MiB are left", "many.jsonl:", "split the file"]);
         assert_eq!(bench.listing(), before);
     }
-    // The same holds for a JSON array of rows.
+    // A JSON array of rows above the memory limit gives the same exit code.
     bench.bash("(echo '['; head -n -1 many.jsonl | sed 's/$/,/'; tail -n 1 many.jsonl; echo ']') > many.json").ok();
     bench.bash(&format!("{limited} $MAPL data build --input many.json --output out.jsonl")).fails(7, &["many.json:"]);
 }

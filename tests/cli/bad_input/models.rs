@@ -1,5 +1,5 @@
-//! Damaged weight files and shard indices, through the binary; truncations and hundreds of flipped
-//! bits, through the library.
+//! Tests of damaged weight files and shard indices with the binary, and of truncations and hundreds of
+//! flipped bits with the library.
 
 use mapl::model::config::ModelConfig;
 use mapl::model::weights::{LoadAs, WeightFiles};
@@ -166,7 +166,8 @@ fn an_index_may_name_only_files_of_its_folder() {
     assert_eq!(bench.listing(), before);
 }
 
-/// Folders that lack a part of a download: the advice is to download it, not to make a new model.
+/// If a model folder lacks a file of a download, the advice is to download that file, not to create a new
+/// model.
 #[test]
 fn an_incomplete_download_is_named() {
     let bench = Bench::new();

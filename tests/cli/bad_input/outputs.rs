@@ -15,7 +15,8 @@ fn an_output_that_cannot_be_written_is_found_before_the_work() {
     let run = "--model model --train-file pairs.jsonl --max-steps 1";
     bench.run(&format!("dpo --output-dir out {run}")).ok();
     let before = bench.listing();
-    // Every input is missing, so a command that read it first would name it instead.
+    // Every input is missing, so a command that reads an input first would name the input instead of the
+    // output.
     for words in [
         "score --model none --input none.jsonl --output /proc/mapl.out",
         "eval --model none --input none.jsonl --output /proc/mapl.out",
@@ -138,7 +139,7 @@ fn names_that_are_not_utf_8_are_refused_before_the_work_or_used() {
         .bash(r#"n=$'n\xff'; $MAPL data build --input $n.jsonl --output $n.built > /dev/null && test -s $n.built"#)
         .ok();
     bench.bash(r#"n=$'n\xff'; $MAPL tokenizer --input $n.jsonl --vocab-size 300 --output-dir $n.tok > /dev/null"#).ok();
-    // The name of the working folder is recorded as well.
+    // The manifest also records the working folder, whose name is not UTF-8 here.
     let mut command =
         bench.command("dpo --model ../model --train-file ../pairs.jsonl --output-dir out --max-steps 2 --save-steps 1");
     command.current_dir(bench.path().join(OsStr::from_bytes(b"n\xff.folder")));

@@ -1,4 +1,4 @@
-//! Data files: damage that `damage.rs` does not cover, and rows above the length limit.
+//! Tests of data files: damage that `damage.rs` does not cover, and rows above the length limit.
 
 use std::io::Write as _;
 

@@ -94,7 +94,8 @@ fn invalid_numbers_are_refused_by_every_flag() {
                 }
                 Number::Whole => {
                     values.extend(["1.5", "nan"]);
-                    // -1 steps mean that epochs decide, as in TRL.
+                    // `--max-steps -1` is valid, as in TRL: the number of epochs then sets the length of the
+                    // run.
                     if flag != "--max-steps" {
                         values.push("-1");
                     }

@@ -94,7 +94,7 @@ fn capped(on: Where, name: &str, tree: &HostTree, (heads, window): (Heads, usize
     forward_and_backward(on, &format!("{name}, {heads:?}, window {window}, soft cap {softcap}"), d, tree, &qkv);
 }
 
-/// Soft caps that change most scores and soft caps far above them, over several tiles of keys.
+/// Tests soft caps that change most scores and soft caps far above the scores, over several tiles of keys.
 #[test]
 fn soft_caps() {
     for (name, tree) in batches() {
@@ -111,8 +111,8 @@ fn soft_caps() {
     }
 }
 
-/// Windows around the rows of a warp and the tiles of keys and queries, over several tiles of a segment
-/// and of its descendants.
+/// Tests windows with lengths near the rows of a warp and near the tiles of keys and queries, over several
+/// tiles of a segment and of its descendants.
 #[test]
 fn kernels_support_windows_around_the_tile_length() {
     let tree = HostTree::new().tree(&[(70, None), (100, Some(0)), (1, Some(0)), (40, Some(2)), (9, Some(1))]);
@@ -147,7 +147,7 @@ fn kernels_support_segments_around_the_tile_length() {
     }
 }
 
-/// Backward without the forward on the same backend: o and lse come from the reference.
+/// Runs the backward without a forward on the same backend: o and lse come from the reference.
 #[test]
 fn kernel_backward_from_reference_forward() {
     let tree = HostTree::new().tree(&[(70, None), (40, Some(0)), (70, Some(0))]);
@@ -226,7 +226,7 @@ fn results_depend_only_on_the_path<A: Element>(window: usize) {
     let Some((d, alone)) = both::<A>(&HostTree::new().tree(shape), heads, &qkv, &do_) else { return };
     let alone = rows_of(&d, &alone, 0..tokens);
 
-    // The same tree between two others.
+    // Puts the same tree between two other trees of a batch.
     let (before, after) = (HostTree::new().tree(&[(67, None), (3, Some(0))]), [(5, None), (9, Some(0))]);
     let around = |label: &str, own: &[f64], width: usize| {
         [normal(&format!("{label} before"), 70 * width, 1.0), own.to_vec(), normal(label, 14 * width, 1.0)].concat()
@@ -247,7 +247,7 @@ fn results_depend_only_on_the_path<A: Element>(window: usize) {
     let lse: Vec<f64> = alone[1].chunks_exact(tokens).flat_map(|row| row[..81].to_vec()).collect();
     common::compare::bits("lse of a path split elsewhere", &cut[1], &lse);
 
-    // The same path as a sequence that shares no prefix.
+    // Runs the same path as a sequence that shares no prefix.
     let (d, apart) =
         both::<A>(&HostTree::new().tree(&[(81, None)]), heads, &qkv[..81 * width], &do_[..81 * out]).unwrap();
     let apart = rows_of(&d, &apart, 0..81);

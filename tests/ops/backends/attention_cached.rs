@@ -39,7 +39,7 @@ fn every_kind_of_path() {
 
 #[test]
 fn kernels_support_every_head_size_and_ratio() {
-    // Path lengths around the steps of 32 keys and the splits of 256 keys.
+    // Path lengths are near multiples of the steps (32 keys) and of the splits (256 keys).
     let paths = HostPaths::new(700)
         .sequence(&[0..31], 1)
         .sequence(&[40..73], 2)
@@ -50,7 +50,8 @@ fn kernels_support_every_head_size_and_ratio() {
     }
 }
 
-/// Windows around the steps of 32 keys and the splits of 256, and within every kind of path.
+/// Tests windows on every kind of path, and windows with lengths near the steps of 32 keys and the splits of
+/// 256 keys.
 #[test]
 fn windows_of_every_kind_of_path() {
     for (name, paths) in calls() {
@@ -63,7 +64,7 @@ fn windows_of_every_kind_of_path() {
     for window in [1, 31, 32, 33, 255, 256, 257, 300, 555] {
         case_of("splits", &paths, paths.windowed((3, 1, 8), window), true);
     }
-    // Blocks of 512 keys are outside the window, and the CPU skips them.
+    // Some blocks of 512 keys lie outside the window, and the CPU skips them.
     let paths = HostPaths::new(1400).sequence(&[0..1300], 300).sequence(&[1300..1301], 1);
     case_of("blocks", &paths, paths.windowed((2, 1, 8), 60), false);
 }
@@ -80,7 +81,7 @@ fn soft_caps() {
     }
 }
 
-/// A different batch, different spans and different cache rows give the same bits.
+/// A sequence gets the same bits in a different batch, with different spans and in different cache rows.
 #[test]
 fn kernel_results_depend_only_on_the_path() {
     results_depend_only_on_the_path(1000);

@@ -23,7 +23,7 @@ type Heads = (usize, usize, usize);
 
 const P: Precision = Precision::Bf16;
 
-/// Forward, or backward after the reference's forward, so that all runs have the same inputs.
+/// Forward, or backward with o and lse of the reference's forward, so that all runs have the same inputs.
 struct Case<'a> {
     d: AttentionDims,
     tree: &'a HostTree,
@@ -131,8 +131,8 @@ fn branches() -> Vec<(&'static str, HostTree)> {
     ]
 }
 
-/// Every ratio with some tree and head size, every tree with some ratio; all of them with
-/// `MAPL_TEST_FULL=1`.
+/// Tests every ratio with some tree and head size, and every tree with some ratio; with `MAPL_TEST_FULL=1`,
+/// all combinations.
 #[test]
 fn every_branch_and_ratio() {
     let ratios = [(1, 1), (3, 1), (4, 1), (5, 1), (7, 1), (8, 1), (6, 3)];
@@ -163,8 +163,8 @@ fn long_paths() {
     }
 }
 
-/// The first warp initialises the mbarriers that the others wait on, and starts the copies. The first of two
-/// key tiles comes by TMA; a single one is copied row by row, or in part.
+/// `Schedule::Late` runs the first warp last, although it initialises the mbarriers and starts the copies.
+/// The first of two key tiles comes by TMA; a single key tile is copied row by row, or in part.
 #[test]
 fn the_first_warp_and_its_copies_may_come_last() {
     for prompt in [41, 131] {
@@ -199,7 +199,7 @@ fn a_shared_prefix_changes_no_bit() {
         let expected = on_emulator(&whole, heads, &apart(&qkv, width), &apart(&dout, out)).unwrap();
         let expected = of_tokens(&expected, heads.0, &[0..end, end + prompt..end + prompt + second], out);
         compare::same_bits(&format!("prefix of {prompt}"), &of_tokens(&got, heads.0, &[0..last], out), &expected);
-        // A path that is cut into other segments.
+        // Cuts the same path into different segments.
         let cut = HostTree::new().tree(&[(17, None), (100, Some(0)), (end - 117, Some(1))]);
         let cut = on_emulator(&cut, heads, &qkv[..end * width], &dout[..end * out]).unwrap();
         let (cut, got) = (of_tokens(&cut, heads.0, &[0..end], out), of_tokens(&got, heads.0, &[0..end], out));
@@ -247,7 +247,7 @@ fn large_scores_and_non_finite_queries() {
     check_variant("large scores", Hopper::Chosen, 1, &expected, |name| work.tolerance(name).scaled(200.0), &work);
 }
 
-/// Calls that the kernels do not support get the bits of the portable kernels.
+/// Calls that the wgmma kernels do not support run on the portable kernels, so they have the same bits.
 #[test]
 fn other_calls_use_the_portable_kernels() {
     let tree = HostTree::new().tree(&[(40, None), (3, Some(0))]);

@@ -147,7 +147,7 @@ fn huge_and_infinite_logits_match_the_reference() {
     let mut x = normal("hidden", 48, 1.0);
     x.iter_mut().for_each(|x| *x = x.abs());
     let mut head = normal("head", 600 * 16, 0.25);
-    // Token 5: logits near 1e4. Token 9: -inf for every row. The last panel contains only -inf.
+    // Token 5 has logits near 1e4, and token 9 has -inf in every row. The last panel contains only -inf.
     head[5 * 16..6 * 16].fill(1e3);
     head[9 * 16..10 * 16].fill(f64::NEG_INFINITY);
     head[588 * 16..].fill(f64::NEG_INFINITY);

@@ -59,7 +59,7 @@ fn losses() -> Vec<Case> {
     for curve in curves {
         let case = mixed().with_loss(&format!("{curve:?}"), |p| {
             p.curves = vec![curve.into()];
-            // Moves the arguments away from the hinge's kink.
+            // Moves the arguments of the hinge away from its kink.
             p.margin.iter_mut().for_each(|margin| *margin += 0.0625);
         });
         cases.push(case.with("means", |case| case.reduce = Reduce::Mean));
@@ -112,7 +112,7 @@ fn gradients() -> Vec<Case> {
     ]
 }
 
-/// Pairs that a curve of the batch sorts, which no fused op can chunk.
+/// Batches with a curve that sorts all pairs, so a fused op cannot process them in chunks.
 fn sorted() -> Vec<Case> {
     let of = |curve: Curve| {
         mixed().with_loss(&format!("{curve:?}"), |p| {
@@ -308,7 +308,7 @@ fn measured(case: &Case) -> Case {
     case.with("with statistics", |case| case.with_stats = true)
 }
 
-/// Asserts that the other results have the same bits without statistics.
+/// Asserts that all results except the statistics have the same bits with and without statistics.
 fn same_without_statistics(with: &Outputs, plain: &Outputs, label: &str) {
     let but_stats = |all: &Outputs| -> Outputs { all.iter().filter(|(name, _)| *name != "stats").cloned().collect() };
     compare::same_bits(label, &but_stats(with), &but_stats(plain));

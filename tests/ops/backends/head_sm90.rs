@@ -160,8 +160,8 @@ fn targets_of_nearly_zero_probability() {
     }
 }
 
-/// Blocks of the join kernel process two rounds of rows. The rows that it recomputes are in several warps,
-/// and in different warps in the second round from the first.
+/// Blocks of the kernel `head_join_sm90` process two rounds of rows. The rows that it recomputes are in
+/// several warps, and in different warps in the second round from the first.
 #[test]
 fn recomputed_rows_of_any_warp_and_round() {
     let mut case = Head::new((1, 16, 40, 290));

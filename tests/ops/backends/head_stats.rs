@@ -51,7 +51,7 @@ impl Case {
         let vocab = self.d.vocab as f64;
         match name {
             "logp" | "lse" => self.d.tolerance(precision),
-            // The sum of logits is far larger than its mean if logits are.
+            // The error of the mean logit grows with the size of the logits.
             "mean_logit" => self.d.stats_tolerance(precision).scaled(self.magnitude().max(1.0) / vocab.sqrt() + 1.0),
             _ => self.d.stats_tolerance(precision),
         }
@@ -110,7 +110,7 @@ fn the_first_of_equal_tokens_is_the_most_likely() {
     }
 }
 
-/// Log-probs without the statistics.
+/// Computes the log-probs without the statistics.
 fn plain<B: Backend>(on: &On<'_, B>, c: &Case) -> Outputs {
     runs::head_logprob_fwd(on, c.d, &c.x, &c.head, &c.source, &c.target)
 }
@@ -148,7 +148,7 @@ fn hopper_matches_the_reference() {
     cases().iter().for_each(|case| case.check_on_hopper(1.0));
 }
 
-/// Rows that `head_join` recomputes, next to rows that it does not.
+/// Tests rows that the kernel `head_join_sm90` recomputes, next to rows that it does not recompute.
 #[test]
 fn hopper_recomputes_the_statistics_of_targets_of_nearly_zero_probability() {
     let mut case = Case::new("nearly zero probability", (6, 16, 600, 6));

@@ -19,8 +19,7 @@ use mapl::backend::{Backend, Write};
 /// than the ring has.
 const SHAPES: [(usize, usize, usize); 5] = [(1, 8, 8), (72, 456, 136), (300, 232, 64), (130, 904, 24), (40, 200, 456)];
 
-/// Compares every tile and split count with the reference, and its schedules with one another
-/// bitwise.
+/// Compares the results of every tile and split count with the reference, and bitwise between schedules.
 fn everywhere(label: &str, expected: &Outputs, tolerance: Tolerance, splits: &[usize], work: &impl Work) {
     for tile in Tile::ALL {
         for &splits in splits {
@@ -100,7 +99,7 @@ fn every_tile_gives_the_same_bits() {
         let Some(device) = emulator(Schedule::Rising, 4) else { return };
         let kernels = Kernels::<_, bf16>::new(device).with_hopper(Hopper::Cut(tile, 1));
         let split = |splits, kernels: Kernels<_, bf16>| kernels.with_hopper(Hopper::Cut(tile, splits));
-        // Aligned to 16 bytes, or the kernels for Hopper would not run.
+        // The Hopper kernels run only on operands that are aligned to 16 bytes.
         let one = On { before: 8, ..On::new(&kernels, Precision::Bf16) };
         let mut all = vec![forward.run(&one), input.run(&one), of_weight.run(&one)];
         let kernels = split(3, kernels);

@@ -88,7 +88,8 @@ fn equal_zero_and_tiny_rows() {
 
 #[test]
 fn queries_and_keys_by_head() {
-    // Heads with and without full vectors, more tokens than a slice, all heads of one kind, tiny heads.
+    // Cases: heads with and without full vectors, more tokens than a slice, equally many query and key heads,
+    // tiny values.
     for (tokens, heads, kv_heads, head_dim, size) in
         [(0, 2, 1, 16, 1.0), (1, 1, 1, 2, 1.0), (7, 4, 2, 10, 1.0), (70, 3, 1, 64, 1.0), (9, 2, 2, 300, 1e-4)]
     {
@@ -96,7 +97,8 @@ fn queries_and_keys_by_head() {
     }
 }
 
-/// Rows with and without full vectors, of more than a block's threads, more tokens than a slice.
+/// Tests rows with and without full vectors, rows with more elements than a block has threads, and more
+/// tokens than a slice.
 #[test]
 fn all_queries_and_all_keys() {
     for (tokens, heads, kv_heads, head_dim, size) in
@@ -155,7 +157,7 @@ fn queries_and_keys(d: QkNormDims, size: f64) {
     }
 }
 
-/// Values are neither read nor written, and the copy is the input.
+/// QK-norm neither reads nor writes the values of a row, and its copy equals the input.
 #[test]
 fn values_stay_unchanged_and_the_copy_is_the_input() {
     let d = QkNormDims { tokens: 5, heads: 3, kv_heads: 2, head_dim: 8, whole: false, eps: 1e-6, offset: 0.0 };

@@ -13,7 +13,7 @@ const ADAM: Adam = Adam { decayed: 0, beta1: 0.9, beta2: 0.999, eps: 1e-8, weigh
 
 #[test]
 fn norm_and_clip_factor() {
-    // One slice, its boundary, and more than the maximum number of slices of minimum size.
+    // Lengths: one slice, its boundary, and more than the maximum number of slices of minimum size.
     for len in [0, 1, 129, 16_384, 16_385, 300_000] {
         let grads = normal("grads", len, 0.01);
         for max_norm in [1e-3, 1.0, f64::INFINITY] {

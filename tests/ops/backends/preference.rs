@@ -27,7 +27,7 @@ fn batch(curve: Curve, deviation: f64) -> Preference {
             vec![(5, 1), (6, -1), (0, 2), (1, -2)],
             vec![(5, -1), (6, 1), (2, -2), (1, 2)],
             vec![(1, 1), (0, -1)],
-            // Base kind, but not a pair: no centring.
+            // A base comparison of four terms, which is not centred.
             vec![(2, 1), (4, 1), (5, -1), (6, -1)],
         ],
         kind: vec![0, 1, 2, 2, 2, 0, 0],
@@ -152,13 +152,13 @@ fn several_curves_match_the_reference_and_their_sum() {
     }
 }
 
-/// More pairs than a block has threads; ties; NaN, which comes last.
+/// Tests more pairs than a block has threads, ties, and NaN, which sorts last.
 #[test]
 fn sorted_pairs_match_the_reference() {
     for curve in [Curve::Aot { smoothing: 0.1 }, Curve::AotUnpaired { smoothing: 0.0 }] {
         for pairs in [1, 7, 300] {
             let mut p = Preference::sorted(curve, pairs);
-            // Sums of up to 200 comparisons.
+            // The `sums` of a kind are over up to 200 comparisons.
             let tolerance =
                 |precision, _: &str| PreferenceFwd::<Cpu>::tolerance(stored_as_acc(precision), 8.0).scaled(64.0);
             check!(format!("{curve:?} of {pairs}"), |on: &_| preference(on, &p), tolerance);
@@ -171,8 +171,8 @@ fn sorted_pairs_match_the_reference() {
     }
 }
 
-/// More rows than a block has threads; a divergence of at least 0; a NaN, which makes the divergence NaN for
-/// all rows.
+/// Tests more rows than a block has threads, a divergence of at least 0, and a NaN, which makes the
+/// divergence NaN for all rows.
 #[test]
 fn unpaired_rows_match_the_reference() {
     for (curve, rows) in [(Curve::Kto, 1), (Curve::Kto, 7), (Curve::Kto, 300), (Curve::ApoZeroUnpaired, 7)] {
@@ -335,7 +335,7 @@ fn batch_larger_than_a_block_matches_the_reference() {
         clip: vec![0.0; 2 * comparisons],
         kind_scale: vec![0.5, 1.0, 0.25],
     };
-    // Sums of 200 comparisons, each with the f32 error of one.
+    // The `sums` of a kind are over 200 comparisons, each with the f32 error of one.
     let tolerance = |precision, _: &str| PreferenceFwd::<Cpu>::tolerance(stored_as_acc(precision), 8.0).scaled(64.0);
     check!("many", |on: &_| preference(on, &p), tolerance);
 }

@@ -162,7 +162,8 @@ fn calls_without_a_kernel_run_op_by_op() {
     }
 }
 
-/// The gradient of attention after the reference's forward, with queries and keys rotated back.
+/// The gradient of attention with o and lse of the reference's forward, and with queries and keys rotated
+/// back.
 struct Gradient<'a> {
     d: AttentionDims,
     tree: &'a HostTree,
@@ -185,7 +186,7 @@ impl Work for Gradient<'_> {
     }
 }
 
-/// Segments that end inside a tile, one row, a branch.
+/// Tests segments that end inside a tile, a segment of one row, and a branch.
 #[test]
 fn gradients_of_attention() {
     let tree = HostTree::new().tree(&[(41, None), (130, Some(0)), (9, Some(0))]).tree(&[(1, None)]);
@@ -213,7 +214,7 @@ fn gradients_of_attention() {
     }
 }
 
-/// Checks which calls are one op in a profile.
+/// Checks for which head sizes the backend reports that an op includes RoPE.
 #[test]
 fn kernels_rotate_whole_heads_of_their_sizes() {
     let Some(device) = emulator(Schedule::Rising, 2) else { return };

@@ -27,7 +27,7 @@ fn sums_and_means_match_the_reference() {
     }
 }
 
-/// Tails that start before, in and after a sequence, with weights of 0, 0.25 and 1.
+/// Tests tails that start before, in and after a sequence, with weights of 0, 0.25 and 1.
 #[test]
 fn tails_match_the_reference() {
     let offsets = [0, 0, 7, 7, 129, 1999];

@@ -26,7 +26,7 @@ pub fn every_argument<B: Backend>(b: &B, c: &mut BTreeSet<&'static str>) {
     with(b, &Lengths::exact(), Curve::Hinge, &groups, |a| a.comparison = None).unwrap();
     let neither = |a: &mut HeadPreference<'_, B>| (a.comparison, a.direct) = (None, None);
     refused("direct", with(b, &Lengths::exact(), Curve::Hinge, &groups, neither));
-    // Groups with decreasing ends, ends that are too early or too late, and no groups.
+    // These groups are errors: decreasing ends, ends that are too early or too late, and no groups.
     let end = |row, seq| GroupEnd { row, seq };
     for bad in [
         vec![],
@@ -116,6 +116,6 @@ fn cost_is_three_gemms_and_each_operand_once() {
     assert_eq!(cost(|a| a.dhead = None), Cost { bytes: 556 - 96, flops: 2 * 96 + 40 });
     assert_eq!(cost(|a| a.dhead_write = Write::Add), Cost { bytes: 556 + 96, flops: 3 * 96 + 40 });
     assert_eq!(cost(|a| a.stats = None), Cost { bytes: 556 - 24, flops: 3 * 96 + 40 });
-    // Only scores, with a given score gradient.
+    // Without comparisons, the op computes only scores and reads a given score gradient.
     assert_eq!(cost(|a| a.comparison = None), Cost { bytes: 556 - 116 - 88 + 24, flops: 3 * 96 });
 }

@@ -38,7 +38,7 @@ pub fn trees() {
     }
 }
 
-/// Windows of one token, within and across segments, and longer than every path.
+/// Tests windows of one token, within and across segments, and longer than every path.
 pub fn windows() {
     for (name, tree) in batches() {
         for window in [1, 2, 3, 9] {
@@ -55,7 +55,7 @@ pub fn windows() {
     }
 }
 
-/// Soft caps that bend most scores, with and without a window.
+/// Tests soft caps that change most scores, with and without a window.
 pub fn softcaps() {
     for (name, tree) in batches() {
         for (softcap, window) in [(0.7, 9), (3.0, 2)] {
@@ -99,8 +99,8 @@ fn rows_with_gradient(tree: &HostTree, d: AttentionDims, expected: &[(usize, Vec
     }
 }
 
-/// The reference's attention over a cache: the queries of whole sequences, token by token, in pieces, and
-/// with a shared prompt, get the output of attention over the prefix tree.
+/// Tests the reference's attention over a cache. Queries of whole sequences, token by token, in pieces and
+/// with a shared prompt get the output of attention over the prefix tree.
 pub fn cached_equals_whole() {
     let tree = HostTree::new().tree(&[(5, None), (3, Some(0)), (4, Some(0))]);
     for (heads, kv_heads, window, softcap) in [

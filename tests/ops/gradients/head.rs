@@ -65,8 +65,8 @@ pub fn logprob() {
     }
 }
 
-/// The head without stored logits equals gather, linear layer and stored-logits log-prob, forward
-/// and backward.
+/// Tests that the head without stored logits equals three separate ops (gather, linear layer and
+/// stored-logits log-prob), forward and backward.
 pub fn fused_equals_stored() {
     let [hidden, head] = head_inputs();
     let dlogp = normal("dlogp", HEAD.rows, 1.0);
@@ -109,7 +109,7 @@ fn with_inputs(case: &Case, inputs: &[Vec<f64>]) -> Case {
     Case { hidden: inputs[0].clone(), head: inputs[1].clone(), ..case.clone() }
 }
 
-/// Gradient of `sum of dy * loss` with respect to hidden rows and head, with `dy` in the weights.
+/// Checks the gradient of `sum of dy * loss` with respect to hidden rows and head, with `dy` in the weights.
 pub fn head_preference() {
     for (reduce, write) in [(Reduce::Sum, Overwrite), (Reduce::Mean, Add)] {
         let mut case = Case::new("head_preference", &[&[2, 3], &[1, 2, 0, 1]], (3, 7));
@@ -135,7 +135,7 @@ pub fn head_preference() {
     }
 }
 
-/// Gradient of `<direct, score>` without comparisons.
+/// Checks the gradient of `<direct, score>` without comparisons.
 pub fn likelihood() {
     let mut case = Case::new("likelihood", &[&[2, 3], &[0, 4]], (3, 7));
     (case.loss, case.write, case.reduce) = (None, Add, Reduce::Mean);

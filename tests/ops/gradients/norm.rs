@@ -49,7 +49,7 @@ pub fn norm() {
     }
 }
 
-/// Queries, keys and values of a token differ; values pass unchanged.
+/// Checks the norm of query and key heads. Queries, keys and values of a token differ; values pass unchanged.
 pub fn heads() {
     for (tokens, heads, kv_heads, head_dim, eps, offset) in
         [(3, 2, 1, 4, 1e-6, 0.0), (2, 3, 3, 6, 0.5, 0.0), (2, 3, 3, 6, 0.5, 1.0)]
@@ -72,7 +72,7 @@ pub fn heads() {
     }
 }
 
-/// A norm after a block (post-norm): the gradient of the base equals the gradient of the result.
+/// Checks a norm after a block (post-norm): the gradient of the base equals the gradient of the result.
 pub fn on_base() {
     let d = NormDims { tokens: 3, hidden: 5, eps: 1e-6, offset: 1.0 };
     let forward = |i: &[Vec<f64>]| runs::norm_on_base(&ORACLE, d, [&i[0], &i[1]], None, Some(&i[2]));

@@ -37,7 +37,7 @@ pub fn norm_and_clip() {
     }
 }
 
-/// Patch norms of a weight gradient, and the gradient norm computed from them.
+/// Checks the patch norms of a weight gradient, and the gradient norm computed from them.
 pub fn norms_of_patches() {
     // Two patches down and two across; the last of each is partial.
     let d = LinearDims { tokens: 3, inputs: 37, outputs: 18 };
@@ -62,7 +62,7 @@ pub fn norms_of_patches() {
     }
 }
 
-/// One update from nonzero moments at the sixth step, with and without clipping.
+/// Checks one update from nonzero moments at the sixth step, with and without clipping.
 pub fn textbook_step() {
     let (grads, params) = (normal("grads", 5, 1.0), normal("params", 5, 1.0));
     let (m, v): (_, Vec<f64>) = (normal("m", 5, 1.0), normal("v", 5, 1.0).iter().map(|x| x * x).collect());

@@ -108,7 +108,7 @@ fn difference_of(p: &Preference) -> Vec<f64> {
     differences(std::slice::from_ref(&p.score), 0, |i| objective(&Preference { score: i[0].clone(), ..p.clone() }))
 }
 
-/// Asserts that no comparison is near the hinge's kink at z = 1, and that both sides occur.
+/// Asserts that no comparison is near the hinge's kink at z = 1, and that some are on each side of it.
 fn assert_off_the_kink(p: &Preference) {
     let z: Vec<f64> = outputs(p)[1].iter().zip(&p.margin).map(|(logit, margin)| logit - margin).collect();
     assert!(z.iter().all(|z| (z - 1.0).abs() > 0.01), "{z:?}");
@@ -137,7 +137,8 @@ pub fn curves() {
 }
 
 pub fn detached_terms_are_constants() {
-    // A curve of separate terms supports no detached terms, and the check below moves them into the margin.
+    // The check below moves detached terms into the margin, so it uses only single curves with the identity
+    // link. Curves of separate terms are left out because they support no detached terms.
     let plain = |p: &Preference| p.link == Link::Identity && p.curves.len() == 1 && !p.is_of_terms();
     for (label, p) in batches().into_iter().filter(|(_, p)| plain(p)) {
         if p.curves == [Curve::Hinge.into()] {
@@ -158,7 +159,8 @@ pub fn detached_terms_are_constants() {
     }
 }
 
-/// Seven pairs of two kinds, so that ranks differ between the two numbers that are sorted.
+/// Tests seven pairs of two kinds. The two numbers of a pair, which are sorted separately, have different
+/// ranks.
 pub fn sorted_pairs() {
     let with_sigmoid = |curve: Curve| vec![curve.into(), WeightedCurve { weight: 0.5, ..CURVES[0].into() }];
     for curve in [Curve::Aot { smoothing: 0.0 }, Curve::Aot { smoothing: 0.2 }, Curve::AotUnpaired { smoothing: 0.1 }] {
@@ -171,7 +173,7 @@ pub fn sorted_pairs() {
     }
 }
 
-/// The divergence of the batch and the sequences that it is estimated from are constants.
+/// The divergence of the batch, and the sequences from which it is estimated, are constants for the gradient.
 pub fn unpaired_rows() {
     for curve in [Curve::Kto, Curve::ApoZeroUnpaired] {
         let mut p = Preference::unpaired(curve, 7);

@@ -23,7 +23,7 @@ pub fn rope() {
     check("rope", &[normal("qkv", 72, 1.0)], &[Overwrite], |i| rotate(&i[0], false), |_, dy, _| vec![rotate(dy, true)]);
 }
 
-/// The first four of six elements rotate.
+/// Rotates only the first four of six elements of a head.
 pub fn partial() {
     let d = RopeDims { rotated: 4, ..ROPE };
     let angle = |i: usize| (i / 2) as f64 * 100f64.powf(-((i % 2) as f64) / 2.0);
@@ -40,7 +40,7 @@ pub fn rope_transpose() {
     let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
     let (x, y) = (normal("rope x", 72, 1.0), normal("rope y", 72, 1.0));
     let (forward, back) = (dot(&rotate(&x, false), &y), dot(&x, &rotate(&y, true)));
-    // 72 products of magnitude one, each rounded a few times.
+    // Each dot product sums 72 products of magnitude one, and each product is rounded a few times.
     assert!((forward - back).abs() < 1e-13 * 72.0, "forward {forward}, transpose {back}");
     assert!((forward - dot(&x, &y)).abs() > 0.1, "the rotation changes nothing");
 }
@@ -66,7 +66,7 @@ pub fn linear() {
     }
 }
 
-/// The gradient with respect to the rows before their rotation.
+/// Checks the gradient of attention with respect to the QKV rows before their rotation.
 pub fn attention() {
     let tree = HostTree::new().tree(&[(3, None), (2, Some(0)), (2, Some(0))]).tree(&[(2, None)]);
     let positions = [0, 1, 2, 3, 4, 3, 4, 7, 8];

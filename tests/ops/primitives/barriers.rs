@@ -6,8 +6,8 @@ use mapl::backend::kernels::launchers::{TestCluster, TestMbarrier, TestNamed, Te
 
 use super::harness::{download, unwritten, upload};
 
-/// mbarrier phases by parity: every item of a ring of two arrives once and is not overwritten
-/// before it is read. An invalidated mbarrier can be initialised again.
+/// Tests mbarrier phases by parity: every item of a ring of two arrives once and is not overwritten before it
+/// is read. An invalidated mbarrier can be initialised again.
 pub fn mbarrier_phases_protect_a_ring<D: Device>(device: &D) {
     // One item, a full ring, both parities of both slots, and many rounds.
     for items in [1, 2, 5, 16] {
@@ -46,7 +46,7 @@ pub fn semaphore_orders_blocks<D: Device>(device: &D) {
     }
 }
 
-/// mapa, ld and st of .shared::cluster, remote mbarrier arrivals and the cluster barrier, in two
+/// Tests mapa, ld and st of .shared::cluster, remote mbarrier arrivals and the cluster barrier, in two
 /// clusters of four blocks.
 pub fn clusters_access_distributed_shared_memory<D: Device>(device: &D) {
     let (out, values) = (unwritten(device, 8 * 96), unwritten(device, 8 * 32));
@@ -66,7 +66,7 @@ pub fn clusters_access_distributed_shared_memory<D: Device>(device: &D) {
     }
 }
 
-/// setmaxnreg: 40 registers for one warpgroup and 232 for two use all 64,512. griddepcontrol has no
+/// Tests setmaxnreg: 40 registers for one warpgroup and 232 for two use all 64,512. griddepcontrol has no
 /// effect here.
 pub fn registers_move_between_warpgroups<D: Device>(device: &D) {
     let out = unwritten(device, 384);

@@ -9,12 +9,12 @@ use super::harness::{download, unwritten, upload};
 
 const SWIZZLES: [MapSwizzle; 2] = [MapSwizzle::None, MapSwizzle::Bytes128];
 
-/// A tensor of small integers with rows padded to a multiple of 16 bytes, and the shape of its
-/// boxes.
+/// A tensor of small integers, and the shape of its boxes. Rows are padded to a multiple of 16 bytes and then
+/// by 16 bytes.
 struct Tensor<D: Device> {
     memory: D::Memory,
     map: TensorMap,
-    /// Elements from one row to the next; `plane` is the same for planes.
+    /// Distance from one row to the next, in elements; `plane` is the distance between planes.
     pitch: usize,
     plane: usize,
     dims: Vec<usize>,
@@ -234,8 +234,8 @@ fn expect<D: Device>(device: &D, tensor: &Tensor<D>, at: [i32; 3], inside: impl 
     assert_eq!(tensor.read(device), expected, "box at {at:?}, {:?}", tensor.swizzle);
 }
 
-/// cp.async.bulk.tensor stores: shared memory has the layout of loads, and nothing outside the
-/// tensor is written.
+/// Tests cp.async.bulk.tensor stores: shared memory has the layout of loads, and nothing outside the tensor
+/// is written.
 pub fn tma_stores_boxes<D: Device>(device: &D) {
     let count = stored_cases(device).len();
     for case in 0..count {
@@ -248,7 +248,7 @@ pub fn tma_stores_boxes<D: Device>(device: &D) {
     }
 }
 
-/// cp.reduce.async.bulk.tensor .add: exact in f32, rounded to nearest even in bf16.
+/// Tests cp.reduce.async.bulk.tensor .add, which is exact in f32 and rounds to nearest even in bf16.
 pub fn tma_adds_boxes<D: Device>(device: &D) {
     let round = |element, x: f32| if element == MapElement::Bf16 { bf16::from_f32(x).to_f32() } else { x };
     for (tensor, at) in added_cases(device) {
@@ -259,7 +259,7 @@ pub fn tma_adds_boxes<D: Device>(device: &D) {
     }
 }
 
-/// Multicast: the load of each block arrives in both blocks at the same offset and counts on the
+/// Tests multicast: the load of each block arrives in both blocks at the same offset and counts on the
 /// mbarrier of each.
 pub fn tma_multicast_reaches_both_blocks<D: Device>(device: &D) {
     for swizzle in SWIZZLES {

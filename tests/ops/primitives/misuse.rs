@@ -190,7 +190,8 @@ fn plain_stores_write_whole_units_of_16_bytes() {
     });
 }
 
-/// The fence is missing, comes before the write, or is executed by only one of the writing threads.
+/// Each kernel variant is wrong in one way: the fence is missing, comes before the write, or is executed by
+/// only one of the writing threads.
 #[test]
 fn missing_proxy_fences_are_reported() {
     for schedule in SCHEDULES {

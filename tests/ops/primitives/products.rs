@@ -88,7 +88,7 @@ macro_rules! product {
         let (a, b) = (small(64, k, columns), small(k, columns, mode + 1));
         let a_image = $a_image(|r, j| a[r * k + j], 64, k, mode);
         let b_image = $b_image(|r, j| b[j * columns + r], columns, k, mode);
-        // A single step must not read the next one; the full sum needs every step.
+        // A single step must not read the operands of the next step; the full sum needs every step.
         for (steps, accumulate) in [(1, 0), (k / 16, 0), (k / 16, 1)] {
             let [a_memory, b_memory] = [&a_image, &b_image].map(|image| upload($device, &image.bytes));
             let out = unwritten($device, 128 * columns / 2);
@@ -120,14 +120,14 @@ macro_rules! product {
     }};
 }
 
-/// Both operands along k with the three swizzles: a row holds 64, 32 and 16 values of k.
+/// Tests both operands along k with the three swizzles: a row holds 64, 32 and 16 values of k.
 pub fn wgmma_operands_along_k<D: Device>(device: &D) {
     product!(TestProduct64Kk, device, 64, 64, 1, along_k, along_k);
     product!(TestProduct64Kk, device, 64, 32, 2, along_k, along_k);
     product!(TestProduct64Kk, device, 64, 16, 3, along_k, along_k);
 }
 
-/// One or both operands across k with the 128-byte swizzle; more columns than the width of a
+/// Tests one or both operands across k with the 128-byte swizzle, and more columns than the width of a
 /// pattern.
 pub fn wgmma_operands_across_k<D: Device>(device: &D) {
     product!(TestProduct128Ka, device, 128, 32, 1, along_k, across_k);
@@ -135,7 +135,8 @@ pub fn wgmma_operands_across_k<D: Device>(device: &D) {
     product!(TestProduct192Aa, device, 192, 48, 1, across_k, across_k);
 }
 
-/// No swizzle: the meaning of a descriptor's two offsets depends on the direction of the operand.
+/// Tests operands without a swizzle: the meaning of a descriptor's two offsets depends on the direction of
+/// the operand.
 pub fn wgmma_operands_without_swizzle<D: Device>(device: &D) {
     product!(TestProduct64Kk, device, 64, 32, 0, along_k, along_k);
     product!(TestProduct128Ka, device, 128, 32, 0, along_k, across_k);
@@ -177,7 +178,7 @@ macro_rules! product_of_registers {
     }};
 }
 
-/// A in registers; B along k and across k.
+/// Tests A in registers, with B along k and across k.
 pub fn wgmma_operands_in_registers<D: Device>(device: &D) {
     product_of_registers!(TestProductRegisters80K, device, 80, along_k);
     product_of_registers!(TestProductRegisters96K, device, 96, along_k);

@@ -35,7 +35,7 @@ pub fn f32_rounds_to_bf16<D: Device>(device: &D) {
     assert_eq!(download::<D, u16>(device, &rounded, 16), expected);
 }
 
-/// shfl.sync in its four modes and vote.sync in its three.
+/// Tests shfl.sync in its four modes and vote.sync in its three.
 pub fn lanes_exchange_values_and_votes<D: Device>(device: &D) {
     let values: Vec<i32> = (0..32).map(|lane| 1000 + lane).collect();
     let (x, out) = (upload(device, &values), unwritten(device, 32 * 8));
@@ -45,15 +45,15 @@ pub fn lanes_exchange_values_and_votes<D: Device>(device: &D) {
     for lane in 0..32i32 {
         let up = if lane < 3 { lane } else { lane - 3 };
         let down = if lane > 27 { lane } else { lane + 4 };
-        // A value of exactly one lane and a value of no lane; a bound that all lanes satisfy and a
-        // bound that lane 0 does not.
+        // Results 5 and 6 are pairs of votes: any lane has a value of exactly one lane, and a value of no
+        // lane; all lanes satisfy a bound, and a bound that lane 0 does not satisfy.
         let expected =
             [1000 + (7 * lane + 3) % 32, 1000 + (lane ^ 5), 1000 + up, 1000 + down, votes as i32, 1, 1, lane];
         assert_eq!(got[8 * lane as usize..][..8], expected, "lane {lane}");
     }
 }
 
-/// cp.async of 16 and 4 bytes with zero fill beyond the source size; groups complete oldest first.
+/// Tests cp.async of 16 and 4 bytes with zero fill beyond the source size; groups complete oldest first.
 pub fn cp_async_completes_by_group<D: Device>(device: &D) {
     let values: Vec<f32> = (1..=384).map(|i| i as f32).collect();
     let (x, out) = (upload(device, &values), unwritten(device, 416));

@@ -49,9 +49,9 @@ pub fn tiles_of_roots_come_first_and_deep_ones_last<D: Device>(device: &D) {
     assert_eq!(tiles, expected);
 }
 
-/// Query tiles are ordered by the length of their path, key tiles by the number of queries that see them.
-/// Within a class of lengths, tiles are in the order of the batch, and key tiles start at the end of a
-/// segment.
+/// Query tiles are ordered by the length of their path, key tiles by the number of queries that see them,
+/// each in descending classes. Within a class, tiles are in the order of the batch, but the key tiles of a
+/// segment start at its end.
 pub fn tiles_of_hopper_are_ordered_by_class_of_length<D: Device>(device: &D) {
     let nodes = [(150, None), (70, Some(0)), (33, Some(0)), (90, Some(1)), (20, Some(1)), (0, Some(2)), (1, Some(2))];
     let tree = (0..40).fold(HostTree::new().tree(&nodes).tree(&nodes[..3]), |tree, n| tree.tree(&[(1 + n, None)]));
@@ -61,7 +61,7 @@ pub fn tiles_of_hopper_are_ordered_by_class_of_length<D: Device>(device: &D) {
     let (starts, offsets) = (upload(device, &tree.starts), upload(device, &tree.ancestor_offsets));
     let (ancestors, trees) = (upload(device, &tree.ancestors), upload(device, &tree.trees));
     for (kind, rows, span) in [(AttentionTiles::Queries, 18, 16), (AttentionTiles::Keys, 32, 6)] {
-        // (class of length, words)
+        // (class, words of the work item)
         let mut expected: Vec<(usize, [i32; ATTENTION_WORDS])> = Vec::new();
         for s in 0..segments {
             let tiles = rows_of(s).div_ceil(rows);

@@ -1,5 +1,5 @@
-//! Prompt-blindness probes: the tokens that they change and keep, and that intra comparisons tie
-//! without prompts.
+//! Prompt-blindness probes. The tests check which tokens the probes change and keep, and that intra
+//! comparisons are ties without prompts.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -5,8 +5,9 @@ use mapl::eval::measure::{By, Measure, Quantity};
 use mapl::eval::statistics::Resampling;
 use mapl::eval::{Evaluation, Scored, Settings, data_hash};
 
-/// A full group with prompts x, x_up, worse for the chosen, x_down, worse for the rejected. It has
-/// k = 3 and rule A; the chosen response violates one instruction and the rejected response two.
+/// A full group with five prompts: x, x_up, one that is worse for the chosen response, x_down, and one that
+/// is worse for the rejected response. It has k = 3 and rule A; the chosen response violates one instruction
+/// and the rejected response two.
 fn bakery() -> PreferenceGroup {
     let group: PreferenceGroup = serde_json::from_str(include_str!("../../fixtures/bakery_group.json")).unwrap();
     group.validate().unwrap();
@@ -159,7 +160,8 @@ fn comparison(kind: Kind, direction: Option<Direction>, terms: &[(usize, usize, 
     Comparison { kind, terms, margin: 0.0, weight: 1.0, rule: None, direction }
 }
 
-/// Conflict needs both responses under x_down, from any comparisons, and no separate comparison.
+/// The conflict measure needs the scores of both responses under x_down, which may come from any comparisons.
+/// It needs no comparison of its own kind.
 #[test]
 fn conflict_is_found_through_the_instructions() {
     let mut group = bakery();

@@ -15,7 +15,8 @@ use rayon::prelude::*;
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../kernels/sass.csv");
 
-/// The folder with cuobjdump and nvdisasm: next to nvcc, on PATH, or in the active Python's packages.
+/// Returns the folder with cuobjdump and nvdisasm: next to nvcc, in CUDA's folder, on PATH, or in the active
+/// Python's packages.
 pub fn tools() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let of_nvcc = variable("NVCC").and_then(|nvcc| nvcc.parent().map(Path::to_path_buf));
@@ -27,8 +28,8 @@ pub fn tools() -> Option<PathBuf> {
     folders.into_iter().find(|folder| ["cuobjdump", "nvdisasm"].iter().all(|tool| folder.join(tool).is_file()))
 }
 
-/// Machine code of all kernels but those of tests. `None`, after printing `SKIPPED`, without nvcc's
-/// code or without the tools; fails instead if `MAPL_REQUIRE_NVCC` is 1.
+/// Returns the machine code of all kernels except those of tests. If kernels were not compiled by nvcc or the
+/// tools are missing, prints `SKIPPED` and returns `None`, or panics if `MAPL_REQUIRE_NVCC` is 1.
 fn listing() -> Option<&'static Listing> {
     static LISTING: OnceLock<Option<Listing>> = OnceLock::new();
     LISTING.get_or_init(disassembled).as_ref()

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Each step runs only if the previous one succeeded, and none of them executes a tile instruction. A missing
-//! grant is a reason that `mapl env` shows, not an error.
+//! grant is not an error; `mapl env` shows the reason.
 
 use std::fmt;
 

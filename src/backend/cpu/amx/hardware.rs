@@ -22,8 +22,8 @@ impl Hardware {
 }
 
 // SAFETY, for all operations: `Granted` proves that the processor has the instruction and that Linux saves
-// its state. Callers guarantee the contract of the trait. Without `pure`, the compiler keeps the order of the
-// operations. A load reads, and a store writes, only the configured rows.
+// the tile state. Callers guarantee the contract of the trait. Without `pure`, the compiler keeps the order
+// of the operations. A load reads, and a store writes, only the configured rows.
 impl Unit for Hardware {
     #[inline(always)]
     unsafe fn configure(&mut self, config: &Config) {

@@ -7,9 +7,9 @@
 //!     C[m][n] = C[m][n] + (even + odd)
 //! ```
 //!
-//! Every operation rounds to nearest, ties to even, and flushes subnormal inputs and results to zero. An
-//! exception of a processor is a [`Fault`] here. Loads and stores outside the given memory, which a processor
-//! does not detect, are faults too.
+//! Every operation rounds to nearest, ties to even, and flushes subnormal inputs and results to zero. Where a
+//! processor raises an exception, the model returns a [`Fault`]. Loads and stores outside the given memory,
+//! which a processor does not detect, are faults too.
 
 use std::fmt;
 
@@ -188,9 +188,9 @@ vectorised! {
     }
 }
 
-/// Returns x, with a subnormal number replaced by a zero of the same sign. Intel's units decide this after
-/// rounding with an unlimited exponent, so a sum within half a step below the smallest normal number may
-/// differ.
+/// Returns x, with a subnormal number replaced by a zero of the same sign. Intel's units test for subnormal
+/// results after rounding with an unlimited exponent, so a sum within half a step below the smallest normal
+/// number may differ from this model.
 #[inline(always)]
 fn flushed(x: f32) -> f32 {
     let tiny = x.to_bits() & 0x7f80_0000 == 0;

@@ -1,12 +1,12 @@
-//! Operands of a GEMM in the order in which tiles load them.
+//! Packs the operands of a GEMM in the order in which tiles load them.
 //!
 //! ```text
 //! right: (pairs of k, 32 columns), each element a pair of two consecutive k: the panel of `avx512_bf16`,
-//!        with pairs of 0 up to a multiple of 16. Every 16 pairs hold two tiles next to each other
+//!        with pairs of 0 up to a multiple of 16. Every 16 rows of pairs hold two tiles side by side
 //! left:  for each 16 rows, for each 32 k: a tile of (16 rows, 32 k), with zeros after the last row and k
 //! ```
 //!
-//! With AVX-512 BF16, vector code packs the same layouts; the bits do not depend on it.
+//! With AVX-512 BF16, vector instructions do the packing. The packed bits are the same.
 
 use half::bf16;
 
@@ -20,7 +20,7 @@ pub(super) const TILE_WORDS: usize = ROWS * LANES;
 /// Words of a panel for one step of the depth.
 pub(super) const STEP_WORDS: usize = STEP / 2 * PANEL;
 
-/// Whether vector code does the packing.
+/// Whether the processor supports packing with vector instructions.
 pub(super) fn has_vectors() -> bool {
     cfg!(target_arch = "x86_64") && Units::Dot16.is_usable()
 }
@@ -105,7 +105,8 @@ mod vector {
         // SAFETY: the masks keep the loads inside `a`, and a tile is stored only if it has rows of `a`.
         unsafe {
             let (low, high) = (_mm512_loadu_si512(low.as_ptr().cast()), _mm512_loadu_si512(high.as_ptr().cast()));
-            // Columns can be pages apart, so each column is read to its end before the next step.
+            // Columns can be pages apart, so the 32 columns of a step are read to their ends before the next
+            // step.
             for step in 0..steps {
                 for i in (0..m).step_by(2 * ROWS) {
                     let rows = mask32(m - i);

@@ -1,6 +1,6 @@
 use super::*;
 
-/// Returns a matrix with contiguous rows, contiguous columns, or neither, with gaps.
+/// Returns a matrix with contiguous rows, contiguous columns, or neither. There are gaps between the lines.
 fn mat(data: &[bf16], rows: usize, cols: usize, layout: usize) -> Mat<'_, bf16> {
     match layout {
         0 => Mat::new(data, rows, cols, cols + 3),
@@ -17,7 +17,7 @@ fn at(m: &Mat<'_, bf16>, i: usize, j: usize) -> f32 {
     m.data[i * m.row_stride + j * m.col_stride].to_f32()
 }
 
-/// An element of `c (+)= a b` in the documented order.
+/// Returns an element of `c (+)= a b`, summed in the documented order.
 fn element(a: &Mat<'_, bf16>, b: &Mat<'_, bf16>, [i, j]: [usize; 2], old: f32, write: Write) -> f32 {
     let mut result = old;
     for from in (0..a.cols).step_by(DEPTH) {
@@ -130,7 +130,8 @@ fn this_processors_tiles_give_the_sums_of_the_model() {
         println!("SKIPPED: amx_bf16 is {lack}");
         return;
     }
-    // A processor that sums in the documented order gives the model's bits everywhere.
+    // If the samples are equal, the processor sums in the documented order, and all results must have the
+    // model's bits.
     let same = samples(true) == samples(false);
     println!("the sums have {}", if same { "the model's bits" } else { "bits of their own" });
     for [m, n, depth] in sizes() {

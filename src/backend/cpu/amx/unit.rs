@@ -1,6 +1,6 @@
 //! The tile operations of AMX that the GEMM uses, and the configuration of its tiles.
 //!
-//! An instruction encodes the number of a tile register, so a tile is a const generic argument. Two units
+//! An instruction encodes the index of a tile register, so a tile is a const generic argument. Two units
 //! implement the operations: `hardware` and the software `model`.
 
 use super::super::tile::Tile;
@@ -56,8 +56,9 @@ impl Config {
 /// Tile operations of one thread. The tile state belongs to the thread, so a unit must stay on it.
 ///
 /// # Safety
-/// Callers guarantee what the model checks. A tile is configured before it is used. The configured rows lie
-/// inside the memory of a load or store. The three tiles of a product are different, and their shapes match.
+/// Callers guarantee the conditions that the model checks. A tile is configured before it is used. The
+/// configured rows lie inside the memory of a load or store. The three tiles of a product are different, and
+/// their shapes match.
 pub(super) trait Unit {
     /// LDTILECFG: sets the shapes of all tiles and zeroes them.
     unsafe fn configure(&mut self, config: &Config);

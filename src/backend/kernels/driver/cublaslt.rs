@@ -1,8 +1,8 @@
 //! GEMMs by NVIDIA's cuBLASLt. Only benchmarks use them, to compare this project's GEMMs with
 //! cuBLASLt. The library is loaded on demand; without it no comparison is made.
 //!
-//! Matrices here are row-major, but cuBLASLt uses column-major matrices. So each matrix here is a transposed
-//! one for cuBLASLt, and `C = A B` becomes `Cᵀ = Bᵀ Aᵀ`.
+//! Matrices here are row-major, but cuBLASLt uses column-major matrices. cuBLASLt therefore sees each matrix
+//! transposed, and `C = A B` becomes `Cᵀ = Bᵀ Aᵀ`.
 
 use std::ffi::c_void;
 use std::ptr::null;
@@ -39,7 +39,7 @@ pub struct Spec {
     pub m: usize,
     pub n: usize,
     pub k: usize,
-    /// Storage of the operands.
+    /// Element type of the operands.
     pub operands: Precision,
     /// Whether the result is f32; otherwise it has the type of the operands.
     pub wide: bool,

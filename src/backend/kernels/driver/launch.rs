@@ -121,7 +121,7 @@ impl Driver {
 }
 
 /// Returns the number of blocks of a launch whose blocks wait for one another: at most those that are
-/// resident at once. Such a kernel distributes its work over any grid, with the same bits.
+/// resident at once. Such a kernel supports any grid size, which does not change the bits of its results.
 fn resident_grid(kernel: &Kernel, blocks: u32, clusters: u32) -> Result<u32> {
     if clusters == 0 {
         let (name, cluster) = (kernel.name, kernel.cluster);
@@ -171,7 +171,7 @@ mod tests {
             emulated: None,
         };
         assert_eq!(resident_grid(&kernel, 132, 66).unwrap(), 132);
-        // 18 multiprocessors hold 8 clusters of 2 if two of them have no partner.
+        // 18 multiprocessors hold 8 clusters of 2 if two multiprocessors have no partner.
         assert_eq!(resident_grid(&kernel, 18, 8).unwrap(), 16);
         assert_eq!(resident_grid(&kernel, 4, 8).unwrap(), 4);
         let refused = resident_grid(&kernel, 4, 0).unwrap_err().to_string();

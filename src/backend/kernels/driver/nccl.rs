@@ -21,14 +21,14 @@ use crate::backend::collective::Ticket;
 use crate::backend::kernels::nccl::{Calls, Number, Operands};
 use crate::{Error, Result};
 
-/// Names of the library's file.
+/// File names of the library, in the order in which they are tried.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 
-/// Oldest version with bf16.
+/// Oldest NCCL version with bf16.
 const OLDEST: c_int = 21_000;
 
-/// Number of events for marks. Marks reuse events cyclically. If an older mark's event has been reused, the
-/// newer mark comes after it, so waiting for the newer one is enough.
+/// Number of events that [`Calls::mark`] records, in cyclic order. If the event of an older ticket has been
+/// recorded again, a wait for it also covers the older ticket, because the stream runs in order.
 const MARKS: usize = 64;
 
 /// Bytes of a communicator's id.
@@ -73,7 +73,7 @@ pub(crate) struct Library {
     functions: Functions,
     /// File and version, such as `libnccl.so.2 2.28.3`.
     name: String,
-    /// The functions are valid while the library is loaded.
+    /// Keeps the library loaded, because `functions` are valid only while it is loaded.
     _loaded: Loaded,
 }
 
@@ -186,8 +186,8 @@ unsafe impl Send for Communicator {}
 unsafe impl Sync for Communicator {}
 
 impl Communicator {
-    /// Joins the communicator `id` on the device of `driver`, whose stream becomes the stream of the ranks.
-    /// Waits for all ranks.
+    /// Joins the communicator `id` on the device of `driver`, whose work stream becomes the communicator's
+    /// stream. Waits for all ranks.
     pub fn join(driver: &Driver, library: Library, id: [u8; ID_BYTES], (rank, size): (usize, usize)) -> Result<Self> {
         driver.make_current()?;
         let mut comm = ptr::null_mut();
@@ -268,13 +268,13 @@ impl Calls for Communicator {
     }
 
     fn group_start(&self) -> Result<()> {
-        // SAFETY: no precondition.
+        // SAFETY: the call has no precondition.
         self.checked("ncclGroupStart", unsafe { (self.library.functions.group_start)() })
     }
 
     fn group_end(&self) -> Result<()> {
         self.comm()?;
-        // SAFETY: no precondition.
+        // SAFETY: the call has no precondition.
         self.checked("ncclGroupEnd", unsafe { (self.library.functions.group_end)() })
     }
 

@@ -149,14 +149,14 @@ impl Drop for Staging {
 
 /// Pinned memory to send, and the device memory that receives it.
 pub struct UploadBuffer {
-    /// Its event is `arrived` of the module's comment. Dropped before `device`, so the copy ends before the
-    /// device memory is freed.
+    /// The event of `staging` is the event `arrived` of the module comment. This field is dropped before
+    /// `device`, so the copy ends before the device memory is freed.
     staging: Staging,
     consumed: Event,
     device: Memory,
 }
 
-/// Pinned memory that receives results. Its event is `done`.
+/// Pinned memory that receives results. Its event is the event `done` of the module comment.
 pub struct ReadbackBuffer(Staging);
 
 /// An instantiated CUDA graph.

@@ -11,11 +11,11 @@ use super::super::device::Kernel;
 /// Bytes of a sector.
 pub const SECTOR_BYTES: u64 = 32;
 
-/// Fields as in `AccessCounts` of `kernels/emulator/accesses.h`.
+/// Has the fields of `AccessCounts` in `kernels/emulator/accesses.h`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Accesses of a warp, or rows of TMA boxes.
+    /// Number of warp accesses, or of rows of TMA boxes.
     pub accesses: u64,
     /// Shared memory: passes through the banks. Global memory: sectors of 32 bytes.
     pub units: u64,
@@ -34,7 +34,7 @@ impl AddAssign for Counts {
     }
 }
 
-/// A place in a kernel that accesses memory, and its accesses.
+/// A source position in a kernel that accesses memory, and the counts of its accesses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// File and line; `TMA` and 0 for TMA boxes.
@@ -55,7 +55,7 @@ pub struct LaunchAccesses {
 }
 
 impl LaunchAccesses {
-    /// Sum over the places in shared memory, or in global memory.
+    /// Sum over the places that access shared memory if `shared`, else over those that access global memory.
     pub fn total(&self, shared: bool) -> Counts {
         let mut sum = Counts::default();
         self.places.iter().filter(|place| place.shared == shared).for_each(|place| sum += place.counts);
@@ -64,12 +64,12 @@ impl LaunchAccesses {
 }
 
 thread_local! {
-    /// Launches of this thread so far, while they are counted.
+    /// Launches counted so far on this thread; `None` outside [`count_accesses`].
     static COUNTED: RefCell<Option<Vec<LaunchAccesses>>> = const { RefCell::new(None) };
 }
 
 /// Counts the accesses of the launches that `work` makes on this thread. Counted launches run several times
-/// slower. If `work` calls this function again, the launches of the inner call count only there.
+/// slower. If `work` calls this function again, only the inner call counts the launches made in it.
 pub fn count_accesses<R>(work: impl FnOnce() -> R) -> (R, Vec<LaunchAccesses>) {
     struct Restore(Option<Vec<LaunchAccesses>>);
     impl Drop for Restore {

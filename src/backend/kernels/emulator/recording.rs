@@ -25,7 +25,7 @@ pub enum Step {
 pub struct Graph(Vec<Step>);
 
 impl Step {
-    /// A launch with a copy of its parameters.
+    /// Returns a launch step with a copy of its parameters.
     ///
     /// # Safety
     /// As [`Device::launch`](crate::backend::kernels::device::Device::launch).
@@ -53,7 +53,7 @@ impl Emulator {
         self.recording.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Records a step if a capture is in progress. Returns whether one is.
+    /// Records a step if a capture is in progress. Returns whether a capture is in progress.
     pub(super) fn record_step(&self, step: impl FnOnce() -> Step) -> bool {
         let mut capture = self.capture();
         capture.as_mut().map(|steps| steps.push(step())).is_some()

@@ -1,6 +1,6 @@
 //! Attention over prefix trees on Hopper (`kernels/attention_sm90.cu`, `kernels/attention_bwd_sm90.cu`,
-//! `kernels/attention_bwd_kv_sm90.cu`). A kernel builds the work lists
-//! (`kernels/attention_plan_sm90.cu`), whose length the host bounds.
+//! `kernels/attention_bwd_kv_sm90.cu`). The work lists are built on the device
+//! (`kernels/attention_plan_sm90.cu`). The host computes only an upper bound on their length.
 
 use super::{all_multiples, are_aligned, is_supported};
 use crate::Result;
@@ -19,7 +19,7 @@ const NARROW_HEAD: usize = 32;
 /// Bytes of a TMA box of 128 rows by 64 bf16 columns.
 const BOX_BYTES: usize = 128 * 128;
 
-/// Query heads of a key-value head.
+/// Number of query heads per key-value head.
 fn group(d: &AttentionDims) -> usize {
     d.heads / d.kv_heads
 }
@@ -44,16 +44,16 @@ fn padded_head<D: Device, A: Element>(k: &Kernels<D, A>, d: &AttentionDims, most
     launch::AttentionFwdSm90::HEAD.into_iter().find(|&head| fits && d.head_dim <= head)
 }
 
-/// Mirrors `PathBuffers::SHARED_BYTES`: `buffers` buffers of `sides` query tiles, stages of keys and values,
-/// row indices of a copied tile, mbarriers.
+/// Shared memory in bytes, equal to `PathBuffers::SHARED_BYTES` of the kernels: `buffers` buffers of `sides`
+/// query tiles each, stages of keys and values, row indices of a copied tile, and mbarriers.
 fn path_bytes(head: usize, sides: usize, buffers: usize) -> usize {
     let boxes = head.div_ceil(64);
     let stages = if boxes == 1 { 4 } else { 2 };
     (buffers * sides + 2 * stages) * boxes * BOX_BYTES + 4 * KEYS + 8 * (4 * stages + 2 * buffers)
 }
 
-/// Mirrors `KeyBuffers::SHARED_BYTES`: keys and values; stages with the queries, output gradients, statistics
-/// and two integers of a step; mbarriers.
+/// Shared memory in bytes, equal to `KeyBuffers::SHARED_BYTES` of the kernels: keys and values, stages with
+/// the queries, output gradients, statistics and two integers of a step, and mbarriers.
 fn key_bytes(head: usize) -> usize {
     const STAGES: usize = 4;
     let boxes = head.div_ceil(64);
@@ -80,7 +80,7 @@ fn boxes<D: Device>(
     })
 }
 
-/// Blocks of a persistent launch over the items of a work list.
+/// Number of blocks of a persistent launch over the items of a work list.
 fn blocks<D: Device, A: Element>(k: &Kernels<D, A>, d: &AttentionDims, rows: usize) -> usize {
     k.device.properties().processors.min(tiles(d, rows) * d.kv_heads)
 }
@@ -94,8 +94,8 @@ fn plan<D: Device, A: Element>(
     rows: usize,
     work: MutPtr<i32>,
 ) -> Result<()> {
-    // The classes cover costs up to the longest path, or up to twice the mean tree length. Costlier tiles
-    // share the last class.
+    // The plan sorts tiles by cost into classes. The classes cover costs up to the longest path for query
+    // tiles, and up to twice the mean tree length for key tiles. Costlier tiles share the last class.
     let longest = match kind {
         AttentionTiles::Queries => d.longest_path,
         AttentionTiles::Keys => 2 * d.tokens / d.trees.max(1),

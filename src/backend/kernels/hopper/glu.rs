@@ -1,4 +1,5 @@
-//! The GEMMs around the gated activation on Hopper (`kernels/glu_sm90.cu`).
+//! The GEMMs before and after SwiGLU on Hopper, with the activation or its gradient in their epilogue
+//! (`kernels/glu_sm90.cu`).
 
 use super::{ROWS, all_multiples, are_aligned, is_supported, matrix};
 use crate::Result;

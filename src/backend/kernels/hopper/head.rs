@@ -21,11 +21,11 @@
 //!   accumulators from dhead (`head_dhead_sm90`), as does a call that adds to dhead. Rows beyond a
 //!   multiple of 16 move to the start of the next chunk (`Carry`).
 //!
-//! The three ops run parts of this loop. `head_logprob_fwd` runs the first three lines, with
-//! head_sums, so E is not stored. `head_logprob_bwd` recomputes E, since it gets dlogp from the
-//! caller. [`preference`] runs the whole loop over chunks of whole groups, with three GEMMs in all.
-//! Its preference kernel always covers all comparisons of the batch. Comparisons of later chunks
-//! get stale scores at first, and their own chunk computes them again.
+//! The three ops run parts of this loop. `head_logprob_fwd` runs the first three lines, with head_sums, so E
+//! is not stored. `head_logprob_bwd` recomputes E, since it gets dlogp from the caller. [`preference`] runs
+//! the whole loop over chunks of whole groups, with three GEMMs in all. Its preference kernel covers all
+//! comparisons of the batch after every chunk. Comparisons of later chunks get results from stale scores at
+//! first; the kernel recomputes them after their chunk.
 //!
 //! A row with S outside 2^-100 .. 2^90 is recomputed in head_join by one block, with the largest
 //! logit as base.
@@ -129,7 +129,7 @@ pub(in super::super) fn fuses_preference<D: Device, A: Element>(
     a: &HeadPreference<'_, Kernels<D, A>>,
 ) -> bool {
     let dhead = a.dhead.as_ref().map_or(0, |dhead| read(dhead.as_view()).address());
-    // A curve over the whole batch needs the scores of all chunks at once.
+    // A loss curve over the whole batch needs the scores of all chunks at once.
     let curves = a.comparison.as_ref().map_or(&[][..], |c| c.curves);
     let of_batch = curves.iter().any(|part| part.curve.is_of_batch());
     !of_batch && is_fit(k, a.dims, &[read(a.hidden).address(), read(a.head).address(), dhead])

@@ -16,14 +16,15 @@ use crate::backend::kernels::{Kernels, Piece, Scratch, int};
 /// the exponentials that a backward stores.
 const FORWARD_BYTES: usize = 64 << 20;
 const EXPS_BYTES: usize = 2400 << 20;
-/// Minimum number of rows of a chunk that a memory plan chooses. At hidden size 896, half as many rows need
-/// twice the predicted time: drows has few tiles, and dhead is read and written often.
+/// Minimum number of rows of a chunk that a memory plan chooses. At hidden size 896, chunks of half as many
+/// rows double the predicted time, because the drows GEMM has few tiles and dhead is read and written often.
 const FEWEST_ROWS: usize = 1024;
 /// The splits of the drows GEMM are chosen for this many rows, or for the rows of a call with fewer rows.
 const SPLIT_ROWS: usize = 2048;
 /// Depth of a wgmma: the number of rows that it sums.
 const WGMMA_DEPTH: usize = 16;
-/// Chunks are multiples of this many rows, so that GEMMs fill the clusters of a GPU.
+/// Chunk sizes in rows are multiples of `CHUNK_UNIT`, and of `LARGE_CHUNK_UNIT` if they are at least that
+/// large. GEMMs over such chunks fill the clusters of a GPU.
 const CHUNK_UNIT: usize = 256;
 const LARGE_CHUNK_UNIT: usize = 2048;
 /// Maximum number of splits over the vocabulary in the GEMM of the row gradient.
@@ -34,21 +35,22 @@ const TILE: Tile = Tile::N192PingPong;
 /// Device addresses of the arrays of a call.
 #[derive(Clone, Copy)]
 pub(super) struct Arrays {
-    /// x in the forward, `scaled` in the backward. This array and `exps` have room for carried rows.
+    /// Holds x in the forward and `scaled` in the backward (comment of the module `head`). This array and
+    /// `exps` have room for carried rows.
     pub packed: u64,
     pub base: u64,
     pub sums: u64,
     pub hit: u64,
     pub total: u64,
-    /// Statistics of the tiles, if they are wanted.
+    /// Row statistics of each tile, if the caller requests them.
     pub stats: [u64; ROW_STATS],
     /// This array and `factor` are used for gradients only.
     pub exps: u64,
     pub factor: u64,
 }
 
-/// Rows of earlier chunks at the start of `exps` and `packed` whose part of dhead is not computed
-/// yet, since a wgmma sums [`WGMMA_DEPTH`] rows.
+/// Rows of earlier chunks that are kept at the start of `exps` and `packed`. They are not yet added to dhead,
+/// because a wgmma sums [`WGMMA_DEPTH`] rows and fewer than that were left.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Carry {
     pub rows: usize,
@@ -79,25 +81,26 @@ fn slices(d: HeadDims) -> usize {
     d.vocab.div_ceil(HEAD_COLUMNS)
 }
 
-/// Rows of a chunk within a budget of bytes.
+/// Number of rows of a chunk that fits in `budget` bytes, but at least [`CHUNK_UNIT`].
 fn rows_within(budget: usize, bytes_of_row: usize) -> usize {
     let rows = (budget / bytes_of_row.max(1)).max(1);
     let unit = if rows >= LARGE_CHUNK_UNIT { LARGE_CHUNK_UNIT } else { CHUNK_UNIT };
     (rows / unit * unit).max(CHUNK_UNIT)
 }
 
-/// Rows of a chunk of the forward, with or without statistics.
+/// Number of rows per chunk of the forward, with or without statistics.
 pub(super) fn forward_rows(d: HeadDims, with_stats: bool) -> usize {
     let per_tile = if with_stats { 1 + ROW_STATS } else { 1 };
     rows_within(FORWARD_BYTES, 2 * d.hidden + 4 * per_tile * slices(d) + 12)
 }
 
-/// Rows of a chunk with stored exponentials.
+/// Number of rows of a chunk whose exponentials are stored.
 pub(super) fn backward_rows(d: HeadDims) -> usize {
     rows_within(EXPS_BYTES, 2 * stride(d))
 }
 
-/// Chunk sizes in rows among which a memory plan may choose, largest first: halves of [`backward_rows`].
+/// Chunk sizes in rows among which a memory plan may choose, largest first: [`backward_rows`] and its
+/// repeated halves.
 pub(super) fn row_choices(d: HeadDims) -> Vec<usize> {
     let halves = std::iter::successors(Some(backward_rows(d)), |rows| Some(rows / 2));
     halves.take_while(|&rows| rows >= FEWEST_ROWS).filter(|&rows| rows.is_multiple_of(CHUNK_UNIT)).collect()
@@ -150,7 +153,7 @@ impl Arrays {
         Self { packed, base, sums, hit, total, stats, exps, factor }
     }
 
-    /// Arrays whose rows start after the carried rows.
+    /// The same arrays, with `packed` and `exps` starting after the carried rows.
     pub fn behind(self, carry: usize, d: HeadDims) -> Self {
         let (packed, exps) = (2 * carry * d.hidden, 2 * carry * stride(d));
         Self { packed: self.packed + packed as u64, exps: self.exps + exps as u64, ..self }
@@ -160,7 +163,7 @@ impl Arrays {
 /// Operands of a call.
 #[derive(Clone, Copy)]
 pub(super) struct Operands {
-    /// The op that is called.
+    /// Name of the op that is called.
     pub name: &'static str,
     pub d: HeadDims,
     pub hidden: u64,
@@ -177,7 +180,8 @@ fn offset<T>(pointer: ConstPtr<T>, rows: usize) -> ConstPtr<T> {
     ConstPtr::new(pointer.address(), rows)
 }
 
-/// Computes the log-probabilities of a chunk of rows. `stored` keeps the exponentials.
+/// Computes the log-probabilities of a chunk of rows. If `stored` is true, the exponentials are kept in
+/// `at.exps`.
 pub(super) fn chunk_forward<D: Device, A: Element>(
     k: &Kernels<D, A>,
     o: &Operands,
@@ -478,7 +482,7 @@ pub(super) fn chunk_backward<D: Device, A: Element>(
     drows(k, o, at, count, drows_at)
 }
 
-/// Rows `0..rows` in chunks of at most `most` rows.
+/// Splits the rows `0..rows` into chunks of at most `most` rows.
 pub(super) fn chunks(rows: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     (0..rows).step_by(most.max(1)).map(move |first| first..rows.min(first + most))
 }

@@ -10,8 +10,8 @@ use crate::backend::kernels::geometry::{
 use crate::backend::kernels::launchers as launch;
 use crate::backend::kernels::{Kernels, int};
 
-/// Number of split-K semaphores, two per output tile. A GEMM that needs more is not split: split
-/// GEMMs have few tiles.
+/// Number of split-K semaphores, two per output tile. A GEMM that needs more is not split. This is rare,
+/// because GEMMs that are worth splitting have few tiles.
 const SEMAPHORES: usize = 1 << 14;
 
 /// Preallocates the semaphores, so that no GEMM allocates later.
@@ -19,7 +19,7 @@ pub(in super::super) fn reserve<D: Device, A: Element>(k: &Kernels<D, A>) -> Res
     if is_supported(k) { k.semaphores(SEMAPHORES).map(|_| ()) } else { Ok(()) }
 }
 
-/// Address of the semaphores for a choice; null without splits.
+/// Address of the split-K semaphores; null if the choice has no splits.
 pub(super) fn semaphores<D: Device, A: Element>(k: &Kernels<D, A>, choice: &Choice) -> Result<u64> {
     k.semaphores(if choice.splits > 1 { SEMAPHORES } else { 0 })
 }
@@ -27,7 +27,7 @@ pub(super) fn semaphores<D: Device, A: Element>(k: &Kernels<D, A>, choice: &Choi
 /// A GEMM of a linear layer: C = A B.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Gemm<A> {
-    /// The op that it is part of.
+    /// Name of the op that the GEMM is part of.
     pub name: &'static str,
     pub op: Op,
     pub a: ConstPtr<A>,
@@ -38,7 +38,7 @@ pub(in super::super) struct Gemm<A> {
     pub c: u64,
     pub bias: ConstPtr<A>,
     pub residual: ConstPtr<A>,
-    /// Address of the norms of the patches of C, or 0.
+    /// Address for the norms of C's patches; 0 if they are not requested.
     pub norms: u64,
     pub m: usize,
     pub n: usize,
@@ -46,7 +46,8 @@ pub(in super::super) struct Gemm<A> {
     pub mode: Mode,
 }
 
-/// Kernel family, which fixes the operands that are contiguous across k and the type of C.
+/// Kernel family. It determines which operands are contiguous across k instead of along k, and the element
+/// type of C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum Op {
     Forward,
@@ -133,7 +134,7 @@ fn best_of<D: Device, A: Element>(k: &Kernels<D, A>, sizes: Sizes) -> Choice {
     k.tile_times.map_or(built_in, |times| retile(times, sizes, built_in, processors, allowed))
 }
 
-/// Drops the splits of a choice that needs more semaphores than there are.
+/// Removes the splits of a choice that needs more than [`SEMAPHORES`] semaphores.
 fn limit_splits(sizes: Sizes, choice: Choice, processors: usize) -> Choice {
     if choice.splits > 1 && !may_split(sizes.m, sizes.n, choice.tile) {
         return cut(sizes, choice.tile, 1, processors);

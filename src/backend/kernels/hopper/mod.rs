@@ -20,15 +20,16 @@ use super::launchers::GEMM_ROWS as ROWS;
 use crate::Result;
 use crate::backend::contract::Precision;
 
-/// Use of the Hopper kernels, on GPUs of compute capability 9.0.
+/// Selects which Hopper kernels are used on GPUs of compute capability 9.0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Hopper {
     /// Only the portable kernels.
     #[default]
     Off,
-    /// Wherever operands allow it, with the tiles that [`super::geometry`] predicts to be fastest.
+    /// The Hopper kernels wherever operands allow it, with the tiles that [`super::geometry`] predicts to be
+    /// fastest.
     Chosen,
-    /// Linear layers with this tile, and this number of splits for GEMMs that may be split.
+    /// Like `Chosen`, but linear layers use this tile, and this number of splits for GEMMs that may be split.
     Cut(Tile, usize),
 }
 
@@ -42,8 +43,7 @@ impl Hopper {
     }
 }
 
-/// Whether the device and the storage of activations suit the Hopper kernels, and they are not
-/// switched off.
+/// Whether the Hopper kernels are switched on and support the device and the storage type of activations.
 fn is_supported<D: Device, A: Element>(k: &Kernels<D, A>) -> bool {
     k.hopper != Hopper::Off && A::PRECISION == Precision::Bf16 && k.device.properties().compute_capability == (9, 0)
 }
@@ -91,8 +91,8 @@ fn f32_result<D: Device>(device: &D, address: u64, (outer, inner): (usize, usize
     })
 }
 
-/// Tensor map of A or B: `count` rows or columns of the GEMM by `k`, contiguous along k or across
-/// it. `rows` is the number of rows of a box along k.
+/// Tensor map of A or B: `count` rows or columns of the GEMM by `k`, contiguous along k or across it. `rows`
+/// is the number of rows of a box if the operand is contiguous along k.
 fn operand<D: Device>(
     device: &D,
     address: u64,

@@ -48,14 +48,14 @@ fn gemm<D: Device, A: Element>(a: &LinearRopeFwd<'_, Kernels<D, A>>) -> Gemm<A> 
     }
 }
 
-/// Tile of the fused GEMM; `None` if no kernel supports the call. Support depends on the model, never on a
-/// positive number of tokens, so that a token has the same bits in every batch.
+/// Tile of the fused GEMM; `None` if no kernel supports the call. Support depends on the model and not on the
+/// number of tokens, unless it is 0, so that a token has the same bits in every batch.
 pub(in super::super) fn tile<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: &LinearRopeFwd<'_, Kernels<D, A>>,
 ) -> Option<Choice> {
     let (gemm, tiles) = (gemm(a), tiles(a.rotation.dims.head_dim));
-    // The low-rank part of adapters is a residual.
+    // A LoRA adapter adds its low-rank product as a residual, which the fused kernels do not support.
     let fits = a.linear.residual.is_none() && rotates_whole(k, &a.rotation);
     if !fits || !supports(k, &gemm) {
         return None;

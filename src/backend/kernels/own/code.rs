@@ -12,17 +12,18 @@ use libloading::Library;
 use super::super::emulator::interface;
 use super::super::launchers::FATBINS;
 
-/// Entry point of the emulator.
+/// Entry point of a kernel for the emulator.
 pub type Entry = unsafe extern "C" fn(*mut *mut c_void);
 
-/// Loads a library that [`super::super::generate::own_library`] described, and connects it to the
-/// emulator. Returns its entry points by kernel.
+/// Loads a library whose source [`super::super::generate::own_library`] generated, and connects it to the
+/// emulator. Returns its entry points by kernel name, or an empty map if it was compiled for a different
+/// emulator.
 pub fn load<'a>(
     path: &Path,
     kernels: impl Iterator<Item = &'a str>,
 ) -> Result<HashMap<String, Entry>, libloading::Error> {
-    // SAFETY: the library was compiled from a kernel file, which has no initialisers with effects outside of
-    // its own data. The library is never unloaded.
+    // SAFETY: loading runs the initialisers of the library. It was compiled from a kernel file, whose
+    // initialisers affect only its data. The library is never unloaded.
     let library = unsafe { Library::new(path) }?;
     let (table, bytes) = interface();
     // SAFETY: `own.h` defines the function with this type.

@@ -57,7 +57,7 @@ fn sources() -> Result<(PathBuf, String)> {
     unpacked("shipped", shipped::FILES)
 }
 
-/// First 16 digits of the hash of files, given by name and text.
+/// Returns the first 16 hex digits of a hash over the names and texts of `files`.
 pub fn hash_of(files: &[(&str, &str)]) -> String {
     let mut hasher = blake3::Hasher::new();
     for (name, text) in files {
@@ -125,7 +125,7 @@ impl<'a> Job<'a> {
         Ok(path)
     }
 
-    /// Path of the cached result of this command with this compiler.
+    /// Path in the cache folder for the result of this command with this compiler.
     fn place(&self, command: &[&str], compiler: &Path, extension: &str) -> PathBuf {
         let version = Command::new(compiler).arg("--version").output();
         let version = version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
@@ -151,8 +151,8 @@ impl<'a> Job<'a> {
     }
 }
 
-/// Entry points of a file for the emulator. `compiler` is the command of the build: program, then
-/// flags.
+/// Returns the entry points of a file for the emulator, by kernel name. `compiler` is the compiler command of
+/// the build: program, then flags.
 pub fn emulated(file: &OwnFile, compiler: &[&str]) -> Result<HashMap<String, Entry>> {
     let Some((built_with, flags)) = compiler.split_first() else {
         return Err(Error::Device(
@@ -187,7 +187,7 @@ pub fn emulated(file: &OwnFile, compiler: &[&str]) -> Result<HashMap<String, Ent
     Ok(entries)
 }
 
-/// Code of a file for GPUs, and the report of ptxas.
+/// Returns the fatbin of a file, and the report of ptxas.
 pub fn fatbin(file: &OwnFile) -> Result<(Vec<u8>, String)> {
     let Some(nvcc) = find_nvcc() else {
         return Err(Error::Device(format!(

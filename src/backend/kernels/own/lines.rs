@@ -17,7 +17,7 @@ pub struct Line {
     pub declaration: Declaration,
 }
 
-/// The declarations of a file. An error names its line.
+/// Parses the declarations of a file. An error names its line.
 pub fn read(file: &str, source: &str, exports: &[Export]) -> Result<Vec<Line>, String> {
     let declarations = grammar::parse(source, exports)?;
     let (mut texts, mut before) = (Vec::new(), "");

@@ -38,7 +38,7 @@ pub(crate) use compiler::unpacked;
 /// Environment variable with a folder of kernel files.
 pub const VARIABLE: &str = "MAPL_KERNELS";
 
-/// Digits of a hash that are shown.
+/// Number of hex digits of hashes in messages and records.
 const DIGITS: usize = 12;
 
 mod shipped {
@@ -55,7 +55,7 @@ pub enum Target {
 /// A kernel file, checked against the launchers.
 pub struct OwnFile {
     pub path: PathBuf,
-    /// Start of the hash of the file and of the headers in its folder.
+    /// First digits of the hash of the file and of the headers in its folder.
     pub hash: String,
     source: Source,
     /// Headers of its folder by name, for the hash.
@@ -66,7 +66,7 @@ pub struct OwnFile {
 /// Kernel files that replace shipped kernels.
 pub struct OwnKernels {
     files: Vec<OwnFile>,
-    /// Declarations that no launcher has, by index of the file.
+    /// Declarations without a launcher, each with the index of its file in `files`.
     new: Vec<(usize, Declaration)>,
     emulated: OnceLock<HashMap<String, Entry>>,
     compiled: OnceLock<Compiled>,
@@ -159,7 +159,7 @@ impl OwnFile {
         Ok((file, new))
     }
 
-    /// Hash of the file, the headers of its folder, and other texts.
+    /// Hash of the file, the headers of its folder, and the texts `others`.
     fn digest(&self, others: &[&str]) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
         let mut add = |bytes: &[u8]| {
@@ -186,7 +186,7 @@ impl OwnFile {
     }
 }
 
-/// Headers of a folder and of its `primitives` and `emulator`, in the order of their names.
+/// Headers of a folder and of its subfolders `primitives` and `emulator`, in the order of their names.
 fn headers(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let mut found = Vec::new();
     for sub in ["", "primitives", "emulator"] {
@@ -203,7 +203,7 @@ fn headers(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
 }
 
 impl OwnKernels {
-    /// Reads one file. `new_declarations` returns the declarations whose names have no launcher.
+    /// Reads one file, which may declare kernels without a launcher ([`Self::new_declarations`]).
     pub fn read_file(path: &Path) -> Result<Self> {
         let (file, new) = OwnFile::read(path)?;
         let new = new.into_iter().map(|declaration| (0, declaration)).collect();
@@ -272,12 +272,12 @@ impl OwnKernels {
         self.files.iter().flat_map(OwnFile::kernels).filter_map(known).collect()
     }
 
-    /// Declarations that no launcher has.
+    /// Declarations without a launcher.
     pub(crate) fn new_declarations(&self) -> impl Iterator<Item = &Declaration> {
         self.new.iter().map(|(_, declaration)| declaration)
     }
 
-    /// Compiles and loads the kernels, unless they are loaded.
+    /// Compiles and loads the kernels, unless that is done already.
     pub fn prepare(&self, target: Target) -> Result<()> {
         match target {
             Target::Emulator => {
@@ -349,13 +349,14 @@ pub fn of_environment() -> Result<Option<&'static OwnKernels>> {
     })))
 }
 
-/// The kernels of `MAPL_KERNELS` that a device of this name runs, if it has been opened.
+/// The kernels of `MAPL_KERNELS`, if a device of this name runs kernels. `None` for other devices, and before
+/// the variable is read.
 pub fn used_on(device: &str) -> Option<&'static OwnKernels> {
     let has_kernels = device == Driver::NAME || device == Emulator::NAME;
     if has_kernels { ENVIRONMENT.get().copied() } else { None }
 }
 
-/// Start of the hash of the kernels in this program.
+/// First digits of the hash of the shipped kernel files.
 pub(crate) fn shipped_hash() -> String {
     compiler::hash_of(shipped::FILES)[..DIGITS].to_owned()
 }

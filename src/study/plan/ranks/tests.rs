@@ -1,4 +1,4 @@
-//! Collectives, timelines and units, checked by hand.
+//! Tests of collectives, timelines and units, with expected values computed by hand.
 
 use super::queues::ring;
 use super::*;
@@ -13,7 +13,7 @@ fn near(a: f64, b: f64) {
 #[test]
 fn a_ring_sends_all_but_one_part_over_its_slowest_link() {
     let in_host = Ranks { ranks: 4, hosts: 1 };
-    // Of 400 MB, each GPU sends 300 MB in 3 steps, which needs 3 ms plus latency.
+    // Each GPU sends 300 MB of the 400 MB in 3 steps, which needs 3 ms plus latency.
     let (sent, seconds) = ring(Kind::ReduceScatter, 400_000_000, in_host, FABRIC);
     assert_eq!(sent, 300_000_000);
     near(seconds, 3e-3 + 8.4e-6 + 3.0 * 3.4e-6);
@@ -43,13 +43,13 @@ const LAP: f64 = 8.4e-6 + 3.4e-6;
 #[test]
 fn gradients_pass_under_the_backward_and_weights_under_nothing() {
     let plan = step(Sharding::ShardOptimizer, UNITS, WORK, TWO, FABRIC);
-    // A layer's gradient of 200 MB needs 2 ms to the GPU with its shard, less than the 4 ms of the next
-    // layer's backward. The last layer's gradient overlaps with 0.5 ms of the embedding's backward. The
+    // Sending a layer's gradient of 200 MB to the GPU with its shard needs 2 ms, less than the 4 ms of the
+    // next layer's backward. The last layer's gradient overlaps with 0.5 ms of the embedding's backward. The
     // embedding's gradient follows and needs 1 ms.
     let backward = 2.0 * 2e-3 + 1e-3 + 2.0 * 4e-3;
     let reduced = backward + (2e-3 + LAP) + (1e-3 + LAP);
-    // The norms are 4 bytes from the other GPU. Half of the update follows, then the gather of 250 MB of
-    // weights, of which 125 MB are sent.
+    // Each GPU then receives the 4 bytes of the other GPU's norm, updates half of the parameters, and gathers
+    // 250 MB of weights, of which it sends 125 MB.
     let norms = LAP + 4.0 / 100e9;
     near(plan.step_seconds, reduced + norms + 1e-3 + (1.25e-3 + LAP));
     near(plan.exposed_seconds, plan.step_seconds - (backward + 0.5e-3 + 1e-3));
@@ -57,8 +57,8 @@ fn gradients_pass_under_the_backward_and_weights_under_nothing() {
     let gradients = of("reduce of");
     // The head is tied, so there are 3 gradients.
     assert_eq!((gradients.calls, gradients.bytes, gradients.sent_bytes), (3, 500_000_000, 500_000_000));
-    // Exposed are the last layer's gradient, except for the 0.5 ms of the embedding's backward, and the
-    // embedding's gradient.
+    // Compute waits for the last layer's gradient, except for the 0.5 ms of the embedding's backward, and for
+    // the embedding's gradient.
     near(gradients.exposed_seconds, reduced - (backward + 0.5e-3));
     near(plan.exposed_seconds, plan.collectives.iter().map(|found| found.exposed_seconds).sum());
     assert_eq!((of("of weights").calls, of("of weights").sent_bytes), (1, 125_000_000));
@@ -109,7 +109,7 @@ fn units_of_the_published_models_have_their_parameters() {
     assert_eq!(eight.total(), 8_030_261_248);
 }
 
-/// With 1 million trained parameters, 4 MB of gradients are summed and 2 MB of weights are gathered.
+/// With adapters of 1 million parameters, 4 MB of gradients are summed and 2 MB of weights are gathered.
 #[test]
 fn of_adapters_only_their_own_gradients_are_summed() {
     let units = Units { adapters: Some(1_000_000), ..UNITS };
@@ -128,7 +128,7 @@ fn of_adapters_only_their_own_gradients_are_summed() {
     let optimizer = plan(Sharding::ShardOptimizer);
     assert_eq!(found(&optimizer), shards);
     near(optimizer.step_seconds, compute + (20e-6 + LAP) + (LAP + 4.0 / 100e9) + 1e-3 + (10e-6 + LAP));
-    // The base is gathered as without adapters.
+    // The sharded base weights are gathered as in a step without adapters.
     let weights = plan(Sharding::ShardWeights);
     assert_eq!(found(&weights)[0], (GATHER, 5, 2 * (25_000_000 + 4 * 50_000_000)));
     assert_eq!(found(&weights)[1..], shards);

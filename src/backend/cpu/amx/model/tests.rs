@@ -45,7 +45,8 @@ fn sums_are_rounded_in_the_documented_order() {
     // From 2^24 on, every integer that is exact in f32 is even. A tie rounds to the even mantissa.
     const BIG: f32 = 16_777_216.0;
     let one = [1.0; 4];
-    // The even terms are summed first, from 0, then the odd ones, then both sums, then the old sum.
+    // The even terms are summed from 0, and so are the odd terms. Then both sums are added, and the old sum
+    // last.
     assert_eq!(dot(0.0, &[BIG, 1.0, 1.0, 1.0], &one), BIG + 2.0);
     assert_eq!(dot(0.0, &[BIG, 1.0, 1.0, 0.0], &one), BIG);
     assert_eq!(dot(BIG, &[1.0, 1.0, 0.0, 0.0], &one), BIG + 2.0);
