@@ -73,7 +73,7 @@ def run_mapl(settings, model, prompts):
     out = settings.work / "mapl.jsonl"
     command = [
         settings.mapl, "generate", "--model", model, "--input", prompts, "--output", out, "--apply-chat-template",
-        "--max-new-tokens", settings.new_tokens, "--device", "cpu", "--dtype", "f32",
+        "--max-new-tokens", settings.new_tokens, "--batch-size", settings.count, "--device", "cpu", "--dtype", "f32",
     ]  # fmt: skip
     run = spawn(command, settings.work / "mapl.log", settings.threads)
     run["tokens"] = [json.loads(line)["tokens"] for line in out.read_text().splitlines()]
@@ -82,12 +82,11 @@ def run_mapl(settings, model, prompts):
     return run
 
 
-def run_transformers(settings, model, prompts, check=None):
+def run_transformers(settings, model, prompts, *further):
     result = settings.work / "transformers.json"
     command = [
         settings.python, Path(__file__).with_name("transformers_side.py"), "--model", model, "--prompts", prompts,
-        "--result", result, "--threads", settings.threads, "--new-tokens", settings.new_tokens,
-        *(["--check", check] if check else []),
+        "--result", result, "--threads", settings.threads, "--new-tokens", settings.new_tokens, *further,
     ]  # fmt: skip
     run = spawn(command, settings.work / "transformers.log", settings.threads)
     return run | json.loads(result.read_text())
@@ -112,36 +111,44 @@ def without_ends(model, folder, unused):
 
 
 def compare(settings, model, prompts, mapl, transformers):
-    """Number of equal texts. Raises if a text differs where the two largest logits are no tie."""
+    """Number of equal texts. Raises if a text differs other than by a tie of its two largest logits."""
     if len(mapl["tokens"]) != len(transformers["tokens"]):
         raise SystemExit(f"{len(mapl['tokens'])} and {len(transformers['tokens'])} texts")
     differing = []
     for row, (ours, theirs) in enumerate(zip(mapl["tokens"], transformers["tokens"])):
         if ours != theirs:
-            same = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
-            differing.append({"row": row, "tokens": theirs[:same]})
+            same = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), None)
+            if same is None:
+                raise SystemExit(f"text {row} ends after {len(ours)} tokens, in transformers after {len(theirs)}")
+            differing.append({"row": row, "tokens": theirs[:same], "next": sorted([ours[same], theirs[same]])})
     gaps = []
     if differing:
         check = settings.work / "check.json"
         check.write_text(json.dumps(differing))
-        gaps = run_transformers(settings, model, prompts, check)["gaps"]
-        wide = [(d["row"], len(d["tokens"]), gap) for d, gap in zip(differing, gaps) if gap > TIE]
-        if wide:
-            row, at, gap = wide[0]
-            raise SystemExit(f"text {row} differs at token {at}, where the largest logits are {gap:.2e} apart")
+        for text, found in zip(differing, run_transformers(settings, model, prompts, "--check", check)["largest"]):
+            gaps.append(found["gap"])
+            if sorted(found["ids"]) != text["next"] or found["gap"] > TIE:
+                raise SystemExit(f"text {text['row']} differs at token {len(text['tokens'])}: {text['next']}, largest {found}")
     return {"texts": len(mapl["tokens"]), "equal": len(mapl["tokens"]) - len(differing), "gaps": gaps}
 
 
-def measure(settings, name, model, prompts):
-    runs = {"mapl": [], "transformers": []}
+def measure(settings, name, model, prompts, new_tokens):
+    """Runs of one case. `new_tokens` is the number of tokens of every text, if it is known."""
+    runs, agreements = {"mapl": [], "transformers": []}, []
     for repeat in range(settings.repeats):
         # A B, then B A: neither side always runs second.
         for side in ("mapl", "transformers") if repeat % 2 == 0 else ("transformers", "mapl"):
             runs[side].append((run_mapl if side == "mapl" else run_transformers)(settings, model, prompts))
         agreement = compare(settings, model, prompts, runs["mapl"][-1], runs["transformers"][-1])
+        agreements.append(agreement)
+        rate = run_transformers(settings, model, prompts, "--gemm")["sgemm_gflops"]
+        runs["transformers"][-1]["sgemm_gflops"] = rate
         for side in runs.values():
             run = side[-1]
-            run["new_tokens"] = sum(map(len, run.pop("tokens")))
+            lengths = [len(tokens) for tokens in run.pop("tokens")]
+            if new_tokens is not None and set(lengths) != {new_tokens}:
+                raise SystemExit(f"{name}: texts of {min(lengths)} to {max(lengths)} tokens; is the token of --unused-token used?")
+            run["new_tokens"] = sum(lengths)
             run["tokens_per_s"] = run["new_tokens"] / run["generate_s"]
         speeds = ", ".join(f"{side} {values[-1]['tokens_per_s']:.0f} tokens/s" for side, values in runs.items())
         print(f"{name}, repeat {repeat + 1}: {speeds}; {agreement['equal']} of {agreement['texts']} texts equal", flush=True)
@@ -150,7 +157,7 @@ def measure(settings, name, model, prompts):
 
     ratios = {"tokens_per_s": ratio("tokens_per_s"), "peak_memory": ratio("peak_mib")}
     ratios["process_s"] = [1 / r for r in ratio("wall_s")]
-    return {"case": name, "runs": runs, "ratios": ratios, "agreement": agreement}
+    return {"case": name, "runs": runs, "ratios": ratios, "agreement": agreements}
 
 
 def spread(values, digits):
@@ -193,17 +200,19 @@ def main():
     if len(rows) < settings.count:
         raise SystemExit(f"{settings.prompts} has {len(rows)} rows, --count {settings.count}")
     chosen = [rows[i * len(rows) // settings.count] for i in range(settings.count)]
+    if len({row["prompt"] for row in chosen}) < len(chosen):
+        raise SystemExit(f"{settings.prompts}: two of the chosen rows have the same prompt, which mapl would answer once")
     prompts = settings.work / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in chosen))
     machine = f"{processor()}, {os.cpu_count()} logical CPUs, {settings.threads} threads per side"
     print(f"{machine}; load before {os.getloadavg()[0]:.1f}; {settings.count} prompts, at most {settings.new_tokens} new tokens\n")
-    models = [("the model's ends", settings.model)]
+    models = [("the model's ends", settings.model, None)]
     if settings.unused_token is not None:
         folder = without_ends(settings.model, settings.work / "model", settings.unused_token)
-        models.append((f"{settings.new_tokens} tokens each", folder))
+        models.append((f"{settings.new_tokens} tokens each", folder, settings.new_tokens))
     results = []
-    for name, model in models:
-        results.append(measure(settings, name, model, prompts))
+    for name, model, new_tokens in models:
+        results.append(measure(settings, name, model, prompts, new_tokens))
         if settings.json:
             shown = {key: str(value) for key, value in vars(settings).items()}
             settings.json.write_text(json.dumps({"machine": machine, "settings": shown, "results": results}, indent=1))

@@ -13,7 +13,8 @@ def arguments():
     parser.add_argument("--result", required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--new-tokens", type=int, required=True)
-    parser.add_argument("--check", help="JSON file of rows and their first tokens: measures the gap of the logits after them instead")
+    parser.add_argument("--check", help="JSON file of rows and their first tokens: compares the largest logits after them instead")
+    parser.add_argument("--gemm", action="store_true", help="time a square GEMM instead")
     return parser.parse_args()
 
 
@@ -23,6 +24,8 @@ def main():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(args.threads)
+    if args.gemm:
+        return write(args.result, {"sgemm_gflops": gemm_rate(torch)})
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     with open(args.prompts, encoding="utf-8") as file:
@@ -32,10 +35,12 @@ def main():
         for row in rows
     ]
     if args.check:
-        result = {"gaps": gaps(torch, tokenizer, model, texts, args.check)}
-    else:
-        result = generate(torch, tokenizer, model, texts, args.new_tokens)
-    with open(args.result, "w", encoding="utf-8") as file:
+        return write(args.result, {"largest": largest(torch, tokenizer, model, texts, args.check)})
+    write(args.result, generate(torch, tokenizer, model, texts, args.new_tokens))
+
+
+def write(path, result):
+    with open(path, "w", encoding="utf-8") as file:
         json.dump(result, file)
 
 
@@ -43,7 +48,7 @@ def generate(torch, tokenizer, model, texts, new_tokens):
     batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
     began = time.perf_counter()
     with torch.inference_mode():
-        ids = model.generate(**batch, max_new_tokens=new_tokens, do_sample=False)
+        ids = model.generate(**batch, max_new_tokens=new_tokens, do_sample=False, repetition_penalty=1.0)
     seconds = time.perf_counter() - began
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ends = model.generation_config.eos_token_id
@@ -62,12 +67,11 @@ def generate(torch, tokenizer, model, texts, new_tokens):
         "attention": model.config._attn_implementation,
         # Products with weights, without attention. The embedding is a lookup, and the head's matrix if it is tied.
         "flop_per_token": 2 * (matrices if tied else matrices - embedding),
-        "sgemm_gflops": gemm_rate(torch),
     }
 
 
-def gaps(torch, tokenizer, model, texts, check):
-    """Difference between the two largest logits after each given start of a text."""
+def largest(torch, tokenizer, model, texts, check):
+    """The two largest logits after each given start of a text: their ids and their difference."""
     with open(check, encoding="utf-8") as file:
         starts = json.load(file)
     found = []
@@ -75,8 +79,8 @@ def gaps(torch, tokenizer, model, texts, check):
         prompt = tokenizer(texts[start["row"]], add_special_tokens=False)["input_ids"]
         with torch.inference_mode():
             logits = model(torch.tensor([prompt + start["tokens"]])).logits[0, -1]
-        largest = logits.topk(2).values
-        found.append(float(largest[0] - largest[1]))
+        top = logits.topk(2)
+        found.append({"ids": top.indices.tolist(), "gap": float(top.values[0] - top.values[1])})
     return found
 
 

@@ -76,10 +76,11 @@ pub fn run(args: &SweepArgs) -> Result<()> {
             }
             None => {
                 args.prepare(&point.prepare)?;
-                if is_trained(&folder, &commands(point, &words)) {
+                let trained = is_trained(&folder, &commands(point, &words));
+                if trained {
                     say(&format!("{label}: trained earlier"));
                 }
-                let outcome = args.point(point, &folder, &words)?;
+                let outcome = args.point(point, &folder, &words, trained)?;
                 say(&match (&outcome.error[..], outcome.step_ms, outcome.tokens_per_s) {
                     ("", Some(step), Some(tokens)) => format!("{label}: {step:.1} ms per step, {tokens:.0} tokens/s"),
                     (why, ..) => format!("{label}: failed: {why}"),
@@ -149,6 +150,9 @@ impl SweepArgs {
             if done.contains(command) && outputs(command).all(Path::exists) {
                 continue;
             }
+            // The outputs of an earlier command with the same names are about to be replaced.
+            done.retain(|earlier| !outputs(earlier).any(|output| outputs(command).any(|own| own == output)));
+            write_atomic(&record, json_text(&json!(done)).as_bytes())?;
             say(&format!("$ mapl {}", command.iter().map(|word| quoted(word.as_ref())).collect::<Vec<_>>().join(" ")));
             if let Err(why) = call(command)? {
                 return Err(Error::Runtime(format!("prepare, mapl {}: {why}", command.join(" "))));
@@ -160,11 +164,11 @@ impl SweepArgs {
         Ok(())
     }
 
-    fn point(&self, point: &Point, folder: &Path, words: &[String]) -> Result<Outcome> {
+    /// Trains a point unless it is already `trained`, and evaluates its run.
+    fn point(&self, point: &Point, folder: &Path, words: &[String], trained: bool) -> Result<Outcome> {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         let [study, evaluation, ifeval, responses] =
             ["study.json", "eval.json", "ifeval.json", "responses.jsonl"].map(|name| folder.join(name));
-        let trained = is_trained(folder, &commands(point, words));
         // An earlier result of different commands must not be mistaken for the result of this point.
         let stale = [&evaluation, &ifeval, &responses].into_iter().chain((!trained).then_some(&study));
         for earlier in stale.filter(|path| path.exists()) {
@@ -175,7 +179,9 @@ impl SweepArgs {
         let failure = if trained { None } else { call(words)?.err() };
         let failure =
             failure.map_or_else(|| measure(point, &run, [&evaluation, &ifeval, &responses]), |why| Ok(Some(why)))?;
-        if !self.keep_runs && run.exists() {
+        // A kept run stays if its evaluation failed, so that it can be evaluated again.
+        let is_spared = self.keep_runs || (trained && failure.is_some());
+        if !is_spared && run.exists() {
             std::fs::remove_dir_all(&run).map_err(Error::io("remove", &run))?;
         }
         if let Some(why) = failure {

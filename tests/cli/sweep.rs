@@ -122,12 +122,14 @@ device = "cpu"
     let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
     assert_eq!((again.matches("finished earlier").count(), again.matches("$ mapl").count()), (4, 0), "{again}");
     bench.write("sweep.toml", text.replace("bootstrap = 0", "bootstrap = 100"));
-    let study = bench.bytes("grid/p002/study.json");
+    let study = bench.bytes("grid/p001/study.json");
     std::fs::remove_file(bench.at("grid/p003/run/run.json")).unwrap();
+    // The file has the same rows, but a different hash.
+    bench.write("grid/train-4.jsonl", [&bench.bytes("grid/train-4.jsonl")[..], b"\n"].concat());
     let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
     assert_eq!((again.matches("finished earlier").count(), again.matches("$ mapl").count()), (0, 0), "{again}");
-    assert_eq!(again.matches("trained earlier").count(), 3, "{again}");
-    assert_eq!(bench.bytes("grid/p002/study.json"), study);
+    assert_eq!(again.matches("trained earlier").count(), 1, "{again}");
+    assert_eq!(bench.bytes("grid/p001/study.json"), study);
     let rows = bench.json("grid/sweep.json");
     let found = rows["points"].as_array().unwrap().iter().map(|point| point["accuracy"]["semantic"].as_f64().unwrap());
     assert_eq!(found.collect::<Vec<_>>(), semantic);
@@ -154,6 +156,23 @@ device = "cpu"
     std::fs::remove_file(bench.at("grid/train-4.jsonl")).unwrap();
     let again = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
     assert_eq!(again.matches("$ mapl data language").count(), 1, "{again}");
+}
+
+/// A prepared file belongs to the last command that wrote it, even if an earlier command is asked for again.
+#[test]
+fn a_prepared_file_is_made_again_after_a_different_command_wrote_it() {
+    let bench = Bench::new();
+    for rows in [12, 14, 12] {
+        let text = format!(
+            "method = \"reward\"\nprepare = [[\"data\", \"language\", \"--split\", \"train\", \"--rows\", \"{rows}\", \
+             \"--output\", \"{{out}}/train.jsonl\"]]\n[flags]\nmodel = \"model\"\ntrain-file = \"{{out}}/train.jsonl\"\n\
+             max-steps = 3\ndevice = \"cpu\"\n[vary]\nseed = [3]\n"
+        );
+        bench.write("sweep.toml", text);
+        let out = bench.run("study sweep sweep.toml --output-dir grid").ok().out;
+        assert_eq!(out.matches("$ mapl data language").count(), 1, "{out}");
+        assert_eq!(bench.rows("grid/train.jsonl").len(), rows);
+    }
 }
 
 /// Runs the smallest committed experiment with few rows and steps; every variant trains and is evaluated.

@@ -212,14 +212,14 @@ impl<'a> Backward<'a> {
         let path = hidden..(position + rows.len()).next_multiple_of(LANES);
         let keys = path.len();
         let scale = d.scale as f32;
-        // Outputs of the query heads of this key-value head: first element in a token's row, number of elements,
-        // and elements from one token to the next.
-        let output_rows = (self.kv_head * group * head_dim, group * head_dim, d.heads * head_dim);
+        // Outputs of the query heads of this key-value head: offset in a token's row, number of elements, and
+        // elements from one token to the next.
+        let (offset, length, width) = (self.kv_head * group * head_dim, group * head_dim, d.heads * head_dim);
         let stride = score_stride(keys);
         match &mut self.narrow {
             Some(n) => {
                 self.heads.queries16(&mut n.queries, n.qkv, rows.clone());
-                copy_rows(&mut n.dout, n.do_, rows.clone(), output_rows);
+                copy_rows(&mut n.dout, n.do_, rows.clone(), (offset, length, width));
                 let products =
                     [(&mut self.probabilities, &n.queries, &n.keys), (&mut self.dscores, &n.dout, &n.values)];
                 for (to, left, right) in products {
@@ -230,7 +230,7 @@ impl<'a> Backward<'a> {
             }
             None => {
                 self.heads.queries(&mut self.queries, self.inputs.qkv, rows.clone(), scale);
-                copy_rows(&mut self.dout, self.inputs.do_, rows.clone(), output_rows);
+                copy_rows(&mut self.dout, self.inputs.do_, rows.clone(), (offset, length, width));
                 let block = |data| Mat::new(data, count, head_dim, head_dim);
                 self.keys_t.product(&mut self.probabilities, block(&self.queries), path.clone());
                 self.values_t.product(&mut self.dscores, block(&self.dout), path);
@@ -254,9 +254,9 @@ impl<'a> Backward<'a> {
         };
         let outputs = Outputs {
             head_dim,
-            width: d.heads * head_dim,
-            o: &self.inputs.o[rows.start * output_rows.2 + output_rows.0..],
-            dout: &self.inputs.do_[rows.start * output_rows.2 + output_rows.0..],
+            width,
+            o: &self.inputs.o[rows.start * width + offset..],
+            dout: &self.inputs.do_[rows.start * width + offset..],
             lse: &self.inputs.lse[self.kv_head * group * d.tokens + rows.start..],
             tokens: d.tokens,
         };

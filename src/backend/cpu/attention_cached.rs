@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The arithmetic is the same as in `attention`, so the output of a token has the same bits as in a batch of
-//! whole sequences. The bits do not depend on the spans of the token's path, on the other sequences or on the
+//! whole sequences, except for the sign of a zero. The bits do not depend on the spans of the token's path, on the other sequences or on the
 //! number of threads.
 
 use std::ops::Range;
@@ -158,7 +158,9 @@ impl<A: Element> Task<'_, A> {
         for span in self.tables.spans(self.unit.sequence) {
             let span = span.start..span.end.min(span.start + end - position);
             let skipped = hidden.saturating_sub(position).min(span.len());
-            visit(span.start + skipped..span.end, position + skipped);
+            if skipped < span.len() {
+                visit(span.start + skipped..span.end, position + skipped);
+            }
             position += span.len();
         }
     }
@@ -200,7 +202,7 @@ impl<A: Element> Task<'_, A> {
     #[cfg(target_arch = "x86_64")]
     fn in_place(&self, cpu: &Cpu<A>, qkv: &[f32], cache: &[f32], o: &mut Tile<'_>) {
         use super::attention_softmax::{Rows, softmax_rows};
-        use super::avx512_cached::{Layout, Stored, outputs, scores};
+        use super::avx512_cached::{CachedHead, Layout, outputs, scores};
         use super::panels::score_stride;
         use super::rows::scale_heads;
 
@@ -214,7 +216,7 @@ impl<A: Element> Task<'_, A> {
         let mut queries = cpu.scratch.take(count * d.head_dim);
         let mut work = cpu.scratch.take(count * layout.stride);
         let mut out = cpu.scratch.take(count * d.head_dim);
-        let head = |offset: usize| Stored { data: &cache[offset..], width: stored.width, head_dim: d.head_dim };
+        let head = |offset: usize| CachedHead { data: &cache[offset..], width: stored.width, head_dim: d.head_dim };
         let mut spans = Vec::new();
         assert!(count <= FEW_QUERIES && super::simd::level() == super::simd::Level::Avx512);
         heads.queries(&mut queries, qkv, tokens.clone(), d.scale as f32);
@@ -307,8 +309,10 @@ mod tests {
         if super::super::simd::level() != super::super::simd::Level::Avx512 {
             return;
         }
-        let sequences: [(&[Range<usize>], usize); 7] = [
+        let sequences: [(&[Range<usize>], usize); 9] = [
             (&[0..1], 1),
+            (&[39..39, 2..9], 0),
+            (&[38..38, 11..14, 15..15], 1),
             (&[20..37], 1),
             (&[40..51, 60..65], 2),
             (&[100..355, 355..356], 1),

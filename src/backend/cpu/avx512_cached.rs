@@ -20,10 +20,12 @@ use super::simd::LANES;
 const ROWS: usize = 6;
 /// Vectors of a value that a pass over the cache reads. With [`ROWS`], the sums occupy 24 registers.
 const VECTORS: usize = 4;
+/// Rows of the cache by which sums of values prefetch ahead.
+const AHEAD: usize = 8;
 
 /// Keys or values of one head in a cache.
 #[derive(Clone, Copy)]
-pub(super) struct Stored<'a> {
+pub(super) struct CachedHead<'a> {
     /// The cache, from the head's first element on.
     pub data: &'a [f32],
     /// Elements from one row to the next.
@@ -31,11 +33,12 @@ pub(super) struct Stored<'a> {
     pub head_dim: usize,
 }
 
-impl Stored<'_> {
+impl CachedHead<'_> {
     /// Panics if the rows before `end` are not inside the cache.
     fn check(&self, end: usize) {
-        assert!(self.head_dim <= DEPTH && self.head_dim <= self.width, "head of {} elements", self.head_dim);
-        assert!(end == 0 || (end - 1) * self.width + self.head_dim <= self.data.len(), "row outside the cache");
+        assert!(self.head_dim <= self.width, "head of {} elements", self.head_dim);
+        let used = end.saturating_sub(1).checked_mul(self.width).and_then(|start| start.checked_add(self.head_dim));
+        assert!(end == 0 || used.is_some_and(|used| used <= self.data.len()), "row outside the cache");
     }
 }
 
@@ -46,14 +49,23 @@ pub(super) struct Layout {
     pub stride: usize,
 }
 
-/// Writes the scores of the keys `rows` to the columns from `column` on. `queries` is (rows, head_dim).
+impl Layout {
+    /// Panics if the first `columns` columns of all rows are not inside a matrix of `len` elements.
+    fn check(self, columns: usize, len: usize) {
+        let last = self.rows.saturating_sub(1).checked_mul(self.stride).and_then(|start| start.checked_add(columns));
+        assert!(columns <= self.stride && last.is_some_and(|end| end <= len), "{self:?}: {columns} columns, {len}");
+    }
+}
+
+/// Writes the scores of the keys `rows` to the columns from `column` on. `queries` is (layout.rows, head_dim).
+/// A head has at most [`DEPTH`] elements, because longer sums have several blocks.
 #[target_feature(enable = "avx512f")]
 pub(super) fn scores(
     scores: &mut [f32],
     layout: Layout,
     column: usize,
     queries: &[f32],
-    keys: Stored<'_>,
+    keys: CachedHead<'_>,
     rows: Range<usize>,
 ) {
     keys.check(rows.end);
@@ -61,7 +73,8 @@ pub(super) fn scores(
         return;
     }
     assert!(queries.len() >= layout.rows * keys.head_dim, "queries of {} elements", queries.len());
-    assert!((layout.rows - 1) * layout.stride + column + rows.len() <= scores.len(), "column outside the scores");
+    assert!(keys.head_dim <= DEPTH, "head of {} elements", keys.head_dim);
+    layout.check(column + rows.len(), scores.len());
     for at in (0..rows.len()).step_by(LANES) {
         let lanes = LANES.min(rows.len() - at);
         let key = keys.data.as_ptr().wrapping_add((rows.start + at) * keys.width);
@@ -148,7 +161,7 @@ pub(super) fn outputs(
     probabilities: &[f32],
     layout: Layout,
     padded: usize,
-    values: Stored<'_>,
+    values: CachedHead<'_>,
     spans: &[Range<usize>],
 ) {
     let rows: usize = spans.iter().map(Range::len).sum();
@@ -157,21 +170,22 @@ pub(super) fn outputs(
         out[..layout.rows * values.head_dim].fill(0.0);
         return;
     }
-    assert!(rows <= padded && (layout.rows - 1) * layout.stride + padded <= probabilities.len(), "{layout:?}");
+    assert!(rows <= padded, "{rows} rows in {padded} columns");
+    layout.check(padded, probabilities.len());
     assert!(out.len() >= layout.rows * values.head_dim, "outputs of {} elements", out.len());
-    let path = Path { spans, padding: padded > rows };
+    let columns = Columns { spans, padding: padded > rows };
     for (first, d) in
         (0..layout.rows).step_by(ROWS).flat_map(|r| (0..values.head_dim).step_by(VECTORS * LANES).map(move |d| (r, d)))
     {
         let to = out.as_mut_ptr().wrapping_add(first * values.head_dim + d);
         let probability = probabilities.as_ptr().wrapping_add(first * layout.stride);
-        let value = Stored { data: &values.data[d..], ..values };
+        let value = CachedHead { data: &values.data[d..], ..values };
         macro_rules! choose {
             ($($count:literal)*) => {
                 match ROWS.min(layout.rows - first) {
                     // SAFETY: the assertions above hold for every row and element of the block.
                     $($count => unsafe {
-                        output_block::<$count>(to, (probability, layout.stride), value, values.head_dim - d, path)
+                        output_block::<$count>(to, (probability, layout.stride), value, values.head_dim - d, columns)
                     },)*
                     _ => unreachable!("a pass has at most {ROWS} rows"),
                 }
@@ -181,9 +195,9 @@ pub(super) fn outputs(
     }
 }
 
-/// Rows of a cache on a path, and whether the product has further columns that are 0.
+/// Columns of the probabilities: the rows of a cache to which they belong, and whether columns of zeros follow.
 #[derive(Clone, Copy)]
-struct Path<'a> {
+struct Columns<'a> {
     spans: &'a [Range<usize>],
     padding: bool,
 }
@@ -191,16 +205,16 @@ struct Path<'a> {
 /// Sums of `R` rows and of up to `VECTORS` vectors; `left` elements of the head remain.
 ///
 /// # Safety
-/// Outputs, probabilities and the rows of the path are inside their allocations.
+/// Outputs, probabilities and the rows of the spans are inside their allocations.
 #[target_feature(enable = "avx512f")]
 // The compiler may not inline an iterator over `sums`, which would keep the sums in memory.
 #[allow(clippy::needless_range_loop)]
 unsafe fn output_block<const R: usize>(
     to: *mut f32,
     (probability, stride): (*const f32, usize),
-    values: Stored<'_>,
+    values: CachedHead<'_>,
     left: usize,
-    path: Path<'_>,
+    columns: Columns<'_>,
 ) {
     let mut masks: [__mmask16; VECTORS] = [0; VECTORS];
     for v in 0..VECTORS {
@@ -210,10 +224,10 @@ unsafe fn output_block<const R: usize>(
     let mut column = 0;
     // SAFETY: the caller guarantees the bounds; the masks keep loads and stores inside the head.
     unsafe {
-        for span in path.spans {
+        for span in columns.spans {
             for row in span.start..span.end {
                 if column > 0 && column % DEPTH == 0 {
-                    store(to, &mut sums, masks, values.head_dim, column > DEPTH);
+                    flush(to, &mut sums, masks, values.head_dim, column > DEPTH);
                 }
                 let line = values.data.as_ptr().wrapping_add(row * values.width);
                 let mut value = [_mm512_setzero_ps(); VECTORS];
@@ -231,7 +245,7 @@ unsafe fn output_block<const R: usize>(
                 column += 1;
             }
         }
-        if path.padding {
+        if columns.padding {
             // What the columns of zeros add: -0 becomes 0.
             for r in 0..R {
                 for v in 0..VECTORS {
@@ -239,12 +253,9 @@ unsafe fn output_block<const R: usize>(
                 }
             }
         }
-        store(to, &mut sums, masks, values.head_dim, column > DEPTH);
+        flush(to, &mut sums, masks, values.head_dim, column > DEPTH);
     }
 }
-
-/// Rows of the cache by which sums of values prefetch ahead.
-const AHEAD: usize = 8;
 
 /// Stores the sums of a block of columns, or adds them to the earlier ones, and starts again at 0.
 ///
@@ -253,7 +264,7 @@ const AHEAD: usize = 8;
 #[inline]
 #[target_feature(enable = "avx512f")]
 #[allow(clippy::needless_range_loop)]
-unsafe fn store<const R: usize>(
+unsafe fn flush<const R: usize>(
     to: *mut f32,
     sums: &mut [[__m512; VECTORS]; R],
     masks: [__mmask16; VECTORS],

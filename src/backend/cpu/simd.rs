@@ -175,8 +175,8 @@ pub(super) const SQUARE: usize = 8;
 /// Transposes a square: `to[j * to_stride + i] = from[i * from_stride + j]`.
 #[inline]
 pub(super) fn transpose(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize) {
-    let reach = |stride: usize| (SQUARE - 1) * stride + SQUARE;
-    assert!(to.len() >= reach(to_stride) && from.len() >= reach(from_stride), "a square outside its slice");
+    let holds = |len: usize, stride: usize| len >= SQUARE && (len - SQUARE) / (SQUARE - 1) >= stride;
+    assert!(holds(to.len(), to_stride) && holds(from.len(), from_stride), "a square outside its slice");
     #[cfg(target_arch = "x86_64")]
     if level() != Level::Baseline {
         // SAFETY: `level` has detected AVX2, and the slices hold the rows of both squares.

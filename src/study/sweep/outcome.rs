@@ -2,7 +2,7 @@
 //! none.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::grid::{Grid, Point};
 use crate::eval::measure::{By, Quantity};
 use crate::files::input;
+use crate::train::manifest::hashes;
 use crate::{Error, Result};
 
 /// Results of one point, which are a row of the sweep's table. Unavailable values are absent.
@@ -179,18 +180,30 @@ pub fn commands(point: &Point, words: &[String]) -> Value {
     }
 }
 
-/// Whether `folder` holds a finished run and its study from an earlier sweep with the same preparation and
-/// training commands.
+/// Whether `folder` holds a finished run from an earlier sweep with the same preparation and training commands:
+/// its study, its weights, and the hashes of inputs that have not changed since.
 pub fn is_trained(folder: &Path, commands: &Value) -> bool {
-    // If `commands` is a list, it holds only the training command.
+    // A list is the training command alone.
     fn parts(commands: &Value) -> (&Value, &[Value]) {
         let prepare = commands["prepare"].as_array().map_or(&[][..], Vec::as_slice);
         (if commands.is_array() { commands } else { &commands["train"] }, prepare)
     }
-    let finished = |name: &str, key: &str| read(&folder.join(name)).is_some_and(|found| found[key] == "finished");
-    finished("study.json", "outcome")
-        && finished("run/run.json", "status")
-        && read(&folder.join("command.json")).is_some_and(|earlier| parts(&earlier) == parts(commands))
+    let run = folder.join("run");
+    let same_inputs = |record: &Value| {
+        let mut files = record["files"].as_object().into_iter().flat_map(|files| files.values());
+        files.all(|files| {
+            let paths = files.as_array().into_iter().flatten().filter_map(|file| file["path"].as_str());
+            hashes(&paths.map(PathBuf::from).collect::<Vec<_>>()) == *files
+        })
+    };
+    let has_weights = || {
+        let mut entries = std::fs::read_dir(&run).into_iter().flatten().flatten();
+        entries.any(|entry| entry.path().extension().is_some_and(|end| end == "safetensors"))
+    };
+    read(&folder.join("command.json")).is_some_and(|earlier| parts(&earlier) == parts(commands))
+        && read(&folder.join("study.json")).is_some_and(|study| study["outcome"] == "finished")
+        && has_weights()
+        && read(&run.join("run.json")).is_some_and(|record| record["status"] == "finished" && same_inputs(&record))
 }
 
 /// Reads a JSON file; `None` if it is missing or damaged.
