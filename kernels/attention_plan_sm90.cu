@@ -70,7 +70,7 @@ KERNEL(1024, attention_plan_sm90, EARLY)(
         return;
     }
     if (kind != QUERIES && kind != KEYS) {
-        trap("a kind of work list that the kernel does not know");
+        trap("attention_plan_sm90: an unknown kind of work list");
     }
     Segments tree{starts, ancestor_offsets, ancestors};
     int warp = int(threadIdx.x) / WARP, lane = lane_index(), which = ATTENTION_CLASSES - 1 - warp, count = 0;

@@ -8,8 +8,8 @@
 //
 // Key tiles start at positions 0, 128, 256, ... of a path. A tile of consecutive rows is one TMA box per 64
 // columns. The producer's threads copy other tiles row by row into the same swizzled layout. These are the tiles
-// that span several runs of rows, and the last tile of values (forward) or of keys (backward), which gets zeros
-// after the end of the path.
+// that span several runs of rows, and an incomplete last tile of values (forward) or of keys (backward), which
+// gets zeros after the end of the path.
 #pragma once
 
 #include "attention.cuh"

@@ -215,7 +215,7 @@ DEVICE bool finite(float x) {
 }
 
 /// Whether `value` sorts before `other`; `earlier` is true if the comparison of `value` has the lower index. Values
-/// sort by size, NaN last, then by index, so that no two comparisons have the same rank.
+/// ascend and NaN comes last; equal values are ordered by index, so no two comparisons have the same rank.
 DEVICE bool precedes(float value, float other, bool earlier) {
     bool is_nan = value != value, other_is_nan = other != other;
     if (is_nan || other_is_nan) {

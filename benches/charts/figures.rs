@@ -63,7 +63,7 @@ fn accuracy(quickstart: &Quickstart, title: &str, method: &str) -> Result<String
     let chart = BarChart {
         title: title.to_owned(),
         categories: ["semantic", "intra", "inter"].map(str::to_owned).to_vec(),
-        y: Axis::new("accuracy", "dotted: guess").within(0.0, 1.0),
+        y: Axis::new("accuracy", "dotted: random guess").within(0.0, 1.0),
         series: [base].into_iter().chain(equal).chain([mapl]).collect(),
         reference: Some(ReferenceLine { value: 0.5, label: String::new() }),
     };

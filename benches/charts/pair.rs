@@ -25,7 +25,7 @@ pub fn to_svg() -> String {
                        under two prompts. The inter comparison ranks the gap between two responses with and without an \
                        added instruction.";
     let mut out = open("What MAPL adds to a preference pair", description, height);
-    out += &subtitle("Left must score higher. A program checks instructions.");
+    out += &subtitle("The left card must score higher. Programs check instructions.");
     let _ = write!(out, r#"<rect class="card" x="{LEFT}" y="58" width="436" height="62" rx="6"/>"#);
     text(&mut out, "prompt", "start", 24.0, 83.0, "prompt x");
     text(&mut out, "name", "start", 100.0, 83.0, "Suggest a name for a bakery.");

@@ -1,4 +1,4 @@
-"""Processes of steps.py: every run of a side is one, with a time limit and its peak memory.
+"""Processes of steps.py. Every run of a side is a separate process with a time limit, whose peak memory is measured.
 
 A process that fails, or takes too long, raises with the line of its output that names the error.
 """
@@ -72,7 +72,7 @@ def run_mapl(args, method, unit, folder, weights, length):
 
 
 def run_peer(args, method, unit, side, folder, script):
-    """One run of another side, by `script` in a process of its own."""
+    """One run of a side other than mapl: `script` runs it in a separate process."""
     result = args.work / "peer.json"
     result.unlink(missing_ok=True)
     numbers = ("pairs", "quads", "prompt", "instruction", "response", "steps", "warmup", "threads")

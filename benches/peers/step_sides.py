@@ -45,8 +45,8 @@ def clock(torch, cuda):
 
 
 class Batches:
-    """The sequences of an update, each once: a tensor of ids per prompt, so that no row needs padding, and the places of the two
-    sequences of every comparison among all of them."""
+    """The sequences of an update, each once: a tensor of ids per prompt, so that no row needs padding, and the
+    indices of the two sequences of every comparison among these sequences."""
 
     def __init__(self, args, torch, unit, folder):
         self.torch, self.device = torch, args.device
@@ -136,7 +136,8 @@ def torch_steps(args, torch, method, unit, side, folder):
 
 
 def rows_for_trl(args, method, unit, side, folder):
-    """Every comparison as a row, in order of the update. A row of two prompts has that of its rejected side apart."""
+    """Every comparison as a row, in the order of the updates. The prompt of the rejected side can differ: for DPO it is
+    `rejected_prompt`, for a reward model it is part of the text."""
     rows = []
     for row in json.loads((folder / f"{unit}.json").read_text()):
         asked, answers = text_of(row)

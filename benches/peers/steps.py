@@ -53,7 +53,7 @@ def arguments():
     parser.add_argument("--dtype", choices=["f32", "bf16"], help="weights and activations of all sides [default: bf16 on cuda, else f32]")
     parser.add_argument("--model", choices=SIZES, default="small")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--units", nargs="+", choices=COMPARISONS, default=list(COMPARISONS), help="what an update holds")
+    parser.add_argument("--units", nargs="+", choices=COMPARISONS, default=list(COMPARISONS), help="what an update consists of [default: both]")
     parser.add_argument("--sides", nargs="+", help="sides by name prefix [default: all]")
     parser.add_argument("--pairs", type=int, default=4, help="pairs of an update")
     parser.add_argument("--quads", type=int, help="quads of an update [default: half as many as pairs]")
@@ -147,7 +147,8 @@ def agree(args, method, unit, side, run, known):
         gaps = [group[plus] - group[minus] for group in known for _, plus, minus in compared]
         loss = statistics.fmean(math.log1p(math.exp(-gap)) for gap in gaps)
     if abs(run["first_loss"] - loss) > LOSS_TOLERANCE[args.dtype]:
-        raise RuntimeError(f"first loss {run['first_loss']}, by mapl score {loss}")
+        source = "mapl score" if method == "reward" else "ln 2"
+        raise RuntimeError(f"the first loss is {run['first_loss']}, but {source} gives {loss}")
     if method == "reward":
         return
     # `mapl` logs means over the base comparisons; the other sides log means over all comparisons.
@@ -155,7 +156,7 @@ def agree(args, method, unit, side, run, known):
     for side_of, found in zip((1, 2), run["first_logps"]):
         expected = statistics.fmean(group[c[side_of]] for group in known for c in compared)
         if abs(found - expected) > LOGP_TOLERANCE[args.dtype] * abs(expected):
-            raise RuntimeError(f"a first mean of log-probs is {found}, by mapl score {expected}: not the same tokens")
+            raise RuntimeError(f"a mean log-prob of the first update is {found}, but mapl score gives {expected}, so the tokens differ")
 
 
 def table(args, method, unit, sides, runs, failed):

@@ -1,7 +1,7 @@
 """Prepares the inputs of both sides: rows, tokenizer, start model, MAPL groups, and the same comparisons as pair rows.
 
 All inputs are made from one preference file of `prompt`, `chosen`, `rejected` strings, by the `mapl` binary if it can. A file
-with too few suitable rows is refused. Needs only the standard library.
+with too few suitable rows is an error. Needs only the standard library.
 """
 
 import json

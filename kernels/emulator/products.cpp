@@ -180,7 +180,7 @@ void flush(const Fiber& f, WgmmaGroup& group) {
 AsyncState& warpgroup_state() {
     Fiber& f = fiber();
     if (f.block->threads / 128 * 128 <= f.index) {
-        fail("a warpgroup instruction in the last %u threads of the block, which are less than a warpgroup of 128",
+        fail("a warpgroup instruction in the last %u threads of the block, which do not form a warpgroup of 128",
              f.block->threads % 128);
     }
     return async_state();

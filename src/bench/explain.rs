@@ -270,7 +270,7 @@ fn explain_launch(text: &mut String, launch: &Launched, gpu: &Gpu, memory_bound:
     let needed = gpu.copy * LATENCY;
     let _ = writeln!(
         text,
-        "    in flight  at most {} KiB; the bandwidth needs {:.0} KiB ({:.0} ns of it)",
+        "    in flight  at most {} KiB; full bandwidth needs {:.0} KiB (bandwidth x {:.0} ns latency)",
         in_flight >> 10,
         needed / 1024.0,
         1e9 * LATENCY

@@ -76,10 +76,10 @@ pub(crate) const LADDERS: [Ladder; 2] = [
         name: "product",
         computes: "y = x weightᵀ in bf16 with f32 sums",
         rungs: &[
-            rung("product_1_naive", "a thread an element", false),
-            rung("product_2_coalesced", "a warp an element, lanes along k", false),
+            rung("product_1_naive", "a thread per element", false),
+            rung("product_2_coalesced", "a warp per element, lanes along k", false),
             rung("product_3_shared_tiles", "tiles in shared memory", false),
-            rung("product_4_register_tiles", "4 x 4 elements a thread", false),
+            rung("product_4_register_tiles", "4 x 4 elements per thread", false),
             rung("product_5_swizzled_vectors", "16-byte accesses, swizzled", false),
             rung("product_6_tensor_cores", "mma.sync", true),
             rung("product_7_pipeline", "cp.async, three stages", true),

@@ -95,7 +95,7 @@ pub struct BenchArgs {
     #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"])]
     output: Vec<PathBuf>,
     /// Custom kernel file (docs/kernels.md) to compile, verify and time next to the shipped kernels of the
-    /// same names, or as the TOML file next to it describes
+    /// same names; a TOML file with the same stem describes kernels with new names
     #[arg(long, value_name = "FILE.cu", conflicts_with_all = ["StepPlanArgs", "list", "variant"])]
     kernel: Option<PathBuf>,
     /// Compare with the rows of an earlier file

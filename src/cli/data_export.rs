@@ -65,8 +65,8 @@ pub struct ConvertCommand {
     /// compare
     #[arg(long)]
     reward: bool,
-    /// Leave out rows whose longest prompt and longest response have more characters together; they are
-    /// counted
+    /// Leave out rows whose longest prompt and longest response together have more characters than this;
+    /// they are counted
     #[arg(long, value_name = "CHARACTERS")]
     max_characters: Option<usize>,
     #[command(flatten)]
@@ -222,7 +222,7 @@ fn write_trl(input: &[PathBuf], output: &Path, rows: &[SourceRow]) -> Result<()>
     write_text(output, &text)?;
     if left_out.count() > 0 {
         let (count, are) = (counted(left_out.count(), "comparison"), agreeing(left_out.count(), "is", "are"));
-        warn([format!("{count} {are} left out, for which rows of TRL have no place: {left_out}")]);
+        warn([format!("{count} {are} left out, because TRL's format cannot represent them: {left_out}")]);
     }
     remark(output, &format!("{} in {}", counted(pairs, "pair"), output.display()));
     Ok(())
@@ -265,7 +265,8 @@ fn pair(row: &SourceRow, comparison: &Comparison, left_out: &mut LeftOut) -> Res
 }
 
 /// Reason why [`side`] returns `None`.
-pub(super) const MESSAGE_TO_TEXT: &str = "a message cannot answer a plain-text prompt; give both in the same form";
+pub(super) const MESSAGE_TO_TEXT: &str =
+    "the response is a message, but the prompt is plain text; give both as text or both as messages";
 
 /// A response in the form of its prompt: text, or a list with one message.
 pub(super) fn side(prompt: &Prompt, response: &Response) -> Option<Value> {

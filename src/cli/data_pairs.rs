@@ -151,7 +151,7 @@ impl fmt::Display for Counts {
             (self.ties, "tie", ""),
             (self.small, "pair", " below --min-gap"),
             (self.single, "prompt", " with one response"),
-            (self.undecided, "prompt", " without an instruction that is decided"),
+            (self.undecided, "prompt", " with a response for which no instruction can be checked"),
             (self.empty, "empty response", ""),
         ];
         let left_out = left_out.iter().filter(|(count, ..)| *count > 0);
@@ -163,7 +163,10 @@ impl fmt::Display for Counts {
         }
         match self.renamed {
             0 => Ok(()),
-            n => write!(f, "; ids with a number appended, because another pair has the same id: {n}"),
+            n => {
+                let ids = counted(n, "id");
+                write!(f, "; {ids} got a number appended, because another pair has the same id")
+            }
         }
     }
 }

@@ -91,10 +91,11 @@ fn labelled_table(summary: &LabelledSummary) -> String {
     };
     match (&summary.auc, &summary.difference) {
         (Some(auc), Some(difference)) => {
-            out.push(line("AUC", auc, "share of desirable above undesirable rows, ties half"));
+            let about = "probability that a desirable row scores above an undesirable one; ties count half";
+            out.push(line("AUC", auc, about));
             out.push(line("difference of the means", difference, "desirable minus undesirable"));
         }
-        _ => out.push("all rows have one label, so nothing says how well scores separate the labels".into()),
+        _ => out.push("all rows have the same label, so the AUC and the difference of the means are undefined".into()),
     }
     if summary.non_finite > 0 {
         out.push(format!("score, NaN or infinite: {}", summary.non_finite));

@@ -58,7 +58,7 @@ pub fn export(args: &ExportArgs) -> Result<()> {
     let mut config = ModelConfig::read_on(&args.model, args.base.base())?;
     warn_of_bases(args.base.base(), [args.model.as_path()]);
     let Some(adapter) = config.adapter.clone() else {
-        return Err(Error::model(&args.model, "holds no adapter any more"));
+        return Err(Error::model(&args.model, "no longer holds an adapter"));
     };
     let mut tokenizer = read_tokenizer(&args.model, args.base.base(), None)?;
     tokenizer.check_copied()?;

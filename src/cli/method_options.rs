@@ -120,7 +120,7 @@ pub fn check(arguments: &[OsString]) -> Result<()> {
         let Some(id) = find_flag(&command, flag).map(|arg| arg.get_id().as_str()) else { continue };
         if !takes(method, id) {
             let others: Vec<&str> = METHODS.into_iter().filter(|m| takes(*m, id)).map(Method::name).collect();
-            let verb = if others.len() == 1 { "takes" } else { "take" };
+            let verb = if others.len() == 1 { "supports" } else { "support" };
             return Err(Error::Usage(format!(
                 "{flag} has no effect in this {} run; only {} {verb} it",
                 method.name(),
@@ -181,11 +181,11 @@ mod tests {
         };
         assert_eq!(
             refused("mapl reward --beta 0.1"),
-            "--beta has no effect in this reward run; only dpo and kto take it"
+            "--beta has no effect in this reward run; only dpo and kto support it"
         );
         assert_eq!(
             refused("mapl study sft --k-max=2"),
-            "--k-max has no effect in this sft run; only reward and dpo take it"
+            "--k-max has no effect in this sft run; only reward and dpo support it"
         );
     }
 }

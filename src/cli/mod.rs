@@ -264,8 +264,8 @@ fn start_threads() -> Result<()> {
     match pool.build_global() {
         // Only a failed start has a source error. Without one, the pool already exists.
         Err(e) if e.source().is_some() => Err(Error::Runtime(format!(
-            "cannot start the threads of parallel work: {e}; a limit of threads or memory is reached (`ulimit -u`, \
-             `ulimit -v`, that of the container): raise it, or lower the environment variable RAYON_NUM_THREADS"
+            "cannot start the worker threads: {e}; a limit on threads or memory was reached (`ulimit -u`, `ulimit -v`, \
+             or the limit of the container); raise it, or lower the environment variable RAYON_NUM_THREADS"
         ))),
         _ => Ok(()),
     }

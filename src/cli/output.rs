@@ -38,7 +38,8 @@ pub fn check_output(flag: &str, output: &Path, inputs: &Inputs) -> Result<()> {
 pub fn refuse_two_on_stdout(json: bool, flag: &str, output: &Path) -> Result<()> {
     if json && is_stdout(output) {
         return Err(Error::Usage(format!(
-            "--json prints on standard output, which {flag} {} is too; leave one of them out, or name a file",
+            "--json prints on standard output, and {flag} {} is standard output too; leave out one of them, or name a \
+             file",
             output.display()
         )));
     }

@@ -106,7 +106,10 @@ impl RunLock {
             }
             Err(other) => return Err(other),
         }
-        let what = if removed { "was removed; it is made again, without what it held" } else { "lost its run.lock" };
+        let what = match removed {
+            true => "was removed; it was created again, and its earlier files are lost",
+            false => "lost its run.lock",
+        };
         Ok(Some(format!("the output folder {} {what}", dir.display())))
     }
 }
@@ -171,7 +174,7 @@ mod tests {
         assert_eq!(lock.keep(&dir).unwrap(), None);
         fs::remove_dir_all(&dir).unwrap();
         let warning = lock.keep(&dir).unwrap().unwrap();
-        assert!(warning.contains("was removed; it is made again"), "{warning}");
+        assert!(warning.contains("was removed; it was created again"), "{warning}");
         assert_eq!(RunLock::take(&dir).unwrap_err().exit_code(), 2);
         fs::remove_dir_all(&dir).unwrap();
         fs::create_dir(&dir).unwrap();

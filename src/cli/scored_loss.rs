@@ -218,8 +218,8 @@ fn recorded(model: &Path) -> Option<LossOptions> {
         Ok(options) => Some(options),
         Err(e) => {
             complain(&format!(
-                "warning: the loss in {} is not known here ({e}); the score of plain DPO is used; --loss-type and \
-                 --beta select a different one",
+                "warning: the loss recorded in {} cannot be used ({e}), so the score of plain DPO is used; \
+                 --loss-type and --beta select a different score",
                 path.display()
             ));
             None

@@ -111,7 +111,8 @@ impl Startup<'_> {
             (
                 "model",
                 format!(
-                    "{} with {} parameters: {} layers of width {}, {} heads ({} for keys), vocabulary {}; from {}",
+                    "{} with {} parameters: {} layers of width {}, {} attention heads ({} KV heads), vocabulary {}; \
+                     from {}",
                     c.architecture(),
                     c.parameters().unwrap_or(0),
                     c.layers,
@@ -166,14 +167,16 @@ impl Startup<'_> {
             ),
         ));
         if let (Some(_), Some(epochs)) = (s.max_steps, setup.args.optimiser.num_train_epochs) {
-            lines.push(("note", format!("--max-steps decides the length; --num-train-epochs {epochs} has no effect")));
+            let note = format!("--max-steps sets the number of updates, so --num-train-epochs {epochs} has no effect");
+            lines.push(("note", note));
         }
         lines.extend(self.differences_to_trl().into_iter().map(|note| ("note", note)));
         if s.warmup_steps >= total {
             lines.push(("note", "no update is left after the warm-up; lower --warmup-steps".to_owned()));
         }
         if let Some(end) = s.schedule.cut_decay(s.warmup_steps, total) {
-            lines.push(("note", format!("the learning rate decays until update {end}, and the run ends before")));
+            let note = format!("the learning rate would decay until update {end}, but the run ends earlier");
+            lines.push(("note", note));
         }
         let when = match (s.eval_steps, s.eval_epochs) {
             (Some(u64::MAX), _) => Some("at start and end".to_owned()),
@@ -253,7 +256,7 @@ impl Startup<'_> {
         when.extend(s.save_epochs.then(|| "after every epoch".to_owned()));
         when.extend(s.save_at_end.then(|| "at the end".to_owned()));
         if when.is_empty() {
-            return "none: a crash loses the run (--save-steps writes them)".to_owned();
+            return "none, so a crash loses the run (set --save-steps to write checkpoints)".to_owned();
         }
         let kept = s.save_total_limit.map_or(String::new(), |n| format!("; the newest {n} are kept"));
         format!("{}{kept}", when.join(" and "))

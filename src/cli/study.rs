@@ -140,7 +140,7 @@ pub fn run(command: &StudyCommand, command_line: &str) -> Result<()> {
         return Err(Error::Usage("--peak-tflops: a finite number above 0 is needed".into()));
     }
     if args.train.dry_run {
-        return Err(Error::Usage("--dry-run takes no step, and a study observes steps; leave out `study`".into()));
+        return Err(Error::Usage("--dry-run trains no step, so there is nothing to study; leave out `study`".into()));
     }
     if args.train.profile {
         return Err(Error::Usage("--profile: a study times every op anyway; leave it out".into()));
@@ -274,7 +274,7 @@ impl StudyArgs {
             (Some(tera), _) => (Some(tera * 1e12), "--peak-tflops".to_owned()),
             (None, true) => match peak::bf16_flops(&place.hardware) {
                 Some(flops) => (Some(flops), "data sheet, dense bf16".to_owned()),
-                None => (None, "no data sheet is certain for this GPU; give --peak-tflops".to_owned()),
+                None => (None, "the data sheet peak of this GPU is not known; give --peak-tflops".to_owned()),
             },
             (None, false) => (None, "data sheet peaks are known only for bf16 on GPUs; give --peak-tflops".to_owned()),
         };

@@ -94,8 +94,8 @@ pub(super) fn recorded(folder: &Path) -> Result<Map<String, Value>, String> {
     let Some(file) = run_file(folder) else { return Ok(Map::new()) };
     let note = |why: String| {
         format!(
-            "{} cannot be read, so variables of the chat template are not known ({why}); --chat-template-kwargs names \
-             them",
+            "{} cannot be read ({why}), so the recorded variables of the chat template are unknown; set them with \
+             --chat-template-kwargs",
             file.display()
         )
     };

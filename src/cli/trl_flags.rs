@@ -55,10 +55,7 @@ const TABLE: &[Rows] = &[
     // Precision and device.
     ("use --dtype", &[("bf16", Switch, As(&[("true", &["--dtype=bf16"]), ("false", &["--dtype=f32"])]))]),
     ("use --device", &[("use-cpu", Switch, CPU), ("no-cuda", Switch, CPU)]),
-    (
-        "half precision without a wide exponent is not supported; use --dtype bf16",
-        &[("fp16", Switch, OFF), ("fp16-full-eval", Switch, OFF)],
-    ),
+    ("fp16 is not supported; use --dtype bf16", &[("fp16", Switch, OFF), ("fp16-full-eval", Switch, OFF)]),
     ("evaluation uses the precision of the whole run; see --dtype", &[("bf16-full-eval", Switch, OFF)]),
     ("GEMMs in f32 keep its precision; see --dtype", &[("tf32", Switch, Idle)]),
     (
@@ -76,7 +73,7 @@ const TABLE: &[Rows] = &[
     ),
     ("attention has one implementation per device, which is exact", &[("attn-implementation", One, Idle)]),
     (
-        "--gradient-checkpointing keeps the input of every layer in device memory and has nothing else to set",
+        "--gradient-checkpointing keeps the input of every layer in device memory and has no further options",
         &[
             ("gradient-checkpointing-kwargs", One, If(checkpointing)),
             ("activation-checkpointing-kwargs", One, If(checkpointing)),
@@ -329,7 +326,7 @@ const VALUES: &[ForeignValue] = &[
     ForeignValue {
         flag: "dtype",
         values: &["float16", "fp16", "half"],
-        refused: Some("half precision without a wide exponent is not supported; use bf16"),
+        refused: Some("fp16 is not supported; use bf16"),
     },
     ForeignValue {
         flag: "report-to",

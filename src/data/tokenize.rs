@@ -15,8 +15,8 @@
 //!
 //! Errors are empty prompts and responses, two BOS tokens at the start, dropping more comparisons than
 //! `max_drop_fraction`, and a prompt that is not a prefix of its sequence. In plain text, such prompts are an
-//! error only if more than the share `max_boundary_mismatch` of the sequences has one. In conversations for a
-//! reward model they are never an error.
+//! error only if the share of sequences with one exceeds `max_boundary_mismatch`. In conversations for a
+//! reward model, they are never an error.
 
 mod encode;
 mod fit;

@@ -113,7 +113,7 @@ impl fmt::Display for Failure {
             Failure::Died { stage, cause } => write!(f, "{} {cause}; {}", stage.action(), stage.advice()),
             Failure::GivenUp { stage, cause } => write!(
                 f,
-                "{} {cause}, and it was not the first time, so no more rows are tried; {}",
+                "{} {cause}, and earlier rows failed too, so no more rows are tried; {}",
                 stage.action(),
                 stage.advice()
             ),

@@ -101,8 +101,9 @@ fn finding(corpus: &Corpus, lengths: &Lengths, words: &Lengths) -> Option<Findin
         return None;
     };
     let of = lengths.chosen_longer + lengths.rejected_longer;
-    let accuracy =
-        lengths.accuracy.map_or(String::new(), |a| format!("; a rule on length decides {a} of held-out pairs right"));
+    let accuracy = lengths
+        .accuracy
+        .map_or(String::new(), |a| format!("; a rule that uses only length predicts {a} of held-out pairs correctly"));
     let what = format!(
         "the {side} response is longer than the {other} one in {count} of {of} pairs of different lengths ({}), measured \
          in {}; mean lengths {:.0} and {:.0} words{accuracy}",

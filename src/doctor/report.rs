@@ -157,7 +157,11 @@ impl CheckReport {
             writeln!(f, "  {:<16} {}", position.position, shown(position.accuracy))?;
         }
         if self.giveaways.offenders.is_empty() {
-            return writeln!(f, "  none of {} starts and ends tested indicates a side", self.giveaways.tested);
+            return writeln!(
+                f,
+                "  none of the {} tested starts and ends of responses indicates a side",
+                self.giveaways.tested
+            );
         }
         writeln!(f, "  starts and ends of responses that indicate a side ({} tested):", self.giveaways.tested)?;
         for o in &self.giveaways.offenders {

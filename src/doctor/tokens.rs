@@ -231,7 +231,8 @@ fn add_findings(
             format!("{open_count} of {of} {side} responses ({}) do not end with an EOS token", percent(open_count, of));
         let finding = Finding::new(Level::Warning, "no-end-of-turn", (open_count, of), what)
             .why(
-                "a policy does not learn to stop from them, and a reward model is trained on another position than it scores later",
+                "a policy does not learn to stop from them, and a reward model is trained at a different position from \
+                 the one that it scores later",
             )
             .advice(
                 "make the chat template close the assistant's turn with the EOS token, and declare the token as \

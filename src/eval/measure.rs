@@ -26,7 +26,8 @@ pub enum Quantity {
     Inter,
     /// Difference of the score gap between two prompts whose instructions favour opposite responses.
     Sensitivity,
-    /// Pairs in which the preferred response follows the instructions under both of these prompts.
+    /// Pairs in which the preferred response follows the instructions under both prompts of
+    /// [`Quantity::Sensitivity`].
     SensitivityFlip,
     /// Comparisons whose instruction contradicts the base preference.
     Conflict,

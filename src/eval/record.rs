@@ -194,7 +194,11 @@ fn parse(value: &Value) -> Result<Evaluation, String> {
         None => return Err("\"schema\" is missing".into()),
     }
     if value.get("auc").is_some() {
-        return Err("it is of rows with a label, which have no comparisons to pair; compare the \"auc\" of both".into());
+        return Err(
+            "it holds results of labelled rows, which have no comparisons to pair; compare the \"auc\" values of \
+             the two files"
+                .into(),
+        );
     }
     let groups = value.get("groups").and_then(Value::as_u64).ok_or("\"groups\" is missing or not a number")? as usize;
     let data = value.get("data").and_then(Value::as_str).ok_or("\"data\" is missing or not a string")?.to_owned();

@@ -109,7 +109,7 @@ pub(crate) fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = open(path)?;
     let size = file.metadata()?.len();
     if size > limit {
-        return Err(too_large(&size.to_string(), limit));
+        return Err(refused(format!("has {size} bytes; at most {limit} are read. Is this the right file?")));
     }
     read_at_most(file, size, limit)
 }
@@ -130,11 +130,10 @@ fn read_at_most(file: File, expected: u64, limit: u64) -> io::Result<Vec<u8>> {
         bytes.try_reserve_exact(expected).map_err(|_| io::ErrorKind::OutOfMemory)?;
         file.take(limit + 1).read_to_end(&mut bytes)
     })?;
-    if bytes.len() as u64 > limit { Err(too_large("more", limit)) } else { Ok(bytes) }
-}
-
-fn too_large(size: &str, limit: u64) -> io::Error {
-    refused(format!("has {size} bytes; at most {limit} are read. Is this the right file?"))
+    if bytes.len() as u64 > limit {
+        return Err(refused(format!("has more than {limit} bytes, the limit. Is this the right file?")));
+    }
+    Ok(bytes)
 }
 
 /// Returns an error if a file of `folder` that a command would copy into its output is a link out of the
@@ -209,7 +208,7 @@ mod tests {
         assert_eq!(read_once(&pipe, 4).unwrap(), b"fern");
         writer.join().unwrap();
         let why = read_once(Path::new("/dev/zero"), 9).unwrap_err();
-        assert_eq!(why.to_string(), "has more bytes; at most 9 are read. Is this the right file?");
+        assert_eq!(why.to_string(), "has more than 9 bytes, the limit. Is this the right file?");
     }
 
     #[test]

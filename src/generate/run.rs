@@ -144,8 +144,8 @@ fn own_rows(limits: &Limits, config: &ModelConfig, prompt: &Prompt) -> usize {
 struct Entered {
     /// Leaf of the prompt in the prefix tree.
     leaf: usize,
-    /// Logits after the last prompt token, from which samples choose their first token; empty until the prompt
-    /// has run.
+    /// Logits after the last prompt token, from which the first token of each sample is chosen; empty until the
+    /// prompt has run, and again after the last sample has started.
     logits: Vec<f64>,
     /// Cache rows of the first sample, until it starts.
     own: Option<Range<usize>>,

@@ -45,8 +45,8 @@ pub(crate) fn run<B: Backend>(
         if words.is_empty() {
             return Ok(None);
         }
-        let (mut samples, (run, shared)) =
-            decode(&words).ok_or_else(|| Error::Runtime(format!("rank {rank} sent answers that cannot be read")))?;
+        let (mut samples, (run, shared)) = decode(&words)
+            .ok_or_else(|| Error::Runtime(format!("rank {rank} sent responses that cannot be decoded")))?;
         all.samples.append(&mut samples);
         all.prompt_tokens = (all.prompt_tokens.0 + run, all.prompt_tokens.1 + shared);
     }

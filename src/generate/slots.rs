@@ -11,7 +11,7 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// Creates a cache of `rows` free rows.
+    /// Creates the list for a cache of `rows` rows, all of them free.
     pub fn new(rows: usize) -> Self {
         Self { free: std::iter::once(0..rows).filter(|all| !all.is_empty()).collect() }
     }

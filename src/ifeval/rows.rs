@@ -59,7 +59,8 @@ pub fn read_prompts(files: &[PathBuf]) -> Result<Vec<Prompt>> {
         for_each_row(file, Columns { keep_text: true, ..Columns::default() }, |line, row| {
             let prompt = prompt(&row?, (file.clone(), line)).map_err(|why| Error::data(file, line, None, why))?;
             if let Some(first) = places.insert(prompt.prompt.clone(), format!("{}:{line}", file.display())) {
-                let why = format!("the prompt is that of {first}; responses are joined by prompt, so remove one row");
+                let why =
+                    format!("the prompt is the same as at {first}; responses are joined by prompt, so remove one row");
                 return Err(Error::data(file, line, None, why));
             }
             prompts.push(prompt);

@@ -132,7 +132,8 @@ fn candidates(text: &str) -> Vec<Candidate> {
         };
         let between = &text.as_bytes()[word.end..at];
         let start = match between.iter().rposition(|&byte| is_ascii_space(byte)) {
-            // As in NLTK, white space directly after the previous word is overlooked.
+            // As in NLTK, white space at the first byte of the text is overlooked. (Later, position 0 is the
+            // previous mark.)
             Some(space) if space > 0 => word.end + space + 1,
             _ => word.start,
         };

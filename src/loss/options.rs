@@ -411,7 +411,7 @@ impl LossOptions {
         ];
         refuse_given(
             &unused,
-            "with --loss-type sft alone, which is the likelihood of preferred responses; leave it out",
+            "with --loss-type sft as the only loss, which is the likelihood of preferred responses; leave it out",
         )
     }
 

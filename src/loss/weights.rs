@@ -41,7 +41,9 @@ impl LossOptions {
             Some((of, _)) if sorting.contains(of) => {
                 format!("--loss-type {} sorts the pairs, so no pair has a separate weight", of.name())
             }
-            Some((of, _)) => format!("--loss-type {} is one of TRL's CPO or ORPO, which do not have it", of.name()),
+            Some((of, _)) => {
+                format!("--loss-type {} belongs to TRL's CPO or ORPO trainer, which has no such option", of.name())
+            }
             None if nll_weight != 0.0 => {
                 "the likelihood term (--loss-type sft, --nll-weight) is a mean over tokens of all pairs".into()
             }

@@ -298,8 +298,8 @@ impl ModelConfig {
         let bos = keys.one_of("bos_token_id", keys.ids_in_vocabulary("bos_token_id", vocab, &mut notes)?)?;
         if head == Head::Reward && pad.is_none() {
             notes.push(
-                "config.json names no pad_token_id, so rewards are read at the last token, as transformers does for one text \
-                 at a time; it refuses batches"
+                "config.json names no pad_token_id, so rewards are read at the last token, as transformers does for \
+                 one sequence at a time; transformers rejects batches"
                     .into(),
             );
         }

@@ -47,7 +47,7 @@ impl TrainedFiles {
             specs.map(|spec| (spec.name.clone(), spec.shape.clone())).collect()
         };
         if shapes(&mut stored.iter()) != shapes(&mut model.trained().slots.iter().map(|slot| &slot.spec)) {
-            return Err(Error::model(folder, "holds an adapter of other layers or of another rank than this run's"));
+            return Err(Error::model(folder, "holds an adapter whose layers or rank differ from this run's"));
         }
         AdapterFiles::open(folder, &config, &model.config).map(Self::Adapter)
     }

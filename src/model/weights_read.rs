@@ -64,7 +64,7 @@ impl WeightFiles {
         }
         let known = config.adapter.as_deref().filter(|adapter| adapter.path == folder).cloned();
         let Some(adapter) = known.map_or_else(|| AdapterFolder::find(folder, None), |found| Ok(Some(found)))? else {
-            return Err(Error::model(folder, "holds no adapter any more"));
+            return Err(Error::model(folder, "no longer holds an adapter"));
         };
         Self::open_merged(&adapter, config, load_as)
     }

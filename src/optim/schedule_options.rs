@@ -85,9 +85,15 @@ impl ScheduleOptions {
     pub fn shape(&self, scheduler: Scheduler, peak: f64) -> Result<Shape> {
         let taken = names(scheduler);
         if let Some(name) = self.given().iter().find(|name| !taken.contains(&name.as_str())) {
-            let takes = if taken.is_empty() { "takes none".to_owned() } else { format!("takes {}", taken.join(", ")) };
+            let accepts = match taken.is_empty() {
+                true => "has no parameters".to_owned(),
+                false => format!("accepts {}", taken.join(", ")),
+            };
             let of = serde_json::to_value(scheduler).unwrap_or_default();
-            return refuse(format!("{name} has no effect: --lr-scheduler-type {} {takes}", of.as_str().unwrap_or("")));
+            return refuse(format!(
+                "{name} has no effect: --lr-scheduler-type {} {accepts}",
+                of.as_str().unwrap_or("")
+            ));
         }
         for (name, value) in [
             ("num_cycles", self.num_cycles),
@@ -169,7 +175,7 @@ mod tests {
     #[test]
     fn parameters_without_effect_and_wrong_values_are_named() {
         for (scheduler, text, part) in [
-            (Scheduler::Linear, "{\"num_cycles\": 2}", "takes none"),
+            (Scheduler::Linear, "{\"num_cycles\": 2}", "has no parameters"),
             (Scheduler::Cosine, "{\"min_lr\": 1e-5}", "min_lr has no effect"),
             (Scheduler::CosineWithMinLr, "{}", "needs min_lr or min_lr_rate"),
             (Scheduler::CosineWithMinLr, "{\"min_lr\": 1e-5, \"min_lr_rate\": 0.1}", "both given"),

@@ -103,7 +103,7 @@ fn gemm<A: Element>(cpu: &Cpu<A>) -> f64 {
 }
 
 /// Bytes per second of the fastest memory stream: a copy, a sum (read only), and an in-place update of four
-/// arrays from a fifth, as in an optimiser. A store to a cache line that was not read before first fetches the
+/// arrays from a fifth, as in an optimiser. A store to a cache line that has not been read must first fetch the
 /// line. The update avoids this fetch, so on most CPUs it moves more bytes per second than the copy.
 pub fn memory(copy: f64) -> f64 {
     copy.max(sum()).max(update())

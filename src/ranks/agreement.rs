@@ -1,5 +1,5 @@
-//! Compares the versions, data, models and flags of all ranks before the first step. All differences are one
-//! error: `--seed: 1 on ranks 0 and 2; 3 on rank 1`.
+//! Compares the versions, data, models and flags of all ranks before they run a model. One error reports the
+//! differences: `--seed: 1 on ranks 0 and 2; 3 on rank 1`.
 
 use super::collective::Collective;
 use crate::terminal::shown;
@@ -8,7 +8,7 @@ use crate::{Error, Result};
 /// Maximum number of differences in a message.
 const MOST: usize = 5;
 
-/// Returns an error if the `facts` of the ranks, pairs of a name and a value, differ.
+/// Returns an error if the `facts`, which are pairs of a name and a value, differ between ranks.
 pub(crate) fn compare(collective: &dyn Collective, facts: &[(String, String)]) -> Result<()> {
     if collective.size() == 1 {
         return Ok(());

@@ -52,8 +52,8 @@ pub(crate) enum Place {
 #[derive(Debug)]
 pub(crate) struct Met {
     pub id: [u8; ID],
-    /// Open connections without traffic, with the rank at the other end. Rank 0 has one to every other rank, and
-    /// every other rank has one to rank 0.
+    /// After a meeting over TCP, open connections without traffic, each with the rank at the other end: rank 0
+    /// has one to every other rank, and every other rank has one to rank 0. Empty after a meeting over a file.
     pub links: Vec<(usize, TcpStream)>,
 }
 

@@ -38,8 +38,7 @@ pub struct GroupScores {
     pub policy: Vec<f64>,
     /// Per sequence: score of the frozen reference, if there is one.
     pub reference: Option<Vec<f64>>,
-    /// Per sequence: log of the factor by which it multiplies the weights of its comparisons, if pairs are
-    /// weighted.
+    /// Per sequence: log of the sequence's factor in the weights of its comparisons, if pairs are weighted.
     pub log_weights: Option<Vec<f64>>,
     /// Per comparison: signed sum of the scores of its terms, as used by the loss.
     pub logits: Vec<f64>,
@@ -316,8 +315,8 @@ impl<B: Backend> Evaluator<B> {
         Ok((scores, tally))
     }
 
-    /// Returns, per sequence, the log of the factor by which it multiplies the weights of its comparisons, if
-    /// pairs are weighted.
+    /// Returns, per sequence, the log of the sequence's factor in the weights of its comparisons; `None` if
+    /// pairs are not weighted.
     fn log_weights(&mut self, backend: &B, model: &Model<B>, loss: &Loss) -> Result<Option<Vec<f64>>> {
         let seqs = self.batch.sizes.seqs;
         let Some(weights) = self.losses.weights(backend, loss, seqs)? else { return Ok(None) };
@@ -362,7 +361,7 @@ impl BatchScores {
     }
 
     /// Encodes a rank's batches for the other ranks. The first number says whether a signal interrupted the
-    /// rank. Each batch then has the number of sequences, flags for the optional scores, the number of
+    /// rank. Then follow, for each batch, the number of sequences, flags for the optional scores, the number of
     /// statistics, and all values.
     fn encode(batches: &[Self], interrupted: bool) -> Vec<f64> {
         let mut numbers = vec![f64::from(u8::from(interrupted))];

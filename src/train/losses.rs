@@ -67,8 +67,8 @@ impl<B: Backend> LossBuffers<B> {
         Ok(Some(self.weights.each_mut().map(|buffer| ViewMut::first(buffer, seqs))))
     }
 
-    /// Returns, per sequence, the log of the factor by which it multiplies the weights of its comparisons, as
-    /// computed for the last batch.
+    /// Returns, per sequence of the last batch, the log of the sequence's factor in the weights of its
+    /// comparisons.
     pub fn read_log_weights(&self, backend: &B, seqs: usize) -> Result<Vec<f64>> {
         let [doubled, plain] = &self.weights;
         let [doubled, plain] = [read(backend, doubled, seqs)?, read(backend, plain, seqs)?];

@@ -36,7 +36,7 @@ const REPEATS: Duration = Duration::from_secs(2);
 const NOTICE_WAIT: Duration = Duration::from_millis(100);
 
 /// Text printed at the first stop signal.
-const NOTICE: &str = "stopping after this step; again to stop at once";
+const NOTICE: &str = "stopping after this step; repeat the signal to stop at once";
 
 /// Function that prints a line while a run has a progress bar.
 type Printer = Box<dyn FnOnce(&str) + Send>;

@@ -199,7 +199,7 @@ fn bad_rows_of_benchmarks_are_named_by_file_and_line() {
         (
             "reward-bench-2",
             vec![reference.clone(), tied.clone(), tied.clone()],
-            &["bad.jsonl:3", "the id is that of bad.jsonl:2"],
+            &["bad.jsonl:3", "the id is the same as at bad.jsonl:2"],
         ),
         ("if-reward-bench", vec![with(graph.clone(), "preference_graph", json!([]))], &["bad.jsonl:1", "no edges"]),
         (

@@ -164,7 +164,7 @@ fn what_rows_of_trl_have_no_place_for_is_counted_by_reason() {
     bench.write("refused.jsonl", lines(&[refused]));
     bench
         .run("data export --to trl --input refused.jsonl --output out.jsonl")
-        .fails(3, &["refused.jsonl:1", "a message cannot answer a plain-text prompt"]);
+        .fails(3, &["refused.jsonl:1", "the response is a message, but the prompt is plain text"]);
 }
 
 #[test]

@@ -122,7 +122,7 @@ fn what_cannot_be_judged_is_refused() {
     };
     bench.write("message.jsonl", lines(&[message("b"), message("c, d")]));
     run("--input message.jsonl --judge ifeval")
-        .fails(3, &["message.jsonl:1", "a message cannot answer a plain-text prompt"]);
+        .fails(3, &["message.jsonl:1", "the response is a message, but the prompt is plain text"]);
 
     run("--input samples.jsonl --judge ifeval --min-gap=-1").fails(2, &["at least 0"]);
     assert!(!bench.at("out.jsonl").exists());

@@ -239,7 +239,7 @@ fn a_named_pad_token_must_be_one_and_fit_the_start_model() {
     }
     bench
         .run("dpo --model model --train-file talk.jsonl --pad-token <|pad|> --output-dir out")
-        .fails(2, &["only reward takes it"]);
+        .fails(2, &["only reward supports it"]);
     bench.run(&format!("{run} out --pad-token <|pad|>")).ok();
     let next = "reward --model out --train-file talk.jsonl --max-steps 1 --output-dir next --pad-token";
     bench.run(&format!("{next} <|im_end|>")).fails(2, &["stay at the token position at which its head was trained"]);

@@ -158,7 +158,7 @@ fn bad_rows_are_named_by_file_and_line() {
     missing.as_object_mut().unwrap().remove("kwargs");
     for (row, parts) in [
         (missing, vec!["\"kwargs\" is missing"]),
-        (good.clone(), vec!["the prompt is that of bad.jsonl:1"]),
+        (good.clone(), vec!["the prompt is the same as at bad.jsonl:1"]),
         (with("kwargs", json!([])), vec!["1 entries", "\"kwargs\" 0"]),
         (with("kwargs", json!([3])), vec!["\"kwargs\" has an entry that is not an object"]),
         (with("instruction_id_list", json!([])), vec!["\"instruction_id_list\" is empty"]),

@@ -32,7 +32,7 @@ int InitializeInjectionNvtx2(const void* (*export_table)(uint32_t)) {
     Function** table = NULL;
     unsigned size = 0;
     if (!callbacks || callbacks->bytes < sizeof(struct Callbacks)) return 0;
-    // Profilers ask for the functions with a domain too.
+    // Profilers also request the table of the domain functions (module 5).
     if (!callbacks->module(5, &table, &size) || size <= 15) return 0;
     if (!callbacks->module(1, &table, &size) || size <= 11) return 0;
     *table[9] = (Function)push;

@@ -151,7 +151,7 @@ fn an_evaluation_interrupted_by_a_signal_is_repeated_on_resume() {
     }
 }
 
-const NOTICE: &str = "stopping after this step; again to stop at once\n";
+const NOTICE: &str = "stopping after this step; repeat the signal to stop at once\n";
 
 /// Sends two signals to the process `child`, `gap` milliseconds apart.
 fn send_pair(signals: [&str; 2], gap: u64, child: &Child) {

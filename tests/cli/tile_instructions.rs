@@ -29,7 +29,10 @@ fn tile_instructions(binary: &str) -> Option<BTreeMap<String, BTreeSet<String>>>
 }
 
 #[test]
-#[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), ignore = "AMX is a unit of x86-64, asked of Linux")]
+#[cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    ignore = "AMX exists only on x86-64, and Linux must grant its use"
+)]
 fn only_the_gemm_of_amx_has_tile_instructions() {
     let Some(functions) = tile_instructions(env!("CARGO_BIN_EXE_mapl")) else {
         // objdump comes with the linker of every C++ compiler, so a machine with the emulator has it.

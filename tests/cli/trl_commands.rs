@@ -176,7 +176,7 @@ fn faults_of_a_file_of_options_are_named_with_file_and_line() {
     run("a.yaml", &format!("{base}use_dora: true\n"), &["--use-dora true", "is set in a.yaml:3"]);
     run("a.yaml", &format!("{base}eval_steps: 2\n"), &["--eval-steps has no effect", "a.yaml:3"]);
     run("a.yaml", &format!("{base}datasets:\n  - path: a/b\n"), &["--datasets", "use --train-file", "a.yaml:3"]);
-    run("a.yaml", &format!("{base}center_rewards_coefficient: 1\n"), &["only reward takes it", "a.yaml:3"]);
+    run("a.yaml", &format!("{base}center_rewards_coefficient: 1\n"), &["only reward supports it", "a.yaml:3"]);
     run(
         "a.yaml",
         &format!("{base}bf16: true\ndevice: reference\n"),
@@ -253,7 +253,7 @@ fn a_decay_that_does_not_fit_into_the_run_is_refused() {
         .run(&format!("{} --overwrite-output-dir", with("{\"num_stable_steps\":1,\"num_decay_steps\":3}")))
         .ok()
         .out;
-    assert!(out.contains("the learning rate decays until update 6, and the run ends before"), "{out}");
+    assert!(out.contains("the learning rate would decay until update 6, but the run ends earlier"), "{out}");
 }
 
 #[test]
@@ -282,7 +282,7 @@ fn fractions_and_strategies_count_updates_of_the_run() {
     assert!(lines("--logging_strategy no").is_empty());
     assert_eq!(lines("--logging-steps 0.5"), [1, 6, 12]);
     let out = bench.run(&format!("{run} --max-steps 2 --output-dir b --overwrite-output-dir")).ok().out;
-    assert!(out.contains("--max-steps decides the length; --num-train-epochs 2 has no effect"), "{out}");
+    assert!(out.contains("--max-steps sets the number of updates, so --num-train-epochs 2 has no effect"), "{out}");
     for (words, part) in [
         ("--logging-strategy epoch --logging-steps 3", "contradicts --logging-steps"),
         ("--warmup-ratio 1.5", "--warmup-ratio 1.5"),

@@ -160,8 +160,8 @@ pub fn golden(name: &str) -> PathBuf {
 fn command(dir: &Path, words: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mapl"));
     command.args(words.split_whitespace()).current_dir(dir).env("NO_COLOR", "1").stdin(Stdio::null());
-    // With `rough`, studies measure the peak rates of the device within milliseconds;
-    // `arguments::a_profile_lists_every_op_of_a_step` measures them in full.
+    // With `rough`, `--profile` and benchmarks on the CPU measure the ceilings of the machine within
+    // milliseconds; `arguments::a_profile_lists_every_op_of_a_step` measures them in full.
     command.env("MAPL_CEILINGS", "rough");
     // A run's record of its environment (train/manifest.rs) must not depend on who runs the tests.
     for inherited in ["CI", "SOURCE_DATE_EPOCH", "CUDA_VISIBLE_DEVICES"] {

@@ -130,7 +130,7 @@ fn halves_of_pairs_control_characters_and_large_numbers_hurt_only_in_a_key_that_
 }
 
 /// Checks and training read a row's texts once for each comparison or assistant turn, so their time grows
-/// with the product of the two.
+/// with that number times the size of the texts.
 #[test]
 fn rows_that_would_take_hours_are_refused() {
     let comparison = json!({"kind": "base", "terms": [

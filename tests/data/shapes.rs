@@ -251,7 +251,7 @@ fn pairs_margins_and_ties_follow_the_options() {
     let plain = json!({"prompt": Q, "chosen": GOOD, "rejected": BAD});
     for (edit, flag) in [
         (ReadOptions { pairs: Some(Pairs::All), ..ReadOptions::default() }, "--pairs has no effect"),
-        (ReadOptions { score_margin: true, ..ReadOptions::default() }, "--score-margin needs a score"),
+        (ReadOptions { score_margin: true, ..ReadOptions::default() }, "--score-margin needs the scores"),
         (ReadOptions { score_key: Some("x".into()), ..ReadOptions::default() }, "--score-key has no effect"),
     ] {
         let why = read(plain.clone(), &edit).unwrap_err();

@@ -210,7 +210,12 @@ fn a_prompt_without_tokens_is_refused_except_in_fine_tuning() {
 fn a_message_cannot_answer_plain_text() {
     let mut mixed = pair("Name", " the", " owls");
     mixed.group.responses[1] = Response::Message(message("assistant", "owls"));
-    assert!(one(mixed, &TOKENIZER).unwrap_err().to_string().contains("a message cannot answer a plain-text prompt"));
+    assert!(
+        one(mixed, &TOKENIZER)
+            .unwrap_err()
+            .to_string()
+            .contains("the response is a message, but the prompt is plain text")
+    );
 }
 
 /// Groups of random lengths with several prompts, two responses and all kinds of comparisons.

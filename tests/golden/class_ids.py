@@ -1,5 +1,5 @@
-"""Writes class_ids.json: the special ids that transformers takes for a config.json without them, by family. Run from any
-directory:
+"""Writes class_ids.json: the special ids that transformers assumes for a config.json without them, by family. Run from
+any directory:
 
     python tests/golden/class_ids.py
 """

@@ -1,6 +1,6 @@
-"""Generates what every further family needs next to make.py's fixtures: a small second model with the other tying of
-embeddings, a reward model of Ministral, and three DPO steps of every language model. README.md describes the outputs. Run
-from any directory, after make.py:
+"""Generates further fixtures of every family, next to those of make.py: a small second model with the opposite setting of
+tied embeddings, a reward model of Ministral, and three DPO steps of every language model. README.md describes the outputs.
+Run from any directory, after make.py:
 
     python tests/golden/families.py [OUTPUT_DIR]
 

@@ -1,5 +1,5 @@
-"""Generates losses.json, loss-steps.json and kto-steps.json: every loss of TRL's DPO, CPO, ORPO and KTO trainers by TRL's own
-code, for given log-probabilities in float64, and over four steps of a tiny model in float32. Run from any directory, after
+"""Generates losses.json, loss-steps.json and kto-steps.json: every loss of TRL's DPO, CPO, ORPO and KTO trainers, computed by
+TRL's code, for given log-probabilities in float64, and over four steps of a tiny model in float32. Run from any directory, after
 make.py:
 
     python tests/golden/losses.py [OUTPUT_DIR]
@@ -228,7 +228,7 @@ KTO = [
 
 
 def kto_rows():
-    """Returns rows with a label; every response ends with the end token, so TRL adds none."""
+    """Returns rows with a label; every response ends with the EOS token, so TRL adds none."""
     pairs = make.make_pairs(29) + make.make_pairs(31)[:1]
     rows = []
     for number, pair in enumerate(pairs):

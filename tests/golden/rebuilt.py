@@ -1,5 +1,5 @@
-"""Finds for which folders AutoTokenizer builds another normaliser or pre-tokenizer than tokenizer.json holds, and writes
-the answers to rebuilt.json. Run from any directory:
+"""Finds for which folders AutoTokenizer builds a different normaliser or pre-tokenizer from that in tokenizer.json, and
+writes the results to rebuilt.json. Run from any directory:
 
     python tests/golden/rebuilt.py [OUTPUT.json]
 

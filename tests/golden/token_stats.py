@@ -53,7 +53,7 @@ def dpo(folders, pairs, scratch):
 
 
 def sft(folder, pairs, scratch):
-    """The chosen responses, of which every token is trained."""
+    """The chosen responses; all their tokens contribute to the loss."""
     rows = [
         {
             "input_ids": pair["prompt_ids"] + pair["chosen_ids"],

@@ -221,7 +221,7 @@ class Suite:
                              "bitwise equal" if same else "weights differ from the first run")
 
     def nccl(self):
-        """One rank that joins NCCL beside one that is alone. Without a GPU both are alone: a rehearsal of the stage."""
+        """A run with one rank over NCCL, compared with a run without NCCL. Without a GPU neither uses NCCL, which only rehearses the stage."""
         cuda = self.options.device == "cuda"
         environment = {"LD_LIBRARY_PATH": library_path("libnccl.so.2")}
         code, text, seconds = self.mapl("nccl-env", "env --json", **environment)
@@ -259,7 +259,7 @@ class Suite:
         self.row(stage, name, "failed" if apart else "ok", "; ".join(apart) or f"{updates} steps and the weights bitwise equal")
 
     def cost_of_nccl(self, joins, environment):
-        """Time of a step with and without NCCL in alternation, and without CUDA graphs: with NCCL the last backward is not one."""
+        """Times steps with and without NCCL in alternation, and without CUDA graphs, because with NCCL the last backward is not a graph."""
         updates, warmup = (20, 3) if joins else (3, 1)
         material = self.pairs_of("nccl", updates)
         if material is None:
@@ -328,7 +328,7 @@ class Suite:
         return run, f"--pairs {pairs} --prompt {prompt} --response {response}"
 
     def step(self):
-        """Time by op of whole steps, beside the prediction of the plan."""
+        """Time by op of whole steps, next to the prediction of the plan."""
         cuda = self.options.device == "cuda"
         material = self.pairs_of("step", 8 if cuda else 3)
         if material is None:

@@ -223,8 +223,8 @@ fn grad_norm<A: Element>(on: &On<'_, Kernels<Emulator, A>>) -> Outputs {
     runs::grad_norm(on, 1.0, &normal("grads", 300_000, 1.0), &[1e-3, 3.0, 0.0, 0.0, 0.0, 0.0])
 }
 
-/// A block of the kernel `head_join_sm90` processes two rounds of rows. The rows that it recomputes are in
-/// several warps, and in different warps in the second round from the first.
+/// A block of the kernel `head_stats_join_sm90` processes two rounds of rows. The rows that it recomputes are
+/// in several warps, and in different warps in the second round from the first.
 fn hopper_head(on: &On<'_, Kernels<Emulator, half::bf16>>) -> Outputs {
     let d = HeadDims { tokens: 1, hidden: 16, vocab: 40, rows: 290, softcap: None };
     let x: Vec<f64> = normal("x", d.hidden, 1.0).iter().map(|x| x.abs()).collect();

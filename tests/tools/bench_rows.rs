@@ -92,12 +92,12 @@ fn verdicts_account_for_noise() {
         row("faster", 100.0, 98.0, 103.0, 97.0),
         row("disturbed", 100.0, 98.0, 103.0, 97.0),
         row("restless", 100.0, 80.0, 150.0, 70.0),
-        // The spreads (p80 - p20) of the earlier and the new row add up to 0.6 of their medians.
+        // The relative spreads, (p80 - p20) / median, of the earlier and the new row add up to 0.6.
         row("wide", 100.0, 90.0, 120.0, 85.0),
         row("within the threshold", 100.0, 90.0, 120.0, 85.0),
         row("loaded", 100.0, 98.0, 103.0, 97.0),
-        // Relative to the yardstick, the new "slow machine" row equals the old one although it
-        // takes twice as long; the new "fast machine" row is slower although it takes equally long.
+        // Relative to the yardstick, the new "slow machine" row is about as fast as the earlier one although
+        // it takes twice as long; the new "fast machine" row is slower although it takes equally long.
         paced(row("slow machine", 100.0, 95.0, 110.0, 90.0), 4.0, 3.9, 4.2),
         paced(row("fast machine", 100.0, 95.0, 110.0, 90.0), 4.0, 3.8, 4.2),
         row("gone", 1.0, 1.0, 1.0, 1.0),

@@ -191,7 +191,8 @@ fn the_floor_of_decoding_is_that_of_weights_and_cache() {
 }
 
 /// Llama-3.1-8B in bf16 on 4 GPUs of 80 GB, DPO of 4 pairs per GPU. Weights, gradients and optimiser state
-/// have 18 bytes per parameter, and the reference 2, so a GPU can hold only a quarter of them.
+/// have 18 bytes per parameter, and the reference 2. They fit only with sharded weights, where a GPU holds a
+/// quarter of all of them.
 #[test]
 fn an_8b_model_fits_4_gpus_with_sharded_weights() {
     let config = presets::config("llama-3.1-8b").unwrap();

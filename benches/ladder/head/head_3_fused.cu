@@ -28,7 +28,7 @@ KERNEL(256, head_fused)(const bf16* hidden,  // (tokens, hidden_size)
                         float* lse,          // (rows)
                         int rows, int vocab, int hidden_size) {
     if (rows % TILE != 0 || vocab % TILE != 0 || hidden_size % DEPTH != 0) {
-        trap("head_fused: sizes that are not whole tiles");
+        trap("head_fused: sizes are not multiples of the tile sizes");
     }
     SHARED(Vec16, hidden_tile, TILE * CHUNKS);
     SHARED(Vec16, head_tile, TILE * CHUNKS);

@@ -18,7 +18,7 @@ KERNEL(256, head_split)(const bf16* hidden,  // (tokens, hidden_size)
                         float* hit,          // (rows): the target's logit
                         int rows, int vocab, int hidden_size, int slices) {
     if (rows % TILE != 0 || vocab % TILE != 0 || hidden_size % Gemm::DEPTH != 0) {
-        trap("head_split: sizes that are not whole tiles");
+        trap("head_split: sizes are not multiples of the tile sizes");
     }
     SHARED(Vec16, tiles, Gemm::STAGE_BYTES / 16);
     SHARED(LogSumExp, partials, TILE * Gemm::S::WARPS_N);

@@ -18,7 +18,7 @@ KERNEL(256, head_pipeline)(const bf16* hidden,  // (tokens, hidden_size)
                            float* hit,          // (rows): the target's logit
                            int rows, int vocab, int hidden_size, int slices) {
     if (rows % TILE != 0 || vocab % TILE != 0) {
-        trap("head_pipeline: sizes that are not whole tiles");
+        trap("head_pipeline: sizes are not multiples of the tile sizes");
     }
     DYNAMIC_SHARED_OF(shared, Gemm::SHARED_BYTES);
     auto a = MatrixView<bf16>::of(hidden, rows, hidden_size, source);

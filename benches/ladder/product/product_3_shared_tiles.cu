@@ -17,7 +17,7 @@ KERNEL(1024, product_shared_tiles)(const bf16* x,       // (tokens, inputs)
                                    bf16* y,             // (tokens, outputs)
                                    int tokens, int inputs, int outputs) {
     if (tokens % TILE != 0 || outputs % TILE != 0) {
-        trap("product_shared_tiles: sizes that are not whole tiles");
+        trap("product_shared_tiles: sizes are not multiples of the tile sizes");
     }
     SHARED(float, x_tile, TILE * TILE);
     SHARED(float, weight_tile, TILE * TILE);

@@ -17,7 +17,7 @@ KERNEL(256, product_register_tiles)(const bf16* x,       // (tokens, inputs)
                                     bf16* y,             // (tokens, outputs)
                                     int tokens, int inputs, int outputs) {
     if (tokens % TILE != 0 || outputs % TILE != 0 || inputs % DEPTH != 0) {
-        trap("product_register_tiles: sizes that are not whole tiles");
+        trap("product_register_tiles: sizes are not multiples of the tile sizes");
     }
     SHARED(float, x_tile, TILE * DEPTH);
     SHARED(float, weight_tile, TILE * DEPTH);

@@ -26,7 +26,7 @@ KERNEL(256, product_swizzled_vectors)(const bf16* x,       // (tokens, inputs)
                                       bf16* y,             // (tokens, outputs)
                                       int tokens, int inputs, int outputs) {
     if (tokens % TILE != 0 || outputs % TILE != 0 || inputs % DEPTH != 0) {
-        trap("product_swizzled_vectors: sizes that are not whole tiles");
+        trap("product_swizzled_vectors: sizes are not multiples of the tile sizes");
     }
     SHARED(Vec16, x_tile, TILE * CHUNKS);
     SHARED(Vec16, weight_tile, TILE * CHUNKS);

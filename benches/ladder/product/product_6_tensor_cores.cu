@@ -20,7 +20,7 @@ KERNEL(256, product_tensor_cores)(const bf16* x,       // (tokens, inputs)
                                   bf16* y,             // (tokens, outputs)
                                   int tokens, int inputs, int outputs) {
     if (tokens % TILE != 0 || outputs % TILE != 0 || inputs % DEPTH != 0) {
-        trap("product_tensor_cores: sizes that are not whole tiles");
+        trap("product_tensor_cores: sizes are not multiples of the tile sizes");
     }
     SHARED(Vec16, tiles, 2 * TILE * CHUNKS);
     unsigned char* left = reinterpret_cast<unsigned char*>(tiles);

@@ -21,7 +21,7 @@ KERNEL(256, product_pipeline)(const bf16* x,       // (tokens, inputs)
                               bf16* y,             // (tokens, outputs)
                               int tokens, int inputs, int outputs) {
     if (tokens % TILE != 0 || outputs % TILE != 0 || inputs % DEPTH != 0) {
-        trap("product_pipeline: sizes that are not whole tiles");
+        trap("product_pipeline: sizes are not multiples of the tile sizes");
     }
     DYNAMIC_SHARED_OF(shared, STAGES * Gemm::STAGE_BYTES);
     int row = int(blockIdx.y) * TILE, column = int(blockIdx.x) * TILE, steps = inputs / DEPTH;

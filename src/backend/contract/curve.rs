@@ -186,7 +186,7 @@ pub(super) fn check(op: &'static str, curves: &[WeightedCurve], link: Link, has_
             "link",
             whole || !part.curve.is_of_batch(),
             "log-ratios without per-token scaling, because a curve depends on the whole batch",
-            "a different link",
+            "a different link or per-token scaling",
         )?;
         expect(op, "inverse_rows", has_rows || !part.per_token, "given, because a curve is per token", "none")?;
     }

@@ -1,6 +1,6 @@
 //! Contracts of the ops: named arguments with their shapes, checks of all lengths, bytes moved, FLOPs, and
-//! tolerances relative to [`crate::backend::reference::Reference`]. Tests, reports and benchmarks use only
-//! these numbers.
+//! tolerances relative to [`crate::backend::reference::Reference`]. Tests, reports and benchmarks take these
+//! numbers only from here.
 //!
 //! Shapes are row-major, outermost dimension first. Every call checks the lengths. The *values* of
 //! indices are the responsibility of the caller that packs the batch and checks them once on the

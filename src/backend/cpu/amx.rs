@@ -59,7 +59,7 @@ const STEP: usize = 2 * LANES;
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Line([u32; LANES]);
 
-/// Packing buffers of a thread. They grow to the largest size that the thread has needed.
+/// Buffers of a thread for packed operands and sums. They grow to the largest size that the thread has needed.
 #[derive(Default)]
 struct Packed {
     left: Vec<Line>,

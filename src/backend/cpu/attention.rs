@@ -11,11 +11,12 @@
 //!             lse = logsumexp(S);  O = (P V) / rowsum(P)
 //! ```
 //!
-//! With a sliding window, keys before the window also have probability zero. Blocks of [`DEPTH`] keys that no
-//! query of the block sees are skipped. The GEMMs add the sums of these blocks one by one, so skipping a
-//! block changes no bit. If the processor has bf16 dot products, the GEMMs of a bf16 backend read queries,
-//! keys and values as they are stored. Scores are then scaled after the GEMM, and P is rounded to bf16.
-//! Otherwise a bf16 backend computes in f32.
+//! With a sliding window, keys before the window also have probability zero. The GEMMs sum each block of
+//! [`DEPTH`] keys (`product16::DEPTH` with bf16 dot products) separately and add the block sums one by one.
+//! Blocks of keys that no query of a block of queries sees are skipped, which therefore changes no bit. If the
+//! processor has bf16 dot products, the GEMMs of a bf16 backend read queries, keys and values as they are
+//! stored. Scores are then scaled after the GEMM, and P is rounded to bf16. Otherwise a bf16 backend computes
+//! in f32.
 //!
 //! Unlike FlashAttention, a block computes its softmax over the whole path at once, without
 //! rescaling.

@@ -87,7 +87,7 @@ vectorised! {
 }
 
 vectorised! {
-    /// Computes (1 + tanh(u)) / 2 as the sigmoid of 2 u.
+    /// Writes x (1 + tanh(u)) / 2 to `act`. The factor (1 + tanh(u)) / 2 is the sigmoid of 2 u.
     fn tanh_row(act: &mut [f32], x: &[f32]) {
         for (act, x) in act.iter_mut().zip(x) {
             *act = x * sigmoid::<FMA>(x * fma::<FMA>(B, x * x, A));

@@ -72,12 +72,13 @@ impl Units {
             "f32" => Ok(Units::F32),
             "avx512_bf16" if Units::Dot16.is_usable() => Ok(Units::Dot16),
             "avx512_bf16" => Err(Error::Usage(format!(
-                "{VARIABLE}={value}: the processor does not have this unit; unset the variable for the fastest units"
+                "{VARIABLE}={value}: the processor does not support avx512_bf16; unset the variable to use the \
+                 fastest units"
             ))),
             "amx_model" => Ok(Units::AmxModel),
             _ => Err(Error::Usage(format!(
-                "{VARIABLE}={value}: unknown units; f32 computes bf16 products in f32, avx512_bf16 leaves out AMX, \
-                 amx_model runs the code for AMX in software, and without the variable the fastest units are used"
+                "{VARIABLE}={value}: unknown value; allowed are f32 (bf16 products in f32), avx512_bf16 (no AMX) and \
+                 amx_model (AMX code in software); unset the variable to use the fastest units"
             ))),
         }
     }

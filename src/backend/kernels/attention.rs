@@ -135,7 +135,8 @@ macro_rules! launch_by_softcap {
     };
 }
 
-/// Builds the work list: the tiles of all segments, in ascending depth of the segments.
+/// Builds the work list: the tiles of root segments first, then those of their children, then those of all
+/// deeper segments.
 fn plan<D: Device, A: Element>(
     k: &Kernels<D, A>,
     shape: Shape,

@@ -279,7 +279,7 @@ fn axis(text: &str, template: &[(&str, &str)], exports: &[Export]) -> Result<Axi
         }
     };
     if values.is_empty() || values.iter().enumerate().any(|(i, value)| values[..i].contains(value)) {
-        return Err(format!("axis `{name}` has no value, or one of them twice"));
+        return Err(format!("axis `{name}` has no values, or lists a value twice"));
     }
     Ok(Axis { name: name.into(), kind, values })
 }

@@ -238,7 +238,7 @@ impl<D: Device, A: Element> Kernels<D, A> {
     /// Runs `work` on the stream of the ranks, after the ops enqueued so far.
     fn behind_ops(&self, work: impl FnOnce(&dyn Calls) -> Result<()>) -> Result<Ticket> {
         let Some(calls) = &self.ranks else {
-            return Err(Error::Runtime("a collective of a device without ranks".into()));
+            return Err(Error::Runtime("a device collective needs NCCL, which is not set up on this device".into()));
         };
         if self.recording.load(Ordering::Relaxed) {
             return Err(Error::Runtime("a collective cannot be recorded with the ops of a step".into()));

@@ -137,7 +137,7 @@ impl BenchArgs {
             let status = status.map_err(|e| Error::Runtime(format!("cannot run ncu: {e}")))?;
             if !status.success() {
                 return Err(Error::Runtime(format!(
-                    "ncu ended with {status}; it may need the counters of the GPU's driver"
+                    "ncu ended with {status}; it may lack permission to read the GPU's performance counters"
                 )));
             }
             emit(&joined(case, gpu, precision, &read_profile(&folder.path().join(PROFILE))?)?)?;

@@ -23,7 +23,7 @@ use crate::{Error, Result};
 
 impl BenchArgs {
     /// Returns the arguments with `auto` devices replaced by devices that run kernels, and the kernels of
-    /// `--kernel`.
+    /// `--kernel`. Without `--kernel`, returns the arguments unchanged and `None`.
     pub(super) fn with_own(&self) -> Result<(Self, Option<OwnContender>)> {
         let Some(path) = &self.kernel else { return Ok((self.clone(), None)) };
         if std::env::var_os(own::VARIABLE).is_some_and(|folder| !folder.is_empty()) {

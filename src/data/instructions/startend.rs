@@ -37,7 +37,7 @@ pub(super) static FUNCTIONS: [Function; 2] = [
     },
 ];
 
-/// Fallback endings if no response offers one.
+/// Fallback endings if there is no satisfying response and no unconstrained response offers an ending.
 const PLAIN_ENDINGS: [&str; 4] = ["and that is all.", "so much for that.", "the rest is up to you.", "I rest my case."];
 
 /// Minimum and maximum number of words of an end phrase; a shorter last line yields fewer.
@@ -61,7 +61,7 @@ fn tail<'a>(response: &Analysis<'a>, count: usize) -> Option<&'a str> {
 }
 
 /// Draws an ending that all satisfying responses and no violating responses have. It comes from a satisfying
-/// response; without one, from a response without a flag or from the fallbacks.
+/// response. If there is none, it comes from an unconstrained response or from the fallbacks.
 fn draw_ending(request: &Request, rng: &mut Rng) -> Option<Kwargs> {
     let mut counts: Vec<usize> = (PHRASE_WORDS.0..=PHRASE_WORDS.1).chain([1]).collect();
     let last = counts.len() - 1;

@@ -71,7 +71,7 @@ pub(super) struct Drawer<'a> {
     pub rng: Rng,
 }
 
-/// Required flags for which the instructions of a prompt are drawn.
+/// Flags that the drawn instructions of a prompt should give to the two responses.
 #[derive(Clone, Copy)]
 pub(super) enum Purpose {
     /// This response has this flag, and the other response the opposite flag.

@@ -26,9 +26,12 @@ pub(super) fn read(row: &mut Row<'_>, format: Format) -> Result<Parsed, String> 
     };
     let prompt_repeated = repeats("chosen") && repeats("rejected");
     if context.has_no_question() && row.peek_text("chosen").is_some() {
-        return Err("the sides are text and the row has no question, so a system text or a history has no place; name the \
-                    question with --column-map (such as prompt=COLUMN), or leave the other columns out with --drop-columns"
-            .into());
+        return Err(
+            "chosen and rejected are text and the row has no question, so its system text or history cannot be used; \
+             name the question with --column-map (such as prompt=COLUMN), or leave the other columns out with \
+             --drop-columns"
+                .into(),
+        );
     }
     let mut side = |key: &'static str| match row.peek_text(key).map(str::to_owned) {
         // A plain string is the assistant's answer.
@@ -51,7 +54,7 @@ fn pair(row: &mut Row<'_>, chosen: Vec<Message>, rejected: Vec<Message>) -> Resu
     let margin = row.margin()?;
     let id = row.id().to_owned();
     if prompt.is_empty() || other.is_empty() {
-        return Err("a side has only the response; put the turns before it in \"prompt\"".into());
+        return Err("\"chosen\" or \"rejected\" has only the response; put the turns before it in \"prompt\"".into());
     }
     let mut group = if prompt == other {
         PreferenceGroup::pair(id, Prompt::Messages(prompt), chosen, rejected, margin)

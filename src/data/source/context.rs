@@ -85,7 +85,7 @@ fn question_column(row: &Row<'_>) -> Option<&'static str> {
 }
 
 impl Context {
-    /// Removes the columns with the turns before the responses from the row.
+    /// Removes from the row the columns that hold the turns before its responses, and returns these turns.
     pub(super) fn take(row: &mut Row<'_>) -> Result<Self, String> {
         let system = match SYSTEMS.into_iter().find(|key| row.has(key)) {
             None => None,
@@ -218,7 +218,7 @@ fn earlier_turns(row: &mut Row<'_>) -> Result<Vec<Message>, String> {
 /// Returns the turns of a prompt in plain text: the turns of a dialogue, or one user turn.
 ///
 /// # Errors
-/// For a dialogue that does not end with the user's turn.
+/// For a dialogue with `\n\nHuman:` whose last turn is neither the user's nor an empty assistant turn.
 pub(in super::super) fn user_turns(text: &str) -> Result<Vec<Message>, String> {
     match dialogue(text) {
         Some(turns) => Ok(turns),
@@ -238,9 +238,9 @@ pub(super) fn is_dialogue(text: &str) -> bool {
 /// Starts of the turns of user and assistant, as HH and HelpSteer 2 write them.
 const MARKS: [[&str; 2]; 2] = [["\n\nHuman:", "\n\nAssistant:"], ["<extra_id_1>User", "<extra_id_1>Assistant"]];
 
-/// Returns the turns of a question that is written as a dialogue, `None` for other texts. Dialogues are written
-/// with `\n\nHuman:` and `\n\nAssistant:`, where the last turn is the user's or an empty assistant turn, or
-/// with the marks of HelpSteer 2.
+/// Returns the turns of a question that is written as a dialogue, with `\n\nHuman:` and `\n\nAssistant:` or
+/// with the marks of HelpSteer 2. `None` for other texts, and for a dialogue whose last turn is neither the
+/// user's nor an empty assistant turn.
 fn dialogue(text: &str) -> Option<Vec<Message>> {
     let [user, assistant] = MARKS.into_iter().find(|[user, assistant]| match *user {
         "\n\nHuman:" => text.starts_with(user),

@@ -28,7 +28,7 @@ const MAGIC: [(&[u8], &str, &str); 17] = [
 
 const TABLE: &str =
     "convert it to Parquet or JSONL first (Dataset.to_parquet of `datasets`, or to_parquet of `pandas`)";
-const UTF8: &str = "save it as UTF-8 (`iconv -t UTF-8 -f` with its encoding)";
+const UTF8: &str = "save it as UTF-8 (`iconv -f ENCODING -t UTF-8`)";
 
 /// First bytes of a Parquet file.
 pub(super) const PARQUET: &[u8] = b"PAR1";

@@ -122,7 +122,8 @@ fn value(field: &Field, odd: &mut Option<What>) -> Value {
     }
 }
 
-/// Returns the number of text bytes in a value; a value that is not text counts as 8 bytes.
+/// Returns the number of text bytes in a value, nested values included; a null, a boolean or a number counts
+/// as 8 bytes.
 fn text_bytes(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len(),

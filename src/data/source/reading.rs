@@ -234,7 +234,8 @@ fn set_margin(row: &mut Row<'_>, parsed: &mut Parsed, scores: Option<[f64; 2]>) 
     let [comparison] = &mut parsed.group.comparisons[..] else { return Ok(()) };
     let Some([chosen, rejected]) = scores else {
         return Err(format!(
-            "--score-margin needs a score of each side, and the row has {}; leave out the row, or the flag",
+            "--score-margin needs the scores of the chosen and the rejected response, and the row has {}; leave out \
+             the row or the flag",
             row.scores_for_message()
         ));
     };
@@ -244,7 +245,7 @@ fn set_margin(row: &mut Row<'_>, parsed: &mut Parsed, scores: Option<[f64; 2]>) 
         );
     }
     if chosen < rejected {
-        return Err(format!("the scores {chosen} of chosen and {rejected} of rejected contradict the label"));
+        return Err(format!("the rejected response has a higher score ({rejected}) than the chosen one ({chosen})"));
     }
     comparison.margin = finite_gap(chosen, rejected)?;
     row.used_score_margin = true;

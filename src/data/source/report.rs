@@ -75,7 +75,7 @@ impl fmt::Display for FileReport {
             let (pairs, rows) = (self.tied_pairs, self.tied_rows);
             let (ties, are) = (counted(pairs, "tie"), agreeing(pairs, "is", "are"));
             let (left, out) = (counted(rows, "row"), agreeing(rows, "is", "are"));
-            write!(f, "; {ties} {are} not compared, and {left} without another pair {out} left out")?;
+            write!(f, "; {ties} {are} not compared, and {left} with no other pair {out} left out")?;
         }
         if self.unrated > 0 {
             let (count, are) = (counted(self.unrated, "response"), agreeing(self.unrated, "is", "are"));
@@ -87,7 +87,7 @@ impl fmt::Display for FileReport {
         }
         if self.prompt_repeated > 0 {
             let rows = counted(self.prompt_repeated, "row");
-            write!(f, "; in {rows} both sides start with the whole prompt: is it duplicated?")?;
+            write!(f, "; in {rows} chosen and rejected both start with the whole prompt, which may be duplicated")?;
         }
         Ok(())
     }

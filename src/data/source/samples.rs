@@ -83,7 +83,7 @@ pub fn read_samples(paths: &[PathBuf], options: &PromptOptions, as_turns: bool) 
             let samples: &mut Samples = &mut found.prompts[at];
             if samples.instructions != instructions {
                 let (file, first) = (samples.row.file.display(), samples.row.line);
-                return Err(fail(format!("the prompt is that of {file}:{first}, but its instructions differ")));
+                return Err(fail(format!("the prompt is the same as at {file}:{first}, but its instructions differ")));
             }
             let responses: &mut Vec<Response> = &mut samples.row.group.responses;
             responses.append(&mut group.responses);

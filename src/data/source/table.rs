@@ -231,8 +231,10 @@ struct Fault {
 
 impl Fault {
     fn why(&self, cell: &str, separator: u8) -> String {
-        let plain =
-            if separator == b'\t' { ", or leave out the outer quotes and begin with another character" } else { "" };
+        let plain = match separator {
+            b'\t' => ", or leave out the outer quotes and begin the cell with a different character",
+            _ => "",
+        };
         format!(
             "{cell} goes on after its closing quote; double the quotes inside (\"\") and quote the whole cell{plain}"
         )

@@ -17,7 +17,7 @@ pub(super) fn make_turns(format: Format, group: &mut PreferenceGroup) -> Result<
         return Ok(false);
     }
     let no_prompt = match format {
-        Format::TextImplicit => Some("chosen=..., rejected=...: the sides only start alike"),
+        Format::TextImplicit => Some("chosen and rejected only have a common prefix"),
         Format::PlainText => Some("\"text\" is one text"),
         _ => None,
     };

@@ -189,7 +189,7 @@ fn most_pairs_admit_each_instruction_function_in_both_directions() {
     // A two-sided threshold is between the counts, so different counts give both directions.
     assert!(percent(&|a, b| tokens(a).len() != tokens(b).len()) >= 85);
     assert!(percent(&|a, b| sentences(a) != sentences(b)) >= 65);
-    // The functions existence, forbidden words and frequency need a keyword that only one response has.
+    // A keyword that only one response has is enough for the functions existence, forbidden words and frequency.
     assert!(percent(&|a, b| keywords(a).difference(&keywords(b)).count() >= 1) >= 99);
     assert!(percent(&|a, b| keywords(a).difference(&keywords(b)).count() >= 2) >= 90);
     assert!(percent(&|a, b| last(a) != last(b)) >= 97);

@@ -119,7 +119,8 @@ fn text_responses(
     let mut responses = Vec::with_capacity(pairs.len());
     for &pair in pairs {
         let Response::Text(answer) = &row.group.responses[pair.1] else {
-            return Err(at(row, pair, "a message cannot answer a plain-text prompt; give both in the same form"));
+            let why = "the response is a message, but the prompt is plain text; give both as text or both as messages";
+            return Err(at(row, pair, why));
         };
         out.plain += 1;
         let (ids, merged) = text_response(prompt, answer, &opening, tokenizer)?;

@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn prompts_of_a_row_lose_the_same_tokens_and_keep_their_bos() {
-        // One response follows two prompts that share the ids 0 1 2. The sequences are one and two tokens too
+        // One response follows two prompts that share the ids 0 1 2 3. The sequences are one and two tokens too
         // long.
         let group = encoded(&[&[0, 1, 2, 3, 4], &[0, 1, 2, 3, 5, 6]], &[(0, 0, &[9, 8]), (1, 0, &[9, 8])]);
         let mut report = TokenizeReport::default();

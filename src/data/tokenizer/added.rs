@@ -7,8 +7,8 @@
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
-/// Adds these tokens to `inner` and returns a note that lists them. `named` holds the special tokens as pairs
-/// (name, token).
+/// Adds the tokens that `inner` lacks as added tokens, and returns a note that lists them; `None` if it lacks
+/// none. `named` holds the special tokens as pairs (name, token).
 pub(super) fn complete(
     inner: &mut Inner,
     config: &Map<String, Value>,

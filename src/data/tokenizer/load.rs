@@ -199,7 +199,9 @@ impl Tokenizer {
             }
         }
         if !unknown.is_empty() {
-            notes.push(format!("eos_token_id {unknown:?}: the tokenizer has no such token, so no text ends with it"));
+            notes.push(format!(
+                "eos_token_id {unknown:?}: the tokenizer has no such token, so this id never ends a response"
+            ));
         }
         let added = inner.get_added_tokens_decoder();
         let mut special: Vec<(u32, String)> =

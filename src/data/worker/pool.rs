@@ -115,7 +115,8 @@ impl Pool {
         outcome
     }
 
-    /// Number of children that died during a request, and true if children therefore receive no more requests.
+    /// Number of children that died by a limit or a crash during a request, and whether children therefore
+    /// receive no more requests.
     pub(crate) fn deaths(&self) -> (usize, bool) {
         let state = self.lock();
         (state.deaths, state.given_up.is_some())
@@ -154,7 +155,8 @@ impl Pool {
                 state.alive -= 1;
                 let alone = state.alive == 0;
                 if !alone {
-                    // The pool continues with the other children and starts no more.
+                    // The pool continues with the other children. It still replaces those that end, but adds no
+                    // further ones.
                     state.most = state.alive;
                 }
                 drop(state);

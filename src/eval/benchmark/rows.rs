@@ -71,7 +71,7 @@ pub fn read(benchmark: Benchmark, files: &[PathBuf]) -> Result<Vec<Item>> {
                 Some(found) if found == benchmark => {}
                 Some(other) => {
                     return Err(fail(format!(
-                        "is a row of {}, and the others are of {}; evaluate them apart",
+                        "is a row of {}, but this evaluation is of {}; evaluate the two benchmarks separately",
                         other.name(),
                         benchmark.name()
                     )));
@@ -251,7 +251,7 @@ fn check_ties(items: &[Item]) -> Result<()> {
         let Shape::Ties { tied, prompt, .. } = item.shape else { continue };
         if let Some(first) = known.insert((tied, prompt), item) {
             let place = format!("{}:{}", first.row.file.display(), first.row.line);
-            return Err(item.row.error(format!("the id is that of {place}")));
+            return Err(item.row.error(format!("the id is the same as at {place}")));
         }
     }
     let lonely = |((tied, prompt), _): &(&(bool, i64), &&Item)| !known.contains_key(&(!tied, *prompt));

@@ -99,8 +99,8 @@ fn find_base(adapter: &Path, config: &mut AdapterConfig) -> Result<PathBuf> {
             )
         }
         Some(name) => format!(
-            "needs its base {name:?}, which is not a model folder, neither from here nor from the adapter's folder; name \
-             the folder with --base-model"
+            "needs its base {name:?}, which is not a model folder relative to the current folder or to the adapter's \
+             folder; name the folder with --base-model"
         ),
     };
     Err(Error::model(&adapter.join(CONFIG_FILE), why))

@@ -95,7 +95,7 @@ const REFUSED: [(&str, &str); 14] = [
     ("trainable_token_indices", "it trains single rows of the embedding table"),
     ("layer_replication", "it repeats layers of the base"),
     ("target_parameters", "it adapts parameters that are not linear layers"),
-    ("alora_invocation_tokens", "aLoRA is active only behind its invocation tokens"),
+    ("alora_invocation_tokens", "aLoRA is active only after its invocation tokens"),
     ("arrow_config", "Arrow mixes several adapters"),
     ("use_bdlora", "it makes the products block-diagonal"),
     ("velora_config", "VeLoRA is a variant of LoRA that is not computed here"),

@@ -58,7 +58,8 @@ impl DecodePlan {
     pub fn new(config: &ModelConfig, rows: usize, context: usize, gpu: &GpuRates) -> Result<Self> {
         if rows == 0 || context == 0 || context > config.max_positions {
             return Err(Error::Usage(format!(
-                "{rows} texts of {context} tokens: each number must be at least 1, and a text has at most {} tokens",
+                "{rows} sequences of {context} tokens: both numbers must be at least 1, and the model supports at most \
+                 {} tokens per sequence",
                 config.max_positions
             )));
         }
@@ -126,8 +127,8 @@ impl DecodePlan {
     pub fn text(&self) -> String {
         let gpu = &self.card;
         let mut out = format!(
-            "decoding step of {} texts with {} tokens each: {:.1} M parameters, {:.3} GB of weights, {:.3} GB of the cache\n\
-             {}: copy {:.2} TB/s, GEMM {:.0} TFLOP/s\n\n",
+            "decoding step of {} sequences with {} tokens each: {:.1} M parameters, {:.3} GB of weights, {:.3} GB of \
+             the cache\n{}: copy {:.2} TB/s, GEMM {:.0} TFLOP/s\n\n",
             self.rows,
             self.context,
             self.parameters as f64 / 1e6,

@@ -105,7 +105,7 @@ impl RankMemory {
     /// The plan as a table.
     pub fn text(&self) -> String {
         let gb = |bytes: u64| bytes as f64 / 1e9;
-        let mut out = format!("memory per GPU on {} GPUs in GB, by what is sharded\n", self.ranks);
+        let mut out = format!("memory per GPU in GB on {} GPUs, by what is sharded\n", self.ranks);
         let _ = writeln!(
             out,
             "{:<26} {:>10} {:>10} {:>10}   {:>10} {:>10} {:>10}\n{:<26} {:>10} {:>10} {:>10}   with --gradient-checkpointing",

@@ -36,7 +36,7 @@ impl<B: Backend> Run<'_, '_, B> {
             overdue: of_ranks[0].overdue,
         };
         if requests.stop.is_some() && world::is_shared() {
-            self.console.line("stopping after this step, as every rank does");
+            self.console.line("stopping after this step on all ranks");
         }
         Ok(requests)
     }

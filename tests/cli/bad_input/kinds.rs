@@ -206,7 +206,7 @@ fn data_come_from_a_pipe_once() {
     bench.bash(&format!("{build} /dev/zero")).fails(3, &["longer than 64 MiB"]);
     bench
         .bash(&format!("{train} --train-file pairs.jsonl --chat-template-path /dev/zero"))
-        .fails(6, &["/dev/zero: has more bytes; at most 16777216 are read"]);
+        .fails(6, &["/dev/zero: has more than 16777216 bytes, the limit"]);
     // Result files are read more than once, so a pipe is an error.
     bench.bash("$MAPL compare <(echo) <(echo)").fails(3, &["is a pipe"]);
     bench.bash("$MAPL bench --device cpu --compare <(echo)").fails(3, &["is a pipe"]);

@@ -53,7 +53,7 @@ fn threads_that_cannot_start_are_an_error_with_advice() {
     // not apply to root.
     bench
         .bash("export RAYON_NUM_THREADS=60000; ulimit -v 1000000; $MAPL data build --input pairs.jsonl --output out.jsonl")
-        .fails(1, &["cannot start the threads", "ulimit -u", "RAYON_NUM_THREADS"]);
+        .fails(1, &["cannot start the worker threads", "ulimit -u", "RAYON_NUM_THREADS"]);
     assert!(!bench.at("out.jsonl").exists());
     let many = bench.bash("RAYON_NUM_THREADS=100000 $MAPL data build --input pairs.jsonl --output out.jsonl").ok();
     assert!(many.err.contains("RAYON_NUM_THREADS is 100000; 1024 threads are started"), "{}", many.err);

@@ -180,7 +180,7 @@ fn a_removed_output_folder_is_made_again_with_a_warning_and_a_replaced_one_is_le
     let out = bench.at("out");
     let (code, err) = stopped_after(&bench, &run("out"), || std::fs::remove_dir_all(&out).unwrap());
     assert_eq!(code, Some(143), "{err}");
-    assert!(err.contains("warning: the output folder out was removed; it is made again"), "{err}");
+    assert!(err.contains("warning: the output folder out was removed; it was created again"), "{err}");
     let (step, _) = mapl::train::checkpoint::list(&out).pop().unwrap();
     let events = bench.metrics("out", "event");
     assert!(events.iter().any(|event| event["event"] == "output folder recreated"), "{events:?}");

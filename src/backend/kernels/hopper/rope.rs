@@ -48,8 +48,8 @@ fn gemm<D: Device, A: Element>(a: &LinearRopeFwd<'_, Kernels<D, A>>) -> Gemm<A> 
     }
 }
 
-/// Tile of the fused GEMM; `None` if no kernel supports the call. Support depends on the model and not on the
-/// number of tokens, unless it is 0, so that a token has the same bits in every batch.
+/// Tile of the fused GEMM; `None` if no kernel supports the call. Apart from calls without tokens, support
+/// depends on the model and not on the number of tokens, so that a token has the same bits in every batch.
 pub(in super::super) fn tile<D: Device, A: Element>(
     k: &Kernels<D, A>,
     a: &LinearRopeFwd<'_, Kernels<D, A>>,

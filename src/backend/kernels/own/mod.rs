@@ -96,7 +96,7 @@ fn launchers() -> Result<&'static Launchers> {
     if let Some(parsed) = PARSED.get() {
         return Ok(parsed);
     }
-    let broken = |why: String| Error::Runtime(format!("the kernels in this program: {why}"));
+    let broken = |why: String| Error::Runtime(format!("cannot parse the built-in kernels: {why}"));
     let mut exports = Vec::new();
     for (_, text) in shipped::FILES {
         exports.extend(exports::parse(text).map_err(broken)?);
