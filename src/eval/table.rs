@@ -51,7 +51,7 @@ pub fn summary_table(lines: &[Line<Summary>], rewards: &Rewards, detail: Detail)
         out.push(format!("{:<width$} {accuracy:>8.4}{} {counts}{broken}", place.title(), interval(Some(&s.accuracy))));
     }
     if lines.iter().any(|line| !detail.shows(&line.place) && Detail::ByFunction.shows(&line.place)) {
-        out.push("--by-function also shows results by number of instructions, rule, direction and function".into());
+        out.push("--by-function also shows each number of instructions, rule, direction, function".into());
     }
     if intervals {
         out.push(ABOUT_INTERVALS.into());

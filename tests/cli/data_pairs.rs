@@ -133,5 +133,5 @@ fn what_cannot_be_judged_is_refused() {
     let done = run("--input x/samples.jsonl y/samples.jsonl --judge ifeval").ok();
     let ids: Vec<Value> = bench.rows("out.jsonl").iter().map(|row| row["id"].clone()).collect();
     assert_eq!(ids, ["samples-1", "samples-1-2"]);
-    assert!(done.out.contains("because another pair has the same id: 1"), "{}", done.out);
+    assert!(done.out.contains("1 id got a number appended, because another pair has the same id"), "{}", done.out);
 }

@@ -332,7 +332,7 @@ fn generation_flags_without_a_model_and_rows_that_cannot_be_saved_are_refused() 
         ("--model model --save-responses b.jsonl --output b.jsonl", &["both b.jsonl"]),
         ("--model model --save-responses b.jsonl --output ./b.jsonl", &["both ./b.jsonl"]),
         ("--model model --save-responses - --output /dev/stdout", &["both /dev/stdout"]),
-        ("--model model --save-responses - --json", &["--save-responses - is too"]),
+        ("--model model --save-responses - --json", &["--save-responses - is standard output too"]),
         ("--model model --save-responses prompts.jsonl", &["input of this command"]),
     ] {
         bench.run(&format!("{run} {flags}")).fails(2, parts);

@@ -180,7 +180,7 @@ fn rows_with_a_label_are_scored_and_evaluated() {
         ("eval --model out --input mixed.jsonl --mixed-formats", 3, &["mixed.jsonl:11", "no label", "10 rows"][..]),
         ("eval --model out --input kto.jsonl --prompt-blindness", 2, &["--prompt-blindness has no effect", "no pairs"]),
         ("compare out model --input kto.jsonl", 3, &["kto.jsonl:1", "`mapl eval`"]),
-        ("compare result.json result.json", 3, &["result.json", "rows with a label", "\"auc\""]),
+        ("compare result.json result.json", 3, &["result.json", "labelled rows", "\"auc\""]),
         ("data build --input kto.jsonl --output built.jsonl", 3, &["unpaired row", "mapl kto"]),
     ] {
         bench.run(command).fails(code, parts);

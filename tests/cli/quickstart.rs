@@ -123,7 +123,7 @@ fn runs_side_by_side_have_the_results_of_runs_one_after_the_other() {
     assert!(out.lines().any(|line| line.starts_with("step 2/2 |")), "a single run writes to stdout directly: {out}");
     let (both, out) = summary_with(&bench, "2");
     for name in ["reward-mapl", "dpo-base-equal"] {
-        let named = format!("{name:<14} | step ");
+        let named = format!("{name:<17} | step ");
         assert!(out.lines().any(|line| line.starts_with(&named)), "{named:?} is not in\n{out}");
     }
     assert_eq!(both["runs"].as_array().unwrap().len(), 5);

@@ -198,8 +198,7 @@ fn windows_belong_to_the_layers_that_transformers_gives_them() {
         assert_eq!(window(family, long.clone()), Some((4096, vec![0, 1, 2, 3])));
     }
     assert_eq!(window("phi3", long), None);
-    // Ministral gives the type of each layer in `layer_types`; the classes of Mistral and Phi-3 do not read
-    // this key.
+    // Ministral reads `layer_types`; the classes of Mistral and Phi-3 do not.
     let named = |length: Value, layers| json!({"sliding_window": length, "layer_types": types(layers)});
     assert_eq!(window("ministral", named(json!(16), [0, 0, 0, 0])), None);
     assert_eq!(window("ministral", named(json!(16), [0, 1, 0, 1])), Some((16, vec![1, 3])));

@@ -17,7 +17,7 @@ const FREE: [(&str, &str); 2] = [
         "the phase is complete: the wait only keeps ptxas from moving the exponentials behind the wait for dP",
     ),
     (
-        "ptxas writes a part of the epilogue twice.\n            sync_named(1 + group, 128);\n",
+        "ptxas duplicates a part of the epilogue's code.\n            sync_named(1 + group, 128);\n",
         "only thread 0, which has waited for the semaphore, accesses C",
     ),
 ];

@@ -184,7 +184,7 @@ fn the_floor_of_decoding_is_that_of_weights_and_cache() {
     let long = plan(8, 1280);
     assert_eq!(bytes(&long, "linear_fwd"), bytes(&small, "linear_fwd"));
     near("cache", bytes(&long, "attention_cached_fwd") as f64, long.cache_bytes as f64);
-    assert!(small.text().contains("8 texts with 640 tokens each"));
+    assert!(small.text().contains("8 sequences with 640 tokens each"));
     for (rows, context) in [(0, 5), (2, 0), (1, 1 << 20)] {
         assert!(DecodePlan::new(&config, rows, context, &gpu).is_err());
     }

@@ -474,7 +474,7 @@ KERNELS(384, product, FOR(SHAPE: 128=SMALL 256_turns=LARGE), IF(SHAPE: 256_turns
             (family("class T", ", FOR(T: f32)", ""), "storages are `f32 bf16`"),
             (family("class T, int N", ", FOR(T: f32 bf16)", ""), "`N` has no values"),
             (family("int N", ", FOR(N: 1; N: 2)", ""), "FOR lists an axis twice"),
-            (family("int N", ", FOR(N: 1 1)", ""), "one of them twice"),
+            (family("int N", ", FOR(N: 1 1)", ""), "lists a value twice"),
             (family("int M, int N", &format!(", FOR(M: {0}; N: {0})", numbers(40)), ""), "more than 1000 kernels"),
             (family("int N", ", FOR(N: one)", ""), "`one` of axis `N` is not a number"),
             (family("int N", ", FOR(M: 1)", ""), "`M` is not a parameter of the template"),

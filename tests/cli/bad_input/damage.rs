@@ -147,7 +147,7 @@ fn nothing_is_overwritten_without_a_flag() {
     // A run that fails on damaged data before training does not remove the earlier run in its output folder.
     bench.run("reward --model model --train-file file --output-dir out --overwrite-output-dir").fails(3, &["file:1"]);
     bench.run("reward --model tok --train-file pairs.jsonl --output-dir out --overwrite-output-dir").fails(6, &["tok"]);
-    run("--output-dir out --overwrite-output-dir --objective rows --base-weight 0").fails(2, &["weight above 0"]);
+    run("--output-dir out --overwrite-output-dir --objective rows --base-weight 0").fails(2, &["kinds with weight 0"]);
     bench.run("init --preset quickstart --tokenizer tok --output-dir model").fails(2, &["already holds"]);
     bench.run("tokenizer --input pairs.jsonl --vocab-size 300 --output-dir tok").fails(2, &["already holds"]);
     for words in [
