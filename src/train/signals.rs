@@ -9,13 +9,14 @@
 //! ```
 //!
 //! Repeats are ignored because one request often arrives twice: `timeout -s INT` signals its child
-//! and then the process group. Outside of the loop no training can be lost.
+//! and then the process group, and Linux sends a parent-death signal at the death of each thread of the parent.
+//! Outside of the loop no training can be lost.
 //!
 //! Every command except `watch` has these handlers. Outside of a training loop nothing is saved: the first
 //! signal removes temporary files and ends the process with 128 + signal.
 //!
-//! A separate thread handles the stop signals, so the handling may take locks and write files. While this
-//! thread ends the process, a further signal ends the process directly in the signal handler.
+//! A separate thread handles the stop signals, so the handling may take locks and write files. If this thread
+//! takes more than 2 s to end the process, a further signal ends the process directly in the signal handler.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -85,6 +86,18 @@ impl Rules {
     }
 }
 
+/// Lets a signal end the process directly once the time has passed, or at once if no thread can be started.
+fn end_directly_after(time: Duration, ending: Arc<AtomicBool>) {
+    let later = ending.clone();
+    let wait = move || {
+        std::thread::sleep(time);
+        later.store(true, Ordering::SeqCst);
+    };
+    if std::thread::Builder::new().name("late-signals".into()).spawn(wait).is_err() {
+        ending.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Handlers of the process. They are registered once, because the default handlers cannot be
 /// restored.
 static HANDLERS: Mutex<Option<Signals>> = Mutex::new(None);
@@ -116,7 +129,7 @@ impl Signals {
     }
 
     /// Acts on a stop signal, on the signal thread.
-    fn received(&self, signal: i32, ending: &AtomicBool) {
+    fn received(&self, signal: i32, ending: &Arc<AtomicBool>) {
         let mut rules = lock(&self.rules);
         match rules.received(Instant::now()) {
             Action::Ignore => {}
@@ -129,7 +142,7 @@ impl Signals {
             Action::End => {
                 let recorder = rules.recorder.take();
                 drop(rules);
-                ending.store(true, Ordering::SeqCst);
+                end_directly_after(REPEATS, ending.clone());
                 end_by_signal();
                 if let Some(record) = recorder {
                     record(signal);
