@@ -4,7 +4,8 @@
 //   producer, one warpgroup, for each item of the block (128 keys of a segment, key-value head):
 //     wait empty K, V; TMA load both
 //     for each step of queries that see the keys, in ascending order, all heads of the group:
-//       wait empty stage; copy the stats; TMA load q and do, or copy their rows
+//       wait empty stage; copy the stats; TMA load q and do; a shorter last step of a segment is copied by
+//       cp.async instead, with zeros after its rows
 //   two consumers of 64 keys each, for each step:
 //     Sᵀ = K qᵀ; dPᵀ = V doᵀ
 //     Pᵀ = 2^(scale log2(e) Sᵀ - log2(e) lse), 0 for masked keys, while dPᵀ runs
@@ -19,7 +20,7 @@
 //
 // Results depend on the tree only. P and dS are rounded to bf16 for the second GEMMs, sums are f32. Cost: 8
 // head_dim FLOPs per visible pair and head, plus padding: head_dim to HEAD, rows of a step to 64, segments to
-// 128 keys. The requirements are those of the forward, and groups of at most 64 heads.
+// 128 keys. Requirements: those of the forward (attention_sm90.cu), except that groups have at most 64 heads.
 #include "common.cuh"
 #include "attention_sm90.cuh"
 #include "rope.cuh"

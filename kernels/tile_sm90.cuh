@@ -327,8 +327,8 @@ DEVICE int column_of_thread(int thread) {
     return thread % 4 * 2;
 }
 
-/// Address of the thread's two bf16 of columns 8 `chunk` to 8 `chunk` + 7 in a swizzled subtile:
-/// the 16-byte chunk c of row r is stored at chunk c xor (r mod 8).
+/// Address of the two adjacent bf16 that `thread` owns in columns 8 `chunk` to 8 `chunk` + 7 of `row`, in a
+/// swizzled subtile: 16-byte chunk c of row r is stored at position c xor (r mod 8).
 DEVICE uint32_t* subtile_pair(unsigned char* subtile, int row, int chunk, int thread) {
     return reinterpret_cast<uint32_t*>(subtile + row * 128 + ((chunk ^ (row % 8)) * 16 + thread % 4 * 4));
 }

@@ -13,8 +13,8 @@ use crate::{Error, Result};
 /// Maximum number of characters of a value that [`shown`] keeps.
 const SHOWN: usize = 200;
 
-/// Maximum number of characters of a message on stderr. A longer message keeps the second number of
-/// characters at its end, where the advice is.
+/// Maximum number of characters of a message on stderr, and number of characters that a longer message keeps at
+/// its end, where the advice is.
 const MESSAGE: (usize, usize) = (4000, 1000);
 
 /// Whether rank 0 prints and writes for this process.
@@ -33,14 +33,15 @@ pub(crate) fn follows() -> bool {
     FOLLOWS.load(Ordering::SeqCst)
 }
 
-/// Whether a character controls the terminal or the direction of text instead of being visible.
+/// Whether a character is a control character, a Unicode line or paragraph separator, or a bidirectional
+/// formatting character.
 fn acts(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
         || c.is_control()
 }
 
-/// Returns the text with control characters (except line breaks and tabs) and direction marks escaped, for
-/// example as `\u{1b}`.
+/// Returns the text with control characters (except line feeds and tabs), Unicode line and paragraph separators,
+/// and bidirectional formatting characters escaped, for example as `\u{1b}`.
 pub fn plain(text: &str) -> Cow<'_, str> {
     let kept = |c: char| c == '\n' || c == '\t' || !acts(c);
     if text.chars().all(kept) {

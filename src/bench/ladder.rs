@@ -1,5 +1,6 @@
 //! The ladders of `benches/ladder`. A ladder leads from the textbook loop to the shipped kernel, and each
-//! rung adds one idea. A rung is a kernel file with a sheet; the last rung is the shipped op.
+//! rung adds one idea. A rung is a kernel file with a sheet, which describes its launch (`sheet`). The last rung
+//! is the shipped op.
 //!
 //! ```text
 //! for each rung:

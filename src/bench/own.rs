@@ -189,11 +189,11 @@ fn line(known: &Known, threads: u32, dynamic: usize, gpu: &Properties) -> String
     let target = known.target.map_or_else(|| format!("sm_{}{}", capability.0, capability.1), str::to_owned);
     let registers = match (known.registers, known.spills) {
         (Some(registers), Some(spills)) => format!("{registers} registers, {spills} bytes spilled"),
-        _ => "registers and spills not known (no report of ptxas)".into(),
+        _ => "registers and spills unknown (no ptxas report)".into(),
     };
     let shared = match known.fixed {
         Some(fixed) => format!("{fixed} + {dynamic} bytes of shared memory"),
-        None => format!("{dynamic} bytes of dynamic shared memory, static not known"),
+        None => format!("{dynamic} bytes of dynamic shared memory, static unknown"),
     };
     let sm = Multiprocessor::of(capability);
     let needs = BlockNeeds { threads, registers: known.registers, shared: known.fixed.unwrap_or(0) + dynamic };

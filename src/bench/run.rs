@@ -46,7 +46,8 @@ pub(crate) struct BenchOptions {
     /// Total bytes of the rotating operand sets, if memory allows.
     pub rotated_bytes: u64,
     pub size_limits: SizeLimits,
-    /// Seconds of calls over which energy is measured, if the hardware has a counter.
+    /// Minimum seconds for which a call is repeated to measure its energy, if the hardware has an energy counter.
+    /// With 0, energy is not measured.
     pub energy_seconds: f64,
     /// Time after which no call is started.
     pub limit: Option<Duration>,

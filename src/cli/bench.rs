@@ -85,7 +85,7 @@ pub struct BenchArgs {
     /// on the emulator [default: 256]
     #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"])]
     rotate_mib: Option<u64>,
-    /// Seconds of calls over which a GPU's energy is measured; 0 measures none [default: 0.2]
+    /// Seconds for which a call is repeated to measure its energy on a GPU; 0 measures none [default: 0.2]
     #[arg(long, conflicts_with_all = ["StepPlanArgs", "list"])]
     energy_seconds: Option<f64>,
     /// Seconds after which no further call starts; finished calls stay in the record

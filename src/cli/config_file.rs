@@ -78,7 +78,7 @@ fn entries(pairs: Vec<Pair>, command: &Command) -> Result<ConfigFile, Fault> {
             return Err((line, unknown(&key, command)));
         }
         if let Some(first) = file.entries.iter().find(|entry| entry.flag == flag) {
-            return Err((line, format!("\"{key}\" is given in line {} too; leave one of them out", first.line)));
+            return Err((line, format!("\"{key}\" is already set in line {}; remove one of the two", first.line)));
         }
         let opposite = match flag.strip_prefix("--no-") {
             Some(name) => format!("--{name}"),

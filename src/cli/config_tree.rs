@@ -189,7 +189,7 @@ fn size(node: &Node) -> usize {
 fn refuse_twice(pairs: &[Pair], key: &str, line: usize) -> Result<(), Fault> {
     match pairs.iter().find(|pair| pair.key == key) {
         None => Ok(()),
-        Some(first) => Err((line, format!("\"{key}\" is given in line {} too; leave one of them out", first.line))),
+        Some(first) => Err((line, format!("\"{key}\" is already set in line {}; remove one of the two", first.line))),
     }
 }
 

@@ -39,8 +39,8 @@ pub(super) const BATCH_SIZE: usize = 32;
 /// Keys that a row of the output has in addition to those of its input row.
 pub(super) const ADDED: [&str; 3] = ["response", "tokens", "finish"];
 
-/// Settings of `generation_config.json` that change the text, each with its flag, and the value that has no
-/// effect.
+/// Settings of `generation_config.json` that change the generated text: key, flag, and the value without effect;
+/// `None` if any value has an effect, but only with `do_sample`.
 const FOLDER_SETTINGS: [(&str, &str, Option<f64>); 5] = [
     ("temperature", "--temperature", None),
     ("top_k", "--top-k", None),

@@ -163,8 +163,8 @@ impl Job for TrainJob<'_> {
         let folder = setup.folder(resume.as_deref());
         let lock = folder.check()?;
         let start = resume.clone().unwrap_or_else(|| setup.args.model.clone());
-        // A resumed run reads only the weights from the checkpoint. The rest comes from `--model` again, so
-        // that a change of that folder is detected.
+        // A resumed run reads configuration and tokenizer from `--model` too, so that a change of that folder is
+        // detected. Weights and training state come from the checkpoint.
         let (config, mut tokenizer) = start_model(setup.args)?;
         setup.lora = match &setup.adapters {
             Some(_) if config.adapter.is_some() => {

@@ -258,7 +258,7 @@ const TABLE: &[Rows] = &[
         &[("run-name", One, Idle), ("project", One, Idle), ("logging-dir", One, UNSET)],
     ),
     (
-        "nothing is sent to a service; use --report-to tensorboard",
+        "mapl uploads to no service; for local event files, use --report-to tensorboard",
         &[
             ("trackio-space-id", One, UNSET),
             ("trackio-bucket-id", One, UNSET),
@@ -346,7 +346,7 @@ const VALUES: &[ForeignValue] = &[
             "kubeflow",
             "ray",
         ],
-        refused: Some("nothing is sent to a service; use tensorboard, whose event files most of them import, or none"),
+        refused: Some("mapl uploads to no service; use tensorboard, whose event files most services import, or none"),
     },
     ForeignValue {
         flag: "lr-scheduler-type",

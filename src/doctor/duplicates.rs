@@ -83,7 +83,7 @@ pub(super) fn check(corpus: &Corpus, findings: &mut Vec<Finding>) -> Duplicates 
     let all = corpus.counts().iter().sum();
     for (copies, check, how) in [
         (&exact, "duplicates", "repeat an earlier one exactly"),
-        (&near, "near-duplicates", "repeat an earlier one up to case and white space"),
+        (&near, "near-duplicates", "repeat an earlier one except for case or white space"),
     ] {
         let count = copies.counts.iter().sum();
         if count > 0 {

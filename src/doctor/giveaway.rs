@@ -260,7 +260,7 @@ fn add_findings(
         }));
     }
     let finding = Finding::new(Level::Warning, "giveaway", (count, pairs), parts.join("; "))
-        .why("a model that reads only this position scores as well, without reading the answer or the prompt")
+        .why("a model can score well by this text alone, without reading the rest of the answer or the prompt")
         .advice(
             "check whether the two sides come from different sources, or whether processing added or removed a \
              prefix or suffix; strip text that a source always adds",

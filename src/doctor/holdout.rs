@@ -1,6 +1,6 @@
 //! Accuracy of simple rules on held-out data: on the test files if given, otherwise by
-//! cross-validation. Examples of one prompt are always in the same fold; otherwise a rule could
-//! memorise the answers.
+//! cross-validation. The examples of one prompt are a cluster. A cluster is never split between folds;
+//! otherwise a rule could memorise the answers.
 
 use rayon::prelude::*;
 
@@ -64,8 +64,7 @@ pub(super) fn held_out<T: Sync, M>(
     share(outcomes.into_iter().flatten())
 }
 
-/// Returns the fold of each example. Folds are dealt evenly to the clusters, in seeded random
-/// order.
+/// Returns the fold of each example. The clusters, in seeded random order, are divided evenly among the folds.
 fn folds<T>(examples: &[Example<T>]) -> Vec<usize> {
     let mut clusters: Vec<u32> = examples.iter().map(|e| e.cluster).collect();
     clusters.sort_unstable();
@@ -106,8 +105,8 @@ mod tests {
 
     #[test]
     fn a_rule_that_memorises_prompts_is_no_better_than_chance() {
-        // Every prompt has a fixed direction, so a rule that is fitted to some prompts knows nothing about
-        // the others.
+        // All examples of a prompt have the same sign, and the sign alternates from prompt to prompt. A rule that
+        // memorises the signs of some prompts therefore predicts nothing about the others.
         let examples = signed_values((0..400).map(|i| (i / 4, f64::from(i / 4 % 2) - 0.5)));
         let memorised = held_out(
             Examples { train: &examples, test: None },

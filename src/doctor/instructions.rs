@@ -201,7 +201,7 @@ fn add_findings(
         let what = format!("{unknown_count} instructions name an unknown function");
         let finding = Finding::new(Level::Warning, "unknown-instructions", (unknown_count, unknown_count), what)
             .why("their flags cannot be checked and are used as recorded")
-            .advice("use ids that `mapl data build --functions` accepts")
+            .advice("use functions that `mapl data build --functions` accepts")
             .places(unknown);
         findings.push(finding);
     }

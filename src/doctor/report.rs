@@ -90,7 +90,7 @@ impl CheckReport {
         writeln!(f, "\nrows")?;
         writeln!(
             f,
-            "  duplicates       {} exact, {} up to case and white space, {} ids",
+            "  duplicates       {} exact, {} more ignoring case and white space, {} ids",
             sum(duplicates.exact),
             sum(duplicates.near),
             duplicates.ids
@@ -98,7 +98,7 @@ impl CheckReport {
         writeln!(f, "  repeated         {} responses under many prompts", duplicates.responses)?;
         writeln!(
             f,
-            "  equal sides      {} exact, {} up to case and white space",
+            "  equal sides      {} exact, {} more ignoring case and white space",
             sum(sides.identical),
             sum(sides.nearly_identical)
         )?;
@@ -109,7 +109,7 @@ impl CheckReport {
         writeln!(f, "\ntest rows that training has seen")?;
         writeln!(
             f,
-            "  prompts          {} of {} rows exactly, {} up to case and white space",
+            "  prompts          {} of {} rows exactly, {} ignoring case and white space",
             overlap.prompts_exact, overlap.rows, overlap.prompts_normal
         )?;
         writeln!(f, "  comparisons      {} of {}", overlap.comparisons_seen, overlap.comparisons)?;

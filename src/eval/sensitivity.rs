@@ -86,8 +86,8 @@ fn opposed(group: &PreferenceGroup) -> Vec<Opposed> {
     found.collect()
 }
 
-/// True if an inter comparison compares the two prompts. This link is required if a group has pairs under
-/// several prompts, because instructions then do not show which pair a prompt belongs to.
+/// Whether an inter comparison has terms under both `prompt` and `base`. In a group whose pairs have different
+/// base prompts, only such a comparison shows that `prompt` was derived from `base`; instructions do not.
 fn linked(group: &PreferenceGroup, prompt: usize, base: usize) -> bool {
     group
         .comparisons

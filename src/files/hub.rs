@@ -31,8 +31,8 @@ pub(crate) fn hub_data(path: &Path) -> Option<String> {
     let name = name.split('@').next().unwrap_or(&name);
     let local = name.rsplit('/').next().unwrap_or(name);
     Some(format!(
-        "is not a file here; a data set of the Hugging Face Hub is downloaded first: `hf download {name} --repo-type dataset \
-         --local-dir {local}`, then name its files, such as '{local}/data/train*'"
+        "is not a local file; to use a data set of the Hugging Face Hub, download it first with `hf download {name} \
+         --repo-type dataset --local-dir {local}`, then pass its files, such as '{local}/data/train*'"
     ))
 }
 
@@ -53,8 +53,8 @@ pub(crate) fn hub_model(path: &Path) -> Option<String> {
     let name = hub_name(path)?;
     let local = name.rsplit('/').next().unwrap_or(name);
     Some(format!(
-        "is not a folder here; a model of the Hugging Face Hub is downloaded first: `hf download {name} --local-dir {local}`, \
-         then name the folder {local}; `mapl init` makes a small model"
+        "is not a local folder; to use a model of the Hugging Face Hub, download it first with `hf download {name} \
+         --local-dir {local}`, then pass the folder {local}; `mapl init` makes a small model"
     ))
 }
 

@@ -126,7 +126,8 @@ impl Loss {
         }
     }
 
-    /// Definition of the score; `None` if the score is the log-ratio itself.
+    /// Definition of the symbol, `s` or `log odds`, that the text of `score` contains; `None` for the identity
+    /// link, whose text has no symbol.
     fn link_text(&self, frozen: bool) -> Option<String> {
         let mean = if self.reduce == Reduce::Mean { "mean " } else { "" };
         let u = format!("{mean}{}", if frozen { "(log pi - log ref)" } else { "log pi" });

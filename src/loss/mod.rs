@@ -7,7 +7,7 @@
 //! - `formula`: the loss as a formula, for logs
 //! - `fingerprint`: the loss in the fingerprint of a checkpoint
 //! - `spelled_out`: options with every value explicit, for the record of a run
-//! - `signed_sum`: the argument z of a comparison's curve
+//! - `signed_sum`: the argument z of a comparison's loss curve
 //! - `unpaired`: rows with one response and a label; `weights`: weights of tokens, pairs and rows
 //! - `value`: losses of a comparison on the host
 

@@ -2,8 +2,9 @@
 //! comparisons.
 //!
 //! `L = sum over kinds of weight_kind * mean over the kind's comparisons of (weight * loss)`, where
-//! a comparison's loss is the weighted sum of the chosen curves. The mean is over the global batch,
-//! so every split into micro-batches or ranks gives the same loss.
+//! a comparison's loss is the weighted sum of the chosen curves. A curve ([`Curve`]) is a function of the
+//! comparison's argument z, or of its two terms. The mean is over the global batch, so every split into
+//! micro-batches or ranks gives the same loss.
 
 use std::path::Path;
 
@@ -147,8 +148,8 @@ impl Loss {
         self.token_stats && self.method != Method::Reward
     }
 
-    /// Whether a curve is user-defined. Such a curve is evaluated on the host, so its steps are not replayed
-    /// as CUDA graphs.
+    /// Whether a loss curve is user-defined. Such a curve is evaluated on the host, so training steps that use it
+    /// are not replayed as CUDA graphs.
     pub(crate) fn has_own_curve(&self) -> bool {
         self.curves.iter().any(|part| matches!(part.curve, Curve::Own(_)))
     }

@@ -36,7 +36,7 @@ pub(super) fn no_config(folder: &Path) -> String {
     } else if folder.is_dir() {
         "contains no config.json; --model needs a Hugging Face model folder (make one with `mapl init`)"
     } else {
-        "is not a folder here; --model needs a Hugging Face model folder: download it first, or make one with `mapl \
+        "is not a local folder; --model needs a Hugging Face model folder: download it first, or make one with `mapl \
          init`"
     };
     why.to_owned()

@@ -1,5 +1,6 @@
-//! The ranks that this process joins. Without a launcher, or with one rank, the process is a single-process run,
-//! unless it joins NCCL.
+//! Connects this process to the other ranks of its run, over MPI or NCCL; the process is then said to have joined
+//! them. Without a launcher, or with one rank, it is a single-process run. A single rank on a GPU joins NCCL if it
+//! is told to.
 //!
 //! [`join`] is called once, before any other thread starts. From then on the ranks other than 0 print
 //! and write nothing ([`terminal::follow`](crate::terminal::follow)).
@@ -175,7 +176,7 @@ pub(crate) fn describe() -> [(&'static str, String); 3] {
     [("launcher", launcher), ("mpi", mpi), ("nccl", nccl)]
 }
 
-/// Makes a rank other than 0 print nothing, without joining the others.
+/// Makes a rank other than 0 print nothing, without connecting it to the other ranks.
 pub(crate) fn follow_launcher() {
     if let Ok(Some(Ranks { rank: 1.., .. })) = Ranks::from_env() {
         crate::terminal::follow();
@@ -202,12 +203,12 @@ pub(crate) struct Sharing<'a> {
     pub command: &'a str,
     /// Whether several ranks share the work of the command.
     pub shares: bool,
-    /// Whether a single rank on a GPU joins NCCL too.
+    /// Whether a single rank on a GPU initialises NCCL too.
     pub one_joins: bool,
 }
 
-/// Joins the ranks of the launcher if there are several, or a single one with `one_joins`. `meet` returns the
-/// transport for a number of ranks. On CPUs, a single rank joins nothing.
+/// Connects this process to the other ranks that the launcher started. A single rank is connected only with
+/// `one_joins`, and only on a GPU (NCCL). `meet` returns the transport for the given number of ranks.
 pub(crate) fn join<'a>(
     Sharing { command, shares, one_joins }: Sharing<'_>,
     meet: impl FnOnce(usize) -> Result<Meet<'a>>,

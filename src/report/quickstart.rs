@@ -131,7 +131,8 @@ fn results(summary: &QuickstartSummary) -> Section {
         ));
     }
     blocks.push(Block::List(vec![
-        "semantic: the chosen response of an original pair scores higher than the rejected one.".into(),
+        "semantic: without added instructions, the chosen response of a pair scores higher than the rejected one."
+            .into(),
         "intra: a response scores higher under the prompt with the instructions it follows better.".into(),
         "inter: added instructions move the gap between chosen and rejected in the right direction.".into(),
     ]));

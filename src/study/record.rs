@@ -232,13 +232,13 @@ fn summary(warm: &[StepRow], peak: Option<f64>, samples: &[Sample]) -> Option<Su
     })
 }
 
-/// Largest plausible ratio of the energy counter's power to the power limit.
+/// Largest plausible ratio of the mean power by the energy counter to the power limit.
 const OVER_LIMIT: f64 = 1.05;
 
-/// Returns the energy from the start of the first step in `warm` to the end of its last step. The GPU's
-/// energy counter is preferred, unless its power exceeds the power limit. The counter's difference between
-/// its first and its last advance in that span is scaled to the length of the span. Otherwise power is
-/// integrated by the trapezoidal rule.
+/// Returns the energy of the span from the start of the first step in `warm` to the end of its last step.
+/// Prefers the GPU's energy counter: the energy between its first and its last advance in the span. If that
+/// implies a power above the power limit, or the counter advances less than twice, sampled power is integrated
+/// by the trapezoidal rule. Either energy is scaled to the length of the span.
 fn energy(warm: &[StepRow], samples: &[Sample], groups: f64) -> Option<Energy> {
     let first = warm.first()?;
     let (from, to) = (first.end_s? - first.step.seconds, warm.last()?.end_s?);

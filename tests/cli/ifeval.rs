@@ -347,7 +347,7 @@ fn generation_flags_without_a_model_and_rows_that_cannot_be_saved_are_refused() 
     bench.run(&format!("{run} --compare model short.jsonl {slow}")).fails(3, &["short.jsonl"]);
     bench.run("reward --model model --train-file pairs.jsonl --max-steps 1 --output-dir judge").ok();
     bench.run(&format!("{run} --compare model judge")).fails(6, &["judge: is a reward model"]);
-    bench.run(&format!("{run} --model none")).fails(6, &["none: is not a folder here", "mapl init"]);
+    bench.run(&format!("{run} --model none")).fails(6, &["none: is not a local folder", "mapl init"]);
     let mut row: Value = serde_json::from_str(short_prompts().lines().next().unwrap()).unwrap();
     row["tokens"] = json!([1]);
     bench.write(

@@ -121,8 +121,8 @@ fn losses_of_several_ranks_are_those_of_one_and_repeat_bit_for_bit() {
         files.filter(|file| file.file_name().to_str().unwrap().starts_with("optimizer-rank")).count()
     };
     assert_eq!(parts("whole"), 1);
-    // Five ranks are more than the rows of the last batch, and each rank computes one micro-batch. One rank
-    // then resumes the checkpoint of five.
+    // With five ranks, one has no row of the last batch of an epoch (4 rows); of a batch of 6 rows, every rank
+    // computes one micro-batch. One rank then resumes from the checkpoint of five.
     let short = "--max-steps 5 --save-steps 4";
     on_ranks(&bench, 5, &train("reward", "five", short)).ok();
     assert_close(&bench, "reward1", "five");

@@ -262,6 +262,6 @@ fn report_to_selects_the_logs_and_removes_those_of_an_old_run() {
     let before = bench.listing();
     bench.run(&run("--report-to none,jsonl")).fails(2, &["--report-to", "none excludes other values"]);
     bench.run(&run("--report-to tensorboard,all")).fails(2, &["--report-to", "all excludes other values"]);
-    bench.run(&run("--report-to wandb")).fails(2, &["wandb", "nothing is sent to a service; use tensorboard"]);
+    bench.run(&run("--report-to wandb")).fails(2, &["wandb", "mapl uploads to no service; use tensorboard"]);
     assert_eq!(bench.listing(), before);
 }

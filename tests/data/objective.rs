@@ -350,7 +350,7 @@ fn lists_and_parameters_become_curves_with_weights() {
     assert_eq!(dpo(near_one, [1.0; KINDS], false).link, Link::Identity);
 }
 
-/// The formula names every part of every loss, in the order of the options.
+/// The formulas of all losses differ. A formula lists the curves in the order of `--loss-type`.
 #[test]
 fn every_loss_logs_its_formula() {
     let mut seen = std::collections::BTreeSet::new();

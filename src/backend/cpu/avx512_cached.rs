@@ -257,7 +257,7 @@ unsafe fn output_block<const R: usize>(
     }
 }
 
-/// Stores the sums of a block of columns, or adds them to the earlier ones, and starts again at 0.
+/// Stores the sums of a block of columns to `to`, or adds them to what `to` holds, and resets the sums to 0.
 ///
 /// # Safety
 /// The rows of `to` are inside their allocation where the masks allow stores.

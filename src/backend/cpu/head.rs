@@ -1,5 +1,6 @@
 //! Vocabulary head: projection, log-softmax and gather without stored logits. Also log-softmax and gather of
-//! stored logits. The head rows are split into strips, the vocabulary into panels.
+//! stored logits. A head row is a (hidden row, target token) pair. The head rows are split into strips, the
+//! vocabulary into panels.
 //!
 //! ```text
 //! forward:
@@ -36,7 +37,7 @@ use super::tile::{Grid, Mat, Tile, bounds};
 use crate::backend::Write;
 use crate::backend::contract::*;
 
-/// Maximum number of head rows of a strip; the bounds of strips are multiples of [`STRIP_UNIT`].
+/// Maximum number of head rows in a strip. The bounds of strips are multiples of [`STRIP_UNIT`].
 const STRIP: usize = 256;
 const STRIP_UNIT: usize = 16;
 /// Maximum number of vocabulary entries of a panel, and the accumulation depth of a GEMM with

@@ -1,4 +1,5 @@
-//! Entropy, mean logit and top-1 of the head rows, from values per row and panel of the vocabulary:
+//! Entropy, mean logit and top-1 of the head rows (rows of logits, each with its target token), from values per
+//! row and panel of the vocabulary:
 //!
 //! ```text
 //! panel, with m its largest logit:  s = sum e^(z - m);  w = sum (z - m) e^(z - m);  t = sum z;

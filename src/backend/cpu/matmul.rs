@@ -96,7 +96,8 @@ fn product(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write, wide: bool) {
     });
 }
 
-/// Calls `gemm` for each block of the depth, with true if the block is added to the result.
+/// Calls `gemm` for each block of the depth (the inner dimension K). The flag is true if the block is added to
+/// the result, false if it overwrites the result.
 fn in_blocks(depth: usize, write: Write, mut gemm: impl FnMut(Range<usize>, bool)) {
     let mut from = 0;
     while from < depth {
@@ -107,7 +108,7 @@ fn in_blocks(depth: usize, write: Write, mut gemm: impl FnMut(Range<usize>, bool
     }
 }
 
-/// GEMM of one block of the depth. The caller has checked that the processor has AVX-512.
+/// GEMM of one block of the inner dimension. The caller has checked that the processor has AVX-512.
 #[cfg(target_arch = "x86_64")]
 fn wide_gemm(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
     let operand = |m: Mat<'_>| Operand { data: m.data.as_ptr(), row: m.row_stride, col: m.col_stride };

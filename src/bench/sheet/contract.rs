@@ -1,5 +1,5 @@
-//! Operands of the project's ops for a sheet: contents, expected results by the f64 reference, and
-//! tolerances.
+//! Operands of the project's ops that a sheet (a TOML file for a kernel without a launcher) can name: contents,
+//! expected results by the f64 reference, and tolerances.
 
 use super::super::operand::{Operand, OperandSet};
 use super::super::work::elementwise::{LayerNorm, PlainActivation};

@@ -1,4 +1,5 @@
-//! Formulas of a sheet over f64: sizes, grids, contents and expected elements of operands.
+//! Formulas, in f64, of a sheet (a TOML file for a kernel without a launcher): sizes, grids, contents and
+//! expected elements of operands.
 //!
 //! ```text
 //! formula  = sum [ ("<" | "<=" | ">" | ">=" | "==" | "!=") sum ]      1 if it holds, else 0

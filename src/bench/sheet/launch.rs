@@ -1,4 +1,5 @@
-//! A launch that a sheet describes: its grid, its shared memory and the values of its parameters.
+//! A launch that a sheet (a TOML file for a kernel without a launcher) describes: its grid, its shared memory
+//! and the values of its parameters.
 
 use toml::{Table, Value};
 

@@ -1,5 +1,5 @@
-//! Runs a sheet's launch: fills the operands, launches, compares with the expected elements, and
-//! times it.
+//! Runs the launches that a sheet (a TOML file for a kernel without a launcher) describes: fills the operands,
+//! launches, compares the results with the expected elements, and times the launches.
 
 use std::ffi::c_void;
 use std::time::Instant;

@@ -112,7 +112,7 @@ fn flags_without_an_equivalent_are_refused_together() {
     for (given, parts) in [
         ("--fp16", &["--fp16 true is known in TRL", "use --dtype bf16"][..]),
         ("--optim adafactor", &["--optim adafactor", "AdamW is the only optimiser"]),
-        ("--report_to wandb", &["--report-to wandb", "nothing is sent to a service", "tensorboard"]),
+        ("--report_to wandb", &["--report-to wandb", "mapl uploads to no service", "tensorboard"]),
         ("--lr_scheduler_type greedy", &["--lr-scheduler-type greedy", "does not depend on metrics"]),
         ("--dtype float16", &["use bf16"]),
         ("--gradient_checkpointing_kwargs {\"offload\":true}", &["--gradient-checkpointing-kwargs"]),

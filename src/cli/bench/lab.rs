@@ -27,7 +27,7 @@ use crate::study::plan::GpuRates;
 use crate::terminal::{complain, emit, say};
 use crate::{Error, Result};
 
-/// Arguments of these tools.
+/// Arguments of the tools that inspect kernels.
 #[derive(Args, Clone, Debug)]
 pub(super) struct LabArgs {
     /// Count bank conflicts of shared memory and sectors of global memory, by source line, in one more
@@ -58,7 +58,7 @@ pub(super) struct LabArgs {
 }
 
 impl LabArgs {
-    /// Whether a run with these arguments gives no rows of a record.
+    /// Whether these arguments select a tool (`--ladder`, `--tune`) that adds no timing rows to the record.
     pub fn times_nothing(&self) -> bool {
         self.ladder.is_some() || self.tune
     }

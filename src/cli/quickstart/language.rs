@@ -1,4 +1,5 @@
-//! Data of the quick start: the language, MAPL groups, a tokenizer and a start model.
+//! Data of the quick start: pairs of an artificial language, MAPL groups built from them, a tokenizer and an
+//! initial model.
 
 use super::{FUNCTIONS, Quickstart, TEST_ROWS, TRAIN_ROWS, VOCAB_SIZE, words};
 use crate::Result;
@@ -10,7 +11,7 @@ use crate::report::summary::{DataTable, NamedText};
 use crate::terminal::{say, say_styled};
 
 impl Quickstart<'_> {
-    /// Generates the language, builds MAPL groups, trains a tokenizer and initialises a model.
+    /// Generates pairs of the artificial language, builds MAPL groups, trains a tokenizer and initialises a model.
     pub(super) fn language(&mut self) -> Result<()> {
         let seed = self.seed;
         let [train_rows, test_rows] = [TRAIN_ROWS, TEST_ROWS].map(|rows| self.rows(rows));

@@ -1,5 +1,6 @@
 //! The packed batch: flat tables of indices and numbers, in the layout of the op contracts. Only
-//! the term slots of the comparison table have padding. [`super::pack_into`] is the only writer.
+//! the term slots of the comparison table have padding. [`super::pack_into`] is the only writer. A head row is a
+//! (token row, target token) pair whose log-prob the vocabulary head computes.
 
 use crate::backend::contract::{GroupEnd, KINDS};
 use crate::data::tree::PrefixTree;
@@ -135,17 +136,17 @@ pub struct Batch {
     /// Length in tokens of the longest path from a root to the end of a segment; every position is
     /// smaller.
     pub longest_path: usize,
-    /// (head rows) token row that predicts; empty under [`super::Scoring::Reward`]
+    /// (head rows) token row that predicts the target; empty under [`super::Scoring::Reward`]
     pub source: Vec<i32>,
     /// (head rows) predicted token id
     pub target: Vec<i32>,
     /// Head rows grouped by `source`.
     pub head_runs: RunTable,
-    /// (seqs + 1) head rows of each sequence, in token order
+    /// (seqs + 1) CSR offsets of the head rows of each sequence, which are in token order
     pub seq_offsets: Vec<i32>,
     /// (seqs) row at which the reward of each sequence is read, all distinct; empty under [`super::Scoring::LogProb`]
     pub last_rows: Vec<i32>,
-    /// (seqs) in group order, then in the order of
+    /// (seqs) the sequences, by group, then in the order of
     /// [`crate::data::tokenized::TokenizedGroup::sequences`]
     pub sequences: Vec<SequenceRef>,
     /// The comparisons.
@@ -194,7 +195,7 @@ impl Batch {
         self.tree.trees.len().saturating_sub(1)
     }
 
-    /// Number of rows of the vocabulary head.
+    /// Number of head rows.
     pub fn head_rows(&self) -> usize {
         self.source.len()
     }

@@ -51,7 +51,8 @@ pub(super) struct Row<'a> {
     /// Whether rows may have columns that no reader uses, whatever the columns hold.
     pub(super) any_columns: bool,
     margin_given: bool,
-    /// Keys with odd values ([`super::odd_values`]), which the object cannot represent.
+    /// Keys with values that JSON or this program cannot represent, such as NaN and 1e999. [`super::odd_values`]
+    /// says what `object` holds instead.
     pub(super) odd: Vec<Odd>,
 }
 
@@ -150,8 +151,8 @@ impl<'a> Row<'a> {
         Ok(())
     }
 
-    /// Rejects values that the object cannot represent, under keys that were used. A long integer is an error
-    /// only if the group contains it.
+    /// Returns an error if a used key held a value that JSON or this program cannot represent (`odd`). A long
+    /// integer is an error only if the group contains it.
     pub(super) fn check_odd(&self, group: &PreferenceGroup) -> Result<(), String> {
         let lost = |odd: &&Odd| odd.what != What::LongInteger || carries_long_integer(group);
         match self.odd.iter().filter(|odd| self.used.contains(&odd.key.as_str())).find(lost) {
@@ -160,7 +161,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Extends a reader's message if a key that it names held a value that the object cannot represent.
+    /// Extends a reader's message if a key that it names held a value that JSON cannot represent (`odd`).
     pub(super) fn explain(&self, why: String) -> String {
         let named = |odd: &&Odd| odd.what != What::LongInteger && why.contains(&format!("\"{}\"", odd.key));
         match self.odd.iter().find(named) {

@@ -71,7 +71,7 @@ fn sides(row: &SourceRow, comparison: &Comparison) -> Result<[(Term, &'static st
         Err(row.error(format!("the {kind} comparison {what}; leave it out, or train pairs with `mapl dpo`")))
     };
     let [a, b] = comparison.terms[..] else {
-        return refuse("has four terms, and a row for KTO has one response that is desirable or not".into());
+        return refuse("has four terms, but a row for KTO has one response that is desirable or not".into());
     };
     let [chosen, rejected] = if a.sign > 0 { [a, b] } else { [b, a] };
     if comparison.kind != Kind::Base || chosen.prompt != rejected.prompt {
@@ -82,8 +82,8 @@ fn sides(row: &SourceRow, comparison: &Comparison) -> Result<[(Term, &'static st
     }
     match (comparison.margin == 0.0, comparison.weight == 1.0) {
         (true, true) => Ok([(chosen, "chosen"), (rejected, "rejected")]),
-        (false, _) => refuse(format!("has the margin {}, and KTO has no margin", comparison.margin)),
-        _ => refuse(format!("has the weight {}, and KTO weighs rows by their label", comparison.weight)),
+        (false, _) => refuse(format!("has the margin {}, but KTO uses no margins", comparison.margin)),
+        _ => refuse(format!("has the weight {}, but KTO weights rows by their label", comparison.weight)),
     }
 }
 
@@ -114,7 +114,7 @@ pub(super) fn unpaired_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     row.take(key);
     if row.has("chosen") || row.has("rejected") {
         return Err(format!(
-            "\"{key}\" labels one response, and the row has chosen or rejected too; leave out one of them with --drop-columns"
+            "\"{key}\" labels one response, but the row also has chosen or rejected; leave one of them out with --drop-columns"
         ));
     }
     for conversation in ["messages", "conversations"] {
@@ -122,7 +122,7 @@ pub(super) fn unpaired_row(row: &mut Row<'_>) -> Result<Parsed, String> {
             let turns = messages(turns.clone(), &format!("\"{conversation}\""))?;
             if let Some(last) = turns.last().filter(|last| last.role != "assistant") {
                 return Err(format!(
-                    "\"{conversation}\" ends with the role {}, and the label is that of the assistant's last turn",
+                    "\"{conversation}\" ends with the role {}, but the label is that of the assistant's last turn",
                     describe(&Value::String(last.role.clone()))
                 ));
             }
@@ -130,7 +130,7 @@ pub(super) fn unpaired_row(row: &mut Row<'_>) -> Result<Parsed, String> {
     }
     let (format, mut pairs) = sft::pairs_of(row)?;
     if format == Format::PlainText {
-        return Err("\"text\" has no prompt, and a row for KTO needs one; give prompt and completion".into());
+        return Err("\"text\" has no prompt, but a row for KTO needs one; give prompt and completion".into());
     }
     // In a conversation with several answers, the label belongs to the last answer.
     let (prompt, response) = pairs.pop().ok_or("the row has no response")?;

@@ -94,8 +94,8 @@ fn find_base(adapter: &Path, config: &mut AdapterConfig) -> Result<PathBuf> {
         Some(name) if is_hub_name(&name) => {
             let (command, local) = download_command(&name);
             format!(
-                "needs its base {name:?}, which is neither a folder here nor in the local cache of the Hugging Face Hub; \
-                 download it with `{command}`, then give --base-model {local}"
+                "needs its base {name:?}, which is neither a local folder nor in the local cache of the Hugging Face \
+                 Hub; download it with `{command}`, then give --base-model {local}"
             )
         }
         Some(name) => format!(

@@ -81,7 +81,7 @@ fn bad_models_are_refused_by_name() {
     // The committed models have 160 token ids, fewer than the tokenizer.
     bench.golden("llama", "small");
     let cases: [(&str, &[&str]); 10] = [
-        ("nowhere", &["nowhere", "is not a folder here"]),
+        ("nowhere", &["nowhere", "is not a local folder"]),
         ("mamba", &["mamba"]),
         ("shape", &["shape"]),
         ("text", &["text/config.json"]),

@@ -188,7 +188,7 @@ fn an_incomplete_download_is_named() {
         ("d", &[&["d/config.json"], &lfs[..]].concat()),
         ("e", &[&["e/tokenizer.json"], &lfs[..]].concat()),
         ("tok", &["tok: contains a tokenizer and no config.json", "mapl init --tokenizer"]),
-        ("nowhere", &["nowhere: is not a folder here", "download", "mapl init"]),
+        ("nowhere", &["nowhere: is not a local folder", "download", "mapl init"]),
     ] {
         let done = bench.run(&format!("dpo --model {folder} {DPO}")).fails(6, parts);
         assert!(["tok", "nowhere"].contains(&folder) || !done.err.contains("mapl init"), "{}", done.err);

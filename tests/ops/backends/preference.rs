@@ -27,7 +27,7 @@ fn batch(curve: Curve, deviation: f64) -> Preference {
             vec![(5, 1), (6, -1), (0, 2), (1, -2)],
             vec![(5, -1), (6, 1), (2, -2), (1, 2)],
             vec![(1, 1), (0, -1)],
-            // A base comparison of four terms, which is not centred.
+            // A base comparison of four terms. Centering (`center`) applies to base comparisons of two terms only.
             vec![(2, 1), (4, 1), (5, -1), (6, -1)],
         ],
         kind: vec![0, 1, 2, 2, 2, 0, 0],

@@ -40,7 +40,8 @@ fn round_trip<B: Backend>(on: &On<B>) {
     let positions = indices("positions", d.tokens, 50);
     let qkv = on.read_act(&on.act(&normal("qkv", d.tokens * 7 * 64, 1.0)));
     let tolerance = match B::PRECISION {
-        // Each rotation rounds values of at most the length of their pair, here 5, to bf16.
+        // A rotation keeps the Euclidean norm of each pair, here at most 5. Each of the two roundings to bf16 is
+        // therefore off by at most 5 roundoffs.
         Precision::Bf16 => Tolerance { atol: 2.0 * 5.0 * Precision::Bf16.act_roundoff(), rtol: 0.0 },
         p => Tolerance::dot(p, 8),
     };

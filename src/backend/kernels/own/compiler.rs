@@ -1,6 +1,6 @@
-//! Compiles kernel files at run time with the flags of the build. The program contains the headers of its
-//! kernels. The headers and the compiled results are kept in the cache folder, under a hash of everything
-//! that a compilation reads.
+//! Compiles kernel files at run time with the flags of the build. The mapl binary embeds the shipped kernels and
+//! headers, so that a compilation needs no source tree. They are unpacked into the cache folder, under a hash of
+//! their texts. Compiled results are kept there too, under a hash of everything that the compilation reads.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ fn folder() -> Result<PathBuf> {
     Ok(TEMPORARY.get_or_init(|| new).path().to_owned())
 }
 
-/// Unpacks the shipped files into a folder. Returns the folder and the hash of the files.
+/// Unpacks the embedded kernels and headers. Returns their folder and the hash of the files.
 fn sources() -> Result<(PathBuf, String)> {
     unpacked("shipped", shipped::FILES)
 }
@@ -69,8 +69,8 @@ pub fn hash_of(files: &[(&str, &str)]) -> String {
     hasher.finalize().to_hex()[..16].to_owned()
 }
 
-/// Writes files of the program, given by name and text, into a cache folder whose name contains their hash.
-/// Returns the folder and the hash.
+/// Writes files that the binary embeds, given by name and text, into a cache folder whose name contains their
+/// hash. Returns the folder and the hash.
 pub fn unpacked(name: &str, files: &[(&str, &str)]) -> Result<(PathBuf, String)> {
     let folder = &folder()?;
     let hash = hash_of(files);
