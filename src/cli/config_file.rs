@@ -170,7 +170,7 @@ mod tests {
             ("beta: 1\nlearning_rte: 1\n", 2, &["\"learning_rte\"", "nearest is \"learning_rate\""][..]),
             ("zzz: 1\n", 1, &["\"zzz\"", "mapl dpo --help"]),
             ("config: a.yaml\n", 1, &["\"config\""]),
-            ("max_steps: 1\nmax-steps: 2\n", 2, &["line 1 too"]),
+            ("max_steps: 1\nmax-steps: 2\n", 2, &["already set in line 1"]),
             ("quiet: true\nno_quiet: true\n", 2, &["contradicts \"quiet\" in line 1"]),
             ("env: [a]\n", 1, &["environment variables"]),
             ("env:\n  A=B: 1\n", 2, &["environment variables"]),

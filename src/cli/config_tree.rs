@@ -317,7 +317,7 @@ mod tests {
     fn faults_are_named_with_their_line() {
         for (text, line, part) in [
             ("a: 1\nb: [1\n", 3, "not valid YAML"),
-            ("a: 1\nb: 2\na: 3\n", 3, "in line 1 too"),
+            ("a: 1\nb: 2\na: 3\n", 3, "already set in line 1"),
             ("- a\n- b\n", 1, "one a line"),
             ("just text", 1, "one a line"),
             ("a: 1\n---\nb: 2\n", 3, "second document"),

@@ -169,7 +169,7 @@ fn faults_of_a_file_of_options_are_named_with_file_and_line() {
         std::fs::remove_file(bench.at(name)).unwrap();
     };
     run("a.yaml", "model: model\nlearning_rte: 1\n", &["a.yaml:2", "\"learning_rte\"", "learning_rate"]);
-    run("a.yaml", "model: model\nmodel: qwen\n", &["a.yaml:2", "line 1 too"]);
+    run("a.yaml", "model: model\nmodel: qwen\n", &["a.yaml:2", "already set in line 1"]);
     run("a.yaml", "model: [a\n", &["a.yaml:", "not valid YAML"]);
     run("a.toml", "model = \"model\"\nbeta = \n", &["a.toml:2", "not valid TOML"]);
     let base = "model: model\ntrain_file: pairs.jsonl\n";
