@@ -336,12 +336,13 @@ fn kto_adapters_and_bf16_on_two_ranks_agree_with_one() {
         return;
     }
     write_few(&bench);
-    // Weights in bf16 are rounded to 8 significant bits, so a different order of summation changes the
-    // rounding of a few weights.
+    // Weights and activations in bf16 have 8 significant bits, so a different order of summation changes the
+    // rounding of a few of them. The tolerance is a quarter of a rounding step of a reward of 1, 2^-8. Seen:
+    // 2.7e-4 on a processor without units for bf16, less than 1e-4 on one with AVX-512 BF16.
     for (name, method, rest, tolerance) in [
         ("kto", "kto", "", 1e-6),
         ("lora", "dpo", "--use-peft --lora-r 2", 1e-6),
-        ("bf16", "reward", "--dtype bf16", 1e-4),
+        ("bf16", "reward", "--dtype bf16", 1e-3),
     ] {
         let runs = [1, 2].map(|ranks| format!("{name}{ranks}"));
         let words = runs.each_ref().map(|run| train(method, run, &format!("--max-steps 3 {rest}")));
