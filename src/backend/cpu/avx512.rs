@@ -43,7 +43,7 @@ pub(super) struct Operand {
 impl Operand {
     /// Returns the operand without its first `row` rows and `col` columns.
     #[inline(always)]
-    fn at(self, row: usize, col: usize) -> Self {
+    pub fn at(self, row: usize, col: usize) -> Self {
         Self { data: self.data.wrapping_add(row * self.row + col * self.col), ..self }
     }
 }

@@ -10,36 +10,29 @@
 //! Every element is summed in this order, whatever its tile is. A row of a result therefore does
 //! not depend on the other rows of the call or on the number of threads.
 //!
-//! With AVX-512, every tile runs in `avx512`. On other processors the gemm crate computes most tiles. It has
-//! special cases with a different order of summation: results with one row, one column or at most 256
-//! elements, and depths below 3. Such shapes never reach the crate. They run in loops of this file, which
-//! give the same bits as the documented order.
+//! With AVX-512, every tile runs in `avx512`, with AVX2 in `avx2`, on other processors in `portable`.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::Cpu;
 #[cfg(target_arch = "x86_64")]
+use super::avx2;
+#[cfg(target_arch = "x86_64")]
 use super::avx512::{self, Operand, Target};
 use super::element::{Element, Room};
+use super::portable;
 use super::rows::rows_of_task;
-use super::simd::{LANES, SQUARE, fma, transpose, vectorised};
+#[cfg(target_arch = "x86_64")]
+use super::simd::Level;
 use super::tile::{Grid, Mat, Tile, apart, bounds, check_shapes};
 use crate::backend::Write;
 
 /// Maximum depth (K) of one accumulation. The gemm crate never splits a depth of 512 or less.
 pub(super) const DEPTH: usize = 512;
-/// Minimum number of rows of a GEMM that the gemm crate runs.
-const FEW_ROWS: usize = 32;
-/// Minimum number of columns of a GEMM that the gemm crate runs. With [`FEW_ROWS`], results have more than
-/// 256 elements.
-const FEW_COLS: usize = 9;
-/// Minimum depth of a GEMM that the gemm crate runs.
-const SHALLOW: usize = 3;
-/// Maximum number of multiplications of a GEMM that runs faster in the loops of this file.
-const SMALL: usize = 32 * 32 * 16;
+/// Minimum depth of one accumulation, except of a GEMM that is less deep in all.
+pub(super) const SHALLOW: usize = 3;
 
 /// Length of the block of terms that starts at `from`: [`DEPTH`], or less so that no block of one
 /// or two terms remains.
@@ -56,49 +49,62 @@ fn depth_block(from: usize, depth: usize) -> usize {
 
 /// `c (+)= a b` on one thread.
 pub(super) fn matmul(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
-    product(c, a, b, write, has_wide());
+    product(c, a, b, write, Code::best());
 }
 
-/// Whether this processor can run `avx512`.
-fn has_wide() -> bool {
+/// Code that computes the GEMM of a tile.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Code {
     #[cfg(target_arch = "x86_64")]
-    return super::simd::level() == super::simd::Level::Avx512;
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
 }
 
-/// `c (+)= a b`, with AVX-512 if `wide`. The bits do not depend on `wide`.
-fn product(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write, wide: bool) {
+impl Code {
+    /// Returns the code for this processor.
+    fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        match super::simd::level() {
+            Level::Avx512 => return Self::Avx512,
+            Level::Avx2 => return Self::Avx2,
+            Level::Baseline => {}
+        }
+        Self::Portable
+    }
+
+    /// Whether this processor can run the code.
+    fn runs(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return match self {
+            Self::Avx512 => super::simd::level() == Level::Avx512,
+            Self::Avx2 => super::simd::level() != Level::Baseline,
+            Self::Portable => true,
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        true
+    }
+}
+
+/// `c (+)= a b`. The bits do not depend on `code`.
+fn product(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write, code: Code) {
     check_shapes(c, &a, &b);
-    let (m, n, depth) = (a.rows, b.cols, a.cols);
+    let depth = a.cols;
     if depth == 0 && write == Write::Overwrite {
         c.fill(0.0);
     }
-    if wide {
-        assert!(has_wide(), "the processor lacks AVX-512");
-        #[cfg(target_arch = "x86_64")]
-        return in_blocks(depth, write, |block, add| wide_gemm(c, a.cols(block.clone()), b.rows(block), add));
+    #[cfg(target_arch = "x86_64")]
+    if code != Code::Portable {
+        assert!(code.runs(), "the processor lacks {code:?}");
+        return in_blocks(depth, write, |block, add| vector_gemm(c, a.cols(block.clone()), b.rows(block), add, code));
     }
-    let tiny = n < FEW_COLS || depth < SHALLOW;
-    let loops = tiny || (b.col_stride == 1 && (m < FEW_ROWS || m * n * depth <= SMALL));
-    if !loops && m < FEW_ROWS {
-        return pad_rows(c, a, b, write);
-    }
-    in_blocks(depth, write, |block, add| {
-        let (a, b) = (a.cols(block.clone()), b.rows(block));
-        if loops {
-            loop_gemm(c, a, b, add);
-        } else if a.row_stride == 1 && a.col_stride > 1 {
-            pack_transposed(c, a, b, add);
-        } else {
-            gemm_crate(c, a, b, add);
-        }
-    });
+    portable::gemm(c, a, b, write);
 }
 
 /// Calls `gemm` for each block of the depth (the inner dimension K). The flag is true if the block is added to
 /// the result, false if it overwrites the result.
-fn in_blocks(depth: usize, write: Write, mut gemm: impl FnMut(Range<usize>, bool)) {
+pub(super) fn in_blocks(depth: usize, write: Write, mut gemm: impl FnMut(Range<usize>, bool)) {
     let mut from = 0;
     while from < depth {
         let block = from..from + depth_block(from, depth);
@@ -108,173 +114,20 @@ fn in_blocks(depth: usize, write: Write, mut gemm: impl FnMut(Range<usize>, bool
     }
 }
 
-/// GEMM of one block of the inner dimension. The caller has checked that the processor has AVX-512.
+/// GEMM of one block of the inner dimension in code that is not portable. The caller has checked that the
+/// processor can run it.
 #[cfg(target_arch = "x86_64")]
-fn wide_gemm(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
+fn vector_gemm(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool, code: Code) {
     let operand = |m: Mat<'_>| Operand { data: m.data.as_ptr(), row: m.row_stride, col: m.col_stride };
     let sizes = [a.rows, b.cols, a.cols];
     let target = Target { stride: c.stride(), data: c.as_mut_ptr(), add };
-    // SAFETY: the caller has detected AVX-512. `Mat` and `Tile` check at construction that every element
-    // addressed by their strides is inside their slice, and `product` has compared the shapes. `c` is
+    // SAFETY: the caller has detected the instructions. `Mat` and `Tile` check at construction that every
+    // element addressed by their strides is inside their slice, and `product` has compared the shapes. `c` is
     // borrowed exclusively, so it cannot overlap `a` or `b`.
-    unsafe { avx512::gemm(sizes, target, operand(a), operand(b)) }
-}
-
-thread_local! {
-    /// Packed rows of a transposed left operand. Grows to the largest tile and depth block of the
-    /// thread.
-    static PACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// GEMM with a left operand that is stored transposed. The gemm crate broadcasts elements of the left operand
-/// in the order of k. In a transposed operand each would be in a different cache line, so the block is
-/// transposed first.
-fn pack_transposed(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
-    // An odd number of cache lines, so that neighbouring rows do not map to the same cache set.
-    let stride = (a.cols.div_ceil(LANES) | 1) * LANES;
-    PACKED.with_borrow_mut(|packed| {
-        let len = a.rows.next_multiple_of(SQUARE) * stride;
-        if packed.len() < len {
-            packed.resize(len, 0.0);
-        }
-        transpose_into(packed, stride, a.data, a.col_stride, a.cols, a.rows);
-        gemm_crate(c, Mat::new(packed, a.rows, a.cols, stride), b, add);
-    });
-}
-
-/// Transposes `rows` by `cols` elements: `to[j * to_stride + i] = from[i * from_stride + j]`. `to`
-/// has space for whole squares; the elements outside the matrix become 0.
-fn transpose_into(to: &mut [f32], to_stride: usize, from: &[f32], from_stride: usize, rows: usize, cols: usize) {
-    // Iterates along the rows of `from`, which are pages apart. The current lines of `to` stay in
-    // the L1 cache.
-    for i in (0..rows).step_by(SQUARE) {
-        for j in (0..cols).step_by(SQUARE) {
-            let (height, width) = (SQUARE.min(rows - i), SQUARE.min(cols - j));
-            let (to, from) = (&mut to[j * to_stride + i..], &from[i * from_stride + j..]);
-            if (height, width) == (SQUARE, SQUARE) {
-                transpose(to, to_stride, from, from_stride);
-                continue;
-            }
-            let mut square = [0.0f32; SQUARE * SQUARE];
-            for (k, row) in square.chunks_exact_mut(SQUARE).enumerate().take(height) {
-                row[..width].copy_from_slice(&from[k * from_stride..][..width]);
-            }
-            transpose(to, to_stride, &square, SQUARE);
-        }
-    }
-}
-
-/// GEMM of few rows, which are padded to [`FEW_ROWS`]. It serves operands for which the loops of this file
-/// would read each element from a different cache line.
-fn pad_rows(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write) {
-    let (m, n, depth) = (a.rows, b.cols, a.cols);
-    let mut rows = vec![0.0; FEW_ROWS * depth];
-    for (r, row) in rows.chunks_exact_mut(depth).take(m).enumerate() {
-        for (k, x) in row.iter_mut().enumerate() {
-            *x = a.data[r * a.row_stride + k * a.col_stride];
-        }
-    }
-    let mut result = vec![0.0; FEW_ROWS * n];
-    let mut tile = Tile::new(&mut result, FEW_ROWS, n, n);
-    if write == Write::Add {
-        (0..m).for_each(|r| tile.row(r).copy_from_slice(c.row(r)));
-    }
-    product(&mut tile, Mat::new(&rows, FEW_ROWS, depth, depth), b, write, false);
-    (0..m).for_each(|r| c.row(r).copy_from_slice(tile.row(r)));
-}
-
-/// Calls the gemm crate. The shape must not be one of its special cases.
-fn gemm_crate(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
-    let (m, n, depth) = (a.rows, b.cols, a.cols);
-    debug_assert!(m >= FEW_ROWS && n >= FEW_COLS && (SHALLOW..=DEPTH).contains(&depth));
-    let stride = c.stride() as isize;
-    // SAFETY: `Mat` and `Tile` check at construction that every element addressed by their strides is inside
-    // their slice. `product` has compared the shapes. `c` is borrowed exclusively, so it cannot overlap `a`
-    // or `b`.
     unsafe {
-        gemm::gemm(
-            m,
-            n,
-            depth,
-            c.as_mut_ptr(),
-            1,
-            stride,
-            add,
-            a.data.as_ptr(),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.col_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
-}
-
-vectorised! {
-    /// GEMM by loops over blocks of a few rows and sixteen columns, with the same bits as [`gemm_crate`].
-    fn loop_gemm(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, add: bool) {
-        const ROWS: usize = 4;
-        const COLS: usize = 16;
-        let (m, n) = (a.rows, b.cols);
-        let whole = if b.col_stride == 1 { n / COLS * COLS } else { 0 };
-        for j in (0..whole).step_by(COLS) {
-            let b = b.cols(j..j + COLS);
-            let mut i = 0;
-            while i + ROWS <= m {
-                block::<FMA, ROWS, COLS>(c, i, j, a, b, add);
-                i += ROWS;
-            }
-            match m - i {
-                1 => block::<FMA, 1, COLS>(c, i, j, a, b, add),
-                2 => block::<FMA, 2, COLS>(c, i, j, a, b, add),
-                3 => block::<FMA, 3, COLS>(c, i, j, a, b, add),
-                _ => {}
-            }
-        }
-        for i in 0..m {
-            for j in whole..n {
-                let mut sum = 0.0;
-                for k in 0..a.cols {
-                    let x = a.data[i * a.row_stride + k * a.col_stride];
-                    sum = fma::<FMA>(x, b.data[k * b.row_stride + j * b.col_stride], sum);
-                }
-                let out = &mut c.row(i)[j];
-                *out = if add { *out + sum } else { sum };
-            }
-        }
-    }
-}
-
-/// Computes the rows `i..i + R` and columns `j..j + W` of a GEMM. `b` has only these columns.
-#[inline(always)]
-fn block<const FMA: bool, const R: usize, const W: usize>(
-    c: &mut Tile<'_>,
-    i: usize,
-    j: usize,
-    a: Mat<'_>,
-    b: Mat<'_>,
-    add: bool,
-) {
-    let mut sums = [[0.0f32; W]; R];
-    for k in 0..a.cols {
-        let row = &b.data[k * b.row_stride..][..W];
-        for (r, sums) in sums.iter_mut().enumerate() {
-            let x = a.data[(i + r) * a.row_stride + k * a.col_stride];
-            for l in 0..W {
-                sums[l] = fma::<FMA>(x, row[l], sums[l]);
-            }
-        }
-    }
-    for (r, sums) in sums.iter().enumerate() {
-        let out = &mut c.row(i + r)[j..j + W];
-        for l in 0..W {
-            out[l] = if add { out[l] + sums[l] } else { sums[l] };
+        match code {
+            Code::Avx512 => avx512::gemm(sizes, target, operand(a), operand(b)),
+            _ => avx2::gemm(sizes, target, operand(a), operand(b)),
         }
     }
 }
@@ -422,6 +275,7 @@ fn over_tiles<A: Element, C: Element>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::simd::{fma, vectorised};
     use super::*;
 
     vectorised! {
@@ -441,6 +295,18 @@ mod tests {
         }
     }
 
+    /// All codes that this processor can run.
+    fn codes() -> impl Iterator<Item = Code> {
+        let all = [
+            Code::Portable,
+            #[cfg(target_arch = "x86_64")]
+            Code::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Code::Avx512,
+        ];
+        all.into_iter().filter(|code| code.runs())
+    }
+
     /// Returns a matrix with contiguous rows or contiguous columns, with gaps between them.
     fn mat(data: &[f32], rows: usize, cols: usize, by_rows: bool) -> Mat<'_> {
         if by_rows { Mat::new(data, rows, cols, cols + 3) } else { Mat::new(data, cols, rows, rows + 3).t() }
@@ -455,20 +321,24 @@ mod tests {
         // The left operand is packed in strips if its columns are contiguous. Some of these depths fill whole
         // cache lines of a strip, and others do not.
         let strips = (1..=40).map(|depth| (43, 100, depth));
-        for (m, n, depth) in sizes.into_iter().chain(strips) {
+        // Rows and columns around those of strips, registers and panels, and around the numbers from which
+        // operands are packed.
+        let rows = (1..=26).map(|m| (m, 20, 9));
+        let cols = (1..=50).map(|n| (7, n, 11));
+        for (m, n, depth) in sizes.into_iter().chain(strips).chain(rows).chain(cols) {
             let (x, y) = (random((m + 3) * (depth + 3), 7919), random((n + 3) * (depth + 3), 104_729));
-            for (layout, wide) in (0..16).map(|i| (i % 8, i >= 8)).filter(|&(_, wide)| !wide || has_wide()) {
+            for (layout, code) in (0..8).flat_map(|layout| codes().map(move |code| (layout, code))) {
                 let (a, b) = (mat(&x, m, depth, layout & 1 > 0), mat(&y, depth, n, layout & 2 > 0));
                 let write = if layout & 4 > 0 { Write::Add } else { Write::Overwrite };
                 let old = random(m * (n + 1), 31);
                 let mut c = old.clone();
-                product(&mut Tile::new(&mut c, m, n, n + 1), a, b, write, wide);
+                product(&mut Tile::new(&mut c, m, n, n + 1), a, b, write, code);
                 for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
                     let row: Vec<f32> = (0..depth).map(|k| a.data[i * a.row_stride + k * a.col_stride]).collect();
                     let col: Vec<f32> = (0..depth).map(|k| b.data[k * b.row_stride + j * b.col_stride]).collect();
                     let (at, mut expected) = (i * (n + 1) + j, 0.0);
                     element(&row, &col, old[at], write == Write::Add, &mut expected);
-                    let label = format!("{m} x {n} x {depth}, layout {layout}, wide {wide}, element ({i}, {j})");
+                    let label = format!("{m} x {n} x {depth}, layout {layout}, {code:?}, element ({i}, {j})");
                     assert_eq!(c[at].to_bits(), expected.to_bits(), "{label}");
                 }
                 let gaps = (0..m - 1).map(|i| i * (n + 1) + n);
@@ -489,7 +359,7 @@ mod tests {
         assert_eq!(spread_bytes(m, depth, 4), m * (4 * depth + 64));
         let (mut c, mut expected) = (vec![0.0; m * n], vec![0.0; m * n]);
         par_matmul(&Cpu::new(), &mut c, a, b, Write::Overwrite);
-        product(&mut Tile::new(&mut expected, m, n, n), a, b, Write::Overwrite, false);
+        product(&mut Tile::new(&mut expected, m, n, n), a, b, Write::Overwrite, Code::Portable);
         assert_eq!(c, expected);
     }
 }

@@ -1,5 +1,5 @@
 //! The backend for machines without a GPU, in f32 or bf16, with rayon threads. It has custom GEMMs for
-//! AVX-512 and AMX, and uses the gemm crate on other processors.
+//! AVX2, AVX-512 and AMX, and uses the gemm crate on other processors.
 //!
 //! Results have the same bits for any number of threads, and a row of a result does not depend on the other
 //! rows of the call. GEMMs are split into tiles, but every element is summed in the same order in any tile
@@ -16,6 +16,8 @@ mod attention;
 mod attention_bwd;
 mod attention_cached;
 mod attention_softmax;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
@@ -44,6 +46,7 @@ mod norm;
 mod optim;
 mod panels;
 mod path;
+mod portable;
 mod preference;
 mod product16;
 mod reward;

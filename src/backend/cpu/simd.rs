@@ -197,7 +197,7 @@ pub(super) fn transpose(to: &mut [f32], to_stride: usize, from: &[f32], from_str
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 #[allow(clippy::needless_range_loop)]
-unsafe fn transpose_avx2(to: *mut f32, to_stride: usize, from: *const f32, from_stride: usize) {
+pub(super) unsafe fn transpose_avx2(to: *mut f32, to_stride: usize, from: *const f32, from_stride: usize) {
     use std::arch::x86_64::*;
     let mut rows = [_mm256_setzero_ps(); SQUARE];
     for i in 0..SQUARE {
