@@ -25,6 +25,8 @@ const LANES: usize = 8;
 const ROWS: usize = 6;
 /// Number of columns of a panel.
 const PANEL: usize = 2 * LANES;
+/// Elements of a cache line.
+const LINE: usize = 16;
 /// Minimum number of strips for which a right operand with contiguous rows is packed.
 const PACK_STRIPS: usize = 4;
 /// Minimum number of panels for which a left operand with contiguous columns is packed.
@@ -138,6 +140,12 @@ unsafe fn pack_right(to: *mut f32, b: Operand, depth: usize, cols: usize) {
             for k in (0..depth).step_by(LANES) {
                 let (count, to, from) = (LANES.min(depth - k), to.add(k * PANEL + j), b.at(k, j));
                 if b.row == 1 && cols == LANES && count == LANES {
+                    if k % LINE == 0 {
+                        // The same lines of the next panel.
+                        for i in 0..LANES {
+                            _mm_prefetch::<_MM_HINT_T1>(from.at(0, PANEL + i).data.cast());
+                        }
+                    }
                     transpose_avx2(to, PANEL, from.data, b.col);
                     continue;
                 }
