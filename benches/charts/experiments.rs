@@ -22,7 +22,7 @@ pub struct Recorded {
 }
 
 /// The recorded sweeps.
-pub const SWEEPS: [Recorded; 4] = [
+pub const SWEEPS: [Recorded; 5] = [
     Recorded {
         file: "real-reward.json",
         figure: "experiments-real-reward",
@@ -39,6 +39,12 @@ pub const SWEEPS: [Recorded; 4] = [
         file: "language-reward.json",
         figure: "experiments-reward",
         title: "Reward models, artificial language",
+        columns: &LANGUAGE,
+    },
+    Recorded {
+        file: "language-weights.json",
+        figure: "experiments-weights",
+        title: "Weights and directions, artificial language",
         columns: &LANGUAGE,
     },
     Recorded {
