@@ -325,7 +325,9 @@ mod tests {
         // operands are packed.
         let rows = (1..=26).map(|m| (m, 20, 9));
         let cols = (1..=50).map(|n| (7, n, 11));
-        for (m, n, depth) in sizes.into_iter().chain(strips).chain(rows).chain(cols) {
+        // Few rows of a larger depth.
+        let few = [(1, 100, 128), (5, 40, 150), (17, 7, 200), (33, 70, 600), (64, 13, 512), (65, 13, 130)];
+        for (m, n, depth) in sizes.into_iter().chain(strips).chain(rows).chain(cols).chain(few) {
             let (x, y) = (random((m + 3) * (depth + 3), 7919), random((n + 3) * (depth + 3), 104_729));
             for (layout, code) in (0..8).flat_map(|layout| codes().map(move |code| (layout, code))) {
                 let (a, b) = (mat(&x, m, depth, layout & 1 > 0), mat(&y, depth, n, layout & 2 > 0));
