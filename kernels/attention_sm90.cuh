@@ -79,7 +79,7 @@ struct PathRuns {
     /// Segment of the path, index of its next ancestor, and end of its ancestors. The segment itself follows
     /// its ancestors.
     int own, next, end;
-    /// Difference between row and position in the current run, and the position after the run.
+    /// In the current run: row minus position, and the first position after the run.
     int offset, stop;
 
     DEVICE PathRuns(const Segments& of, int segment)

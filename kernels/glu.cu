@@ -1,9 +1,9 @@
 // The gated activations SwiGLU and GeGLU (arXiv 2002.05202) as separate kernels, and SwiGLU in the epilogue
 // of the GEMMs around it:
 //
-//   glu_fwd         act = silu(gate) up, or gelu(gate) up
+//   glu_fwd         act = silu(gate) * up, or gelu(gate) * up
 //   glu_bwd         dgate, dup from dact, gate, up (glu.cuh)
-//   linear_glu_fwd  gate_up = x weightᵀ; epilogue: act = silu(gate) up
+//   linear_glu_fwd  gate_up = x weightᵀ; epilogue: act = silu(gate) * up
 //   linear_glu_bwd  dact = dy weight; epilogue: dgate, dup from dact, gate, up
 //
 // In glu_fwd and glu_bwd, a block processes tokens in a grid-stride loop, and every operand is moved once. The
@@ -24,7 +24,7 @@ DEVICE bool is_known(Gate gate) {
     return gate == SILU || gate == GELU_ERF || gate == GELU_TANH;
 }
 
-/// act = silu(gate) up, or gelu(gate) up.
+/// act = silu(gate) * up, or gelu(gate) * up.
 template <bool VECTORISED, bool GELU, class T>
 DEVICE void glu_fwd_rows(const T* gate_up, T* act, int tokens, int intermediate, bool tanh_form) {
     constexpr int N = VEC_ELEMENTS<T>;
@@ -121,7 +121,7 @@ DEVICE float rounded(float x) {
     return to_float(from_float<T>(x));
 }
 
-/// gate_up = x weightᵀ (stored if not null), act = silu(gate) up from the rounded gate and up.
+/// gate_up = x weightᵀ (stored if not null), act = silu(gate) * up, computed from the rounded values.
 template <class T>
 KERNELS(256, linear_glu_fwd, FOR(T: f32 bf16))(const T* x,       // (tokens, inputs)
                                                const T* weight,  // (2 intermediate, inputs): gate, then up

@@ -10,7 +10,7 @@ DEVICE float sigmoid(float x) {
     return fast_reciprocal(1.0f + fast_exp2(-LOG2_E * x));
 }
 
-/// silu(gate) up = gate sigmoid(gate) up.
+/// silu(gate) * up = gate * sigmoid(gate) * up.
 DEVICE float glu_value(float gate, float up) {
     return gate * sigmoid(gate) * up;
 }

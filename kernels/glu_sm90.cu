@@ -2,7 +2,7 @@
 // epilogue computes the activation or its gradient while the other consumer runs its main loop.
 //
 //   forward, tile of 96 gate columns and the same 96 up columns:
-//     gate, up = bf16(x weightᵀ);  [TMA store gate, up];  TMA store act = silu(gate) up
+//     gate, up = bf16(x weightᵀ);  [TMA store gate, up];  TMA store act = silu(gate) * up
 //   backward, tile of dact:
 //     prefetch: TMA load gate and up of the first two batches
 //     dact = bf16(dy weight)
@@ -18,7 +18,7 @@
 #include "glu.cuh"
 #include "tile_sm90.cuh"
 
-/// gate_up = x weightᵀ, act = silu(gate) up from the rounded gate and up. A tile holds the same
+/// gate_up = x weightᵀ, act = silu(gate) * up, computed from the rounded values. A tile holds the same
 /// columns of the gate and the up projection; their rows of the weight are two shares of B, one TMA
 /// box each.
 template <class H>
@@ -99,9 +99,9 @@ struct GluForward : Raster<H, H::COLUMNS / 2> {
     }
 };
 
-/// Computes dact = dy weight, rounded, and from it the gradients of gate and up. A batch is gate and up of 64
-/// rows and a subtile's columns, in two staging buffers. TMA loads them, the gradients overwrite them, and
-/// TMA stores them. A consumer double-buffers batches; the first two load during its main loop.
+/// Computes dact = dy weight, rounded, and from it the gradients of gate and up. A batch is a subtile of gate
+/// and the same subtile of up, of 64 rows each, in one staging buffer each. TMA loads both, the gradients
+/// overwrite them, and TMA stores them. A consumer double-buffers batches; the first two load during its main loop.
 template <class H>
 struct GluBackward : Raster<H> {
     /// (tokens, intermediate) each, halves of the rows of gate_up and dgate_up.

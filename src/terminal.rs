@@ -164,7 +164,7 @@ pub fn columns() -> Option<usize> {
 }
 
 /// Wraps lines between words to at most `columns` characters, unless a word is longer. Continuation lines
-/// start with `indent` blanks.
+/// start with `indent` spaces.
 pub fn wrapped(text: &str, columns: usize, indent: usize) -> String {
     let mut out = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {

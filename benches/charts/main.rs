@@ -1,9 +1,10 @@
 //! Draws the figures of the documents from committed records: `cargo run --release --example charts` writes
 //! `docs/figures`. The tests fail if a committed figure or table differs from a newly generated one.
 //!
-//! - `record`: rows of `benches/record`; `experiments`: recorded sweeps, with their tables in `benches/experiments/README.md`
-//! - `figures`: the figures by name; `bars`: horizontal bar charts; `dots`: dots with intervals; `pair`: MAPL's comparisons
-//!   of one pair
+//! - `record`: rows of `benches/record`; `experiments`: recorded sweeps, with their tables in
+//!   `benches/experiments/README.md`
+//! - `figures`: the figures by name; `bars`: horizontal bar charts; `dots`: dots with intervals; `pair`: MAPL's
+//!   comparisons of one pair
 //! - `file`: an SVG file per theme, and all figures as one HTML fragment for the front page of `cargo doc`
 
 mod bars;

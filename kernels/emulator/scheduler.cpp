@@ -106,7 +106,8 @@ Stack thread_stack() {
 
 #if SWITCHES_STACKS
 
-/// Pushes the registers that the ABI preserves, stores the stack pointer in `*from`, and continues at the stack pointer `to`.
+/// Pushes the registers that the ABI preserves, stores the stack pointer in `*from`, and continues at the stack
+/// pointer `to`.
 extern "C" void emulator_switch(void** from, void* to);
 
 asm(R"(

@@ -47,7 +47,7 @@ pub enum Storage {
 pub enum Fill {
     /// Normal numbers with this standard deviation.
     Normal(f64),
-    /// As [`Fill::Normal`], with mean 1.
+    /// Like [`Fill::Normal`], with mean 1.
     AboutOne(f64),
     /// Squares of normal numbers with this standard deviation, like second moments.
     Square(f64),

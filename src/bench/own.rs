@@ -141,7 +141,7 @@ pub(crate) fn resources(
     text
 }
 
-/// As [`resources`], for kernels without a launcher.
+/// Like [`resources`], for kernels without a launcher.
 pub(crate) fn sheet_resources(
     contender: &OwnContender,
     launched: impl Iterator<Item = (&'static Kernel, usize)>,

@@ -76,7 +76,7 @@ pub struct ConvertCommand {
 /// Writes pairs for another tool.
 ///
 /// # Errors
-/// As [`convert`].
+/// Like [`convert`].
 pub fn export(args: &ExportCommand) -> Result<()> {
     let Foreign::Trl = args.to;
     let rows = read(&args.input, &args.output, &args.read)?;

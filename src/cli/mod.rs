@@ -250,25 +250,47 @@ impl Command {
 /// Maximum number of worker threads, unless the machine has more cores. Results do not depend on this number.
 const MAX_THREADS: usize = 1024;
 
+/// Bytes of address space of a thread's stack.
+#[cfg(target_os = "linux")]
+const STACK: u64 = 2 << 20;
+
 /// Starts Rayon's thread pool. It would otherwise start at its first use, where a failure would panic.
 fn start_threads() -> Result<()> {
     use std::error::Error as _;
     let mut pool = rayon::ThreadPoolBuilder::new();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|value| value.parse::<usize>().ok());
-    if let Some(asked) = asked.filter(|&asked| asked > MAX_THREADS.max(cores)) {
-        let most = MAX_THREADS.max(cores);
+    let most = MAX_THREADS.max(cores);
+    if let Some(asked) = asked.filter(|&asked| asked > most) {
         output::warn([format!("RAYON_NUM_THREADS is {asked}; {most} threads are started, the most that are allowed")]);
         pool = pool.num_threads(most);
     }
+    // Without this check, a thread that has just started may run out of address space, which ends the process
+    // with an error about memory.
+    #[cfg(target_os = "linux")]
+    {
+        let threads = asked.filter(|&asked| asked > 0).unwrap_or(cores).min(most) as u64;
+        let limit = rustix::process::getrlimit(rustix::process::Resource::As).current;
+        if let Some(limit) = limit.filter(|&limit| threads * STACK > limit) {
+            let [stacks, limit] = [threads * STACK, limit].map(|bytes| bytes >> 20);
+            return Err(no_threads(&format!(
+                "{threads} stacks of 2 MiB need {stacks} MiB, and {limit} MiB are allowed"
+            )));
+        }
+    }
     match pool.build_global() {
         // Only a failed start has a source error. Without one, the pool already exists.
-        Err(e) if e.source().is_some() => Err(Error::Runtime(format!(
-            "cannot start the worker threads: {e}; a limit on threads or memory was reached (`ulimit -u`, `ulimit -v`, \
-             or the limit of the container); raise it, or lower the environment variable RAYON_NUM_THREADS"
-        ))),
+        Err(e) if e.source().is_some() => Err(no_threads(&e.to_string())),
         _ => Ok(()),
     }
+}
+
+/// The error of a start of the worker threads that failed.
+fn no_threads(why: &str) -> Error {
+    Error::Runtime(format!(
+        "cannot start the worker threads: {why}; a limit on threads or memory was reached (`ulimit -u`, `ulimit -v`, \
+         or the limit of the container); raise it, or lower the environment variable RAYON_NUM_THREADS"
+    ))
 }
 
 /// Prints the message of an outcome and returns the exit code. An error of one rank ends all ranks.

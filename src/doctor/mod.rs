@@ -139,7 +139,7 @@ fn refused(input: &Input, side: &str, findings: &mut Vec<Finding>) {
         let of = count + rows;
         let what = format!("{count} of {of} {side} rows ({}) cannot be read", percent(count, of));
         let finding = Finding::new(Level::Error, "refused-rows", (count, of), what)
-            .why("training stops at the first of them; rows after damage to a whole file are not counted")
+            .why("training stops at the first of them; the rest of a damaged file is skipped, so its rows are not counted")
             .advice("correct or remove these rows; use --column-map if the keys have other names")
             .places(input.refused.first.iter().map(Place::of_error));
         findings.push(finding);

@@ -108,7 +108,7 @@ pub(super) enum Detected {
 }
 
 impl Detected {
-    /// Whether a checker that asks for language `code` is satisfied.
+    /// Whether this result satisfies a checker that asks for language `code`.
     pub(super) fn is(self, code: &str) -> bool {
         match self {
             Self::Language(found) => found == code,

@@ -1,4 +1,4 @@
-//! Prompts and responses of an IFEval run: JSON objects with file and line, joined by prompt.
+//! Prompts and responses of an IFEval run: JSON objects with file and line, matched by prompt.
 //!
 //! Errors are rows without a required key, lists of different lengths, malformed arguments, a prompt or a
 //! response that occurs twice, and prompts without a response. Responses to other prompts are counted.
@@ -39,9 +39,9 @@ pub struct Responses {
     pub unused: (usize, Option<String>),
 }
 
-/// Verdicts on one response for every prompt, in the order of the prompts.
+/// Verdicts on the responses, one response per prompt, in the order of the prompts.
 pub struct Judged {
-    /// Verdicts by response.
+    /// One entry per response.
     pub verdicts: Vec<Verdicts>,
     /// Number of responses of white space only.
     pub blank: usize,
@@ -60,7 +60,7 @@ pub fn read_prompts(files: &[PathBuf]) -> Result<Vec<Prompt>> {
             let prompt = prompt(&row?, (file.clone(), line)).map_err(|why| Error::data(file, line, None, why))?;
             if let Some(first) = places.insert(prompt.prompt.clone(), format!("{}:{line}", file.display())) {
                 let why =
-                    format!("the prompt is the same as at {first}; responses are joined by prompt, so remove one row");
+                    format!("the prompt is the same as at {first}; responses are matched by prompt, so remove one row");
                 return Err(Error::data(file, line, None, why));
             }
             prompts.push(prompt);
@@ -182,7 +182,7 @@ fn unanswered(first: &Prompt, missing: usize, of: usize, file: &Path, unused: us
     let (input, line) = &first.place;
     let hint = match unused {
         0 => "add them, or leave their rows out of --input".to_owned(),
-        n => format!("responses to other prompts: {n}; prompts are joined by their whole text"),
+        n => format!("responses to other prompts: {n}; a response is matched by the exact text of its prompt"),
     };
     let why = format!(
         "prompts without a response: {missing} of {of}, first {}:{line}, {}; {hint}",

@@ -177,7 +177,7 @@ impl ModelConfig {
         Self::read_on(folder, None)
     }
 
-    /// As [`Self::read`], but `base` replaces the folder of the base that an adapter names. It has no effect on a
+    /// Like [`Self::read`], but `base` replaces the folder of the base that an adapter names. It has no effect on a
     /// whole model.
     pub fn read_on(folder: &Path, base: Option<&Path>) -> Result<Self> {
         let Some(adapter) = AdapterFolder::find(folder, base)? else { return Self::read_whole(folder) };
@@ -216,7 +216,7 @@ impl ModelConfig {
         Self::parse(map, path, None)
     }
 
-    /// As [`Self::from_json`]; some errors also depend on the weights in `folder`.
+    /// Like [`Self::from_json`]; some errors also depend on the weights in `folder`.
     fn parse(map: Map<String, Value>, path: &Path, folder: Option<&Path>) -> Result<Self> {
         let keys = Keys { map: &map, path, prefix: "", names: &[] };
         let family = read_family(keys)?;
@@ -455,7 +455,7 @@ impl ModelConfig {
         self.inv_freq_of(&self.rope)
     }
 
-    /// As [`Self::inv_freq`], with the RoPE settings of some layers.
+    /// Like [`Self::inv_freq`], with the RoPE settings of some layers.
     pub(super) fn inv_freq_of(&self, rope: &RopeConfig) -> Vec<f32> {
         match self.family.learned_positions {
             true => Vec::new(),

@@ -80,11 +80,11 @@ pub(super) fn read_family(keys: Keys) -> Result<&'static Family> {
     let types: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
     let types = types.join(", ");
     let Some(found) = keys.text("model_type")? else {
-        return Err(keys.missing("model_type", &format!("supported are {types}")));
+        return Err(keys.missing("model_type", &format!("mapl supports {types}")));
     };
     Family::find(found).ok_or_else(|| {
         let needs = missing(found).map_or(String::new(), |needs| format!(" (it needs {needs})"));
-        Error::model(keys.path, format!("model type {found:?} is not supported{needs}; supported are {types}"))
+        Error::model(keys.path, format!("model type {found:?} is not supported{needs}; mapl supports {types}"))
     })
 }
 
@@ -138,7 +138,7 @@ pub(super) fn read_dtype(keys: Keys) -> Result<Option<StoredDtype>> {
         let Some(text) = keys.text(key)? else { return Ok(None) };
         let known = [StoredDtype::F32, StoredDtype::Bf16, StoredDtype::F16];
         known.into_iter().find(|d| d.name() == text).map(Some).ok_or_else(|| {
-            Error::model(keys.path, format!("\"{key}\" is {text:?}; supported are float32, bfloat16 and float16"))
+            Error::model(keys.path, format!("\"{key}\" is {text:?}; mapl supports float32, bfloat16 and float16"))
         })
     };
     match (one("torch_dtype")?, one("dtype")?) {

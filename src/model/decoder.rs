@@ -129,7 +129,7 @@ impl<B: Backend> Model<B> {
         backend.max_head_rows(HeadDims { tokens: 0, hidden, vocab, rows: 0, softcap })
     }
 
-    /// As [`Model::max_head_rows`], but ignores a limit set by [`Backend::set_max_head_rows`].
+    /// Like [`Model::max_head_rows`], but ignores a limit set by [`Backend::set_max_head_rows`].
     pub(crate) fn default_head_rows(&self, backend: &B) -> usize {
         let ModelConfig { hidden, vocab, .. } = self.config;
         let softcap = self.config.softcaps.logits;
@@ -418,7 +418,7 @@ impl<B: Backend> Model<B> {
         self.expand(backend, work, place, residual)
     }
 
-    /// As [`Self::low_rank`], for an h that is already computed.
+    /// Like [`Self::low_rank`], for an h that is already computed.
     pub(super) fn expand<'a>(
         &self,
         backend: &B,

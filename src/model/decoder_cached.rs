@@ -52,7 +52,8 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Adds the numbers of a sequence whose path has `rows` rows, of which the last `new` are new tokens.
+    /// Adds the counts of one sequence. Its path has `rows` rows, and the last `new` of them are new tokens. A query
+    /// sees at most `window` keys.
     pub fn add(&mut self, rows: usize, new: usize, window: usize) {
         self.pairs += (rows - new + 1..=rows).map(|seen| seen.min(window) as u64).sum::<u64>();
         self.keys += if new == 0 { 0 } else { rows.min(window.saturating_add(new - 1)) as u64 };

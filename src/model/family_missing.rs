@@ -7,10 +7,13 @@ const MISSING: &[(&[&str], &str)] = &[
         "images next to text; its language model without images has the type gemma3_text, and docs/checkpoints.md has \
          the lines of Python that save it",
     ),
-    (&["gemma3n", "gemma3n_text"], "embeddings of each layer, several residual streams and shared keys and values"),
+    (
+        &["gemma3n", "gemma3n_text"],
+        "per-layer embeddings, several residual streams, and keys and values shared between layers",
+    ),
     (
         &["gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"],
-        "embeddings of each layer, heads of two widths and shared keys and values",
+        "per-layer embeddings, heads of two widths, and keys and values shared between layers",
     ),
     (&["vaultgemma"], "a row like that of Gemma 2, without the norms after attention and MLP"),
     (
@@ -54,7 +57,7 @@ const MISSING: &[(&[&str], &str)] = &[
         "recurrent or convolution layers",
     ),
     (&["phi"], "a bias on the vocabulary projection"),
-    (&["cohere", "cohere2"], "LayerNorm without a bias, interleaved RoPE and factors on logits"),
+    (&["cohere", "cohere2"], "LayerNorm without a bias, interleaved RoPE and scaled logits"),
     (&["olmo"], "LayerNorm without weights"),
     (&["glm", "glm4"], "interleaved RoPE on a part of each head"),
     (&["ernie4_5", "helium"], "interleaved RoPE"),

@@ -139,13 +139,13 @@ pub(super) fn read_head(keys: Keys, family: &Family, folder: Option<&Path>) -> R
                         true => {
                             format!("it does not belong to \"model_type\" \"{}\"; make them agree", family.model_type)
                         }
-                        false => format!("supported are {}", supported()),
+                        false => format!("mapl supports {}", supported()),
                     };
                     keys.refuse("architectures", &list[0], &why)
                 })?
         }
         Some(other) => {
-            let allowed = format!("it must be a list of one class name; supported are {}", supported());
+            let allowed = format!("it must be a list of one class name; mapl supports {}", supported());
             return Err(keys.refuse("architectures", other, &allowed));
         }
     };

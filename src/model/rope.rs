@@ -320,7 +320,7 @@ impl RopeScaling {
                     true => "\"default\" and \"longrope\"",
                     false => "\"default\", \"linear\", \"dynamic\", \"yarn\", \"longrope\" and \"llama3\"",
                 };
-                let why = format!("RoPE scaling {other:?} is not supported; supported are {supported}");
+                let why = format!("RoPE scaling {other:?} is not supported; mapl supports {supported}");
                 Err(Error::model(keys.path, why))
             }
         }

@@ -238,7 +238,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// As [`Model::write_weights`], for the trained parameters.
+    /// Like [`Model::write_weights`], for the trained parameters.
     pub(crate) fn write_trained(&mut self, backend: &B, start: usize, values: &[f64]) -> Result<()> {
         match &mut self.lora {
             Some(lora) => backend.write_act(ViewMut::new(&mut lora.weights, start, values.len()), values),

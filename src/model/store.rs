@@ -200,7 +200,7 @@ pub fn save<B: Backend>(backend: &B, model: &Model<B>, folder: &Path) -> Result<
     save_as(backend, model, folder, StoredDtype::F32)
 }
 
-/// As [`save`], with the weights as `dtype`. If the weights are sharded, rank 0 saves and the other ranks
+/// Like [`save`], with the weights as `dtype`. If the weights are sharded, rank 0 saves and the other ranks
 /// call `Model::serve_trained`.
 pub fn save_as<B: Backend>(backend: &B, model: &Model<B>, folder: &Path, dtype: StoredDtype) -> Result<()> {
     let (trained, mut wide) = (model.trained(), Vec::new());

@@ -391,7 +391,7 @@ fn place(shards: &[Shard], stored: &Stored, shape: &[usize]) -> Result<Place> {
         Dtype::BF16 => StoredDtype::Bf16,
         Dtype::F16 => StoredDtype::F16,
         other => {
-            let why = format!("tensor {name:?} is stored as {other}; supported are F32, BF16 and F16");
+            let why = format!("tensor {name:?} is stored as {other}; mapl supports F32, BF16 and F16");
             return Err(Error::model(&file.path, why));
         }
     };

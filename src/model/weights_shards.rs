@@ -106,7 +106,7 @@ fn damage(map: &Mmap, error: &SafeTensorError) -> String {
 fn no_weights(folder: &Path) -> Error {
     let mut why = format!("contains neither {SINGLE_FILE} nor {INDEX_FILE}");
     if folder.join("pytorch_model.bin").is_file() || folder.join("pytorch_model.bin.index.json").is_file() {
-        why += "; pickled weights (pytorch_model.bin) are not supported, save the model as safetensors";
+        why += "; pickled weights (pytorch_model.bin) are not supported; save the model as safetensors";
     } else {
         why += "; is the download complete?";
     }

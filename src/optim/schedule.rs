@@ -36,7 +36,8 @@ pub enum Scheduler {
     WarmupStableDecay,
 }
 
-/// Shape of the factor between its extremes, for the two ramps of `warmup_stable_decay`.
+/// Curve of the factor between its lowest and highest value, for the warm-up and the decay of
+/// `warmup_stable_decay`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ramp {
     /// Linear.

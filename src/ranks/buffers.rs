@@ -157,7 +157,7 @@ pub(crate) fn all_gather_act<B: Backend>(
     gather_through_host((ranks, wire::<B>()), buffer, parts, (read, write))
 }
 
-/// As [`all_gather_act`], for a buffer of type `Acc`.
+/// Like [`all_gather_act`], for a buffer of type `Acc`.
 pub(crate) fn all_gather_acc<B: Backend>(
     (ranks, backend): Shared<'_, B>,
     buffer: &mut B::Acc,

@@ -352,7 +352,7 @@ fn id_of(path: &Path, bytes: &[u8], seat: Seat) -> Result<[u8; ID]> {
     let refuse = |why: &str| Err(Error::Usage(format!("--nccl-init: {} {why}", path.display())));
     let head = MAGIC.len() + 2 * 4;
     if bytes.len() != head + ID || bytes[..MAGIC.len()] != MAGIC {
-        return refuse("is not a file that rank 0 wrote; name a file that does not exist");
+        return refuse("is not a file that rank 0 wrote; give a path where no file exists yet");
     }
     let said = numbers(&bytes[MAGIC.len()..head]);
     match (said[0] == VERSION, said[1] as usize == seat.size) {

@@ -217,7 +217,7 @@ impl StepPlan {
         Self::with(config, workload, gpu, PlanOptions::default())
     }
 
-    /// As [`StepPlan::new`], with options.
+    /// Like [`StepPlan::new`], with options.
     pub fn with(config: &ModelConfig, workload: &Workload, gpu: &GpuRates, options: PlanOptions) -> Result<Self> {
         let longest = workload.prompt + workload.response;
         if workload.pairs == 0 || workload.response == 0 || workload.prompt == 0 || longest > config.max_positions {

@@ -248,7 +248,7 @@ fn a_sequence_classifier_is_a_reward_model() {
     assert_eq!((config.head, config.architecture().as_str()), (Head::Reward, "LlamaForSequenceClassification"));
     let files = WeightFiles::open(folder.path(), &config, LoadAs::Exact).unwrap();
     assert_eq!(files.ignored(), ["lm_head.weight"]);
-    // Without the head, the adapter holds no trained weight that gives a reward.
+    // Without the head's tensor, the adapter has no trained reward head.
     set(folder.path(), "modules_to_save", json!(null));
     change(folder.path(), |mut tensors| {
         tensors.remove("base_model.model.score.weight").unwrap();

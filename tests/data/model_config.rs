@@ -92,11 +92,8 @@ fn every_refusal_names_key_value_and_allowed_values() {
             qwen2(json!({"model_type": "gemma3"})),
             &["\"gemma3\"", "images", "gemma3_text", "docs/checkpoints.md", "llama, qwen2"],
         ),
-        (
-            qwen2(json!({"model_type": "gemma3n_text"})),
-            &["\"gemma3n_text\"", "embeddings of each layer", "llama, qwen2"],
-        ),
-        (qwen2(json!({"model_type": "mine"})), &["\"mine\" is not supported; supported are llama, qwen2"]),
+        (qwen2(json!({"model_type": "gemma3n_text"})), &["\"gemma3n_text\"", "per-layer embeddings", "llama, qwen2"]),
+        (qwen2(json!({"model_type": "mine"})), &["\"mine\" is not supported; mapl supports llama, qwen2"]),
         (qwen2(json!({"model_type": "<absent>"})), &["model_type", "missing", "llama, qwen2"]),
         (
             qwen2(json!({"architectures": ["Qwen2ForTokens"]})),

@@ -58,13 +58,13 @@ pub struct ComparisonLoss<'a, B: Backend> {
     pub curves: &'a [WeightedCurve],
     /// Function from log-ratios to the arguments of the curves.
     pub link: Link,
-    /// As [`PreferenceFwd::center`].
+    /// Like [`PreferenceFwd::center`].
     pub center: f64,
     /// (seqs) scores of the frozen reference model; absent for reference-free training
     pub reference: Option<View<'a, B::Acc>>,
     /// (seqs) as [`PreferenceFwd::inverse_rows`]
     pub inverse_rows: Option<View<'a, B::Acc>>,
-    /// As [`PreferenceFwd::pair_weights`].
+    /// Like [`PreferenceFwd::pair_weights`].
     pub pair_weights: Option<PairWeights<'a, B>>,
     /// Terms of the comparisons. All terms of a comparison are sequences of one group.
     pub table: Comparisons<'a, B>,
@@ -154,7 +154,7 @@ pub struct HeadPreference<'a, B: Backend> {
     pub runs: Runs<'a, B::Idx>,
     /// (seqs + 1) CSR offsets of the head rows of each sequence
     pub seq_offsets: View<'a, B::Idx>,
-    /// As [`SegmentSumFwd::tail`](super::SegmentSumFwd::tail).
+    /// Like [`SegmentSumFwd::tail`](super::SegmentSumFwd::tail).
     pub tail: Option<Tail<'a, B>>,
     /// `None` if `direct` gives the gradient of the scores, as for next-token likelihood.
     pub comparison: Option<ComparisonLoss<'a, B>>,

@@ -126,7 +126,7 @@ pub struct QkNormDims {
     pub whole: bool,
     /// Epsilon, added to the mean square before the square root.
     pub eps: f64,
-    /// As [`NormDims::offset`].
+    /// Like [`NormDims::offset`].
     pub offset: f64,
 }
 

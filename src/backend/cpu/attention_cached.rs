@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The arithmetic is the same as in `attention`, so the output of a token has the same bits as in a batch of
-//! whole sequences, except for the sign of a zero. The bits do not depend on the spans of the token's path, on the other sequences or on the
-//! number of threads.
+//! whole sequences, except for the sign of a zero. The bits do not depend on the spans of the token's path, on
+//! the other sequences or on the number of threads.
 
 use std::ops::Range;
 

@@ -88,7 +88,7 @@ impl Prefetch {
     #[inline(always)]
     pub fn of_panel(data: *const u8, by_columns: bool, stride: usize, steps: usize, strip: usize) -> Self {
         if by_columns {
-            // A column has a line for every 16 steps, so a strip prefetches 16 columns.
+            // A strip prefetches a line per step, and a column has a line per 16 steps, so a strip covers 16 columns.
             let length = steps.div_ceil(LANES);
             Self { data: data.wrapping_add(strip * LANES * stride), inner: LINE, outer: stride, length }
         } else {

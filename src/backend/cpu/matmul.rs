@@ -90,13 +90,13 @@ impl Code {
 /// `c (+)= a b`. The bits do not depend on `code`.
 fn product(c: &mut Tile<'_>, a: Mat<'_>, b: Mat<'_>, write: Write, code: Code) {
     check_shapes(c, &a, &b);
+    assert!(code.runs(), "the processor lacks {code:?}");
     let depth = a.cols;
     if depth == 0 && write == Write::Overwrite {
         c.fill(0.0);
     }
     #[cfg(target_arch = "x86_64")]
     if code != Code::Portable {
-        assert!(code.runs(), "the processor lacks {code:?}");
         return in_blocks(depth, write, |block, add| vector_gemm(c, a.cols(block.clone()), b.rows(block), add, code));
     }
     portable::gemm(c, a, b, write);

@@ -73,7 +73,7 @@ struct Update {
     decay_factor: f32,
 }
 
-/// Number of elements of a task: five streams of 64 KiB.
+/// Number of elements that one task updates: 64 KiB of each f32 array (parameters, gradients, both moments).
 const ADAMW_CHUNK: usize = 1 << 14;
 
 pub(super) fn adamw<A: Element>(cpu: &Cpu<A>, a: AdamW<'_, Cpu<A>>) -> Result<()> {

@@ -40,8 +40,8 @@ pub(super) fn product16(units: Units, c: &mut Tile<'_>, a: Mat<'_, bf16>, b: Mat
     }
 }
 
-/// `c = a b` on one thread, with the sums of [`product16`] rounded to bf16. Returns false without a result if
-/// the units or the depth need a tile of f32 sums.
+/// `c = a b` on one thread, with the sums of [`product16`] rounded to bf16. Returns false and
+/// leaves `c` unchanged if these units or this depth need a tile of f32 sums.
 pub(super) fn product16_rounded(units: Units, c: &mut Tile<'_, bf16>, a: Mat<'_, bf16>, b: Mat<'_, bf16>) -> bool {
     check_shapes(c, &a, &b);
     match units {

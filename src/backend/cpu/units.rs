@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 use super::amx;
 use crate::{Error, Result};
 
-/// Environment variable that masks units. With `f32`, bf16 GEMMs use f32 arithmetic. With `avx512_bf16`, AMX
-/// is not used. With `amx_model`, the code for AMX runs on a software model of its tiles.
+/// Environment variable that limits the units of bf16 GEMMs. With `f32`, they use f32 arithmetic. With
+/// `avx512_bf16`, AMX is not used. With `amx_model`, the code for AMX runs on a software model of its tiles.
 pub const VARIABLE: &str = "MAPL_CPU_UNITS";
 
 /// Units that compute GEMMs of bf16 matrices.

@@ -15,7 +15,7 @@ pub(crate) struct StepSizes {
     pub rows: usize,
     /// Elements of a row.
     pub hidden: usize,
-    /// Elements of the queries of a row, and of its fused queries, keys and values.
+    /// Elements of a row: of its queries, and of its fused queries, keys and values.
     pub queries: usize,
     pub fused: usize,
     /// Elements of the MLP's activation, and of the GEMM result before it.

@@ -12,7 +12,7 @@ const TARGETS: [&str; 2] = ["arch=compute_80,code=[sm_80,compute_80]", "arch=com
 pub const NVCC_PLACES: &str = "NVCC, CUDA_HOME, CUDA_PATH, PATH and site-packages/nvidia/cu13 of the active Python";
 /// Flags of the C++ compiler for the emulator. Fibers leave their stacks by longjmp, which the fortified
 /// longjmp rejects. Contraction to fused multiply-adds would change sums.
-#[allow(dead_code, reason = "the program repeats the command of the build, which has them")]
+#[allow(dead_code, reason = "only build.rs, which includes this file, passes them")]
 pub const EMULATOR_FLAGS: [&str; 4] =
     ["-U_FORTIFY_SOURCE", "-ffp-contract=off", "-Wno-unknown-pragmas", "-fno-strict-aliasing"];
 

@@ -415,7 +415,7 @@ impl Emulator {
     /// Runs the entry point of a kernel, either the shipped or a custom one.
     ///
     /// # Safety
-    /// As [`Device::launch`].
+    /// Like [`Device::launch`].
     unsafe fn run(
         &self,
         kernel: &'static Kernel,

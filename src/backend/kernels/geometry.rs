@@ -101,7 +101,7 @@ impl Tile {
         self.shared_bytes_with(b_across, subtiles)
     }
 
-    /// As [`Tile::shared_bytes`], with `subtiles` epilogue subtiles per consumer.
+    /// Like [`Tile::shared_bytes`], with `subtiles` epilogue subtiles per consumer.
     pub(super) fn shared_bytes_with(self, b_across: bool, subtiles: usize) -> usize {
         let columns = if b_across { self.columns().next_multiple_of(64) } else { self.columns() };
         let (stage, out) = (2 * DEPTH * (ROWS + columns), 2 * subtiles * 64 * 128);

@@ -10,7 +10,10 @@ use crate::Result;
 use crate::backend::contract::*;
 use crate::backend::{ViewMut, Write as Mode};
 
-const _: () = assert!(PATCH.0 == PATCH_ROWS && PATCH.1 == PATCH_COLUMNS, "patches of the contract and of the kernels");
+const _: () = assert!(
+    PATCH.0 == PATCH_ROWS && PATCH.1 == PATCH_COLUMNS,
+    "the contract and the kernels have different patch sizes"
+);
 
 /// Number of rows, and of columns, of a block's tile.
 pub(super) const fn tile<A: Element>() -> usize {

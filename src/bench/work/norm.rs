@@ -93,9 +93,9 @@ impl Call for Norm {
     }
 }
 
-/// Parts of a norm's verification. Per-row results are compared on some rows, for which `call` returns the
-/// smaller call. The weight gradient is compared on all rows. `by_row` names the per-row results of a
-/// gradient.
+/// Parts of a norm's verification. Results with a value for each row are compared on some rows. For this,
+/// `call` returns the call with fewer tokens. The weight gradient is compared on all rows. `by_row` names the
+/// results of a gradient that have a value for each row.
 fn some_rows<C: Clone>(
     whole: &C,
     tokens: usize,

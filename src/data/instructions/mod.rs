@@ -40,7 +40,7 @@ pub use quantity::Relation;
 /// Arguments of an instruction, with IFEval's names.
 pub type Kwargs = Map<String, Value>;
 
-/// Relation of a function's arguments to a response.
+/// How a function's arguments depend on a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FunctionKind {
     /// A count with the relation "at least" or "less than".

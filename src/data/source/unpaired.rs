@@ -76,8 +76,7 @@ fn sides(row: &SourceRow, comparison: &Comparison) -> Result<[(Term, &'static st
     let [chosen, rejected] = if a.sign > 0 { [a, b] } else { [b, a] };
     if comparison.kind != Kind::Base || chosen.prompt != rejected.prompt {
         return refuse(
-            "prefers a response under one prompt to one under another, which does not make either of them desirable"
-                .into(),
+            "does not compare two responses to one original prompt, so it labels neither of them as desirable".into(),
         );
     }
     match (comparison.margin == 0.0, comparison.weight == 1.0) {

@@ -91,8 +91,8 @@ fn indent(
     filters::indent(value, by, first, blank, kwargs)
 }
 
-/// Rejects numbers that are too large in one conversion specifier of a format, such as the `12.3` of
-/// `%12.3f`.
+/// Rejects a width or precision that is too large in one conversion specifier of a format, such as the 12 or the
+/// 3 of `%12.3f`.
 fn check_numbers(conversion: &str) -> Result<(), Error> {
     let digits = conversion.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
     digits.map(|digits| check_width(digits.parse().unwrap_or(usize::MAX))).try_for_each(|checked| checked.map(|_| ()))

@@ -50,7 +50,7 @@ const SPLIT: &str = concat!(
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
-/// Maximum characters of a word of a training text. The regex library fails on runs of a few million blanks,
+/// Maximum characters of a word of a training text. The regex library fails on runs of a few million spaces,
 /// and the trainer's time grows with the square of a word's length.
 const MAX_RUN: usize = 4096;
 
@@ -103,7 +103,8 @@ where
     Ok(tokenizer)
 }
 
-/// Splits a text inside runs of more than [`MAX_RUN`] characters that are all white space or all non-space.
+/// Cuts a text so that no piece has more than [`MAX_RUN`] consecutive characters of white space, or of other
+/// characters.
 fn pieces(text: &str) -> Vec<String> {
     let (mut out, mut start, mut run, mut space) = (Vec::new(), 0, 0, false);
     for (at, c) in text.char_indices() {

@@ -195,7 +195,7 @@ impl AdapterConfig {
             Some("SEQ_CLS") => Some(TaskType::SeqCls),
             Some(other) => {
                 let why = format!(
-                    "\"task_type\" is {other:?}; supported are \"CAUSAL_LM\", and \"SEQ_CLS\" for reward models"
+                    "\"task_type\" is {other:?}; mapl supports \"CAUSAL_LM\", and \"SEQ_CLS\" for reward models"
                 );
                 return Err(Error::model(path, why));
             }

@@ -18,7 +18,7 @@ impl AdapterConfig {
     /// modules that are stored whole. Roles and layers are those of the model's tensor.
     ///
     /// # Errors
-    /// As [`AdapterConfig::modules`].
+    /// Like [`AdapterConfig::modules`].
     pub fn tensors(&self, model: &ModelConfig) -> Result<Vec<TensorSpec>, String> {
         let mut tensors = Vec::new();
         for module in self.modules(model)? {

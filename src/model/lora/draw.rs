@@ -9,7 +9,7 @@ use crate::rng::Rng;
 /// Elements drawn or copied at a time.
 const CHUNK: usize = 1 << 18;
 
-/// Adds adapters to a model, which freezes its weights. A is uniform in +-1/sqrt(inputs), which is the Kaiming
+/// Adds adapters to a model. This freezes the model's own weights. A is uniform in +-1/sqrt(inputs), which is the Kaiming
 /// initialisation with a = sqrt(5) that PEFT uses. B is zero, so the model computes the same as before. A reward
 /// head is copied from the model. The values of A depend only on the seed and the tensor's name.
 pub fn draw<B: Backend>(backend: &B, model: &mut Model<B>, spec: LoraSpec, seed: u64) -> Result<()> {

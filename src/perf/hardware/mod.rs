@@ -22,7 +22,7 @@ pub struct Sample {
     pub time_s: f64,
     /// Share of time in which a kernel ran, over the driver's last sampling period.
     pub gpu_busy: Option<f64>,
-    /// As [`Sample::gpu_busy`], for memory accesses.
+    /// Like [`Sample::gpu_busy`], for memory accesses.
     pub memory_busy: Option<f64>,
     /// Clock of the multiprocessors.
     pub sm_clock_mhz: Option<f64>,

@@ -1,6 +1,6 @@
 //! DPO's frozen reference: a model that runs on every batch, the policy without its adapters, or
-//! log-probs computed before training (`--precompute-ref-log-probs`). All give the same bits, because the log-prob of a sequence does
-//! not depend on its batch.
+//! log-probs computed before training (`--precompute-ref-log-probs`). All give the same bits, because the
+//! log-prob of a sequence does not depend on its batch.
 //!
 //! - `cache`: log-probs of a run's sequences, read or computed
 //! - [`mod@file`]: the cache file

@@ -317,7 +317,7 @@ impl Driver {
     }
 
     /// # Safety
-    /// As [`crate::backend::kernels::device::Device::replay`].
+    /// Like [`crate::backend::kernels::device::Device::replay`].
     pub(super) unsafe fn replay_graph(&self, graph: &Graph) -> Result<()> {
         self.make_current()?;
         // SAFETY: the graph is alive, and so is the memory it accesses (contract of this function).

@@ -28,7 +28,7 @@ impl Step {
     /// Returns a launch step with a copy of its parameters.
     ///
     /// # Safety
-    /// As [`Device::launch`](crate::backend::kernels::device::Device::launch).
+    /// Like [`Device::launch`](crate::backend::kernels::device::Device::launch).
     pub unsafe fn launch(
         kernel: &'static Kernel,
         entry: Entry,
@@ -78,7 +78,7 @@ impl Emulator {
     }
 
     /// # Safety
-    /// As [`Device::replay`](crate::backend::kernels::device::Device::replay).
+    /// Like [`Device::replay`](crate::backend::kernels::device::Device::replay).
     pub(super) unsafe fn replay_steps(&self, graph: &Graph) -> Result<()> {
         self.not_recording("a replay")?;
         for step in &graph.0 {

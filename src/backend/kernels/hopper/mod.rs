@@ -1,5 +1,5 @@
-//! Ops by the Hopper kernels (`kernels/*_sm90.cu`), which use wgmma and TMA: the conditions under
-//! which they are used, the tensor maps of their operands, their launches.
+//! Ops that run on the Hopper kernels (`kernels/*_sm90.cu`), which use wgmma and TMA: when they are used, the
+//! tensor maps of their operands, and their launches.
 
 mod attention;
 mod glu;

@@ -12,7 +12,7 @@ pub struct Line {
     /// `file:line`.
     pub place: String,
     pub number: usize,
-    /// The declaration up to its body, without comments, with single blanks.
+    /// The declaration up to its body, without comments, with white space reduced to single spaces.
     pub text: String,
     pub declaration: Declaration,
 }
@@ -37,7 +37,7 @@ pub fn read(file: &str, source: &str, exports: &[Export]) -> Result<Vec<Line>, S
     Ok(texts.into_iter().zip(declarations).map(line).collect())
 }
 
-/// Text before the body, without comments and with single blanks. Blanks after `(`, and before `(`, `)` and
+/// Text before the body, without comments and with single spaces. Spaces after `(`, and before `(`, `)` and
 /// `,`, are removed.
 fn head(text: &str) -> String {
     let head = text.split('{').next().unwrap_or("");

@@ -210,7 +210,8 @@ impl OwnKernels {
         Ok(Self { files: vec![file], new, emulated: OnceLock::new(), compiled: OnceLock::new() })
     }
 
-    /// Reads the kernel files of a folder. [`Error::Data`] for a name without a launcher.
+    /// Reads the kernel files of a folder. [`Error::Data`] if a file declares a kernel
+    /// without a launcher.
     pub fn read_folder(folder: &Path) -> Result<Self> {
         let mut paths = files_of(folder, "cu").map_err(|why| Error::Usage(format!("{VARIABLE}: {why}")))?;
         paths.sort();
